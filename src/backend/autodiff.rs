@@ -1,0 +1,85 @@
+//! Inference passes through an autodiff backend to the one inside; there is no backward pass.
+//!
+//! The operations refuse a tensor that requires a gradient before they get here (`ops::check`), so cutting the graph
+//! loses nothing.
+
+use burn::backend::{
+    Autodiff, AutodiffBackend as _,
+    autodiff::checkpoint::strategy::CheckpointStrategy,
+    tensor::{FloatTensor, IntTensor},
+};
+
+use crate::extension::{
+    Attended, AttentionParams, Batch, FlashInferBackend, PagedIndex, RaggedIndex, RopeStyle,
+};
+use crate::options::KvLayout;
+
+impl<B: FlashInferBackend, C: CheckpointStrategy> FlashInferBackend for Autodiff<B, C> {
+    fn batch_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        batch: Batch<Self>,
+        params: AttentionParams,
+    ) -> Attended<Self> {
+        // Integer tensors are the same on both sides.
+        let batch = match batch {
+            Batch::Single => Batch::Single,
+            Batch::Ragged(RaggedIndex { qo_indptr, kv_indptr }) => {
+                Batch::Ragged(RaggedIndex { qo_indptr, kv_indptr })
+            }
+            Batch::Paged(PagedIndex { qo_indptr, kv_indptr, indices, last_page_len, page_size, layout }) => {
+                Batch::Paged(PagedIndex { qo_indptr, kv_indptr, indices, last_page_len, page_size, layout })
+            }
+        };
+        match B::batch_attention(Self::inner(q), Self::inner(k), Self::inner(v), batch, params) {
+            Attended::Output(output) => Attended::Output(Self::from_inner(output)),
+            Attended::OutputAndLse(output, lse) => {
+                Attended::OutputAndLse(Self::from_inner(output), Self::from_inner(lse))
+            }
+        }
+    }
+
+    fn append_paged_kv(
+        k_pool: FloatTensor<Self>,
+        v_pool: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        slots: IntTensor<Self>,
+        layout: KvLayout,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (k_pool, v_pool) = (Self::inner(k_pool), Self::inner(v_pool));
+        let (k_pool, v_pool) =
+            B::append_paged_kv(k_pool, v_pool, Self::inner(k), Self::inner(v), slots, layout);
+        (Self::from_inner(k_pool), Self::from_inner(v_pool))
+    }
+
+    fn apply_rope(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        cos_sin: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        style: RopeStyle,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (q, k) = B::apply_rope(Self::inner(q), Self::inner(k), Self::inner(cos_sin), positions, style);
+        (Self::from_inner(q), Self::from_inner(k))
+    }
+
+    fn merge_state(
+        v_a: FloatTensor<Self>,
+        s_a: FloatTensor<Self>,
+        v_b: FloatTensor<Self>,
+        s_b: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (v, s) = B::merge_state(Self::inner(v_a), Self::inner(s_a), Self::inner(v_b), Self::inner(s_b));
+        (Self::from_inner(v), Self::from_inner(s))
+    }
+
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
+        Self::from_inner(B::rms_norm(Self::inner(x), Self::inner(weight), epsilon))
+    }
+
+    fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::from_inner(B::matmul_nt(Self::inner(x), Self::inner(weight)))
+    }
+}

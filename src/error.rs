@@ -1,0 +1,111 @@
+//! What a call can refuse, and why.
+
+/// A call that was refused. Nothing has been written, on the host or on the device.
+///
+/// Every variant names the operation, the argument, what it got and what it wanted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The extent of a tensor, or a relation between the extents of two, is wrong.
+    #[error("{op}: `{argument}` has shape {got}, expected {expected}")]
+    Shape {
+        /// The operation that refused.
+        op: &'static str,
+        /// The argument at fault.
+        argument: &'static str,
+        /// Its shape.
+        got: String,
+        /// The shape, or the condition on it, that was wanted.
+        expected: String,
+    },
+    /// An element type that the operation, or the device, cannot take.
+    #[error("{op}: `{argument}` is of type {got}, expected {expected}")]
+    Dtype {
+        /// The operation that refused.
+        op: &'static str,
+        /// The argument at fault.
+        argument: &'static str,
+        /// Its element type.
+        got: String,
+        /// The element types that would do.
+        expected: String,
+    },
+    /// Arguments that live on different devices.
+    #[error("{op}: `{argument}` is on {got}, expected {expected}")]
+    Device {
+        /// The operation that refused.
+        op: &'static str,
+        /// The argument at fault.
+        argument: &'static str,
+        /// Its device.
+        got: String,
+        /// The device of the other arguments.
+        expected: String,
+    },
+    /// An option or a host-side number out of its range.
+    #[error("{op}: `{argument}` is {got}, expected {expected}")]
+    Value {
+        /// The operation that refused.
+        op: &'static str,
+        /// The argument at fault.
+        argument: &'static str,
+        /// Its value.
+        got: String,
+        /// The range that was wanted.
+        expected: String,
+    },
+    /// A row pointer, page index or page length that breaks the rules of a page table.
+    #[error("{op}: `{argument}[{at}]` is {got}, expected {expected}")]
+    PageTable {
+        /// The operation that refused.
+        op: &'static str,
+        /// The array at fault.
+        argument: &'static str,
+        /// The position in that array.
+        at: usize,
+        /// The value found there.
+        got: String,
+        /// The condition it breaks.
+        expected: String,
+    },
+    /// The page pool cannot hold what was asked for.
+    #[error("{op}: `{argument}` needs {needed} more pages, but only {free} of {pages} are free")]
+    PoolExhausted {
+        /// The operation that refused.
+        op: &'static str,
+        /// The argument at fault.
+        argument: &'static str,
+        /// Pages that the call would have taken.
+        needed: usize,
+        /// Pages that are free.
+        free: usize,
+        /// Pages in the pool.
+        pages: usize,
+    },
+    /// The device has no implementation of the operation.
+    #[error("{op}: `{argument}` is on {got}, which this build does not serve; expected {expected}")]
+    Unsupported {
+        /// The operation that refused.
+        op: &'static str,
+        /// The argument at fault.
+        argument: &'static str,
+        /// What was asked for.
+        got: String,
+        /// What would have worked.
+        expected: String,
+    },
+    /// A gradient was asked for: the operations are for inference and have no backward pass.
+    #[error(
+        "{op}: `{argument}` requires a gradient, expected a tensor without one: \
+         this operation has no backward pass (call `.detach()` or `.inner()` for inference)"
+    )]
+    Gradient {
+        /// The operation that refused.
+        op: &'static str,
+        /// The argument at fault.
+        argument: &'static str,
+    },
+}
+
+/// The result of every operation of this crate.
+pub type Result<T> = std::result::Result<T, Error>;

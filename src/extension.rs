@@ -1,0 +1,175 @@
+//! The seam between Burn and the kernels: what a backend implements.
+//!
+//! Everything that arrives here has been checked by [`crate::ops`]. A backend trusts shapes, element types,
+//! devices and indices, and must not read anything that the arguments do not name: not an unused slot of a page, not
+//! a page that no request owns.
+
+use burn::backend::{
+    Backend, ExtensionType, backend_extension,
+    tensor::{FloatTensor, IntTensor},
+};
+
+use crate::options::KvLayout;
+
+/// Where the queries and the keys of each request lie.
+///
+/// Row pointers and indices are `i32` tensors. Request `r` owns the query tokens `qo_indptr[r]..qo_indptr[r + 1]`.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum Batch<B: Backend> {
+    /// One request: all queries, all keys. `k`, `v`: `[kv_len, kv_heads, head_dim]`.
+    Single,
+    /// Requests one after the other. `k`, `v`: `[kv_tokens, kv_heads, head_dim]`.
+    Ragged(#[extension_type] RaggedIndex<B>),
+    /// Keys and values in pages. `k`, `v`: `[pages, page_size, kv_heads, head_dim]`, or with heads before tokens.
+    Paged(#[extension_type] PagedIndex<B>),
+}
+
+/// Where the requests of a ragged batch lie.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub struct RaggedIndex<B: Backend> {
+    /// `[requests + 1]`: first query token of each request.
+    pub qo_indptr: IntTensor<B>,
+    /// `[requests + 1]`: first key of each request.
+    pub kv_indptr: IntTensor<B>,
+}
+
+/// Where the requests of a paged batch lie.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub struct PagedIndex<B: Backend> {
+    /// `[requests + 1]`: first query token of each request.
+    pub qo_indptr: IntTensor<B>,
+    /// `[requests + 1]`: where the pages of each request begin in `indices`.
+    pub kv_indptr: IntTensor<B>,
+    /// `[kv_indptr[requests]]`: pages, in the order of the tokens they hold. Never empty: padded with one 0.
+    pub indices: IntTensor<B>,
+    /// `[requests]`: tokens in the last page of each request, 0 for a request without pages.
+    pub last_page_len: IntTensor<B>,
+    /// Tokens a page holds.
+    pub page_size: usize,
+    /// Order of the axes of a page.
+    pub layout: KvLayout,
+}
+
+/// The numbers of an attention problem, all of them decided.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionParams {
+    /// Right-aligned causal mask.
+    pub causal: bool,
+    /// Inclusive left window.
+    pub window_left: Option<usize>,
+    /// Soft cap on the logits.
+    pub soft_cap: Option<f32>,
+    /// Factor on `q·k`.
+    pub scale: f32,
+    /// Whether to return the base-2 log-sum-exp.
+    pub return_lse: bool,
+}
+
+/// What attention returns: `output` `[tokens, q_heads, head_dim_vo]` of the type of the queries, and if it was asked
+/// for `lse` `[tokens, q_heads]` in f32.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum Attended<B: Backend> {
+    /// The output alone.
+    Output(FloatTensor<B>),
+    /// The output and the base-2 log-sum-exp.
+    OutputAndLse(FloatTensor<B>, FloatTensor<B>),
+}
+
+/// How RoPE pairs the elements of a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum RopeStyle {
+    /// Element `i` with `i + rotary_dim / 2`: Llama and GPT-NeoX as Hugging Face stores them.
+    #[default]
+    Halves,
+    /// Element `2i` with `2i + 1`: GPT-J, Llama as Meta stores it.
+    Interleaved,
+}
+
+/// The operations of this crate, as a backend provides them.
+///
+/// Float tensors are f32, f16 or bf16. Any strides are allowed, but the last axis of a page pool is contiguous.
+#[backend_extension(
+    Flex: cfg(feature = "flex"),
+    Cube: cfg(feature = "cube"),
+    Fusion: cfg(all(feature = "cube", feature = "fusion")),
+    Autodiff
+)]
+pub trait FlashInferBackend: Backend {
+    /// Attention of `q` `[tokens, q_heads, head_dim]` over the keys and values of each request.
+    #[cfg_attr(feature = "fusion", fusion(meta = fused::attended))]
+    fn batch_attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        #[extension_type] batch: Batch<Self>,
+        params: AttentionParams,
+    ) -> Attended<Self>;
+
+    /// Writes token `t` of `k` and `v` `[tokens, kv_heads, head_dim]` to slot `slots[t]` of the pools, where slot
+    /// `page * page_size + offset` is a token's place; a negative slot skips the token. In place when the pools have
+    /// no other owner.
+    #[fusion(meta = |k_pool, v_pool, _, _, _, _| (k_pool.clone(), v_pool.clone()))]
+    fn append_paged_kv(
+        k_pool: FloatTensor<Self>,
+        v_pool: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        slots: IntTensor<Self>,
+        layout: KvLayout,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// Rotates the first `rotary_dim` elements of every head of `q` and `k` `[tokens, heads, head_dim]`. Row `p` of
+    /// `cos_sin` `[max_positions, rotary_dim]` (f32) holds the cosines of position `p`, then the sines.
+    #[fusion(meta = |q, k, _, _, _| (q.clone(), k.clone()))]
+    fn apply_rope(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        cos_sin: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        style: RopeStyle,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// Merges two attention states: `v` `[tokens, heads, head_dim]`, `s` `[tokens, heads]` (base 2, f32).
+    #[fusion(meta = |v_a, s_a, _, _| (v_a.clone(), s_a.clone()))]
+    fn merge_state(
+        v_a: FloatTensor<Self>,
+        s_a: FloatTensor<Self>,
+        v_b: FloatTensor<Self>,
+        s_b: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// `x / sqrt(mean(x^2) + epsilon) * weight` over the rows of `x` `[rows, width]`, in f32, rounded once.
+    #[fusion(dtype = x, shape = x)]
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self>;
+
+    /// `x · weightᵀ` for `x` `[rows, in]` and `weight` `[out, in]`, accumulated in f32.
+    #[fusion(dtype = x, shape = { let mut shape = x.clone(); shape[1] = weight[0]; shape })]
+    fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+/// Shapes of outputs that Fusion must know before anything runs.
+#[cfg(feature = "fusion")]
+mod fused {
+    use super::{AttendedMetadata, AttentionParams, BatchMetadata};
+    use burn::{backend::fusion::custom::TensorSpec, tensor::DType};
+
+    pub(super) fn attended(
+        q: &TensorSpec,
+        _k: &TensorSpec,
+        v: &TensorSpec,
+        _batch: &BatchMetadata,
+        params: &AttentionParams,
+    ) -> AttendedMetadata {
+        let [tokens, heads, dim] = [q.shape[0], q.shape[1], v.shape[v.shape.num_dims() - 1]];
+        let output = TensorSpec::new([tokens, heads, dim].into(), q.dtype);
+        if params.return_lse {
+            AttendedMetadata::OutputAndLse(output, TensorSpec::new([tokens, heads].into(), DType::F32))
+        } else {
+            AttendedMetadata::Output(output)
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What the caller may choose about attention.
+
+use crate::error::{Error, Result};
+
+/// The order of the axes of keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum KvLayout {
+    /// Tokens before heads: `[tokens, kv_heads, head_dim]`, a page is `[page_size, kv_heads, head_dim]`.
+    #[default]
+    Nhd,
+    /// Heads before tokens: `[kv_heads, tokens, head_dim]`, a page is `[kv_heads, page_size, head_dim]`.
+    Hnd,
+}
+
+/// Options of every attention operation, by builder.
+///
+/// With `s = scale * q·k`, the logit of key `j` for query `i` of a request with `qo_len` queries and `kv_len` keys is
+///
+/// 1. `s`, or `cap * tanh(s / cap)` with a [soft cap](Self::soft_cap),
+/// 2. then `-inf` unless `j <= kv_len - qo_len + i` when [causal](Self::causal) (right-aligned),
+/// 3. and `-inf` unless `j >= kv_len - qo_len + i - window` with a [left window](Self::window_left) (inclusive).
+///
+/// A query that sees no key gets output 0 and LSE `-inf`.
+///
+/// ```
+/// use burn_flashinfer::AttentionOptions;
+/// let options = AttentionOptions::new().causal(true).window_left(4095).soft_cap(30.0);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct AttentionOptions {
+    pub(crate) causal: bool,
+    pub(crate) window_left: Option<usize>,
+    pub(crate) soft_cap: Option<f32>,
+    pub(crate) scale: Option<f32>,
+    pub(crate) return_lse: bool,
+    pub(crate) kv_layout: Option<KvLayout>,
+}
+
+impl AttentionOptions {
+    /// Full attention: no mask, scale `1/sqrt(head_dim)`, no LSE.
+    pub const fn new() -> Self {
+        Self {
+            causal: false,
+            window_left: None,
+            soft_cap: None,
+            scale: None,
+            return_lse: false,
+            kv_layout: None,
+        }
+    }
+
+    /// Lets each query see only keys up to its own position, the last query being at the last key.
+    pub const fn causal(mut self, causal: bool) -> Self {
+        self.causal = causal;
+        self
+    }
+
+    /// Lets each query see, of the keys to its left, only the nearest `window` ones (and its own position).
+    pub const fn window_left(mut self, window: usize) -> Self {
+        self.window_left = Some(window);
+        self
+    }
+
+    /// Bounds the logits smoothly to `(-cap, cap)`, as Gemma 2 and Grok do.
+    pub const fn soft_cap(mut self, cap: f32) -> Self {
+        self.soft_cap = Some(cap);
+        self
+    }
+
+    /// Replaces the factor `1/sqrt(head_dim)` on `q·k`.
+    pub const fn scale(mut self, scale: f32) -> Self {
+        self.scale = Some(scale);
+        self
+    }
+
+    /// Also returns the base-2 logarithm of the sum of exponentials of each row of logits.
+    pub const fn return_lse(mut self, return_lse: bool) -> Self {
+        self.return_lse = return_lse;
+        self
+    }
+
+    /// The order of the axes of contiguous keys and values, [`KvLayout::Nhd`] unless set.
+    ///
+    /// A paged operation takes the order from its pages; if it is set here as well, the two must agree.
+    pub const fn kv_layout(mut self, layout: KvLayout) -> Self {
+        self.kv_layout = Some(layout);
+        self
+    }
+
+    pub(crate) fn check(&self, op: &'static str) -> Result<()> {
+        if let Some(cap) = self.soft_cap
+            && !(cap > 0.0 && cap.is_finite())
+        {
+            return Err(Error::Value {
+                op,
+                argument: "soft_cap",
+                got: cap.to_string(),
+                expected: "a finite number above 0".into(),
+            });
+        }
+        if let Some(scale) = self.scale
+            && !scale.is_finite()
+        {
+            return Err(Error::Value {
+                op,
+                argument: "scale",
+                got: scale.to_string(),
+                expected: "a finite number".into(),
+            });
+        }
+        Ok(())
+    }
+}
