@@ -54,9 +54,9 @@ pub enum Error {
         /// The range that was wanted.
         expected: String,
     },
-    /// A row pointer, page index or page length that breaks the rules of a page table.
+    /// An entry of a row pointer, page table or list of positions that breaks the rules of its array.
     #[error("{op}: `{argument}[{at}]` is {got}, expected {expected}")]
-    PageTable {
+    Index {
         /// The operation that refused.
         op: &'static str,
         /// The array at fault.

@@ -74,9 +74,9 @@ pub struct AttentionParams {
 #[cfg_attr(feature = "fusion", extension_type(fusion))]
 pub enum Attended<B: Backend> {
     /// The output alone.
-    Output(FloatTensor<B>),
+    WithoutLse(FloatTensor<B>),
     /// The output and the base-2 log-sum-exp.
-    OutputAndLse(FloatTensor<B>, FloatTensor<B>),
+    WithLse(FloatTensor<B>, FloatTensor<B>),
 }
 
 /// How RoPE pairs the elements of a head.
@@ -100,7 +100,7 @@ pub enum RopeStyle {
 )]
 pub trait FlashInferBackend: Backend {
     /// Attention of `q` `[tokens, q_heads, head_dim]` over the keys and values of each request.
-    #[cfg_attr(feature = "fusion", fusion(meta = fused::attended))]
+    #[fusion(meta = fused::attended)]
     fn batch_attention(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -167,9 +167,9 @@ mod fused {
         let [tokens, heads, dim] = [q.shape[0], q.shape[1], v.shape[v.shape.num_dims() - 1]];
         let output = TensorSpec::new([tokens, heads, dim].into(), q.dtype);
         if params.return_lse {
-            AttendedMetadata::OutputAndLse(output, TensorSpec::new([tokens, heads].into(), DType::F32))
+            AttendedMetadata::WithLse(output, TensorSpec::new([tokens, heads].into(), DType::F32))
         } else {
-            AttendedMetadata::Output(output)
+            AttendedMetadata::WithoutLse(output)
         }
     }
 }

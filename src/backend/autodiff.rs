@@ -33,9 +33,9 @@ impl<B: FlashInferBackend, C: CheckpointStrategy> FlashInferBackend for Autodiff
             }
         };
         match B::batch_attention(Self::inner(q), Self::inner(k), Self::inner(v), batch, params) {
-            Attended::Output(output) => Attended::Output(Self::from_inner(output)),
-            Attended::OutputAndLse(output, lse) => {
-                Attended::OutputAndLse(Self::from_inner(output), Self::from_inner(lse))
+            Attended::WithoutLse(output) => Attended::WithoutLse(Self::from_inner(output)),
+            Attended::WithLse(output, lse) => {
+                Attended::WithLse(Self::from_inner(output), Self::from_inner(lse))
             }
         }
     }

@@ -1,0 +1,138 @@
+//! Conditions on the arguments of operations.
+
+use burn::{
+    backend::{Dispatch, DispatchDevice},
+    tensor::{DType, Device, Tensor},
+};
+
+use crate::error::{Error, Result};
+
+/// A shape error.
+pub(crate) fn shape(
+    op: &'static str,
+    argument: &'static str,
+    got: &[usize],
+    expected: impl Into<String>,
+) -> Error {
+    Error::Shape { op, argument, got: format!("{got:?}"), expected: expected.into() }
+}
+
+/// Refuses a device that no backend of this build serves.
+pub(crate) fn device(op: &'static str, argument: &'static str, device: &Device) -> Result<()> {
+    match device.clone().inner().as_dispatch() {
+        #[cfg(feature = "flex")]
+        DispatchDevice::Flex(_) => Ok(()),
+        #[cfg(feature = "cube")]
+        DispatchDevice::Cube(_) => Ok(()),
+        #[allow(unreachable_patterns)]
+        other => Err(Error::Unsupported {
+            op,
+            argument,
+            got: format!("{other:?}"),
+            expected: "a device of a feature of burn-flashinfer: `flex`, `cpu`, `cuda`, `rocm` or `vulkan`"
+                .into(),
+        }),
+    }
+}
+
+/// Refuses two devices where one is needed.
+pub(crate) fn same_device(
+    op: &'static str,
+    argument: &'static str,
+    got: &Device,
+    expected: &Device,
+) -> Result<()> {
+    if got == expected {
+        return Ok(());
+    }
+    let [got, expected] = [got, expected].map(|device| format!("{device:?}"));
+    Err(Error::Device { op, argument, got, expected: format!("{expected}, as the other arguments") })
+}
+
+/// Refuses an element type that no kernel, or not this device, can take.
+pub(crate) fn float(op: &'static str, argument: &'static str, dtype: DType, device: &Device) -> Result<()> {
+    let refuse = |expected: String| Err(Error::Dtype { op, argument, got: format!("{dtype:?}"), expected });
+    if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16) {
+        return refuse("F32, F16 or BF16".into());
+    }
+    #[cfg(feature = "cube")]
+    if let DispatchDevice::Cube(device) = device.clone().inner().as_dispatch()
+        && let Some(expected) = crate::backend::unsupported_dtype(device, dtype)
+    {
+        return refuse(expected);
+    }
+    let _ = device;
+    Ok(())
+}
+
+/// Refuses two element types where one is needed.
+pub(crate) fn same_dtype(
+    op: &'static str,
+    argument: &'static str,
+    got: DType,
+    expected: DType,
+) -> Result<()> {
+    if got == expected {
+        return Ok(());
+    }
+    Err(Error::Dtype {
+        op,
+        argument,
+        got: format!("{got:?}"),
+        expected: format!("{expected:?}, as the other arguments"),
+    })
+}
+
+/// Refuses a tensor through which a gradient would have to flow.
+pub(crate) fn no_gradient<const D: usize>(
+    op: &'static str,
+    argument: &'static str,
+    tensor: &Tensor<D>,
+) -> Result<()> {
+    if Dispatch::is_tracked(&tensor.clone().into_dispatch()) {
+        return Err(Error::Gradient { op, argument });
+    }
+    Ok(())
+}
+
+/// All that does not concern the shape of the float arguments of one operation. The first one sets device and type.
+pub(crate) struct Floats {
+    op: &'static str,
+    device: Device,
+    dtype: DType,
+}
+
+impl Floats {
+    pub(crate) fn first<const D: usize>(
+        op: &'static str,
+        argument: &'static str,
+        tensor: &Tensor<D>,
+    ) -> Result<Self> {
+        let (found, dtype) = (tensor.device(), tensor.dtype());
+        device(op, argument, &found)?;
+        float(op, argument, dtype, &found)?;
+        no_gradient(op, argument, tensor)?;
+        Ok(Self { op, device: found, dtype })
+    }
+
+    /// A tensor of the same type on the same device.
+    pub(crate) fn like<const D: usize>(&self, argument: &'static str, tensor: &Tensor<D>) -> Result<()> {
+        self.on_device(argument, &tensor.device())?;
+        same_dtype(self.op, argument, tensor.dtype(), self.dtype)?;
+        no_gradient(self.op, argument, tensor)
+    }
+
+    /// A tensor of type f32 on the same device.
+    pub(crate) fn f32<const D: usize>(&self, argument: &'static str, tensor: &Tensor<D>) -> Result<()> {
+        self.on_device(argument, &tensor.device())?;
+        if tensor.dtype() != DType::F32 {
+            let got = format!("{:?}", tensor.dtype());
+            return Err(Error::Dtype { op: self.op, argument, got, expected: "F32".into() });
+        }
+        no_gradient(self.op, argument, tensor)
+    }
+
+    pub(crate) fn on_device(&self, argument: &'static str, device: &Device) -> Result<()> {
+        same_device(self.op, argument, device, &self.device)
+    }
+}

@@ -1,0 +1,200 @@
+//! Arrays of host-side integers, checked once, and their copies on the device.
+
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+
+use crate::error::{Error, Result};
+
+/// Copies `values` to `device` as `i32`, the index type of every kernel.
+pub(crate) fn upload(values: impl IntoIterator<Item = i32>, device: &Device) -> Tensor<1, Int> {
+    let mut values: Vec<i32> = values.into_iter().collect();
+    // Not every runtime can bind an empty buffer; nothing reads the filler.
+    if values.is_empty() {
+        values.push(0);
+    }
+    let len = values.len();
+    Tensor::from_data(TensorData::new(values, [len]), (device, DType::I32))
+}
+
+/// `value` as a kernel index.
+pub(crate) fn index(op: &'static str, argument: &'static str, at: usize, value: usize) -> Result<i32> {
+    i32::try_from(value).map_err(|_| Error::Index {
+        op,
+        argument,
+        at,
+        got: value.to_string(),
+        expected: format!("at most {}", i32::MAX),
+    })
+}
+
+/// Checks that `indptr` starts at 0 and never falls, and converts it.
+pub(crate) fn row_pointer(op: &'static str, argument: &'static str, indptr: &[usize]) -> Result<Vec<i32>> {
+    if indptr.len() < 2 {
+        return Err(Error::Value {
+            op,
+            argument,
+            got: format!("of length {}", indptr.len()),
+            expected: "one entry more than there are requests, and at least one request".into(),
+        });
+    }
+    let mut previous = 0;
+    indptr
+        .iter()
+        .enumerate()
+        .map(|(at, &value)| {
+            if (at == 0 && value != 0) || value < previous {
+                return Err(Error::Index {
+                    op,
+                    argument,
+                    at,
+                    got: value.to_string(),
+                    expected: if at == 0 { "0".into() } else { format!("at least {previous}") },
+                });
+            }
+            previous = value;
+            index(op, argument, at, value)
+        })
+        .collect()
+}
+
+/// A row pointer: request `r` of a ragged batch owns the tokens `indptr[r]..indptr[r + 1]`.
+///
+/// Checked when it is made, then used by every layer of a model.
+///
+/// ```
+/// use burn::tensor::Device;
+/// use burn_flashinfer::Indptr;
+///
+/// # fn main() -> burn_flashinfer::Result<()> {
+/// let device = Device::default();
+/// let indptr = Indptr::new(&[0, 5, 5, 12], &device)?;
+/// assert_eq!(indptr, Indptr::from_lengths(&[5, 0, 7], &device)?);
+/// assert_eq!((indptr.requests(), indptr.total()), (3, 12));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Indptr {
+    host: Vec<usize>,
+    pub(crate) tensor: Tensor<1, Int>,
+}
+
+impl Indptr {
+    /// Checks `indptr` and copies it to `device`.
+    ///
+    /// # Errors
+    ///
+    /// If it has fewer than two entries, does not start at 0, falls, or passes `i32::MAX`.
+    pub fn new(indptr: &[usize], device: &Device) -> Result<Self> {
+        let values = row_pointer("Indptr::new", "indptr", indptr)?;
+        Ok(Self { host: indptr.to_vec(), tensor: upload(values, device) })
+    }
+
+    /// The row pointer of requests of these lengths, one after the other.
+    ///
+    /// # Errors
+    ///
+    /// If there is no request, or the sum passes `i32::MAX`.
+    pub fn from_lengths(lengths: &[usize], device: &Device) -> Result<Self> {
+        let mut end = 0_usize;
+        let ends = lengths.iter().map(|&length| {
+            end = end.saturating_add(length);
+            end
+        });
+        let indptr: Vec<usize> = std::iter::once(0).chain(ends).collect();
+        let values = row_pointer("Indptr::from_lengths", "lengths", &indptr)?;
+        Ok(Self { host: indptr, tensor: upload(values, device) })
+    }
+
+    /// How many requests there are.
+    pub fn requests(&self) -> usize {
+        self.host.len() - 1
+    }
+
+    /// How many tokens all requests have together.
+    pub fn total(&self) -> usize {
+        self.host.last().copied().unwrap_or(0)
+    }
+
+    /// The length of each request.
+    pub fn lengths(&self) -> impl ExactSizeIterator<Item = usize> + '_ {
+        self.host.windows(2).map(|pair| pair[1] - pair[0])
+    }
+
+    /// The row pointer itself.
+    pub fn as_slice(&self) -> &[usize] {
+        &self.host
+    }
+
+    /// The device that holds the copy.
+    pub fn device(&self) -> Device {
+        self.tensor.device()
+    }
+}
+
+impl PartialEq for Indptr {
+    fn eq(&self, other: &Self) -> bool {
+        self.host == other.host && self.device() == other.device()
+    }
+}
+
+/// The position of each token in its sequence, for [`apply_rope`](crate::apply_rope).
+#[derive(Debug, Clone)]
+pub struct Positions {
+    len: usize,
+    /// One past the largest position: how long a table must be.
+    end: usize,
+    pub(crate) tensor: Tensor<1, Int>,
+}
+
+impl Positions {
+    /// Copies `positions`, one for each token, to `device`.
+    ///
+    /// # Errors
+    ///
+    /// If a position passes `i32::MAX`.
+    pub fn new(positions: &[usize], device: &Device) -> Result<Self> {
+        let values: Vec<i32> = positions
+            .iter()
+            .enumerate()
+            .map(|(at, &position)| index("Positions::new", "positions", at, position))
+            .collect::<Result<_>>()?;
+        let end = positions.iter().max().map_or(0, |&position| position + 1);
+        Ok(Self { len: positions.len(), end, tensor: upload(values, device) })
+    }
+
+    /// The positions of a ragged batch whose request `r` continues a sequence that already has `offsets[r]` tokens.
+    ///
+    /// # Errors
+    ///
+    /// If there is not one offset for each request, or a position passes `i32::MAX`.
+    pub fn continuing(indptr: &Indptr, offsets: &[usize]) -> Result<Self> {
+        if offsets.len() != indptr.requests() {
+            return Err(Error::Value {
+                op: "Positions::continuing",
+                argument: "offsets",
+                got: format!("of length {}", offsets.len()),
+                expected: format!("one for each of {} requests", indptr.requests()),
+            });
+        }
+        let positions: Vec<usize> = indptr
+            .lengths()
+            .zip(offsets)
+            .flat_map(|(length, &offset)| (0..length).map(move |token| offset.saturating_add(token)))
+            .collect();
+        Self::new(&positions, &indptr.device())
+    }
+
+    /// How many tokens there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no token.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(crate) fn end(&self) -> usize {
+        self.end
+    }
+}

@@ -1,0 +1,345 @@
+//! Prefill and decode over contiguous, ragged and paged keys and values.
+
+use burn::{backend::Dispatch, tensor::Tensor};
+
+use crate::cache::KvPages;
+use crate::check::{Floats, same_device, shape};
+use crate::error::{Error, Result};
+use crate::extension::{Attended, AttentionParams, Batch, FlashInferBackend, PagedIndex, RaggedIndex};
+use crate::indptr::Indptr;
+use crate::options::{AttentionOptions, KvLayout};
+use crate::page_table::PageTable;
+
+/// What attention returns.
+#[derive(Debug, Clone)]
+pub struct AttentionOutput<const D: usize = 3, const L: usize = 2> {
+    /// `[tokens, q_heads, head_dim]`, of the type of the queries: `softmax(logits) · v`.
+    pub output: Tensor<D>,
+    /// `[tokens, q_heads]` in f32, if [it was asked for](AttentionOptions::return_lse): `log2(Σ exp(logits))`.
+    pub lse: Option<Tensor<L>>,
+}
+
+/// Attention of one request with contiguous keys and values.
+///
+/// `q`: `[tokens, q_heads, head_dim]`, `k`: `[kv_tokens, kv_heads, head_dim]`, `v`: `[kv_tokens, kv_heads,
+/// head_dim_v]`, or with heads before tokens ([`AttentionOptions::kv_layout`]). Query head `h` attends to the key head
+/// `h / (q_heads / kv_heads)`. Strides are honoured: a transposed or sliced view is not copied, unless the elements of
+/// a head do not lie side by side.
+///
+/// ```
+/// use burn::tensor::{Device, Distribution, Tensor};
+/// use burn_flashinfer::{AttentionOptions, single_prefill};
+///
+/// # fn main() -> burn_flashinfer::Result<()> {
+/// let device = Device::default();
+/// let q = Tensor::<3>::random([17, 8, 64], Distribution::Default, &device);
+/// let k = Tensor::<3>::random([40, 2, 64], Distribution::Default, &device);
+/// let v = Tensor::<3>::random([40, 2, 64], Distribution::Default, &device);
+/// let attended = single_prefill(q, k, v, &AttentionOptions::new().causal(true).return_lse(true))?;
+/// assert_eq!(attended.output.dims(), [17, 8, 64]);
+/// assert_eq!(attended.lse.map(|lse| lse.dims()), Some([17, 8]));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// If shapes, types or devices do not fit together; if `q_heads` is not a multiple of `kv_heads`; if a causal mask is
+/// asked for with more queries than keys; if an option is out of range; if a tensor requires a gradient.
+pub fn single_prefill(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    options: &AttentionOptions,
+) -> Result<AttentionOutput> {
+    const OP: &str = "single_prefill";
+    let (k, v) = by_token(k, v, options);
+    let problem = Problem::contiguous(OP, &q, &k, &v, options)?;
+    problem.check_causal(0, q.dims()[0], k.dims()[0])?;
+    Ok(problem.run(q, Keys::Contiguous(k, v), Batch::Single))
+}
+
+/// Attention of the newest token of one request with contiguous keys and values.
+///
+/// `q`: `[q_heads, head_dim]`; `k` and `v` as in [`single_prefill`]. The output is `[q_heads, head_dim_v]`, the LSE
+/// `[q_heads]`.
+///
+/// # Errors
+///
+/// As [`single_prefill`].
+pub fn single_decode(
+    q: Tensor<2>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    options: &AttentionOptions,
+) -> Result<AttentionOutput<2, 1>> {
+    const OP: &str = "single_decode";
+    let [heads, dim] = q.dims();
+    let q = q.reshape([1, heads, dim]);
+    let (k, v) = by_token(k, v, options);
+    let problem = Problem::contiguous(OP, &q, &k, &v, options)?;
+    problem.check_causal(0, 1, k.dims()[0])?;
+    let AttentionOutput { output, lse } = problem.run(q, Keys::Contiguous(k, v), Batch::Single);
+    Ok(AttentionOutput { output: output.squeeze_dim(0), lse: lse.map(|lse| lse.squeeze_dim(0)) })
+}
+
+/// Attention of a batch of requests whose keys and values lie one after the other.
+///
+/// `q`: `[qo_indptr.total(), q_heads, head_dim]`, `k`: `[kv_indptr.total(), kv_heads, head_dim]`, `v`:
+/// `[kv_indptr.total(), kv_heads, head_dim_v]`. Request `r` has the queries `qo_indptr[r]..qo_indptr[r + 1]` and the
+/// keys `kv_indptr[r]..kv_indptr[r + 1]`; it may have none of either.
+///
+/// # Errors
+///
+/// As [`single_prefill`], and if the row pointers do not fit each other or the tensors.
+pub fn batch_prefill_ragged(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    qo_indptr: &Indptr,
+    kv_indptr: &Indptr,
+    options: &AttentionOptions,
+) -> Result<AttentionOutput> {
+    const OP: &str = "batch_prefill_ragged";
+    let (k, v) = by_token(k, v, options);
+    let problem = Problem::contiguous(OP, &q, &k, &v, options)?;
+    problem.check_rows("qo_indptr", qo_indptr, "q", q.dims()[0])?;
+    problem.check_rows("kv_indptr", kv_indptr, "k", k.dims()[0])?;
+    if qo_indptr.requests() != kv_indptr.requests() {
+        return Err(Error::Value {
+            op: OP,
+            argument: "kv_indptr",
+            got: format!("of {} requests", kv_indptr.requests()),
+            expected: format!("of {} requests, as `qo_indptr`", qo_indptr.requests()),
+        });
+    }
+    for (request, (queries, keys)) in qo_indptr.lengths().zip(kv_indptr.lengths()).enumerate() {
+        problem.check_causal(request, queries, keys)?;
+    }
+    let batch = Batch::Ragged(RaggedIndex {
+        qo_indptr: qo_indptr.tensor.clone().into_dispatch(),
+        kv_indptr: kv_indptr.tensor.clone().into_dispatch(),
+    });
+    Ok(problem.run(q, Keys::Contiguous(k, v), batch))
+}
+
+/// Attention of a batch of requests whose keys and values lie in pages: prefill, or append to a cached prefix.
+///
+/// `q`: `[qo_indptr.total(), q_heads, head_dim]`. The keys of request `r` are the tokens of row `r` of `table`, its own
+/// queries' keys included ([append](crate::append_paged_kv) them first). With a causal mask the queries are the last
+/// tokens of the request.
+///
+/// # Errors
+///
+/// As [`single_prefill`], and if row pointer, page table, pages and tensors do not fit each other.
+pub fn batch_prefill_paged(
+    q: Tensor<3>,
+    qo_indptr: &Indptr,
+    pages: &KvPages,
+    table: &PageTable,
+    options: &AttentionOptions,
+) -> Result<AttentionOutput> {
+    paged("batch_prefill_paged", q, qo_indptr, pages, table, options)
+}
+
+/// Attention of the newest token of each request of a batch, whose keys and values lie in pages.
+///
+/// `q`: `[requests, q_heads, head_dim]`. The keys of request `r` are the tokens of row `r` of `table`, the newest
+/// included.
+///
+/// # Errors
+///
+/// As [`single_prefill`], and if page table, pages and queries do not fit each other.
+pub fn batch_decode_paged(
+    q: Tensor<3>,
+    pages: &KvPages,
+    table: &PageTable,
+    options: &AttentionOptions,
+) -> Result<AttentionOutput> {
+    paged("batch_decode_paged", q, &table.decode_indptr, pages, table, options)
+}
+
+fn paged(
+    op: &'static str,
+    q: Tensor<3>,
+    qo_indptr: &Indptr,
+    pages: &KvPages,
+    table: &PageTable,
+    options: &AttentionOptions,
+) -> Result<AttentionOutput> {
+    let pool = pages.shape();
+    if let Some(layout) = options.kv_layout
+        && layout != pages.layout()
+    {
+        return Err(Error::Value {
+            op,
+            argument: "kv_layout",
+            got: format!("{layout:?}"),
+            expected: format!("{:?}, as the pages (or leave it unset)", pages.layout()),
+        });
+    }
+    let problem = Problem::new(
+        op,
+        &q,
+        ["pages", "pages"],
+        (pages.k(), pages.v()),
+        [pool.kv_heads, pool.k_dim],
+        options,
+    )?;
+    same_device(op, "table", &table.device(), &q.device())?;
+    if table.page_size() != pool.page_size {
+        return Err(Error::Value {
+            op,
+            argument: "table",
+            got: format!("of pages of {} tokens", table.page_size()),
+            expected: format!("pages of {} tokens, as `pages`", pool.page_size),
+        });
+    }
+    if table.pages_needed() > pool.pages {
+        return Err(Error::Value {
+            op,
+            argument: "table",
+            got: format!("naming page {}", table.pages_needed() - 1),
+            expected: format!("a page of the pool, below {}", pool.pages),
+        });
+    }
+    if qo_indptr.requests() != table.requests() {
+        return Err(Error::Value {
+            op,
+            argument: "qo_indptr",
+            got: format!("of {} requests", qo_indptr.requests()),
+            expected: format!("of {} requests, as `table`", table.requests()),
+        });
+    }
+    problem.check_rows("qo_indptr", qo_indptr, "q", q.dims()[0])?;
+    for (request, (queries, &keys)) in qo_indptr.lengths().zip(table.kv_lengths()).enumerate() {
+        problem.check_causal(request, queries, keys)?;
+    }
+    let batch = Batch::Paged(PagedIndex {
+        qo_indptr: qo_indptr.tensor.clone().into_dispatch(),
+        kv_indptr: table.indptr_tensor.clone().into_dispatch(),
+        indices: table.indices_tensor.clone().into_dispatch(),
+        last_page_len: table.last_page_len_tensor.clone().into_dispatch(),
+        page_size: pool.page_size,
+        layout: pages.layout(),
+    });
+    Ok(problem.run(q, Keys::Paged(pages.k().clone(), pages.v().clone()), batch))
+}
+
+/// Contiguous keys and values as `[tokens, heads, head_dim]`, whatever order they came in; a view, not a copy.
+fn by_token(k: Tensor<3>, v: Tensor<3>, options: &AttentionOptions) -> (Tensor<3>, Tensor<3>) {
+    match options.kv_layout.unwrap_or_default() {
+        KvLayout::Nhd => (k, v),
+        KvLayout::Hnd => (k.swap_dims(0, 1), v.swap_dims(0, 1)),
+    }
+}
+
+enum Keys {
+    Contiguous(Tensor<3>, Tensor<3>),
+    Paged(Tensor<4>, Tensor<4>),
+}
+
+/// An attention problem whose shapes, types, devices and options fit each other.
+struct Problem {
+    op: &'static str,
+    device: Floats,
+    params: AttentionParams,
+}
+
+impl Problem {
+    fn contiguous(
+        op: &'static str,
+        q: &Tensor<3>,
+        k: &Tensor<3>,
+        v: &Tensor<3>,
+        options: &AttentionOptions,
+    ) -> Result<Self> {
+        let [tokens, kv_heads, head_dim] = k.dims();
+        let [v_tokens, v_heads, v_dim] = v.dims();
+        if [v_tokens, v_heads] != [tokens, kv_heads] || v_dim == 0 {
+            return Err(shape(op, "v", &v.dims(), format!("[{tokens}, {kv_heads}, head_dim], as `k`")));
+        }
+        Self::new(op, q, ["k", "v"], (k, v), [kv_heads, head_dim], options)
+    }
+
+    fn new<const D: usize>(
+        op: &'static str,
+        q: &Tensor<3>,
+        [k_name, v_name]: [&'static str; 2],
+        (k, v): (&Tensor<D>, &Tensor<D>),
+        [kv_heads, k_dim]: [usize; 2],
+        options: &AttentionOptions,
+    ) -> Result<Self> {
+        options.check(op)?;
+        let floats = Floats::first(op, "q", q)?;
+        floats.like(k_name, k)?;
+        floats.like(v_name, v)?;
+        let [_, q_heads, head_dim] = q.dims();
+        if head_dim == 0 || q_heads == 0 {
+            return Err(shape(op, "q", &q.dims(), "[tokens, q_heads, head_dim] with at least one head"));
+        }
+        if k_dim != head_dim {
+            return Err(shape(op, k_name, &k.dims(), format!("a head dimension of {head_dim}, as `q`")));
+        }
+        if kv_heads == 0 || !q_heads.is_multiple_of(kv_heads) {
+            return Err(shape(
+                op,
+                k_name,
+                &k.dims(),
+                format!("a number of heads that divides the {q_heads} heads of `q`, not {kv_heads}"),
+            ));
+        }
+        let params = AttentionParams {
+            causal: options.causal,
+            window_left: options.window_left,
+            soft_cap: options.soft_cap,
+            scale: options.scale.unwrap_or(1.0 / (head_dim as f32).sqrt()),
+            return_lse: options.return_lse,
+        };
+        Ok(Self { op, device: floats, params })
+    }
+
+    /// The row pointer `indptr` must cover exactly the `tokens` of `of`.
+    fn check_rows(&self, argument: &'static str, indptr: &Indptr, of: &str, tokens: usize) -> Result<()> {
+        self.device.on_device(argument, &indptr.device())?;
+        if indptr.total() != tokens {
+            return Err(Error::Index {
+                op: self.op,
+                argument,
+                at: indptr.requests(),
+                got: indptr.total().to_string(),
+                expected: format!("{tokens}, the tokens of `{of}`"),
+            });
+        }
+        Ok(())
+    }
+
+    /// A right-aligned causal mask would leave the first queries without any key.
+    fn check_causal(&self, request: usize, queries: usize, keys: usize) -> Result<()> {
+        if self.params.causal && queries > keys {
+            return Err(Error::Value {
+                op: self.op,
+                argument: "causal",
+                got: format!("true with {queries} queries and {keys} keys in request {request}"),
+                expected: "at least as many keys as queries".into(),
+            });
+        }
+        Ok(())
+    }
+
+    fn run(&self, q: Tensor<3>, keys: Keys, batch: Batch<Dispatch>) -> AttentionOutput {
+        let (k, v) = match keys {
+            Keys::Contiguous(k, v) => (k.into_dispatch(), v.into_dispatch()),
+            Keys::Paged(k, v) => (k.into_dispatch(), v.into_dispatch()),
+        };
+        match Dispatch::batch_attention(q.into_dispatch(), k, v, batch, self.params) {
+            Attended::WithoutLse(output) => {
+                AttentionOutput { output: Tensor::from_dispatch(output), lse: None }
+            }
+            Attended::WithLse(output, lse) => AttentionOutput {
+                output: Tensor::from_dispatch(output),
+                lse: Some(Tensor::from_dispatch(lse)),
+            },
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! A linear layer on weights as checkpoints store them.
+
+use burn::{backend::Dispatch, tensor::Tensor};
+
+use crate::check::{Floats, shape};
+use crate::error::Result;
+use crate::extension::FlashInferBackend;
+
+/// `x · weightᵀ`: a linear layer without bias.
+///
+/// `x`: `[…, in]`, `weight`: `[out, in]`, as PyTorch and Hugging Face store it; the result is `[…, out]`. Products are
+/// accumulated in f32. On Flex the weights are read as they are, in f16 and bf16 too, which makes decoding on a CPU
+/// as fast as its memory; on CubeCL devices this is Burn's matrix product.
+///
+/// # Errors
+///
+/// If shapes, types or devices do not fit together, or a tensor requires a gradient.
+pub fn matmul_nt<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Result<Tensor<D>> {
+    const OP: &str = "matmul_nt";
+    let floats = Floats::first(OP, "x", &x)?;
+    floats.like("weight", &weight)?;
+    let mut dims = x.dims();
+    let [out_dim, in_dim] = weight.dims();
+    if dims.last() != Some(&in_dim) {
+        return Err(shape(OP, "x", &dims, format!("[…, {in_dim}], as `weight` {:?}", weight.dims())));
+    }
+    if in_dim == 0 || out_dim == 0 {
+        return Err(shape(OP, "weight", &weight.dims(), "no empty axis"));
+    }
+    let rows = dims[..D - 1].iter().product::<usize>();
+    let x = x.reshape([rows, in_dim]);
+    let y: Tensor<2> = Tensor::from_dispatch(Dispatch::matmul_nt(x.into_dispatch(), weight.into_dispatch()));
+    dims[D - 1] = out_dim;
+    Ok(y.reshape(dims))
+}

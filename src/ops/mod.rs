@@ -1,0 +1,18 @@
+//! The operations, as functions on tensors. They check their arguments and hand them to the backend.
+
+mod append;
+mod attention;
+mod linear;
+mod merge;
+mod norm;
+mod rope;
+
+pub use append::append_paged_kv;
+pub use attention::{
+    AttentionOutput, batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, single_decode,
+    single_prefill,
+};
+pub use linear::matmul_nt;
+pub use merge::merge_state;
+pub use norm::rms_norm;
+pub use rope::{Rope, RopeConfig, RopeScaling, apply_rope};

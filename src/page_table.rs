@@ -1,0 +1,327 @@
+//! Which pages hold the keys and values of each request.
+
+use std::collections::HashMap;
+
+use burn::tensor::{Device, Int, Tensor};
+
+use crate::error::{Error, Result};
+use crate::indptr::{Indptr, index, row_pointer, upload};
+
+/// The pages of each request of a batch, in compressed sparse rows.
+///
+/// Request `r` owns the pages `indices[indptr[r]..indptr[r + 1]]`, in the order of its tokens. All of them are full
+/// but the last, which holds `last_page_len[r]` tokens. Several requests may share a page.
+///
+/// It is checked once, when it is made, and trusted from then on: make it once per batch and use it in every layer.
+///
+/// ```
+/// use burn::tensor::Device;
+/// use burn_flashinfer::PageTable;
+///
+/// # fn main() -> burn_flashinfer::Result<()> {
+/// // Pages of 4 tokens in a pool of 8: request 0 has 4 + 4 + 2 tokens, request 1 has 1.
+/// let table = PageTable::new(&[0, 3, 4], &[7, 0, 2, 5], &[2, 1], 4, 8, &Device::default())?;
+/// assert_eq!(table.kv_lengths(), [10, 1]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct PageTable {
+    indptr: Vec<usize>,
+    indices: Vec<usize>,
+    kv_lengths: Vec<usize>,
+    page_size: usize,
+    /// One past the largest page: how many pages a pool must have.
+    end: usize,
+    pub(crate) indptr_tensor: Tensor<1, Int>,
+    pub(crate) indices_tensor: Tensor<1, Int>,
+    pub(crate) last_page_len_tensor: Tensor<1, Int>,
+    /// One query token for each request: what makes decode a prefill.
+    pub(crate) decode_indptr: Indptr,
+}
+
+impl PageTable {
+    /// Checks a page table of `indptr` `[requests + 1]`, `indices` `[indptr[requests]]` and `last_page_len`
+    /// `[requests]` against a pool of `pages` pages of `page_size` tokens, and copies it to `device`.
+    ///
+    /// # Errors
+    ///
+    /// If `indptr` does not start at 0, falls, or does not end at the length of `indices`; if there is no request; if
+    /// a page is outside the pool; if `last_page_len` is outside `1..=page_size`, or not 0 for a request without
+    /// pages; if a request owns a page twice.
+    pub fn new(
+        indptr: &[usize],
+        indices: &[usize],
+        last_page_len: &[usize],
+        page_size: usize,
+        pages: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        const OP: &str = "PageTable::new";
+        if page_size == 0 {
+            return Err(Error::Value {
+                op: OP,
+                argument: "page_size",
+                got: "0".into(),
+                expected: "at least 1".into(),
+            });
+        }
+        let indptr_values = row_pointer(OP, "indptr", indptr)?;
+        let requests = indptr.len() - 1;
+        if indptr[requests] != indices.len() {
+            return Err(Error::Index {
+                op: OP,
+                argument: "indptr",
+                at: requests,
+                got: indptr[requests].to_string(),
+                expected: format!("{}, the length of `indices`", indices.len()),
+            });
+        }
+        if last_page_len.len() != requests {
+            return Err(Error::Value {
+                op: OP,
+                argument: "last_page_len",
+                got: format!("of length {}", last_page_len.len()),
+                expected: format!("one entry for each of {requests} requests"),
+            });
+        }
+        let mut index_values = Vec::with_capacity(indices.len());
+        for (at, &page) in indices.iter().enumerate() {
+            if page >= pages {
+                return Err(Error::Index {
+                    op: OP,
+                    argument: "indices",
+                    at,
+                    got: page.to_string(),
+                    expected: format!("a page of the pool, below {pages}"),
+                });
+            }
+            index_values.push(index(OP, "indices", at, page)?);
+        }
+        // Which request was the last to name a page: one pass finds a page that a request names twice.
+        let mut named_by = HashMap::with_capacity(indices.len());
+        let mut kv_lengths = Vec::with_capacity(requests);
+        let mut last_values = Vec::with_capacity(requests);
+        for (request, (rows, &last)) in indptr.windows(2).zip(last_page_len).enumerate() {
+            let owned = rows[1] - rows[0];
+            let valid = if owned == 0 { 0..=0 } else { 1..=page_size };
+            if !valid.contains(&last) {
+                return Err(Error::Index {
+                    op: OP,
+                    argument: "last_page_len",
+                    at: request,
+                    got: last.to_string(),
+                    expected: if owned == 0 {
+                        "0 for a request without pages".into()
+                    } else {
+                        format!("within 1..={page_size}, the page size")
+                    },
+                });
+            }
+            for at in rows[0]..rows[1] {
+                if named_by.insert(indices[at], request) == Some(request) {
+                    return Err(Error::Index {
+                        op: OP,
+                        argument: "indices",
+                        at,
+                        got: indices[at].to_string(),
+                        expected: format!("a page that request {request} does not own already"),
+                    });
+                }
+            }
+            let length = owned.saturating_sub(1).saturating_mul(page_size).saturating_add(last);
+            last_values.push(index(OP, "last_page_len", request, last)?);
+            kv_lengths.push(length);
+            // Kernels count tokens in i32.
+            index(OP, "last_page_len", request, length)?;
+        }
+        Ok(Self {
+            decode_indptr: Indptr::from_lengths(&vec![1; requests], device)?,
+            indptr: indptr.to_vec(),
+            indices: indices.to_vec(),
+            kv_lengths,
+            page_size,
+            end: indices.iter().max().map_or(0, |&page| page + 1),
+            indptr_tensor: upload(indptr_values, device),
+            indices_tensor: upload(index_values, device),
+            last_page_len_tensor: upload(last_values, device),
+        })
+    }
+
+    /// How many requests there are.
+    pub fn requests(&self) -> usize {
+        self.kv_lengths.len()
+    }
+
+    /// How many tokens each request has.
+    pub fn kv_lengths(&self) -> &[usize] {
+        &self.kv_lengths
+    }
+
+    /// Tokens a page holds.
+    pub fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    /// The device that holds the copy.
+    pub fn device(&self) -> Device {
+        self.indptr_tensor.device()
+    }
+
+    /// The pages of `request`, in the order of its tokens; none if there is no such request.
+    pub fn pages(&self, request: usize) -> &[usize] {
+        self.indptr
+            .get(request..request + 2)
+            .and_then(|rows| self.indices.get(rows[0]..rows[1]))
+            .unwrap_or_default()
+    }
+
+    /// How many pages a pool must have for this table.
+    pub(crate) fn pages_needed(&self) -> usize {
+        self.end
+    }
+
+    /// The slot of token `position` of `request`: `page * page_size + offset in the page`.
+    fn slot(&self, request: usize, position: usize) -> Option<usize> {
+        if position >= *self.kv_lengths.get(request)? {
+            return None;
+        }
+        let page = self.pages(request).get(position / self.page_size)?;
+        Some(page.saturating_mul(self.page_size).saturating_add(position % self.page_size))
+    }
+}
+
+/// Where new tokens go in a page pool, for [`append_paged_kv`](crate::append_paged_kv).
+///
+/// Token `t` goes to the slot `page * page_size + offset in the page`, or nowhere.
+#[derive(Debug, Clone)]
+pub struct SlotMapping {
+    len: usize,
+    /// One past the largest slot.
+    end: usize,
+    page_size: usize,
+    pub(crate) tensor: Tensor<1, Int>,
+}
+
+impl SlotMapping {
+    /// Token `t` becomes token `positions[t]` of request `requests[t]`; `None` leaves it out (padding).
+    ///
+    /// The table must already have the room: its lengths count the new tokens.
+    ///
+    /// # Errors
+    ///
+    /// If the two differ in length, a request or a position is outside the table, or two tokens want one slot.
+    pub fn new(table: &PageTable, requests: &[Option<usize>], positions: &[usize]) -> Result<Self> {
+        const OP: &str = "SlotMapping::new";
+        if requests.len() != positions.len() {
+            return Err(Error::Value {
+                op: OP,
+                argument: "positions",
+                got: format!("of length {}", positions.len()),
+                expected: format!("one for each of {} tokens", requests.len()),
+            });
+        }
+        let mut slots = Vec::with_capacity(requests.len());
+        for (at, (&request, &position)) in requests.iter().zip(positions).enumerate() {
+            let Some(request) = request else {
+                slots.push(None);
+                continue;
+            };
+            let Some(&length) = table.kv_lengths.get(request) else {
+                return Err(Error::Index {
+                    op: OP,
+                    argument: "requests",
+                    at,
+                    got: request.to_string(),
+                    expected: format!("one of {} requests", table.requests()),
+                });
+            };
+            let slot = table.slot(request, position).ok_or_else(|| Error::Index {
+                op: OP,
+                argument: "positions",
+                at,
+                got: position.to_string(),
+                expected: format!("below {length}, the length of request {request}"),
+            })?;
+            slots.push(Some(slot));
+        }
+        Self::from_slots(OP, &slots, table.page_size, &table.device())
+    }
+
+    /// The last `append_indptr[r + 1] - append_indptr[r]` tokens of each request `r`, in order.
+    ///
+    /// # Errors
+    ///
+    /// If the two differ in the number of requests, or a request appends more tokens than its length.
+    pub fn last(table: &PageTable, append_indptr: &Indptr) -> Result<Self> {
+        const OP: &str = "SlotMapping::last";
+        if append_indptr.requests() != table.requests() {
+            return Err(Error::Value {
+                op: OP,
+                argument: "append_indptr",
+                got: format!("of {} requests", append_indptr.requests()),
+                expected: format!("of {} requests, as the page table", table.requests()),
+            });
+        }
+        let mut slots = Vec::with_capacity(append_indptr.total());
+        for (request, (appended, &length)) in append_indptr.lengths().zip(&table.kv_lengths).enumerate() {
+            let first = length.checked_sub(appended).ok_or_else(|| Error::Index {
+                op: OP,
+                argument: "append_indptr",
+                at: request + 1,
+                got: format!("{appended} new tokens"),
+                expected: format!("at most {length}, the length of request {request}"),
+            })?;
+            slots.extend((first..length).map(|position| table.slot(request, position)));
+        }
+        Self::from_slots(OP, &slots, table.page_size, &table.device())
+    }
+
+    /// `slots` in a pool of pages of `page_size` tokens, copied to `device`.
+    pub(crate) fn from_slots(
+        op: &'static str,
+        slots: &[Option<usize>],
+        page_size: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        let mut values = Vec::with_capacity(slots.len());
+        for (at, slot) in slots.iter().enumerate() {
+            values.push(slot.map_or(Ok(-1), |slot| index(op, "slots", at, slot))?);
+        }
+        let mut sorted: Vec<(usize, usize)> =
+            slots.iter().enumerate().filter_map(|(at, slot)| slot.map(|slot| (slot, at))).collect();
+        sorted.sort_unstable();
+        if let Some(pair) = sorted.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            let (slot, at) = pair[1];
+            return Err(Error::Index {
+                op,
+                argument: "slots",
+                at,
+                got: format!("page {}, offset {}", slot / page_size, slot % page_size),
+                expected: format!("a slot that token {} does not write already", pair[0].1),
+            });
+        }
+        let end = sorted.last().map_or(0, |&(slot, _)| slot + 1);
+        Ok(Self { len: slots.len(), end, page_size, tensor: upload(values, device) })
+    }
+
+    /// How many tokens there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no token.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Tokens a page holds.
+    pub fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    /// How many pages a pool must have for these slots.
+    pub(crate) fn pages_needed(&self) -> usize {
+        self.end.div_ceil(self.page_size)
+    }
+}
