@@ -1,0 +1,215 @@
+//! Writing on from several prompts at once.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::Tensor;
+use burn_flashinfer::{KvLayout, SequenceId};
+
+use super::model::Llama;
+use super::sampling::{Sampler, Sampling};
+
+/// Prompts are read in groups of at most this many tokens (one at a time if longer), which bounds the memory it takes.
+const PREFILL_TOKENS: usize = 8192;
+
+/// A prompt, and the seed of the random numbers that its text is drawn with.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub tokens: Vec<u32>,
+    pub seed: u64,
+}
+
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub max_new_tokens: usize,
+    pub sampling: Sampling,
+    /// Tokens that end a text.
+    pub eos_tokens: Vec<u32>,
+    pub page_size: usize,
+    pub layout: KvLayout,
+}
+
+/// Why a text ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// The model said so.
+    Eos,
+    /// It has as many tokens as were asked for.
+    Length,
+    /// It is as long as the model can handle.
+    Context,
+}
+
+/// One new token.
+#[derive(Debug, Clone, Copy)]
+pub struct Event {
+    /// Which request it belongs to.
+    pub request: usize,
+    pub token: u32,
+    /// Set with the last token of a request.
+    pub finish: Option<Finish>,
+}
+
+/// How long it took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Stats {
+    pub prompt_tokens: usize,
+    pub prefill: Duration,
+    /// From the start to the first token of the first prompt.
+    pub first_token: Duration,
+    pub new_tokens: usize,
+    /// Tokens that came out of a decoding step, that is all but the first of each text.
+    pub decoded_tokens: usize,
+    pub decode: Duration,
+}
+
+/// A request in the batch.
+struct Running {
+    request: usize,
+    sequence: SequenceId,
+    sampler: Sampler,
+    last_token: u32,
+    written: usize,
+    limit: usize,
+}
+
+/// Writes on from every request until each has ended, and tells `on_token` of every token at once.
+///
+/// # Errors
+///
+/// If a prompt does not fit the model, the device fails, or `on_token` returns an error.
+pub fn generate(
+    model: &Llama,
+    requests: &[Request],
+    options: &Options,
+    mut on_token: impl FnMut(Event) -> Result<()>,
+) -> Result<Stats> {
+    let limits = requests
+        .iter()
+        .enumerate()
+        .map(|(index, request)| {
+            limit(model, request, options).with_context(|| format!("prompt {}", index + 1))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    ensure!(options.page_size > 0, "the page size is 0, expected at least 1");
+    // Room for all of them to the end; the last token of a text is never read back.
+    let longest = requests.iter().zip(&limits).map(|(request, limit)| request.tokens.len() + limit - 1);
+    let pages = longest.map(|tokens| tokens.div_ceil(options.page_size)).sum();
+    let mut cache = model.new_cache(pages, options.page_size, options.layout)?;
+
+    let mut stats = Stats::default();
+    let mut running: Vec<Running> = Vec::with_capacity(requests.len());
+    let start = Instant::now();
+    for group in groups(requests) {
+        let prompts: Vec<_> = requests[group.clone()]
+            .iter()
+            .map(|request| (cache.create(), request.tokens.as_slice()))
+            .collect();
+        let logits = read(model.prefill(&mut cache, &prompts)?)?;
+        let vocab_size = model.config.vocab_size;
+        for ((request, (sequence, tokens)), logits) in group.zip(prompts).zip(logits.chunks_exact(vocab_size))
+        {
+            let sampler = Sampler::new(options.sampling, requests[request].seed);
+            let limit = limits[request];
+            let mut new = Running { request, sequence, sampler, last_token: 0, written: 0, limit };
+            let event = new.advance(logits, options)?;
+            stats.first_token = if request == 0 { start.elapsed() } else { stats.first_token };
+            stats.prompt_tokens += tokens.len();
+            stats.new_tokens += 1;
+            match event.finish {
+                Some(_) => cache.free(sequence)?,
+                None => running.push(new),
+            }
+            on_token(event)?;
+        }
+    }
+    stats.prefill = start.elapsed();
+
+    let start = Instant::now();
+    while !running.is_empty() {
+        let step: Vec<_> = running.iter().map(|one| (one.sequence, one.last_token)).collect();
+        let logits = read(model.decode(&mut cache, &step)?)?;
+        let mut finished = Vec::new();
+        for (one, logits) in running.iter_mut().zip(logits.chunks_exact(model.config.vocab_size)) {
+            let event = one.advance(logits, options)?;
+            if event.finish.is_some() {
+                finished.push(one.sequence);
+                cache.free(one.sequence)?;
+            }
+            on_token(event)?;
+        }
+        stats.decoded_tokens += step.len();
+        stats.new_tokens += step.len();
+        tracing::trace!(sequences = step.len(), free_pages = cache.free_pages(), "step");
+        running.retain(|one| !finished.contains(&one.sequence));
+    }
+    stats.decode = start.elapsed();
+    Ok(stats)
+}
+
+impl Running {
+    fn advance(&mut self, logits: &[f32], options: &Options) -> Result<Event> {
+        self.last_token = self.sampler.sample(logits)?;
+        self.written += 1;
+        let finish = if options.eos_tokens.contains(&self.last_token) {
+            Some(Finish::Eos)
+        } else if self.written == options.max_new_tokens {
+            Some(Finish::Length)
+        } else if self.written == self.limit {
+            Some(Finish::Context)
+        } else {
+            None
+        };
+        Ok(Event { request: self.request, token: self.last_token, finish })
+    }
+}
+
+/// How many tokens a request may get.
+fn limit(model: &Llama, request: &Request, options: &Options) -> Result<usize> {
+    let (length, context) = (request.tokens.len(), model.config.max_positions);
+    ensure!(options.max_new_tokens > 0, "no tokens were asked for");
+    ensure!(length > 0, "it has no tokens");
+    ensure!(
+        length < context,
+        "it has {length} tokens, which leaves no room in the model's context of {context} \
+         (`max_position_embeddings`)"
+    );
+    Ok(options.max_new_tokens.min(context - length))
+}
+
+/// Consecutive requests of at most [`PREFILL_TOKENS`] tokens together.
+fn groups(requests: &[Request]) -> Vec<std::ops::Range<usize>> {
+    let mut groups: Vec<std::ops::Range<usize>> = Vec::new();
+    let mut tokens = usize::MAX;
+    for (index, request) in requests.iter().enumerate() {
+        tokens = tokens.saturating_add(request.tokens.len());
+        match groups.last_mut() {
+            Some(group) if tokens <= PREFILL_TOKENS => group.end = index + 1,
+            _ => {
+                tokens = request.tokens.len();
+                groups.push(index..index + 1);
+            }
+        }
+    }
+    groups
+}
+
+/// The one transfer of a step from the device.
+fn read(logits: Tensor<2>) -> Result<Vec<f32>> {
+    logits.try_into_vec_as::<f32>().context("cannot read the logits from the device")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_of_prompts_are_bounded() {
+        let requests = |lengths: &[usize]| -> Vec<Request> {
+            lengths.iter().map(|&length| Request { tokens: vec![0; length], seed: 0 }).collect()
+        };
+        assert_eq!(groups(&requests(&[])), []);
+        assert_eq!(groups(&requests(&[5, 6, 7])), [0..3]);
+        assert_eq!(groups(&requests(&[8000, 192, 1, 9000, 3, 4])), [0..2, 2..3, 3..4, 4..6]);
+    }
+}

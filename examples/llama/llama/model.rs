@@ -1,0 +1,248 @@
+//! The model: embedding, layers of attention and feed-forward, logits.
+//!
+//! Everything that depends on which requests are in the batch (positions, row pointers, page table, slots) is made once
+//! for each step and shared by all layers.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData, activation::silu};
+use burn_flashinfer::{
+    AttentionOptions, CacheConfig, Indptr, KvLayout, PagedKvCache, Positions, Rope, SequenceId,
+    append_paged_kv, apply_rope, batch_decode_paged, batch_prefill_ragged, matmul_nt, rms_norm,
+};
+
+use super::config::Config;
+use super::weights::{Loader, Weights};
+
+/// A Llama, ready to run.
+pub struct Llama {
+    pub config: Config,
+    pub device: Device,
+    pub dtype: DType,
+    rope: Rope,
+    attention: AttentionOptions,
+    /// `[vocab_size, hidden_size]`.
+    embedding: Tensor<2>,
+    layers: Vec<Layer>,
+    norm: Tensor<1>,
+    /// `[vocab_size, hidden_size]`, the embedding itself if the two are tied.
+    head: Tensor<2>,
+}
+
+struct Layer {
+    attention_norm: Tensor<1>,
+    /// Queries, keys and values in one product.
+    qkv: Linear,
+    output: Linear,
+    feed_forward_norm: Tensor<1>,
+    /// Gate and up in one product.
+    gate_up: Linear,
+    down: Linear,
+}
+
+struct Linear {
+    /// `[out, in]`.
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+}
+
+impl Llama {
+    /// Loads a Hugging Face model folder.
+    ///
+    /// The model computes in `dtype`, or else in the type its embedding is stored in. `begin` is told the bytes there are,
+    /// and returns what is told the bytes of each tensor read.
+    pub fn load<P: Fn(usize)>(
+        folder: &Path,
+        device: &Device,
+        dtype: Option<DType>,
+        begin: impl FnOnce(usize) -> P,
+    ) -> Result<Self> {
+        let config = Config::load(folder)?;
+        tracing::debug!(?config, "configuration");
+        let weights = Weights::open(folder)?;
+        let dtype = match dtype {
+            Some(dtype) => dtype,
+            None => weights.dtype(EMBEDDING)?,
+        };
+        ensure!(
+            device.supports_dtype(dtype),
+            "this device does not compute in {}; choose another type with --dtype",
+            dtype.name()
+        );
+        let progress = begin(weights.bytes());
+        let loader = Loader { weights: &weights, device, dtype, progress: &progress };
+        Self::from_weights(config, &loader)
+    }
+
+    fn from_weights(config: Config, loader: &Loader<'_>) -> Result<Self> {
+        let Config { vocab_size, hidden_size, .. } = config;
+        let embedding = loader.tensor(EMBEDDING, [vocab_size, hidden_size])?;
+        let layers =
+            (0..config.layers).map(|index| Layer::load(&config, loader, index)).collect::<Result<_>>()?;
+        let norm = loader.tensor("model.norm.weight", [hidden_size])?;
+        let head = match config.tied_embeddings {
+            true => embedding.clone(),
+            false => loader.tensor("lm_head.weight", [vocab_size, hidden_size])?,
+        };
+        let rope = Rope::new(&config.rope, config.max_positions, loader.device)?;
+        // A device may report only now that it ran out of memory.
+        loader.device.sync().context("cannot load the weights onto the device")?;
+
+        let attention = AttentionOptions::new().causal(true);
+        let attention = config.window_left.map_or(attention, |window| attention.window_left(window));
+        let (device, dtype) = (loader.device.clone(), loader.dtype);
+        Ok(Self { config, device, dtype, rope, attention, embedding, layers, norm, head })
+    }
+
+    /// A cache with room for `pages` pages of `page_size` tokens.
+    pub fn new_cache(&self, pages: usize, page_size: usize, layout: KvLayout) -> Result<PagedKvCache> {
+        let Config { layers, kv_heads, head_dim, .. } = self.config;
+        let cache =
+            CacheConfig::new(layers, pages, page_size, kv_heads, head_dim).layout(layout).dtype(self.dtype);
+        tracing::debug!(pages, page_size, mib = cache.bytes() >> 20, "key-value cache");
+        Ok(PagedKvCache::new(&cache, &self.device)?)
+    }
+
+    /// Reads whole prompts into sequences that are still empty.
+    ///
+    /// The keys and values are at hand, one prompt after the other, so that attention need not go through the pages;
+    /// the pages only keep them. Returns the logits `[prompts, vocab_size]` after the last token of each prompt.
+    pub fn prefill(&self, cache: &mut PagedKvCache, prompts: &[(SequenceId, &[u32])]) -> Result<Tensor<2>> {
+        let growth: Vec<_> = prompts.iter().map(|(sequence, tokens)| (*sequence, tokens.len())).collect();
+        let lengths: Vec<_> = growth.iter().map(|&(_, tokens)| tokens).collect();
+        ensure!(!lengths.contains(&0), "a prompt needs at least one token");
+        let slots = cache.reserve(&growth)?;
+        let positions = cache.last_positions(&growth)?;
+        let indptr = Indptr::from_lengths(&lengths, &self.device)?;
+
+        let tokens = prompts.iter().flat_map(|(_, tokens)| *tokens).copied();
+        let hidden = self.forward(tokens, &positions, |layer, q, k, v| {
+            append_paged_kv(cache.layer_mut(layer)?, k.clone(), v.clone(), &slots)?;
+            Ok(batch_prefill_ragged(q, k, v, &indptr, &indptr, &self.attention)?.output)
+        })?;
+        let last = indptr.as_slice()[1..].iter().map(|&end| end - 1);
+        self.logits(hidden.select(0, self.indices(last)))
+    }
+
+    /// One step: one more token for each sequence. Returns the logits `[sequences, vocab_size]` after it.
+    pub fn decode(&self, cache: &mut PagedKvCache, step: &[(SequenceId, u32)]) -> Result<Tensor<2>> {
+        let sequences: Vec<_> = step.iter().map(|&(sequence, _)| sequence).collect();
+        let growth: Vec<_> = sequences.iter().map(|&sequence| (sequence, 1)).collect();
+        let slots = cache.reserve(&growth)?;
+        let positions = cache.last_positions(&growth)?;
+        let table = cache.page_table(&sequences)?;
+
+        let tokens = step.iter().map(|&(_, token)| token);
+        let hidden = self.forward(tokens, &positions, |layer, q, k, v| {
+            append_paged_kv(cache.layer_mut(layer)?, k, v, &slots)?;
+            Ok(batch_decode_paged(q, cache.layer(layer)?, &table, &self.attention)?.output)
+        })?;
+        self.logits(hidden)
+    }
+
+    /// The logits `[tokens, vocab_size]` after every token of every prompt, one prompt after the other, without a cache.
+    #[allow(dead_code, reason = "the program needs only the last ones; the tests compare them all")]
+    pub fn logits_all(&self, prompts: &[&[u32]]) -> Result<Tensor<2>> {
+        let lengths: Vec<_> = prompts.iter().map(|tokens| tokens.len()).collect();
+        let indptr = Indptr::from_lengths(&lengths, &self.device)?;
+        let positions = Positions::continuing(&indptr, &vec![0; prompts.len()])?;
+        let tokens = prompts.iter().copied().flatten().copied();
+        let hidden = self.forward(tokens, &positions, |_, q, k, v| {
+            Ok(batch_prefill_ragged(q, k, v, &indptr, &indptr, &self.attention)?.output)
+        })?;
+        self.logits(hidden)
+    }
+
+    /// All layers. `attend` is given the number of the layer, the queries `[tokens, q_heads, head_dim]` and the keys and
+    /// values `[tokens, kv_heads, head_dim]` of the new tokens. Returns `[tokens, hidden_size]`.
+    fn forward(
+        &self,
+        tokens: impl Iterator<Item = u32>,
+        positions: &Positions,
+        mut attend: impl FnMut(usize, Tensor<3>, Tensor<3>, Tensor<3>) -> Result<Tensor<3>>,
+    ) -> Result<Tensor<2>> {
+        let Config { vocab_size, q_heads, kv_heads, head_dim, rms_norm_eps, .. } = self.config;
+        let tokens: Vec<_> = tokens.map(|token| token as usize).collect();
+        if let Some(token) = tokens.iter().find(|&&token| token >= vocab_size) {
+            anyhow::bail!("token {token} is not among the {vocab_size} of the model; is this its tokenizer?");
+        }
+        let mut x = self.embedding.clone().select(0, self.indices(tokens.into_iter()));
+        for (index, layer) in self.layers.iter().enumerate() {
+            let normed = rms_norm(x.clone(), layer.attention_norm.clone(), rms_norm_eps)?;
+            let qkv = layer.qkv.forward(normed)?;
+            let [rows, _] = qkv.dims();
+            // Cut only after the heads have an axis of their own: the parts are then views.
+            let qkv = qkv.reshape([rows, q_heads + 2 * kv_heads, head_dim]);
+            let q = qkv.clone().narrow(1, 0, q_heads);
+            let k = qkv.clone().narrow(1, q_heads, kv_heads);
+            let v = qkv.narrow(1, q_heads + kv_heads, kv_heads);
+            let (q, k) = apply_rope(q, k, &self.rope, positions)?;
+            let attended = attend(index, q, k, v)?.reshape([rows, q_heads * head_dim]);
+            x = x + layer.output.forward(attended)?;
+
+            let normed = rms_norm(x.clone(), layer.feed_forward_norm.clone(), rms_norm_eps)?;
+            let [gate, up] = layer.gate_up.forward(normed)?.chunk(2, 1).try_into().map_err(|_| {
+                anyhow::anyhow!("the gate and up projections of layer {index} cannot be told apart")
+            })?;
+            x = x + layer.down.forward(silu(gate) * up)?;
+        }
+        Ok(x)
+    }
+
+    fn logits(&self, hidden: Tensor<2>) -> Result<Tensor<2>> {
+        let normed = rms_norm(hidden, self.norm.clone(), self.config.rms_norm_eps)?;
+        Ok(matmul_nt(normed, self.head.clone())?)
+    }
+
+    fn indices(&self, values: impl Iterator<Item = usize>) -> Tensor<1, Int> {
+        let values: Vec<_> = values.map(|value| value as i32).collect();
+        let length = values.len();
+        Tensor::from_data(TensorData::new(values, [length]), (&self.device, DType::I32))
+    }
+}
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+impl Layer {
+    fn load(config: &Config, loader: &Loader<'_>, index: usize) -> Result<Self> {
+        let Config { hidden_size, intermediate_size, .. } = *config;
+        let [q_rows, kv_rows] = [config.q_heads, config.kv_heads].map(|heads| heads * config.head_dim);
+        let linear = |parts: &[(&str, usize)], columns: usize, bias: bool| -> Result<Linear> {
+            let named = |kind: &str| -> Vec<(String, usize)> {
+                let name =
+                    |(part, rows): &(&str, usize)| (format!("model.layers.{index}.{part}.{kind}"), *rows);
+                parts.iter().map(name).collect()
+            };
+            let weights = named("weight");
+            let weights: Vec<_> =
+                weights.iter().map(|(name, rows)| (name.as_str(), [*rows, columns])).collect();
+            let biases = named("bias");
+            let biases: Vec<_> = biases.iter().map(|(name, rows)| (name.as_str(), [*rows])).collect();
+            let bias = if bias { Some(loader.stacked(&biases)?) } else { None };
+            Ok(Linear { weight: loader.stacked(&weights)?, bias })
+        };
+        let norm = |part: &str| loader.tensor(&format!("model.layers.{index}.{part}.weight"), [hidden_size]);
+        let qkv =
+            [("self_attn.q_proj", q_rows), ("self_attn.k_proj", kv_rows), ("self_attn.v_proj", kv_rows)];
+        let gate_up = [("mlp.gate_proj", intermediate_size), ("mlp.up_proj", intermediate_size)];
+        Ok(Self {
+            attention_norm: norm("input_layernorm")?,
+            qkv: linear(&qkv, hidden_size, config.attention_bias)?,
+            output: linear(&[("self_attn.o_proj", hidden_size)], q_rows, config.attention_bias)?,
+            feed_forward_norm: norm("post_attention_layernorm")?,
+            gate_up: linear(&gate_up, hidden_size, config.mlp_bias)?,
+            down: linear(&[("mlp.down_proj", hidden_size)], intermediate_size, config.mlp_bias)?,
+        })
+    }
+}
+
+impl Linear {
+    fn forward(&self, x: Tensor<2>) -> Result<Tensor<2>> {
+        let y = matmul_nt(x, self.weight.clone())?;
+        Ok(match &self.bias {
+            Some(bias) => y + bias.clone().unsqueeze(),
+            None => y,
+        })
+    }
+}

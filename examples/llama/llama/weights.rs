@@ -1,0 +1,184 @@
+//! Weights in `safetensors` files: one, or shards with an index.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+
+use super::config::read_json;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// The tensors of a checkpoint, still on disk.
+pub struct Weights {
+    files: Vec<Mmap>,
+    tensors: HashMap<String, Stored>,
+}
+
+/// Where a tensor lies.
+struct Stored {
+    file: usize,
+    bytes: Range<usize>,
+    shape: Vec<usize>,
+    dtype: Dtype,
+}
+
+/// `model.safetensors.index.json`.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, PathBuf>,
+}
+
+impl Weights {
+    /// Opens the files of a model folder and reads their headers.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let mut weights = Self { files: Vec::new(), tensors: HashMap::new() };
+        let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
+        if single.exists() {
+            weights.tensors = weights.add_file(&single)?;
+        } else if index.exists() {
+            weights.add_shards(folder, &read_json(&index)?).with_context(|| index.display().to_string())?;
+        } else {
+            let hint = match folder.join("pytorch_model.bin").exists() {
+                true => "; convert pytorch_model.bin to safetensors first",
+                false => "",
+            };
+            bail!("there is neither {SINGLE} nor {INDEX} in {}{hint}", folder.display());
+        }
+        Ok(weights)
+    }
+
+    fn add_shards(&mut self, folder: &Path, index: &Index) -> Result<()> {
+        let mut shards: HashMap<&Path, HashMap<String, Stored>> = HashMap::new();
+        for (name, file) in &index.weight_map {
+            let shard = match shards.get_mut(file.as_path()) {
+                Some(shard) => shard,
+                None => {
+                    ensure!(
+                        file.file_name() == Some(file.as_os_str()),
+                        "{} is no file name in the folder",
+                        file.display()
+                    );
+                    let opened = self.add_file(&folder.join(file))?;
+                    shards.entry(file).or_insert(opened)
+                }
+            };
+            let stored = shard
+                .remove(name)
+                .with_context(|| format!("{} lacks {name}, which the index puts there", file.display()))?;
+            self.tensors.insert(name.clone(), stored);
+        }
+        Ok(())
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<HashMap<String, Stored>> {
+        let shown = path.display();
+        let file = File::open(path).with_context(|| format!("cannot open {shown}"))?;
+        // SAFETY: the bytes are only copied and parsed, so that a file that somebody changes meanwhile gives wrong
+        // numbers at worst; one that is cut short meanwhile ends the process, as it would any program that maps files.
+        let map = unsafe { Mmap::map(&file) }.with_context(|| format!("cannot read {shown}"))?;
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
+            match map.starts_with(b"version https://git-lfs") {
+                true => anyhow!("{shown} is only a Git LFS pointer; fetch the file with `git lfs pull`"),
+                false => anyhow!("{shown} is damaged or no safetensors file: {error}"),
+            }
+        })?;
+        let data = header + size_of::<u64>();
+        let tensors = metadata.tensors().into_iter().map(|(name, info)| {
+            let (start, end) = info.data_offsets;
+            let stored = Stored {
+                file: self.files.len(),
+                bytes: data + start..data + end,
+                shape: info.shape.clone(),
+                dtype: info.dtype,
+            };
+            (name, stored)
+        });
+        let tensors = tensors.collect();
+        self.files.push(map);
+        Ok(tensors)
+    }
+
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> usize {
+        self.tensors.values().map(|stored| stored.bytes.len()).sum()
+    }
+
+    /// The element type of a tensor.
+    pub fn dtype(&self, name: &str) -> Result<DType> {
+        float_dtype(name, self.find(name)?.dtype)
+    }
+
+    fn find(&self, name: &str) -> Result<&Stored> {
+        self.tensors.get(name).with_context(|| format!("{name} is missing from the weights"))
+    }
+}
+
+fn float_dtype(name: &str, dtype: Dtype) -> Result<DType> {
+    match dtype {
+        Dtype::F64 => Ok(DType::F64),
+        Dtype::F32 => Ok(DType::F32),
+        Dtype::F16 => Ok(DType::F16),
+        Dtype::BF16 => Ok(DType::BF16),
+        other => bail!(
+            "{name} is of type {other:?}, expected F32, F16 or BF16 (quantized weights are not supported)"
+        ),
+    }
+}
+
+/// Copies weights to a device.
+pub struct Loader<'a> {
+    pub weights: &'a Weights,
+    pub device: &'a Device,
+    /// The element type that every tensor is converted to.
+    pub dtype: DType,
+    /// Told how many bytes have been read, after each tensor.
+    pub progress: &'a dyn Fn(usize),
+}
+
+impl Loader<'_> {
+    /// One tensor, which must have the shape that follows from the configuration.
+    pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>> {
+        self.stacked(&[(name, shape)])
+    }
+
+    /// Several tensors as one, stacked along their first axis.
+    pub fn stacked<const D: usize>(&self, parts: &[(&str, [usize; D])]) -> Result<Tensor<D>> {
+        let [(_, mut shape), ..] = *parts else { bail!("no tensor to load") };
+        shape[0] = parts.iter().map(|(_, shape)| shape[0]).sum();
+        let elements = shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent));
+        let mut bytes =
+            Vec::with_capacity(elements.unwrap_or(0).saturating_mul(self.dtype.size()).min(1 << 40));
+        for (name, shape) in parts {
+            self.append(name, shape, &mut bytes)?;
+        }
+        let data = TensorData::try_from_bytes_vec(bytes, shape, self.dtype)?;
+        Ok(Tensor::from_data(data, (self.device, self.dtype)))
+    }
+
+    fn append(&self, name: &str, shape: &[usize], bytes: &mut Vec<u8>) -> Result<()> {
+        let stored = self.weights.find(name)?;
+        ensure!(
+            stored.shape == shape,
+            "{name} has shape {:?}, expected {shape:?} from config.json",
+            stored.shape
+        );
+        let dtype = float_dtype(name, stored.dtype)?;
+        let raw = &self.weights.files[stored.file][stored.bytes.clone()];
+        if dtype == self.dtype {
+            bytes.extend_from_slice(raw);
+        } else {
+            let data = TensorData::try_from_bytes_vec(raw.to_vec(), shape.to_vec(), dtype)?;
+            bytes.extend_from_slice(data.try_cast(self.dtype)?.as_bytes());
+        }
+        (self.progress)(raw.len());
+        Ok(())
+    }
+}

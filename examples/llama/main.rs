@@ -1,0 +1,246 @@
+//! Writes text with a Llama of Hugging Face, on the operations of `burn_flashinfer`.
+//!
+//! `cargo run --release --example llama` tells a story with the little model that comes along. See `llama/model.rs` for
+//! how the operations fit together, and `--help` for the rest.
+
+mod device;
+mod llama;
+mod printer;
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use burn::tensor::DType;
+use burn_flashinfer::KvLayout;
+use clap::{Parser, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use device::DeviceKind;
+use llama::config::{Config, GenerationDefaults};
+use llama::generate::{Event, Finish, Options, Request, Stats, generate};
+use llama::model::Llama;
+use llama::sampling::Sampling;
+use llama::tokenizer::TextTokenizer;
+use printer::Printer;
+
+/// Writes text with a Llama, on the operations of burn-flashinfer.
+///
+/// Without arguments it tells a story with the little model that comes along. The text goes to standard output, all else
+/// to standard error; RUST_LOG=debug says more.
+#[derive(Parser)]
+#[command(name = "llama", version)]
+struct Args {
+    /// Model folder as Hugging Face has it: config.json, tokenizer.json, *.safetensors
+    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/llama/tiny"))]
+    model: PathBuf,
+    /// Where to run [default: the first that the build has]
+    #[arg(long, value_enum)]
+    device: Option<DeviceKind>,
+    /// Element type to compute in [default: that of the weights]
+    #[arg(long, value_enum)]
+    dtype: Option<FloatType>,
+    /// Text to write on from; give several for a batch [default: "Once upon a time"]
+    #[arg(long, value_name = "TEXT")]
+    prompt: Vec<String>,
+    /// File with one prompt, without its last line break; may be given several times
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Vec<PathBuf>,
+    /// Tokens to write for each prompt, at most
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = at_least_one)]
+    max_new_tokens: usize,
+    /// 0 takes the most likely token, more is more random [default: as generation_config.json says; else 0, or 1 with
+    /// --top-k or --top-p]
+    #[arg(long, value_name = "T")]
+    temperature: Option<f64>,
+    /// Choose among this many most likely tokens
+    #[arg(long, value_name = "K", value_parser = at_least_one)]
+    top_k: Option<usize>,
+    /// Choose among the fewest most likely tokens that hold this share of the probability
+    #[arg(long, value_name = "P")]
+    top_p: Option<f64>,
+    /// Seed of the random numbers; prompt number i, from 0, gets SEED + i
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Tokens in a page of the cache
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one)]
+    page_size: usize,
+    /// Order of the axes of a page
+    #[arg(long, value_enum, default_value = "nhd")]
+    layout: Layout,
+    /// Write on past the end of a text
+    #[arg(long)]
+    ignore_eos: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FloatType {
+    F32,
+    F16,
+    Bf16,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Layout {
+    /// Tokens before heads
+    Nhd,
+    /// Heads before tokens
+    Hnd,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("expected at least 1".into()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read the text has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let prompts = prompts(args)?;
+    // What is cheap to get wrong comes first.
+    Config::load(&args.model)?;
+    let defaults = GenerationDefaults::load(&args.model)?;
+    let sampling = sampling(args, &defaults)?;
+    let tokenizer = TextTokenizer::load(&args.model)?;
+    let tokens: Vec<Vec<u32>> =
+        prompts.iter().map(|prompt| tokenizer.encode(prompt)).collect::<Result<_>>()?;
+
+    let device = device::open(args.device)?;
+    let dtype = args.dtype.map(|dtype| match dtype {
+        FloatType::F32 => DType::F32,
+        FloatType::F16 => DType::F16,
+        FloatType::Bf16 => DType::BF16,
+    });
+    let model = load(&args.model, &device, dtype)?;
+
+    let eos_tokens = match args.ignore_eos {
+        true => Vec::new(),
+        false => defaults.eos_tokens().unwrap_or_else(|| model.config.eos_tokens.clone()),
+    };
+    let layout = match args.layout {
+        Layout::Nhd => KvLayout::Nhd,
+        Layout::Hnd => KvLayout::Hnd,
+    };
+    let options = Options {
+        max_new_tokens: args.max_new_tokens,
+        sampling,
+        eos_tokens,
+        page_size: args.page_size,
+        layout,
+    };
+    let requests: Vec<_> = tokens
+        .iter()
+        .zip(0..)
+        .map(|(tokens, index)| Request { tokens: tokens.clone(), seed: args.seed.wrapping_add(index) })
+        .collect();
+
+    let mut cut = Vec::new();
+    let mut printer = Printer::new(io::stdout().lock(), &tokenizer, &prompts, &tokens)?;
+    let stats = generate(&model, &requests, &options, |event: Event| {
+        if event.finish == Some(Finish::Context) {
+            cut.push(event.request + 1);
+        }
+        printer.push(event)
+    })?;
+    for prompt in cut {
+        say(&format!(
+            "prompt {prompt}: the text ends where the model's context of {} tokens does",
+            model.config.max_positions
+        ));
+    }
+    say(&summary(&stats));
+    Ok(())
+}
+
+fn prompts(args: &Args) -> Result<Vec<String>> {
+    let mut prompts = args.prompt.clone();
+    for path in &args.prompt_file {
+        let mut text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the prompt {}", path.display()))?;
+        for end in ["\n", "\r"] {
+            text.truncate(text.strip_suffix(end).unwrap_or(&text).len());
+        }
+        prompts.push(text);
+    }
+    if prompts.is_empty() {
+        prompts.push("Once upon a time".to_owned());
+    }
+    Ok(prompts)
+}
+
+fn sampling(args: &Args, defaults: &GenerationDefaults) -> Result<Sampling> {
+    let temperature = args.temperature.unwrap_or_else(|| match defaults.temperature() {
+        0.0 if args.top_k.is_some() || args.top_p.is_some() => 1.0,
+        temperature => temperature,
+    });
+    Sampling::new(temperature, args.top_k.or(defaults.top_k()), args.top_p.unwrap_or(defaults.top_p()))
+}
+
+/// Loads the model, with a bar that shows how far it is.
+fn load(folder: &Path, device: &burn::tensor::Device, dtype: Option<DType>) -> Result<Llama> {
+    let bar = ProgressBar::no_length();
+    if let Ok(style) = ProgressStyle::with_template("loading {bar:40} {bytes}/{total_bytes} {bytes_per_sec}")
+    {
+        bar.set_style(style);
+    }
+    let start = std::time::Instant::now();
+    let model = Llama::load(folder, device, dtype, |bytes| {
+        bar.set_length(bytes as u64);
+        |bytes| bar.inc(bytes as u64)
+    });
+    bar.finish_and_clear();
+    let model = model?;
+    tracing::info!(
+        seconds = start.elapsed().as_secs_f64(),
+        dtype = model.dtype.name(),
+        "loaded {}",
+        folder.display()
+    );
+    Ok(model)
+}
+
+fn summary(stats: &Stats) -> String {
+    let rate = |tokens: usize, time: Duration| match time.as_secs_f64() {
+        seconds if tokens > 0 && seconds > 0.0 => format!(", {:.0} tok/s", tokens as f64 / seconds),
+        _ => String::new(),
+    };
+    let mut line =
+        format!("prompt {} tokens{}", stats.prompt_tokens, rate(stats.prompt_tokens, stats.prefill));
+    // The first token of a text comes with its prompt.
+    let decoding = rate(stats.decoded_tokens, stats.decode);
+    let first = stats.first_token.as_secs_f64() * 1e3;
+    let _ = write!(
+        line,
+        " | generated {} tokens{decoding} | time to first token {first:.1} ms",
+        stats.new_tokens
+    );
+    line
+}
+
+/// A line on standard error; if nobody can read it, so be it.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
