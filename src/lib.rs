@@ -55,6 +55,7 @@ mod ops;
 mod options;
 mod page_pool;
 mod page_table;
+pub mod reference;
 
 pub use cache::{CacheConfig, KvPages, PagedKvCache, SequenceId};
 pub use error::{Error, Result};
