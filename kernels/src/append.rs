@@ -8,6 +8,7 @@ use crate::tensor::{KvLayout, Result, addresses, alignment, by_slot, contiguous,
 const KERNEL: &str = "append_paged_kv";
 
 /// `pool[slot(t) / page_size, slot(t) % page_size] = new[t]` for keys and values. A unit moves one vector of each.
+#[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn append_paged_kv<F: Float, N: Size>(
     k_pool: &mut Tensor<Vector<F, N>>,

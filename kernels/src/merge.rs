@@ -10,6 +10,7 @@ const KERNEL: &str = "merge_state";
 
 /// `v = (2^s_a v_a + 2^s_b v_b) / (2^s_a + 2^s_b)` and `s = log2(2^s_a + 2^s_b)`. A unit computes one element of `v`;
 /// the first of a row also `s`.
+#[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn merge_state<F: Float>(
     v_a: &Tensor<F>,

@@ -8,23 +8,23 @@ use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vecto
 
 const KERNEL: &str = "rms_norm";
 
-/// `y = x / sqrt(mean(x²) + epsilon) · weight`. One cube owns one row: unit `u` squares and scales the vectors `u, u +
-/// units, ..`, and every unit adds the partial sums in the same order.
+/// `y = x / sqrt(mean(x²) + epsilon) · weight`. `U` units own a row: unit `u` squares and scales the vectors `u, u +
+/// U, ..`, and every unit adds the partial sums in the same order. A cube is one row, or `rows` rows of one unit each.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn rms_norm<F: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
     weight: &Tensor<Vector<F, N>>,
     y: &mut Tensor<Vector<F, N>>,
     epsilon: f32,
-    rows: usize,
+    #[comptime] rows: usize,
     #[comptime] units: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let row = CUBE_POS;
-    if row >= rows {
+    let unit = UNIT_POS as usize % units;
+    let row = CUBE_POS * rows + UNIT_POS as usize / units;
+    if row >= x.shape(0) {
         terminate!();
     }
-    let unit = UNIT_POS as usize;
     let width = x.shape(1);
     let vectors = width / N::value();
     let start = row * x.stride(0) / N::value();
@@ -36,13 +36,15 @@ fn rms_norm<F: Float, N: Size>(
         squares += value * value;
         i += units;
     }
-    let mut partial = Shared::<[f32]>::new_slice(units);
-    partial[unit] = squares.vector_sum();
-    sync_cube();
-
-    let mut sum = 0.0f32;
-    for u in 0..units {
-        sum += partial[u];
+    let mut sum = squares.vector_sum();
+    if comptime!(units > 1) {
+        let mut partial = Shared::<[f32]>::new_slice(units);
+        partial[unit] = sum;
+        sync_cube();
+        sum = 0.0f32;
+        for u in 0..units {
+            sum += partial[u];
+        }
     }
     let scale = Vector::<f32, N>::new(1.0f32 / (sum / f32::cast_from(width) + epsilon).sqrt());
     let mut i = unit;
@@ -51,8 +53,6 @@ fn rms_norm<F: Float, N: Size>(
         y[row * vectors + i] = Vector::cast_from(value * scale * Vector::cast_from(weight[i]));
         i += units;
     }
-    // The CPU runtime gives the next row the same shared memory.
-    sync_cube();
 }
 
 /// Rows, their weight, and where their norms go.
@@ -87,27 +87,30 @@ pub fn launch(client: &Client, norm: RmsNorm, dtype: ElemType) -> Result<()> {
 
     let device = DeviceProfile::of(client);
     let lanes = vector(client, dtype, &[width], alignment(&x));
-    let units = match device.cpu_cores {
-        // A thread a unit: a row is too short for more.
-        Some(_) => 1,
-        None => ((width / lanes) as u32).next_multiple_of(device.plane).min(256).min(device.max_units),
+    let (units, cube_rows) = match device.cpu_cores {
+        // Units are threads here: a row each.
+        Some(cores) => (1, cores),
+        None => {
+            let units = ((width / lanes) as u32).next_multiple_of(device.plane);
+            (units.min(256).min(device.max_units), 1)
+        }
     };
-    let count = cover(KERNEL, row_count, device.max_cubes)?;
+    let count = cover(KERNEL, row_count.div_ceil(cube_rows as usize), device.max_cubes)?;
     let address = addresses(&[(&x, dtype.size()), (&weight, dtype.size()), (&y, dtype.size())]);
-    // SAFETY: a cube beyond the last row stops; columns stay below the width that x, weight and y share, which the
+    // SAFETY: a unit beyond the last row stops; columns stay below the width that x, weight and y share, which the
     // vectors divide. The partial sums have one place per unit.
     unsafe {
         rms_norm::launch_unchecked(
             client,
             count,
-            CubeDim::new_1d(units),
+            CubeDim::new_1d(units * cube_rows),
             address,
             lanes,
             x.into_tensor_arg(),
             weight.into_tensor_arg(),
             y.into_tensor_arg(),
             epsilon,
-            row_count,
+            cube_rows as usize,
             units as usize,
             dtype,
         );

@@ -32,7 +32,8 @@ impl DeviceProfile {
                 None => hardware.max_units_per_cube.min(hardware.max_cube_dim.0),
             },
             max_cubes: [x, y, z],
-            shared_memory: hardware.max_shared_memory_size,
+            // On a CPU this is the first-level cache of one core.
+            shared_memory: hardware.max_shared_memory_size * hardware.num_cpu_cores.unwrap_or(1) as usize,
             load_bytes: (hardware.load_width as usize / 8).clamp(4, 16),
             max_vector: hardware.max_vector_size.max(1),
             cpu_cores: hardware.num_cpu_cores,

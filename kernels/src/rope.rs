@@ -18,6 +18,7 @@ pub enum Style {
 
 /// `(a, b) -> (a cos - b sin, b cos + a sin)` for each pair, at the angle of the token's position. A unit computes one
 /// element of `q_out` or, in the heads after those of `q`, of `k_out`.
+#[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn apply_rope<F: Float>(
     q: &Tensor<F>,

@@ -4,6 +4,7 @@ use cubecl::prelude::*;
 
 /// Where the queries and keys of each request lie: one kernel variant each.
 #[derive(CubeType, CubeLaunch)]
+#[expect(dead_code, reason = "launches build it from `TableArgs`")]
 pub(crate) enum Table {
     /// One request.
     Single,

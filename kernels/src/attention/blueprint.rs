@@ -15,7 +15,9 @@ pub struct HeadDims {
 /// How one cube works. Each distinct blueprint is a kernel to compile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Blueprint {
-    /// Units of a cube.
+    /// Rows of a cube, a row being one query token of one query head. More than one only with one unit each.
+    pub rows: u32,
+    /// Units that share a row.
     pub units: u32,
     /// Keys between two barriers.
     pub tile: usize,
@@ -44,28 +46,21 @@ pub(crate) struct Alignment {
 
 impl Blueprint {
     /// The choice for a device, elements of `elem_size` bytes, and loads aligned to `align` elements.
-    pub(crate) fn auto(
-        device: &DeviceProfile,
-        dims: HeadDims,
-        elem_size: usize,
-        align: Alignment,
-        max_keys: usize,
-    ) -> Self {
+    pub(crate) fn auto(device: &DeviceProfile, dims: HeadDims, elem_size: usize, align: Alignment) -> Self {
         let widest = device.widest(elem_size);
         let qk_vector = divisor(dims.qk, widest.min(align.qk));
         if let Some(cores) = device.cpu_cores {
-            // Units are threads here and a barrier costs microseconds: few units, long tiles.
-            let units = cores.clamp(1, 16);
+            // Units are threads here and a barrier is a spin lock: a row each, so that there is none.
             let vo_vector = divisor(dims.vo, widest.min(align.vo));
-            return Self { units, tile: 256, qk_vector, vo_vector };
+            return Self { rows: cores.clamp(1, device.max_units), units: 1, tile: 64, qk_vector, vo_vector };
         }
         // Two columns a unit, in whole planes.
         let units = (dims.vo.div_ceil(2) as u32).next_multiple_of(device.plane);
         let units = units.clamp(device.plane, 128.max(device.plane)).min(device.max_units);
         let vo_vector = divisor(dims.vo, dims.vo.div_ceil(units as usize).min(widest).min(align.vo));
-        // A tile per round of logits, unless there are fewer keys than that.
-        let tile = (units as usize).max(64).min(max_keys.next_power_of_two()).max(16);
-        Self { units, tile, qk_vector, vo_vector }
+        // A key a unit, but tiles long enough to be worth two barriers.
+        let tile = (units as usize).max(64);
+        Self { rows: 1, units, tile, qk_vector, vo_vector }
     }
 
     /// Whether the blueprint can run, or why not.
@@ -74,6 +69,10 @@ impl Blueprint {
             |setting, got, expected| Err(Refusal::Blueprint { kernel: "attention", setting, got, expected });
         if self.units == 0 || self.units > device.max_units {
             return refused("units", self.units as usize, format!("1 to {}", device.max_units));
+        }
+        let rows = if self.units == 1 { device.max_units } else { 1 };
+        if self.rows == 0 || self.rows > rows {
+            return refused("rows", self.rows as usize, format!("1 to {rows} with {} units", self.units));
         }
         if self.tile == 0 {
             return refused("tile", 0, "at least 1".into());
@@ -98,9 +97,9 @@ impl Blueprint {
         Ok(())
     }
 
-    /// Bytes of shared memory of a cube: the query in f32, and per key logit, weight and address.
+    /// Bytes of shared memory of a cube: per row the query in f32, and per key logit, weight and address.
     fn shared_memory(&self, dims: HeadDims) -> usize {
-        4 * dims.qk + self.tile * (4 + 4 + 8)
+        self.rows as usize * (4 * dims.qk + self.tile * (4 + 4 + 8))
     }
 }
 
@@ -131,7 +130,7 @@ mod tests {
                     for align in [1, 2, 8, 64] {
                         let (dims, align) =
                             (HeadDims { qk: dim, vo: dim }, Alignment { qk: align, vo: align });
-                        let chosen = Blueprint::auto(&device, dims, elem_size, align, 1000);
+                        let chosen = Blueprint::auto(&device, dims, elem_size, align);
                         assert_eq!(chosen.check(&device, dims, align), Ok(()), "{chosen:?} on {device:?}");
                     }
                 }
@@ -141,17 +140,19 @@ mod tests {
 
     #[test]
     fn choice_is_known() {
-        let chosen = Blueprint::auto(&GPU, DIMS, 2, ALIGNED, 1000);
-        assert_eq!(chosen, Blueprint { units: 64, tile: 64, qk_vector: 8, vo_vector: 2 });
+        let chosen = Blueprint::auto(&GPU, DIMS, 2, ALIGNED);
+        assert_eq!(chosen, Blueprint { rows: 1, units: 64, tile: 64, qk_vector: 8, vo_vector: 2 });
     }
 
     #[test]
     fn refuses_by_name() {
-        let good = Blueprint { units: 32, tile: 64, qk_vector: 4, vo_vector: 2 };
+        let good = Blueprint { rows: 1, units: 32, tile: 64, qk_vector: 4, vo_vector: 2 };
         assert_eq!(good.check(&GPU, DIMS, ALIGNED), Ok(()));
         for (bad, setting) in [
             (Blueprint { units: 0, ..good }, "units"),
             (Blueprint { units: 2048, ..good }, "units"),
+            (Blueprint { rows: 0, ..good }, "rows"),
+            (Blueprint { rows: 2, ..good }, "rows"),
             (Blueprint { tile: 0, ..good }, "tile"),
             (Blueprint { tile: 4096, ..good }, "tile"),
             (Blueprint { qk_vector: 3, ..good }, "qk_vector"),

@@ -1,7 +1,7 @@
 //! ```text
 //! o_i = Σ_j p_ij v_j / Σ_j p_ij      p_ij = exp(s_ij - m_i)      s_ij = scale q_i·k_j, soft-capped, for visible j
 //! ```
-//! One cube owns one query token of one query head. It walks over the visible keys in tiles; per tile
+//! A row is one query token of one query head. `U` units own a row and walk over its visible keys in tiles; per tile
 //!
 //! | step | unit `u` of `U` | shared memory |
 //! |------|-----------------|---------------|
@@ -14,6 +14,9 @@
 //! Two barriers a tile are enough: step 1 of the next tile writes only what step 2 has finished reading, and its step
 //! 2 comes after a barrier that every unit reaches after step 3. All units find maximum and sum in the same order, so
 //! they agree without talking, and the result does not change from run to run.
+//!
+//! On a GPU a cube is one row. On a CPU a unit is a thread and a barrier a spin lock, so there a cube is many rows of
+//! one unit each, every row with its part of the shared memory, and there are no barriers.
 //!
 //! The masks are ranges of keys, so a masked key is never read, let alone weighed.
 
@@ -38,6 +41,7 @@ pub(crate) struct Params {
 
 /// `q`: `[tokens, q_heads, qk]`, `k`: `[pages, slots, kv_heads, qk]`, `v`: `[pages, slots, kv_heads, vo]`, `output`:
 /// `[tokens, q_heads, vo]` and `lse`: `[tokens, q_heads]`, both contiguous.
+#[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn attention<F: Float, QK: Size, VO: Size>(
     q: &Tensor<Vector<F, QK>>,
@@ -51,16 +55,18 @@ pub(crate) fn attention<F: Float, QK: Size, VO: Size>(
     #[comptime] blueprint: Blueprint,
     #[define(F)] _dtype: ElemType,
 ) {
-    let row = CUBE_POS;
-    if row >= params.rows {
-        terminate!();
-    }
-    let unit = UNIT_POS as usize;
     let units = comptime!(blueprint.units as usize);
+    let rows = comptime!(blueprint.rows as usize);
     let tile = comptime!(blueprint.tile);
     let qk = comptime!(dims.qk / blueprint.qk_vector);
     let vo = comptime!(dims.vo / blueprint.vo_vector);
 
+    let unit = UNIT_POS as usize % units;
+    let part = UNIT_POS as usize / units;
+    let row = CUBE_POS * rows + part;
+    if row >= params.rows {
+        terminate!();
+    }
     let q_heads = q.shape(1);
     let token = row / q_heads;
     let head = row % q_heads;
@@ -68,18 +74,21 @@ pub(crate) fn attention<F: Float, QK: Size, VO: Size>(
     let request = request_of(table, token, q.shape(0), k.shape(1));
     let (start, end) = visible(&request, params);
 
-    let mut query = Shared::<[Vector<f32, QK>]>::new_slice(qk);
-    let mut logits = Shared::<[f32]>::new_slice(tile);
-    let mut weights = Shared::<[f32]>::new_slice(tile);
-    let mut values = Shared::<[usize]>::new_slice(tile);
+    let mut query = Shared::<[Vector<f32, QK>]>::new_slice(rows * qk);
+    let mut logits = Shared::<[f32]>::new_slice(rows * tile);
+    let mut weights = Shared::<[f32]>::new_slice(rows * tile);
+    let mut values = Shared::<[usize]>::new_slice(rows * tile);
+
+    // Where this row's part begins.
+    let (query_at, tile_at) = (part * qk, part * tile);
 
     let q_row = (token * q.stride(0) + head * q.stride(1)) / QK::value();
     let mut i = unit;
     while i < qk {
-        query[i] = Vector::cast_from(q[q_row + i]);
+        query[query_at + i] = Vector::cast_from(q[q_row + i]);
         i += units;
     }
-    sync_cube();
+    meet(units);
 
     let columns = comptime!(vo.div_ceil(units));
     let unrolled = comptime!(columns <= 8);
@@ -101,27 +110,27 @@ pub(crate) fn attention<F: Float, QK: Size, VO: Size>(
             let at = (at + kv_head * k.stride(2)) / QK::value();
             let mut dot = Vector::<f32, QK>::new(0.0f32);
             for i in 0..qk {
-                dot += query[i] * Vector::cast_from(k[at + i]);
+                dot += query[query_at + i] * Vector::cast_from(k[at + i]);
             }
-            logits[j] = soft_capped(dot.vector_sum() * params.scale, params.soft_cap);
+            logits[tile_at + j] = soft_capped(dot.vector_sum() * params.scale, params.soft_cap);
             j += units;
         }
-        sync_cube();
+        meet(units);
 
         let mut highest = maximum;
         for j in 0..keys {
-            highest = max(highest, logits[j]);
+            highest = max(highest, logits[tile_at + j]);
         }
         // While every logit is -inf, subtract 0 instead: (-inf) - (-inf) would be NaN.
         let base = select(highest == f32::NEG_INFINITY, 0.0f32, highest);
         let mut j = unit;
         while j < keys {
-            weights[j] = (logits[j] - base).exp();
+            weights[tile_at + j] = (logits[tile_at + j] - base).exp();
             let at = key_offset(table, &request, first + j, v.stride(0), v.stride(1));
-            values[j] = (at + kv_head * v.stride(2)) / VO::value();
+            values[tile_at + j] = (at + kv_head * v.stride(2)) / VO::value();
             j += units;
         }
-        sync_cube();
+        meet(units);
 
         let rescale = (maximum - base).exp();
         maximum = highest;
@@ -131,8 +140,8 @@ pub(crate) fn attention<F: Float, QK: Size, VO: Size>(
             sums[c] *= Vector::new(rescale);
         }
         for j in 0..keys {
-            let weight = weights[j];
-            let at = values[j];
+            let weight = weights[tile_at + j];
+            let at = values[tile_at + j];
             sum += weight;
             #[unroll(unrolled)]
             for c in 0..columns {
@@ -163,6 +172,14 @@ pub(crate) fn attention<F: Float, QK: Size, VO: Size>(
             }
         }
         ComptimeOption::None => {}
+    }
+}
+
+/// Waits for the other units of the row, if there are any.
+#[cube]
+fn meet(#[comptime] units: usize) {
+    if comptime!(units > 1) {
+        sync_cube();
     }
 }
 

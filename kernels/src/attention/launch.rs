@@ -69,6 +69,9 @@ pub struct Attention {
 /// If the shapes do not fit, or if the blueprint cannot run. Nothing is launched then.
 pub fn launch(client: &Client, problem: Attention, dtype: ElemType, choice: Choice) -> Result<()> {
     let Attention { q, k, v, output, lse, batch, causal, window_left, soft_cap, scale } = problem;
+    if output.size() == 0 {
+        return Ok(());
+    }
     let (k, v) = match &batch {
         Batch::Paged { layout, .. } => {
             rows(KERNEL, "k", &k, 4)?;
@@ -83,22 +86,17 @@ pub fn launch(client: &Client, problem: Attention, dtype: ElemType, choice: Choi
     };
     let dims = check(&q, &k, &v, &output, lse.as_ref(), &batch)?;
     let row_count = q.shape[0] * q.shape[1];
-    if row_count == 0 {
-        return Ok(());
-    }
     // Without any key nothing is read, but a buffer must be bound, and an empty one cannot be.
     let (k, v) = (or_bound(k, &q), or_bound(v, &q));
 
     let device = DeviceProfile::of(client);
     let align = Alignment { qk: alignment(&q).min(alignment(&k)), vo: alignment(&v) };
     let blueprint = match choice {
-        Choice::Auto => {
-            Blueprint::auto(&device, dims, dtype.size(), align, k.shape[0].saturating_mul(k.shape[1]))
-        }
+        Choice::Auto => Blueprint::auto(&device, dims, dtype.size(), align),
         Choice::Exactly(blueprint) => blueprint,
     };
     blueprint.check(&device, dims, align)?;
-    let cubes = cover(KERNEL, row_count, device.max_cubes)?;
+    let cubes = cover(KERNEL, row_count.div_ceil(blueprint.rows as usize), device.max_cubes)?;
     let address =
         addresses(&[(&q, dtype.size()), (&k, dtype.size()), (&v, dtype.size()), (&output, dtype.size())]);
     let params = ParamsLaunch::new(
@@ -111,15 +109,15 @@ pub fn launch(client: &Client, problem: Attention, dtype: ElemType, choice: Choi
     let page_size = k.shape[1];
     let table = table_args(batch, page_size);
 
-    // SAFETY: a cube beyond the last row stops. A row reads q and writes output and lse at (token, head), within the
+    // SAFETY: a unit beyond the last row stops. A row reads q and writes output and lse at (token, head), within the
     // shapes checked above; k and v at keys below kv_len, whose pages and offsets are in bounds by the contract on
     // index tensors. Column loads stay below the head dimensions, which the vectors divide. Shared memory is indexed
-    // by keys < tile and columns of the query. `blueprint` was checked against the device.
+    // by keys < tile and columns of the query, within the part of the row. `blueprint` was checked against the device.
     unsafe {
         kernel::attention::launch_unchecked(
             client,
             cubes,
-            CubeDim::new_1d(blueprint.units),
+            CubeDim::new_1d(blueprint.rows * blueprint.units),
             address,
             blueprint.qk_vector,
             blueprint.vo_vector,
