@@ -242,7 +242,7 @@ enum Keys {
 /// An attention problem whose shapes, types, devices and options fit each other.
 struct Problem {
     op: &'static str,
-    device: Floats,
+    floats: Floats,
     params: AttentionParams,
 }
 
@@ -296,12 +296,12 @@ impl Problem {
             scale: options.scale.unwrap_or(1.0 / (head_dim as f32).sqrt()),
             return_lse: options.return_lse,
         };
-        Ok(Self { op, device: floats, params })
+        Ok(Self { op, floats, params })
     }
 
     /// The row pointer `indptr` must cover exactly the `tokens` of `of`.
     fn check_rows(&self, argument: &'static str, indptr: &Indptr, of: &str, tokens: usize) -> Result<()> {
-        self.device.on_device(argument, &indptr.device())?;
+        self.floats.on_device(argument, &indptr.device())?;
         if indptr.total() != tokens {
             return Err(Error::Index {
                 op: self.op,

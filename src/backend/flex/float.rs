@@ -1,0 +1,154 @@
+//! The element types, widened to f32 for arithmetic.
+
+use burn::tensor::{Element, bf16, f16};
+
+/// An element that kernels read and write; they compute in f32.
+pub(super) trait Float: Element + bytemuck::Pod + Send + Sync {
+    /// Exactly this number in f32. Written so that a loop over it becomes vector code on any processor.
+    fn widen(self) -> f32;
+
+    /// The nearest number to `value`.
+    fn narrow(value: f32) -> Self;
+}
+
+impl Float for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        value
+    }
+}
+
+impl Float for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+}
+
+impl Float for f16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        // `f16::to_f32` asks the processor at every call whether it can convert, which no loop survives. Instead: move
+        // exponent and mantissa into place and let one product with 2^112 correct the bias, of subnormal numbers too.
+        const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
+        let bits = u32::from(self.to_bits());
+        let sign = (bits & 0x8000) << 16;
+        let magnitude = (bits & 0x7fff) << 13;
+        let finite = (f32::from_bits(magnitude) * REBIAS).to_bits();
+        let special = magnitude | 0x7f80_0000;
+        f32::from_bits(sign | if bits & 0x7c00 == 0x7c00 { special } else { finite })
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        Self::from_f32(value)
+    }
+}
+
+/// Writes `from`, widened, to `to`.
+#[inline(always)]
+pub(super) fn widen_row<E: Float>(from: &[E], to: &mut [f32]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = from.widen();
+    }
+}
+
+/// `Σ a_i b_i`. Partial sums side by side let the compiler use vector registers, which it may not by itself: a float
+/// sum in another order is another sum.
+#[inline(always)]
+pub(super) fn dot<E: Float>(a: &[E], b: &[f32]) -> f32 {
+    const LANES: usize = 32;
+    let mut sums = [0.0_f32; LANES];
+    let (a_blocks, b_blocks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let (a_rest, b_rest) = (a_blocks.remainder(), b_blocks.remainder());
+    for (a, b) in a_blocks.zip(b_blocks) {
+        for lane in 0..LANES {
+            sums[lane] += a[lane].widen() * b[lane];
+        }
+    }
+    for (lane, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
+        sums[lane] += a.widen() * b;
+    }
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            sums[lane] += sums[lane + width];
+        }
+    }
+    sums[0]
+}
+
+/// `2^x` for `x <= 0`, within 2 units in the last place; 0 below -126, NaN for NaN.
+#[inline(always)]
+pub(super) fn exp2_non_positive(x: f32) -> f32 {
+    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
+    const ROUND: f32 = 12_582_912.0;
+    let whole = (x + ROUND) - ROUND;
+    let rest = x - whole;
+    // Taylor series of 2^rest for |rest| <= 1/2: the first term left out is below 2e-9.
+    const C: [f32; 8] = [
+        1.0,
+        std::f32::consts::LN_2,
+        0.240_226_51,
+        0.055_504_11,
+        0.009_618_129,
+        0.001_333_355_8,
+        0.000_154_035_3,
+        0.000_015_252_734,
+    ];
+    let mut power = C[7];
+    for c in C[..7].iter().rev() {
+        power = power * rest + c;
+    }
+    let scale = f32::from_bits((((whole as i32) + 127) << 23) as u32);
+    if x < -126.0 { 0.0 } else { power * scale }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn widening_is_exact() {
+        for bits in 0..=u16::MAX {
+            let (half, brain) = (f16::from_bits(bits), bf16::from_bits(bits));
+            assert!(half.widen() == half.to_f32() || half.is_nan() && half.widen().is_nan(), "{bits:#x}");
+            assert_eq!(brain.widen().to_bits() & 0xff80_0000, brain.to_f32().to_bits() & 0xff80_0000);
+            assert!(brain.widen() == brain.to_f32() || brain.is_nan() && brain.widen().is_nan(), "{bits:#x}");
+        }
+    }
+
+    #[test]
+    fn powers_of_two_are_within_two_units() {
+        for step in 0..=126_000 {
+            let x = -(step as f32) / 1000.0;
+            let (got, exact) = (exp2_non_positive(x), f64::from(x).exp2());
+            let unit = f64::from(f32::EPSILON) * exact;
+            assert!((f64::from(got) - exact).abs() <= 2.0 * unit, "2^{x} is {got}, expected {exact}");
+        }
+        assert_eq!(exp2_non_positive(0.0), 1.0);
+        assert_eq!(exp2_non_positive(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp2_non_positive(-1e30), 0.0);
+        assert!(exp2_non_positive(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn dot_products_of_any_length() {
+        for length in 0..100 {
+            let a: Vec<f32> = (0..length).map(|i| i as f32).collect();
+            let expected: f32 = a.iter().map(|x| x * x).sum();
+            assert_eq!(dot(&a, &a), expected);
+        }
+    }
+}

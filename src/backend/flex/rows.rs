@@ -1,0 +1,126 @@
+//! Operations that go row by row: cache writes, RoPE, merging, norms.
+
+use burn::tensor::DType;
+use burn_flex::FlexTensor;
+
+use super::float::{Float, dot};
+use super::view::{self, Rows, dims, with_rows};
+use crate::extension::RopeStyle;
+use crate::options::KvLayout;
+
+/// Writes rows to the slots of a page pool: in place if it has no other owner, else in a copy of it.
+pub(super) fn append<E: Float>(
+    pool: FlexTensor,
+    new: FlexTensor,
+    slots: &[i32],
+    layout: KvLayout,
+) -> FlexTensor {
+    // Also true of a pool that is a view: the copy has only what the view shows.
+    let mut pool =
+        if pool.is_contiguous() && pool.layout().start_offset() == 0 { pool } else { pool.to_contiguous() };
+    let [_, a, b, width] = dims(&pool);
+    let (page_size, heads) = if layout == KvLayout::Nhd { (a, b) } else { (b, a) };
+    let new = with_rows(new);
+    let new: Rows<'_, E, 2> = Rows::of(&new);
+    let rows: &mut [E] = pool.storage_mut();
+    for (token, &slot) in slots.iter().enumerate() {
+        let Ok(slot) = usize::try_from(slot) else { continue };
+        let (page, offset) = (slot / page_size, slot % page_size);
+        for head in 0..heads {
+            let row = match layout {
+                KvLayout::Nhd => slot * heads + head,
+                KvLayout::Hnd => (page * heads + head) * page_size + offset,
+            };
+            rows[row * width..(row + 1) * width].copy_from_slice(new.row([token, head]));
+        }
+    }
+    pool
+}
+
+/// Rotates the heads of `x` `[tokens, heads, head_dim]`.
+pub(super) fn rope<E: Float>(
+    x: FlexTensor,
+    cos_sin: &FlexTensor,
+    positions: &[i32],
+    style: RopeStyle,
+) -> FlexTensor {
+    let dtype = x.dtype();
+    let x = with_rows(x);
+    let [tokens, heads, dim] = dims(&x);
+    let rows: Rows<'_, E, 2> = Rows::of(&x);
+    let table: Rows<'_, f32, 1> = Rows::of(cos_sin);
+    let pairs = table.width() / 2;
+    let mut rotated = Vec::with_capacity(tokens * heads * dim);
+    for token in 0..tokens {
+        let (cos, sin) = table.row([positions[token] as usize]).split_at(pairs);
+        for head in 0..heads {
+            let row = rows.row([token, head]);
+            let first = rotated.len();
+            rotated.extend_from_slice(row);
+            let out = &mut rotated[first..];
+            for pair in 0..pairs {
+                let (a, b) = match style {
+                    RopeStyle::Halves => (pair, pair + pairs),
+                    RopeStyle::Interleaved => (2 * pair, 2 * pair + 1),
+                };
+                let (x, y) = (row[a].widen(), row[b].widen());
+                out[a] = E::narrow(x * cos[pair] - y * sin[pair]);
+                out[b] = E::narrow(y * cos[pair] + x * sin[pair]);
+            }
+        }
+    }
+    view::tensor(rotated, [tokens, heads, dim], dtype)
+}
+
+/// Merges two attention states.
+pub(super) fn merge<E: Float>(
+    v_a: FlexTensor,
+    s_a: FlexTensor,
+    v_b: FlexTensor,
+    s_b: FlexTensor,
+) -> (FlexTensor, FlexTensor) {
+    let dtype = v_a.dtype();
+    let (v_a, v_b, s_a, s_b) = (with_rows(v_a), with_rows(v_b), with_rows(s_a), with_rows(s_b));
+    let [tokens, heads, dim] = dims(&v_a);
+    let (a, b): (Rows<'_, E, 2>, Rows<'_, E, 2>) = (Rows::of(&v_a), Rows::of(&v_b));
+    let (s_a, s_b): (Rows<'_, f32, 1>, Rows<'_, f32, 1>) = (Rows::of(&s_a), Rows::of(&s_b));
+    let mut values = Vec::with_capacity(tokens * heads * dim);
+    let mut lse = Vec::with_capacity(tokens * heads);
+    for token in 0..tokens {
+        let (s_a, s_b) = (s_a.row([token]), s_b.row([token]));
+        for head in 0..heads {
+            let (s_a, s_b) = (s_a[head], s_b[head]);
+            let maximum = s_a.max(s_b);
+            let weight = |s: f32| if s == f32::NEG_INFINITY { 0.0 } else { (s - maximum).exp2() };
+            let (w_a, w_b) = (weight(s_a), weight(s_b));
+            let sum = w_a + w_b;
+            let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+            // What has no weight may hold anything, NaN too.
+            let part = |weight: f32, value: E| if weight == 0.0 { 0.0 } else { weight * value.widen() };
+            let (row_a, row_b) = (a.row([token, head]), b.row([token, head]));
+            values.extend(
+                row_a.iter().zip(row_b).map(|(&x, &y)| E::narrow((part(w_a, x) + part(w_b, y)) * scale)),
+            );
+            lse.push(if sum == 0.0 { f32::NEG_INFINITY } else { maximum + sum.log2() });
+        }
+    }
+    (view::tensor(values, [tokens, heads, dim], dtype), view::tensor(lse, [tokens, heads], DType::F32))
+}
+
+/// Root-mean-square norm of the rows of `x` `[rows, width]`.
+pub(super) fn rms_norm<E: Float>(x: FlexTensor, weight: FlexTensor, epsilon: f32) -> FlexTensor {
+    let dtype = x.dtype();
+    let (x, weight) = (with_rows(x), with_rows(weight));
+    let [rows, width] = dims(&x);
+    let source: Rows<'_, E, 1> = Rows::of(&x);
+    let weight: Rows<'_, E, 0> = Rows::of(&weight);
+    let mut normed = Vec::with_capacity(rows * width);
+    let mut wide = vec![0.0; width];
+    for row in 0..rows {
+        super::float::widen_row(source.row([row]), &mut wide);
+        let factor = 1.0 / (dot(&wide, &wide) / width as f32 + epsilon).sqrt();
+        let scaled = wide.iter().zip(weight.row([]));
+        normed.extend(scaled.map(|(x, weight)| E::narrow(x * factor * weight.widen())));
+    }
+    view::tensor(normed, [rows, width], dtype)
+}

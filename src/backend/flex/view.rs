@@ -1,0 +1,67 @@
+//! Tensors as rows of elements that lie side by side.
+
+use burn::tensor::{DType, Shape};
+use burn_flex::{FlexTensor, Layout};
+
+use super::float::Float;
+
+/// A tensor whose last axis is contiguous, whatever the strides of the others.
+pub(super) struct Rows<'a, E, const D: usize> {
+    data: &'a [E],
+    start: isize,
+    strides: [isize; D],
+    width: usize,
+}
+
+/// `tensor` with a contiguous last axis: itself, if it has one.
+pub(super) fn with_rows(tensor: FlexTensor) -> FlexTensor {
+    let layout = tensor.layout();
+    match (layout.strides().last(), layout.shape().as_slice().last()) {
+        (Some(1), _) | (_, Some(0 | 1)) => tensor,
+        _ => tensor.to_contiguous(),
+    }
+}
+
+impl<'a, E: Float, const D: usize> Rows<'a, E, D> {
+    /// The rows of a tensor of `D + 1` axes that went through [`with_rows`].
+    pub(super) fn of(tensor: &'a FlexTensor) -> Self {
+        let layout = tensor.layout();
+        let mut strides = [0; D];
+        strides.copy_from_slice(&layout.strides()[..D]);
+        Self {
+            data: tensor.storage::<E>(),
+            start: layout.start_offset() as isize,
+            strides,
+            width: layout.shape().as_slice()[D],
+        }
+    }
+
+    /// The row at these indices.
+    #[inline(always)]
+    pub(super) fn row(&self, at: [usize; D]) -> &'a [E] {
+        let offset: isize = at.iter().zip(&self.strides).map(|(&at, stride)| at as isize * stride).sum();
+        let first = (self.start + offset) as usize;
+        &self.data[first..first + self.width]
+    }
+
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+}
+
+/// The extents of a tensor.
+pub(super) fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
+    let mut dims = [0; D];
+    dims.copy_from_slice(tensor.layout().shape().as_slice());
+    dims
+}
+
+/// Index tensors are `i32`; this copies nothing but a view that is not contiguous.
+pub(super) fn indices(tensor: FlexTensor) -> FlexTensor {
+    tensor.to_contiguous()
+}
+
+/// A contiguous tensor of these elements.
+pub(super) fn tensor<E: Float, const D: usize>(data: Vec<E>, shape: [usize; D], dtype: DType) -> FlexTensor {
+    FlexTensor::new(burn::tensor::Bytes::from_elems(data), Layout::contiguous(Shape::from(shape)), dtype)
+}
