@@ -104,7 +104,7 @@ fn shards() {
 
     let first = "model-00001-of-00002.safetensors";
     let second = "model-00002-of-00002.safetensors";
-    model.write("model.safetensors.index.json", "{\"weight_map\": [");
+    model.write("model.safetensors.index.json", "{\"weight_map\": {");
     refused(&model.0, "model.safetensors.index.json: EOF while parsing");
     model.write("model.safetensors.index.json", "{}");
     refused(&model.0, "model.safetensors.index.json: missing field `weight_map`");
