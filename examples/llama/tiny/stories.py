@@ -570,7 +570,7 @@ def story(r):
 
     named = not f["n"].startswith("the ")
     lines = []
-    # Half of the stories introduce the hero; the others begin in the middle of things.
+    # Most stories introduce the hero; the others begin in the middle of things.
     if r.random() < 0.6:
         lines.append(r.choice(INTROS + (NAMED_INTROS * 2 if named else [])))
         lines.append(r.choice(LOVES + LOVES_NAMED))
