@@ -54,13 +54,13 @@ struct Args {
     max_new_tokens: usize,
     /// 0 takes the most likely token, more is more random [default: as generation_config.json says; else 0, or 1 with
     /// --top-k or --top-p]
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f64>,
     /// Choose among this many most likely tokens
     #[arg(long, value_name = "K", value_parser = at_least_one)]
     top_k: Option<usize>,
     /// Choose among the fewest most likely tokens that hold this share of the probability
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f64>,
     /// Seed of the random numbers; prompt number i, from 0, gets SEED + i
     #[arg(long, default_value_t = 0)]
@@ -154,7 +154,7 @@ fn run(args: &Args) -> Result<()> {
         .collect();
 
     let mut cut = Vec::new();
-    let mut printer = Printer::new(io::stdout().lock(), &tokenizer, &prompts, &tokens)?;
+    let mut printer = Printer::new(io::stdout().lock(), &tokenizer, &prompts, &tokens);
     let stats = generate(&model, &requests, &options, |event: Event| {
         if event.finish == Some(Finish::Context) {
             cut.push(event.request + 1);

@@ -9,6 +9,11 @@ pub(super) trait Float: Element + bytemuck::Pod + Send + Sync {
 
     /// The nearest number to `value`.
     fn narrow(value: f32) -> Self;
+
+    /// The elements themselves, where they need no widening.
+    fn as_wide(_elements: &[Self]) -> Option<&[f32]> {
+        None
+    }
 }
 
 impl Float for f32 {
@@ -20,6 +25,10 @@ impl Float for f32 {
     #[inline(always)]
     fn narrow(value: f32) -> Self {
         value
+    }
+
+    fn as_wide(elements: &[Self]) -> Option<&[f32]> {
+        Some(elements)
     }
 }
 

@@ -4,6 +4,8 @@ mod attention;
 mod float;
 mod matmul;
 mod rows;
+mod scratch;
+mod simd;
 mod view;
 
 use burn::backend::{
