@@ -46,7 +46,8 @@ fn repeatable() {
     });
 }
 
-/// Query heads that share a key head get the bits that they get when each has its own copy of it.
+/// Query heads that share a key head get what they get when each has its own copy of it: within the bound, not the same
+/// bits, since a backend may add up in another order where more rows share a key.
 #[test]
 fn gqa_is_repeated_mha() {
     let cases = DTYPES.map(|dtype| Case::new(dtype, 64, &[(17, 54), (1, 97)]).heads(2, 4));
@@ -65,7 +66,9 @@ fn gqa_is_repeated_mha() {
             v: repeated(&problem.v),
         };
         let run = |problem: &Problem| problem.ragged(&target.device, View::Whole, KvLayout::Nhd);
-        assert_eq!(run(&problem).bits(), run(&mha).bits(), "{}: {case:?}", target.name);
+        let expected = problem.expected();
+        problem.check("shared", target, &expected, &run(&problem));
+        problem.check("repeated", target, &expected, &run(&mha));
     });
 }
 

@@ -19,6 +19,10 @@ const COLUMNS: usize = 64;
 /// `x · weightᵀ` for `x` `[rows, in]` and `weight` `[out, in]`.
 pub(super) fn matmul_nt<E: Float>(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
     let [rows, _] = dims(&x);
+    if rows == 0 {
+        let [columns, _] = dims(&weight);
+        return view::tensor::<E, 2>(Vec::new(), [0, columns], x.dtype());
+    }
     if rows <= FEW_ROWS { few_rows::<E>(x, weight) } else { many_rows::<E>(x, weight) }
 }
 
