@@ -99,7 +99,7 @@ fn inference_passes_through() {
 fn refusal(op: &str, argument: &str) -> String {
     format!(
         "{op}: `{argument}` requires a gradient, expected a tensor without one: this operation has no backward pass (call \
-         `.detach()` or `.inner()` for inference)"
+         `.inner()` for inference)"
     )
 }
 
