@@ -8,7 +8,7 @@ mod llama;
 mod printer;
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -34,8 +34,10 @@ use printer::Printer;
 #[derive(Parser)]
 #[command(name = "llama", version)]
 struct Args {
-    /// Model folder as Hugging Face has it: config.json, tokenizer.json, *.safetensors
-    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/llama/tiny"))]
+    /// Model folder as Hugging Face has it: config.json, tokenizer.json, *.safetensors [default: the one that comes
+    /// along, examples/llama/tiny]
+    #[arg(long, value_name = "DIR", hide_default_value = true)]
+    #[arg(default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/llama/tiny"))]
     model: PathBuf,
     /// Where to run [default: the first that the build has]
     #[arg(long, value_enum)]
@@ -102,7 +104,8 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 fn main() -> ExitCode {
     let args = Args::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let colors = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colors).init();
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read the text has seen enough.
@@ -198,8 +201,7 @@ fn sampling(args: &Args, defaults: &GenerationDefaults) -> Result<Sampling> {
 /// Loads the model, with a bar that shows how far it is.
 fn load(folder: &Path, device: &burn::tensor::Device, dtype: Option<DType>) -> Result<Llama> {
     let bar = ProgressBar::no_length();
-    if let Ok(style) = ProgressStyle::with_template("loading {bar:40} {bytes}/{total_bytes} {bytes_per_sec}")
-    {
+    if let Ok(style) = ProgressStyle::with_template("loading {wide_bar} {bytes}/{total_bytes}") {
         bar.set_style(style);
     }
     let start = std::time::Instant::now();
