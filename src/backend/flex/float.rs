@@ -98,32 +98,6 @@ pub(super) fn dot<E: Float>(a: &[E], b: &[f32]) -> f32 {
     sums[0]
 }
 
-/// `2^x` for `x <= 0`, within 2 units in the last place; 0 below -126, NaN for NaN.
-#[inline(always)]
-pub(super) fn exp2_non_positive(x: f32) -> f32 {
-    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer.
-    const ROUND: f32 = 12_582_912.0;
-    let whole = (x + ROUND) - ROUND;
-    let rest = x - whole;
-    // Taylor series of 2^rest for |rest| <= 1/2: the first term left out is below 2e-9.
-    const C: [f32; 8] = [
-        1.0,
-        std::f32::consts::LN_2,
-        0.240_226_51,
-        0.055_504_11,
-        0.009_618_129,
-        0.001_333_355_8,
-        0.000_154_035_3,
-        0.000_015_252_734,
-    ];
-    let mut power = C[7];
-    for c in C[..7].iter().rev() {
-        power = power * rest + c;
-    }
-    let scale = f32::from_bits((((whole as i32) + 127) << 23) as u32);
-    if x < -126.0 { 0.0 } else { power * scale }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,20 +110,6 @@ mod tests {
             assert_eq!(brain.widen().to_bits() & 0xff80_0000, brain.to_f32().to_bits() & 0xff80_0000);
             assert!(brain.widen() == brain.to_f32() || brain.is_nan() && brain.widen().is_nan(), "{bits:#x}");
         }
-    }
-
-    #[test]
-    fn powers_of_two_are_within_two_units() {
-        for step in 0..=126_000 {
-            let x = -(step as f32) / 1000.0;
-            let (got, exact) = (exp2_non_positive(x), f64::from(x).exp2());
-            let unit = f64::from(f32::EPSILON) * exact;
-            assert!((f64::from(got) - exact).abs() <= 2.0 * unit, "2^{x} is {got}, expected {exact}");
-        }
-        assert_eq!(exp2_non_positive(0.0), 1.0);
-        assert_eq!(exp2_non_positive(f32::NEG_INFINITY), 0.0);
-        assert_eq!(exp2_non_positive(-1e30), 0.0);
-        assert!(exp2_non_positive(f32::NAN).is_nan());
     }
 
     #[test]
