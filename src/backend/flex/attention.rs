@@ -52,6 +52,11 @@ impl<'a, E: Float> Cache<'a, E> {
     fn row(&self, at: usize, len: usize) -> &'a [E] {
         &self.data[at..][..len]
     }
+
+    #[inline(always)]
+    fn fetch(&self, at: usize, len: usize) {
+        simd::fetch(self.row(at, len));
+    }
 }
 
 /// Where the tokens of each request lie.

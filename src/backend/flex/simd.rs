@@ -8,7 +8,7 @@ use std::hint::black_box;
 
 use super::float::Float;
 
-/// Elements that one step of a loop works on: one AVX-512 register, two of AVX2, four of NEON.
+/// Floats that one step of a loop works on: one AVX-512 register, two of AVX2, four of NEON.
 pub(super) const STEP: usize = 16;
 /// Keys, or rows of a weight, that [`outer`] works on at once.
 pub(super) const KEYS: usize = 4;
@@ -18,38 +18,68 @@ pub(super) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// The sum of the lanes; a power of two of them.
 #[inline(always)]
-pub(super) fn sum(x: [f32; STEP]) -> f32 {
-    let eight: [f32; 8] = from_fn(|i| x[i] + x[i + 8]);
-    let four: [f32; 4] = from_fn(|i| eight[i] + eight[i + 4]);
-    (four[0] + four[2]) + (four[1] + four[3])
+pub(super) fn sum<const LANES: usize>(mut lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+    }
+    lanes[0]
 }
 
 #[inline(always)]
-fn widen<E: Float>(x: &[E; STEP]) -> [f32; STEP] {
-    let mut wide = [0.0; STEP];
-    for (wide, x) in wide.iter_mut().zip(x) {
-        *wide = x.widen();
+fn widen<E: Float, const LANES: usize>(x: &[E; LANES]) -> [f32; LANES] {
+    let mut wide = [0.0; LANES];
+    for lane in 0..LANES {
+        wide[lane] = x[lane].widen();
     }
     wide
 }
 
-/// `a[i] · b[j]` of rows of equal length, each element of `b` read and widened once.
+/// Asks the processor to bring a row into its cache.
 #[inline(always)]
-pub(super) fn dots<E: Float, const FMA: bool, const A: usize, const B: usize>(
+pub(super) fn fetch<E>(row: &[E]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let line = 64 / size_of::<E>();
+        for at in 0..row.len().div_ceil(line) {
+            // SAFETY: every x86-64 has the instruction, and it never faults.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(row.as_ptr().wrapping_add(at * line).cast()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = row;
+}
+
+/// `a[i] · b[j]` of rows of equal length.
+///
+/// `A · B` registers of `LANES` collect the sums: 8, to keep both multipliers of a core busy.
+#[inline(always)]
+pub(super) fn dots<E: Float, const FMA: bool, const LANES: usize, const A: usize, const B: usize>(
     a: [&[f32]; A],
     b: [&[E]; B],
 ) -> [[f32; B]; A] {
     let len = b[0].len();
-    let (steps, tail) = (len / STEP, len - len % STEP);
-    let a_steps: [&[[f32; STEP]]; A] = from_fn(|i| &a[i].as_chunks().0[..steps]);
-    let b_steps: [&[[E; STEP]]; B] = from_fn(|j| &b[j].as_chunks().0[..steps]);
-    let mut sums = [[[0.0; STEP]; B]; A];
+    let (steps, tail) = (len / LANES, len - len % LANES);
+    let mut a_steps: [&[[f32; LANES]]; A] = [&[]; A];
+    for i in 0..A {
+        a_steps[i] = &a[i].as_chunks().0[..steps];
+    }
+    let mut b_steps: [&[[E; LANES]]; B] = [&[]; B];
+    for j in 0..B {
+        b_steps[j] = &b[j].as_chunks().0[..steps];
+    }
+    let mut sums = [[[0.0; LANES]; B]; A];
     for step in 0..steps {
         for j in 0..B {
             let x = widen(&b_steps[j][step]);
             for i in 0..A {
-                for lane in 0..STEP {
+                for lane in 0..LANES {
                     sums[i][j][lane] = mul_add::<FMA>(x[lane], a_steps[i][step][lane], sums[i][j][lane]);
                 }
             }
@@ -57,7 +87,12 @@ pub(super) fn dots<E: Float, const FMA: bool, const A: usize, const B: usize>(
     }
     // Seen through, the sums below tempt the compiler to vectorise the loop above across rows: 4 times slower.
     let sums = black_box(sums);
-    let mut dots = from_fn(|i| from_fn(|j| sum(sums[i][j])));
+    let mut dots = [[0.0; B]; A];
+    for i in 0..A {
+        for j in 0..B {
+            dots[i][j] = sum(sums[i][j]);
+        }
+    }
     if tail < len {
         for i in 0..A {
             for j in 0..B {
@@ -71,36 +106,46 @@ pub(super) fn dots<E: Float, const FMA: bool, const A: usize, const B: usize>(
 }
 
 /// `sums[i] += Σ_j weights[i][j] · rows[j]`, rows of equal length.
+///
+/// `A · B` registers hold the weights: 8, so that rows and sums find room beside them.
 #[inline(always)]
-pub(super) fn accumulate<E: Float, const FMA: bool, const A: usize, const B: usize>(
-    mut sums: [&mut [f32]; A],
+pub(super) fn accumulate<E: Float, const FMA: bool, const LANES: usize, const A: usize, const B: usize>(
+    sums: [&mut [f32]; A],
     rows: [&[E]; B],
     weights: [[f32; B]; A],
 ) {
     let len = rows[0].len();
     let (steps, tail) = (len / STEP, len - len % STEP);
-    {
-        let row_steps: [&[[E; STEP]]; B] = from_fn(|j| &rows[j].as_chunks().0[..steps]);
-        let sum_steps = sums.each_mut().map(|sums| &mut sums.as_chunks_mut::<STEP>().0[..steps]);
-        for step in 0..steps {
-            let x: [[f32; STEP]; B] = from_fn(|j| widen(&row_steps[j][step]));
-            for i in 0..A {
-                let mut sum = sum_steps[i][step];
-                for j in 0..B {
-                    for lane in 0..STEP {
-                        sum[lane] = mul_add::<FMA>(x[j][lane], weights[i][j], sum[lane]);
-                    }
-                }
-                sum_steps[i][step] = sum;
+    let mut row_steps: [&[[E; STEP]]; B] = [&[]; B];
+    for j in 0..B {
+        row_steps[j] = &rows[j].as_chunks().0[..steps];
+    }
+    let mut sum_steps: [&mut [[f32; STEP]]; A] = from_fn(|_| &mut [][..]);
+    for (i, sums) in sums.into_iter().enumerate() {
+        let (sums, rest) = sums[..len].split_at_mut(tail);
+        sum_steps[i] = &mut sums.as_chunks_mut().0[..steps];
+        for (at, sum) in rest.iter_mut().enumerate() {
+            for j in 0..B {
+                *sum = mul_add::<FMA>(rows[j][tail + at].widen(), weights[i][j], *sum);
             }
         }
     }
-    if tail < len {
-        for i in 0..A {
-            for (at, sum) in sums[i][tail..len].iter_mut().enumerate() {
+    // Not in steps of `LANES`: steps of 8 the compiler would interleave, with more shuffles than products.
+    for step in 0..steps {
+        for part in 0..STEP / LANES {
+            let mut x = [[0.0; LANES]; B];
+            for j in 0..B {
+                x[j] = widen(&row_steps[j][step].as_chunks().0[part]);
+            }
+            for i in 0..A {
+                let into = &mut sum_steps[i][step].as_chunks_mut::<LANES>().0[part];
+                let mut sum = *into;
                 for j in 0..B {
-                    *sum = mul_add::<FMA>(rows[j][tail + at].widen(), weights[i][j], *sum);
+                    for lane in 0..LANES {
+                        sum[lane] = mul_add::<FMA>(x[j][lane], weights[i][j], sum[lane]);
+                    }
                 }
+                *into = sum;
             }
         }
     }

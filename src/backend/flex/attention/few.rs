@@ -2,6 +2,8 @@
 //!
 //! For each tile of keys: scores of all rows, exponentials, weighted sum of the values. A lane is an element of a head.
 
+use std::{array::from_fn, ops::Range};
+
 use multiversion::{multiversion, target::target_cfg_f};
 
 use super::super::{
@@ -9,7 +11,7 @@ use super::super::{
     scratch::{cut, with_scratch},
     simd::{self, STEP},
 };
-use super::{Problem, Work, exponents, finish};
+use super::{Cache, Problem, Work, exponents, finish};
 
 /// Rows at most: above, the lanes of `many` are filled well enough to win.
 pub(super) const ROWS: usize = 8;
@@ -41,16 +43,18 @@ fn versions<E: Float>(
     output: &mut [&mut [E]],
     lse: &mut [&mut [f32]],
 ) {
-    // NEON has nothing but fused.
-    if target_cfg_f!(target_feature = "fma") || cfg!(target_arch = "aarch64") {
-        body::<E, true>(problem, work, rows, scratch, output, lse)
+    if target_cfg_f!(target_feature = "avx512f") {
+        body::<E, true, 16>(problem, work, rows, scratch, output, lse)
+    } else if target_cfg_f!(target_feature = "fma") || cfg!(target_arch = "aarch64") {
+        // Two registers of NEON, which has 32 of them.
+        body::<E, true, 8>(problem, work, rows, scratch, output, lse)
     } else {
-        body::<E, false>(problem, work, rows, scratch, output, lse)
+        body::<E, false, 4>(problem, work, rows, scratch, output, lse)
     }
 }
 
 #[inline(always)]
-fn body<E: Float, const FMA: bool>(
+fn body<E: Float, const FMA: bool, const LANES: usize>(
     problem: &Problem<'_, E>,
     work: &Work,
     rows: usize,
@@ -69,11 +73,14 @@ fn body<E: Float, const FMA: bool>(
     let mut max = [f32::NEG_INFINITY; ROWS];
     let mut sum = [0.0; ROWS];
     let seen = problem.seen_by_any(work);
-    let mut places = [0; TILE];
-    for from in seen.clone().step_by(TILE) {
-        let keys = (seen.end - from).min(TILE);
-        problem.locate(&problem.k, work, from, &mut places[..keys]);
-        score::<E, FMA>(problem, queries, &places[..keys], scores);
+    let mut next = Places::of(problem, &problem.k, work, seen.clone());
+    let mut from = seen.start;
+    while from < seen.end {
+        let k = next;
+        let keys = k.len;
+        let v = Places::of(problem, &problem.v, work, from..seen.end);
+        next = Places::of(problem, &problem.k, work, from + keys..seen.end);
+        score::<E, FMA, LANES>(problem, queries, k.get(), v.get(), scores);
         let mut all_see_all = true;
         for row in 0..rows {
             let range = problem.seen(&work.request, work.queries.start + row / group);
@@ -92,18 +99,19 @@ fn body<E: Float, const FMA: bool>(
                 sums[row * head_dim_vo..][..head_dim_vo].iter_mut().for_each(|sum| *sum *= fade);
             }
         }
-        problem.locate(&problem.v, work, from, &mut places[..keys]);
         if all_see_all {
-            weigh::<E, FMA>(problem, sums, &places[..keys], scores);
+            weigh::<E, FMA, LANES>(problem, sums, v.get(), next.get(), scores);
         } else {
             // Row by row: 0 times the infinite value of a key that a row does not see would be NaN.
             for (row, sums) in sums.chunks_exact_mut(head_dim_vo).enumerate() {
                 let range = problem.seen(&work.request, work.queries.start + row / group);
                 let end = range.end.saturating_sub(from).min(keys);
                 let first = range.start.saturating_sub(from).min(end);
-                weigh::<E, FMA>(problem, sums, &places[first..end], &scores[row * TILE + first..]);
+                let weights = &scores[row * TILE + first..];
+                weigh::<E, FMA, LANES>(problem, sums, &v.get()[first..end], &[], weights);
             }
         }
+        from += keys;
     }
     for (row, sums) in sums.chunks_exact(head_dim_vo).enumerate() {
         let (factor, row_lse) = finish(sum[row], max[row]);
@@ -117,48 +125,86 @@ fn body<E: Float, const FMA: bool>(
     }
 }
 
-/// `scores[row][key] = queries[row] · keys[key]`, rows of scores `TILE` apart.
+/// Where the keys or values of a tile begin.
+#[derive(Clone, Copy)]
+struct Places {
+    places: [usize; TILE],
+    len: usize,
+}
+
+impl Places {
+    /// Of the first keys of a range: as many as a tile holds.
+    #[inline(always)]
+    fn of<E: Float>(problem: &Problem<'_, E>, cache: &Cache<'_, E>, work: &Work, keys: Range<usize>) -> Self {
+        let (mut places, len) = ([0; TILE], keys.len().min(TILE));
+        problem.locate(cache, work, keys.start, &mut places[..len]);
+        Self { places, len }
+    }
+
+    #[inline(always)]
+    fn get(&self) -> &[usize] {
+        &self.places[..self.len]
+    }
+}
+
+/// `scores[row][key] = queries[row] · keys[key]`, rows of scores `TILE` apart. On the way, fetches `values` into the
+/// processor's cache: the keys of one head may lie so far apart that it would not foresee them.
 #[inline(always)]
-fn score<E: Float, const FMA: bool>(
+fn score<E: Float, const FMA: bool, const LANES: usize>(
+    problem: &Problem<'_, E>,
+    queries: &[f32],
+    keys: &[usize],
+    values: &[usize],
+    scores: &mut [f32],
+) {
+    let rows = queries.len() / problem.head_dim;
+    let mut row = 0;
+    while row < rows {
+        let ahead = if row == 0 { values } else { &[] };
+        let (queries, scores) = (&queries[row * problem.head_dim..], &mut scores[row * TILE..]);
+        row += match rows - row {
+            1 => score_rows::<E, FMA, LANES, 1, 8>(problem, queries, keys, ahead, scores),
+            2 | 3 => score_rows::<E, FMA, LANES, 2, 4>(problem, queries, keys, ahead, scores),
+            _ => score_rows::<E, FMA, LANES, 4, 2>(problem, queries, keys, ahead, scores),
+        };
+    }
+}
+
+/// The scores of the first `ROWS` rows.
+#[inline(always)]
+fn score_rows<E: Float, const FMA: bool, const LANES: usize, const ROWS: usize, const KEYS: usize>(
     problem: &Problem<'_, E>,
     queries: &[f32],
     places: &[usize],
+    ahead: &[usize],
     scores: &mut [f32],
-) {
-    let head_dim = problem.head_dim;
-    let rows = queries.len() / head_dim.max(1);
-    let query = |row: usize| &queries[row * head_dim..][..head_dim];
-    if rows == 1 {
-        let (fours, rest) = places.as_chunks::<4>();
-        for (places, scores) in fours.iter().zip(scores.as_chunks_mut::<4>().0) {
-            [*scores] =
-                simd::dots::<E, FMA, 1, 4>([query(0)], places.map(|place| problem.k.row(place, head_dim)));
-        }
-        for (place, score) in rest.iter().zip(&mut scores[fours.len() * 4..]) {
-            [[*score]] = simd::dots::<E, FMA, 1, 1>([query(0)], [problem.k.row(*place, head_dim)]);
-        }
-        return;
+) -> usize {
+    let dim = problem.head_dim;
+    let mut rows = [queries; ROWS];
+    for (row, query) in rows.iter_mut().enumerate() {
+        *query = &queries[row * dim..][..dim];
     }
-    for (key, place) in places.iter().enumerate() {
-        let keys = [problem.k.row(*place, head_dim)];
-        let mut row = 0;
-        while row + 4 <= rows {
-            let dots = simd::dots::<E, FMA, 4, 1>([0, 1, 2, 3].map(|i| query(row + i)), keys);
-            for (i, [dot]) in dots.into_iter().enumerate() {
-                scores[(row + i) * TILE + key] = dot;
-            }
-            row += 4;
+    let (blocks, rest) = places.as_chunks::<KEYS>();
+    for (block, places) in blocks.iter().enumerate() {
+        for place in ahead.iter().skip(block * KEYS).take(KEYS) {
+            problem.v.fetch(*place, problem.head_dim_vo);
         }
-        while row + 2 <= rows {
-            let dots = simd::dots::<E, FMA, 2, 1>([query(row), query(row + 1)], keys);
-            scores[row * TILE + key] = dots[0][0];
-            scores[(row + 1) * TILE + key] = dots[1][0];
-            row += 2;
+        let mut keys = [problem.k.row(places[0], dim); KEYS];
+        for (key, place) in keys.iter_mut().zip(places) {
+            *key = problem.k.row(*place, dim);
         }
-        if row < rows {
-            [[scores[row * TILE + key]]] = simd::dots::<E, FMA, 1, 1>([query(row)], keys);
+        let dots = simd::dots::<E, FMA, LANES, ROWS, KEYS>(rows, keys);
+        for (row, dots) in dots.iter().enumerate() {
+            scores[row * TILE + block * KEYS..][..KEYS].copy_from_slice(dots);
         }
     }
+    for (at, place) in rest.iter().enumerate() {
+        let dots = simd::dots::<E, FMA, LANES, ROWS, 1>(rows, [problem.k.row(*place, dim)]);
+        for (row, [dot]) in dots.into_iter().enumerate() {
+            scores[row * TILE + blocks.len() * KEYS + at] = dot;
+        }
+    }
+    ROWS
 }
 
 #[inline(always)]
@@ -185,36 +231,71 @@ fn exponentials<const FMA: bool>(scores: &mut [f32], shift: f32) -> f32 {
     simd::sum(sums)
 }
 
-/// `sums[row] += Σ_key weights[row][key] · values[key]`, rows of weights `TILE` apart.
+/// `sums[row] += Σ_key weights[row][key] · values[key]`, rows of weights `TILE` apart. Fetches the next keys on the way.
 #[inline(always)]
-fn weigh<E: Float, const FMA: bool>(
+fn weigh<E: Float, const FMA: bool, const LANES: usize>(
+    problem: &Problem<'_, E>,
+    sums: &mut [f32],
+    values: &[usize],
+    next: &[usize],
+    weights: &[f32],
+) {
+    let dim = problem.head_dim_vo;
+    let rows = sums.len() / dim;
+    let mut row = 0;
+    while row < rows {
+        let ahead = if row == 0 { next } else { &[] };
+        let (sums, weights) = (&mut sums[row * dim..], &weights[row * TILE..]);
+        row += match rows - row {
+            1 => weigh_rows::<E, FMA, LANES, 1, 8>(problem, sums, values, ahead, weights),
+            2 | 3 => weigh_rows::<E, FMA, LANES, 2, 4>(problem, sums, values, ahead, weights),
+            _ => weigh_rows::<E, FMA, LANES, 4, 2>(problem, sums, values, ahead, weights),
+        };
+    }
+}
+
+/// The sums of the first `ROWS` rows.
+#[inline(always)]
+fn weigh_rows<E: Float, const FMA: bool, const LANES: usize, const ROWS: usize, const KEYS: usize>(
     problem: &Problem<'_, E>,
     sums: &mut [f32],
     places: &[usize],
+    ahead: &[usize],
     weights: &[f32],
-) {
-    let head_dim = problem.head_dim_vo;
-    let (fours, rest) = places.as_chunks::<4>();
-    let weight = |row: usize, key: usize| weights[row * TILE + key];
-    for (at, places) in fours.iter().enumerate() {
-        let values = places.map(|place| problem.v.row(place, head_dim));
-        let weights = |row: usize| [0, 1, 2, 3].map(|key| weight(row, at * 4 + key));
-        let mut pairs = sums.chunks_exact_mut(2 * head_dim);
-        let mut row = 0;
-        for pair in &mut pairs {
-            let (one, two) = pair.split_at_mut(head_dim);
-            simd::accumulate::<E, FMA, 2, 4>([one, two], values, [weights(row), weights(row + 1)]);
-            row += 2;
+) -> usize {
+    let dim = problem.head_dim_vo;
+    let (blocks, rest) = places.as_chunks::<KEYS>();
+    for (block, places) in blocks.iter().enumerate() {
+        for place in ahead.iter().skip(block * KEYS).take(KEYS) {
+            problem.k.fetch(*place, problem.head_dim);
         }
-        let last = pairs.into_remainder();
-        if !last.is_empty() {
-            simd::accumulate::<E, FMA, 1, 4>([last], values, [weights(row)]);
+        let mut values = [problem.v.row(places[0], dim); KEYS];
+        for (value, place) in values.iter_mut().zip(places) {
+            *value = problem.v.row(*place, dim);
         }
+        let mut weights_of = [[0.0; KEYS]; ROWS];
+        for (row, weights_of) in weights_of.iter_mut().enumerate() {
+            weights_of.copy_from_slice(&weights[row * TILE + block * KEYS..][..KEYS]);
+        }
+        simd::accumulate::<E, FMA, LANES, ROWS, KEYS>(split(sums, dim), values, weights_of);
     }
     for (at, place) in rest.iter().enumerate() {
-        let value = [problem.v.row(*place, head_dim)];
-        for (row, sums) in sums.chunks_exact_mut(head_dim).enumerate() {
-            simd::accumulate::<E, FMA, 1, 1>([sums], value, [[weight(row, fours.len() * 4 + at)]]);
+        let mut weights_of = [[0.0]; ROWS];
+        for (row, [weight]) in weights_of.iter_mut().enumerate() {
+            *weight = weights[row * TILE + blocks.len() * KEYS + at];
         }
+        let values = [problem.v.row(*place, dim)];
+        simd::accumulate::<E, FMA, LANES, ROWS, 1>(split(sums, dim), values, weights_of);
     }
+    ROWS
+}
+
+/// The first `ROWS` rows of `width`.
+#[inline(always)]
+fn split<const ROWS: usize>(rows: &mut [f32], width: usize) -> [&mut [f32]; ROWS] {
+    let mut split: [&mut [f32]; ROWS] = from_fn(|_| &mut [][..]);
+    for (split, row) in split.iter_mut().zip(rows.chunks_exact_mut(width)) {
+        *split = row;
+    }
+    split
 }

@@ -189,7 +189,7 @@ fn attend_tile<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize
     let places = &tile.k.places.as_chunks::<KEYS>().0[..fours];
     let blocks = scores.as_chunks_mut::<WIDTH>().0.as_chunks_mut::<2>().0.as_chunks_mut::<KEYS>().0;
     for (places, scores) in places.iter().zip(blocks) {
-        let keys = places.map(|place| &tile.k.data[place..][..dim]);
+        let keys = from_fn(|key| &tile.k.data[places[key]..][..dim]);
         *scores = simd::outer::<FMA, WIDTH>(queries, keys, [[[0.0; WIDTH]; 2]; KEYS]);
     }
     let all_see_all = ranges.iter().all(|&range| range == (0, tile.keys));
@@ -238,11 +238,11 @@ fn attend_tile<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize
         while key + 4 <= end {
             let keys = [key, key + 1, key + 2, key + 3];
             let weights = [keys.map(|key| scores[key][lane])];
-            simd::accumulate::<f32, FMA, 1, 4>([&mut *sums], keys.map(value), weights);
+            simd::accumulate::<f32, FMA, WIDTH, 1, 4>([&mut *sums], keys.map(value), weights);
             key += 4;
         }
         for key in key..end {
-            simd::accumulate::<f32, FMA, 1, 1>([&mut *sums], [value(key)], [[scores[key][lane]]]);
+            simd::accumulate::<f32, FMA, WIDTH, 1, 1>([&mut *sums], [value(key)], [[scores[key][lane]]]);
         }
     }
 }
