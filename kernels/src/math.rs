@@ -1,6 +1,9 @@
 //! Functions CubeCL does not have, or not everywhere.
 
-use cubecl::prelude::*;
+use cubecl::{
+    ir::{ElemType, FloatKind},
+    prelude::*,
+};
 
 /// `log2(e)`: turns natural logarithms into base 2.
 pub(crate) const LOG2_E: f32 = std::f32::consts::LOG2_E;
@@ -25,4 +28,43 @@ pub(crate) fn tanh(x: f32) -> f32 {
 
     // A NaN is not near 0 and passes through `exp`.
     select(a < 0.55f32, near, far)
+}
+
+/// `x` rounded to `F`, ties to even.
+///
+/// On a CPU without bf16 instructions LLVM calls a library function to round to bf16, which libgcc has only since
+/// version 13; so there it is done on the bits: what is added carries into the upper half if the lower half rounds up.
+#[cube]
+pub(crate) fn narrow<F: Float, N: Size>(x: Vector<f32, N>) -> Vector<F, N> {
+    let by_bits = narrows_by_bits::<F>();
+    if comptime!(by_bits) {
+        let bits = Vector::<u32, N>::reinterpret(x);
+        let upper = bits >> Vector::new(16u32);
+        let carried = bits + Vector::new(0x7fffu32) + (upper & Vector::new(1u32));
+        // A NaN could carry into the sign.
+        let is_nan = x.is_nan();
+        let rounded = select_many(is_nan, upper | Vector::new(0x40u32), carried >> Vector::new(16u32));
+        Vector::reinterpret(Vector::<u16, N>::cast_from(rounded))
+    } else {
+        Vector::cast_from(x)
+    }
+}
+
+/// [`narrow`] for one element.
+#[cube]
+pub(crate) fn narrow_one<F: Float>(x: f32) -> F {
+    narrow::<F, Const<1>>(Vector::new(x)).extract(0usize)
+}
+
+#[cube]
+#[allow(unused_variables, reason = "the type is all that matters")]
+fn narrows_by_bits<F: Float>() -> comptime_type!(bool) {
+    let hardware = comptime::hardware_properties();
+    let elem = elem_type::<F>();
+    comptime!(hardware.num_cpu_cores.is_some() && elem == ElemType::Float(FloatKind::BF16))
+}
+
+#[cube]
+fn elem_type<F: Float>() -> comptime_type!(ElemType) {
+    intrinsic!(|scope| F::elem_type(scope))
 }

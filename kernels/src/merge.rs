@@ -3,7 +3,7 @@
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use crate::grid::elementwise;
-use crate::math::LOG2_E;
+use crate::math::{LOG2_E, narrow_one};
 use crate::tensor::{Result, addresses, contiguous, shape};
 
 const KERNEL: &str = "merge_state";
@@ -42,7 +42,7 @@ fn merge_state<F: Float>(
     let a = f32::cast_from(v_a[token * v_a.stride(0) + head * v_a.stride(1) + column * v_a.stride(2)]);
     let b = f32::cast_from(v_b[token * v_b.stride(0) + head * v_b.stride(1) + column * v_b.stride(2)]);
     let merged = (weight_a * a + weight_b * b) / sum;
-    v[ABSOLUTE_POS] = F::cast_from(select(sum == 0.0f32, 0.0f32, merged));
+    v[ABSOLUTE_POS] = narrow_one::<F>(select(sum == 0.0f32, 0.0f32, merged));
     if column == 0 {
         s[row] = select(sum == 0.0f32, f32::NEG_INFINITY, base + sum.ln() * LOG2_E);
     }

@@ -4,6 +4,7 @@ use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use crate::DeviceProfile;
 use crate::grid::cover;
+use crate::math::narrow;
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
 const KERNEL: &str = "rms_norm";
@@ -50,7 +51,7 @@ fn rms_norm<F: Float, N: Size>(
     let mut i = unit;
     while i < vectors {
         let value = Vector::<f32, N>::cast_from(x[start + i]);
-        y[row * vectors + i] = Vector::cast_from(value * scale * Vector::cast_from(weight[i]));
+        y[row * vectors + i] = narrow::<F, N>(value * scale * Vector::cast_from(weight[i]));
         i += units;
     }
 }

@@ -3,6 +3,7 @@
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use crate::grid::elementwise;
+use crate::math::narrow_one;
 use crate::tensor::{Result, addresses, contiguous, rows, shape};
 
 const KERNEL: &str = "apply_rope";
@@ -63,7 +64,7 @@ fn rotated<F: Float>(
     rotary_dim: usize,
     #[comptime] style: Style,
 ) -> F {
-    let mut value = x[row + column];
+    let mut value = f32::cast_from(x[row + column]);
     if column < rotary_dim {
         let half = rotary_dim / 2;
         let (pair, first, partner) = match style {
@@ -78,11 +79,10 @@ fn rotated<F: Float>(
         };
         let cos = cos_sin[angles + pair];
         let sin = cos_sin[angles + half + pair];
-        let a = f32::cast_from(value);
         let b = f32::cast_from(x[row + partner]);
-        value = F::cast_from(a * cos + select(first, -b, b) * sin);
+        value = value * cos + select(first, -b, b) * sin;
     }
-    value
+    narrow_one::<F>(value)
 }
 
 /// Queries and keys, and where their rotations go.

@@ -24,7 +24,7 @@ use cubecl::prelude::*;
 
 use super::batch::{Request, Table, key_offset, request_of};
 use super::blueprint::{Blueprint, HeadDims};
-use crate::math::{LOG2_E, tanh};
+use crate::math::{LOG2_E, narrow, tanh};
 
 /// The run-time numbers of a problem.
 #[derive(CubeType, CubeLaunch)]
@@ -160,7 +160,7 @@ pub(crate) fn attention<F: Float, QK: Size, VO: Size>(
     for c in 0..columns {
         let column = unit + c * units;
         if comptime!(vo % units == 0) || column < vo {
-            output[row * vo + column] = Vector::cast_from(sums[c] / Vector::new(norm));
+            output[row * vo + column] = narrow::<F, VO>(sums[c] / Vector::new(norm));
         }
     }
     #[comptime]
