@@ -57,7 +57,6 @@ pub(crate) fn narrow_one<F: Float>(x: f32) -> F {
 }
 
 #[cube]
-#[allow(unused_variables, reason = "the type is all that matters")]
 fn narrows_by_bits<F: Float>() -> comptime_type!(bool) {
     let hardware = comptime::hardware_properties();
     let elem = elem_type::<F>();
@@ -65,6 +64,7 @@ fn narrows_by_bits<F: Float>() -> comptime_type!(bool) {
 }
 
 #[cube]
+#[allow(clippy::extra_unused_type_parameters, reason = "the expansion uses it")]
 fn elem_type<F: Float>() -> comptime_type!(ElemType) {
     intrinsic!(|scope| F::elem_type(scope))
 }

@@ -73,7 +73,7 @@ fn rotated<F: Float>(
                 (column % half, first, select(first, column + half, column - min(half, column)))
             }
             Style::Interleaved => {
-                let first = column % 2 == 0;
+                let first = column % 2 != 1;
                 (column / 2, first, select(first, column + 1, column - min(1usize, column)))
             }
         };

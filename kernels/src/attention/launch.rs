@@ -10,6 +10,7 @@ use crate::{DeviceProfile, Refusal};
 const KERNEL: &str = "attention";
 
 /// Where the queries and the keys of each request lie. Index tensors are contiguous, of `i32`.
+#[allow(clippy::large_enum_variant, reason = "one a launch, taken apart at once")]
 pub enum Batch {
     /// One request: all queries, all keys.
     Single,

@@ -3,6 +3,8 @@
 //! An error may be twice that of the same sum in f32 over the same rounded inputs, rounded once at the end, plus 1e-5:
 //! a bound that scales with the problem instead of a tolerance someone picked.
 
+#![allow(clippy::needless_range_loop, reason = "one index names a place in several arrays")]
+
 mod attention;
 mod elements;
 mod host;
