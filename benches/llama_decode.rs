@@ -8,7 +8,7 @@
 //! without one they are missing and a note says why. `RAYON_NUM_THREADS` sets the threads of both.
 
 #[path = "../examples/llama/llama/mod.rs"]
-#[allow(dead_code, reason = "the program uses the rest")]
+#[allow(dead_code, unused_imports, reason = "the program and its tests use the rest")]
 mod llama;
 
 use std::path::Path;

@@ -118,13 +118,13 @@ impl PageTable {
                     },
                 });
             }
-            for at in rows[0]..rows[1] {
-                if named_by.insert(indices[at], request) == Some(request) {
+            for (at, &page) in indices.iter().enumerate().take(rows[1]).skip(rows[0]) {
+                if named_by.insert(page, request) == Some(request) {
                     return Err(Error::Index {
                         op: OP,
                         argument: "indices",
                         at,
-                        got: indices[at].to_string(),
+                        got: page.to_string(),
                         expected: format!("a page that request {request} does not own already"),
                     });
                 }

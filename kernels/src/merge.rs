@@ -41,7 +41,10 @@ fn merge_state<F: Float>(
 
     let a = f32::cast_from(v_a[token * v_a.stride(0) + head * v_a.stride(1) + column * v_a.stride(2)]);
     let b = f32::cast_from(v_b[token * v_b.stride(0) + head * v_b.stride(1) + column * v_b.stride(2)]);
-    let merged = (weight_a * a + weight_b * b) / sum;
+    // What has no weight may hold anything, NaN too.
+    let a = select(weight_a == 0.0f32, 0.0f32, weight_a * a);
+    let b = select(weight_b == 0.0f32, 0.0f32, weight_b * b);
+    let merged = (a + b) / sum;
     v[ABSOLUTE_POS] = narrow_one::<F>(select(sum == 0.0f32, 0.0f32, merged));
     if column == 0 {
         s[row] = select(sum == 0.0f32, f32::NEG_INFINITY, base + sum.ln() * LOG2_E);

@@ -24,7 +24,8 @@ fn halves<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
 
 /// Another device than that of `target`, if the build has one.
 fn foreign(target: &Target) -> Option<Device> {
-    let others: &[(&str, fn() -> Device)] = &[
+    type Open = fn() -> Device;
+    let others: &[(&str, Open)] = &[
         #[cfg(feature = "flex")]
         ("flex", Device::flex),
         #[cfg(feature = "cpu")]

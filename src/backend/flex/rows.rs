@@ -51,8 +51,8 @@ pub(super) fn rope<E: Float>(
     let table: Rows<'_, f32, 1> = Rows::of(cos_sin);
     let pairs = table.width() / 2;
     let mut rotated = Vec::with_capacity(tokens * heads * dim);
-    for token in 0..tokens {
-        let (cos, sin) = table.row([positions[token] as usize]).split_at(pairs);
+    for (token, &position) in positions.iter().enumerate().take(tokens) {
+        let (cos, sin) = table.row([position as usize]).split_at(pairs);
         for head in 0..heads {
             let row = rows.row([token, head]);
             let first = rotated.len();
