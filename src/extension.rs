@@ -1,6 +1,6 @@
 //! The seam between Burn and the kernels: what a backend implements.
 //!
-//! Everything that arrives here has been checked by [`crate::ops`]. A backend trusts shapes, element types,
+//! Everything that arrives here has been checked by the functions of this crate. A backend trusts shapes, element types,
 //! devices and indices, and must not read anything that the arguments do not name: not an unused slot of a page, not
 //! a page that no request owns.
 
