@@ -24,7 +24,7 @@ use crate::options::KvLayout;
 
 /// Rows that a task with several queries aims at.
 const ROWS: usize = 64;
-/// Multiplications below which waking other threads costs more than it saves.
+/// Multiplications below which waking other threads costs more than it saves: an estimate, not measured yet.
 const PARALLEL: usize = 1 << 19;
 
 /// Keys or values.

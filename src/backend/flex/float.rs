@@ -2,6 +2,8 @@
 
 use burn::tensor::{Element, bf16, f16};
 
+use super::simd::sum;
+
 /// An element that kernels read and write; they compute in f32.
 pub(super) trait Float: Element + bytemuck::Pod + Send + Sync {
     /// Exactly this number in f32. Written so that a loop over it becomes vector code on any processor.
@@ -88,14 +90,7 @@ pub(super) fn dot<E: Float>(a: &[E], b: &[f32]) -> f32 {
     for (lane, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
         sums[lane] += a.widen() * b;
     }
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        for lane in 0..width {
-            sums[lane] += sums[lane + width];
-        }
-    }
-    sums[0]
+    sum(sums)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::view::{self, Rows, dims, with_rows};
 
 /// Rows of `x` up to which the product is bound by reading the weights, and done by reading each just once.
 const FEW_ROWS: usize = 8;
-/// Multiplications below which waking other threads costs more than it saves (measured: benches/LOG.md).
+/// Multiplications below which waking other threads costs more than it saves: an estimate, not measured yet.
 const PARALLEL_WORK: usize = 1 << 17;
 /// Output columns that one thread takes at a time.
 const COLUMNS: usize = 64;
