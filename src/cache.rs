@@ -238,6 +238,19 @@ impl PagedKvCache {
                 expected: format!("at most {} pages of {page_size} tokens", i32::MAX as usize / page_size),
             });
         }
+        let bytes = [page_size, kv_heads, head_dim, dtype.size()];
+        if bytes
+            .into_iter()
+            .try_fold(pages, usize::checked_mul)
+            .is_none_or(|bytes| bytes > isize::MAX as usize)
+        {
+            return Err(Error::Value {
+                op: OP,
+                argument: "kv_heads",
+                got: kv_heads.to_string(),
+                expected: format!("a layer whose keys take at most {} bytes", isize::MAX),
+            });
+        }
         check::device(OP, "device", device)?;
         check::float(OP, "dtype", dtype, device)?;
         let shape = match layout {

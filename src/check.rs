@@ -35,6 +35,19 @@ pub(crate) fn device(op: &'static str, argument: &'static str, device: &Device) 
     }
 }
 
+/// Whether the operations can run on `device` with elements of type `dtype`.
+///
+/// Every operation asks this itself; a program may ask before it loads gigabytes of weights.
+///
+/// # Errors
+///
+/// If no backend of this build serves the device, or the device has no such elements; the error says which it has.
+pub fn check_support(device: &Device, dtype: DType) -> Result<()> {
+    const OP: &str = "check_support";
+    self::device(OP, "device", device)?;
+    float(OP, "dtype", dtype, device)
+}
+
 /// Refuses two devices where one is needed.
 pub(crate) fn same_device(
     op: &'static str,

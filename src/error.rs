@@ -97,7 +97,7 @@ pub enum Error {
     /// A gradient was asked for: the operations are for inference and have no backward pass.
     #[error(
         "{op}: `{argument}` requires a gradient, expected a tensor without one: \
-         this operation has no backward pass (call `.detach()` or `.inner()` for inference)"
+         this operation has no backward pass (call `.inner()` for inference)"
     )]
     Gradient {
         /// The operation that refused.

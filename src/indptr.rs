@@ -95,13 +95,15 @@ impl Indptr {
     ///
     /// If there is no request, or the sum passes `i32::MAX`.
     pub fn from_lengths(lengths: &[usize], device: &Device) -> Result<Self> {
+        const OP: &str = "Indptr::from_lengths";
+        let mut indptr = vec![0];
         let mut end = 0_usize;
-        let ends = lengths.iter().map(|&length| {
+        for (at, &length) in lengths.iter().enumerate() {
             end = end.saturating_add(length);
-            end
-        });
-        let indptr: Vec<usize> = std::iter::once(0).chain(ends).collect();
-        let values = row_pointer("Indptr::from_lengths", "lengths", &indptr)?;
+            index(OP, "lengths", at, end)?;
+            indptr.push(end);
+        }
+        let values = row_pointer(OP, "lengths", &indptr)?;
         Ok(Self { host: indptr, tensor: upload(values, device) })
     }
 

@@ -55,8 +55,10 @@ mod ops;
 mod options;
 mod page_pool;
 mod page_table;
+pub mod reference;
 
 pub use cache::{CacheConfig, KvPages, PagedKvCache, SequenceId};
+pub use check::check_support;
 pub use error::{Error, Result};
 pub use extension::RopeStyle;
 pub use indptr::{Indptr, Positions};

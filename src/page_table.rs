@@ -263,7 +263,8 @@ impl SlotMapping {
                 expected: format!("of {} requests, as the page table", table.requests()),
             });
         }
-        let mut slots = Vec::with_capacity(append_indptr.total());
+        // It grows as it is checked: a wrong row pointer may ask for more memory than there is.
+        let mut slots = Vec::new();
         for (request, (appended, &length)) in append_indptr.lengths().zip(&table.kv_lengths).enumerate() {
             let first = length.checked_sub(appended).ok_or_else(|| Error::Index {
                 op: OP,

@@ -8,7 +8,7 @@ mod llama;
 mod printer;
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -34,8 +34,10 @@ use printer::Printer;
 #[derive(Parser)]
 #[command(name = "llama", version)]
 struct Args {
-    /// Model folder as Hugging Face has it: config.json, tokenizer.json, *.safetensors
-    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/llama/tiny"))]
+    /// Model folder as Hugging Face has it: config.json, tokenizer.json, *.safetensors [default: the one that comes
+    /// along, examples/llama/tiny]
+    #[arg(long, value_name = "DIR", hide_default_value = true)]
+    #[arg(default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/llama/tiny"))]
     model: PathBuf,
     /// Where to run [default: the first that the build has]
     #[arg(long, value_enum)]
@@ -54,13 +56,13 @@ struct Args {
     max_new_tokens: usize,
     /// 0 takes the most likely token, more is more random [default: as generation_config.json says; else 0, or 1 with
     /// --top-k or --top-p]
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f64>,
     /// Choose among this many most likely tokens
     #[arg(long, value_name = "K", value_parser = at_least_one)]
     top_k: Option<usize>,
     /// Choose among the fewest most likely tokens that hold this share of the probability
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f64>,
     /// Seed of the random numbers; prompt number i, from 0, gets SEED + i
     #[arg(long, default_value_t = 0)]
@@ -102,7 +104,8 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 fn main() -> ExitCode {
     let args = Args::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let colors = io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colors).init();
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read the text has seen enough.
@@ -154,7 +157,7 @@ fn run(args: &Args) -> Result<()> {
         .collect();
 
     let mut cut = Vec::new();
-    let mut printer = Printer::new(io::stdout().lock(), &tokenizer, &prompts, &tokens)?;
+    let mut printer = Printer::new(io::stdout().lock(), &tokenizer, &prompts, &tokens);
     let stats = generate(&model, &requests, &options, |event: Event| {
         if event.finish == Some(Finish::Context) {
             cut.push(event.request + 1);
@@ -198,8 +201,7 @@ fn sampling(args: &Args, defaults: &GenerationDefaults) -> Result<Sampling> {
 /// Loads the model, with a bar that shows how far it is.
 fn load(folder: &Path, device: &burn::tensor::Device, dtype: Option<DType>) -> Result<Llama> {
     let bar = ProgressBar::no_length();
-    if let Ok(style) = ProgressStyle::with_template("loading {bar:40} {bytes}/{total_bytes} {bytes_per_sec}")
-    {
+    if let Ok(style) = ProgressStyle::with_template("loading {wide_bar} {bytes}/{total_bytes}") {
         bar.set_style(style);
     }
     let start = std::time::Instant::now();

@@ -23,13 +23,8 @@ struct Text {
 }
 
 impl<'a, W: Write> Printer<'a, W> {
-    /// Shows the first prompt at once.
-    pub fn new(
-        out: W,
-        tokenizer: &'a TextTokenizer,
-        prompts: &[String],
-        tokens: &[Vec<u32>],
-    ) -> Result<Self> {
+    /// Shows nothing before the first token, for it may never come.
+    pub fn new(out: W, tokenizer: &'a TextTokenizer, prompts: &[String], tokens: &[Vec<u32>]) -> Self {
         let count = prompts.len();
         let texts = prompts.iter().zip(tokens).enumerate().map(|(index, (prompt, tokens))| {
             let waiting = match count {
@@ -38,9 +33,7 @@ impl<'a, W: Write> Printer<'a, W> {
             };
             Text { detokenizer: Detokenizer::after(tokens), waiting, ended: false }
         });
-        let mut printer = Self { out, tokenizer, texts: texts.collect(), live: 0 };
-        printer.show()?;
-        Ok(printer)
+        Self { out, tokenizer, texts: texts.collect(), live: 0 }
     }
 
     /// Takes one more token.

@@ -1,1 +1,24 @@
-//! CubeCL kernels of burn-flashinfer.
+//! CubeCL kernels of burn-flashinfer, for any CubeCL program: there is no Burn type in this crate.
+//!
+//! Each module holds a kernel and, beside it, the launcher that checks what the kernel relies on. Tensors arrive as
+//! [`TensorBinding`](cubecl::prelude::TensorBinding)s, whose strides are honoured. What lies *in* index tensors (row
+//! pointers, page indices, slots, positions) is on the device and therefore trusted: the caller checks it when it
+//! builds them.
+//!
+//! The kernels need no plane operation and no matrix unit, and they compute in f32 whatever the element type, so they
+//! run on every CubeCL device.
+
+pub mod append;
+pub mod attention;
+mod grid;
+mod math;
+pub mod merge;
+pub mod norm;
+mod profile;
+mod refusal;
+pub mod rope;
+mod tensor;
+
+pub use profile::DeviceProfile;
+pub use refusal::Refusal;
+pub use tensor::{KvLayout, Result};

@@ -1,9 +1,54 @@
-//! Cube
+//! The operations on CubeCL devices: allocates the outputs and launches the portable kernels.
+//!
+//! Nothing is copied but a tensor whose last axis has gaps, or a page pool that has another owner.
 
-use crate::extension::{Attended, AttentionParams, Batch, FlashInferBackend, RopeStyle};
+use burn::backend::{
+    Backend, DType,
+    cubecl::dtype_to_storage_type,
+    ops::FloatTensorOps,
+    tensor::{FloatTensor, IntTensor},
+};
+use burn::tensor::Shape;
+use burn_cubecl::{
+    CubeBackend, CubeDevice,
+    cubecl::{ir::features::TypeUsage, prelude::TensorBinding},
+    kernel::into_contiguous,
+    tensor::CubeTensor,
+};
+use burn_flashinfer_kernels::{
+    self as kernels, Refusal,
+    append::{self, Append},
+    attention::{self, Attention, Choice},
+    merge::{self, Merge},
+    norm::{self, RmsNorm},
+    rope::{self, Rope},
+};
+
+use crate::extension::{
+    Attended, AttentionParams, Batch, FlashInferBackend, PagedIndex, RaggedIndex, RopeStyle,
+};
 use crate::options::KvLayout;
-use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn_cubecl::CubeBackend;
+
+/// The element types that `device` takes instead, if it cannot take `dtype`.
+///
+/// The kernels load and store elements and convert them to f32, no more: so a device may take bf16 here although it has
+/// no bf16 arithmetic.
+pub(crate) fn unsupported_dtype(device: &CubeDevice, dtype: DType) -> Option<String> {
+    let client = device.client();
+    let takes = |dtype| {
+        let usage = client.properties().type_usage(dtype_to_storage_type(dtype));
+        usage.is_superset(TypeUsage::Buffer | TypeUsage::Conversion)
+    };
+    if takes(dtype) {
+        return None;
+    }
+    let others: Vec<_> = [DType::F32, DType::F16, DType::BF16]
+        .into_iter()
+        .filter(|&other| takes(other))
+        .map(|dtype| format!("{dtype:?}"))
+        .collect();
+    Some(format!("{} on {device:?}", others.join(" or ")))
+}
 
 impl FlashInferBackend for CubeBackend {
     fn batch_attention(
@@ -13,8 +58,33 @@ impl FlashInferBackend for CubeBackend {
         batch: Batch<Self>,
         params: AttentionParams,
     ) -> Attended<Self> {
-        todo!()
+        let (q, k, v) = (in_rows(q), in_rows(k), in_rows(v));
+        let [tokens, heads] = [q.meta.shape()[0], q.meta.shape()[1]];
+        let dim = v.meta.shape()[v.meta.num_dims() - 1];
+        let output = empty_like(&q, [tokens, heads, dim].into(), q.dtype);
+        let lse = params.return_lse.then(|| empty_like(&q, [tokens, heads].into(), DType::F32));
+        if tokens > 0 {
+            let (client, dtype) = (q.client.clone(), dtype_to_storage_type(q.dtype));
+            let problem = Attention {
+                q: q.binding(),
+                k: k.binding(),
+                v: v.binding(),
+                output: output.clone().binding(),
+                lse: lse.clone().map(CubeTensor::binding),
+                batch: batch_of(batch),
+                causal: params.causal,
+                window_left: params.window_left,
+                soft_cap: params.soft_cap,
+                scale: params.scale,
+            };
+            launched(attention::launch(&client, problem, dtype, Choice::Auto));
+        }
+        match lse {
+            Some(lse) => Attended::WithLse(output, lse),
+            None => Attended::WithoutLse(output),
+        }
     }
+
     fn append_paged_kv(
         k_pool: FloatTensor<Self>,
         v_pool: FloatTensor<Self>,
@@ -23,8 +93,23 @@ impl FlashInferBackend for CubeBackend {
         slots: IntTensor<Self>,
         layout: KvLayout,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        todo!()
+        if slots.meta.num_elements() == 0 {
+            return (k_pool, v_pool);
+        }
+        let (k_pool, v_pool) = (owned(k_pool), owned(v_pool));
+        let (client, dtype) = (k_pool.client.clone(), dtype_to_storage_type(k_pool.dtype));
+        let append = Append {
+            k_pool: k_pool.clone().binding(),
+            v_pool: v_pool.clone().binding(),
+            k: in_rows(k).binding(),
+            v: in_rows(v).binding(),
+            slots: index(slots),
+            layout: layout_of(layout),
+        };
+        launched(append::launch(&client, append, dtype));
+        (k_pool, v_pool)
     }
+
     fn apply_rope(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -32,20 +117,138 @@ impl FlashInferBackend for CubeBackend {
         positions: IntTensor<Self>,
         style: RopeStyle,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        todo!()
+        let (q, k) = (in_rows(q), in_rows(k));
+        let q_out = empty_like(&q, q.meta.shape().clone(), q.dtype);
+        let k_out = empty_like(&k, k.meta.shape().clone(), k.dtype);
+        if q.meta.shape()[0] > 0 {
+            let (client, dtype) = (q.client.clone(), dtype_to_storage_type(q.dtype));
+            let rope = Rope {
+                q: q.binding(),
+                k: k.binding(),
+                cos_sin: in_rows(cos_sin).binding(),
+                positions: index(positions),
+                q_out: q_out.clone().binding(),
+                k_out: k_out.clone().binding(),
+                style: match style {
+                    RopeStyle::Halves => rope::Style::Halves,
+                    RopeStyle::Interleaved => rope::Style::Interleaved,
+                },
+            };
+            launched(rope::launch(&client, rope, dtype));
+        }
+        (q_out, k_out)
     }
+
     fn merge_state(
         v_a: FloatTensor<Self>,
         s_a: FloatTensor<Self>,
         v_b: FloatTensor<Self>,
         s_b: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        todo!()
+        let v = empty_like(&v_a, v_a.meta.shape().clone(), v_a.dtype);
+        let s = empty_like(&s_a, s_a.meta.shape().clone(), s_a.dtype);
+        if v.meta.num_elements() > 0 {
+            let (client, dtype) = (v.client.clone(), dtype_to_storage_type(v.dtype));
+            let merge = Merge {
+                v_a: in_rows(v_a).binding(),
+                s_a: in_rows(s_a).binding(),
+                v_b: in_rows(v_b).binding(),
+                s_b: in_rows(s_b).binding(),
+                v: v.clone().binding(),
+                s: s.clone().binding(),
+            };
+            launched(merge::launch(&client, merge, dtype));
+        }
+        (v, s)
     }
+
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
-        todo!()
+        let y = empty_like(&x, x.meta.shape().clone(), x.dtype);
+        if y.meta.num_elements() > 0 {
+            let (client, dtype) = (x.client.clone(), dtype_to_storage_type(x.dtype));
+            let norm = RmsNorm {
+                x: in_rows(x).binding(),
+                weight: into_contiguous(weight).binding(),
+                y: y.clone().binding(),
+                epsilon,
+            };
+            launched(norm::launch(&client, norm, dtype));
+        }
+        y
     }
+
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        todo!()
+        let [rows, columns] = [x.meta.shape()[0], weight.meta.shape()[0]];
+        if rows == 0 {
+            return empty_like(&x, [rows, columns].into(), x.dtype);
+        }
+        // A view: Burn's product reads the weight column by column and accumulates f16 and bf16 in f32.
+        Self::float_matmul(x, Self::float_swap_dims(weight, 0, 1))
+    }
+}
+
+/// Ends a launch that the caller has checked already.
+///
+/// A refusal here is a bug of this crate, not bad input: `ops` checks shapes, and blueprints are chosen to fit.
+fn launched(result: kernels::Result<()>) {
+    if let Err(refusal) = result {
+        refused(&refusal)
+    }
+}
+
+#[cold]
+#[allow(clippy::panic, reason = "see `launched`")]
+fn refused(refusal: &Refusal) -> ! {
+    panic!("a checked problem was refused: {refusal}")
+}
+
+/// The tensor with the elements of its last axis side by side.
+fn in_rows(tensor: CubeTensor) -> CubeTensor {
+    let last = tensor.meta.num_dims() - 1;
+    let dense = tensor.meta.shape()[last] <= 1 || tensor.meta.strides()[last] == 1;
+    if dense && !tensor.meta.is_tiled() { tensor } else { into_contiguous(tensor) }
+}
+
+/// The tensor to write in place: itself if it has no other owner, a copy if it has.
+fn owned(pool: CubeTensor) -> CubeTensor {
+    let pool = in_rows(pool);
+    if pool.can_mut() && pool.is_nonoverlapping() { pool } else { into_contiguous(pool).copy() }
+}
+
+/// An index tensor as the kernels read it: `i32`, contiguous.
+fn index(tensor: CubeTensor) -> TensorBinding {
+    let tensor =
+        if tensor.dtype == DType::I32 { tensor } else { burn_cubecl::kernel::cast(tensor, DType::I32) };
+    into_contiguous(tensor).binding()
+}
+
+fn empty_like(tensor: &CubeTensor, shape: Shape, dtype: DType) -> CubeTensor {
+    let bytes = shape.num_elements() * dtype.size();
+    let handle = tensor.client.empty(bytes);
+    CubeTensor::new_contiguous(tensor.client.clone(), tensor.device.clone(), shape, handle, dtype)
+}
+
+fn layout_of(layout: KvLayout) -> kernels::KvLayout {
+    match layout {
+        KvLayout::Nhd => kernels::KvLayout::Nhd,
+        KvLayout::Hnd => kernels::KvLayout::Hnd,
+    }
+}
+
+fn batch_of(batch: Batch<CubeBackend>) -> attention::Batch {
+    match batch {
+        Batch::Single => attention::Batch::Single,
+        Batch::Ragged(RaggedIndex { qo_indptr, kv_indptr }) => {
+            attention::Batch::Ragged { qo_indptr: index(qo_indptr), kv_indptr: index(kv_indptr) }
+        }
+        Batch::Paged(PagedIndex { qo_indptr, kv_indptr, indices, last_page_len, layout, .. }) => {
+            attention::Batch::Paged {
+                qo_indptr: index(qo_indptr),
+                kv_indptr: index(kv_indptr),
+                indices: index(indices),
+                last_page_len: index(last_page_len),
+                layout: layout_of(layout),
+            }
+        }
     }
 }

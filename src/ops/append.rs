@@ -21,6 +21,7 @@ pub fn append_paged_kv(pages: &mut KvPages, k: Tensor<3>, v: Tensor<3>, slots: &
     const OP: &str = "append_paged_kv";
     let pool = pages.shape();
     let floats = Floats::first(OP, "pages", pages.k())?;
+    floats.like("pages", pages.v())?;
     floats.like("k", &k)?;
     floats.like("v", &v)?;
     floats.on_device("slots", &slots.tensor.device())?;

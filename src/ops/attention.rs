@@ -10,6 +10,9 @@ use crate::indptr::Indptr;
 use crate::options::{AttentionOptions, KvLayout};
 use crate::page_table::PageTable;
 
+/// The largest head dimension of queries, keys and values.
+const MAX_HEAD_DIM: usize = 1024;
+
 /// What attention returns.
 #[derive(Debug, Clone)]
 pub struct AttentionOutput<const D: usize = 3, const L: usize = 2> {
@@ -277,6 +280,18 @@ impl Problem {
         let [_, q_heads, head_dim] = q.dims();
         if head_dim == 0 || q_heads == 0 {
             return Err(shape(op, "q", &q.dims(), "[tokens, q_heads, head_dim] with at least one head"));
+        }
+        // What every kernel can hold in registers and shared memory, and count in i32.
+        let [v_dim, most] = [v.dims()[D - 1], MAX_HEAD_DIM];
+        if head_dim > most || v_dim > most {
+            let (argument, dims) =
+                if head_dim > most { ("q", q.dims().to_vec()) } else { (v_name, v.dims().to_vec()) };
+            return Err(shape(op, argument, &dims, format!("a head dimension of at most {most}")));
+        }
+        for (argument, dims) in [("q", q.dims().to_vec()), (k_name, k.dims().to_vec())] {
+            if dims.iter().any(|&extent| extent > i32::MAX as usize) {
+                return Err(shape(op, argument, &dims, format!("no axis longer than {}", i32::MAX)));
+            }
         }
         if k_dim != head_dim {
             return Err(shape(op, k_name, &k.dims(), format!("a head dimension of {head_dim}, as `q`")));

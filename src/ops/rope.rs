@@ -148,7 +148,8 @@ impl Rope {
     ///
     /// # Errors
     ///
-    /// If a parameter is out of its range, or no backend of this build serves `device`.
+    /// If a parameter is out of its range, the table would have more than `i32::MAX` elements, or no backend of this
+    /// build serves `device`.
     pub fn new(config: &RopeConfig, max_positions: usize, device: &Device) -> Result<Self> {
         const OP: &str = "Rope::new";
         config.check(OP)?;
@@ -159,6 +160,16 @@ impl Rope {
                 argument: "max_positions",
                 got: "0".into(),
                 expected: "at least 1".into(),
+            });
+        }
+        // Kernels count elements in i32.
+        let most = i32::MAX as usize / config.rotary_dim;
+        if max_positions > most {
+            return Err(Error::Value {
+                op: OP,
+                argument: "max_positions",
+                got: max_positions.to_string(),
+                expected: format!("at most {most}, for {} elements each", config.rotary_dim),
             });
         }
         let frequencies = config.frequencies();

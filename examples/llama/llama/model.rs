@@ -9,7 +9,8 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, activation::silu};
 use burn_flashinfer::{
     AttentionOptions, CacheConfig, Indptr, KvLayout, PagedKvCache, Positions, Rope, SequenceId,
-    append_paged_kv, apply_rope, batch_decode_paged, batch_prefill_ragged, matmul_nt, rms_norm,
+    append_paged_kv, apply_rope, batch_decode_paged, batch_prefill_ragged, check_support, matmul_nt,
+    rms_norm,
 };
 
 use super::config::Config;
@@ -65,11 +66,7 @@ impl Llama {
             Some(dtype) => dtype,
             None => weights.dtype(EMBEDDING)?,
         };
-        ensure!(
-            device.supports_dtype(dtype),
-            "this device does not compute in {}; choose another type with --dtype",
-            dtype.name()
-        );
+        check_support(device, dtype).context("choose another type with --dtype")?;
         let progress = begin(weights.bytes());
         let loader = Loader { weights: &weights, device, dtype, progress: &progress };
         Self::from_weights(config, &loader)

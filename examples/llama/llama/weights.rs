@@ -152,33 +152,32 @@ impl Loader<'_> {
     /// Several tensors as one, stacked along their first axis.
     pub fn stacked<const D: usize>(&self, parts: &[(&str, [usize; D])]) -> Result<Tensor<D>> {
         let [(_, mut shape), ..] = *parts else { bail!("no tensor to load") };
+        // All of them are checked first: what a file holds, memory can be found for.
+        let stored: Vec<_> =
+            parts.iter().map(|(name, shape)| self.find(name, shape)).collect::<Result<_>>()?;
         shape[0] = parts.iter().map(|(_, shape)| shape[0]).sum();
-        let elements = shape.iter().try_fold(1usize, |product, &extent| product.checked_mul(extent));
-        let mut bytes =
-            Vec::with_capacity(elements.unwrap_or(0).saturating_mul(self.dtype.size()).min(1 << 40));
-        for (name, shape) in parts {
-            self.append(name, shape, &mut bytes)?;
+        let mut bytes = Vec::with_capacity(shape.iter().product::<usize>() * self.dtype.size());
+        for (stored, dtype) in stored {
+            let raw = &self.weights.files[stored.file][stored.bytes.clone()];
+            if dtype == self.dtype {
+                bytes.extend_from_slice(raw);
+            } else {
+                let data = TensorData::try_from_bytes_vec(raw.to_vec(), stored.shape.clone(), dtype)?;
+                bytes.extend_from_slice(data.try_cast(self.dtype)?.as_bytes());
+            }
+            (self.progress)(raw.len());
         }
         let data = TensorData::try_from_bytes_vec(bytes, shape, self.dtype)?;
         Ok(Tensor::from_data(data, (self.device, self.dtype)))
     }
 
-    fn append(&self, name: &str, shape: &[usize], bytes: &mut Vec<u8>) -> Result<()> {
+    fn find(&self, name: &str, shape: &[usize]) -> Result<(&Stored, DType)> {
         let stored = self.weights.find(name)?;
         ensure!(
             stored.shape == shape,
             "{name} has shape {:?}, expected {shape:?} from config.json",
             stored.shape
         );
-        let dtype = float_dtype(name, stored.dtype)?;
-        let raw = &self.weights.files[stored.file][stored.bytes.clone()];
-        if dtype == self.dtype {
-            bytes.extend_from_slice(raw);
-        } else {
-            let data = TensorData::try_from_bytes_vec(raw.to_vec(), shape.to_vec(), dtype)?;
-            bytes.extend_from_slice(data.try_cast(self.dtype)?.as_bytes());
-        }
-        (self.progress)(raw.len());
-        Ok(())
+        Ok((stored, float_dtype(name, stored.dtype)?))
     }
 }

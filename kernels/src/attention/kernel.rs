@@ -1,0 +1,211 @@
+//! ```text
+//! o_i = Σ_j p_ij v_j / Σ_j p_ij      p_ij = exp(s_ij - m_i)      s_ij = scale q_i·k_j, soft-capped, for visible j
+//! ```
+//! A row is one query token of one query head. `U` units own a row and walk over its visible keys in tiles; per tile
+//!
+//! | step | unit `u` of `U` | shared memory |
+//! |------|-----------------|---------------|
+//! | 1 | logits of keys `u, u + U, ..` | writes `logits` |
+//! |   | *sync* | |
+//! | 2 | maximum of the tile; weights of keys `u, u + U, ..` | reads `logits`, writes `weights`, `values` |
+//! |   | *sync* | |
+//! | 3 | sum of the tile; output columns `u, u + U, ..` | reads `weights`, `values` |
+//!
+//! Two barriers a tile are enough: step 1 of the next tile writes only what step 2 has finished reading, and its step
+//! 2 comes after a barrier that every unit reaches after step 3. All units find maximum and sum in the same order, so
+//! they agree without talking, and the result does not change from run to run.
+//!
+//! On a GPU a cube is one row. On a CPU a unit is a thread and a barrier a spin lock, so there a cube is many rows of
+//! one unit each, every row with its part of the shared memory, and there are no barriers.
+//!
+//! The masks are ranges of keys, so a masked key is never read, let alone weighed.
+
+use cubecl::prelude::*;
+
+use super::batch::{Request, Table, key_offset, request_of};
+use super::blueprint::{Blueprint, HeadDims};
+use crate::math::{LOG2_E, tanh};
+
+/// The run-time numbers of a problem.
+#[derive(CubeType, CubeLaunch)]
+pub(crate) struct Params {
+    pub scale: f32,
+    /// 0 for none.
+    pub soft_cap: f32,
+    /// `i32::MAX` for none, which reaches every key there can be.
+    pub window_left: usize,
+    pub causal: u32,
+    /// Tokens times query heads.
+    pub rows: usize,
+}
+
+/// `q`: `[tokens, q_heads, qk]`, `k`: `[pages, slots, kv_heads, qk]`, `v`: `[pages, slots, kv_heads, vo]`, `output`:
+/// `[tokens, q_heads, vo]` and `lse`: `[tokens, q_heads]`, both contiguous.
+#[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(crate) fn attention<F: Float, QK: Size, VO: Size>(
+    q: &Tensor<Vector<F, QK>>,
+    k: &Tensor<Vector<F, QK>>,
+    v: &Tensor<Vector<F, VO>>,
+    output: &mut Tensor<Vector<F, VO>>,
+    lse: &mut ComptimeOption<Box<[f32]>>,
+    table: &Table,
+    params: &Params,
+    #[comptime] dims: HeadDims,
+    #[comptime] blueprint: Blueprint,
+    #[define(F)] _dtype: ElemType,
+) {
+    let units = comptime!(blueprint.units as usize);
+    let rows = comptime!(blueprint.rows as usize);
+    let tile = comptime!(blueprint.tile);
+    let qk = comptime!(dims.qk / blueprint.qk_vector);
+    let vo = comptime!(dims.vo / blueprint.vo_vector);
+
+    let unit = UNIT_POS as usize % units;
+    let part = UNIT_POS as usize / units;
+    let row = CUBE_POS * rows + part;
+    if row >= params.rows {
+        terminate!();
+    }
+    let q_heads = q.shape(1);
+    let token = row / q_heads;
+    let head = row % q_heads;
+    let kv_head = head / (q_heads / k.shape(2));
+    let request = request_of(table, token, q.shape(0), k.shape(1));
+    let (start, end) = visible(&request, params);
+
+    let mut query = Shared::<[Vector<f32, QK>]>::new_slice(rows * qk);
+    let mut logits = Shared::<[f32]>::new_slice(rows * tile);
+    let mut weights = Shared::<[f32]>::new_slice(rows * tile);
+    let mut values = Shared::<[usize]>::new_slice(rows * tile);
+
+    // Where this row's part begins.
+    let (query_at, tile_at) = (part * qk, part * tile);
+
+    let q_row = (token * q.stride(0) + head * q.stride(1)) / QK::value();
+    let mut i = unit;
+    while i < qk {
+        query[query_at + i] = Vector::cast_from(q[q_row + i]);
+        i += units;
+    }
+    meet(units);
+
+    let columns = comptime!(vo.div_ceil(units));
+    let unrolled = comptime!(columns <= 8);
+    let mut sums = Array::<Vector<f32, VO>>::new(columns);
+    #[unroll(unrolled)]
+    for c in 0..columns {
+        sums[c] = Vector::new(0.0f32);
+    }
+    let mut maximum = f32::NEG_INFINITY.runtime();
+    let mut sum = 0.0f32;
+
+    let mut first = start;
+    while first < end {
+        let keys = min(tile, end - first);
+
+        let mut j = unit;
+        while j < keys {
+            let at = key_offset(table, &request, first + j, k.stride(0), k.stride(1));
+            let at = (at + kv_head * k.stride(2)) / QK::value();
+            let mut dot = Vector::<f32, QK>::new(0.0f32);
+            for i in 0..qk {
+                dot += query[query_at + i] * Vector::cast_from(k[at + i]);
+            }
+            logits[tile_at + j] = soft_capped(dot.vector_sum() * params.scale, params.soft_cap);
+            j += units;
+        }
+        meet(units);
+
+        let mut highest = maximum;
+        for j in 0..keys {
+            highest = max(highest, logits[tile_at + j]);
+        }
+        // While every logit is -inf, subtract 0 instead: (-inf) - (-inf) would be NaN.
+        let base = select(highest == f32::NEG_INFINITY, 0.0f32, highest);
+        let mut j = unit;
+        while j < keys {
+            weights[tile_at + j] = (logits[tile_at + j] - base).exp();
+            let at = key_offset(table, &request, first + j, v.stride(0), v.stride(1));
+            values[tile_at + j] = (at + kv_head * v.stride(2)) / VO::value();
+            j += units;
+        }
+        meet(units);
+
+        let rescale = (maximum - base).exp();
+        maximum = highest;
+        sum *= rescale;
+        #[unroll(unrolled)]
+        for c in 0..columns {
+            sums[c] *= Vector::new(rescale);
+        }
+        for j in 0..keys {
+            let weight = weights[tile_at + j];
+            let at = values[tile_at + j];
+            sum += weight;
+            #[unroll(unrolled)]
+            for c in 0..columns {
+                let column = unit + c * units;
+                if comptime!(vo % units == 0) || column < vo {
+                    sums[c] += Vector::new(weight) * Vector::cast_from(v[at + column]);
+                }
+            }
+        }
+        first += tile;
+    }
+
+    // Nothing visible, or nothing but -inf: the sums are 0 and stay 0.
+    let norm = select(sum == 0.0f32, 1.0f32, sum);
+    #[unroll(unrolled)]
+    for c in 0..columns {
+        let column = unit + c * units;
+        if comptime!(vo % units == 0) || column < vo {
+            output[row * vo + column] = Vector::cast_from(sums[c] / Vector::new(norm));
+        }
+    }
+    #[comptime]
+    match lse {
+        ComptimeOption::Some(lse) => {
+            if unit == 0 {
+                let value = (maximum + norm.ln()) * LOG2_E;
+                lse[row] = select(sum == 0.0f32, f32::NEG_INFINITY, value);
+            }
+        }
+        ComptimeOption::None => {}
+    }
+}
+
+/// Waits for the other units of the row, if there are any.
+#[cube]
+fn meet(#[comptime] units: usize) {
+    if comptime!(units > 1) {
+        sync_cube();
+    }
+}
+
+/// The keys `start..end` that a query sees. The causal mask is right-aligned: the last query sits at the last key.
+#[cube]
+fn visible(request: &Request, params: &Params) -> (usize, usize) {
+    // Position of the query among the keys, shifted by qo_len to stay above 0.
+    let shifted = request.kv_len + request.query;
+    let mut end = request.kv_len;
+    if params.causal == 1 {
+        end = saturating_sub(shifted + 1, request.qo_len);
+    }
+    (saturating_sub(shifted, request.qo_len + params.window_left), end)
+}
+
+#[cube]
+fn saturating_sub(a: usize, b: usize) -> usize {
+    select(a > b, a - min(a, b), 0usize)
+}
+
+/// `cap * tanh(logit / cap)`, or the logit itself with a cap of 0.
+#[cube]
+fn soft_capped(logit: f32, cap: f32) -> f32 {
+    let mut capped = logit;
+    if cap > 0.0f32 {
+        capped = cap * tanh(logit / cap);
+    }
+    capped
+}

@@ -1,0 +1,218 @@
+use cubecl::{client::Client, ir::ElemType, prelude::*};
+
+use super::batch::{PagedLaunch, RaggedLaunch, TableArgs};
+use super::blueprint::{Alignment, Blueprint, Choice, HeadDims};
+use super::kernel::{self, ParamsLaunch};
+use crate::grid::cover;
+use crate::tensor::{KvLayout, Result, addresses, alignment, by_slot, contiguous, one_page, rows, shape};
+use crate::{DeviceProfile, Refusal};
+
+const KERNEL: &str = "attention";
+
+/// Where the queries and the keys of each request lie. Index tensors are contiguous, of `i32`.
+pub enum Batch {
+    /// One request: all queries, all keys.
+    Single,
+    /// Requests one after the other.
+    Ragged {
+        /// `[requests + 1]`: first query of each request.
+        qo_indptr: TensorBinding,
+        /// `[requests + 1]`: first key of each request.
+        kv_indptr: TensorBinding,
+    },
+    /// Keys and values in pages.
+    Paged {
+        /// `[requests + 1]`: first query of each request.
+        qo_indptr: TensorBinding,
+        /// `[requests + 1]`: where the pages of each request begin in `indices`.
+        kv_indptr: TensorBinding,
+        /// The pages of every request. Not empty.
+        indices: TensorBinding,
+        /// `[requests]`: tokens in the last page of each request.
+        last_page_len: TensorBinding,
+        /// The order of the axes of a page.
+        layout: KvLayout,
+    },
+}
+
+/// An attention problem. All floats but `lse` are of one element type.
+pub struct Attention {
+    /// `[tokens, q_heads, qk]`.
+    pub q: TensorBinding,
+    /// `[keys, kv_heads, qk]`, or pages.
+    pub k: TensorBinding,
+    /// `[keys, kv_heads, vo]`, or pages.
+    pub v: TensorBinding,
+    /// `[tokens, q_heads, vo]`, contiguous.
+    pub output: TensorBinding,
+    /// `[tokens, q_heads]` of f32, contiguous: the base-2 log-sum-exp, if it is wanted.
+    pub lse: Option<TensorBinding>,
+    /// Which query sees which keys.
+    pub batch: Batch,
+    /// Right-aligned causal mask.
+    pub causal: bool,
+    /// Inclusive left window.
+    pub window_left: Option<usize>,
+    /// Soft cap on the logits.
+    pub soft_cap: Option<f32>,
+    /// Factor on `q·k`.
+    pub scale: f32,
+}
+
+/// Runs the portable attention kernel.
+///
+/// The contents of the index tensors are trusted: row pointers rise from 0 to the number of tokens, page indices are
+/// below the number of pages, the length of a last page is from 1 to the page size.
+///
+/// # Errors
+///
+/// If the shapes do not fit, or if the blueprint cannot run. Nothing is launched then.
+pub fn launch(client: &Client, problem: Attention, dtype: ElemType, choice: Choice) -> Result<()> {
+    let Attention { q, k, v, output, lse, batch, causal, window_left, soft_cap, scale } = problem;
+    if output.size() == 0 {
+        return Ok(());
+    }
+    let (k, v) = match &batch {
+        Batch::Paged { layout, .. } => {
+            rows(KERNEL, "k", &k, 4)?;
+            rows(KERNEL, "v", &v, 4)?;
+            (by_slot(k, *layout), by_slot(v, *layout))
+        }
+        _ => {
+            rows(KERNEL, "k", &k, 3)?;
+            rows(KERNEL, "v", &v, 3)?;
+            (one_page(k), one_page(v))
+        }
+    };
+    let dims = check(&q, &k, &v, &output, lse.as_ref(), &batch)?;
+    let row_count = q.shape[0] * q.shape[1];
+    // Without any key nothing is read, but a buffer must be bound, and an empty one cannot be.
+    let (k, v) = (or_bound(k, &q), or_bound(v, &q));
+
+    let device = DeviceProfile::of(client);
+    let align = Alignment { qk: alignment(&q).min(alignment(&k)), vo: alignment(&v) };
+    let blueprint = match choice {
+        Choice::Auto => Blueprint::auto(&device, dims, dtype.size(), align),
+        Choice::Exactly(blueprint) => blueprint,
+    };
+    blueprint.check(&device, dims, align)?;
+    let cubes = cover(KERNEL, row_count.div_ceil(blueprint.rows as usize), device.max_cubes)?;
+    let address =
+        addresses(&[(&q, dtype.size()), (&k, dtype.size()), (&v, dtype.size()), (&output, dtype.size())]);
+    let params = ParamsLaunch::new(
+        scale,
+        soft_cap.unwrap_or(0.0),
+        window_left.map_or(i32::MAX as usize, |window| window.min(i32::MAX as usize)),
+        causal as u32,
+        row_count,
+    );
+    let page_size = k.shape[1];
+    let table = table_args(batch, page_size);
+
+    // SAFETY: a unit beyond the last row stops. A row reads q and writes output and lse at (token, head), within the
+    // shapes checked above; k and v at keys below kv_len, whose pages and offsets are in bounds by the contract on
+    // index tensors. Column loads stay below the head dimensions, which the vectors divide. Shared memory is indexed
+    // by keys < tile and columns of the query, within the part of the row. `blueprint` was checked against the device.
+    unsafe {
+        kernel::attention::launch_unchecked(
+            client,
+            cubes,
+            CubeDim::new_1d(blueprint.rows * blueprint.units),
+            address,
+            blueprint.qk_vector,
+            blueprint.vo_vector,
+            q.into_tensor_arg(),
+            k.into_tensor_arg(),
+            v.into_tensor_arg(),
+            output.into_tensor_arg(),
+            lse.map(TensorBinding::into_buffer_arg).into(),
+            table,
+            params,
+            dims,
+            blueprint,
+            dtype,
+        );
+    }
+    Ok(())
+}
+
+fn check(
+    q: &TensorBinding,
+    k: &TensorBinding,
+    v: &TensorBinding,
+    output: &TensorBinding,
+    lse: Option<&TensorBinding>,
+    batch: &Batch,
+) -> Result<HeadDims> {
+    rows(KERNEL, "q", q, 3)?;
+    let [tokens, q_heads, qk] = [q.shape[0], q.shape[1], q.shape[2]];
+    let [pages, slots, kv_heads, vo] = [v.shape[0], v.shape[1], v.shape[2], v.shape[3]];
+    if qk == 0 || vo == 0 || kv_heads == 0 || q_heads % kv_heads != 0 {
+        return Err(shape(KERNEL, "q", q, format!("heads in multiples of {kv_heads}, none empty")));
+    }
+    if k.shape.to_vec() != [pages, slots, kv_heads, qk] {
+        return Err(shape(KERNEL, "k", k, format!("[{pages}, {slots}, {kv_heads}, {qk}] as `v` and `q`")));
+    }
+    contiguous(KERNEL, "output", output, &[tokens, q_heads, vo])?;
+    if let Some(lse) = lse {
+        contiguous(KERNEL, "lse", lse, &[tokens, q_heads])?;
+    }
+    let limit = i32::MAX as usize;
+    for (argument, got) in [("tokens", tokens), ("keys", slots)] {
+        if got > limit {
+            return Err(Refusal::Range { kernel: KERNEL, argument, got, limit });
+        }
+    }
+    match batch {
+        Batch::Single => {}
+        Batch::Ragged { qo_indptr, kv_indptr } => indptrs(qo_indptr, kv_indptr)?,
+        Batch::Paged { qo_indptr, kv_indptr, indices, last_page_len, .. } => {
+            indptrs(qo_indptr, kv_indptr)?;
+            contiguous(KERNEL, "last_page_len", last_page_len, &[qo_indptr.shape[0] - 1])?;
+            contiguous(KERNEL, "indices", indices, &[indices.size()])?;
+            if indices.size() == 0 || slots == 0 {
+                return Err(shape(KERNEL, "indices", indices, "at least one entry, and slots in a page"));
+            }
+        }
+    }
+    Ok(HeadDims { qk, vo })
+}
+
+fn indptrs(qo_indptr: &TensorBinding, kv_indptr: &TensorBinding) -> Result<()> {
+    contiguous(KERNEL, "qo_indptr", qo_indptr, &[qo_indptr.size()])?;
+    contiguous(KERNEL, "kv_indptr", kv_indptr, &[qo_indptr.size()])?;
+    if qo_indptr.size() < 2 {
+        return Err(shape(KERNEL, "qo_indptr", qo_indptr, "[requests + 1] with a request"));
+    }
+    Ok(())
+}
+
+/// `tensor`, or `bound` under its name if it has no element.
+fn or_bound(tensor: TensorBinding, bound: &TensorBinding) -> TensorBinding {
+    if tensor.size() == 0 { TensorBinding { handle: bound.handle.clone(), ..tensor } } else { tensor }
+}
+
+fn table_args(batch: Batch, page_size: usize) -> TableArgs {
+    match batch {
+        Batch::Single => TableArgs::Single,
+        Batch::Ragged { qo_indptr, kv_indptr } => {
+            let requests = qo_indptr.size() - 1;
+            TableArgs::Ragged(RaggedLaunch::new(
+                qo_indptr.into_buffer_arg(),
+                kv_indptr.into_buffer_arg(),
+                requests,
+            ))
+        }
+        Batch::Paged { qo_indptr, kv_indptr, indices, last_page_len, .. } => {
+            let requests = qo_indptr.size() - 1;
+            TableArgs::Paged(PagedLaunch::new(
+                qo_indptr.into_buffer_arg(),
+                kv_indptr.into_buffer_arg(),
+                indices.into_buffer_arg(),
+                last_page_len.into_buffer_arg(),
+                requests,
+                page_size,
+            ))
+        }
+    }
+}

@@ -1,0 +1,47 @@
+use cubecl::client::Client;
+
+/// What the choice of a blueprint depends on: the limits of a device, without the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceProfile {
+    /// Units that run in lockstep; 1 on a CPU.
+    pub plane: u32,
+    /// Most units in a cube.
+    pub max_units: u32,
+    /// Most cubes on each axis of a launch.
+    pub max_cubes: [u32; 3],
+    /// Bytes of shared memory a cube can have.
+    pub shared_memory: usize,
+    /// Bytes of the widest load worth issuing.
+    pub load_bytes: usize,
+    /// Most elements in a vector.
+    pub max_vector: usize,
+    /// Cores, if the device is a CPU.
+    pub cpu_cores: Option<u32>,
+}
+
+impl DeviceProfile {
+    /// Reads the limits of a device.
+    pub fn of(client: &Client) -> Self {
+        let hardware = &client.properties().hardware;
+        let (x, y, z) = hardware.max_cube_count;
+        Self {
+            plane: hardware.plane_size_max,
+            max_units: match hardware.num_cpu_cores {
+                // The CPU runtime reports its cores here, but starts as many threads as a cube has units.
+                Some(_) => 1024,
+                None => hardware.max_units_per_cube.min(hardware.max_cube_dim.0),
+            },
+            max_cubes: [x, y, z],
+            // On a CPU this is the first-level cache of one core.
+            shared_memory: hardware.max_shared_memory_size * hardware.num_cpu_cores.unwrap_or(1) as usize,
+            load_bytes: (hardware.load_width as usize / 8).clamp(4, 16),
+            max_vector: hardware.max_vector_size.max(1),
+            cpu_cores: hardware.num_cpu_cores,
+        }
+    }
+
+    /// Elements of `elem_size` bytes that one load takes at most.
+    pub(crate) fn widest(&self, elem_size: usize) -> usize {
+        (self.load_bytes / elem_size).min(self.max_vector).max(1)
+    }
+}

@@ -1,0 +1,53 @@
+/// Why a kernel was not launched. Nothing has been written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The shapes or strides of the tensors do not fit the kernel or each other.
+    #[error("{kernel}: `{argument}` has shape {shape:?} and strides {strides:?}, expected {expected}")]
+    Shape {
+        /// The kernel that was asked for.
+        kernel: &'static str,
+        /// The tensor at fault.
+        argument: &'static str,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Its strides, in elements.
+        strides: Vec<usize>,
+        /// What was wanted.
+        expected: String,
+    },
+    /// A forced blueprint that the device or the problem rules out.
+    #[error("{kernel}: {setting} of {got} cannot run, expected {expected}")]
+    Blueprint {
+        /// The kernel that was asked for.
+        kernel: &'static str,
+        /// The field of the blueprint at fault.
+        setting: &'static str,
+        /// Its value.
+        got: usize,
+        /// What would run.
+        expected: String,
+    },
+    /// More cubes than one launch can have on this device.
+    #[error("{kernel}: {cubes} cubes do not fit into one launch of at most {limit:?}")]
+    Grid {
+        /// The kernel that was asked for.
+        kernel: &'static str,
+        /// Cubes needed.
+        cubes: usize,
+        /// Limits of the axes.
+        limit: [u32; 3],
+    },
+    /// A number beyond what the kernel counts with.
+    #[error("{kernel}: `{argument}` is {got}, expected at most {limit}")]
+    Range {
+        /// The kernel that was asked for.
+        kernel: &'static str,
+        /// The number at fault.
+        argument: &'static str,
+        /// Its value.
+        got: usize,
+        /// The largest value.
+        limit: usize,
+    },
+}

@@ -1,0 +1,328 @@
+use burn_flashinfer_kernels::{
+    KvLayout, Refusal,
+    attention::{Attention, Batch, Blueprint, Choice, launch},
+};
+
+use crate::host::{Device, Random, TYPES, Type, assert_close, client, contiguous, ints};
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    Single,
+    Ragged,
+    Paged(usize, KvLayout),
+}
+
+/// One problem. Every request is `(qo_len, kv_len)`.
+#[derive(Debug, Clone)]
+struct Case {
+    kind: Kind,
+    lengths: Vec<(usize, usize)>,
+    q_heads: usize,
+    kv_heads: usize,
+    qk: usize,
+    vo: usize,
+    dtype: Type,
+    causal: bool,
+    window_left: Option<usize>,
+    soft_cap: Option<f32>,
+    /// Elements between rows that no tensor owns.
+    gap: usize,
+    spread: f64,
+    choice: Choice,
+}
+
+impl Case {
+    fn new(kind: Kind, lengths: &[(usize, usize)]) -> Self {
+        Self {
+            kind,
+            lengths: lengths.to_vec(),
+            q_heads: 4,
+            kv_heads: 2,
+            qk: 32,
+            vo: 32,
+            dtype: Type::F32,
+            causal: false,
+            window_left: None,
+            soft_cap: None,
+            gap: 0,
+            spread: 2.0,
+            choice: Choice::Auto,
+        }
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.qk as f32).sqrt()
+    }
+
+    fn sees(&self, (qo_len, kv_len): (usize, usize), i: usize, j: usize) -> bool {
+        let position = kv_len as i64 - qo_len as i64 + i as i64;
+        let j = j as i64;
+        (!self.causal || j <= position) && self.window_left.is_none_or(|w| j >= position - w as i64)
+    }
+
+    /// Attention with the arithmetic of `T`, rounded to the type at the end; and its base-2 LSE.
+    fn expected(&self, q: &[f64], k: &[Vec<f64>], v: &[Vec<f64>], round: fn(f64) -> f64) -> [Vec<f64>; 2] {
+        let (mut output, mut lse) = (vec![], vec![]);
+        let mut token = 0;
+        for (request, &(qo_len, kv_len)) in self.lengths.iter().enumerate() {
+            for i in 0..qo_len {
+                for head in 0..self.q_heads {
+                    let kv_head = head / (self.q_heads / self.kv_heads);
+                    let row = &q[(token * self.q_heads + head) * self.qk..][..self.qk];
+                    let at = |j: usize, dim: usize| (j * self.kv_heads + kv_head) * dim;
+                    let logits: Vec<f64> = (0..kv_len)
+                        .map(|j| {
+                            if !self.sees((qo_len, kv_len), i, j) {
+                                return f64::NEG_INFINITY;
+                            }
+                            let key = &k[request][at(j, self.qk)..][..self.qk];
+                            let dot = row.iter().zip(key).fold(0.0, |sum, (a, b)| round(sum + round(a * b)));
+                            let s = round(dot * self.scale() as f64);
+                            self.soft_cap.map_or(s, |cap| round(cap as f64 * round((s / cap as f64).tanh())))
+                        })
+                        .collect();
+                    let m = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let base = if m == f64::NEG_INFINITY { 0.0 } else { m };
+                    let p: Vec<f64> = logits.iter().map(|s| round((s - base).exp())).collect();
+                    let sum = p.iter().fold(0.0, |sum, p| round(sum + p));
+                    for column in 0..self.vo {
+                        let weighed = p.iter().enumerate().filter(|(_, p)| **p > 0.0);
+                        let o = weighed
+                            .fold(0.0, |o, (j, p)| round(o + round(p * v[request][at(j, self.vo) + column])));
+                        output.push(if sum == 0.0 { 0.0 } else { o / sum });
+                    }
+                    lse.push(if sum == 0.0 { m } else { (base + sum.ln()) / std::f64::consts::LN_2 });
+                }
+                token += 1;
+            }
+        }
+        [output, lse]
+    }
+
+    /// Runs the kernel and checks it, and returns its output.
+    fn check(&self, random: &mut Random) -> Vec<f64> {
+        let client = client();
+        let tokens: usize = self.lengths.iter().map(|l| l.0).sum();
+        let q = random.floats(tokens * self.q_heads * self.qk, self.dtype, self.spread);
+        let (k, v): (Vec<_>, Vec<_>) = self
+            .lengths
+            .iter()
+            .map(|&(_, kv_len)| {
+                let mut fill = |dim| random.floats(kv_len * self.kv_heads * dim, self.dtype, self.spread);
+                (fill(self.qk), fill(self.vo))
+            })
+            .unzip();
+        let output = Device::poisoned(&client, self.dtype, &[tokens, self.q_heads, self.vo]);
+        let lse = Device::poisoned(&client, Type::F32, &[tokens, self.q_heads]);
+        // Heads before tokens in memory, and rows that begin apart.
+        let width = self.qk + self.gap;
+        let strides = [width, tokens * width, 1];
+        let q_device = Device::strided(&client, self.dtype, &q, &[tokens, self.q_heads, self.qk], &strides);
+        let (batch, k_device, v_device) = self.place(&k, &v, random);
+        let problem = Attention {
+            q: q_device.binding(),
+            k: k_device.binding(),
+            v: v_device.binding(),
+            output: output.binding(),
+            lse: Some(lse.binding()),
+            batch,
+            causal: self.causal,
+            window_left: self.window_left,
+            soft_cap: self.soft_cap,
+            scale: self.scale(),
+        };
+        launch(&client, problem, self.dtype.elem(), self.choice).expect("launches");
+        let [wanted, wanted_lse] = self.expected(&q, &k, &v, |x| x);
+        let [mut baseline, baseline_lse] = self.expected(&q, &k, &v, |x| x as f32 as f64);
+        baseline.iter_mut().for_each(|x| *x = self.dtype.round(*x));
+        let got = output.read(&client);
+        assert_close(&format!("output of {self:?}"), &got, &wanted, &baseline);
+        assert_close(&format!("lse of {self:?}"), &lse.read(&client), &wanted_lse, &baseline_lse);
+        got
+    }
+
+    /// Keys and values where the kind of batch wants them, with NaN in every place that no request owns.
+    fn place(&self, k: &[Vec<f64>], v: &[Vec<f64>], random: &mut Random) -> (Batch, Device, Device) {
+        let client = client();
+        let qo_indptr = ints(&client, &indptr(self.lengths.iter().map(|l| l.0)));
+        match self.kind {
+            Kind::Single | Kind::Ragged => {
+                let keys: usize = self.lengths.iter().map(|l| l.1).sum();
+                let device = |data: &[Vec<f64>], dim| {
+                    let (shape, width) = ([keys, self.kv_heads, dim], dim + self.gap);
+                    Device::strided(
+                        &client,
+                        self.dtype,
+                        &data.concat(),
+                        &shape,
+                        &[self.kv_heads * width, width, 1],
+                    )
+                };
+                let kv_indptr = ints(&client, &indptr(self.lengths.iter().map(|l| l.1)));
+                let batch = match self.kind {
+                    Kind::Single => Batch::Single,
+                    _ => Batch::Ragged { qo_indptr, kv_indptr },
+                };
+                (batch, device(k, self.qk), device(v, self.vo))
+            }
+            Kind::Paged(page_size, layout) => {
+                let counts: Vec<_> = self.lengths.iter().map(|l| l.1.div_ceil(page_size)).collect();
+                let pages = counts.iter().sum::<usize>() + 3;
+                let mut free: Vec<_> = (0..pages).collect();
+                random.shuffle(&mut free);
+                let mut indices: Vec<_> = free.iter().take(pages - 3).map(|&p| p as i32).collect();
+                let device = |data: &[Vec<f64>], dim| {
+                    let shape = match layout {
+                        KvLayout::Nhd => [pages, page_size, self.kv_heads, dim],
+                        KvLayout::Hnd => [pages, self.kv_heads, page_size, dim],
+                    };
+                    let strides = contiguous(&shape);
+                    let mut pool = vec![f64::NAN; shape.iter().product()];
+                    let mut first = 0;
+                    for (request, &(_, kv_len)) in self.lengths.iter().enumerate() {
+                        for at in 0..kv_len * self.kv_heads * dim {
+                            let (j, head, column) =
+                                (at / dim / self.kv_heads, at / dim % self.kv_heads, at % dim);
+                            let (page, slot) = (free[first + j / page_size], j % page_size);
+                            let (a, b) = if layout == KvLayout::Nhd { (slot, head) } else { (head, slot) };
+                            pool[page * strides[0] + a * strides[1] + b * strides[2] + column] =
+                                data[request][at];
+                        }
+                        first += counts[request];
+                    }
+                    Device::new(&client, self.dtype, &pool, &shape)
+                };
+                let last = |l: &(usize, usize)| if l.1 == 0 { 0 } else { ((l.1 - 1) % page_size + 1) as i32 };
+                let (k, v) = (device(k, self.qk), device(v, self.vo));
+                if indices.is_empty() {
+                    indices.push(0);
+                }
+                let batch = Batch::Paged {
+                    qo_indptr,
+                    kv_indptr: ints(&client, &indptr(counts.into_iter())),
+                    indices: ints(&client, &indices),
+                    last_page_len: ints(&client, &self.lengths.iter().map(last).collect::<Vec<_>>()),
+                    layout,
+                };
+                (batch, k, v)
+            }
+        }
+    }
+}
+
+fn indptr(lengths: impl Iterator<Item = usize>) -> Vec<i32> {
+    let ends = lengths.scan(0, |sum, n| {
+        *sum += n as i32;
+        Some(*sum)
+    });
+    std::iter::once(0).chain(ends).collect()
+}
+
+const PAGED: Kind = Kind::Paged(5, KvLayout::Nhd);
+/// Prefill, decode, empty requests of either side, and a page that is exactly full.
+const MIXED: [(usize, usize); 6] = [(17, 37), (1, 97), (0, 5), (3, 0), (1, 1), (5, 80)];
+
+#[test]
+fn every_kind_and_mask() {
+    let mut random = Random::new(1);
+    for kind in [Kind::Ragged, PAGED] {
+        for causal in [false, true] {
+            for window_left in [None, Some(0), Some(9), Some(usize::MAX)] {
+                for soft_cap in [None, Some(0.7), Some(30.0)] {
+                    let case = Case { causal, window_left, soft_cap, ..Case::new(kind, &MIXED) };
+                    case.check(&mut random);
+                }
+            }
+        }
+    }
+    for (qo_len, kv_len) in [(1, 97), (17, 37), (37, 17), (3, 0), (0, 3), (1, 1)] {
+        for causal in [false, true] {
+            Case { causal, gap: 3, ..Case::new(Kind::Single, &[(qo_len, kv_len)]) }.check(&mut random);
+        }
+    }
+}
+
+#[test]
+fn every_head_dimension() {
+    let mut random = Random::new(2);
+    for (qk, vo) in [(40, 40), (64, 64), (80, 80), (128, 128), (256, 256), (192, 128), (7, 5)] {
+        Case { qk, vo, causal: true, ..Case::new(PAGED, &[(4, 37), (1, 17)]) }.check(&mut random);
+    }
+}
+
+#[test]
+fn every_group() {
+    let mut random = Random::new(3);
+    for (q_heads, kv_heads) in [(2, 2), (6, 2), (8, 2), (7, 1), (16, 2), (9, 1)] {
+        Case { q_heads, kv_heads, causal: true, ..Case::new(PAGED, &[(4, 37), (1, 17)]) }.check(&mut random);
+    }
+}
+
+#[test]
+fn every_type_page_and_layout() {
+    let mut random = Random::new(4);
+    for dtype in TYPES {
+        for page_size in [1, 5, 16] {
+            for layout in [KvLayout::Nhd, KvLayout::Hnd] {
+                let kind = Kind::Paged(page_size, layout);
+                Case { dtype, causal: true, qk: 64, vo: 64, ..Case::new(kind, &MIXED) }.check(&mut random);
+            }
+        }
+    }
+}
+
+#[test]
+fn large_logits_neither_overflow_nor_leak() {
+    let mut random = Random::new(5);
+    for spread in [100.0, 1e-4] {
+        Case { spread, causal: true, ..Case::new(PAGED, &MIXED) }.check(&mut random);
+    }
+}
+
+#[test]
+fn forced_blueprints_run() {
+    for (rows, units, tile, vector) in [(1, 1, 64, 4), (7, 1, 16, 1), (1, 4, 16, 2), (1, 32, 33, 1)] {
+        let choice = Choice::Exactly(Blueprint { rows, units, tile, qk_vector: vector, vo_vector: vector });
+        let case =
+            Case { choice, q_heads: 3, kv_heads: 1, causal: true, ..Case::new(PAGED, &[(2, 37), (1, 5)]) };
+        case.check(&mut Random::new(6));
+    }
+}
+
+#[test]
+fn runs_agree_bit_for_bit() {
+    let case = Case { dtype: Type::BF16, causal: true, ..Case::new(PAGED, &MIXED) };
+    let bits = || case.check(&mut Random::new(7)).iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let first = bits();
+    for _ in 0..5 {
+        assert_eq!(bits(), first);
+    }
+}
+
+#[test]
+fn refuses_what_cannot_run() {
+    let client = client();
+    let tensor = |shape: &[usize]| Device::poisoned(&client, Type::F32, shape).binding();
+    let problem = |k: &[usize], output: &[usize]| Attention {
+        q: tensor(&[2, 4, 32]),
+        k: tensor(k),
+        v: tensor(&[5, 2, 32]),
+        output: tensor(output),
+        lse: None,
+        batch: Batch::Single,
+        causal: false,
+        window_left: None,
+        soft_cap: None,
+        scale: 1.0,
+    };
+    let run = |k, output, choice| launch(&client, problem(k, output), Type::F32.elem(), choice);
+    let argument = |result| match result {
+        Err(Refusal::Shape { argument, .. }) => argument,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(argument(run(&[5, 3, 32], &[2, 4, 32], Choice::Auto)), "k");
+    assert_eq!(argument(run(&[5, 2, 32], &[2, 4, 31], Choice::Auto)), "output");
+    let odd = Blueprint { rows: 1, units: 4, tile: 16, qk_vector: 3, vo_vector: 1 };
+    let refusal = run(&[5, 2, 32], &[2, 4, 32], Choice::Exactly(odd)).expect_err("3 does not divide 32");
+    assert!(refusal.to_string().contains("qk_vector of 3"), "{refusal}");
+}

@@ -1,0 +1,190 @@
+//! Append, RoPE, merge and norm.
+
+use burn_flashinfer_kernels::{
+    KvLayout,
+    append::{self, Append},
+    merge::{self, Merge},
+    norm::{self, RmsNorm},
+    rope::{self, Rope, Style},
+};
+
+use crate::host::{Device, Random, TYPES, Type, assert_close, client, ints};
+
+#[test]
+fn append_writes_its_slots_and_no_other() {
+    let client = client();
+    let mut random = Random::new(1);
+    let (pages, page_size, heads) = (4, 5, 3);
+    let slots = [7, -1, 0, 19, 12];
+    for dtype in TYPES {
+        for layout in [KvLayout::Nhd, KvLayout::Hnd] {
+            for (k_dim, v_dim) in [(32, 32), (6, 10)] {
+                let shape = |dim| match layout {
+                    KvLayout::Nhd => [pages, page_size, heads, dim],
+                    KvLayout::Hnd => [pages, heads, page_size, dim],
+                };
+                let pools = [k_dim, v_dim].map(|dim| Device::poisoned(&client, dtype, &shape(dim)));
+                let new = [k_dim, v_dim].map(|dim| random.floats(slots.len() * heads * dim, dtype, 1.0));
+                let [k, v] = [(k_dim, 0), (v_dim, 1)].map(|(dim, i)| {
+                    Device::new(&client, dtype, &new[i], &[slots.len(), heads, dim]).binding()
+                });
+                let append = Append {
+                    k_pool: pools[0].binding(),
+                    v_pool: pools[1].binding(),
+                    k,
+                    v,
+                    slots: ints(&client, &slots),
+                    layout,
+                };
+                append::launch(&client, append, dtype.elem()).expect("launches");
+                for (i, dim) in [k_dim, v_dim].into_iter().enumerate() {
+                    let mut wanted = vec![f64::NAN; pages * page_size * heads * dim];
+                    for (token, &slot) in slots.iter().enumerate().filter(|(_, slot)| **slot >= 0) {
+                        let (page, slot) = (slot as usize / page_size, slot as usize % page_size);
+                        for at in 0..heads * dim {
+                            let (head, column) = (at / dim, at % dim);
+                            let row = match layout {
+                                KvLayout::Nhd => (page * page_size + slot) * heads + head,
+                                KvLayout::Hnd => (page * heads + head) * page_size + slot,
+                            };
+                            wanted[row * dim + column] = new[i][token * heads * dim + at];
+                        }
+                    }
+                    let bits = |xs: &[f64]| {
+                        xs.iter().map(|x| (!x.is_nan()).then(|| x.to_bits())).collect::<Vec<_>>()
+                    };
+                    assert_eq!(bits(&pools[i].read(&client)), bits(&wanted), "{dtype:?} {layout:?} {dim}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rope_rotates_pairs_and_copies_the_rest() {
+    let client = client();
+    let mut random = Random::new(2);
+    let (tokens, q_heads, k_heads, positions) = (3, 4, 2, 11);
+    let at = [10, 0, 4];
+    for (dtype, style) in TYPES.into_iter().flat_map(|t| [(t, Style::Halves), (t, Style::Interleaved)]) {
+        for (dim, rotary) in [(32, 32), (40, 10)] {
+            let half = rotary / 2;
+            let angles: Vec<f64> = (0..positions)
+                .flat_map(|p| {
+                    let angle = move |i: usize| p as f64 * 1e4f64.powf(-(i as f64) / half as f64);
+                    (0..half).map(move |i| angle(i).cos()).chain((0..half).map(move |i| angle(i).sin()))
+                })
+                .map(|x| Type::F32.round(x))
+                .collect();
+            let inputs = [q_heads, k_heads].map(|heads| random.floats(tokens * heads * dim, dtype, 3.0));
+            let shapes = [[tokens, q_heads, dim], [tokens, k_heads, dim]];
+            // Heads before tokens in memory.
+            let [q, k] = [0, 1].map(|i| {
+                let strides = [dim, tokens * dim, 1];
+                Device::strided(&client, dtype, &inputs[i], &shapes[i], &strides).binding()
+            });
+            let outputs = shapes.map(|shape| Device::poisoned(&client, dtype, &shape));
+            let rope = Rope {
+                q,
+                k,
+                cos_sin: Device::new(&client, Type::F32, &angles, &[positions, rotary]).binding(),
+                positions: ints(&client, &at),
+                q_out: outputs[0].binding(),
+                k_out: outputs[1].binding(),
+                style,
+            };
+            rope::launch(&client, rope, dtype.elem()).expect("launches");
+            for i in 0..2 {
+                let rotated = |round: fn(f64) -> f64| {
+                    let mut x = inputs[i].clone();
+                    for (row, head) in x.chunks_exact_mut(dim).enumerate() {
+                        let angles = &angles[at[row / shapes[i][1]] as usize * rotary..][..rotary];
+                        for pair in 0..half {
+                            let (a, b) = match style {
+                                Style::Halves => (pair, pair + half),
+                                Style::Interleaved => (2 * pair, 2 * pair + 1),
+                            };
+                            let (cos, sin) = (angles[pair], angles[half + pair]);
+                            let (x, y) = (head[a], head[b]);
+                            head[a] = round(round(x * cos) - round(y * sin));
+                            head[b] = round(round(y * cos) + round(x * sin));
+                        }
+                    }
+                    x
+                };
+                let mut baseline = rotated(|x| x as f32 as f64);
+                baseline.iter_mut().for_each(|x| *x = dtype.round(*x));
+                let what = format!("{dtype:?} {style:?} {dim}/{rotary}");
+                assert_close(&what, &outputs[i].read(&client), &rotated(|x| x), &baseline);
+            }
+        }
+    }
+}
+
+#[test]
+fn merge_weighs_by_lse() {
+    let client = client();
+    let mut random = Random::new(3);
+    let (tokens, heads, dim) = (5, 3, 17);
+    for dtype in TYPES {
+        let v = [(); 2].map(|_| random.floats(tokens * heads * dim, dtype, 1.0));
+        let mut s = [(); 2].map(|_| random.floats(tokens * heads, Type::F32, 20.0));
+        let empty = f64::NEG_INFINITY;
+        [s[0][0], s[1][0], s[0][1], s[1][2]] = [empty; 4];
+        let device = |i: usize| {
+            let v = Device::new(&client, dtype, &v[i], &[tokens, heads, dim]).binding();
+            (v, Device::new(&client, Type::F32, &s[i], &[tokens, heads]).binding())
+        };
+        let ((v_a, s_a), (v_b, s_b)) = (device(0), device(1));
+        let v_out = Device::poisoned(&client, dtype, &[tokens, heads, dim]);
+        let s_out = Device::poisoned(&client, Type::F32, &[tokens, heads]);
+        let merge = Merge { v_a, s_a, v_b, s_b, v: v_out.binding(), s: s_out.binding() };
+        merge::launch(&client, merge, dtype.elem()).expect("launches");
+
+        let (mut wanted_v, mut wanted_s) = (vec![], vec![]);
+        for row in 0..tokens * heads {
+            let (a, b) = (s[0][row], s[1][row]);
+            let m = a.max(b);
+            let base = if m == empty { 0.0 } else { m };
+            let (w_a, w_b) = ((a - base).exp2(), (b - base).exp2());
+            wanted_s.push(base + (w_a + w_b).log2());
+            for at in row * dim..(row + 1) * dim {
+                let merged = (w_a * v[0][at] + w_b * v[1][at]) / (w_a + w_b);
+                wanted_v.push(if m == empty { 0.0 } else { merged });
+            }
+        }
+        let rounded = |xs: &[f64], dtype: Type| xs.iter().map(|&x| dtype.round(x)).collect::<Vec<_>>();
+        assert_close("v", &v_out.read(&client), &wanted_v, &rounded(&wanted_v, dtype));
+        assert_close("s", &s_out.read(&client), &wanted_s, &rounded(&wanted_s, Type::F32));
+    }
+}
+
+#[test]
+fn norm_divides_by_the_root_mean_square() {
+    let client = client();
+    let mut random = Random::new(4);
+    for (dtype, width) in TYPES.into_iter().flat_map(|t| [(t, 111), (t, 512)]) {
+        let rows = 5;
+        let x = random.floats(rows * width, dtype, 3.0);
+        let weight = random.floats(width, dtype, 2.0);
+        let y = Device::poisoned(&client, dtype, &[rows, width]);
+        let norm = RmsNorm {
+            x: Device::strided(&client, dtype, &x, &[rows, width], &[width + 8, 1]).binding(),
+            weight: Device::new(&client, dtype, &weight, &[width]).binding(),
+            y: y.binding(),
+            epsilon: 1e-5,
+        };
+        norm::launch(&client, norm, dtype.elem()).expect("launches");
+        let normed = |round: fn(f64) -> f64| -> Vec<f64> {
+            let row = |x: &[f64]| {
+                let squares = x.iter().fold(0.0, |sum, x| round(sum + round(x * x)));
+                let scale = round(1.0 / (squares / width as f64 + 1e-5f32 as f64).sqrt());
+                x.iter().zip(&weight).map(|(x, w)| round(round(x * scale) * w)).collect::<Vec<_>>()
+            };
+            x.chunks_exact(width).flat_map(row).collect()
+        };
+        let mut baseline = normed(|x| x as f32 as f64);
+        baseline.iter_mut().for_each(|x| *x = dtype.round(*x));
+        assert_close(&format!("{dtype:?} {width}"), &y.read(&client), &normed(|x| x), &baseline);
+    }
+}

@@ -1,0 +1,172 @@
+//! Random numbers, element types and buffers.
+
+use cubecl::{
+    client::Client,
+    ir::{ElemType, FloatKind},
+    prelude::TensorBinding,
+    server::Handle,
+};
+use half::{bf16, f16};
+
+pub fn client() -> Client {
+    cubecl::Device::Cpu(Default::default()).client()
+}
+
+/// SplitMix64.
+pub struct Random(u64);
+
+impl Random {
+    /// A fixed seed, printed so that a failure names it.
+    pub fn new(seed: u64) -> Self {
+        println!("seed {seed}");
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    /// Uniform in -1..1.
+    pub fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    }
+
+    /// Numbers of the type, as f64.
+    pub fn floats(&mut self, n: usize, dtype: Type, scale: f64) -> Vec<f64> {
+        (0..n).map(|_| dtype.round(self.unit() * scale)).collect()
+    }
+
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for i in (1..items.len()).rev() {
+            items.swap(i, self.below(i + 1));
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Type {
+    F32,
+    F16,
+    BF16,
+}
+
+pub const TYPES: [Type; 3] = [Type::F32, Type::F16, Type::BF16];
+
+impl Type {
+    pub fn elem(self) -> ElemType {
+        ElemType::Float(match self {
+            Type::F32 => FloatKind::F32,
+            Type::F16 => FloatKind::F16,
+            Type::BF16 => FloatKind::BF16,
+        })
+    }
+
+    pub fn round(self, x: f64) -> f64 {
+        match self {
+            Type::F32 => x as f32 as f64,
+            Type::F16 => f16::from_f64(x).to_f64(),
+            Type::BF16 => bf16::from_f64(x).to_f64(),
+        }
+    }
+
+    fn bytes(self, xs: &[f64]) -> Vec<u8> {
+        match self {
+            Type::F32 => xs.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
+            Type::F16 => xs.iter().flat_map(|&x| f16::from_f64(x).to_le_bytes()).collect(),
+            Type::BF16 => xs.iter().flat_map(|&x| bf16::from_f64(x).to_le_bytes()).collect(),
+        }
+    }
+
+    fn floats(self, bytes: &[u8]) -> Vec<f64> {
+        match self {
+            Type::F32 => {
+                bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()) as f64).collect()
+            }
+            Type::F16 => {
+                bytes.chunks_exact(2).map(|b| f16::from_le_bytes(b.try_into().unwrap()).to_f64()).collect()
+            }
+            Type::BF16 => {
+                bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(b.try_into().unwrap()).to_f64()).collect()
+            }
+        }
+    }
+}
+
+/// A tensor on the device, with the strides it was given.
+pub struct Device {
+    pub handle: Handle,
+    pub shape: Vec<usize>,
+    pub strides: Vec<usize>,
+    dtype: Type,
+}
+
+impl Device {
+    pub fn new(client: &Client, dtype: Type, data: &[f64], shape: &[usize]) -> Self {
+        Self::strided(client, dtype, data, shape, &contiguous(shape))
+    }
+
+    /// `data` at the places that `strides` name, and NaN in the gaps.
+    pub fn strided(client: &Client, dtype: Type, data: &[f64], shape: &[usize], strides: &[usize]) -> Self {
+        assert_eq!(data.len(), shape.iter().product::<usize>());
+        let extent = 1 + shape.iter().zip(strides).map(|(n, s)| n.saturating_sub(1) * s).sum::<usize>();
+        let mut buffer = vec![f64::NAN; extent];
+        for (i, &x) in data.iter().enumerate() {
+            let mut rest = i;
+            let mut at = 0;
+            for (n, s) in shape.iter().zip(strides).rev() {
+                at += rest % n * s;
+                rest /= n;
+            }
+            buffer[at] = x;
+        }
+        let handle = client.create_from_slice(&dtype.bytes(&buffer));
+        Self { handle, shape: shape.to_vec(), strides: strides.to_vec(), dtype }
+    }
+
+    /// A poisoned output.
+    pub fn poisoned(client: &Client, dtype: Type, shape: &[usize]) -> Self {
+        Self::new(client, dtype, &vec![f64::NAN; shape.iter().product()], shape)
+    }
+
+    pub fn binding(&self) -> TensorBinding {
+        binding(&self.handle, &self.shape, &self.strides)
+    }
+
+    pub fn read(&self, client: &Client) -> Vec<f64> {
+        self.dtype.floats(&client.read_one_unchecked(self.handle.clone()))
+    }
+}
+
+pub fn ints(client: &Client, data: &[i32]) -> TensorBinding {
+    let bytes: Vec<u8> = data.iter().flat_map(|x| x.to_le_bytes()).collect();
+    binding(&client.create_from_slice(&bytes), &[data.len()], &[1])
+}
+
+fn binding(handle: &Handle, shape: &[usize], strides: &[usize]) -> TensorBinding {
+    // SAFETY: the buffer was made to hold these extents at these strides.
+    unsafe { TensorBinding::from_raw_parts(handle.clone(), strides.into(), shape.to_vec().into()) }
+}
+
+pub fn contiguous(shape: &[usize]) -> Vec<usize> {
+    (0..shape.len()).map(|axis| shape[axis + 1..].iter().product()).collect()
+}
+
+pub fn largest_error(got: &[f64], wanted: &[f64]) -> f64 {
+    assert_eq!(got.len(), wanted.len());
+    let error = |(&g, &w): (&f64, &f64)| if g == w { 0.0 } else { (g - w).abs() };
+    // `max` would drop a NaN.
+    got.iter().zip(wanted).map(error).fold(0.0, |a, b| if b.is_nan() || b > a { b } else { a })
+}
+
+/// The rule at the head of this test.
+pub fn assert_close(what: &str, got: &[f64], wanted: &[f64], baseline: &[f64]) {
+    let (error, allowed) = (largest_error(got, wanted), 2.0 * largest_error(baseline, wanted) + 1e-5);
+    assert!(error <= allowed, "{what}: error {error:e}, allowed {allowed:e}");
+}

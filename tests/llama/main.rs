@@ -1,0 +1,12 @@
+//! The Llama program: against Hugging Face, against itself, on damaged folders, and as a process.
+
+mod checkpoint;
+mod failures;
+mod fixture;
+mod generation;
+mod parity;
+mod program;
+
+#[path = "../../examples/llama/llama/mod.rs"]
+#[allow(dead_code, reason = "the program uses all of it")]
+mod llama;

@@ -1,0 +1,243 @@
+//! The program as its users meet it: a process with arguments, two streams and an exit code.
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use crate::checkpoint::Scratch;
+use crate::fixture::folder;
+
+/// The example, which `cargo test` builds beside the tests, unless it is told to run only some of them.
+fn llama() -> Command {
+    let tests = std::env::current_exe().unwrap();
+    let profile = tests.parent().and_then(|deps| deps.parent()).unwrap();
+    let program = profile.join("examples").join(format!("llama{}", std::env::consts::EXE_SUFFIX));
+    let changed = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/llama");
+    let files = ["", "llama"].map(|folder| std::fs::read_dir(sources.join(folder)).unwrap());
+    let newest = files.into_iter().flatten().filter_map(|file| changed(&file.unwrap().path())).max();
+    let hint = "build it with `cargo build --example llama`";
+    assert!(changed(&program) >= newest, "{} is missing or outdated: {hint}", program.display());
+    let mut command = Command::new(program);
+    command.env_remove("RUST_LOG").env("RUST_BACKTRACE", "1");
+    command
+}
+
+struct Ran {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+fn run(arguments: &[&str]) -> Ran {
+    ran(llama().args(arguments).output().unwrap())
+}
+
+fn ran(output: Output) -> Ran {
+    let ran = Ran {
+        code: output.status.code(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    };
+    for word in ["panicked", "stack backtrace"] {
+        assert!(!ran.err.contains(word), "{}", ran.err);
+    }
+    ran
+}
+
+fn small(name: &str) -> String {
+    folder(name).display().to_string()
+}
+
+#[track_caller]
+fn fails(arguments: &[&str], code: i32, message: &str) {
+    let ran = run(arguments);
+    assert_eq!((ran.code, ran.out.as_str()), (Some(code), ""), "{}", ran.err);
+    assert!(ran.err.contains(message), "{:?} should contain {message:?}", ran.err);
+}
+
+#[test]
+fn without_arguments_it_tells_a_story() {
+    let ran = run(&[]);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(ran.out.starts_with("Once upon a time") && ran.out.len() > 200, "{}", ran.out);
+    let line = ran.err.lines().last().unwrap();
+    for part in ["prompt ", " tok/s | generated ", " | time to first token ", " ms"] {
+        assert!(line.contains(part), "{line}");
+    }
+    assert_eq!(ran.err.lines().count(), 1, "nothing but the closing line: {}", ran.err);
+}
+
+#[test]
+fn what_streams_out_is_the_text_of_all_tokens() {
+    let about = std::fs::read(folder("").join("tiny.json")).unwrap();
+    let about: serde_json::Value = serde_json::from_slice(&about).unwrap();
+    // Those that were tokenized as the program does it. What ends a story is no text, though transformers shows it.
+    let prompts =
+        about["prompts"].as_array().unwrap().iter().filter(|prompt| prompt["add_special_tokens"] == true);
+    let texts = prompts.map(|prompt| {
+        let [text, greedy] = ["text", "greedy_text"].map(|field| prompt[field].as_str().unwrap());
+        (text, format!("{text}{greedy}\n").replace("</s>", "").replace("<s>", ""))
+    });
+    let texts: Vec<_> = texts.collect();
+    assert!(texts.len() > 1);
+    let common = ["--dtype", "f32", "--max-new-tokens", "64", "--ignore-eos"];
+    for (prompt, text) in &texts {
+        let ran = run(&[&common[..], &["--prompt", prompt]].concat());
+        assert_eq!((ran.code, ran.out.as_str()), (Some(0), text.as_str()), "{}", ran.err);
+    }
+    let prompts = texts.iter().flat_map(|(prompt, _)| ["--prompt", prompt]);
+    let batch = run(&common.into_iter().chain(prompts).collect::<Vec<_>>());
+    let expected = texts.iter().enumerate();
+    let expected =
+        expected.map(|(index, (_, text))| format!("=== {} of {} ===\n{text}", index + 1, texts.len()));
+    assert_eq!(batch.out, expected.collect::<Vec<_>>().join("\n"));
+}
+
+#[test]
+fn bytes_that_are_no_text_still_come_out_as_text() {
+    // The tokens of this model are bytes, and it is random.
+    let model = small("mha_untied");
+    let sample = |seed: &str| {
+        run(&[
+            "--model",
+            &model,
+            "--prompt",
+            "Füchse 🦊",
+            "--temperature",
+            "1.5",
+            "--top-p",
+            "0.95",
+            "--seed",
+            seed,
+        ])
+    };
+    let (one, again, other) = (sample("1"), sample("1"), sample("2"));
+    assert!(one.out.starts_with("Füchse 🦊"));
+    assert_eq!(one.out, again.out);
+    assert_ne!(one.out, other.out);
+}
+
+#[test]
+fn prompts_from_files() {
+    let scratch = Scratch::new("prompts");
+    scratch.write("a.txt", "Tom had a\n");
+    scratch.write("b.txt", "Mia went\r\n");
+    let [a, b] = ["a.txt", "b.txt"].map(|file| scratch.0.join(file).display().to_string());
+    let common = ["--max-new-tokens", "8"];
+    let files = run(&[&common[..], &["--prompt-file", &a, "--prompt-file", &b]].concat());
+    let direct = run(&[&common[..], &["--prompt", "Tom had a", "--prompt", "Mia went"]].concat());
+    assert_eq!((files.code, files.out), (Some(0), direct.out));
+    fails(
+        &["--prompt-file", "/no/such/prompt"],
+        1,
+        "error: cannot read the prompt /no/such/prompt: No such file",
+    );
+}
+
+#[test]
+fn options_reach_the_model() {
+    let model = small("gqa_llama3");
+    let with = |more: &[&str]| {
+        let ran =
+            run(&[&["--model", &model, "--prompt", "abc", "--max-new-tokens", "40", "--dtype", "f32"], more]
+                .concat());
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        ran.out
+    };
+    let plain = with(&[]);
+    assert_eq!(with(&["--layout", "hnd", "--page-size", "3"]), plain);
+    assert_eq!(with(&["--top-k", "1"]), plain);
+    assert_ne!(with(&["--top-k", "5"]), plain);
+    let long = run(&["--model", &model, "--prompt", "abc", "--max-new-tokens", "9999", "--ignore-eos"]);
+    assert_eq!(long.code, Some(0));
+    assert!(
+        long.err.contains("prompt 1: the text ends where the model's context of 256 tokens does"),
+        "{}",
+        long.err
+    );
+    assert!(
+        long.err.contains("prompt 4 tokens") && long.err.contains("generated 252 tokens"),
+        "{}",
+        long.err
+    );
+}
+
+#[test]
+fn failures_are_one_line_and_code_1() {
+    fails(&["--model", "/no/such/folder"], 1, "error: there is no model folder /no/such/folder");
+    let model = Scratch::copy_of("mha_untied", "process");
+    let path = model.0.display().to_string();
+    model.configure("hidden_size", 97);
+    fails(&["--model", &path], 1, "`hidden_size` 97 is no multiple");
+    model.configure("hidden_size", 192);
+    fails(&["--model", &path], 1, "from config.json");
+    model.configure("hidden_size", 96);
+    model.write("model.safetensors", "nothing of the kind");
+    fails(&["--model", &path], 1, "model.safetensors is damaged");
+    let small = small("mha_untied");
+    fails(&["--model", &small, "--temperature", "-1"], 1, "the temperature is -1");
+    fails(&["--model", &small, "--top-p", "0"], 1, "top-p is 0");
+    let long = "a".repeat(256);
+    fails(&["--model", &small, "--prompt", &long], 1, "prompt 1: it has 257 tokens, which leaves no room");
+    fails(&["--max-new-tokens", "0"], 2, "expected at least 1");
+    fails(&["--device", "abacus"], 2, "possible values: flex, cuda, rocm, vulkan, cpu");
+}
+
+#[test]
+fn devices_that_are_not_there() {
+    for (name, built) in [
+        ("flex", cfg!(feature = "flex")),
+        ("cuda", cfg!(feature = "cuda")),
+        ("rocm", cfg!(feature = "rocm")),
+        ("vulkan", cfg!(feature = "vulkan")),
+        ("cpu", cfg!(feature = "cpu")),
+    ] {
+        let ran = run(&["--device", name, "--max-new-tokens", "4"]);
+        match (built, ran.code) {
+            (true, Some(0)) => {}
+            (true, code) => {
+                assert_eq!(code, Some(1), "{}", ran.err);
+                assert!(ran.err.contains(&format!("the device `{name}` does not work: ")), "{}", ran.err);
+            }
+            (false, code) => {
+                assert_eq!(code, Some(1));
+                assert_eq!(
+                    ran.err,
+                    format!("error: this build has no `{name}`; rebuild with `--features {name}`\n")
+                );
+            }
+        }
+    }
+}
+
+/// As with `llama | head -c 20`.
+#[test]
+fn a_reader_that_leaves_is_no_error() {
+    let mut command = llama();
+    command.args(["--max-new-tokens", "200", "--ignore-eos"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 20]).unwrap();
+    drop(stdout);
+    let ran = ran(child.wait_with_output().unwrap());
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn the_log_says_more_if_asked() {
+    let output = llama().args(["--max-new-tokens", "2"]).env("RUST_LOG", "debug").output().unwrap();
+    let ran = ran(output);
+    assert!(ran.err.contains("key-value cache") && ran.err.contains("loaded "), "{}", ran.err);
+    assert_eq!(ran.out.lines().count(), 1, "{}", ran.out);
+}
+
+#[test]
+fn help() {
+    let help = run(&["--help"]);
+    assert_eq!(help.code, Some(0));
+    for option in ["--model", "--device", "--dtype", "--prompt-file", "--seed", "--page-size", "--ignore-eos"]
+    {
+        assert!(help.out.contains(option), "{}", help.out);
+    }
+}

@@ -1,0 +1,20 @@
+//! Every operation through the public API, on every device of the build.
+//!
+//! `BURN_FLASHINFER_TEST_DEVICES=cuda,cpu` restricts the devices. Inputs are random; the seed is printed, and
+//! `BURN_FLASHINFER_TEST_SEED` repeats it.
+mod append;
+mod attention;
+mod autodiff;
+mod cache;
+mod edges;
+mod errors;
+mod linear;
+mod merge;
+mod norm;
+mod paged;
+mod problem;
+mod properties;
+mod refusals;
+mod rope;
+mod support;
+mod tables;

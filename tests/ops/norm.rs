@@ -1,0 +1,128 @@
+//! Root-mean-square norm.
+
+use burn::tensor::{Slice, Tensor};
+use burn_flashinfer::{reference, rms_norm};
+
+use crate::support::{Host, Rng, Target, check, devices, round};
+
+fn compare<const D: usize>(
+    what: &str,
+    target: &Target,
+    x: &Host<D>,
+    weight: &Host<1>,
+    epsilon: f32,
+    got: &[f32],
+) {
+    let oracle = reference::rms_norm(&x.f64(), &weight.f64(), f64::from(epsilon)).expect("whole rows");
+    let (width, dtype) = (weight.shape[0], x.dtype);
+    let baseline: Vec<f32> = x
+        .values
+        .chunks_exact(width)
+        .flat_map(|row| {
+            let mean = row.iter().map(|x| x * x).sum::<f32>() / width as f32;
+            let norm = 1.0 / (mean + epsilon).sqrt();
+            row.iter().zip(&weight.values).map(move |(x, w)| round(x * norm * w, dtype))
+        })
+        .collect();
+    check(
+        format!("rms_norm {what} on {}, {:?} {:?}", target.name, x.shape, x.dtype),
+        got,
+        &baseline,
+        &oracle,
+        x.dtype,
+    );
+}
+
+#[test]
+fn shapes() {
+    let rng = &mut Rng::new("norm shapes");
+    for target in devices() {
+        for dtype in target.dtypes() {
+            for (rows, width) in [
+                (1, 1),
+                (3, 17),
+                (5, 40),
+                (1, 127),
+                (2, 1000),
+                (37, 128),
+                (4, 4096),
+                (0, 64),
+                (300, 64),
+                (2, 8192),
+            ] {
+                let x = Host::random([rows, width], dtype, rng);
+                let weight = Host::random([width], dtype, rng);
+                let got = rms_norm(x.tensor(&target.device), weight.tensor(&target.device), 1e-6);
+                let got = got.expect("it fits");
+                assert_eq!((got.dims(), got.dtype()), ([rows, width], dtype));
+                compare("shapes", &target, &x, &weight, 1e-6, &Host::of(got).values);
+            }
+        }
+    }
+}
+
+/// Any number of leading axes, for instance for the norm of each head; strided too.
+#[test]
+fn axes_and_views() {
+    let rng = &mut Rng::new("norm axes");
+    for target in devices() {
+        for dtype in target.dtypes() {
+            let weight = Host::random([64], dtype, rng);
+            let w = || weight.tensor(&target.device);
+            let x1 = Host::random([64], dtype, rng);
+            let got = rms_norm(x1.tensor(&target.device), w(), 1e-5).expect("it fits");
+            compare("one axis", &target, &x1, &weight, 1e-5, &Host::of(got).values);
+            let x4 = Host::random([2, 3, 4, 64], dtype, rng);
+            let got = rms_norm(x4.tensor(&target.device), w(), 1e-5).expect("it fits");
+            compare("four axes", &target, &x4, &weight, 1e-5, &Host::of(got).values);
+            let x3 = Host::random([5, 3, 64], dtype, rng);
+            for view in crate::support::VIEWS {
+                let got = rms_norm(x3.view(view, &target.device), w(), 1e-5).expect("it fits");
+                compare(&format!("{view:?}"), &target, &x3, &weight, 1e-5, &Host::of(got).values);
+            }
+            // Every other weight of a longer row.
+            let doubled =
+                Host::from_fn([128], dtype, |i| if i % 2 == 0 { weight.values[i / 2] } else { f32::NAN });
+            let strided: Tensor<1> = doubled.tensor(&target.device).slice([Slice::new(0, Some(128), 2)]);
+            let got = rms_norm(x1.tensor(&target.device), strided, 1e-5).expect("it fits");
+            compare("strided weight", &target, &x1, &weight, 1e-5, &Host::of(got).values);
+        }
+    }
+}
+
+/// Rows of zeros, and of magnitudes whose squares f16 could not hold.
+#[test]
+fn magnitudes() {
+    let rng = &mut Rng::new("norm magnitudes");
+    for target in devices() {
+        for dtype in target.dtypes() {
+            for factor in [0.0, 1e-4, 1.0, 1e4] {
+                for epsilon in [0.0, 1e-6, 0.5] {
+                    if factor == 0.0 && epsilon == 0.0 {
+                        continue;
+                    }
+                    let x = Host::from_fn([9, 96], dtype, |_| rng.normal() * factor);
+                    let weight = Host::random([96], dtype, rng);
+                    let got = rms_norm(x.tensor(&target.device), weight.tensor(&target.device), epsilon);
+                    let got = Host::of(got.expect("it fits")).values;
+                    compare(&format!("x {factor} e {epsilon}"), &target, &x, &weight, epsilon, &got);
+                }
+            }
+        }
+    }
+}
+
+/// A NaN makes its own row NaN, no other.
+#[test]
+fn nan_stays_in_its_row() {
+    let rng = &mut Rng::new("norm nan");
+    for target in devices() {
+        for dtype in target.dtypes() {
+            let mut x = Host::random([5, 40], dtype, rng);
+            x.values[2 * 40 + 7] = f32::NAN;
+            let weight = Host::random([40], dtype, rng);
+            let got = rms_norm(x.tensor(&target.device), weight.tensor(&target.device), 1e-6);
+            compare("NaN", &target, &x, &weight, 1e-6, &Host::of(got.expect("it fits")).values);
+        }
+    }
+}
