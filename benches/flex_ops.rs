@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use burn_flashinfer::{
-    AttentionOptions, Indptr, KvLayout, PageTable, RopeStyle, batch_decode_paged, batch_prefill_paged,
+    AttentionOptions, Indptr, KvLayout, PageTable, batch_decode_paged, batch_prefill_paged,
     matmul_nt, rms_norm, single_prefill,
 };
 
@@ -117,6 +117,5 @@ fn main() -> burn_flashinfer::Result<()> {
     print("rms_norm BF16 1 x 256", 512.0, "GB/s", || {
         black_box(rms_norm(x.clone(), weight.clone(), 1e-5)).ok();
     });
-    let _ = RopeStyle::Halves;
     Ok(())
 }

@@ -7,7 +7,7 @@
 use std::array::from_fn;
 
 use burn_flex::FlexTensor;
-use multiversion::{multiversion, target::target_cfg_f};
+use multiversion::{multiversion, target::match_target};
 use rayon::prelude::*;
 
 use super::float::{Float, widen_row};
@@ -123,12 +123,10 @@ impl<E: Float> Product<'_, E> {
     "aarch64+neon"
 ))]
 fn lanes() -> usize {
-    if target_cfg_f!(target_feature = "avx512f") {
-        32
-    } else if target_cfg_f!(target_feature = "fma") {
-        16
-    } else {
-        8
+    match_target! {
+        "x86_64+avx512f" => 32,
+        "x86_64+avx2+fma" => 16,
+        _ => 8,
     }
 }
 
@@ -145,14 +143,11 @@ fn many<E: Float>(
     panel: &mut [f32],
     sums: &mut [f32],
 ) {
-    if target_cfg_f!(target_feature = "avx512f") {
-        many_body::<E, true, 16, 32>(product, transposed, first, panel, sums)
-    } else if target_cfg_f!(target_feature = "fma") {
-        many_body::<E, true, 8, 16>(product, transposed, first, panel, sums)
-    } else if cfg!(target_arch = "aarch64") {
-        many_body::<E, true, 4, 8>(product, transposed, first, panel, sums)
-    } else {
-        many_body::<E, false, 4, 8>(product, transposed, first, panel, sums)
+    match_target! {
+        "x86_64+avx512f" => many_body::<E, true, 16, 32>(product, transposed, first, panel, sums),
+        "x86_64+avx2+fma" => many_body::<E, true, 8, 16>(product, transposed, first, panel, sums),
+        "aarch64+neon" => many_body::<E, true, 4, 8>(product, transposed, first, panel, sums),
+        _ => many_body::<E, false, 4, 8>(product, transposed, first, panel, sums),
     }
 }
 
@@ -198,12 +193,11 @@ fn many_body<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize>(
     "aarch64+neon"
 ))]
 fn few<E: Float>(product: &Product<'_, E>, x: &[f32], first: usize, output: &mut [E]) {
-    if target_cfg_f!(target_feature = "avx512f") {
-        few_body::<E, true, 16>(product, x, first, output)
-    } else if target_cfg_f!(target_feature = "fma") || cfg!(target_arch = "aarch64") {
-        few_body::<E, true, 8>(product, x, first, output)
-    } else {
-        few_body::<E, false, 4>(product, x, first, output)
+    match_target! {
+        "x86_64+avx512f" => few_body::<E, true, 16>(product, x, first, output),
+        "x86_64+avx2+fma" => few_body::<E, true, 8>(product, x, first, output),
+        "aarch64+neon" => few_body::<E, true, 8>(product, x, first, output),
+        _ => few_body::<E, false, 4>(product, x, first, output),
     }
 }
 
