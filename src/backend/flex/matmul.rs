@@ -1,115 +1,310 @@
-//! Matrix products with weights read as they are stored.
+//! Matrix products with weights read as they are stored, accumulated in f32 and rounded once.
+//!
+//! Few rows are bound by reading the weights: each is read once and widened in registers. Many rows are bound by
+//! arithmetic: `x` is transposed once, a panel of weights is widened once, and both stay in the processor's cache while
+//! they are multiplied.
 
-use burn::backend::{Flex, ops::FloatTensorOps};
-use burn::tensor::DType;
+use std::array::from_fn;
+
 use burn_flex::FlexTensor;
-use multiversion::multiversion;
+use multiversion::{multiversion, target::match_target};
 use rayon::prelude::*;
 
-use super::float::{Float, dot, widen_row};
+use super::float::{Float, widen_row};
+use super::scratch::{cut, with_scratch};
+use super::simd::{self, KEYS};
 use super::view::{self, Rows, dims, with_rows};
 
-/// Rows of `x` up to which the product is bound by reading the weights, and done by reading each just once.
+/// Rows of `x` up to which the product is bound by reading the weights.
 const FEW_ROWS: usize = 8;
-/// Multiplications below which waking other threads costs more than it saves: an estimate, not measured yet.
-const PARALLEL_WORK: usize = 1 << 17;
-/// Output columns that one thread takes at a time.
+/// Multiplications below which waking other threads costs more than it saves.
+const PARALLEL: usize = 1 << 18;
+/// Multiplications that a thread takes at least.
+const GRAIN: usize = 1 << 16;
+/// Columns of the output that share a panel of widened weights.
 const COLUMNS: usize = 64;
+/// Elements of a row of a panel.
+const DEPTH: usize = 512;
 
 /// `x · weightᵀ` for `x` `[rows, in]` and `weight` `[out, in]`.
 pub(super) fn matmul_nt<E: Float>(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
-    let [rows, _] = dims(&x);
-    if rows == 0 {
-        let [columns, _] = dims(&weight);
-        return view::tensor::<E, 2>(Vec::new(), [0, columns], x.dtype());
-    }
-    if rows <= FEW_ROWS { few_rows::<E>(x, weight) } else { many_rows::<E>(x, weight) }
-}
-
-fn few_rows<E: Float>(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
     let dtype = x.dtype();
     let (x, weight) = (with_rows(x), with_rows(weight));
     let ([rows, depth], [columns, _]) = (dims(&x), dims(&weight));
-    let source: Rows<'_, E, 1> = Rows::of(&x);
-    let weight: Rows<'_, E, 1> = Rows::of(&weight);
-    let mut wide = vec![0.0; rows * depth];
-    for (row, wide) in wide.chunks_exact_mut(depth).enumerate() {
-        widen_row(source.row([row]), wide);
+    let (x, weight): (Rows<'_, E, 1>, Rows<'_, E, 1>) = (Rows::of(&x), Rows::of(&weight));
+    let mut output = vec![E::narrow(0.0); rows * columns];
+    if !output.is_empty() && depth > 0 {
+        let product = Product { x, weight, rows, depth };
+        if rows <= FEW_ROWS { product.few(&mut output) } else { product.many(&mut output) }
     }
-    // Column by column, so that a thread owns consecutive elements; turned round at the end.
-    let mut by_column = vec![E::narrow(0.0); columns * rows];
-    let block = |(block, out): (usize, &mut [E])| product(&wide, &weight, block * COLUMNS, out, rows, depth);
-    if rows * depth * columns < PARALLEL_WORK {
-        by_column.chunks_mut(COLUMNS * rows).enumerate().for_each(block);
-    } else {
-        by_column.par_chunks_mut(COLUMNS * rows).enumerate().for_each(block);
-    }
-    let output = if rows == 1 {
-        by_column
-    } else {
-        (0..rows).flat_map(|row| by_column.iter().skip(row).step_by(rows).copied()).collect()
-    };
     view::tensor(output, [rows, columns], dtype)
 }
 
-/// `out[column - first, row] = x[row] · weight[column]`.
+struct Product<'a, E> {
+    x: Rows<'a, E, 1>,
+    weight: Rows<'a, E, 1>,
+    rows: usize,
+    depth: usize,
+}
+
+/// Runs `work` on pieces of `data` and their places, in parallel if there is enough to do.
+fn pieces<T: Send>(data: &mut [T], piece: usize, parallel: bool, work: impl Fn(usize, &mut [T]) + Sync) {
+    if parallel {
+        data.par_chunks_mut(piece).enumerate().for_each(|(at, data)| work(at, data));
+    } else {
+        data.chunks_mut(piece).enumerate().for_each(|(at, data)| work(at, data));
+    }
+}
+
+impl<E: Float> Product<'_, E> {
+    fn few(&self, output: &mut [E]) {
+        let (rows, depth) = (self.rows, self.depth);
+        let columns = output.len() / rows;
+        let parallel = rows * depth * columns >= PARALLEL;
+        // A multiple of the columns that are worked on at once.
+        let piece = if parallel { (GRAIN / (rows * depth)).max(1).next_multiple_of(8) } else { columns };
+        with_scratch(rows * depth, |wide| {
+            for (row, wide) in wide.chunks_exact_mut(depth).enumerate() {
+                widen_row(self.x.row([row]), wide);
+            }
+            let wide: &[f32] = wide;
+            if rows == 1 {
+                pieces(output, piece, parallel, |at, output| few(self, wide, at * piece, output));
+                return;
+            }
+            // By column, so that a thread owns what lies side by side; turned round at the end.
+            let mut by_column = vec![E::narrow(0.0); output.len()];
+            pieces(&mut by_column, piece * rows, parallel, |at, output| few(self, wide, at * piece, output));
+            for (row, output) in output.chunks_exact_mut(columns).enumerate() {
+                for (output, column) in output.iter_mut().zip(by_column.chunks_exact(rows)) {
+                    *output = column[row];
+                }
+            }
+        });
+    }
+
+    fn many(&self, output: &mut [E]) {
+        let (rows, depth) = (self.rows, self.depth);
+        let columns = output.len() / rows;
+        let parallel = rows * depth * columns >= PARALLEL;
+        let lanes = lanes();
+        let padded = rows.next_multiple_of(lanes);
+        with_scratch(padded * depth, |transposed| {
+            // `[blocks of rows, depth, lanes]`
+            let block = |at: usize, block: &mut [f32]| {
+                block.fill(0.0);
+                for lane in 0..lanes.min(rows - at * lanes) {
+                    let row = self.x.row([at * lanes + lane]);
+                    for (into, from) in block.iter_mut().skip(lane).step_by(lanes).zip(row) {
+                        *into = from.widen();
+                    }
+                }
+            };
+            pieces(transposed, depth * lanes, parallel, block);
+            let transposed: &[f32] = transposed;
+            let mut by_column = vec![0.0; padded * columns];
+            pieces(&mut by_column, COLUMNS * padded, parallel, |at, sums| {
+                with_scratch(COLUMNS * DEPTH, |panel| many(self, transposed, at * COLUMNS, panel, sums));
+            });
+            let by_column: &[f32] = &by_column;
+            pieces(output, columns, parallel, |row, output| {
+                for (output, column) in output.iter_mut().zip(by_column.chunks_exact(padded)) {
+                    *output = E::narrow(column[row]);
+                }
+            });
+        });
+    }
+}
+
+/// Rows that lie side by side in the transposed `x`, as [`many`] is compiled for this processor.
 #[multiversion(targets(
     "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
     "x86_64+avx2+fma",
     "aarch64+neon"
 ))]
-fn product<E: Float>(
-    x: &[f32],
-    weight: &Rows<'_, E, 1>,
+fn lanes() -> usize {
+    match_target! {
+        "x86_64+avx512f" => 32,
+        "x86_64+avx2+fma" => 16,
+        _ => 8,
+    }
+}
+
+/// `sums[column - first, row] += x[row] · weight[column]` for as many columns as there are sums.
+#[multiversion(targets(
+    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+    "x86_64+avx2+fma",
+    "aarch64+neon"
+))]
+fn many<E: Float>(
+    product: &Product<'_, E>,
+    transposed: &[f32],
     first: usize,
-    out: &mut [E],
-    rows: usize,
-    depth: usize,
+    panel: &mut [f32],
+    sums: &mut [f32],
 ) {
-    for (column, out) in out.chunks_exact_mut(rows).enumerate() {
-        let weight = weight.row([first + column]);
-        for (out, x) in out.iter_mut().zip(x.chunks_exact(depth)) {
-            *out = E::narrow(dot(weight, x));
+    match_target! {
+        "x86_64+avx512f" => many_body::<E, true, 16, 32>(product, transposed, first, panel, sums),
+        "x86_64+avx2+fma" => many_body::<E, true, 8, 16>(product, transposed, first, panel, sums),
+        "aarch64+neon" => many_body::<E, true, 4, 8>(product, transposed, first, panel, sums),
+        _ => many_body::<E, false, 4, 8>(product, transposed, first, panel, sums),
+    }
+}
+
+#[inline(always)]
+fn many_body<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize>(
+    product: &Product<'_, E>,
+    transposed: &[f32],
+    first: usize,
+    mut panel: &mut [f32],
+    sums: &mut [f32],
+) {
+    let depth = product.depth;
+    let padded = product.rows.next_multiple_of(LANES);
+    let columns = sums.len() / padded;
+    let panel = cut(&mut panel, COLUMNS * DEPTH);
+    for from in (0..depth).step_by(DEPTH) {
+        let width = (depth - from).min(DEPTH);
+        for (column, panel) in panel.chunks_exact_mut(DEPTH).enumerate().take(columns) {
+            widen_row(&product.weight.row([first + column])[from..from + width], panel);
+        }
+        for (block, x) in transposed.chunks_exact(depth * LANES).enumerate() {
+            let x = x[from * LANES..][..width * LANES].as_chunks::<WIDTH>().0.as_chunks::<2>().0;
+            for column in (0..columns).step_by(KEYS) {
+                // What fills up the last few columns repeats the last one.
+                let columns_of: [usize; KEYS] = from_fn(|i| (column + i).min(columns - 1));
+                let weights = from_fn(|i| &panel[columns_of[i] * DEPTH..][..width]);
+                let parts = simd::outer::<FMA, WIDTH>(x, weights, [[[0.0; WIDTH]; 2]; KEYS]);
+                for (i, part) in parts.iter().enumerate().take(columns - column) {
+                    let sums = &mut sums[(column + i) * padded + block * LANES..][..LANES];
+                    for (sum, part) in sums.iter_mut().zip(part.as_flattened()) {
+                        *sum += part;
+                    }
+                }
+            }
         }
     }
 }
 
-/// Burn's matrix product, which is bound by arithmetic and good at it in f32.
-fn many_rows<E: Float>(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
-    let dtype = x.dtype();
-    let product = Flex::float_matmul(to_f32::<E>(x), Flex::float_swap_dims(to_f32::<E>(weight), 0, 1));
-    from_f32::<E>(product, dtype)
-}
-
-fn to_f32<E: Float>(tensor: FlexTensor) -> FlexTensor {
-    if tensor.dtype() == DType::F32 {
-        return tensor;
-    }
-    let tensor = with_rows(tensor);
-    let [rows, width] = dims(&tensor);
-    let source: Rows<'_, E, 1> = Rows::of(&tensor);
-    let mut wide = vec![0.0; rows * width];
-    wide.par_chunks_mut(width)
-        .enumerate()
-        .with_min_len(64)
-        .for_each(|(row, wide)| widen(source.row([row]), wide));
-    view::tensor(wide, [rows, width], DType::F32)
-}
-
-fn from_f32<E: Float>(tensor: FlexTensor, dtype: DType) -> FlexTensor {
-    if dtype == DType::F32 {
-        return tensor;
-    }
-    let shape: [usize; 2] = dims(&tensor);
-    let narrow = tensor.storage::<f32>().iter().map(|&value| E::narrow(value)).collect();
-    view::tensor::<E, 2>(narrow, shape, dtype)
-}
-
+/// `output[column - first, row] = x[row] · weight[column]` for as many columns as there is output.
 #[multiversion(targets(
     "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
     "x86_64+avx2+fma",
     "aarch64+neon"
 ))]
-fn widen<E: Float>(from: &[E], to: &mut [f32]) {
-    widen_row(from, to);
+fn few<E: Float>(product: &Product<'_, E>, x: &[f32], first: usize, output: &mut [E]) {
+    match_target! {
+        "x86_64+avx512f" => few_body::<E, true, 16>(product, x, first, output),
+        "x86_64+avx2+fma" => few_body::<E, true, 8>(product, x, first, output),
+        "aarch64+neon" => few_body::<E, true, 8>(product, x, first, output),
+        _ => few_body::<E, false, 4>(product, x, first, output),
+    }
+}
+
+#[inline(always)]
+fn few_body<E: Float, const FMA: bool, const LANES: usize>(
+    product: &Product<'_, E>,
+    x: &[f32],
+    first: usize,
+    output: &mut [E],
+) {
+    let rows = product.rows;
+    let mut row = 0;
+    while row < rows {
+        let x = &x[row * product.depth..];
+        row += match rows - row {
+            1 => few_rows::<E, FMA, LANES, 1, 8>(product, x, first, row, output),
+            2 | 3 => few_rows::<E, FMA, LANES, 2, 4>(product, x, first, row, output),
+            _ => few_rows::<E, FMA, LANES, 4, 2>(product, x, first, row, output),
+        };
+    }
+}
+
+/// The products of the first `ROWS` rows of `x`, which are the rows `row..` of the output.
+#[inline(always)]
+fn few_rows<E: Float, const FMA: bool, const LANES: usize, const ROWS: usize, const COLUMNS: usize>(
+    product: &Product<'_, E>,
+    x: &[f32],
+    first: usize,
+    row: usize,
+    output: &mut [E],
+) -> usize {
+    let mut x_rows = [x; ROWS];
+    for (row, x_row) in x_rows.iter_mut().enumerate() {
+        *x_row = &x[row * product.depth..][..product.depth];
+    }
+    let columns = output.len() / product.rows;
+    let whole = columns - columns % COLUMNS;
+    for column in (0..whole).step_by(COLUMNS) {
+        let mut weights = [product.weight.row([first + column]); COLUMNS];
+        for (i, weight) in weights.iter_mut().enumerate() {
+            *weight = product.weight.row([first + column + i]);
+        }
+        let dots = simd::dots::<E, FMA, LANES, ROWS, COLUMNS>(x_rows, weights);
+        for (i, dots) in dots.iter().enumerate() {
+            for (j, dot) in dots.iter().enumerate() {
+                output[(column + j) * product.rows + row + i] = E::narrow(*dot);
+            }
+        }
+    }
+    for column in whole..columns {
+        let weight = [product.weight.row([first + column])];
+        let dots = simd::dots::<E, FMA, LANES, ROWS, 1>(x_rows, weight);
+        for (i, [dot]) in dots.into_iter().enumerate() {
+            output[column * product.rows + row + i] = E::narrow(dot);
+        }
+    }
+    ROWS
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{DType, bf16, f16};
+
+    use super::*;
+
+    fn check<E: Float>(rows: usize, depth: usize, columns: usize) {
+        let mut state = 1u32;
+        let mut values = |len: usize| -> Vec<E> {
+            (0..len)
+                .map(|_| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    E::narrow((state >> 8) as f32 / (1 << 23) as f32 - 1.0)
+                })
+                .collect()
+        };
+        let (x, weight) = (values(rows * depth), values(columns * depth));
+        let product = matmul_nt::<E>(
+            view::tensor(x.clone(), [rows, depth], E::dtype()),
+            view::tensor(weight.clone(), [columns, depth], E::dtype()),
+        );
+        let epsilon = match E::dtype() {
+            DType::F32 => 1e-6,
+            DType::F16 => 4.9e-4,
+            _ => 3.9e-3,
+        };
+        for (at, got) in product.storage::<E>().iter().enumerate() {
+            let (x, weight) = (&x[at / columns * depth..][..depth], &weight[at % columns * depth..][..depth]);
+            let terms = x.iter().zip(weight).map(|(x, w)| f64::from(x.widen()) * f64::from(w.widen()));
+            let (want, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+            let error = f64::abs(f64::from(got.widen()) - want);
+            assert!(
+                error <= epsilon * want.abs() + 1e-7 * size + 1e-5,
+                "{rows} x {depth} x {columns}: {got} for {want}"
+            );
+        }
+    }
+
+    #[test]
+    fn products_of_odd_sizes_agree_with_f64() {
+        for rows in [1, 2, 3, 5, 8, 9, 17, 33, 70] {
+            for (depth, columns) in [(1, 1), (7, 5), (16, 64), (59, 67), (256, 130), (1030, 9)] {
+                check::<f32>(rows, depth, columns);
+                check::<f16>(rows, depth, columns);
+                check::<bf16>(rows, depth, columns);
+            }
+        }
+        check::<bf16>(1, 512, 2048);
+        check::<bf16>(4, 512, 1024);
+    }
 }

@@ -4,7 +4,7 @@
 
 use std::{array::from_fn, ops::Range};
 
-use multiversion::{multiversion, target::target_cfg_f};
+use multiversion::{multiversion, target::match_target};
 
 use super::super::{
     float::{Float, widen_row},
@@ -43,13 +43,12 @@ fn versions<E: Float>(
     output: &mut [&mut [E]],
     lse: &mut [&mut [f32]],
 ) {
-    if target_cfg_f!(target_feature = "avx512f") {
-        body::<E, true, 16>(problem, work, rows, scratch, output, lse)
-    } else if target_cfg_f!(target_feature = "fma") || cfg!(target_arch = "aarch64") {
+    match_target! {
+        "x86_64+avx512f" => body::<E, true, 16>(problem, work, rows, scratch, output, lse),
+        "x86_64+avx2+fma" => body::<E, true, 8>(problem, work, rows, scratch, output, lse),
         // Two registers of NEON, which has 32 of them.
-        body::<E, true, 8>(problem, work, rows, scratch, output, lse)
-    } else {
-        body::<E, false, 4>(problem, work, rows, scratch, output, lse)
+        "aarch64+neon" => body::<E, true, 8>(problem, work, rows, scratch, output, lse),
+        _ => body::<E, false, 4>(problem, work, rows, scratch, output, lse),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::{array::from_fn, hint::black_box, ops::Range};
 
-use multiversion::{multiversion, target::target_cfg_f};
+use multiversion::{multiversion, target::match_target};
 
 use super::super::{
     float::{Float, widen_row},
@@ -43,14 +43,11 @@ fn versions<E: Float>(
     output: &mut [&mut [E]],
     lse: &mut [&mut [f32]],
 ) {
-    if target_cfg_f!(target_feature = "avx512f") {
-        body::<E, true, 16, 32>(problem, work, scratch, output, lse)
-    } else if target_cfg_f!(target_feature = "fma") {
-        body::<E, true, 8, 16>(problem, work, scratch, output, lse)
-    } else if cfg!(target_arch = "aarch64") {
-        body::<E, true, 4, 8>(problem, work, scratch, output, lse)
-    } else {
-        body::<E, false, 4, 8>(problem, work, scratch, output, lse)
+    match_target! {
+        "x86_64+avx512f" => body::<E, true, 16, 32>(problem, work, scratch, output, lse),
+        "x86_64+avx2+fma" => body::<E, true, 8, 16>(problem, work, scratch, output, lse),
+        "aarch64+neon" => body::<E, true, 4, 8>(problem, work, scratch, output, lse),
+        _ => body::<E, false, 4, 8>(problem, work, scratch, output, lse),
     }
 }
 
@@ -241,8 +238,9 @@ fn attend_tile<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize
             simd::accumulate::<f32, FMA, WIDTH, 1, 4>([&mut *sums], keys.map(value), weights);
             key += 4;
         }
-        for key in key..end {
+        while key < end {
             simd::accumulate::<f32, FMA, WIDTH, 1, 1>([&mut *sums], [value(key)], [[scores[key][lane]]]);
+            key += 1;
         }
     }
 }
