@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use burn_flashinfer::{
-    AttentionOptions, Indptr, KvLayout, PageTable, batch_decode_paged, batch_prefill_paged,
-    matmul_nt, rms_norm, single_prefill,
+    AttentionOptions, Indptr, KvLayout, PageTable, batch_decode_paged, batch_prefill_paged, matmul_nt,
+    rms_norm, single_prefill,
 };
 
 /// Median and best seconds of a call.

@@ -413,7 +413,16 @@ impl PagedKvCache {
                 rest => rest,
             });
         }
-        PageTable::new(&indptr, &indices, &last_page_len, self.page_size, self.pool.pages(), &self.device)
+        if sequences.is_empty() {
+            return Err(Error::Value {
+                op: OP,
+                argument: "sequences",
+                got: "empty".into(),
+                expected: "at least one sequence".into(),
+            });
+        }
+        // Not checked again: a sequence owns each of its pages once, and all are of the pool.
+        PageTable::upload(OP, indptr, indices, &last_page_len, self.page_size, &self.device)
     }
 
     /// The positions of the last `tokens` tokens of each `(sequence, tokens)`: what [`reserve`](Self::reserve) has just

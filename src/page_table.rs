@@ -66,7 +66,7 @@ impl PageTable {
                 expected: "at least 1".into(),
             });
         }
-        let indptr_values = row_pointer(OP, "indptr", indptr)?;
+        row_pointer(OP, "indptr", indptr)?;
         let requests = indptr.len() - 1;
         if indptr[requests] != indices.len() {
             return Err(Error::Index {
@@ -85,7 +85,6 @@ impl PageTable {
                 expected: format!("one entry for each of {requests} requests"),
             });
         }
-        let mut index_values = Vec::with_capacity(indices.len());
         for (at, &page) in indices.iter().enumerate() {
             if page >= pages {
                 return Err(Error::Index {
@@ -96,12 +95,9 @@ impl PageTable {
                     expected: format!("a page of the pool, below {pages}"),
                 });
             }
-            index_values.push(index(OP, "indices", at, page)?);
         }
         // Which request was the last to name a page: one pass finds a page that a request names twice.
         let mut named_by = HashMap::with_capacity(indices.len());
-        let mut kv_lengths = Vec::with_capacity(requests);
-        let mut last_values = Vec::with_capacity(requests);
         for (request, (rows, &last)) in indptr.windows(2).zip(last_page_len).enumerate() {
             let owned = rows[1] - rows[0];
             let valid = if owned == 0 { 0..=0 } else { 1..=page_size };
@@ -129,22 +125,46 @@ impl PageTable {
                     });
                 }
             }
-            let length = owned.saturating_sub(1).saturating_mul(page_size).saturating_add(last);
-            last_values.push(index(OP, "last_page_len", request, last)?);
-            kv_lengths.push(length);
+        }
+        Self::upload(OP, indptr.to_vec(), indices.to_vec(), last_page_len, page_size, device)
+    }
+
+    /// A page table that is right: copies it to `device`.
+    ///
+    /// # Errors
+    ///
+    /// If a number does not fit the `i32` of the kernels.
+    pub(crate) fn upload(
+        op: &'static str,
+        indptr: Vec<usize>,
+        indices: Vec<usize>,
+        last_page_len: &[usize],
+        page_size: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        let tensor = |argument, values: &[usize]| -> Result<_> {
+            let values = values.iter().enumerate().map(|(at, &value)| index(op, argument, at, value));
+            Ok(upload(values.collect::<Result<Vec<_>>>()?, device))
+        };
+        let owned = indptr.windows(2).map(|rows| rows[1] - rows[0]);
+        let kv_lengths: Vec<usize> = owned
+            .zip(last_page_len)
+            .map(|(owned, last)| owned.saturating_sub(1).saturating_mul(page_size).saturating_add(*last))
+            .collect();
+        for (request, &length) in kv_lengths.iter().enumerate() {
             // Kernels count tokens in i32.
-            index(OP, "last_page_len", request, length)?;
+            index(op, "last_page_len", request, length)?;
         }
         Ok(Self {
-            decode_indptr: Indptr::from_lengths(&vec![1; requests], device)?,
-            indptr: indptr.to_vec(),
-            indices: indices.to_vec(),
-            kv_lengths,
+            indptr_tensor: tensor("indptr", &indptr)?,
+            indices_tensor: tensor("indices", &indices)?,
+            last_page_len_tensor: tensor("last_page_len", last_page_len)?,
+            decode_indptr: Indptr::from_lengths(&vec![1; kv_lengths.len()], device)?,
             page_size,
             end: indices.iter().max().map_or(0, |&page| page + 1),
-            indptr_tensor: upload(indptr_values, device),
-            indices_tensor: upload(index_values, device),
-            last_page_len_tensor: upload(last_values, device),
+            indptr,
+            indices,
+            kv_lengths,
         })
     }
 

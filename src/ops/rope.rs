@@ -72,28 +72,22 @@ impl RopeConfig {
     }
 
     /// The angle per position of each of the `rotary_dim / 2` pairs, in radians.
-    pub fn frequencies(&self) -> Vec<f64> {
-        let pairs = self.rotary_dim / 2;
-        (0..pairs)
-            .map(|pair| {
-                let frequency = self.theta.powf(-(pair as f64) / pairs as f64);
-                match self.scaling {
-                    RopeScaling::None => frequency,
-                    RopeScaling::Linear { factor } => frequency / factor,
-                    RopeScaling::Llama3 {
-                        factor,
-                        low_freq_factor,
-                        high_freq_factor,
-                        original_max_positions,
-                    } => {
-                        let turns = frequency * original_max_positions as f64 / std::f64::consts::TAU;
-                        let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                        let smooth = smooth.clamp(0.0, 1.0);
-                        (1.0 - smooth) * frequency / factor + smooth * frequency
-                    }
+    pub fn frequencies(&self) -> impl ExactSizeIterator<Item = f64> + use<> {
+        let Self { rotary_dim, theta, scaling, .. } = *self;
+        let pairs = rotary_dim / 2;
+        (0..pairs).map(move |pair| {
+            let frequency = theta.powf(-(pair as f64) / pairs as f64);
+            match scaling {
+                RopeScaling::None => frequency,
+                RopeScaling::Linear { factor } => frequency / factor,
+                RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+                    let turns = frequency * original_max_positions as f64 / std::f64::consts::TAU;
+                    let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    let smooth = smooth.clamp(0.0, 1.0);
+                    (1.0 - smooth) * frequency / factor + smooth * frequency
                 }
-            })
-            .collect()
+            }
+        })
     }
 
     fn check(&self, op: &'static str) -> Result<()> {
@@ -172,7 +166,7 @@ impl Rope {
                 expected: format!("at most {most}, for {} elements each", config.rotary_dim),
             });
         }
-        let frequencies = config.frequencies();
+        let frequencies: Vec<f64> = config.frequencies().collect();
         let mut table = Vec::with_capacity(max_positions * config.rotary_dim);
         for position in 0..max_positions {
             let angles = frequencies.iter().map(|frequency| position as f64 * frequency);

@@ -235,8 +235,7 @@ fn cache() {
         }
         refused(
             cache.page_table(&[]),
-            "PageTable::new: `indptr` is of length 1, expected one entry more than there are requests, and at least one \
-             request",
+            "PagedKvCache::page_table: `sequences` is empty, expected at least one sequence",
         );
         refused(
             cache.last_positions(&[(b, 4)]),

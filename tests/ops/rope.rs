@@ -22,7 +22,7 @@ fn compare(
     positions: &[usize],
     got: &[f32],
 ) {
-    let frequencies = config.frequencies();
+    let frequencies: Vec<f64> = config.frequencies().collect();
     let oracle = reference::apply_rope(&x.heads(), &frequencies, positions, style).expect("it fits");
     // The same in f32, with cosines and sines rounded to f32.
     let [_, heads, dim] = x.shape;
@@ -185,8 +185,8 @@ fn continuing() {
 /// Hugging Face's numbers for Llama 3.1 8B: `rope_scaling` of its configuration, theta 500 000, 128 elements.
 #[test]
 fn llama3_frequencies() {
-    let scaled = RopeConfig::new(128).theta(5e5).scaling(LLAMA3).frequencies();
-    let plain = RopeConfig::new(128).theta(5e5).frequencies();
+    let scaled: Vec<f64> = RopeConfig::new(128).theta(5e5).scaling(LLAMA3).frequencies().collect();
+    let plain: Vec<f64> = RopeConfig::new(128).theta(5e5).frequencies().collect();
     assert_eq!(scaled.len(), 64);
     for (pair, (&scaled, &plain)) in scaled.iter().zip(&plain).enumerate() {
         let wavelength = std::f64::consts::TAU / plain;

@@ -213,28 +213,31 @@ impl<E: Float> Problem<'_, E> {
     }
 }
 
-/// `scale · x`, capped, times `log2(e)`: the exponent of 2 that stands for a logit.
+/// The logits of products `q·k`: scaled, and capped.
+///
+/// Natural logits, from which the maximum is subtracted before anything else: in base 2 each would be rounded once
+/// more, which for large logits is more than the error of the product itself.
 #[inline(always)]
-fn exponents<const FMA: bool>(params: &AttentionParams, scores: &mut [f32]) {
-    const LOG2_E: f32 = std::f32::consts::LOG2_E;
+fn logits<const FMA: bool>(params: &AttentionParams, scores: &mut [f32]) {
     match params.soft_cap {
-        None => {
-            let factor = params.scale * LOG2_E;
-            scores.iter_mut().for_each(|score| *score *= factor);
-        }
+        None => scores.iter_mut().for_each(|score| *score *= params.scale),
         Some(cap) => {
-            let (inner, factor) = (params.scale / cap, cap * LOG2_E);
-            scores.iter_mut().for_each(|score| *score = factor * simd::tanh::<FMA>(inner * *score));
+            let inner = params.scale / cap;
+            scores.iter_mut().for_each(|score| *score = cap * simd::tanh::<FMA>(inner * *score));
         }
     }
 }
 
-/// One query, from its sum of exponentials and its largest exponent: the factor on the weighted sum, and the LSE.
+/// One query, from its sum of exponentials and its largest logit: the factor on the weighted sum, and the LSE.
 ///
 /// The sum is 0 only if the query has seen no key, and NaN if it has seen a NaN.
 #[inline(always)]
 fn finish(sum: f32, max: f32) -> (f32, f32) {
-    if sum == 0.0 { (0.0, f32::NEG_INFINITY) } else { (1.0 / sum, max + sum.log2()) }
+    if sum == 0.0 {
+        (0.0, f32::NEG_INFINITY)
+    } else {
+        (1.0 / sum, max * std::f32::consts::LOG2_E + sum.log2())
+    }
 }
 
 pub(super) fn attention<E: Float>(

@@ -7,12 +7,12 @@
 use std::array::from_fn;
 
 use burn_flex::FlexTensor;
-use multiversion::{multiversion, target::match_target};
+use multiversion::target::match_target;
 use rayon::prelude::*;
 
 use super::float::{Float, widen_row};
 use super::scratch::{cut, with_scratch};
-use super::simd::{self, KEYS};
+use super::simd::{self, KEYS, per_instruction_set};
 use super::view::{self, Rows, dims, with_rows};
 
 /// Rows of `x` up to which the product is bound by reading the weights.
@@ -116,38 +116,32 @@ impl<E: Float> Product<'_, E> {
     }
 }
 
-/// Rows that lie side by side in the transposed `x`, as [`many`] is compiled for this processor.
-#[multiversion(targets(
-    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
-    "x86_64+avx2+fma",
-    "aarch64+neon"
-))]
-fn lanes() -> usize {
-    match_target! {
-        "x86_64+avx512f" => 32,
-        "x86_64+avx2+fma" => 16,
-        _ => 8,
+per_instruction_set! {
+    /// Rows that lie side by side in the transposed `x`, as [`many`] is compiled for this processor.
+    fn lanes() -> usize {
+        match_target! {
+            "x86_64+avx512f" => 32,
+            "x86_64+avx2+fma" => 16,
+            _ => 8,
+        }
     }
 }
 
-/// `sums[column - first, row] += x[row] · weight[column]` for as many columns as there are sums.
-#[multiversion(targets(
-    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
-    "x86_64+avx2+fma",
-    "aarch64+neon"
-))]
-fn many<E: Float>(
-    product: &Product<'_, E>,
-    transposed: &[f32],
-    first: usize,
-    panel: &mut [f32],
-    sums: &mut [f32],
-) {
-    match_target! {
-        "x86_64+avx512f" => many_body::<E, true, 16, 32>(product, transposed, first, panel, sums),
-        "x86_64+avx2+fma" => many_body::<E, true, 8, 16>(product, transposed, first, panel, sums),
-        "aarch64+neon" => many_body::<E, true, 4, 8>(product, transposed, first, panel, sums),
-        _ => many_body::<E, false, 4, 8>(product, transposed, first, panel, sums),
+per_instruction_set! {
+    /// `sums[column - first, row] += x[row] · weight[column]` for as many columns as there are sums.
+    fn many<E: Float>(
+        product: &Product<'_, E>,
+        transposed: &[f32],
+        first: usize,
+        panel: &mut [f32],
+        sums: &mut [f32],
+    ) {
+        match_target! {
+            "x86_64+avx512f" => many_body::<E, true, 16, 32>(product, transposed, first, panel, sums),
+            "x86_64+avx2+fma" => many_body::<E, true, 8, 16>(product, transposed, first, panel, sums),
+            "aarch64+neon" => many_body::<E, true, 4, 8>(product, transposed, first, panel, sums),
+            _ => many_body::<E, false, 4, 8>(product, transposed, first, panel, sums),
+        }
     }
 }
 
@@ -186,18 +180,15 @@ fn many_body<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize>(
     }
 }
 
-/// `output[column - first, row] = x[row] · weight[column]` for as many columns as there is output.
-#[multiversion(targets(
-    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
-    "x86_64+avx2+fma",
-    "aarch64+neon"
-))]
-fn few<E: Float>(product: &Product<'_, E>, x: &[f32], first: usize, output: &mut [E]) {
-    match_target! {
-        "x86_64+avx512f" => few_body::<E, true, 16>(product, x, first, output),
-        "x86_64+avx2+fma" => few_body::<E, true, 8>(product, x, first, output),
-        "aarch64+neon" => few_body::<E, true, 8>(product, x, first, output),
-        _ => few_body::<E, false, 4>(product, x, first, output),
+per_instruction_set! {
+    /// `output[column - first, row] = x[row] · weight[column]` for as many columns as there is output.
+    fn few<E: Float>(product: &Product<'_, E>, x: &[f32], first: usize, output: &mut [E]) {
+        match_target! {
+            "x86_64+avx512f" => few_body::<E, true, 16>(product, x, first, output),
+            "x86_64+avx2+fma" => few_body::<E, true, 8>(product, x, first, output),
+            "aarch64+neon" => few_body::<E, true, 8>(product, x, first, output),
+            _ => few_body::<E, false, 4>(product, x, first, output),
+        }
     }
 }
 

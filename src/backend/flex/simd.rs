@@ -8,6 +8,19 @@ use std::hint::black_box;
 
 use super::float::Float;
 
+/// Compiles a function once for each instruction set worth having, and calls the best that the processor has.
+macro_rules! per_instruction_set {
+    ($($function:tt)*) => {
+        #[multiversion::multiversion(targets(
+            "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
+            "x86_64+avx2+fma",
+            "aarch64+neon"
+        ))]
+        $($function)*
+    };
+}
+pub(super) use per_instruction_set;
+
 /// Floats that one step of a loop works on: one AVX-512 register, two of AVX2, four of NEON.
 pub(super) const STEP: usize = 16;
 /// Keys, or rows of a weight, that [`outer`] works on at once.
@@ -173,9 +186,15 @@ pub(super) fn outer<const FMA: bool, const WIDTH: usize>(
     sums
 }
 
+/// `e^x` for `x` up to 0, to 2 units in the last place and half a one for each unit of `x`.
+#[inline(always)]
+pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
+    exp2::<FMA>(x * std::f32::consts::LOG2_E)
+}
+
 /// `2^x` for `x` up to 127, to 2 units in the last place; 0 below -127 (where f32 turns subnormal); NaN for NaN.
 #[inline(always)]
-pub(super) fn exp2<const FMA: bool>(x: f32) -> f32 {
+fn exp2<const FMA: bool>(x: f32) -> f32 {
     /// Added to a small number, leaves its nearest integer in the low bits.
     const ROUND: f32 = 12_582_912.0;
     // Not `max`, which would swallow a NaN.

@@ -4,14 +4,14 @@
 
 use std::{array::from_fn, ops::Range};
 
-use multiversion::{multiversion, target::match_target};
+use multiversion::target::match_target;
 
 use super::super::{
     float::{Float, widen_row},
     scratch::{cut, with_scratch},
-    simd::{self, STEP},
+    simd::{self, STEP, per_instruction_set},
 };
-use super::{Cache, Problem, Work, exponents, finish};
+use super::{Cache, Problem, Work, finish, logits};
 
 /// Rows at most: above, the lanes of `many` are filled well enough to win.
 pub(super) const ROWS: usize = 8;
@@ -30,25 +30,22 @@ pub(super) fn attend<E: Float>(
     });
 }
 
-#[multiversion(targets(
-    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
-    "x86_64+avx2+fma",
-    "aarch64+neon"
-))]
-fn versions<E: Float>(
-    problem: &Problem<'_, E>,
-    work: &Work,
-    rows: usize,
-    scratch: &mut [f32],
-    output: &mut [&mut [E]],
-    lse: &mut [&mut [f32]],
-) {
-    match_target! {
-        "x86_64+avx512f" => body::<E, true, 16>(problem, work, rows, scratch, output, lse),
-        "x86_64+avx2+fma" => body::<E, true, 8>(problem, work, rows, scratch, output, lse),
-        // Two registers of NEON, which has 32 of them.
-        "aarch64+neon" => body::<E, true, 8>(problem, work, rows, scratch, output, lse),
-        _ => body::<E, false, 4>(problem, work, rows, scratch, output, lse),
+per_instruction_set! {
+    fn versions<E: Float>(
+        problem: &Problem<'_, E>,
+        work: &Work,
+        rows: usize,
+        scratch: &mut [f32],
+        output: &mut [&mut [E]],
+        lse: &mut [&mut [f32]],
+    ) {
+        match_target! {
+            "x86_64+avx512f" => body::<E, true, 16>(problem, work, rows, scratch, output, lse),
+            "x86_64+avx2+fma" => body::<E, true, 8>(problem, work, rows, scratch, output, lse),
+            // Two registers of NEON, which has 32 of them.
+            "aarch64+neon" => body::<E, true, 8>(problem, work, rows, scratch, output, lse),
+            _ => body::<E, false, 4>(problem, work, rows, scratch, output, lse),
+        }
     }
 }
 
@@ -86,12 +83,12 @@ fn body<E: Float, const FMA: bool, const LANES: usize>(
             let (first, end) = (range.start.saturating_sub(from), range.end.saturating_sub(from).min(keys));
             all_see_all &= first == 0 && end == keys;
             let scores = &mut scores[row * TILE..][..TILE];
-            exponents::<FMA>(&problem.params, &mut scores[..keys]);
+            logits::<FMA>(&problem.params, &mut scores[..keys]);
             scores[..first.min(keys)].fill(f32::NEG_INFINITY);
             scores[end..].fill(f32::NEG_INFINITY);
             let new = maximum(scores).max(max[row]);
             let shift = if new == f32::NEG_INFINITY { 0.0 } else { new };
-            let fade = simd::exp2::<FMA>(max[row] - shift);
+            let fade = simd::exp::<FMA>(max[row] - shift);
             sum[row] = sum[row] * fade + exponentials::<FMA>(scores, shift);
             max[row] = new;
             if fade != 1.0 {
@@ -217,13 +214,13 @@ fn maximum(scores: &[f32]) -> f32 {
     max.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// Replaces `scores` by `2^(scores - shift)` and returns the sum of them.
+/// Replaces `scores` by `e^(scores - shift)` and returns the sum of them.
 #[inline(always)]
 fn exponentials<const FMA: bool>(scores: &mut [f32], shift: f32) -> f32 {
     let mut sums = [0.0; STEP];
     for scores in scores.as_chunks_mut::<STEP>().0 {
         for lane in 0..STEP {
-            scores[lane] = simd::exp2::<FMA>(scores[lane] - shift);
+            scores[lane] = simd::exp::<FMA>(scores[lane] - shift);
             sums[lane] += scores[lane];
         }
     }

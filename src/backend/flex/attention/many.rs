@@ -5,14 +5,14 @@
 
 use std::{array::from_fn, hint::black_box, ops::Range};
 
-use multiversion::{multiversion, target::match_target};
+use multiversion::target::match_target;
 
 use super::super::{
     float::{Float, widen_row},
     scratch::{cut, with_scratch},
-    simd::{self, KEYS},
+    simd::{self, KEYS, per_instruction_set},
 };
-use super::{Cache, Problem, Work, exponents, finish};
+use super::{Cache, Problem, Work, finish, logits};
 
 /// Keys of a tile: a multiple of `KEYS`.
 const TILE: usize = 32;
@@ -31,23 +31,20 @@ pub(super) fn attend<E: Float>(
     with_scratch(len, |scratch| versions(problem, work, scratch, output, lse));
 }
 
-#[multiversion(targets(
-    "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
-    "x86_64+avx2+fma",
-    "aarch64+neon"
-))]
-fn versions<E: Float>(
-    problem: &Problem<'_, E>,
-    work: &Work,
-    scratch: &mut [f32],
-    output: &mut [&mut [E]],
-    lse: &mut [&mut [f32]],
-) {
-    match_target! {
-        "x86_64+avx512f" => body::<E, true, 16, 32>(problem, work, scratch, output, lse),
-        "x86_64+avx2+fma" => body::<E, true, 8, 16>(problem, work, scratch, output, lse),
-        "aarch64+neon" => body::<E, true, 4, 8>(problem, work, scratch, output, lse),
-        _ => body::<E, false, 4, 8>(problem, work, scratch, output, lse),
+per_instruction_set! {
+    fn versions<E: Float>(
+        problem: &Problem<'_, E>,
+        work: &Work,
+        scratch: &mut [f32],
+        output: &mut [&mut [E]],
+        lse: &mut [&mut [f32]],
+    ) {
+        match_target! {
+            "x86_64+avx512f" => body::<E, true, 16, 32>(problem, work, scratch, output, lse),
+            "x86_64+avx2+fma" => body::<E, true, 8, 16>(problem, work, scratch, output, lse),
+            "aarch64+neon" => body::<E, true, 4, 8>(problem, work, scratch, output, lse),
+            _ => body::<E, false, 4, 8>(problem, work, scratch, output, lse),
+        }
     }
 }
 
@@ -191,7 +188,7 @@ fn attend_tile<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize
     }
     let all_see_all = ranges.iter().all(|&range| range == (0, tile.keys));
     let scores = &mut scores[..tile.keys * LANES];
-    exponents::<FMA>(&problem.params, scores);
+    logits::<FMA>(&problem.params, scores);
     let scores = scores.as_chunks_mut::<LANES>().0;
     if !all_see_all {
         for (key, scores) in scores.iter_mut().enumerate() {
@@ -211,12 +208,12 @@ fn attend_tile<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize
     let shift = new.map(|new| if new == f32::NEG_INFINITY { 0.0 } else { new });
     let mut fade = [0.0; LANES];
     for lane in 0..LANES {
-        fade[lane] = simd::exp2::<FMA>(max[lane] - shift[lane]);
+        fade[lane] = simd::exp::<FMA>(max[lane] - shift[lane]);
         sum[lane] *= fade[lane];
     }
     for scores in scores.iter_mut() {
         for lane in 0..LANES {
-            scores[lane] = simd::exp2::<FMA>(scores[lane] - shift[lane]);
+            scores[lane] = simd::exp::<FMA>(scores[lane] - shift[lane]);
             sum[lane] += scores[lane];
         }
     }
