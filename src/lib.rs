@@ -51,17 +51,19 @@ mod check;
 mod error;
 pub mod extension;
 mod indptr;
+mod kv_pages;
 mod ops;
 mod options;
 mod page_pool;
 mod page_table;
 pub mod reference;
 
-pub use cache::{CacheConfig, KvPages, PagedKvCache, SequenceId};
+pub use cache::{CacheConfig, PagedKvCache, SequenceId};
 pub use check::check_support;
 pub use error::{Error, Result};
 pub use extension::RopeStyle;
 pub use indptr::{Indptr, Positions};
+pub use kv_pages::KvPages;
 pub use ops::{
     AttentionOutput, Rope, RopeConfig, RopeScaling, append_paged_kv, apply_rope, batch_decode_paged,
     batch_prefill_paged, batch_prefill_ragged, matmul_nt, merge_state, rms_norm, single_decode,

@@ -80,9 +80,9 @@ fn probe(device: &Device) -> Result<()> {
     Ok(())
 }
 
-/// A missing driver or GPU ends in a panic inside the backend, maybe on a thread of its own. This gives the message of
-/// the first one instead, and prints nothing.
-fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+/// A missing driver or GPU, or one out of memory, ends in a panic inside the backend, maybe on a thread of its own. This
+/// gives the message of the first one instead, and prints nothing.
+pub fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let message = Arc::new(Mutex::new(None::<String>));
     let hook = panic::take_hook();
     panic::set_hook(Box::new({

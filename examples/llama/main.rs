@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use burn::tensor::DType;
 use burn_flashinfer::KvLayout;
 use clap::{Parser, ValueEnum};
@@ -103,10 +103,11 @@ fn at_least_one(text: &str) -> Result<usize, String> {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn,cubecl_common=error".into());
     let colors = io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colors).init();
-    match run(&args) {
+    let ran = device::quietly(|| run(&args));
+    match ran.unwrap_or_else(|why| Err(anyhow!("stopped by a panic, most likely of the device: {why}"))) {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read the text has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,

@@ -3,7 +3,7 @@
 //! Nothing is copied but a tensor whose last axis has gaps, or a page pool that has another owner.
 
 use burn::backend::{
-    Backend, DType,
+    DType,
     cubecl::dtype_to_storage_type,
     ops::FloatTensorOps,
     tensor::{FloatTensor, IntTensor},

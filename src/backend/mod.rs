@@ -1,6 +1,8 @@
 //! The operations on each backend.
 
 mod autodiff;
+#[cfg(all(feature = "cpu", target_os = "linux"))]
+mod compiler_runtime;
 #[cfg(feature = "cube")]
 mod cube;
 #[cfg(feature = "cube")]

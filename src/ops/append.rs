@@ -2,10 +2,10 @@
 
 use burn::{backend::Dispatch, tensor::Tensor};
 
-use crate::cache::KvPages;
 use crate::check::{Floats, shape};
 use crate::error::{Error, Result};
 use crate::extension::FlashInferBackend;
+use crate::kv_pages::KvPages;
 use crate::page_table::SlotMapping;
 
 /// Writes the keys and values of new tokens to their slots in the pages of a layer.

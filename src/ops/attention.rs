@@ -2,11 +2,11 @@
 
 use burn::{backend::Dispatch, tensor::Tensor};
 
-use crate::cache::KvPages;
 use crate::check::{Floats, same_device, shape};
 use crate::error::{Error, Result};
 use crate::extension::{Attended, AttentionParams, Batch, FlashInferBackend, PagedIndex, RaggedIndex};
 use crate::indptr::Indptr;
+use crate::kv_pages::KvPages;
 use crate::options::{AttentionOptions, KvLayout};
 use crate::page_table::PageTable;
 

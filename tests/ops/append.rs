@@ -134,10 +134,14 @@ fn clones_keep_their_numbers() {
                 .expect("it fits");
             let slots = [Some(35)];
             let (got_k, got_v) = pages.into_tensors();
-            assert_eq!(Host::of(got_k).values, expected(&k_pool, KvLayout::Nhd, &new, &slots));
-            assert_eq!(Host::of(got_v).values, expected(&v_pool, KvLayout::Nhd, &new, &slots));
-            assert_eq!(Host::of(clone).values, k_pool.values, "the clone changed on {}", target.name);
-            assert_eq!(Host::of(whole).values, before, "the larger tensor changed on {}", target.name);
+            // Not `assert_eq`, which would print thousands of numbers.
+            let same = |what, got: &Host<4>, wanted: &[f32]| {
+                assert!(got.values == wanted, "{what} on {}, {dtype:?}", target.name);
+            };
+            same("new keys", &Host::of(got_k), &expected(&k_pool, KvLayout::Nhd, &new, &slots));
+            same("new values", &Host::of(got_v), &expected(&v_pool, KvLayout::Nhd, &new, &slots));
+            same("keys of the clone", &Host::of(clone), &k_pool.values);
+            same("the larger tensor", &Host::of(whole), &before);
         }
     }
 }

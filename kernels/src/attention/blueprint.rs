@@ -52,7 +52,9 @@ impl Blueprint {
         if let Some(cores) = device.cpu_cores {
             // Units are threads here and a barrier is a spin lock: a row each, so that there is none.
             let vo_vector = divisor(dims.vo, widest.min(align.vo));
-            return Self { rows: cores.clamp(1, device.max_units), units: 1, tile: 64, qk_vector, vo_vector };
+            let one = Self { rows: 1, units: 1, tile: 64, qk_vector, vo_vector };
+            let fitting = (device.shared_memory / one.shared_memory(dims)) as u32;
+            return Self { rows: cores.min(device.max_units).min(fitting).max(1), ..one };
         }
         // Two columns a unit, in whole planes.
         let units = (dims.vo.div_ceil(2) as u32).next_multiple_of(device.plane);
@@ -124,8 +126,9 @@ mod tests {
         let wave64 = DeviceProfile { plane: 64, ..GPU };
         let vulkan = DeviceProfile { max_units: 256, max_vector: 4, shared_memory: 16 << 10, ..GPU };
         let cpu = DeviceProfile { plane: 1, cpu_cores: Some(2), shared_memory: 32 << 10, ..GPU };
-        for device in [GPU, wave64, vulkan, cpu] {
-            for dim in [1, 7, 32, 40, 64, 80, 128, 192, 256, 512] {
+        let many_cores = DeviceProfile { cpu_cores: Some(384), ..cpu };
+        for device in [GPU, wave64, vulkan, cpu, many_cores] {
+            for dim in [1, 7, 32, 40, 64, 80, 128, 192, 256, 512, 1024] {
                 for elem_size in [2, 4] {
                     for align in [1, 2, 8, 64] {
                         let (dims, align) =

@@ -1,0 +1,9 @@
+//! Shows a function of this crate to CubeCL's CPU compiler, see `src/backend/compiler_runtime.rs`.
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    let is_set = |name: &str| std::env::var_os(name).is_some();
+    if is_set("CARGO_FEATURE_CPU") && std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
+        println!("cargo::rustc-link-arg=-Wl,--undefined=__truncsfbf2,--export-dynamic-symbol=__truncsfbf2");
+    }
+}

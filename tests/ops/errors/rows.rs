@@ -1,0 +1,161 @@
+//! Bad arguments of page pools and of the operations that go row by row.
+
+use burn_flashinfer::{
+    KvLayout, KvPages, PageTable, Positions, Rope, RopeConfig, SlotMapping, append_paged_kv, apply_rope,
+    matmul_nt, merge_state, rms_norm,
+};
+
+use super::{Paged, halves, zeros};
+use crate::support::{bits, devices, refused};
+
+#[test]
+fn pages() {
+    for target in devices() {
+        let z = |shape: [usize; 4]| zeros(shape, &target.device);
+        refused(
+            KvPages::new(z([2, 4, 2, 8]), z([3, 4, 2, 8]), KvLayout::Nhd),
+            "KvPages::new: `v` has shape [3, 4, 2, 8], expected [2, 4, 2, head_dim], as `k`",
+        );
+        refused(
+            KvPages::new(z([2, 4, 2, 8]), z([2, 2, 4, 8]), KvLayout::Nhd),
+            "KvPages::new: `v` has shape [2, 2, 4, 8], expected [2, 4, 2, head_dim], as `k`",
+        );
+        refused(
+            KvPages::new(z([2, 0, 2, 8]), z([2, 0, 2, 8]), KvLayout::Nhd),
+            "KvPages::new: `k` has shape [2, 0, 2, 8], expected no empty axis",
+        );
+    }
+}
+
+#[test]
+fn append() {
+    for target in devices() {
+        let device = &target.device;
+        let z = |shape: [usize; 3]| zeros(shape, device);
+        let Paged { mut pages, slots, .. } = Paged::new(device);
+        let before = [bits(pages.k().clone()), bits(pages.v().clone())];
+        let good = [1, 2, 8];
+        for (k, v, argument, shape) in [
+            ([2, 2, 8], good, "k", "[2, 2, 8]"),
+            (good, [1, 2, 4], "v", "[1, 2, 4]"),
+            (good, [1, 1, 8], "v", "[1, 1, 8]"),
+        ] {
+            refused(
+                append_paged_kv(&mut pages, z(k), z(v), &slots),
+                format!(
+                    "append_paged_kv: `{argument}` has shape {shape}, expected [1, 2, 8], as `slots` and `pages` have it"
+                ),
+            );
+        }
+        refused(
+            append_paged_kv(&mut pages, z(good), halves(good, device), &slots),
+            "append_paged_kv: `v` is of type F16, expected F32, as the other arguments",
+        );
+        let table = PageTable::new(&[0, 1], &[0], &[1], 8, 6, device).expect("a valid table");
+        let other = SlotMapping::new(&table, &[Some(0)], &[0]).expect("a slot");
+        refused(
+            append_paged_kv(&mut pages, z(good), z(good), &other),
+            "append_paged_kv: `slots` is of pages of 8 tokens, expected pages of 4 tokens, as `pages`",
+        );
+        let table = PageTable::new(&[0, 1], &[6], &[1], 4, 7, device).expect("a valid table");
+        let other = SlotMapping::new(&table, &[Some(0)], &[0]).expect("a slot");
+        refused(
+            append_paged_kv(&mut pages, z(good), z(good), &other),
+            "append_paged_kv: `slots` is naming page 6, expected a page of the pool, below 6",
+        );
+        assert_eq!([bits(pages.k().clone()), bits(pages.v().clone())], before, "a refused call wrote");
+    }
+}
+
+#[test]
+fn merge() {
+    for target in devices() {
+        let z = |shape: [usize; 3]| zeros(shape, &target.device);
+        let s = |shape: [usize; 2]| zeros(shape, &target.device);
+        refused(
+            merge_state(z([2, 3, 8]), s([2, 3]), z([2, 3, 4]), s([2, 3])),
+            "merge_state: `v_b` has shape [2, 3, 4], expected [2, 3, 8], as `v_a`",
+        );
+        refused(
+            merge_state(z([2, 3, 8]), s([3, 2]), z([2, 3, 8]), s([2, 3])),
+            "merge_state: `s_a` has shape [3, 2], expected [2, 3], as `v_a`",
+        );
+        refused(
+            merge_state(z([2, 3, 8]), s([2, 3]), z([2, 3, 8]), s([2, 1])),
+            "merge_state: `s_b` has shape [2, 1], expected [2, 3], as `v_a`",
+        );
+    }
+}
+
+#[test]
+fn rope() {
+    for target in devices() {
+        let device = &target.device;
+        let z = |shape: [usize; 3]| zeros(shape, device);
+        let rope = Rope::new(&RopeConfig::new(8), 16, device).expect("valid");
+        let positions = |at: &[usize]| Positions::new(at, device).expect("valid");
+        for (q, k, at, message) in [
+            (
+                [2, 4, 8],
+                [3, 2, 8],
+                &[0, 1][..],
+                "apply_rope: `k` has shape [3, 2, 8], expected [2, kv_heads, 8], as `q`",
+            ),
+            (
+                [2, 4, 8],
+                [2, 2, 16],
+                &[0, 1],
+                "apply_rope: `k` has shape [2, 2, 16], expected [2, kv_heads, 8], as `q`",
+            ),
+            (
+                [2, 4, 6],
+                [2, 2, 6],
+                &[0, 1],
+                "apply_rope: `q` has shape [2, 4, 6], expected a head dimension of at least 8, as `rope` rotates",
+            ),
+            (
+                [2, 4, 8],
+                [2, 2, 8],
+                &[0, 1, 2],
+                "apply_rope: `positions` is of length 3, expected one for each of 2 tokens",
+            ),
+            (
+                [2, 4, 8],
+                [2, 2, 8],
+                &[16, 0],
+                "apply_rope: `positions` is up to 16, expected below 16, the positions of `rope`",
+            ),
+        ] {
+            refused(apply_rope(z(q), z(k), &rope, &positions(at)), message);
+        }
+    }
+}
+
+#[test]
+fn norm() {
+    for target in devices() {
+        let device = &target.device;
+        let run = |epsilon| rms_norm(zeros([2, 8], device), zeros([8], device), epsilon);
+        refused(run(-1e-6), "rms_norm: `epsilon` is -0.000001, expected a finite number, at least 0");
+        refused(run(f32::NAN), "rms_norm: `epsilon` is NaN, expected a finite number, at least 0");
+        refused(run(f32::INFINITY), "rms_norm: `epsilon` is inf, expected a finite number, at least 0");
+        refused(
+            rms_norm(zeros([2, 8], device), zeros([2], device), 1e-6),
+            "rms_norm: `weight` has shape [2], expected [8], as the last axis of `x`",
+        );
+    }
+}
+
+#[test]
+fn linear() {
+    for target in devices() {
+        refused(
+            matmul_nt(zeros([2, 3, 8], &target.device), zeros([8, 5], &target.device)),
+            "matmul_nt: `x` has shape [2, 3, 8], expected […, 5], as `weight` [8, 5]",
+        );
+        refused(
+            matmul_nt(zeros([2, 8], &target.device), zeros([0, 8], &target.device)),
+            "matmul_nt: `weight` has shape [0, 8], expected no empty axis",
+        );
+    }
+}
