@@ -3,6 +3,10 @@
 //! Everything that arrives here has been checked by the functions of this crate. A backend trusts shapes, element types,
 //! devices and indices, and must not read anything that the arguments do not name: not an unused slot of a page, not
 //! a page that no request owns.
+#![allow(
+    clippy::large_enum_variant,
+    reason = "a `Batch` is one a call and taken apart at once; so are those derived"
+)]
 
 use burn::backend::{
     Backend, ExtensionType, backend_extension,

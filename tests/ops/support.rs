@@ -20,27 +20,30 @@ pub struct Target {
 
 /// The devices of this build, or those of them that `BURN_FLASHINFER_TEST_DEVICES` names.
 pub fn devices() -> Vec<Target> {
-    let all: Vec<Target> = [
+    type Open = fn() -> Device;
+    let of_build: &[(&str, Open)] = &[
         #[cfg(feature = "flex")]
-        ("flex", Device::flex as fn() -> Device),
+        ("flex", Device::flex),
         #[cfg(feature = "cpu")]
-        ("cpu", Device::cpu as fn() -> Device),
+        ("cpu", Device::cpu),
         #[cfg(feature = "cuda")]
         ("cuda", || Device::cuda(0)),
         #[cfg(feature = "rocm")]
         ("rocm", || Device::rocm(0)),
         #[cfg(feature = "vulkan")]
         ("vulkan", || Device::vulkan(Default::default())),
-    ]
-    .into_iter()
-    .filter(|(name, _)| match std::env::var("BURN_FLASHINFER_TEST_DEVICES") {
-        Ok(wanted) => wanted.split(',').any(|wanted| wanted.trim() == *name),
+    ];
+    let wanted = |name: &str| match std::env::var("BURN_FLASHINFER_TEST_DEVICES") {
+        Ok(wanted) => wanted.split(',').any(|wanted| wanted.trim() == name),
         Err(_) => true,
-    })
-    .map(|(name, device): (_, fn() -> Device)| Target { name, device: device() })
-    .collect();
-    assert!(!all.is_empty(), "BURN_FLASHINFER_TEST_DEVICES names no device of this build");
-    all
+    };
+    let chosen = of_build.iter().filter(|(name, _)| wanted(name));
+    let chosen: Vec<Target> = chosen.map(|&(name, device)| Target { name, device: device() }).collect();
+    assert!(
+        !chosen.is_empty(),
+        "no device to test: neither in this build, nor left by BURN_FLASHINFER_TEST_DEVICES"
+    );
+    chosen
 }
 
 impl Target {
