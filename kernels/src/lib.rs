@@ -7,6 +7,7 @@
 //!
 //! The kernels need no plane operation and no matrix unit, and they compute in f32 whatever the element type, so they
 //! run on every CubeCL device.
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod append;
 pub mod attention;
