@@ -1,0 +1,277 @@
+//! FLAT, GLOBAL and SCRATCH.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::atomic::updated;
+use super::lds::{to_bytes, words};
+use super::{Group, Outcome, unsupported};
+use crate::decode::{AtomicOp, Detail, Direction, Format, Instruction, Transfer};
+use crate::report::{Cause, Violation};
+use crate::wave::{LANES, PRIVATE_APERTURE, SHARED_APERTURE, Wave, WideLanes};
+
+/// The memory behind the addresses of one instruction: all in one allocation, or each for itself.
+struct Span {
+    lowest: u64,
+    base: Option<*mut u8>,
+}
+
+impl Span {
+    /// Asks once for all lanes, which mostly touch one allocation.
+    fn new(group: &Group, addresses: &WideLanes, bytes: u64, mask: u64) -> Self {
+        let (mut lowest, mut highest) = (u64::MAX, 0);
+        for lane in Wave::each(mask) {
+            lowest = lowest.min(addresses[lane]);
+            highest = highest.max(addresses[lane]);
+        }
+        let length = highest.saturating_sub(lowest).checked_add(bytes).filter(|_| mask != 0);
+        let base = length.and_then(|length| group.memory.resolve(lowest, length as usize).ok());
+        Self { lowest, base }
+    }
+
+    #[inline]
+    fn pointer(&self, group: &Group, address: u64, bytes: u32, write: bool) -> Result<*mut u8, Cause> {
+        match self.base {
+            Some(base) => Ok(base.wrapping_add((address - self.lowest) as usize)),
+            None => group.memory.resolve(address, bytes as usize).map_err(|error| Cause::Memory {
+                address,
+                bytes,
+                write,
+                error,
+            }),
+        }
+    }
+}
+
+impl Wave {
+    pub(super) fn flat(&mut self, group: &mut Group, i: &Instruction) -> Outcome {
+        let Detail::Transfer(transfer) = i.detail else { return Err(unsupported("FLAT")) };
+        if i.format == Format::Scratch {
+            return self.scratch(group, i, &transfer);
+        }
+        let exec = self.exec();
+        let offset = i.immediate as i64 as u64;
+        let addresses: WideLanes = if matches!(i.source[2], crate::decode::Operand::Scalar(_)) {
+            let base = self.uniform64(i.source[2]).wrapping_add(offset);
+            self.operand32(i.source[0]).map(|address| base.wrapping_add(address.into()))
+        } else {
+            self.source64(i, 0, false).map(|address| address.wrapping_add(offset))
+        };
+        if i.format == Format::Global {
+            return self.transfer(group, i, &transfer, &addresses, exec);
+        }
+        // FLAT: the high half of the address says which memory.
+        let aperture = |high: u32| {
+            Self::each(exec)
+                .filter(|&lane| (addresses[lane] >> 32) as u32 == high)
+                .fold(0u64, |mask, lane| mask | 1 << lane)
+        };
+        let (shared, private) = (aperture(SHARED_APERTURE), aperture(PRIVATE_APERTURE));
+        let low = addresses.map(|address| address as u32);
+        self.shared(group, i, &transfer, &low, shared)?;
+        self.private(i, &transfer, &low, private)?;
+        self.transfer(group, i, &transfer, &addresses, exec & !shared & !private)
+    }
+
+    /// Register of the first word stored.
+    fn data(&self, i: &Instruction) -> usize {
+        self.register(i.source[1]).unwrap_or(0)
+    }
+
+    /// Moves data between registers and device memory.
+    pub(super) fn transfer(
+        &mut self,
+        group: &mut Group,
+        i: &Instruction,
+        transfer: &Transfer,
+        addresses: &WideLanes,
+        mask: u64,
+    ) -> Outcome {
+        if mask == 0 {
+            return Ok(());
+        }
+        let bytes = u32::from(transfer.bytes);
+        group.profile.global_bytes += u64::from(mask.count_ones() * bytes);
+        if group.checks.profile {
+            group.profile.global_segments += segments(addresses, bytes.into(), mask);
+        }
+        let span = Span::new(group, addresses, bytes.into(), mask);
+        let (target, data) = (self.register(i.destination).unwrap_or(0), self.data(i));
+        for lane in Self::each(mask) {
+            let fail = |cause: Cause| Violation { lane: Some(lane as u32), cause };
+            let address = addresses[lane];
+            match transfer.direction {
+                Direction::Load => {
+                    let pointer = span.pointer(group, address, bytes, false).map_err(fail)?;
+                    if let Some(address) = group.memory.unwritten(address, bytes as usize) {
+                        return Err(fail(Cause::MemoryUnwritten { address }));
+                    }
+                    let mut raw = [0; 16];
+                    // SAFETY: the memory vouches for `bytes` bytes at the address; at most 16.
+                    unsafe { std::ptr::copy_nonoverlapping(pointer, raw.as_mut_ptr(), bytes as usize) };
+                    if transfer.to_lds || i.lds {
+                        let at = self.lds_base() + i.immediate as u32 + 4 * lane as u32;
+                        group.lds.write(self.index, at, bytes, words(raw)).map_err(fail)?;
+                    } else {
+                        self.deliver(target, lane, transfer, words(raw));
+                    }
+                }
+                Direction::Store => {
+                    let pointer = span.pointer(group, address, bytes, true).map_err(fail)?;
+                    let raw = to_bytes(self.datum(data, lane, transfer));
+                    // SAFETY: the memory vouches for `bytes` bytes at the address; at most 16.
+                    unsafe { std::ptr::copy_nonoverlapping(raw.as_ptr(), pointer, bytes as usize) };
+                    group.memory.mark_written(address, bytes as usize);
+                }
+                Direction::Atomic(op) => {
+                    if address % u64::from(bytes) != 0 {
+                        return Err(fail(Cause::Misaligned { address, bytes }));
+                    }
+                    let pointer = span.pointer(group, address, bytes, true).map_err(fail)?;
+                    let step = self.step(op, transfer, data, lane);
+                    // SAFETY: the memory vouches for the bytes, and the address is aligned to them.
+                    let old = unsafe { exchange(pointer, bytes == 8, step) };
+                    if i.sc0 {
+                        self.deliver(target, lane, transfer, [old as u32, (old >> 32) as u32, 0, 0]);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What an atomic of FLAT, GLOBAL or MUBUF does to a value. A compare-and-swap has the value to
+    /// compare with after the new one.
+    fn step(
+        &self,
+        op: AtomicOp,
+        transfer: &Transfer,
+        data: usize,
+        lane: usize,
+    ) -> impl Fn(u64) -> u64 + use<> {
+        let words = usize::from(transfer.bytes / 4);
+        let wide = words == 2;
+        let value = |register: usize| {
+            let high = if wide { self.lanes(register + 1)[lane] } else { 0 };
+            u64::from(self.lanes(register)[lane]) | u64::from(high) << 32
+        };
+        let compare = if op == AtomicOp::CompareSwap { value(data + words) } else { 0 };
+        let data = value(data);
+        move |old| updated(op, wide, old, data, compare)
+    }
+
+    /// FLAT into LDS.
+    fn shared(
+        &mut self,
+        group: &mut Group,
+        i: &Instruction,
+        transfer: &Transfer,
+        addresses: &[u32; LANES],
+        mask: u64,
+    ) -> Outcome {
+        let bytes = u32::from(transfer.bytes);
+        let (target, data) = (self.register(i.destination).unwrap_or(0), self.data(i));
+        for lane in Self::each(mask) {
+            let fail = |cause: Cause| Violation { lane: Some(lane as u32), cause };
+            match transfer.direction {
+                Direction::Load => {
+                    let value = group.lds.read(self.index, addresses[lane], bytes).map_err(fail)?;
+                    self.deliver(target, lane, transfer, value);
+                }
+                Direction::Store => {
+                    let value = self.datum(data, lane, transfer);
+                    group.lds.write(self.index, addresses[lane], bytes, value).map_err(fail)?;
+                }
+                Direction::Atomic(op) => {
+                    let step = self.step(op, transfer, data, lane);
+                    let old = group.lds.update(self.index, addresses[lane], bytes, step).map_err(fail)?;
+                    if i.sc0 {
+                        self.deliver(target, lane, transfer, [old as u32, (old >> 32) as u32, 0, 0]);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn scratch(&mut self, group: &mut Group, i: &Instruction, transfer: &Transfer) -> Outcome {
+        if transfer.to_lds {
+            return Err(unsupported("scratch into LDS"));
+        }
+        let _ = group;
+        let base = self.uniform32(i.source[2]).wrapping_add(i.immediate as u32);
+        let addresses = self.operand32(i.source[0]).map(|address| address.wrapping_add(base));
+        let exec = self.exec();
+        self.private(i, transfer, &addresses, exec)
+    }
+
+    /// SCRATCH, or FLAT into the private segment.
+    fn private(
+        &mut self,
+        i: &Instruction,
+        transfer: &Transfer,
+        addresses: &[u32; LANES],
+        mask: u64,
+    ) -> Outcome {
+        let bytes = u32::from(transfer.bytes);
+        let (target, data) = (self.register(i.destination).unwrap_or(0), self.data(i));
+        for lane in Self::each(mask) {
+            let address = addresses[lane];
+            let size = self.scratch_size;
+            if address as usize + bytes as usize > size {
+                let cause = Cause::ScratchOutOfBounds { address: address.into(), bytes, size: size as u32 };
+                return Err(Violation { lane: Some(lane as u32), cause });
+            }
+            let start = lane * size + address as usize;
+            let range = start..start + bytes as usize;
+            let mut raw = [0; 16];
+            match transfer.direction {
+                Direction::Load => {
+                    raw[..bytes as usize].copy_from_slice(&self.scratch[range]);
+                    self.deliver(target, lane, transfer, words(raw));
+                }
+                Direction::Store => {
+                    raw = to_bytes(self.datum(data, lane, transfer));
+                    self.scratch[range].copy_from_slice(&raw[..bytes as usize]);
+                }
+                Direction::Atomic(op) => {
+                    raw[..bytes as usize].copy_from_slice(&self.scratch[range.clone()]);
+                    let [low, high, ..] = words(raw);
+                    let old = u64::from(low) | u64::from(high) << 32;
+                    let new = self.step(op, transfer, data, lane)(old).to_le_bytes();
+                    self.scratch[range].copy_from_slice(&new[..bytes as usize]);
+                    if i.sc0 {
+                        self.deliver(target, lane, transfer, [low, high, 0, 0]);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Replaces 4 or 8 bytes in one step as other threads see it; the old ones come back.
+///
+/// # Safety
+/// The bytes may be read and written, and the pointer is aligned to them.
+unsafe fn exchange(pointer: *mut u8, wide: bool, f: impl Fn(u64) -> u64) -> u64 {
+    if wide {
+        // SAFETY: promised by the caller.
+        let atomic = unsafe { AtomicU64::from_ptr(pointer.cast()) };
+        let step = |old| Some(f(old));
+        atomic.fetch_update(Ordering::SeqCst, Ordering::SeqCst, step).unwrap_or_else(|old| old)
+    } else {
+        // SAFETY: promised by the caller.
+        let atomic = unsafe { AtomicU32::from_ptr(pointer.cast()) };
+        let step = |old: u32| Some(f(old.into()) as u32);
+        atomic.fetch_update(Ordering::SeqCst, Ordering::SeqCst, step).unwrap_or_else(|old| old).into()
+    }
+}
+
+/// How many 64-byte segments the lanes touch together.
+fn segments(addresses: &WideLanes, bytes: u64, mask: u64) -> u64 {
+    let mut touched: Vec<u64> =
+        Wave::each(mask).flat_map(|lane| addresses[lane] / 64..=(addresses[lane] + bytes - 1) / 64).collect();
+    touched.sort_unstable();
+    touched.dedup();
+    touched.len() as u64
+}
