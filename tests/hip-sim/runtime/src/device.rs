@@ -74,10 +74,10 @@ impl Device {
         let (mut checks, mut memory) = (Checks::default(), Memory::new());
         for name in names.split(',').filter(|name| !name.is_empty()) {
             match name {
-                "races" => checks.races = true,
+                "races" => checks.lds_races = true,
                 "barriers" => checks.barriers = true,
                 "poison" => {
-                    checks.poison = true;
+                    checks.lds_unwritten = true;
                     memory = Memory::watching_writes();
                 }
                 _ => eprintln!("hip-sim: HIP_SIM_CHECKS: no check is called {name}"),
