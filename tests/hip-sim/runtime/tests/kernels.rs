@@ -329,3 +329,66 @@ fn memory_freed_before_a_replay_is_a_fault_of_the_replay() {
     fails!(hipError_t_hipErrorLaunchFailure, hipDeviceSynchronize());
     ok!(hipDeviceReset());
 }
+
+/// Runs one of the tests here in a process of its own, with all checks and a profile.
+fn in_a_process(test: &str, options: &[&str]) -> String {
+    let profile = directory(test).join("profile.tsv");
+    let status = Command::new(std::env::current_exe().expect("the test knows itself"))
+        .args(["--exact", test])
+        .args(options)
+        .env("HIP_SIM_CHECKS", "races,poison,barriers")
+        .env("HIP_SIM_PROFILE", &profile)
+        .status();
+    assert!(status.expect("the process starts").success(), "{test}");
+    let table = std::fs::read_to_string(&profile).expect("the profile is written at the end");
+    std::fs::remove_dir_all(profile.parent().expect("a folder")).expect("the folder is removed");
+    table
+}
+
+#[test]
+fn a_profile_is_written_when_the_process_ends() {
+    let table = in_a_process("a_kernel_runs_with_its_arguments", &[]);
+    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split('\t').collect()).collect();
+    assert_eq!(lines[0][..4], ["kernel", "launches", "waves", "instructions"]);
+    // Three launches of two workgroups of one wave.
+    assert_eq!(lines[1][..3], ["bump", "3", "6"]);
+    assert_eq!(lines.len(), 2);
+}
+
+#[test]
+fn reads_of_memory_never_written_are_faults_if_that_is_checked() {
+    in_a_process("a_read_of_memory_never_written_is_a_fault", &["--ignored"]);
+}
+
+#[test]
+#[ignore = "only with HIP_SIM_CHECKS=poison, see above"]
+fn a_read_of_memory_never_written_is_a_fault() {
+    let _device = device();
+    let bump = Bump::new();
+    ok!(bump.launch());
+    let mut unwritten = null_mut();
+    ok!(hipMalloc(&mut unwritten, COUNT as usize * 4));
+    ok!(bump.launch_with(COUNT, unwritten));
+    fails!(hipError_t_hipErrorLaunchFailure, hipDeviceSynchronize());
+}
+
+#[test]
+fn waves_exchange_values_through_local_memory() {
+    let _device = device();
+    let bump = Bump::new();
+    let mut function = null_mut();
+    ok!(hipModuleGetFunction(&mut function, bump.module, c"bounded".as_ptr()));
+    let mut numbers: Vec<f32> = (0..256_u16).map(f32::from).collect();
+    let mut values = null_mut();
+    ok!(hipMalloc(&mut values, 1024));
+    ok!(hipMemcpyHtoDAsync(values, numbers.as_ptr().cast(), 1024, bump.stream));
+    let mut parameters = [(&raw mut values).cast()];
+    let parameters = parameters.as_mut_ptr();
+    ok!(hipModuleLaunchKernel(function, 1, 1, 1, 256, 1, 1, 0, bump.stream, parameters, null_mut()));
+    numbers.reverse();
+    let mut reversed = vec![0.0_f32; 256];
+    ok!(hipMemcpyDtoHAsync(reversed.as_mut_ptr().cast(), values, 1024, bump.stream));
+    assert_eq!(reversed, numbers);
+    ok!(hipFree(values));
+    bump.close();
+}
