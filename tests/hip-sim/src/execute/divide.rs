@@ -85,6 +85,11 @@ impl Limits {
             signed(f64::INFINITY)
         } else if denominator.is_infinite() || numerator == 0.0 {
             signed(0.0)
+        } else if quotient.is_nan() {
+            // The iteration overflowed, and so does the quotient.
+            signed(f64::INFINITY)
+        } else if self.exponent(numerator) - self.exponent(denominator) < -self.bias - self.tiny {
+            signed(0.0)
         } else {
             signed(quotient.abs())
         }
