@@ -292,7 +292,7 @@ impl Workgroup<'_> {
         let allocated = 8 * ((descriptor.rsrc1 & 0x3f) as usize + 1);
         wave.pc = ((kernel.entry - kernel.code.base) / 4) as usize;
         wave.scalars = [0; 128];
-        wave.scc = false;
+        (wave.scc, wave.indexing) = (false, false);
         (wave.index, wave.ended, wave.at_barrier) = (index, false, false);
         wave.accumulators = accumulators;
         wave.vectors[..allocated.max(4)].fill([0; LANES]);

@@ -27,6 +27,8 @@ pub struct Wave {
     pub scalars: [u32; 128],
     pub scc: bool,
     pub mode: u32,
+    /// VGPRs are indexed by M0.
+    pub indexing: bool,
     pub vectors: Box<[Lanes; REGISTERS]>,
     /// Where the accumulators start in `vectors`.
     pub accumulators: usize,
@@ -47,6 +49,7 @@ impl Wave {
             scalars: [0; 128],
             scc: false,
             mode: 0,
+            indexing: false,
             vectors,
             accumulators: 0,
             scratch: Vec::new(),

@@ -128,7 +128,13 @@ impl Instruction {
             }
             0b101111110 => {
                 let mut i = Self::new(Format::Sopc, bits(word, 22, 16), 1)?;
-                i.source = [sources(7, 0)?, sources(15, 8)?, Operand::None];
+                i.source[0] = sources(7, 0)?;
+                // The second operand of this one is a mask.
+                if i.op == Op::s_set_gpr_idx_on {
+                    i.immediate = bits(word, 15, 8) as i32;
+                } else {
+                    i.source[1] = sources(15, 8)?;
+                }
                 i.with_literal(next)
             }
             0b101111111 => {

@@ -37,6 +37,16 @@ impl Wave {
                 self.at_barrier = true;
                 false
             }
+            s_set_gpr_idx_off => {
+                self.indexing = false;
+                false
+            }
+            s_set_gpr_idx_mode => {
+                let indexing = self.indexing;
+                self.index_registers(None, Some(i.immediate as u32));
+                self.indexing = indexing;
+                false
+            }
             s_sethalt if i.immediate == 0 => false,
             s_trap => return Err(unsupported("the program trapped")),
             _ => return Err(unsupported("SOPP")),

@@ -21,12 +21,12 @@ mod vector;
 
 pub use lds::Lds;
 
-use crate::decode::{Format, Instruction, Program};
+use crate::decode::{Format, Instruction, Operand, Program};
 use crate::dispatch::Checks;
 use crate::memory::Memory;
 use crate::profile::Profile;
 use crate::report::{Cause, Violation};
-use crate::wave::Wave;
+use crate::wave::{M0, Wave};
 
 /// What an instruction leaves: nothing, or the reason to stop the launch.
 pub type Outcome = Result<(), Violation>;
@@ -44,6 +44,10 @@ impl Wave {
     /// Executes the instruction; `pc` is already past it.
     #[inline]
     pub fn execute(&mut self, group: &mut Group, i: &Instruction) -> Outcome {
+        if self.indexing && matches!(i.format, Format::Vop1 | Format::Vop2 | Format::Vopc | Format::Vop3) {
+            let i = self.indexed(i);
+            return if i.format == Format::Vopc { self.compare(&i) } else { self.vector(&i) };
+        }
         match i.format {
             Format::Sop1 => self.sop1(group, i),
             Format::Sop2 => self.sop2(i),
@@ -58,6 +62,19 @@ impl Wave {
             Format::Flat | Format::Global | Format::Scratch => self.flat(group, i),
             Format::Mubuf | Format::Mtbuf => self.buffer(group, i),
         }
+    }
+
+    /// The instruction with its VGPRs moved by M0, as `s_set_gpr_idx_on` asks.
+    fn indexed(&self, i: &Instruction) -> Instruction {
+        let m0 = self.scalars[M0];
+        let moved = |operand: Operand, bit: u32| match operand {
+            Operand::Vector(register) if m0 >> bit & 1 == 1 => {
+                Operand::Vector(register.wrapping_add(m0 as u8))
+            }
+            operand => operand,
+        };
+        let source = std::array::from_fn(|n| moved(i.source[n], 12 + n as u32));
+        Instruction { source, destination: moved(i.destination, 15), ..*i }
     }
 
     /// VOP1, VOP2 and VOP3, by the type they work on.

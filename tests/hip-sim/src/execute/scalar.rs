@@ -3,7 +3,7 @@
 use super::{Group, Outcome, unsupported};
 use crate::decode::Op::*;
 use crate::decode::{Instruction, Operand};
-use crate::wave::{EXEC, Wave};
+use crate::wave::{EXEC, M0, Wave};
 
 /// Hardware registers of `s_getreg_b32`.
 const MODE: u32 = 1;
@@ -197,6 +197,20 @@ impl Wave {
                 self.set_scalar64(EXEC, value);
                 self.logical64(i, value);
             }
+            s_set_gpr_idx_idx => self.index_registers(Some(a & 0xff), None),
+            s_movrels_b32 | s_movrels_b64 | s_movreld_b32 | s_movreld_b64 => {
+                let Operand::Scalar(source) = i.source[0] else { return Err(unsupported("s_movrel")) };
+                let offset = self.scalars[M0] as usize;
+                let reads = matches!(i.op, s_movrels_b32 | s_movrels_b64);
+                let (from, to) = (usize::from(source), target);
+                let (from, to) = if reads { (from + offset, to) } else { (from, to + offset) };
+                let value = self.scalar64(from & 127);
+                if matches!(i.op, s_movrels_b64 | s_movreld_b64) {
+                    self.set_scalar64(to & 127, value);
+                } else {
+                    self.scalars[to & 127] = value as u32;
+                }
+            }
             s_abs_i32 => self.logical32(i, (a as i32).unsigned_abs()),
             s_bitreplicate_b64_b32 => {
                 let value = (0..32).fold(0, |sum, bit| sum | u64::from(a >> bit & 1) * 3 << (2 * bit));
@@ -261,10 +275,26 @@ impl Wave {
         Ok(())
     }
 
+    /// Turns on the indexing of VGPRs by M0: the index in its low byte, which operands in its top bits.
+    pub(super) fn index_registers(&mut self, index: Option<u32>, operands: Option<u32>) {
+        let m0 = &mut self.scalars[M0];
+        if let Some(index) = index {
+            *m0 = *m0 & !0xff | index;
+        }
+        if let Some(operands) = operands {
+            *m0 = *m0 & !0xf000 | (operands & 15) << 12;
+            self.indexing = true;
+        }
+    }
+
     pub(super) fn sopc(&mut self, i: &Instruction) -> Outcome {
         let (a, b) = (self.uniform32(i.source[0]), self.uniform32(i.source[1]));
         let wide = |wave: &Self, source: usize| wave.uniform64(i.source[source]);
         self.scc = match i.op {
+            s_set_gpr_idx_on => {
+                self.index_registers(Some(a & 0xff), Some(i.immediate as u32));
+                return Ok(());
+            }
             s_cmp_eq_i32 | s_cmp_eq_u32 => a == b,
             s_cmp_lg_i32 | s_cmp_lg_u32 => a != b,
             s_cmp_gt_i32 => a as i32 > b as i32,
