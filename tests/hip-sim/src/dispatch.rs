@@ -8,7 +8,7 @@ use crate::code_object::{HiddenKind, Kernel};
 use crate::decode::Program;
 use crate::execute::{Group, Lds};
 use crate::memory::Memory;
-use crate::profile::{CLASSES, Class, Profile};
+use crate::profile::{CLASSES, Profile};
 use crate::report::{Cause, Fault, Violation};
 use crate::wave::{EXEC, LANES, PRIVATE_APERTURE, SHARED_APERTURE, Wave};
 
@@ -256,7 +256,7 @@ impl Workgroup<'_> {
             };
             wave.pc += usize::from(instruction.length);
             wave.execute(group, instruction).map_err(|why| fault(wave, word, why))?;
-            counts[Class::of(instruction) as usize] += 1;
+            counts[instruction.class as usize] += 1;
             left -= 1;
         }
         for (sum, count) in group.profile.instructions.iter_mut().zip(counts) {

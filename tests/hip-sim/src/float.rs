@@ -156,7 +156,7 @@ pub fn add_to_odd(a: f64, b: f64) -> f64 {
     let part = sum - a;
     let error = (a - (sum - part)) + (b - part);
     let bits = sum.to_bits();
-    let inexact = error > 0.0 || error < 0.0;
+    let inexact = error != 0.0 && !error.is_nan();
     let toward_zero = (error > 0.0) != (sum > 0.0);
     // The neighbour toward the error is odd if the sum is even.
     let odd = if toward_zero { bits.wrapping_sub(1) } else { bits.wrapping_add(1) };

@@ -1,6 +1,6 @@
 //! What a launch did, counted.
 
-use crate::decode::{Detail, Direction, Format, Instruction};
+use crate::decode::{Detail, Direction, Format, Op};
 
 /// Instructions executed, by what executes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,17 +21,17 @@ pub enum Class {
 pub const CLASSES: usize = Class::Other as usize + 1;
 
 impl Class {
-    pub fn of(instruction: &Instruction) -> Self {
-        match instruction.format {
+    pub(crate) fn of(op: Op, format: Format, detail: &Detail) -> Self {
+        match format {
             Format::Sop1 | Format::Sop2 | Format::Sopk | Format::Sopc => Self::Scalar,
             Format::Smem => Self::ScalarMemory,
-            Format::Sopp if instruction.op.name().contains("branch") => Self::Branch,
+            Format::Sopp if op.name().contains("branch") => Self::Branch,
             Format::Sopp => Self::Other,
-            Format::Vop3p if matches!(instruction.detail, Detail::Matrix(_)) => Self::Matrix,
+            Format::Vop3p if matches!(detail, Detail::Matrix(_)) => Self::Matrix,
             Format::Vop1 | Format::Vop2 | Format::Vopc | Format::Vop3 | Format::Vop3p => Self::Vector,
             Format::Ds => Self::Lds,
             Format::Scratch => Self::Scratch,
-            Format::Flat | Format::Global | Format::Mubuf | Format::Mtbuf => match instruction.detail {
+            Format::Flat | Format::Global | Format::Mubuf | Format::Mtbuf => match detail {
                 Detail::Transfer(transfer) => match transfer.direction {
                     Direction::Load => Self::GlobalLoad,
                     Direction::Store => Self::GlobalStore,

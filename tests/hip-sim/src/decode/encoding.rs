@@ -1,5 +1,7 @@
 //! The bit fields of the encodings.
 
+use crate::profile::Class;
+
 use super::{Detail, Dpp, Format, Instruction, Op, Operand, Sdwa, Select};
 
 /// Index of VCC in the scalar file.
@@ -68,9 +70,11 @@ impl Instruction {
 
     fn new(format: Format, code: u32, length: u8) -> Option<Self> {
         let op = Op::find(format, code)?;
+        let detail = Detail::of(op, format);
         Some(Self {
             op,
             format,
+            class: Class::of(op, format, &detail),
             length,
             destination: Operand::None,
             scalar_destination: VCC,
@@ -89,7 +93,7 @@ impl Instruction {
             indexed: false,
             offset_enable: false,
             select: Select::Whole,
-            detail: Detail::of(op, format),
+            detail,
         })
     }
 

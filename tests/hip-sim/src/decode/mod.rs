@@ -3,6 +3,8 @@
 mod detail;
 mod encoding;
 
+use crate::profile::Class;
+
 pub use detail::{AtomicOp, Compare, D16, Detail, Direction, Element, Matrix, Number, Relation, Transfer};
 
 macro_rules! opcodes {
@@ -87,6 +89,8 @@ pub enum Select {
 pub struct Instruction {
     pub op: Op,
     pub format: Format,
+    /// How the profile counts it.
+    pub class: Class,
     /// Length in dwords.
     pub length: u8,
     pub destination: Operand,

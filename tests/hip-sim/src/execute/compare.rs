@@ -1,5 +1,7 @@
 //! `v_cmp_*` and `v_cmpx_*`.
 
+use std::cmp::Ordering;
+
 use super::{Outcome, unsupported};
 use crate::decode::{Detail, Instruction, Number, Operand, Relation};
 use crate::wave::{EXEC, LANES, Wave};
@@ -67,7 +69,7 @@ fn related<T: PartialOrd + Copy>(relation: Relation, a: &[T; LANES], b: &[T; LAN
         Relation::LessEqual => collect(|lane| a[lane] <= b[lane]),
         Relation::Greater => collect(|lane| a[lane] > b[lane]),
         Relation::GreaterEqual => collect(|lane| a[lane] >= b[lane]),
-        Relation::LessGreater => collect(|lane| a[lane] < b[lane] || a[lane] > b[lane]),
+        Relation::LessGreater => collect(|lane| a[lane].partial_cmp(&b[lane]).is_some_and(Ordering::is_ne)),
         Relation::Ordered => collect(|lane| a[lane].partial_cmp(&b[lane]).is_some()),
     }
 }

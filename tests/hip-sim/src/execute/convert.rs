@@ -10,23 +10,23 @@ const OVERFLOW_SATURATES: u32 = 1 << 23;
 
 impl Wave {
     /// Integer results from f32.
-    fn from32(&mut self, i: &Instruction, f: impl Fn(f32) -> u32) {
+    fn integers32(&mut self, i: &Instruction, f: impl Fn(f32) -> u32) {
         let values = self.float32(i, 0).map(f);
         self.write32(i, &values);
     }
 
-    fn from64(&mut self, i: &Instruction, f: impl Fn(f64) -> u32) {
+    fn integers64(&mut self, i: &Instruction, f: impl Fn(f64) -> u32) {
         let values = self.float64(i, 0).map(f);
         self.write32(i, &values);
     }
 
     /// f32 results from integers.
-    fn to32(&mut self, i: &Instruction, f: impl Fn(u32) -> f32) {
+    fn singles(&mut self, i: &Instruction, f: impl Fn(u32) -> f32) {
         let values = self.source32(i, 0).map(f);
         self.finish32(i, values);
     }
 
-    fn to64(&mut self, i: &Instruction, f: impl Fn(u32) -> f64) {
+    fn doubles(&mut self, i: &Instruction, f: impl Fn(u32) -> f64) {
         let values = self.source32(i, 0).map(f);
         self.finish64(i, values);
     }
@@ -46,16 +46,16 @@ impl Wave {
 
     pub(super) fn convert(&mut self, i: &Instruction) -> bool {
         match i.op {
-            v_cvt_i32_f64 => self.from64(i, |a| a as i32 as u32),
-            v_cvt_u32_f64 => self.from64(i, |a| a as u32),
-            v_cvt_f64_i32 => self.to64(i, |a| f64::from(a as i32)),
-            v_cvt_f64_u32 => self.to64(i, f64::from),
-            v_cvt_f32_i32 => self.to32(i, |a| a as i32 as f32),
-            v_cvt_f32_u32 => self.to32(i, |a| a as f32),
-            v_cvt_u32_f32 => self.from32(i, |a| a as u32),
-            v_cvt_i32_f32 => self.from32(i, |a| a as i32 as u32),
-            v_cvt_rpi_i32_f32 => self.from32(i, |a| (f64::from(a) + 0.5).floor() as i32 as u32),
-            v_cvt_flr_i32_f32 => self.from32(i, |a| a.floor() as i32 as u32),
+            v_cvt_i32_f64 => self.integers64(i, |a| a as i32 as u32),
+            v_cvt_u32_f64 => self.integers64(i, |a| a as u32),
+            v_cvt_f64_i32 => self.doubles(i, |a| f64::from(a as i32)),
+            v_cvt_f64_u32 => self.doubles(i, f64::from),
+            v_cvt_f32_i32 => self.singles(i, |a| a as i32 as f32),
+            v_cvt_f32_u32 => self.singles(i, |a| a as f32),
+            v_cvt_u32_f32 => self.integers32(i, |a| a as u32),
+            v_cvt_i32_f32 => self.integers32(i, |a| a as i32 as u32),
+            v_cvt_rpi_i32_f32 => self.integers32(i, |a| (f64::from(a) + 0.5).floor() as i32 as u32),
+            v_cvt_flr_i32_f32 => self.integers32(i, |a| a.floor() as i32 as u32),
             v_cvt_f16_f32 => {
                 let values = self.float32(i, 0);
                 self.finish16(i, values);
@@ -72,11 +72,11 @@ impl Wave {
                 let values = self.float32(i, 0).map(f64::from);
                 self.finish64(i, values);
             }
-            v_cvt_f32_ubyte0 => self.to32(i, |a| (a & 0xff) as f32),
-            v_cvt_f32_ubyte1 => self.to32(i, |a| (a >> 8 & 0xff) as f32),
-            v_cvt_f32_ubyte2 => self.to32(i, |a| (a >> 16 & 0xff) as f32),
-            v_cvt_f32_ubyte3 => self.to32(i, |a| (a >> 24) as f32),
-            v_cvt_off_f32_i4 => self.to32(i, |a| (((a << 28) as i32 >> 28) as f32) / 16.0),
+            v_cvt_f32_ubyte0 => self.singles(i, |a| (a & 0xff) as f32),
+            v_cvt_f32_ubyte1 => self.singles(i, |a| (a >> 8 & 0xff) as f32),
+            v_cvt_f32_ubyte2 => self.singles(i, |a| (a >> 16 & 0xff) as f32),
+            v_cvt_f32_ubyte3 => self.singles(i, |a| (a >> 24) as f32),
+            v_cvt_off_f32_i4 => self.singles(i, |a| (((a << 28) as i32 >> 28) as f32) / 16.0),
             v_cvt_f16_u16 => {
                 let values = self.source16(i, 0).map(|a| a as f32);
                 self.finish16(i, values);

@@ -123,7 +123,7 @@ impl Wave {
                     group.memory.mark_written(address, bytes as usize);
                 }
                 Direction::Atomic(op) => {
-                    if address % u64::from(bytes) != 0 {
+                    if !address.is_multiple_of(bytes.into()) {
                         return Err(fail(Cause::Misaligned { address, bytes }));
                     }
                     let pointer = span.pointer(group, address, bytes, true).map_err(fail)?;

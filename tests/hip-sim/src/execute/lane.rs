@@ -11,11 +11,11 @@ impl Wave {
             v_readfirstlane_b32 => {
                 // With no lane on it is lane 0.
                 let lane = self.exec().trailing_zeros() as usize & 63;
-                self.to_scalar(i, lane);
+                self.write_scalar(i, lane);
             }
             v_readlane_b32 => {
                 let lane = self.uniform32(i.source[1]) as usize & 63;
-                self.to_scalar(i, lane);
+                self.write_scalar(i, lane);
             }
             v_writelane_b32 => {
                 let (value, lane) = (self.uniform32(i.source[0]), self.uniform32(i.source[1]));
@@ -43,7 +43,7 @@ impl Wave {
         true
     }
 
-    fn to_scalar(&mut self, i: &Instruction, lane: usize) {
+    fn write_scalar(&mut self, i: &Instruction, lane: usize) {
         let value = match self.register(i.source[0]) {
             Some(register) => self.lanes(register)[lane],
             None => self.uniform32(i.source[0]),

@@ -1,6 +1,6 @@
 //! How vector instructions read their sources and write their results.
 
-use crate::decode::{Dpp, Format, Instruction, Operand, Sdwa, Select};
+use crate::decode::{Dpp, Format, Instruction, Op, Operand, Sdwa, Select};
 use crate::wave::{LANES, Lanes, REGISTERS, Wave, WideLanes, float16, float64};
 
 /// Fields of MODE: whether denormals are kept on input (bit 0) and output (bit 1).
@@ -157,7 +157,7 @@ impl Wave {
     /// register, the others clear the high half.
     #[inline]
     pub(super) fn write16(&mut self, i: &Instruction, values: &Lanes) {
-        if i.format != Format::Vop3 || i.op.name().contains("legacy") {
+        if i.format != Format::Vop3 || is_legacy(i.op) {
             return self.write32(i, values);
         }
         let old = self.operand32(i.destination);
@@ -239,6 +239,15 @@ impl Dpp {
             _ => None,
         }
     }
+}
+
+/// The 16-bit VOP3 instructions of before GFX9, which clear the high half.
+fn is_legacy(op: Op) -> bool {
+    use Op::*;
+    matches!(
+        op,
+        v_mad_legacy_f16 | v_mad_legacy_u16 | v_mad_legacy_i16 | v_fma_legacy_f16 | v_div_fixup_legacy_f16
+    )
 }
 
 /// Copies the lanes of `mask`.
