@@ -170,7 +170,11 @@ pub fn fma_f32(a: f32, b: f32, c: f32) -> f32 {
 
 /// `a * b + c` of f16 values with one rounding to f16.
 pub fn fma_f16(a: f32, b: f32, c: f32) -> u16 {
-    F16.encode(add_to_odd(f64::from(a) * f64::from(b), f64::from(c)), Rounding::NearestEven, false) as u16
+    let bits = add_to_odd(f64::from(a) * f64::from(b), f64::from(c)).to_bits();
+    // To f32 rounded to odd again: what is cut off sets the last bit.
+    let cut = bits & 0x1fff_ffff;
+    let single = (f64::from_bits(bits ^ cut) as f32).to_bits() | u32::from(cut != 0);
+    f32_to_f16(f32::from_bits(single))
 }
 
 #[cfg(test)]

@@ -284,7 +284,7 @@ fn lds_scratch_buffers_and_accumulators_carry_data() {
     let inputs = random_lanes(16);
     let code = "v_lshlrev_b32 v20, 4, v0
         ds_write_b128 v20, v[2:5]
-        ds_write2st64_b32 v20, v2, v3 offset0:16 offset1:17
+        ds_write2st64_b32 v20, v2, v3 offset0:16 offset1:64
         s_waitcnt lgkmcnt(0)
         ds_read2_b32 v[10:11], v20 offset0:1 offset1:3
         ds_read_u8_d16_hi v12, v20 offset:5

@@ -96,6 +96,22 @@ impl Wave {
         }
         let span = Span::new(group, addresses, bytes.into(), mask);
         let (target, data) = (self.register(i.destination).unwrap_or(0), self.data(i));
+        let to_registers = !transfer.to_lds && !i.lds;
+        if let Some(base) = span.base
+            && bytes.is_multiple_of(4)
+            && to_registers
+            && !(transfer.direction == Direction::Load
+                && Self::each(mask)
+                    .any(|lane| group.memory.unwritten(addresses[lane], bytes as usize).is_some()))
+            && self.whole_words(transfer, target, data, mask, |lane| {
+                base.wrapping_add((addresses[lane] - span.lowest) as usize)
+            })
+        {
+            if transfer.direction == Direction::Store {
+                Self::each(mask).for_each(|lane| group.memory.mark_written(addresses[lane], bytes as usize));
+            }
+            return Ok(());
+        }
         for lane in Self::each(mask) {
             let fail = |cause: Cause| Violation { lane: Some(lane as u32), cause };
             let address = addresses[lane];
@@ -137,6 +153,39 @@ impl Wave {
             }
         }
         Ok(())
+    }
+
+    /// Moves whole words of lanes whose memory was resolved at once; whether it did.
+    #[inline]
+    fn whole_words(
+        &mut self,
+        transfer: &Transfer,
+        target: usize,
+        data: usize,
+        mask: u64,
+        pointer: impl Fn(usize) -> *mut u8,
+    ) -> bool {
+        for word in 0..usize::from(transfer.bytes / 4) {
+            match transfer.direction {
+                Direction::Load => {
+                    let values = self.lanes_mut(target + word);
+                    for lane in Self::each(mask) {
+                        // SAFETY: the memory vouches for all bytes between the lowest and the highest
+                        // address of the lanes, this word included.
+                        values[lane] = unsafe { pointer(lane).cast::<u32>().add(word).read_unaligned() };
+                    }
+                }
+                Direction::Store => {
+                    let values = self.lanes(data + word);
+                    for lane in Self::each(mask) {
+                        // SAFETY: as above.
+                        unsafe { pointer(lane).cast::<u32>().add(word).write_unaligned(values[lane]) };
+                    }
+                }
+                Direction::Atomic(_) => return false,
+            }
+        }
+        true
     }
 
     /// What an atomic of FLAT, GLOBAL or MUBUF does to a value. A compare-and-swap has the value to

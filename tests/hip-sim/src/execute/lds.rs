@@ -76,6 +76,11 @@ impl Lds {
         Ok(&mut self.bytes[range])
     }
 
+    /// All bytes, if no access is watched.
+    pub fn unwatched(&mut self) -> Option<&mut [u8]> {
+        (self.touches.is_none() && self.written.is_none()).then_some(&mut self.bytes)
+    }
+
     pub fn read(&mut self, wave: u32, address: u32, bytes: u32) -> Result<[u32; 4], Cause> {
         let source = self.touch(wave, address, bytes, Access::Read)?;
         let mut raw = [0; 16];
@@ -198,6 +203,11 @@ impl Wave {
                 group.profile.lds_conflicts += conflicts(&addresses, offset, bytes, exec);
             }
         }
+        if let Some(memory) = group.lds.unwatched()
+            && self.whole_lds_words(memory, &transfer, [target, first, second], &addresses, offsets)
+        {
+            return Ok(());
+        }
         for lane in Self::each(exec) {
             let fail = |cause: Cause| Violation { lane: Some(lane as u32), cause };
             match transfer.direction {
@@ -240,6 +250,42 @@ impl Wave {
             }
         }
         Ok(())
+    }
+
+    /// Moves whole words where no access is watched and none is out of bounds; whether it did.
+    fn whole_lds_words(
+        &mut self,
+        memory: &mut [u8],
+        transfer: &Transfer,
+        [target, first, second]: [usize; 3],
+        addresses: &Lanes,
+        offsets: &[u32],
+    ) -> bool {
+        let (bytes, exec) = (usize::from(transfer.bytes), self.exec());
+        let last = offsets.iter().copied().max().unwrap_or(0) as usize + bytes;
+        let inside = Self::each(exec).all(|lane| addresses[lane] as usize + last <= memory.len());
+        if !bytes.is_multiple_of(4) || matches!(transfer.direction, Direction::Atomic(_)) || !inside {
+            return false;
+        }
+        let words = bytes / 4;
+        for (n, (&offset, data)) in offsets.iter().zip([first, second]).enumerate() {
+            for word in 0..words {
+                let at = |lane: usize| (addresses[lane] + offset) as usize + 4 * word;
+                if transfer.direction == Direction::Store {
+                    let values = self.lanes(data + word);
+                    for lane in Self::each(exec) {
+                        memory[at(lane)..][..4].copy_from_slice(&values[lane].to_le_bytes());
+                    }
+                } else {
+                    let values = self.lanes_mut(target + n * words + word);
+                    for lane in Self::each(exec) {
+                        let bytes = &memory[at(lane)..][..4];
+                        values[lane] = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+                    }
+                }
+            }
+        }
+        true
     }
 
     /// DS instructions that only move values between lanes.

@@ -13,19 +13,18 @@ use crate::wave::{LANES, Wave, float64};
 const INPUT: usize = 512;
 const OUTPUT: usize = 2048;
 
-/// Where an element of D lies: register (counted in elements) and lane.
-fn place(matrix: &Matrix, block: usize, row: usize, column: usize) -> (usize, usize) {
-    let rows = usize::from(matrix.rows);
+/// Where a row of D begins: register (counted in elements) and lane, from which its columns follow.
+fn place(matrix: &Matrix, block: usize, row: usize) -> (usize, usize) {
+    let (rows, blocks) = (usize::from(matrix.rows), usize::from(matrix.blocks));
     if matrix.accumulator == Element::F64 {
-        let lanes = LANES / (rows * usize::from(matrix.blocks));
-        return (row / lanes, column + rows * (block + usize::from(matrix.blocks) * (row % lanes)));
+        let lanes = LANES / (rows * blocks);
+        return (row / lanes, rows * (block + blocks * (row % lanes)));
     }
     if rows == 4 {
-        return (row, column + rows * block);
+        return (row, rows * block);
     }
-    let lanes = LANES / rows;
-    let four = row / 4;
-    (rows * rows / LANES * block + four / lanes * 4 + row % 4, column + rows * (four % lanes))
+    let (lanes, four) = (LANES / rows, row / 4);
+    (rows * rows / LANES * block + four / lanes * 4 + row % 4, rows * (four % lanes))
 }
 
 impl Wave {
@@ -62,10 +61,11 @@ impl Wave {
         let mut sums = [0.0; OUTPUT];
         for block in 0..blocks {
             for row in 0..rows {
-                for column in 0..rows {
-                    let (register, lane) = place(&matrix, block, row, column);
-                    let value = self.accumulator(i.source[2], matrix.accumulator, register, lane);
-                    sums[(block * rows + row) * rows + column] = if negate & 4 == 4 { -value } else { value };
+                let (register, lane) = place(&matrix, block, row);
+                let sums = &mut sums[(block * rows + row) * rows..][..rows];
+                self.load_row(i.source[2], matrix.accumulator, register, lane, sums);
+                if negate & 4 == 4 {
+                    sums.iter_mut().for_each(|sum| *sum = -*sum);
                 }
             }
             // Blocks in groups of 2^CBSZ may share the A of block ABID of their group.
@@ -99,38 +99,59 @@ impl Wave {
         }
         for block in 0..blocks {
             for row in 0..rows {
-                for column in 0..rows {
-                    let (register, lane) = place(&matrix, block, row, column);
-                    let sum = sums[(block * rows + row) * rows + column];
-                    match matrix.accumulator {
-                        Element::F64 => {
-                            let bits = sum.to_bits();
-                            self.lanes_mut(target + 2 * register)[lane] = bits as u32;
-                            self.lanes_mut(target + 2 * register + 1)[lane] = (bits >> 32) as u32;
-                        }
-                        Element::I32 => self.lanes_mut(target + register)[lane] = sum as i64 as u32,
-                        _ => self.lanes_mut(target + register)[lane] = (sum as f32).to_bits(),
-                    }
-                }
+                let (register, lane) = place(&matrix, block, row);
+                let sums = &sums[(block * rows + row) * rows..][..rows];
+                self.store_row(target, matrix.accumulator, register, lane, sums);
             }
         }
         Ok(())
     }
 
-    /// An element of C.
-    fn accumulator(&self, operand: Operand, element: Element, register: usize, lane: usize) -> f64 {
-        let word = |offset: usize| match self.register(operand) {
-            Some(first) => self.lanes(first + offset)[lane],
-            None => self.uniform32(operand),
-        };
+    /// A row of C, from `lane` on.
+    fn load_row(&self, operand: Operand, element: Element, register: usize, lane: usize, row: &mut [f64]) {
+        let constant = || [self.uniform32(operand); LANES];
+        let lanes =
+            |offset| self.register(operand).map_or_else(constant, |first| *self.lanes(first + offset));
         match (element, operand) {
-            (Element::F64, Operand::Float(code)) => f64::from_bits(float64(code)),
-            (Element::F64, Operand::Integer(value)) => f64::from_bits(value as i64 as u64),
+            (Element::F64, Operand::Float(code)) => row.fill(f64::from_bits(float64(code))),
+            (Element::F64, Operand::Integer(value)) => row.fill(f64::from_bits(value as i64 as u64)),
             (Element::F64, _) => {
-                f64::from_bits(u64::from(word(2 * register)) | u64::from(word(2 * register + 1)) << 32)
+                let (low, high) = (lanes(2 * register), lanes(2 * register + 1));
+                for (column, value) in row.iter_mut().enumerate() {
+                    let at = lane + column;
+                    *value = f64::from_bits(u64::from(low[at]) | u64::from(high[at]) << 32);
+                }
             }
-            (Element::I32, _) => f64::from(word(register) as i32),
-            _ => f64::from(f32::from_bits(word(register))),
+            (Element::I32, _) => {
+                let lanes = lanes(register);
+                row.iter_mut().zip(&lanes[lane..]).for_each(|(value, &bits)| *value = f64::from(bits as i32));
+            }
+            _ => {
+                let lanes = lanes(register);
+                row.iter_mut()
+                    .zip(&lanes[lane..])
+                    .for_each(|(value, &bits)| *value = f32::from_bits(bits).into());
+            }
+        }
+    }
+
+    /// A row of D, from `lane` on.
+    fn store_row(&mut self, target: usize, element: Element, register: usize, lane: usize, row: &[f64]) {
+        match element {
+            Element::F64 => {
+                for (column, sum) in row.iter().enumerate() {
+                    self.lanes_mut(target + 2 * register)[lane + column] = sum.to_bits() as u32;
+                    self.lanes_mut(target + 2 * register + 1)[lane + column] = (sum.to_bits() >> 32) as u32;
+                }
+            }
+            Element::I32 => {
+                let lanes = &mut self.lanes_mut(target + register)[lane..];
+                lanes.iter_mut().zip(row).for_each(|(bits, &sum)| *bits = sum as i64 as u32);
+            }
+            _ => {
+                let lanes = &mut self.lanes_mut(target + register)[lane..];
+                lanes.iter_mut().zip(row).for_each(|(bits, &sum)| *bits = (sum as f32).to_bits());
+            }
         }
     }
 
@@ -146,37 +167,40 @@ impl Wave {
         let (rows, depth, blocks) =
             (usize::from(matrix.rows), usize::from(matrix.depth), usize::from(matrix.blocks));
         let run = depth * rows * blocks / LANES;
-        for lane in 0..LANES {
-            let (line, block, start) = (lane % rows, lane / rows % blocks, lane / (rows * blocks) * run);
-            for offset in 0..run {
-                put(block, line, start + offset, self.element(operand, element, offset, from(lane)));
+        for offset in 0..run {
+            let values = self.elements(operand, element, offset);
+            for start in (0..LANES).step_by(rows) {
+                let (block, k) = (start / rows % blocks, start / (rows * blocks) * run + offset);
+                for line in 0..rows {
+                    put(block, line, k, values[from(start + line)]);
+                }
             }
         }
     }
 
-    /// Element `index` of the ones a lane holds.
-    fn element(&self, operand: Operand, element: Element, index: usize, lane: usize) -> f64 {
-        let word = |offset: usize| match self.register(operand) {
-            Some(first) => self.lanes(first + offset)[lane],
-            None => self.uniform32(operand),
-        };
-        let half = || (word(index / 2) >> (16 * (index % 2))) as u16;
-        let byte = || word(index / 4) >> (8 * (index % 4)) & 0xff;
+    /// Element `index` of the ones each lane holds.
+    fn elements(&self, operand: Operand, element: Element, index: usize) -> [f64; LANES] {
+        let constant = || [self.uniform32(operand); LANES];
+        let word = |offset| self.register(operand).map_or_else(constant, |first| *self.lanes(first + offset));
+        let halves = || word(index / 2).map(|bits| (bits >> (16 * (index % 2))) as u16);
+        let bytes = || word(index / 4).map(|bits| bits >> (8 * (index % 4)) & 0xff);
         match element {
-            Element::F16 => f16_to_f32(half()).into(),
-            Element::Bf16 => bf16_to_f32(half()).into(),
-            Element::F32 => f32::from_bits(word(index)).into(),
-            Element::Xf32 => {
+            Element::F16 => halves().map(|bits| f16_to_f32(bits).into()),
+            Element::Bf16 => halves().map(|bits| bf16_to_f32(bits).into()),
+            Element::F32 => word(index).map(|bits| f32::from_bits(bits).into()),
+            Element::Xf32 => word(index).map(|bits| {
                 // 10 bits of mantissa, to nearest even.
-                let bits = word(index);
                 let rounded = bits.wrapping_add(0xfff + (bits >> 13 & 1)) & !0x1fff;
                 let finite = bits & 0x7f80_0000 != 0x7f80_0000;
                 f32::from_bits(if finite { rounded } else { bits }).into()
+            }),
+            Element::F64 => {
+                let (low, high) = (word(2 * index), word(2 * index + 1));
+                std::array::from_fn(|lane| f64::from_bits(u64::from(low[lane]) | u64::from(high[lane]) << 32))
             }
-            Element::F64 => f64::from_bits(u64::from(word(2 * index)) | u64::from(word(2 * index + 1)) << 32),
-            Element::I8 | Element::I32 => f64::from(byte() as i8),
-            Element::Fp8 => FP8.decode(byte()),
-            Element::Bf8 => BF8.decode(byte()),
+            Element::I8 | Element::I32 => bytes().map(|bits| f64::from(bits as i8)),
+            Element::Fp8 => bytes().map(|bits| FP8.decode(bits)),
+            Element::Bf8 => bytes().map(|bits| BF8.decode(bits)),
         }
     }
 }

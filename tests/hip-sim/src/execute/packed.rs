@@ -70,26 +70,21 @@ impl Wave {
 
     fn pairs16(&mut self, i: &Instruction, f: impl Fn(f32, f32, f32) -> f32) {
         let sources = [0, 1, 2].map(|n| self.halves(i, n));
-        let element = |lane: usize, n: usize, select: u8, negate: u8| {
-            let bits = sources[n][lane] >> (16 * u32::from(select >> n & 1));
-            f16_to_f32(bits as u16 ^ u16::from(negate >> n & 1) << 15)
+        let result = |select: u8, negate: u8| -> Lanes {
+            let [a, b, c] = std::array::from_fn(|n| {
+                let shift = 16 * u32::from(select >> n & 1);
+                let flip = u16::from(negate >> n & 1) << 15;
+                sources[n].map(|bits| f16_to_f32((bits >> shift) as u16 ^ flip))
+            });
+            let mut values: [f32; LANES] = std::array::from_fn(|lane| f(a[lane], b[lane], c[lane]));
+            if i.clamp {
+                values = values.map(|value| if value > 0.0 { value.min(1.0) } else { 0.0 });
+            }
+            values.map(|value| f32_to_f16(value).into())
         };
-        let round = |lane: usize, select: u8, negate: u8| {
-            let [a, b, c] = [0, 1, 2].map(|n| element(lane, n, select, negate));
-            let value = f(a, b, c);
-            let value = if !i.clamp {
-                value
-            } else if value > 0.0 {
-                value.min(1.0)
-            } else {
-                0.0
-            };
-            u32::from(f32_to_f16(value))
-        };
-        let values = std::array::from_fn(|lane| {
-            round(lane, i.op_sel, i.negate) | round(lane, i.op_sel_high, i.negate_high) << 16
-        });
-        self.write32(i, &values);
+        let low = result(i.op_sel, i.negate);
+        let high = result(i.op_sel_high, i.negate_high);
+        self.write32(i, &std::array::from_fn(|lane| low[lane] | high[lane] << 16));
     }
 
     fn packed_integer(&mut self, i: &Instruction) -> bool {
