@@ -128,11 +128,8 @@ impl Launch<'_> {
     fn arguments(&self) -> Vec<u8> {
         let mut bytes = self.kernarg.to_vec();
         bytes.resize(self.kernel.kernarg_size as usize, 0);
-        let dimensions = if self.grid[2] * self.block[2] > 1 {
-            3
-        } else {
-            1 + u64::from(self.grid[1] * self.block[1] > 1)
-        };
+        let extends = |axis: usize| self.grid[axis].max(self.block[axis]) > 1;
+        let dimensions = if extends(2) { 3 } else { 1 + u64::from(extends(1)) };
         for &(kind, offset) in &self.kernel.hidden {
             let (value, size) = match kind {
                 HiddenKind::BlockCountX => (self.grid[0].into(), 4),

@@ -47,7 +47,9 @@ impl Type {
 }
 
 /// Mnemonic, rows, depth, blocks, types of A and B.
-const SHAPES: [(&str, usize, usize, usize, Type, Type); 32] = [
+type Shape = (&'static str, usize, usize, usize, Type, Type);
+
+const SHAPES: [Shape; 32] = [
     ("f32_32x32x1_2b_f32", 32, 1, 2, F32, F32),
     ("f32_16x16x1_4b_f32", 16, 1, 4, F32, F32),
     ("f32_4x4x1_16b_f32", 4, 1, 16, F32, F32),
@@ -103,16 +105,8 @@ fn input(rows: usize, depth: usize, blocks: usize, index: usize, lane: usize) ->
     }
 }
 
-fn check(
-    name: &str,
-    rows: usize,
-    depth: usize,
-    blocks: usize,
-    a: Type,
-    b: Type,
-    modifiers: [usize; 3],
-    acc: char,
-) {
+/// Runs one MFMA with CBSZ, ABID and BLGP, C and D in VGPRs or accumulators.
+fn check((name, rows, depth, blocks, a, b): Shape, modifiers: [usize; 3], acc: char) {
     let [cbsz, abid, blgp] = modifiers;
     let mut random = Random(9);
     let (double, integer) = (a == F64, a == I8);
@@ -225,9 +219,9 @@ fn check(
 
 #[test]
 fn every_shape_multiplies_as_documented() {
-    for (name, rows, depth, blocks, a, b) in SHAPES {
+    for shape in SHAPES {
         for acc in ['v', 'a'] {
-            check(name, rows, depth, blocks, a, b, [0; 3], acc);
+            check(shape, [0; 3], acc);
         }
     }
 }
@@ -235,12 +229,12 @@ fn every_shape_multiplies_as_documented() {
 #[test]
 fn blocks_and_lanes_are_broadcast() {
     for modifiers in [[1, 1, 0], [0, 0, 1], [0, 0, 2], [0, 0, 3], [0, 0, 6]] {
-        check("f32_32x32x4_2b_f16", 32, 4, 2, F16, F16, modifiers, 'v');
+        check(("f32_32x32x4_2b_f16", 32, 4, 2, F16, F16), modifiers, 'v');
     }
     for modifiers in [[1, 0, 0], [2, 3, 0], [0, 0, 3]] {
-        check("f32_16x16x4_4b_bf16", 16, 4, 4, Bf16, Bf16, modifiers, 'v');
+        check(("f32_16x16x4_4b_bf16", 16, 4, 4, Bf16, Bf16), modifiers, 'v');
     }
     for modifiers in [[3, 5, 0], [4, 9, 0]] {
-        check("f32_4x4x1_16b_f32", 4, 1, 16, F32, F32, modifiers, 'a');
+        check(("f32_4x4x1_16b_f32", 4, 1, 16, F32, F32), modifiers, 'a');
     }
 }

@@ -273,7 +273,7 @@ fn lanes_exchange_values() {
     for (lane, values) in device.download::<u32>(c, 64 * 6).chunks_exact(6).enumerate() {
         let lane = lane as u32;
         let at = |lane: u32| 1000 + lane;
-        let shifted = if lane % 16 == 0 { 7 } else { at(lane - 1) };
+        let shifted = if lane.is_multiple_of(16) { 7 } else { at(lane - 1) };
         let mirrored = at(lane / 16 * 16 + 15 - lane % 16);
         assert_eq!(values, [at(lane ^ 5), shifted, mirrored, at(lane ^ 1), at(17) + at(0), lane]);
     }
