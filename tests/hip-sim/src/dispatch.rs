@@ -127,7 +127,8 @@ impl Launch<'_> {
     /// The explicit arguments, then those the compiler added.
     fn arguments(&self) -> Vec<u8> {
         let mut bytes = self.kernarg.to_vec();
-        bytes.resize(self.kernel.kernarg_size as usize, 0);
+        // LLVM widens a load of arguments to the 16 bytes it is aligned to, beyond the last argument too.
+        bytes.resize((self.kernel.kernarg_size as usize).next_multiple_of(64), 0);
         let extends = |axis: usize| self.grid[axis].max(self.block[axis]) > 1;
         let dimensions = if extends(2) { 3 } else { 1 + u64::from(extends(1)) };
         for &(kind, offset) in &self.kernel.hidden {
