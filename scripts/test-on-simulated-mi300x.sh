@@ -18,7 +18,7 @@ target=${CARGO_TARGET_DIR:-$root/target}/hip-sim
 mkdir -p "$target"
 target=$(cd "$target" && pwd)
 
-cargo build --release --package hip-sim-runtime --manifest-path "$root/tests/hip-sim/Cargo.toml" \
+cargo build --release --package hip-sim-runtime --manifest-path "$root/Cargo.toml" \
     --target-dir "$target"
 
 rocm=$target/rocm
