@@ -211,6 +211,48 @@ fn devices_that_are_not_there() {
     }
 }
 
+/// A few tokens of a batch, read from pages and written to them: the same text as on the CPU. `BURN_FLASHINFER_TEST_DEVICES`
+/// chooses the devices, as for the tests of the operations; without it all of the build must work.
+#[cfg(all(feature = "cube", feature = "flex"))]
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
+#[test]
+fn every_device_writes_the_same() {
+    let built = [
+        ("cpu", cfg!(feature = "cpu")),
+        ("cuda", cfg!(feature = "cuda")),
+        ("rocm", cfg!(feature = "rocm")),
+        ("vulkan", cfg!(feature = "vulkan")),
+    ];
+    let wanted = std::env::var("BURN_FLASHINFER_TEST_DEVICES").ok();
+    let is_wanted = |name: &str| {
+        wanted.as_ref().is_none_or(|wanted| wanted.split(',').any(|wanted| wanted.trim() == name))
+    };
+    let on = |device: &str| {
+        let ran = run(&[
+            "--device",
+            device,
+            "--dtype",
+            "f32",
+            "--temperature",
+            "0",
+            "--max-new-tokens",
+            "6",
+            "--page-size",
+            "4",
+            "--prompt",
+            "Once upon a time",
+            "--prompt",
+            "Tom had a",
+        ]);
+        assert_eq!(ran.code, Some(0), "{device}: {}", ran.err);
+        ran.out
+    };
+    let expected = on("flex");
+    for (name, _) in built.into_iter().filter(|&(name, built)| built && is_wanted(name)) {
+        assert_eq!(on(name), expected, "{name}");
+    }
+}
+
 /// As with `llama | head -c 20`.
 #[test]
 fn a_reader_that_leaves_is_no_error() {

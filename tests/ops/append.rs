@@ -32,6 +32,7 @@ fn expected(pool: &Host<4>, layout: KvLayout, new: &Host<3>, slots: &[Option<usi
 }
 
 /// Every page size, layout and type: the new rows are written, padding is left out, nothing else changes by a bit.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn writes_nothing_else() {
     let rng = &mut Rng::new("append");
@@ -86,6 +87,7 @@ fn scattered(
 }
 
 /// The last tokens of each request, NaN and infinities included: bits are copied, not computed with.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn last_tokens_bit_for_bit() {
     let rng = &mut Rng::new("append last");
@@ -115,6 +117,7 @@ fn last_tokens_bit_for_bit() {
 }
 
 /// A pool that is a view of a larger tensor is not written through: the larger tensor has another owner.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn clones_keep_their_numbers() {
     let rng = &mut Rng::new("append clones");
@@ -147,6 +150,7 @@ fn clones_keep_their_numbers() {
 }
 
 /// No tokens: nothing happens.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn no_tokens() {
     for target in devices() {
@@ -187,6 +191,7 @@ fn address(tensor: &Tensor<4>) -> String {
 
 /// A hundred steps of a decode loop, attention reading the pages between two appends, never copy a page: the elements
 /// stay where they are.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn in_place() {
     for target in devices() {

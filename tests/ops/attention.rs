@@ -29,6 +29,7 @@ pub fn lengths(at: usize) -> (usize, usize) {
 }
 
 /// Every head dimension with every grouping in every type; sizes and causal go round.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn dims_and_groups() {
     let mut cases = Vec::new();
@@ -49,6 +50,7 @@ fn dims_and_groups() {
 }
 
 /// Every pair of sizes, more queries than keys too (where there is no causal mask).
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn sizes() {
     let mut cases = Vec::new();
@@ -85,6 +87,7 @@ pub fn option_cases(lengths: &[(usize, usize)]) -> Vec<Case> {
     cases
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn options() {
     on_devices(7, &option_cases(&[(17, 37), (5, 0), (0, 3), (37, 97), (1, 54)]), |target, case| {
@@ -104,6 +107,7 @@ fn ragged(what: &str, target: &Target, problem: &Problem) {
 }
 
 /// Requests without queries, without keys, without either, and batches of nothing at all.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn ragged_lengths() {
     let batches: [&[(usize, usize)]; 7] = [
@@ -128,6 +132,7 @@ fn ragged_lengths() {
 }
 
 /// Slices and transposed views of tensors that are NaN wherever the view does not look, in both layouts.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn views() {
     let cases = DTYPES.map(|dtype| Case::new(dtype, 40, &[(17, 37)]).causal());
@@ -146,6 +151,7 @@ fn views() {
 }
 
 /// Values may have another head dimension than keys.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn value_dims() {
     let mut cases = Vec::new();
@@ -164,6 +170,7 @@ fn value_dims() {
 }
 
 /// Without the LSE the output has the same bits.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn without_lse() {
     on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(17, 37)])), |target, case| {
@@ -177,6 +184,7 @@ fn without_lse() {
 }
 
 /// One token, in both layouts, against the oracle and against prefill.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn decode() {
     let mut cases = Vec::new();
@@ -210,6 +218,7 @@ fn decode() {
 }
 
 /// Without options: no mask, no LSE.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn default_options() {
     on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(7, 9)])), |target, case| {
@@ -224,6 +233,7 @@ fn default_options() {
 }
 
 /// One large problem, so that every tile and split of a kernel has neighbours.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn many_tokens() {
     let cases = DTYPES.map(|dtype| Case::new(dtype, 128, &[(129, 577), (1, 1031)]).heads(1, 4).causal());
@@ -231,6 +241,7 @@ fn many_tokens() {
 }
 
 /// A random mixture of everything.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn fuzz() {
     let rng = &mut Rng::new("fuzz");

@@ -83,6 +83,7 @@ impl Inputs {
 }
 
 /// The same bits as on the device inside.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn inference_passes_through() {
     for target in devices() {
@@ -104,6 +105,7 @@ fn refusal(op: &str, argument: &str) -> String {
 }
 
 /// Every float argument of every operation, as a leaf that requires a gradient and as something computed from one.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn gradients_are_refused() {
     for target in devices() {
@@ -162,6 +164,7 @@ fn gradients_are_refused() {
 
 /// An autodiff tensor beside a plain one of the same device: never a panic. Row pointers, tables and rotations made on
 /// the plain device serve both.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn mixed_with_the_device_inside() {
     for target in devices() {

@@ -202,6 +202,7 @@ impl Model {
     }
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn any_history() {
     for target in devices() {
@@ -241,6 +242,7 @@ fn any_history() {
 }
 
 /// A fork and its parent write into the same page: each has its own tokens afterwards, and the last owner keeps the page.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn copy_on_write() {
     for target in devices() {
@@ -271,6 +273,7 @@ fn copy_on_write() {
 }
 
 /// After a fork was cut back into a shared page, what it appends does not reach its parent.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn truncate_into_a_shared_page() {
     for target in devices() {
@@ -286,6 +289,7 @@ fn truncate_into_a_shared_page() {
 }
 
 /// The types of elements and what the extents say.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn extents() {
     for target in devices() {
@@ -305,6 +309,7 @@ fn extents() {
 }
 
 /// A step of a model on two sequences, one of them new: attention over a new page reads no uninitialised slot.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn decode_step() {
     for target in devices() {

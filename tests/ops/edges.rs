@@ -16,6 +16,7 @@ fn run(what: &str, target: &Target, problem: &Problem) {
 
 /// Logits of -1e4 to -2.45e5 in every row: a mask value like -5e4 would beat them. Inputs are powers of two and small
 /// integers, so that every logit is exact in f32 and the comparison strict.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn large_negative_logits() {
     let lengths = [(17, 37), (1, 54), (3, 97)];
@@ -35,6 +36,7 @@ fn large_negative_logits() {
 }
 
 /// Logits up to 1e5 of both signs: no exponential may overflow.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn large_logits() {
     on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(17, 37), (1, 97)])), |target, case| {
@@ -49,6 +51,7 @@ fn large_logits() {
 /// Keys outside the mask whose logits are huge, and whose values too, have no influence. Queries and keys are small
 /// integers, so that every logit is exact in f32: of inexact ones in the thousands, the rounding of a single product
 /// decides how far an output of huge values is off, and the baseline's may happen to be small.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn masked_keys_do_not_leak() {
     on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(8, 40), (1, 70)])), |target, case| {
@@ -82,6 +85,7 @@ fn masked_keys_do_not_leak() {
 
 /// Rows that see no key, those of requests without keys: output exactly 0, LSE -inf. (A causal mask with more queries
 /// than keys is refused, and a left window alone always leaves the last key.)
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn rows_without_keys() {
     let mut cases = Vec::new();
@@ -97,6 +101,7 @@ fn rows_without_keys() {
 }
 
 /// A NaN in a query makes its own row NaN and no other; a NaN in a key, the rows of its head that see it.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn nan_stays_in_its_row() {
     on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(17, 37), (1, 20)])), |target, case| {
@@ -122,6 +127,7 @@ fn nan_stays_in_its_row() {
 }
 
 /// A query of infinities: NaN where the reference has NaN, -inf logits count as no key.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn infinite_logits() {
     on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(4, 9)])), |target, case| {
@@ -135,6 +141,7 @@ fn infinite_logits() {
 }
 
 /// One key: the output is its value, bit for bit, whatever the logit.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn one_key() {
     on_devices(

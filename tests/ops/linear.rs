@@ -31,6 +31,7 @@ fn compare<const D: usize>(what: &str, target: &Target, x: &Host<D>, weight: &Ho
     check(what, got, &baseline, &oracle, x.dtype);
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn shapes() {
     let rng = &mut Rng::new("linear shapes");
@@ -62,6 +63,7 @@ fn shapes() {
 }
 
 /// No rows: no result, but of the right shape.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn no_rows() {
     for target in devices() {
@@ -75,6 +77,7 @@ fn no_rows() {
 }
 
 /// Any number of leading axes, and views.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn axes_and_views() {
     let rng = &mut Rng::new("linear axes");
@@ -103,6 +106,7 @@ fn axes_and_views() {
 }
 
 /// Sums are f32: 4096 products of 1 and 1 are 4096 in f16 and bf16, where a sum in bf16 would stop at 256.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn sums_in_f32() {
     for target in devices() {

@@ -5,6 +5,7 @@
 mod append;
 mod attention;
 mod autodiff;
+mod burn_ops;
 mod cache;
 mod edges;
 mod errors;

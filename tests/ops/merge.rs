@@ -54,6 +54,7 @@ fn pair(shape: [usize; 3], dtype: DType, spread: f32, rng: &mut Rng) -> Pair {
     (Host::random(shape, dtype, rng), s)
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn shapes() {
     let rng = &mut Rng::new("merge shapes");
@@ -70,6 +71,7 @@ fn shapes() {
 }
 
 /// A state without keys does not count, not even if its output is NaN; two give 0 and -inf.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn empty_states() {
     let rng = &mut Rng::new("merge empty");
@@ -92,6 +94,7 @@ fn empty_states() {
 }
 
 /// LSE so far apart that one state vanishes, and LSE of huge magnitude.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn far_apart() {
     for target in devices() {
@@ -106,6 +109,7 @@ fn far_apart() {
 }
 
 /// Strided outputs and LSE; the same bits as contiguous ones.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn views() {
     let rng = &mut Rng::new("merge views");

@@ -33,6 +33,7 @@ fn compare<const D: usize>(
     );
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn shapes() {
     let rng = &mut Rng::new("norm shapes");
@@ -62,6 +63,7 @@ fn shapes() {
 }
 
 /// Any number of leading axes, for instance for the norm of each head; strided too.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn axes_and_views() {
     let rng = &mut Rng::new("norm axes");
@@ -91,6 +93,7 @@ fn axes_and_views() {
 }
 
 /// Rows of zeros, and of magnitudes whose squares f16 could not hold.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn magnitudes() {
     let rng = &mut Rng::new("norm magnitudes");
@@ -113,6 +116,7 @@ fn magnitudes() {
 }
 
 /// A NaN makes its own row NaN, no other.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn nan_stays_in_its_row() {
     let rng = &mut Rng::new("norm nan");

@@ -13,6 +13,7 @@ const LENGTHS: [(usize, usize); 9] =
     [(17, 65), (1, 1), (0, 16), (3, 64), (0, 0), (10, 97), (1, 5), (6, 6), (2, 80)];
 
 /// Every page size and layout in every type, pages shuffled; NaN in every slot that no token owns.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn page_sizes() {
     let cases = DTYPES.map(|dtype| Case::new(dtype, 64, &LENGTHS).heads(2, 4).causal());
@@ -26,6 +27,7 @@ fn page_sizes() {
     });
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn dims_and_groups() {
     let mut cases = Vec::new();
@@ -42,6 +44,7 @@ fn dims_and_groups() {
     });
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn options() {
     on_devices(11, &option_cases(&[(17, 37), (0, 3), (1, 54), (0, 0)]), |target, case| {
@@ -51,6 +54,7 @@ fn options() {
     });
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn value_dims() {
     let mut cases = Vec::new();
@@ -65,6 +69,7 @@ fn value_dims() {
 }
 
 /// A pool that is half of `[pages, 2, page_size, kv_heads, head_dim]`, as FlashInfer lays its cache out.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn strided_pools() {
     on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &LENGTHS)), |target, case| {
@@ -82,6 +87,7 @@ fn strided_pools() {
 }
 
 /// One new token for each request: decode, against the oracle and bit for bit against prefill.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn decode() {
     let mut cases = Vec::new();
@@ -109,6 +115,7 @@ fn decode() {
 }
 
 /// Two requests whose first pages are the same pages.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn shared_pages() {
     let (page_size, shared) = (5, 4);
@@ -138,6 +145,7 @@ fn shared_pages() {
 }
 
 /// The same request several times: rows of one table, all with the same pages.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn one_request_many_times() {
     on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(1, 37)])), |target, case| {
@@ -159,6 +167,7 @@ fn one_request_many_times() {
 }
 
 /// Paged, ragged and single see the same keys and must agree, each with the same oracle.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn agrees_with_contiguous() {
     let cases = DTYPES.map(|dtype| Case::new(dtype, 128, &[(17, 54), (37, 97), (1, 127)]).causal());

@@ -14,6 +14,7 @@ fn batch(dtype: burn::tensor::DType) -> Case {
 }
 
 /// Which pages hold the tokens makes no difference to a single bit.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn permuted_pages() {
     on_devices(1, &DTYPES.map(batch), |target, case| {
@@ -35,6 +36,7 @@ fn permuted_pages() {
 }
 
 /// The same call gives the same bits, every time.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn repeatable() {
     on_devices(1, &DTYPES.map(batch), |target, case| {
@@ -48,6 +50,7 @@ fn repeatable() {
 
 /// Query heads that share a key head get what they get when each has its own copy of it: within the bound, not the same
 /// bits, since a backend may add up in another order where more rows share a key.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn gqa_is_repeated_mha() {
     let cases = DTYPES.map(|dtype| Case::new(dtype, 64, &[(17, 54), (1, 97)]).heads(2, 4));
@@ -73,6 +76,7 @@ fn gqa_is_repeated_mha() {
 }
 
 /// A request alone gives the bits it gives among others.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn batch_does_not_matter() {
     on_devices(1, &DTYPES.map(batch), |target, case| {
@@ -86,6 +90,7 @@ fn batch_does_not_matter() {
 }
 
 /// Attention over two sets of keys, merged, is attention over both. Some sets are empty.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn split_and_merge() {
     on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(17, 97)])), |target, case| {
@@ -131,6 +136,7 @@ fn split_baseline(problem: &Problem, at: usize) -> Vec<f32> {
 }
 
 /// Keys before the window make no difference to what is within it.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn window_is_a_suffix() {
     let cases = DTYPES.map(|dtype| Case { window: Some(16), ..Case::new(dtype, 64, &[(1, 127)]) });
@@ -148,6 +154,7 @@ fn window_is_a_suffix() {
 }
 
 /// Prefill in two steps over one cache is prefill in one.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn chunked_prefill() {
     on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(54, 54)]).causal()), |target, case| {
@@ -182,6 +189,7 @@ fn chunked(target: &Target, problem: &Problem, chunks: &[usize]) -> Got {
 }
 
 /// Operations leave their inputs as they were.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn inputs_are_not_touched() {
     on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(7, 9)])), |target, case| {

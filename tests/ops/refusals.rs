@@ -10,6 +10,7 @@ use crate::support::{bits, devices, refused};
 
 const PAST_I32: usize = i32::MAX as usize + 1;
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn indptr() {
     for target in devices() {
@@ -30,6 +31,7 @@ fn indptr() {
     }
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn page_table() {
     for target in devices() {
@@ -85,6 +87,7 @@ fn page_table() {
     }
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn slots() {
     for target in devices() {
@@ -136,6 +139,7 @@ fn slots() {
     }
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn positions() {
     for target in devices() {
@@ -155,6 +159,7 @@ fn positions() {
     }
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn cache_extents() {
     for target in devices() {
@@ -190,6 +195,7 @@ fn cache_extents() {
 }
 
 /// Every refusal of a cache, which is the same before and after.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn cache() {
     for target in devices() {
@@ -253,6 +259,7 @@ fn cache() {
     }
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn rope() {
     for target in devices() {

@@ -78,6 +78,7 @@ fn run(target: &Target, case: &Case, style: RopeStyle, dtype: DType, view: View,
     }
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn dims_styles_and_scalings() {
     let rng = &mut Rng::new("rope");
@@ -105,6 +106,7 @@ fn dims_styles_and_scalings() {
     }
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn views() {
     let rng = &mut Rng::new("rope views");
@@ -119,6 +121,7 @@ fn views() {
     }
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn no_tokens() {
     for target in devices() {
@@ -133,6 +136,7 @@ fn no_tokens() {
 }
 
 /// Position 0 turns nothing: the bits stay.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn position_zero() {
     for target in devices() {
@@ -148,6 +152,7 @@ fn position_zero() {
 }
 
 /// Far positions are as exact as near ones: angles are computed in f64.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn far_positions() {
     let config = RopeConfig::new(16).theta(1e4);
@@ -165,6 +170,7 @@ fn far_positions() {
 }
 
 /// `Positions::continuing` numbers the tokens of each request from its offset.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn continuing() {
     for target in devices() {
@@ -183,6 +189,7 @@ fn continuing() {
 }
 
 /// Hugging Face's numbers for Llama 3.1 8B: `rope_scaling` of its configuration, theta 500 000, 128 elements.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn llama3_frequencies() {
     let scaled: Vec<f64> = RopeConfig::new(128).theta(5e5).scaling(LLAMA3).frequencies().collect();

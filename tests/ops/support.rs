@@ -20,6 +20,10 @@ pub struct Target {
 
 /// The devices of this build, or those of them that `BURN_FLASHINFER_TEST_DEVICES` names.
 pub fn devices() -> Vec<Target> {
+    #[cfg(feature = "cube")]
+    if std::env::var_os("BURN_FLASHINFER_TEST_EXACT_ALLOCATIONS").is_some() {
+        allocate_exactly();
+    }
     type Open = fn() -> Device;
     let of_build: &[(&str, Open)] = &[
         #[cfg(feature = "flex")]
@@ -44,6 +48,21 @@ pub fn devices() -> Vec<Target> {
         "no device to test: neither in this build, nor left by BURN_FLASHINFER_TEST_DEVICES"
     );
     chosen
+}
+
+/// Gives each tensor an allocation of its own, where CubeCL cuts many out of a large one: a device that checks accesses
+/// (the simulated MI300X, or a GPU under compute-sanitizer) then finds those that leave the tensor.
+#[cfg(feature = "cube")]
+fn allocate_exactly() {
+    use burn_cubecl::cubecl::config::memory::PersistentMemory;
+    use burn_cubecl::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
+        config.memory.persistent_memory = PersistentMemory::Enforced;
+        CubeClRuntimeConfig::set(config);
+    });
 }
 
 impl Target {

@@ -54,6 +54,7 @@ fn is_row_pointer(rows: &[usize]) -> bool {
         && rows.iter().all(|&row| row <= LIMIT)
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn indptr() {
     for target in devices() {
@@ -144,6 +145,7 @@ fn table() -> impl Strategy<Value = Table> {
     })
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn page_tables_and_slots() {
     for target in devices() {

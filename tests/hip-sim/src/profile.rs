@@ -53,6 +53,8 @@ pub struct Profile {
     pub global_bytes: u64,
     /// 64-byte segments those touched, each instruction for itself; counted when `Checks::profile` asks.
     pub global_segments: u64,
+    /// Of the bytes, those of instructions whose lanes touched no more segments than the bytes fill, or one more.
+    pub coalesced_bytes: u64,
     /// LDS accesses, and the passes beyond the first that the banks made of them; counted when
     /// `Checks::profile` asks.
     pub lds_accesses: u64,
@@ -77,6 +79,7 @@ impl Profile {
         self.barriers += other.barriers;
         self.global_bytes += other.global_bytes;
         self.global_segments += other.global_segments;
+        self.coalesced_bytes += other.coalesced_bytes;
         self.lds_accesses += other.lds_accesses;
         self.lds_conflicts += other.lds_conflicts;
         self

@@ -9,6 +9,7 @@ use super::{NO_OPTIONS, Paged, zeros};
 use crate::support::{devices, refused};
 
 /// What the three operations on contiguous keys have in common, seen through `single_prefill`.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn contiguous_shapes() {
     for target in devices() {
@@ -61,6 +62,7 @@ fn contiguous_shapes() {
 }
 
 /// Axes without any extent, where a backend can make such a tensor at all.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn empty_axes() {
     for target in devices() {
@@ -88,6 +90,7 @@ fn empty_axes() {
     }
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn options() {
     for target in devices() {
@@ -132,6 +135,7 @@ fn options() {
     }
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn ragged_rows() {
     for target in devices() {
@@ -161,6 +165,7 @@ fn ragged_rows() {
     }
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn paged_attention() {
     for target in devices() {

@@ -65,6 +65,7 @@ impl Paged {
     }
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn types() {
     for target in devices() {
@@ -120,6 +121,7 @@ fn types() {
     }
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn mixed_devices() {
     for target in devices() {

@@ -8,6 +8,7 @@ use burn_flashinfer::{
 use super::{Paged, halves, zeros};
 use crate::support::{bits, devices, refused};
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn pages() {
     for target in devices() {
@@ -27,6 +28,7 @@ fn pages() {
     }
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn append() {
     for target in devices() {
@@ -67,6 +69,7 @@ fn append() {
     }
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn merge() {
     for target in devices() {
@@ -87,6 +90,7 @@ fn merge() {
     }
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn rope() {
     for target in devices() {
@@ -131,6 +135,7 @@ fn rope() {
     }
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn norm() {
     for target in devices() {
@@ -146,6 +151,7 @@ fn norm() {
     }
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn linear() {
     for target in devices() {

@@ -61,7 +61,7 @@ impl Profiles {
 
 type Column = (&'static str, fn(&Profile) -> u64);
 
-const COLUMNS: [Column; 16] = [
+const COLUMNS: [Column; 18] = [
     ("waves", |profile| profile.waves),
     ("instructions", Profile::total),
     ("scalar", |profile| profile.count(Class::Scalar)),
@@ -76,7 +76,9 @@ const COLUMNS: [Column; 16] = [
     ("scratch", |profile| profile.count(Class::Scratch)),
     ("barriers", |profile| profile.barriers),
     ("global_bytes", |profile| profile.global_bytes),
+    ("coalesced_bytes", |profile| profile.coalesced_bytes),
     ("global_segments", |profile| profile.global_segments),
+    ("lds_accesses", |profile| profile.lds_accesses),
     ("lds_conflicts", |profile| profile.lds_conflicts),
 ];
 

@@ -9,6 +9,9 @@ use crate::decode::{AtomicOp, Detail, Direction, Format, Instruction, Transfer};
 use crate::report::{Cause, Violation};
 use crate::wave::{LANES, PRIVATE_APERTURE, SHARED_APERTURE, Wave, WideLanes};
 
+/// Bytes that one request to memory brings.
+const SEGMENT: u64 = 64;
+
 /// The memory behind the addresses of one instruction: all in one allocation, or each for itself.
 struct Span {
     lowest: u64,
@@ -90,9 +93,15 @@ impl Wave {
             return Ok(());
         }
         let bytes = u32::from(transfer.bytes);
-        group.profile.global_bytes += u64::from(mask.count_ones() * bytes);
+        let moved = u64::from(mask.count_ones() * bytes);
+        group.profile.global_bytes += moved;
         if group.checks.profile {
-            group.profile.global_segments += segments(addresses, bytes.into(), mask);
+            let segments = segments(addresses, bytes.into(), mask);
+            group.profile.global_segments += segments;
+            // One more than the bytes fill, for a start in the middle of a segment.
+            if segments <= moved.div_ceil(SEGMENT) + 1 {
+                group.profile.coalesced_bytes += moved;
+            }
         }
         let span = Span::new(group, addresses, bytes.into(), mask);
         let (target, data) = (self.register(i.destination).unwrap_or(0), self.data(i));
@@ -316,11 +325,17 @@ unsafe fn exchange(pointer: *mut u8, wide: bool, f: impl Fn(u64) -> u64) -> u64 
     }
 }
 
-/// How many 64-byte segments the lanes touch together.
+/// How many segments the lanes touch together.
 fn segments(addresses: &WideLanes, bytes: u64, mask: u64) -> u64 {
-    let mut touched: Vec<u64> =
-        Wave::each(mask).flat_map(|lane| addresses[lane] / 64..=(addresses[lane] + bytes - 1) / 64).collect();
+    // No access is longer than a segment.
+    let mut touched = [0; 2 * LANES];
+    let mut count = 0;
+    for lane in Wave::each(mask) {
+        let (first, last) = (addresses[lane] / SEGMENT, (addresses[lane] + bytes - 1) / SEGMENT);
+        touched[count..count + 2].copy_from_slice(&[first, last]);
+        count += 2;
+    }
+    let touched = &mut touched[..count];
     touched.sort_unstable();
-    touched.dedup();
-    touched.len() as u64
+    1 + touched.windows(2).filter(|pair| pair[0] != pair[1]).count() as u64
 }
