@@ -14,7 +14,7 @@ if [ -e "$target/.tracel-llvm-installed" ]; then
   echo "LLVM is already in $target"
   exit 0
 fi
-as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
+source "$(dirname "${BASH_SOURCE[0]}")/debian-unstable.sh"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -24,26 +24,8 @@ chmod 755 "$work"
 as_root apt-get -qq update
 as_root apt-get -qq install -y g++ lld-19 libzstd-dev zlib1g-dev libxml2-dev libffi-dev libtinfo-dev >/dev/null
 
-# LLVM 23 is only in Debian's unstable release. Its packages are downloaded with a package list of our own, under apt's
-# usual signature check, and unpacked into a folder: nothing of them is installed.
-# DEBIAN_MIRROR names a mirror; unset, it is the one that this Debian uses already.
-mirror=${DEBIAN_MIRROR:-}
-if [ -z "$mirror" ] && grep -q '^ID=debian' /etc/os-release; then
-  mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | grep -v security | head -n 1 || true)
-fi
-mirror=${mirror:-http://deb.debian.org/debian}
-mkdir -p "$work"/lists/partial "$work"/cache/archives/partial
-echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror sid main" >"$work/unstable.list"
-unstable=(
-  -o "Dir::Etc::sourcelist=$work/unstable.list" -o Dir::Etc::sourceparts=- -o "Dir::State::lists=$work/lists"
-  -o "Dir::Cache=$work/cache" -o APT::Get::List-Cleanup=0 -o "APT::Sandbox::User=$(id -un)"
-)
-apt-get -qq "${unstable[@]}" update
-(
-  cd "$work"
-  apt-get -qq "${unstable[@]}" download llvm-23-dev liblld-23-dev
-  for package in *.deb; do dpkg -x "$package" unpacked; done
-)
+# LLVM 23 is only in Debian's unstable release.
+unpack_from_unstable "$work/unpacked" llvm-23-dev liblld-23-dev
 from="$work/unpacked/usr/lib/llvm-23"
 into="$target.partial"
 rm -rf "$into" "$target"

@@ -1,33 +1,57 @@
 #!/usr/bin/env bash
-# Runs a command on a machine without an AMD GPU as if it had an MI300X: CubeCL's HIP runtime finds the
-# libraries of tests/hip-sim where it looks for ROCm.
+# Tests the ROCm build on a machine without an AMD GPU, as if it had an MI300X: CubeCL's HIP runtime finds the libraries
+# of tests/hip-sim where it looks for ROCm, compiles each kernel to gfx942 machine code as always, and that code is
+# simulated.
 #
-#     scripts/test-on-simulated-mi300x.sh cargo test --features rocm
+#     scripts/test-on-simulated-mi300x.sh                              the simulator's own tests, then the project's
+#     scripts/test-on-simulated-mi300x.sh COMMAND [ARGUMENT...]        any other command, with the simulated device
 #
+# FEATURES: features of the build that is tested, by default flex,rocm,fusion. Not `autotune`: each kernel that it tries
+# is compiled, which takes far longer than running it.
 # HIP_SIM_CHECKS and HIP_SIM_PROFILE are explained in tests/hip-sim/README.md.
+#
+# Installs what is missing, like install-llvm.sh: LLVM, and clang for the kernels that the simulator's tests compile.
 set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/scripts/debian-unstable.sh"
 
-if (($# == 0)); then
-    echo "usage: $0 COMMAND [ARGUMENT...]" >&2
-    exit 2
+"$root/scripts/install-llvm.sh"
+if ! { command -v clang-19 && command -v llvm-mc-19 && command -v ld.lld-19; } >/dev/null; then
+  as_root apt-get -qq update
+  as_root apt-get -qq install -y clang-19 llvm-19 lld-19 >/dev/null
 fi
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-# Apart from the project's own artifacts, which other profiles and features would rebuild.
-target=${CARGO_TARGET_DIR:-$root/target}/hip-sim
+target=${CARGO_TARGET_DIR:-$root/target}
 mkdir -p "$target"
 target=$(cd "$target" && pwd)
+rocm=$target/simulated-rocm
 
-cargo build --release --package hip-sim-runtime --manifest-path "$root/Cargo.toml" \
-    --target-dir "$target"
-
-rocm=$target/rocm
-mkdir -p "$rocm/lib"
+# The simulator may use all instructions of the machine that it was built on: it runs there and nowhere else.
+RUSTFLAGS="${RUSTFLAGS:-} -C target-cpu=native" cargo build --locked --release --package hip-sim-runtime \
+  --manifest-path "$root/Cargo.toml" --target-dir "$target/hip-sim"
+mkdir -p "$rocm/lib" "$rocm/amdgcn"
 # One library has the functions of both; only the names must be there.
 for name in libamdhip64.so libhiprtc.so; do
-    ln -sfn "$target/release/libamdhip64.so" "$rocm/lib/$name"
+  ln -sfn "$target/hip-sim/release/libamdhip64.so" "$rocm/lib/$name"
 done
+# What ROCm brings along for kernels: functions like `log`.
+if [ ! -e "$rocm/amdgcn/bitcode/ocml.bc" ]; then
+  rm -rf "$rocm/device-libs"
+  unpack_from_unstable "$rocm/device-libs" rocm-device-libs-21
+  ln -sfn "$rocm/device-libs/usr/lib/llvm-21/lib/clang/21/amdgcn/bitcode" "$rocm/amdgcn/bitcode"
+fi
 
 unset HIP_PATH
-export ROCM_PATH=$rocm
-exec "$@"
+export ROCM_PATH=$rocm BURN_FLASHINFER_TEST_DEVICES=${BURN_FLASHINFER_TEST_DEVICES:-rocm}
+# With an allocation for each tensor, the simulator sees where tensors end.
+export BURN_FLASHINFER_TEST_EXACT_ALLOCATIONS=1
+if (($# > 0)); then
+  exec "$@"
+fi
+
+cd "$root"
+features=(--no-default-features --features "${FEATURES:-flex,rocm,fusion}")
+cargo test --locked --package hip-sim --package hip-sim-runtime
+cargo test --locked "${features[@]}" --test ops
+cargo build --locked "${features[@]}" --example llama
+cargo test --locked "${features[@]}" --test llama every_device_writes_the_same

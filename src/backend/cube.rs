@@ -2,6 +2,8 @@
 //!
 //! Nothing is copied but a tensor whose last axis has gaps, or a page pool that has another owner.
 
+use std::fmt::Debug;
+
 use burn::backend::{
     DType,
     cubecl::dtype_to_storage_type,
@@ -12,17 +14,23 @@ use burn::tensor::Shape;
 use burn_cubecl::{
     CubeBackend, CubeDevice,
     cubecl::{ir::features::TypeUsage, prelude::TensorBinding},
-    kernel::into_contiguous,
+    kernel::{
+        into_contiguous,
+        matmul::{MatmulStrategy, matmul},
+    },
     tensor::CubeTensor,
 };
 use burn_flashinfer_kernels::{
-    self as kernels, Refusal,
+    self as kernels,
     append::{self, Append},
     attention::{self, Attention, Choice},
     merge::{self, Merge},
     norm::{self, RmsNorm},
     rope::{self, Rope},
 };
+use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
+use cubek::matmul::{launch::launch_ref, multi_level};
+use cubek::std::InputBinding;
 
 use crate::extension::{
     Attended, AttentionParams, Batch, FlashInferBackend, PagedIndex, RaggedIndex, RopeStyle,
@@ -183,8 +191,30 @@ impl FlashInferBackend for CubeBackend {
             return empty_like(&x, [rows, columns].into(), x.dtype);
         }
         // A view: Burn's product reads the weight column by column and accumulates f16 and bf16 in f32.
-        Self::float_matmul(x, Self::float_swap_dims(weight, 0, 1))
+        let weight = Self::float_swap_dims(weight, 0, 1);
+        matmul(x.clone(), weight.clone(), None, MatmulStrategy::default(), x.dtype)
+            .unwrap_or_else(|_| naive_matmul(x, weight, [rows, columns]))
     }
+}
+
+/// `x · weight`, slowly, for what Burn refuses: without autotuning it has one kernel, which for some shapes wants more
+/// shared memory (137 KB were seen) than a cube has on AMD's devices (64 KiB).
+fn naive_matmul(x: CubeTensor, weight: CubeTensor, shape: [usize; 2]) -> CubeTensor {
+    let product = empty_like(&x, shape.into(), x.dtype);
+    let element = dtype_to_storage_type(x.dtype);
+    let [lhs, rhs, out] = [element; 3];
+    let launched = launch_ref(
+        &multi_level::Strategy::Naive.into(),
+        &product.client,
+        InputBinding::new(x.binding(), lhs),
+        InputBinding::new(weight.binding(), rhs),
+        product.clone().binding(),
+        &mut MatmulElems::from_globals(&MatmulGlobalElems { lhs, rhs, out }),
+    );
+    if let Err(refusal) = launched {
+        refused(&refusal)
+    }
+    product
 }
 
 /// Ends a launch that the caller has checked already.
@@ -198,8 +228,8 @@ fn launched(result: kernels::Result<()>) {
 
 #[cold]
 #[allow(clippy::panic, reason = "see `launched`")]
-fn refused(refusal: &Refusal) -> ! {
-    panic!("a checked problem was refused: {refusal}")
+fn refused(refusal: &impl Debug) -> ! {
+    panic!("a checked problem was refused: {refusal:?}")
 }
 
 /// The tensor with the elements of its last axis side by side.

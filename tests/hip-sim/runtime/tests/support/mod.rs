@@ -1,6 +1,7 @@
 //! Loads the library that was built, the way CubeCL does: from `lib` under `ROCM_PATH`.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 pub use cubecl_hip_sys::*;
@@ -32,6 +33,31 @@ pub fn directory(name: &str) -> PathBuf {
     let _absent = std::fs::remove_dir_all(&directory);
     std::fs::create_dir_all(&directory).expect("the folder is made");
     directory
+}
+
+/// A code object for an architecture, without a bundle around it. Where no compiler is installed the tests that need one
+/// say so and pass.
+pub fn compile(source: &str, arch: &str) -> Option<Vec<u8>> {
+    let compilers = ["clang-23", "clang-22", "clang-21", "clang-20", "clang-19", "clang"];
+    let found = compilers.into_iter().find(|name| Command::new(name).arg("--version").output().is_ok());
+    let Some(compiler) = found else {
+        println!("skipped: none of {compilers:?} is installed");
+        return None;
+    };
+    let directory = directory(arch);
+    let (input, output) = (directory.join("kernel.hip"), directory.join("kernel.co"));
+    std::fs::write(&input, source).expect("the source is written");
+    let status = Command::new(compiler)
+        .args(["-x", "hip", "-nogpuinc", "-nogpulib", "--offload-device-only", "-O3"])
+        .args(["--no-gpu-bundle-output", "-mcode-object-version=5"])
+        .arg(format!("--offload-arch={arch}"))
+        .arg("-o")
+        .args([&output, &input])
+        .status();
+    assert!(status.expect("the compiler starts").success());
+    let image = std::fs::read(output).expect("the code object is there");
+    std::fs::remove_dir_all(directory).expect("the folder is removed");
+    Some(image)
 }
 
 /// Requires success of a call.
