@@ -52,6 +52,6 @@ fi
 cd "$root"
 features=(--no-default-features --features "${FEATURES:-flex,rocm,fusion}")
 cargo test --locked --package hip-sim --package hip-sim-runtime
-cargo test --locked "${features[@]}" --test ops
-cargo build --locked "${features[@]}" --example llama
-cargo test --locked "${features[@]}" --test llama every_device_writes_the_same
+cargo test --locked --workspace "${features[@]}" --test ops
+cargo build --locked --workspace "${features[@]}" --example llama
+cargo test --locked --workspace "${features[@]}" --test llama every_device_writes_the_same
