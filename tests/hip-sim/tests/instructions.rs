@@ -182,7 +182,7 @@ fn fp8_conversions_are_those_of_the_fnuz_formats() {
             let rounded = (value / step).round_ties_even() * step;
             if rounded.abs() > max { f64::NAN } else { rounded }
         };
-        let agree = |bits: u32, format: hip_sim::float::Small, expected: f64| {
+        let agree = |bits: u32, format: hip_sim::float::Format, expected: f64| {
             let value = format.decode(bits & 0xff);
             value == expected || value.is_nan() && expected.is_nan()
         };

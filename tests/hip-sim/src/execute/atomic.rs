@@ -1,7 +1,7 @@
 //! What an atomic writes, given what it finds.
 
 use crate::decode::AtomicOp;
-use crate::float::{BF16, F16, Rounding, Small};
+use crate::float::{BF16, F16, Format, Rounding};
 
 use super::{double, single};
 
@@ -48,7 +48,7 @@ fn float(old: u64, data: u64, f: impl Fn(f32, f32) -> f32) -> u64 {
     f(f32::from_bits(old as u32), f32::from_bits(data as u32)).to_bits().into()
 }
 
-fn pair(old: u64, data: u64, format: Small) -> u64 {
+fn pair(old: u64, data: u64, format: Format) -> u64 {
     let sum = |shift: u32| {
         let half = |value: u64| format.decode((value >> shift) as u32 & 0xffff);
         u64::from(format.encode(half(old) + half(data), Rounding::NearestEven, false)) << shift

@@ -2,7 +2,7 @@
 
 use crate::decode::Op::*;
 use crate::decode::{Instruction, Select};
-use crate::float::{BF8, F16, FP8, Rounding, Small};
+use crate::float::{BF8, F16, FP8, Format, Rounding};
 use crate::wave::{Lanes, Wave};
 
 /// MODE.FP16_OVFL: conversions to fp8 saturate.
@@ -144,7 +144,7 @@ impl Wave {
     }
 
     /// SDWA has chosen the byte already; without it op_sel does, its two bits swapped.
-    fn widen(&mut self, i: &Instruction, format: Small) {
+    fn widen(&mut self, i: &Instruction, format: Format) {
         let byte = match i.select {
             Select::Sdwa(_) => 0,
             _ => (i.op_sel & 1) << 1 | i.op_sel >> 1 & 1,
@@ -153,7 +153,7 @@ impl Wave {
         self.finish32(i, values);
     }
 
-    fn widen_pair(&mut self, i: &Instruction, format: Small) {
+    fn widen_pair(&mut self, i: &Instruction, format: Format) {
         let shift = if i.op_sel & 1 == 1 { 16 } else { 0 };
         let decode = |a: u32| u64::from((format.decode(a & 0xff) as f32).to_bits());
         let values = self.source32(i, 0).map(|a| decode(a >> shift) | decode(a >> shift >> 8) << 32);
@@ -161,7 +161,7 @@ impl Wave {
     }
 
     /// Two values into one half of the destination; the other half stays.
-    fn narrow_pair(&mut self, i: &Instruction, format: Small) {
+    fn narrow_pair(&mut self, i: &Instruction, format: Format) {
         let saturate = self.mode & OVERFLOW_SATURATES != 0;
         let (a, b) = (self.float32(i, 0), self.float32(i, 1));
         let encode = |a: f32| format.encode(a.into(), Rounding::NearestEven, saturate);
@@ -170,7 +170,7 @@ impl Wave {
     }
 
     /// One value into one byte of the destination, rounded by the random bits of the second source.
-    fn narrow_stochastic(&mut self, i: &Instruction, format: Small) {
+    fn narrow_stochastic(&mut self, i: &Instruction, format: Format) {
         let saturate = self.mode & OVERFLOW_SATURATES != 0;
         let (a, random) = (self.float32(i, 0), self.source32(i, 1));
         let old = self.operand32(i.destination);
