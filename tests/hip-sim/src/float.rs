@@ -13,6 +13,9 @@ pub const F64: Format = Format { exponent: 11, mantissa: 52, fnuz: false };
 pub const F32: Format = Format { exponent: 8, mantissa: 23, fnuz: false };
 pub const F16: Format = Format { exponent: 5, mantissa: 10, fnuz: false };
 pub const BF16: Format = Format { exponent: 8, mantissa: 7, fnuz: false };
+/// The floats of 11 and 10 bits in packed buffer formats, which have no sign.
+pub const F11: Format = Format { exponent: 5, mantissa: 6, fnuz: false };
+pub const F10: Format = Format { exponent: 5, mantissa: 5, fnuz: false };
 /// E4M3 FNUZ.
 pub const FP8: Format = Format { exponent: 4, mantissa: 3, fnuz: true };
 /// E5M2 FNUZ.
