@@ -177,24 +177,37 @@ pub fn run_body(body: &str, words: &[u32]) -> Option<Vec<u32>> {
     Some(device.download(address, words.len()))
 }
 
-/// Runs code with each lane's inputs in v2..=v9; its outputs are what it leaves in v10..=v17, which hold
-/// 0xcccccccc before.
+/// Runs code with each lane's inputs in v2..=v9, which are also its first words at `v1` behind `s[0:1]`; its
+/// outputs are what it leaves in v10..=v17, which hold 0xcccccccc before.
 pub fn run(code: &str, inputs: impl Fn(usize) -> [u32; 8]) -> Option<Vec<[u32; 8]>> {
+    run_each(&[code.to_string()], inputs)?.pop()
+}
+
+/// Runs one code after the other as `run` does, each in memory of its own: the outputs of each.
+pub fn run_each(codes: &[String], inputs: impl Fn(usize) -> [u32; 8]) -> Option<Vec<Vec<[u32; 8]>>> {
+    const LANE: usize = 16;
     let mut memory = Vec::new();
-    for lane in 0..64 {
+    for lane in (0..codes.len()).flat_map(|_| 0..64) {
         memory.extend(inputs(lane));
         memory.extend([0xcccc_cccc; 8]);
     }
-    let mut body = String::from("v_lshlrev_b32 v1, 6, v0\n");
-    for n in 0..4 {
-        let first = 2 + 4 * n;
-        body += &format!("global_load_dwordx4 v[{first}:{}], v1, s[0:1] offset:{}\n", first + 3, 16 * n);
+    let mut body = String::new();
+    for code in codes {
+        body += "v_lshlrev_b32 v1, 6, v0\n";
+        for n in 0..4 {
+            let first = 2 + 4 * n;
+            body += &format!("global_load_dwordx4 v[{first}:{}], v1, s[0:1] offset:{}\n", first + 3, 16 * n);
+        }
+        body += &format!("s_waitcnt vmcnt(0)\n{code}\ns_mov_b64 exec, -1\n");
+        body += "global_store_dwordx4 v1, v[10:13], s[0:1] offset:32\n";
+        body += "global_store_dwordx4 v1, v[14:17], s[0:1] offset:48\n";
+        body += "s_add_u32 s0, s0, 0x1000\ns_addc_u32 s1, s1, 0\n";
     }
-    body += &format!("s_waitcnt vmcnt(0)\n{code}\ns_mov_b64 exec, -1\n");
-    body += "global_store_dwordx4 v1, v[10:13], s[0:1] offset:32\n";
-    body += "global_store_dwordx4 v1, v[14:17], s[0:1] offset:48\n";
-    let memory = run_body(&body, &memory)?;
-    Some(memory.chunks_exact(16).map(|lane| lane[8..].try_into().expect("eight")).collect())
+    let lanes: Vec<[u32; 8]> = run_body(&body, &memory)?
+        .chunks_exact(LANE)
+        .map(|lane| lane[8..].try_into().expect("eight"))
+        .collect();
+    Some(lanes.chunks_exact(64).map(<[_]>::to_vec).collect())
 }
 
 /// Inputs without pattern.
