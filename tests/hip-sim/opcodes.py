@@ -13,7 +13,7 @@ def words(value, count):
 
 # format -> (number of opcodes, list of functions opcode -> words); the first that disassembles wins.
 FORMATS = {
-    "Sop2": (96, [lambda o: [0x80000000 | o << 23 | 4 << 16 | 2 << 8 | 6]]),
+    "Sop2": (96, [lambda o: [0x80000000 | o << 23 | 4 << 16 | 2 << 8 | 6], lambda o: [0x80000000 | o << 23 | 2 << 8 | 6]]),
     "Sopk": (24, [lambda o: [0xB0000000 | o << 23 | 4 << 16 | 1], lambda o: [0xB0000000 | o << 23 | 1, LITERAL]]),
     "Sop1": (256, [lambda o: [0xBE800000 | 4 << 16 | o << 8 | 2], lambda o: [0xBE800000 | 4 << 16 | o << 8],
                    lambda o: [0xBE800000 | o << 8 | 2]]),

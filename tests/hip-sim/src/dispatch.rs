@@ -22,6 +22,8 @@ pub struct Checks {
     /// Waves end while others wait at a barrier, or wait at different ones. The hardware lets both pass:
     /// an ended wave counts as arrived.
     pub barriers: bool,
+    /// A lane pulls a value (`ds_bpermute_b32`, `ds_swizzle_b32`) from a lane that is off, which gives 0.
+    pub lanes: bool,
     /// Count LDS conflicts and memory segments.
     pub profile: bool,
     /// Most instructions of one wave; 0 for no limit.

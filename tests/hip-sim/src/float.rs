@@ -1,54 +1,123 @@
-//! The small float formats of gfx942 and the roundings into them.
+//! The float formats of gfx942 and the roundings into them.
 
-/// A binary float format of at most 16 bits.
+/// A binary float format of at most 64 bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Small {
+pub struct Format {
     exponent: u32,
     mantissa: u32,
     /// FNUZ: no infinity, no negative zero, and one NaN, which is where negative zero would be.
     fnuz: bool,
 }
 
-pub const F16: Small = Small { exponent: 5, mantissa: 10, fnuz: false };
-pub const BF16: Small = Small { exponent: 8, mantissa: 7, fnuz: false };
+pub const F64: Format = Format { exponent: 11, mantissa: 52, fnuz: false };
+pub const F32: Format = Format { exponent: 8, mantissa: 23, fnuz: false };
+pub const F16: Format = Format { exponent: 5, mantissa: 10, fnuz: false };
+pub const BF16: Format = Format { exponent: 8, mantissa: 7, fnuz: false };
+/// The floats of 11 and 10 bits in packed buffer formats, which have no sign.
+pub const F11: Format = Format { exponent: 5, mantissa: 6, fnuz: false };
+pub const F10: Format = Format { exponent: 5, mantissa: 5, fnuz: false };
 /// E4M3 FNUZ.
-pub const FP8: Small = Small { exponent: 4, mantissa: 3, fnuz: true };
+pub const FP8: Format = Format { exponent: 4, mantissa: 3, fnuz: true };
 /// E5M2 FNUZ.
-pub const BF8: Small = Small { exponent: 5, mantissa: 2, fnuz: true };
+pub const BF8: Format = Format { exponent: 5, mantissa: 2, fnuz: true };
 
 /// How a value between two representable ones is rounded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rounding {
     NearestEven,
+    Up,
+    Down,
     TowardZero,
     /// Adds these bits below the last kept one, then cuts: the top bits decide.
     Stochastic(u32),
 }
 
-impl Small {
+impl Rounding {
+    /// As a field of MODE says it.
+    pub fn of_mode(field: u32) -> Self {
+        match field & 3 {
+            0 => Self::NearestEven,
+            1 => Self::Up,
+            2 => Self::Down,
+            _ => Self::TowardZero,
+        }
+    }
+}
+
+/// A finite value, `significand * 2^exponent`, whose lowest bit may stand for everything below it.
+#[derive(Debug, Clone, Copy)]
+struct Exact {
+    negative: bool,
+    significand: u128,
+    exponent: i32,
+}
+
+impl Exact {
+    fn of(value: f64) -> Self {
+        let bits = value.to_bits();
+        let field = (bits >> 52 & 0x7ff) as i32;
+        let fraction = u128::from(bits & ((1 << 52) - 1));
+        let hidden = if field == 0 { 0 } else { 1 << 52 };
+        Self {
+            negative: value.is_sign_negative(),
+            significand: fraction | hidden,
+            exponent: field.max(1) - 1075,
+        }
+    }
+
+    fn times(self, other: Self) -> Self {
+        Self {
+            negative: self.negative != other.negative,
+            significand: self.significand * other.significand,
+            exponent: self.exponent + other.exponent,
+        }
+    }
+
+    /// The sum of two values of at most 106 bits that are not zero.
+    fn plus(self, other: Self) -> Self {
+        let top = |x: &Self| x.exponent - x.significand.leading_zeros() as i32;
+        let (large, small) = if top(&self) >= top(&other) { (self, other) } else { (other, self) };
+        // The larger one as far up as leaves room for a carry and a sign.
+        let room = large.significand.leading_zeros() - 2;
+        let (exponent, base) = (large.exponent - room as i32, (large.significand << room) as i128);
+        let down = exponent - small.exponent;
+        let addend = match down {
+            ..=0 => small.significand << -down,
+            1..=127 => {
+                let lost = small.significand & ((1 << down) - 1) != 0;
+                small.significand >> down | u128::from(lost)
+            }
+            _ => 1,
+        } as i128;
+        let sum = if large.negative == small.negative { base + addend } else { base - addend };
+        Self { negative: large.negative != (sum < 0), significand: sum.unsigned_abs(), exponent }
+    }
+}
+
+impl Format {
     const fn bias(self) -> i32 {
         (1 << (self.exponent - 1)) - if self.fnuz { 0 } else { 1 }
     }
 
-    const fn sign(self) -> u32 {
+    const fn sign(self) -> u64 {
         1 << (self.exponent + self.mantissa)
     }
 
     /// Bits of the largest finite value, without sign.
-    const fn largest(self) -> u32 {
+    const fn largest(self) -> u64 {
         if self.fnuz { self.sign() - 1 } else { (((1 << self.exponent) - 1) << self.mantissa) - 1 }
     }
 
-    const fn nan(self) -> u32 {
+    const fn nan(self) -> u64 {
         if self.fnuz { self.sign() } else { self.sign() - (1 << (self.mantissa - 1)) }
     }
 
-    /// The value as `f64`, which holds every value of every small format.
+    /// The value as `f64`, which holds every value of every format of at most 32 bits.
     pub fn decode(self, bits: u32) -> f64 {
         let exponent = (bits >> self.mantissa) & ((1 << self.exponent) - 1);
         let mantissa = bits & ((1 << self.mantissa) - 1);
-        let negative = bits & self.sign() != 0;
-        let magnitude = if self.fnuz && bits & (2 * self.sign() - 1) == self.sign() {
+        let sign = self.sign() as u32;
+        let magnitude = if self.fnuz && bits & (sign | (sign - 1)) == sign {
             f64::NAN
         } else if !self.fnuz && exponent == (1 << self.exponent) - 1 {
             if mantissa == 0 { f64::INFINITY } else { f64::NAN }
@@ -58,65 +127,102 @@ impl Small {
             f64::from(mantissa | 1 << self.mantissa)
                 * power_of_two(exponent as i32 - self.bias() - self.mantissa as i32)
         };
-        if negative { -magnitude } else { magnitude }
+        if bits & sign != 0 { -magnitude } else { magnitude }
     }
 
-    /// The nearest value; beyond the largest one infinity, or for FNUZ NaN, or with `saturate` the largest.
+    /// The rounded value of a format of at most 32 bits; beyond the largest one infinity, or for FNUZ NaN,
+    /// or with `saturate` the largest.
     pub fn encode(self, value: f64, rounding: Rounding, saturate: bool) -> u32 {
-        let bits = value.to_bits();
+        self.scale(value, 0, rounding, saturate) as u32
+    }
+
+    /// `value * 2^exponent`, rounded once.
+    pub fn scale(self, value: f64, exponent: i32, rounding: Rounding, saturate: bool) -> u64 {
+        if value == 0.0 || !value.is_finite() {
+            return self.special(value, saturate);
+        }
+        let exact = Exact::of(value);
+        let exponent = exact.exponent + exponent.clamp(-10_000, 10_000);
+        self.round(Exact { exponent, ..exact }, rounding, saturate)
+    }
+
+    /// `a * b + c`, rounded once.
+    pub fn fused(self, a: f64, b: f64, c: f64, rounding: Rounding, saturate: bool) -> u64 {
+        let product = a * b;
+        if !(a.is_finite() && b.is_finite() && c.is_finite()) {
+            return self.special(if a.is_finite() && b.is_finite() { c } else { product + c }, saturate);
+        }
+        if a == 0.0 || b == 0.0 {
+            // Zeros of both signs add up to +0, unless rounding is downward.
+            let opposite = c == 0.0 && product.is_sign_negative() != c.is_sign_negative();
+            let zero = if rounding == Rounding::Down { -0.0 } else { 0.0 };
+            return self.scale(if opposite { zero } else { c }, 0, rounding, saturate);
+        }
+        let product = Exact::of(a).times(Exact::of(b));
+        let sum = if c == 0.0 { product } else { product.plus(Exact::of(c)) };
+        if sum.significand == 0 {
+            return self.special(if rounding == Rounding::Down { -0.0 } else { 0.0 }, saturate);
+        }
+        self.round(sum, rounding, saturate)
+    }
+
+    /// Zero, infinity and NaN.
+    fn special(self, value: f64, saturate: bool) -> u64 {
         let sign = if value.is_sign_negative() { self.sign() } else { 0 };
         if value.is_nan() {
             return if self.fnuz { self.nan() } else { sign | self.nan() };
         }
-        let overflow = match (saturate, self.fnuz) {
-            (true, _) => sign | self.largest(),
-            (false, true) => self.nan(),
-            (false, false) => sign | (self.largest() + 1),
-        };
-        if value.is_infinite() {
-            return if self.fnuz || !saturate { overflow } else { sign | (self.largest() + 1) };
+        match (value == 0.0, self.fnuz, saturate) {
+            (true, false, _) => sign,
+            (true, true, _) => 0,
+            (false, false, _) => sign | (self.largest() + 1),
+            (false, true, false) => self.nan(),
+            (false, true, true) => sign | self.largest(),
         }
-        if value == 0.0 {
-            return if self.fnuz { 0 } else { sign };
-        }
-        // Denormals of f64 are far below every small format: their exponent just shifts all out.
-        let exponent = ((bits >> 52) & 0x7ff) as i32 - 1023;
-        let significand = (bits & ((1 << 52) - 1)) | 1 << 52;
+    }
+
+    fn round(self, exact: Exact, rounding: Rounding, saturate: bool) -> u64 {
+        let Exact { negative, significand, exponent } = exact;
+        let sign = if negative { self.sign() } else { 0 };
+        // The significand with its highest bit at the top, below which go the bits that are kept.
+        let zeros = significand.leading_zeros();
+        let (significand, exponent) = (significand << zeros, exponent - zeros as i32 + 127);
         let biased = exponent + self.bias();
         // Bits that fall off: more for a denormal result, whose exponent field stays 0.
-        let dropped = 52 - self.mantissa as i32 + if biased < 1 { 1 - biased } else { 0 };
-        let kept = if dropped > 63 { 0 } else { significand >> dropped };
-        let rest = if dropped > 63 { 0 } else { significand & ((1 << dropped) - 1) };
+        let dropped = 127 - self.mantissa as i32 + if biased < 1 { 1 - biased } else { 0 };
+        let (kept, rest, half) = match dropped {
+            ..=127 => (significand >> dropped, significand & ((1 << dropped) - 1), 1 << (dropped - 1)),
+            128 => (0, significand, 1 << 127),
+            // Less than half: how much less does not matter.
+            _ => (0, 1, 1 << 127),
+        };
         let up = match rounding {
-            _ if dropped > 63 => false,
-            Rounding::NearestEven => {
-                let half = 1u64 << (dropped - 1);
-                rest > half || (rest == half && kept & 1 == 1)
-            }
+            Rounding::NearestEven => rest > half || (rest == half && kept & 1 == 1),
+            Rounding::Up => rest != 0 && !negative,
+            Rounding::Down => rest != 0 && negative,
             Rounding::TowardZero => false,
             Rounding::Stochastic(random) => {
-                let random = if dropped >= 32 {
-                    u64::from(random) << (dropped - 32)
-                } else {
-                    u64::from(random) >> (32 - dropped)
-                };
-                rest + random >= 1 << dropped
+                let top = significand.checked_shr(dropped as u32 - 32).unwrap_or(0) & 0xffff_ffff;
+                top + u128::from(random) >> 32 != 0
             }
         };
         // The hidden bit and a carry out of the mantissa both add to the exponent field.
-        let magnitude = if biased < 1 {
-            kept + u64::from(up)
-        } else {
-            (((biased - 1) as u64) << self.mantissa) + kept + u64::from(up)
-        };
-        if magnitude > u64::from(self.largest()) {
-            return if rounding == Rounding::TowardZero && !self.fnuz {
-                sign | self.largest()
-            } else {
-                overflow
+        let hidden = if biased < 1 { 0 } else { (biased - 1) as u64 };
+        let magnitude = (u128::from(hidden) << self.mantissa) + kept + u128::from(up);
+        if magnitude > u128::from(self.largest()) {
+            let stays = match rounding {
+                Rounding::TowardZero => true,
+                Rounding::Up => negative,
+                Rounding::Down => !negative,
+                _ => false,
+            };
+            return match (saturate || stays && !self.fnuz, self.fnuz) {
+                (true, _) => sign | self.largest(),
+                (false, true) => self.nan(),
+                (false, false) => sign | (self.largest() + 1),
             };
         }
-        if magnitude == 0 && self.fnuz { 0 } else { sign | magnitude as u32 }
+        if magnitude == 0 && self.fnuz { 0 } else { sign | magnitude as u64 }
     }
 }
 
@@ -178,70 +284,4 @@ pub fn fma_f16(a: f32, b: f32, c: f32) -> u16 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_f16_survives_a_round_trip() {
-        for bits in 0..=u16::MAX {
-            let value = f16_to_f32(bits);
-            let general = F16.decode(bits.into());
-            assert!(f64::from(value) == general || value.is_nan() && general.is_nan(), "{bits:#x}");
-            if !value.is_nan() {
-                assert_eq!(f32_to_f16(value), bits);
-                assert_eq!(F16.encode(value.into(), Rounding::NearestEven, false), bits.into());
-            }
-        }
-    }
-
-    #[test]
-    fn f16_rounding_agrees_with_the_general_one() {
-        for high in 0..=u16::MAX {
-            for low in [0u32, 1, 0xfff, 0x1000, 0x1001, 0x1fff, 0x2000, 0x3000, 0xffff] {
-                let value = f32::from_bits(u32::from(high) << 16 | low);
-                if !value.is_nan() {
-                    let general = F16.encode(value.into(), Rounding::NearestEven, false);
-                    assert_eq!(u32::from(f32_to_f16(value)), general, "{value:e}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn every_fp8_survives_a_round_trip() {
-        for format in [FP8, BF8, BF16] {
-            for bits in 0..2 * format.sign() {
-                let value = format.decode(bits);
-                if !value.is_nan() {
-                    assert_eq!(format.encode(value, Rounding::NearestEven, false), bits);
-                }
-            }
-        }
-        assert_eq!(FP8.decode(0x7f), 240.0);
-        assert_eq!(BF8.decode(0x7f), 57344.0);
-        assert_eq!(FP8.decode(0x40), 1.0);
-        assert!(FP8.decode(0x80).is_nan());
-        assert_eq!(FP8.encode(1000.0, Rounding::NearestEven, false), 0x80);
-        assert_eq!(FP8.encode(-1000.0, Rounding::NearestEven, true), 0xff);
-    }
-
-    #[test]
-    fn fused_multiply_add_rounds_once() {
-        let mut state = 1u64;
-        let mut next = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            f32::from_bits((state >> 32) as u32)
-        };
-        for _ in 0..1_000_000 {
-            let (a, b, c) = (next(), next(), next());
-            let close = -a * b * (1.0 + f32::EPSILON);
-            for c in [c, close] {
-                let (ours, theirs) = (fma_f32(a, b, c), a.mul_add(b, c));
-                assert!(
-                    ours.to_bits() == theirs.to_bits() || ours.is_nan() && theirs.is_nan(),
-                    "{a:e} {b:e} {c:e}"
-                );
-            }
-        }
-    }
-}
+mod tests;

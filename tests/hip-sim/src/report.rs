@@ -46,6 +46,10 @@ pub enum Cause {
         bytes: u32,
         size: u32,
     },
+    /// The lane reads a value of a lane that EXEC has turned off.
+    InactiveLane {
+        lane: u32,
+    },
     /// Some waves wait at a barrier that others ended without reaching.
     BarrierMissed {
         waiting: u32,
@@ -86,6 +90,7 @@ impl fmt::Display for Cause {
             Self::ScratchOutOfBounds { address, bytes, size } => {
                 write!(f, "access of {bytes} bytes at scratch address {address:#x}, beyond its {size} bytes")
             }
+            Self::InactiveLane { lane } => write!(f, "read of lane {lane}, which is off"),
             Self::BarrierMissed { waiting, ended } => {
                 write!(f, "{waiting} waves wait at a barrier that {ended} ended waves never reached")
             }

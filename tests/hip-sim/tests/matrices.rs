@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Random, run_body};
-use hip_sim::float::{self, Rounding, Small};
+use hip_sim::float::{self, Format, Rounding};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Type {
@@ -33,7 +33,7 @@ impl Type {
     }
 
     fn bits(self, value: f64) -> u64 {
-        let small = |format: Small| format.encode(value, Rounding::NearestEven, false).into();
+        let small = |format: Format| format.encode(value, Rounding::NearestEven, false).into();
         match self {
             F16 => small(float::F16),
             Bf16 => small(float::BF16),

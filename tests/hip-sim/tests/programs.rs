@@ -180,6 +180,7 @@ fn a_workgroup_reduces_through_lds() {
         lds_races: true,
         lds_unwritten: true,
         barriers: true,
+        lanes: true,
         profile: true,
         instruction_limit: 1 << 20,
     };

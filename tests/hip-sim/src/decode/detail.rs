@@ -55,6 +55,13 @@ pub enum D16 {
 pub enum AtomicOp {
     Swap,
     CompareSwap,
+    /// Equal as floats.
+    CompareSwapFloat,
+    /// Clears the bits of the first operand, sets those of the second.
+    MaskedOr,
+    /// Subtracts the first operand from a value that is not below it, adds the second to others.
+    Wrap,
+    ConditionalSwap,
     Add,
     Sub,
     ReverseSub,
@@ -99,6 +106,30 @@ pub struct Transfer {
     pub pair_stride: u16,
 }
 
+/// A buffer access that converts between registers and the elements of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Formatted {
+    pub store: bool,
+    pub components: u8,
+    pub d16: D16,
+}
+
+/// Where a scalar access goes: offsets of the last are in units of 64 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Space {
+    Global,
+    Buffer,
+    Scratch,
+}
+
+/// What a scalar memory instruction moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScalarTransfer {
+    pub direction: Direction,
+    pub space: Space,
+    pub words: u8,
+}
+
 /// Element types of matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Element {
@@ -131,6 +162,8 @@ pub enum Detail {
     None,
     Compare(Compare),
     Transfer(Transfer),
+    Formatted(Formatted),
+    Scalar(ScalarTransfer),
     Matrix(Matrix),
 }
 
@@ -141,9 +174,13 @@ impl Detail {
             Format::Vopc => compare(name).map_or(Self::None, Self::Compare),
             Format::Vop3p if name.contains("mfma") => matrix(name).map_or(Self::None, Self::Matrix),
             Format::Vop3p if name.contains("smfmac") => matrix(name).map_or(Self::None, Self::Matrix),
+            Format::Mubuf | Format::Mtbuf if name.contains("_format_") => {
+                formatted(name).map_or(Self::None, Self::Formatted)
+            }
             Format::Flat | Format::Global | Format::Scratch | Format::Mubuf => {
                 name.split_once('_').and_then(|(_, rest)| transfer(rest)).map_or(Self::None, Self::Transfer)
             }
+            Format::Smem => scalar(name).map_or(Self::None, Self::Scalar),
             Format::Ds => name.strip_prefix("ds_").and_then(lds).map_or(Self::None, Self::Transfer),
             _ => Self::None,
         }
@@ -233,6 +270,34 @@ fn transfer(name: &str) -> Option<Transfer> {
     Some(Transfer { direction, bytes, signed, d16, to_lds, ..PLAIN })
 }
 
+/// `buffer_load_format_d16_xyz`.
+fn formatted(name: &str) -> Option<Formatted> {
+    let (verb, what) = name.split_once("_format_")?;
+    let (what, d16) = match what.strip_prefix("d16_hi_") {
+        Some(what) => (what, D16::High),
+        None => what.strip_prefix("d16_").map_or((what, D16::No), |what| (what, D16::Low)),
+    };
+    Some(Formatted { store: verb.ends_with("store"), components: what.len() as u8, d16 })
+}
+
+/// `s_load_dwordx2`, `s_buffer_atomic_add_x2`.
+fn scalar(name: &str) -> Option<ScalarTransfer> {
+    let name = name.strip_prefix("s_")?;
+    let (name, space) = match (name.strip_prefix("buffer_"), name.strip_prefix("scratch_")) {
+        (Some(name), _) => (name, Space::Buffer),
+        (_, Some(name)) => (name, Space::Scratch),
+        _ => (name, Space::Global),
+    };
+    let words = name.rsplit_once('x').and_then(|(_, count)| count.parse().ok()).unwrap_or(1);
+    let direction = match name.split_once('_')? {
+        ("load", _) => Direction::Load,
+        ("store", _) => Direction::Store,
+        ("atomic", what) => Direction::Atomic(atomic(what.trim_end_matches("_x2"))?),
+        _ => return None,
+    };
+    Some(ScalarTransfer { direction, space, words })
+}
+
 fn atomic(what: &str) -> Option<AtomicOp> {
     Some(match what {
         "swap" => AtomicOp::Swap,
@@ -269,13 +334,13 @@ fn lds(name: &str) -> Option<Transfer> {
     let signed = kind.starts_with('i');
     let bytes: u8 = kind.trim_start_matches(|c: char| c.is_alphabetic()).parse::<u8>().ok()? / 8;
     let pair_stride = match verb {
-        "read2" | "write2" => u16::from(bytes),
-        "read2st64" | "write2st64" => 64 * u16::from(bytes),
+        "read2" | "write2" | "wrxchg2" => u16::from(bytes),
+        "read2st64" | "write2st64" | "wrxchg2st64" => 64 * u16::from(bytes),
         _ => 0,
     };
     let direction = match (verb, kind) {
-        ("read" | "read2" | "read2st64", _) => Direction::Load,
-        ("write" | "write2" | "write2st64", _) => Direction::Store,
+        ("read" | "read2" | "read2st64" | "read_addtid", _) => Direction::Load,
+        ("write" | "write2" | "write2st64" | "write_addtid", _) => Direction::Store,
         ("pk_add", "f16") => return Some(packed(AtomicOp::AddPackedF16, returns)),
         ("pk_add", "bf16") => return Some(packed(AtomicOp::AddPackedBf16, returns)),
         ("add", "f32") => Direction::Atomic(AtomicOp::AddF32),
@@ -296,8 +361,12 @@ fn lds(name: &str) -> Option<Transfer> {
         ("and", _) => Direction::Atomic(AtomicOp::And),
         ("or", _) => Direction::Atomic(AtomicOp::Or),
         ("xor", _) => Direction::Atomic(AtomicOp::Xor),
-        ("wrxchg", _) => Direction::Atomic(AtomicOp::Swap),
+        ("wrxchg" | "wrxchg2" | "wrxchg2st64", _) => Direction::Atomic(AtomicOp::Swap),
         ("cmpst", "b32" | "b64") => Direction::Atomic(AtomicOp::CompareSwap),
+        ("cmpst", _) => Direction::Atomic(AtomicOp::CompareSwapFloat),
+        ("mskor", _) => Direction::Atomic(AtomicOp::MaskedOr),
+        ("wrap", _) => Direction::Atomic(AtomicOp::Wrap),
+        ("condxchg32", _) => Direction::Atomic(AtomicOp::ConditionalSwap),
         _ => return None,
     };
     Some(Transfer { direction, bytes, signed, d16, returns, pair_stride, ..PLAIN })

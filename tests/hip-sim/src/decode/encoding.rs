@@ -91,6 +91,7 @@ impl Instruction {
             sc0: false,
             lds: false,
             indexed: false,
+            element: 0,
             offset_enable: false,
             select: Select::Whole,
             detail,
@@ -159,6 +160,7 @@ impl Instruction {
         let mut i = Self::new(Format::Smem, bits(word, 25, 18), 2)?;
         i.destination = scalar(bits(word, 12, 6));
         i.source[0] = scalar(bits(word, 5, 0) << 1);
+        i.sc0 = bits(word, 16, 16) == 1;
         let (immediate, soffset) = (bits(word, 17, 17) == 1, bits(word, 14, 14) == 1);
         if immediate {
             i.immediate = signed(bits(second, 20, 0), 21);
@@ -389,6 +391,7 @@ impl Instruction {
 
     fn mtbuf(word: u32, second: u32) -> Option<Self> {
         let mut i = Self::new(Format::Mtbuf, bits(word, 18, 15), 2)?;
+        i.element = bits(word, 25, 19) as u8;
         i.buffer(word, second)?;
         Some(i)
     }

@@ -5,7 +5,10 @@ mod encoding;
 
 use crate::profile::Class;
 
-pub use detail::{AtomicOp, Compare, D16, Detail, Direction, Element, Matrix, Number, Relation, Transfer};
+pub use detail::{
+    AtomicOp, Compare, D16, Detail, Direction, Element, Formatted, Matrix, Number, Relation, ScalarTransfer,
+    Space, Transfer,
+};
 
 macro_rules! opcodes {
     ($($format:ident { $($code:literal $name:ident,)* })*) => {
@@ -19,6 +22,9 @@ macro_rules! opcodes {
         pub enum Format { $($format,)* }
 
         impl Op {
+            /// All of them, with the encoding each has and its number there.
+            pub const ALL: &[(Format, u32, Self)] = &[$($((Format::$format, $code, Self::$name),)*)*];
+
             /// The mnemonic.
             pub fn name(self) -> &'static str {
                 match self { $($(Self::$name => stringify!($name),)*)* }
@@ -56,6 +62,17 @@ pub enum Operand {
     Vccz,
     Execz,
     Scc,
+}
+
+impl Operand {
+    /// The vector register `count` after this one.
+    pub fn after(self, count: u8) -> Self {
+        match self {
+            Self::Vector(register) => Self::Vector(register.wrapping_add(count)),
+            Self::Accumulator(register) => Self::Accumulator(register.wrapping_add(count)),
+            other => other,
+        }
+    }
 }
 
 /// Data-parallel primitives: which lane a lane reads its first source from.
@@ -113,6 +130,8 @@ pub struct Instruction {
     pub sc0: bool,
     pub lds: bool,
     pub indexed: bool,
+    /// MTBUF: the data format, and above its four bits the number format.
+    pub element: u8,
     pub offset_enable: bool,
     pub select: Select,
     pub detail: Detail,

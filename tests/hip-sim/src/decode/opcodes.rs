@@ -9,9 +9,9 @@ opcodes! {
         0x17 s_nand_b64, 0x18 s_nor_b32, 0x19 s_nor_b64, 0x1a s_xnor_b32, 0x1b s_xnor_b64, 0x1c s_lshl_b32,
         0x1d s_lshl_b64, 0x1e s_lshr_b32, 0x1f s_lshr_b64, 0x20 s_ashr_i32, 0x21 s_ashr_i64, 0x22 s_bfm_b32,
         0x23 s_bfm_b64, 0x24 s_mul_i32, 0x25 s_bfe_u32, 0x26 s_bfe_i32, 0x27 s_bfe_u64, 0x28 s_bfe_i64,
-        0x2a s_absdiff_i32, 0x2c s_mul_hi_u32, 0x2d s_mul_hi_i32, 0x2e s_lshl1_add_u32,
-        0x2f s_lshl2_add_u32, 0x30 s_lshl3_add_u32, 0x31 s_lshl4_add_u32, 0x32 s_pack_ll_b32_b16,
-        0x33 s_pack_lh_b32_b16, 0x34 s_pack_hh_b32_b16,
+        0x29 s_cbranch_g_fork, 0x2a s_absdiff_i32, 0x2b s_rfe_restore_b64, 0x2c s_mul_hi_u32,
+        0x2d s_mul_hi_i32, 0x2e s_lshl1_add_u32, 0x2f s_lshl2_add_u32, 0x30 s_lshl3_add_u32,
+        0x31 s_lshl4_add_u32, 0x32 s_pack_ll_b32_b16, 0x33 s_pack_lh_b32_b16, 0x34 s_pack_hh_b32_b16,
     }
     Sopk {
         0x0 s_movk_i32, 0x1 s_cmovk_i32, 0x2 s_cmpk_eq_i32, 0x3 s_cmpk_lg_i32, 0x4 s_cmpk_gt_i32,

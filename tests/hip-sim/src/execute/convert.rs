@@ -2,11 +2,8 @@
 
 use crate::decode::Op::*;
 use crate::decode::{Instruction, Select};
-use crate::float::{BF8, F16, FP8, Rounding, Small};
+use crate::float::{BF8, F16, FP8, Format, Rounding};
 use crate::wave::{Lanes, Wave};
-
-/// MODE.FP16_OVFL: conversions to fp8 saturate.
-const OVERFLOW_SATURATES: u32 = 1 << 23;
 
 impl Wave {
     /// Integer results from f32.
@@ -21,7 +18,7 @@ impl Wave {
     }
 
     /// f32 results from integers.
-    fn singles(&mut self, i: &Instruction, f: impl Fn(u32) -> f32) {
+    pub(super) fn singles(&mut self, i: &Instruction, f: impl Fn(u32) -> f32) {
         let values = self.source32(i, 0).map(f);
         self.finish32(i, values);
     }
@@ -117,19 +114,6 @@ impl Wave {
                 let values = std::array::from_fn(|lane| narrow(a[lane]) | narrow(b[lane]) << 16);
                 self.write32(i, &values);
             }
-            v_cvt_pk_u8_f32 => {
-                let (a, byte, old) = (self.float32(i, 0), self.source32(i, 1), self.source32(i, 2));
-                let values = std::array::from_fn(|lane| {
-                    let shift = 8 * (byte[lane] & 3);
-                    old[lane] & !(0xff << shift) | u32::from(a[lane].round_ties_even() as u8) << shift
-                });
-                self.write32(i, &values);
-            }
-            v_sat_pk_u8_i16 => {
-                let clamp = |a: u32| (a as i16).clamp(0, 255) as u32;
-                let values = self.source32(i, 0).map(|a| clamp(a) | clamp(a >> 16) << 8);
-                self.write32(i, &values);
-            }
             v_cvt_f32_fp8 => self.widen(i, FP8),
             v_cvt_f32_bf8 => self.widen(i, BF8),
             v_cvt_pk_f32_fp8 => self.widen_pair(i, FP8),
@@ -144,7 +128,7 @@ impl Wave {
     }
 
     /// SDWA has chosen the byte already; without it op_sel does, its two bits swapped.
-    fn widen(&mut self, i: &Instruction, format: Small) {
+    fn widen(&mut self, i: &Instruction, format: Format) {
         let byte = match i.select {
             Select::Sdwa(_) => 0,
             _ => (i.op_sel & 1) << 1 | i.op_sel >> 1 & 1,
@@ -153,7 +137,7 @@ impl Wave {
         self.finish32(i, values);
     }
 
-    fn widen_pair(&mut self, i: &Instruction, format: Small) {
+    fn widen_pair(&mut self, i: &Instruction, format: Format) {
         let shift = if i.op_sel & 1 == 1 { 16 } else { 0 };
         let decode = |a: u32| u64::from((format.decode(a & 0xff) as f32).to_bits());
         let values = self.source32(i, 0).map(|a| decode(a >> shift) | decode(a >> shift >> 8) << 32);
@@ -161,8 +145,8 @@ impl Wave {
     }
 
     /// Two values into one half of the destination; the other half stays.
-    fn narrow_pair(&mut self, i: &Instruction, format: Small) {
-        let saturate = self.mode & OVERFLOW_SATURATES != 0;
+    fn narrow_pair(&mut self, i: &Instruction, format: Format) {
+        let saturate = self.saturates();
         let (a, b) = (self.float32(i, 0), self.float32(i, 1));
         let encode = |a: f32| format.encode(a.into(), Rounding::NearestEven, saturate);
         let pairs: Lanes = std::array::from_fn(|lane| encode(a[lane]) | encode(b[lane]) << 8);
@@ -170,8 +154,8 @@ impl Wave {
     }
 
     /// One value into one byte of the destination, rounded by the random bits of the second source.
-    fn narrow_stochastic(&mut self, i: &Instruction, format: Small) {
-        let saturate = self.mode & OVERFLOW_SATURATES != 0;
+    fn narrow_stochastic(&mut self, i: &Instruction, format: Format) {
+        let saturate = self.saturates();
         let (a, random) = (self.float32(i, 0), self.source32(i, 1));
         let old = self.operand32(i.destination);
         let shift = 8 * (i.op_sel >> 2 & 3);

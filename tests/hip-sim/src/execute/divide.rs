@@ -3,7 +3,6 @@
 use super::single::ldexp;
 use crate::decode::Instruction;
 use crate::decode::Op::*;
-use crate::float::fma_f32;
 use crate::wave::{LANES, Wave};
 
 /// What the steps need to know of a format.
@@ -115,9 +114,9 @@ impl Wave {
             }
             v_div_fmas_f32 => {
                 let [a, b, c] = [0, 1, 2].map(|n| self.float32(i, n));
-                let vcc = self.vcc();
+                let (vcc, fused) = (self.vcc(), self.fused32());
                 let values = std::array::from_fn(|lane| {
-                    let sum = fma_f32(a[lane], b[lane], c[lane]);
+                    let sum = fused(a[lane], b[lane], c[lane]);
                     if vcc >> lane & 1 == 0 {
                         return sum;
                     }
@@ -127,10 +126,11 @@ impl Wave {
             }
             v_div_fmas_f64 => {
                 let [a, b, c] = [0, 1, 2].map(|n| self.float64(i, n));
-                let vcc = self.vcc();
+                let (vcc, directed) = (self.vcc(), self.directed64());
                 let values = std::array::from_fn(|lane| {
-                    let sum = a[lane].mul_add(b[lane], c[lane]);
-                    if vcc >> lane & 1 == 0 { sum } else { ldexp(sum, DOUBLE.unscale(c[lane])) }
+                    let [a, b, c] = [a[lane], b[lane], c[lane]];
+                    let sum = directed.map_or_else(|| a.mul_add(b, c), |directed| directed.fused(a, b, c));
+                    if vcc >> lane & 1 == 0 { sum } else { ldexp(sum, DOUBLE.unscale(c)) }
                 });
                 self.finish64(i, values);
             }

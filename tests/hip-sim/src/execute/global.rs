@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::atomic::updated;
-use super::lds::{to_bytes, words};
+use super::lds::{extended, to_bytes, words};
 use super::{Group, Outcome, unsupported};
 use crate::decode::{AtomicOp, Detail, Direction, Format, Instruction, Transfer};
 use crate::report::{Cause, Violation};
@@ -71,7 +71,7 @@ impl Wave {
         let (shared, private) = (aperture(SHARED_APERTURE), aperture(PRIVATE_APERTURE));
         let low = addresses.map(|address| address as u32);
         self.shared(group, i, &transfer, &low, shared)?;
-        self.private(i, &transfer, &low, private)?;
+        self.private(group, i, &transfer, &low, private)?;
         self.transfer(group, i, &transfer, &addresses, exec & !shared & !private)
     }
 
@@ -134,8 +134,7 @@ impl Wave {
                     // SAFETY: the memory vouches for `bytes` bytes at the address; at most 16.
                     unsafe { std::ptr::copy_nonoverlapping(pointer, raw.as_mut_ptr(), bytes as usize) };
                     if transfer.to_lds || i.lds {
-                        let at = self.lds_base() + i.immediate as u32 + 4 * lane as u32;
-                        group.lds.write(self.index, at, bytes, words(raw)).map_err(fail)?;
+                        self.bypass(group, i, lane, extended(transfer, words(raw)[0])).map_err(fail)?;
                     } else {
                         self.deliver(target, lane, transfer, words(raw));
                     }
@@ -251,20 +250,29 @@ impl Wave {
         Ok(())
     }
 
+    /// Loads of a word per lane that go to LDS: one after the other, from where M0 says.
+    pub(super) fn bypass(
+        &self,
+        group: &mut Group,
+        i: &Instruction,
+        lane: usize,
+        value: u32,
+    ) -> Result<(), Cause> {
+        let at = self.lds_base().wrapping_add(i.immediate as u32).wrapping_add(4 * lane as u32);
+        group.lds.write(self.index, at, 4, [value, 0, 0, 0])
+    }
+
     fn scratch(&mut self, group: &mut Group, i: &Instruction, transfer: &Transfer) -> Outcome {
-        if transfer.to_lds {
-            return Err(unsupported("scratch into LDS"));
-        }
-        let _ = group;
         let base = self.uniform32(i.source[2]).wrapping_add(i.immediate as u32);
         let addresses = self.operand32(i.source[0]).map(|address| address.wrapping_add(base));
         let exec = self.exec();
-        self.private(i, transfer, &addresses, exec)
+        self.private(group, i, transfer, &addresses, exec)
     }
 
     /// SCRATCH, or FLAT into the private segment.
     fn private(
         &mut self,
+        group: &mut Group,
         i: &Instruction,
         transfer: &Transfer,
         addresses: &[u32; LANES],
@@ -285,7 +293,12 @@ impl Wave {
             match transfer.direction {
                 Direction::Load => {
                     raw[..bytes as usize].copy_from_slice(&self.scratch[range]);
-                    self.deliver(target, lane, transfer, words(raw));
+                    if transfer.to_lds {
+                        let fail = |cause: Cause| Violation { lane: Some(lane as u32), cause };
+                        self.bypass(group, i, lane, extended(transfer, words(raw)[0])).map_err(fail)?;
+                    } else {
+                        self.deliver(target, lane, transfer, words(raw));
+                    }
                 }
                 Direction::Store => {
                     raw = to_bytes(self.datum(data, lane, transfer));
@@ -311,7 +324,7 @@ impl Wave {
 ///
 /// # Safety
 /// The bytes may be read and written, and the pointer is aligned to them.
-unsafe fn exchange(pointer: *mut u8, wide: bool, f: impl Fn(u64) -> u64) -> u64 {
+pub(super) unsafe fn exchange(pointer: *mut u8, wide: bool, f: impl Fn(u64) -> u64) -> u64 {
     if wide {
         // SAFETY: promised by the caller.
         let atomic = unsafe { AtomicU64::from_ptr(pointer.cast()) };

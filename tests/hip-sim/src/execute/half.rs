@@ -1,49 +1,67 @@
 //! f16 arithmetic. Sums, products and quotients are computed in f32: its 24 bits are enough that
 //! rounding twice is rounding once.
 
+use super::mode::INPUT_16_64;
 use super::single::{frexp, ldexp, maximum, median, minimum, turns};
+use super::vector::flushed16;
 use crate::decode::Instruction;
 use crate::decode::Op::*;
 use crate::float::{f16_to_f32, f32_to_f16, fma_f16};
 use crate::wave::Wave;
 
 impl Wave {
-    fn unary16(&mut self, i: &Instruction, f: impl Fn(f32) -> f32) {
+    pub(super) fn unary16(&mut self, i: &Instruction, f: impl Fn(f32) -> f32) {
         let a = self.float16(i, 0);
         self.finish16(i, a.map(f));
     }
 
-    fn binary16(&mut self, i: &Instruction, f: impl Fn(f32, f32) -> f32) {
+    pub(super) fn binary16(&mut self, i: &Instruction, f: impl Fn(f32, f32) -> f32) {
         let (a, b) = (self.float16(i, 0), self.float16(i, 1));
         self.finish16(i, std::array::from_fn(|lane| f(a[lane], b[lane])));
     }
 
-    fn ternary16(&mut self, i: &Instruction, f: impl Fn(f32, f32, f32) -> f32) {
+    pub(super) fn ternary16(&mut self, i: &Instruction, f: impl Fn(f32, f32, f32) -> f32) {
         let (a, b, c) = (self.float16(i, 0), self.float16(i, 1), self.float16(i, 2));
         self.finish16(i, std::array::from_fn(|lane| f(a[lane], b[lane], c[lane])));
     }
 
+    /// A function of two sources and the old destination.
+    pub(super) fn accumulate16(&mut self, i: &Instruction, f: impl Fn(f32, f32, f32) -> f32) {
+        let (a, b) = (self.float16(i, 0), self.float16(i, 1));
+        let c = self.operand32(i.destination).map(self.half_input());
+        self.finish16(i, std::array::from_fn(|lane| f(a[lane], b[lane], c[lane])));
+    }
+
+    pub(super) fn scaled16(&mut self, i: &Instruction, f: impl Fn(f64, i32) -> f64) {
+        let (a, exponent) = (self.float16(i, 0), self.source16(i, 1));
+        let scaled = |lane: usize| f(a[lane].into(), (exponent[lane] as i16).into()) as f32;
+        self.finish16(i, std::array::from_fn(scaled));
+    }
+
+    /// The f16 in the low half of a source as MODE has it read.
+    pub(super) fn half_input(&self) -> impl Fn(u32) -> f32 + use<> {
+        let flush = !self.keeps(INPUT_16_64);
+        move |bits| f16_to_f32(if flush { flushed16(bits as u16) } else { bits as u16 })
+    }
+
     pub(super) fn half(&mut self, i: &Instruction) -> bool {
+        let ieee = self.ieee();
         let k = f16_to_f32(i.immediate as u16);
         match i.op {
             v_add_f16 => self.binary16(i, |a, b| a + b),
             v_sub_f16 => self.binary16(i, |a, b| a - b),
             v_subrev_f16 => self.binary16(i, |a, b| b - a),
             v_mul_f16 => self.binary16(i, |a, b| a * b),
-            v_min_f16 => self.binary16(i, minimum),
-            v_max_f16 => self.binary16(i, maximum),
+            v_min_f16 => self.binary16(i, |a, b| minimum(ieee, a, b)),
+            v_max_f16 => self.binary16(i, |a, b| maximum(ieee, a, b)),
             v_fma_f16 | v_fma_legacy_f16 => self.ternary16(i, fused),
             v_mad_f16 | v_mad_legacy_f16 => self.ternary16(i, unfused),
-            v_mac_f16 => {
-                let c = self.operand32(i.destination).map(|bits| f16_to_f32(bits as u16));
-                let (a, b) = (self.float16(i, 0), self.float16(i, 1));
-                self.finish16(i, std::array::from_fn(|lane| unfused(a[lane], b[lane], c[lane])));
-            }
+            v_mac_f16 => self.accumulate16(i, unfused),
             v_madmk_f16 => self.binary16(i, |a, b| unfused(a, k, b)),
             v_madak_f16 => self.binary16(i, |a, b| unfused(a, b, k)),
-            v_min3_f16 => self.ternary16(i, |a, b, c| minimum(minimum(a, b), c)),
-            v_max3_f16 => self.ternary16(i, |a, b, c| maximum(maximum(a, b), c)),
-            v_med3_f16 => self.ternary16(i, median),
+            v_min3_f16 => self.ternary16(i, |a, b, c| minimum(ieee, minimum(ieee, a, b), c)),
+            v_max3_f16 => self.ternary16(i, |a, b, c| maximum(ieee, maximum(ieee, a, b), c)),
+            v_med3_f16 => self.ternary16(i, |a, b, c| median(ieee, a, b, c)),
             v_trunc_f16 => self.unary16(i, f32::trunc),
             v_ceil_f16 => self.unary16(i, f32::ceil),
             v_floor_f16 => self.unary16(i, f32::floor),
@@ -54,27 +72,19 @@ impl Wave {
                 let exponents = self.float16(i, 0).map(|a| frexp(a.into()).1 as u32 & 0xffff);
                 self.write16(i, &exponents);
             }
-            v_exp_f16 => self.unary16(i, f32::exp2),
+            // What overflows f16 must not become an infinity of f32.
+            v_exp_f16 => self.unary16(i, |a| if a.is_finite() { a.min(64.0) } else { a }.exp2()),
             v_log_f16 => self.unary16(i, f32::log2),
             v_rcp_f16 => self.unary16(i, |a| 1.0 / a),
             v_rsq_f16 => self.unary16(i, |a| (1.0 / f64::from(a).sqrt()) as f32),
             v_sqrt_f16 => self.unary16(i, f32::sqrt),
             v_sin_f16 => self.unary16(i, |a| turns(a.into(), f64::sin, 0.0) as f32),
             v_cos_f16 => self.unary16(i, |a| turns(a.into(), f64::cos, 1.0) as f32),
-            v_ldexp_f16 => {
-                let (a, exponent) = (self.float16(i, 0), self.source16(i, 1));
-                // In f32 the result may be a denormal of f16 only; f32 holds it exactly.
-                let scaled = std::array::from_fn(|lane| {
-                    ldexp(a[lane].into(), (exponent[lane] as i16).clamp(-60, 60).into()) as f32
-                });
-                self.finish16(i, scaled);
-            }
+            // Beyond 60 all is lost or too large in any case, and f32 holds the scaled value exactly.
+            v_ldexp_f16 => self.scaled16(i, |a, exponent| ldexp(a, exponent.clamp(-60, 60))),
             v_pack_b32_f16 => {
-                let (a, b) = (self.float16(i, 0), self.float16(i, 1));
-                let packed = std::array::from_fn(|lane| {
-                    u32::from(f32_to_f16(a[lane])) | u32::from(f32_to_f16(b[lane])) << 16
-                });
-                self.write32(i, &packed);
+                let [low, high] = [0, 1].map(|n| self.halves_of(&self.float16(i, n)));
+                self.write32(i, &std::array::from_fn(|lane| low[lane] | high[lane] << 16));
             }
             _ => return false,
         }

@@ -51,7 +51,10 @@ impl Wave {
             std::array::from_fn(|lane| f(a[lane].into(), b[lane].into(), carries >> lane & 1));
         let out = (0..LANES).fold(0, |mask, lane| mask | (wide[lane] >> 32 & 1) << lane);
         let mask = self.write_mask(i);
-        self.write32(i, &wide.map(|value| value as u32));
+        // Beyond the range lies a small carry of a sum, or the large one of a difference.
+        let limit = |value: u64| if value >> 33 == 0 { u32::MAX } else { 0 };
+        let narrow = |value: u64| if i.clamp && value >> 32 != 0 { limit(value) } else { value as u32 };
+        self.write32(i, &wide.map(narrow));
         self.set_scalar64(i.scalar_destination.into(), out & mask);
     }
 
@@ -85,6 +88,7 @@ impl Wave {
             v_mul_hi_i32_i24 => {
                 self.binary(i, |a, b| (i64::from(signed24(a)) * i64::from(signed24(b)) >> 32) as u32);
             }
+            v_mad_u32_u24 | v_mad_i32_i24 | v_mad_u32_u16 | v_mad_i32_i16 if i.clamp => self.saturating(i),
             v_mad_u32_u24 => {
                 self.ternary(i, |a, b, c| low24(a).wrapping_mul(low24(b)).wrapping_add(c));
             }
@@ -142,13 +146,6 @@ impl Wave {
             v_and_or_b32 => self.ternary(i, |a, b, c| a & b | c),
             v_or3_b32 => self.ternary(i, |a, b, c| a | b | c),
             v_xad_u32 => self.ternary(i, |a, b, c| (a ^ b).wrapping_add(c)),
-            v_sad_u32 => self.ternary(i, |a, b, c| a.abs_diff(b).wrapping_add(c)),
-            v_sad_u8 => self.ternary(i, |a, b, c| byte_difference(a, b).wrapping_add(c)),
-            v_sad_hi_u8 => self.ternary(i, |a, b, c| (byte_difference(a, b) << 16).wrapping_add(c)),
-            v_sad_u16 => self.ternary(i, |a, b, c| {
-                let high = (a >> 16).abs_diff(b >> 16);
-                (a & 0xffff).abs_diff(b & 0xffff).wrapping_add(high).wrapping_add(c)
-            }),
             v_mad_u32_u16 => {
                 let (a, b, c) = (self.source16(i, 0), self.source16(i, 1), self.source32(i, 2));
                 self.write32(i, &std::array::from_fn(|lane| (a[lane] * b[lane]).wrapping_add(c[lane])));
@@ -169,7 +166,11 @@ impl Wave {
                         u64::from(a[lane]) * u64::from(b[lane])
                     };
                     let (sum, carry) = product.overflowing_add(c[lane]);
-                    values[lane] = sum;
+                    values[lane] = match (i.clamp, signed) {
+                        (false, _) => sum,
+                        (true, true) => (product as i64).saturating_add(c[lane] as i64) as u64,
+                        (true, false) => product.saturating_add(c[lane]),
+                    };
                     carries |= u64::from(carry) << lane;
                 }
                 let mask = self.write_mask(i);
@@ -190,6 +191,25 @@ impl Wave {
             _ => return self.short(i),
         }
         true
+    }
+
+    /// Products and sums that stop at the ends of the range.
+    fn saturating(&mut self, i: &Instruction) {
+        let source = |n: usize| match i.op {
+            v_mad_u32_u24 => self.source32(i, n).map(|a| low24(a).into()),
+            v_mad_i32_i24 => self.source32(i, n).map(|a| signed24(a).into()),
+            v_mad_u32_u16 => self.source16(i, n).map(i64::from),
+            _ => self.source16(i, n).map(|a| i64::from(a as i16)),
+        };
+        let (a, b, c): ([i64; LANES], [i64; LANES], _) = (source(0), source(1), self.source32(i, 2));
+        let signed = matches!(i.op, v_mad_i32_i24 | v_mad_i32_i16);
+        let values = std::array::from_fn(|lane| match signed {
+            true => {
+                (a[lane] * b[lane] + i64::from(c[lane] as i32)).clamp(i32::MIN.into(), i32::MAX.into()) as u32
+            }
+            false => (a[lane] * b[lane] + i64::from(c[lane])).min(u32::MAX.into()) as u32,
+        });
+        self.write32(i, &values);
     }
 
     /// 16-bit integers.
@@ -218,13 +238,25 @@ impl Wave {
             v_max3_u16 => self.short3(i, |a, b, c| a.max(b).max(c)),
             v_med3_i16 => self.short3(i, |a, b, c| median(a as i16, b as i16, c as i16) as u16),
             v_med3_u16 => self.short3(i, median),
-            v_mad_u16 | v_mad_i16 | v_mad_legacy_u16 | v_mad_legacy_i16 if !clamp => {
+            v_mad_u16 | v_mad_legacy_u16 if clamp => self.short3(i, mad_unsigned),
+            v_mad_i16 | v_mad_legacy_i16 if clamp => self.short3(i, mad_signed),
+            v_mad_u16 | v_mad_i16 | v_mad_legacy_u16 | v_mad_legacy_i16 => {
                 self.short3(i, |a, b, c| a.wrapping_mul(b).wrapping_add(c));
             }
             _ => return false,
         }
         true
     }
+}
+
+/// `a * b + c`, but no more than fits.
+pub(super) fn mad_unsigned(a: u16, b: u16, c: u16) -> u16 {
+    (u64::from(a) * u64::from(b) + u64::from(c)).min(0xffff) as u16
+}
+
+pub(super) fn mad_signed(a: u16, b: u16, c: u16) -> u16 {
+    let [a, b, c] = [a, b, c].map(|value| i64::from(value as i16));
+    (a * b + c).clamp(-0x8000, 0x7fff) as u16
 }
 
 fn low24(value: u32) -> u32 {
@@ -237,10 +269,6 @@ fn signed24(value: u32) -> i32 {
 
 fn median<T: Ord + Copy>(a: T, b: T, c: T) -> T {
     a.min(b).max(a.max(b).min(c))
-}
-
-fn byte_difference(a: u32, b: u32) -> u32 {
-    (0..4).map(|byte| (a >> (8 * byte) & 0xff).abs_diff(b >> (8 * byte) & 0xff)).sum()
 }
 
 /// Each byte of the selector picks a byte of `high:low`, a sign, 0x00 or 0xff.

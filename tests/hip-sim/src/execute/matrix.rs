@@ -3,14 +3,21 @@
 //! A lane holds one row of A, or column of B, and a run of the depth: lane = row + rows * (block + blocks *
 //! run). Of D it holds one column: with 32-bit elements rows come in fours, lane = column + rows * g where
 //! g counts the fours, round and round over the registers; with 64-bit elements they come one by one.
+//!
+//! Rounding is to the nearest even whatever MODE says, and only f32 inputs lose denormals where MODE asks for
+//! it. In which order, and with how many bits, the device adds the products of narrow types is not documented
+//! in full: here they and C are added in f64, in the order of the depth, and rounded once.
 
+use super::mode::INPUT_32;
+use super::vector::flushed32;
 use super::{Outcome, unsupported};
 use crate::decode::{Element, Instruction, Matrix, Operand};
-use crate::float::{BF8, FP8, bf16_to_f32, f16_to_f32, fma_f32};
+use crate::float::{BF8, F32, FP8, Rounding, bf16_to_f32, f16_to_f32, fma_f32};
 use crate::wave::{LANES, Wave, float64};
 
 /// Most elements of A or B, over all blocks, and of D.
-const INPUT: usize = 512;
+const DENSE: usize = 512;
+const SPARSE: usize = 1024;
 const OUTPUT: usize = 2048;
 
 /// Where a row of D begins: register (counted in elements) and lane, from which its columns follow.
@@ -30,19 +37,34 @@ fn place(matrix: &Matrix, block: usize, row: usize) -> (usize, usize) {
 impl Wave {
     pub(super) fn matrix(&mut self, i: &Instruction, matrix: Matrix) -> Outcome {
         if matrix.sparse {
-            return Err(unsupported("sparse matrix products"));
+            self.product::<true, SPARSE>(i, matrix)
+        } else {
+            self.product::<false, DENSE>(i, matrix)
         }
+    }
+
+    fn product<const IS_SPARSE: bool, const INPUT: usize>(
+        &mut self,
+        i: &Instruction,
+        matrix: Matrix,
+    ) -> Outcome {
         let Some(target) = self.register(i.destination) else { return Err(unsupported("MFMA")) };
         let (rows, depth, blocks) =
             (usize::from(matrix.rows), usize::from(matrix.depth), usize::from(matrix.blocks));
         let double = matrix.accumulator == Element::F64;
-        let [control, id, permutation] = i.broadcast;
+        // Those of a sparse product choose among the indices instead.
+        let [control, id, permutation] = if IS_SPARSE { [0; 3] } else { i.broadcast };
+        let addend = if IS_SPARSE { i.destination } else { i.source[2] };
         // For f64 the permutation bits negate A, B and C instead.
         let negate = if double { permutation } else { 0 };
         let permutation = if double { 0 } else { permutation };
         let (mut a, mut b) = ([0.0; INPUT], [0.0; INPUT]);
-        let put = |block, row, k, value| a[(block * rows + row) * depth + k] = value;
-        self.gather(i.source[0], matrix.a, &matrix, put, |lane| lane);
+        if IS_SPARSE {
+            self.gather_sparse(i, &matrix, |row, k, value| a[row * depth + k] += value);
+        } else {
+            let put = |block, row, k, value| a[(block * rows + row) * depth + k] = value;
+            self.gather(i.source[0], matrix.a, &matrix, put, |lane| lane);
+        }
         let put = |block, column, k, value| b[(block * depth + k) * rows + column] = value;
         self.gather(i.source[1], matrix.b, &matrix, put, |lane| match permutation {
             1 => lane % 32,
@@ -63,7 +85,7 @@ impl Wave {
             for row in 0..rows {
                 let (register, lane) = place(&matrix, block, row);
                 let sums = &mut sums[(block * rows + row) * rows..][..rows];
-                self.load_row(i.source[2], matrix.accumulator, register, lane, sums);
+                self.load_row(addend, matrix.accumulator, register, lane, sums);
                 if negate & 4 == 4 {
                     sums.iter_mut().for_each(|sum| *sum = -*sum);
                 }
@@ -137,6 +159,7 @@ impl Wave {
 
     /// A row of D, from `lane` on.
     fn store_row(&mut self, target: usize, element: Element, register: usize, lane: usize, row: &[f64]) {
+        let saturates = self.saturates();
         match element {
             Element::F64 => {
                 for (column, sum) in row.iter().enumerate() {
@@ -146,11 +169,19 @@ impl Wave {
             }
             Element::I32 => {
                 let lanes = &mut self.lanes_mut(target + register)[lane..];
-                lanes.iter_mut().zip(row).for_each(|(bits, &sum)| *bits = sum as i64 as u32);
+                if saturates {
+                    lanes.iter_mut().zip(row).for_each(|(bits, &sum)| *bits = sum as i32 as u32);
+                } else {
+                    lanes.iter_mut().zip(row).for_each(|(bits, &sum)| *bits = sum as i64 as u32);
+                }
             }
             _ => {
                 let lanes = &mut self.lanes_mut(target + register)[lane..];
                 lanes.iter_mut().zip(row).for_each(|(bits, &sum)| *bits = (sum as f32).to_bits());
+                if saturates {
+                    let finite = lanes.iter_mut().zip(row).filter(|(_, sum)| sum.is_finite());
+                    finite.for_each(|(bits, &sum)| *bits = F32.encode(sum, Rounding::NearestEven, true));
+                }
             }
         }
     }
@@ -178,6 +209,23 @@ impl Wave {
         }
     }
 
+    /// The elements of a sparse A. Each lane holds two of every four of its run, and their places in two bits
+    /// each: one set of several in a register.
+    fn gather_sparse(&self, i: &Instruction, matrix: &Matrix, mut put: impl FnMut(usize, usize, f64)) {
+        let rows = usize::from(matrix.rows);
+        let run = usize::from(matrix.depth) * rows / LANES;
+        let [first, set, _] = i.broadcast.map(usize::from);
+        let set = if first == 0 { set * run % 32 } else { 0 };
+        let places = self.operand32(i.source[2]);
+        for offset in 0..run / 2 {
+            let values = self.elements(i.source[0], matrix.a, offset);
+            for lane in 0..LANES {
+                let place = (places[lane] >> (set + 2 * offset) & 3) as usize;
+                put(lane % rows, lane / rows * run + offset / 2 * 4 + place, values[lane]);
+            }
+        }
+    }
+
     /// Element `index` of the ones each lane holds.
     fn elements(&self, operand: Operand, element: Element, index: usize) -> [f64; LANES] {
         let constant = || [self.uniform32(operand); LANES];
@@ -187,6 +235,9 @@ impl Wave {
         match element {
             Element::F16 => halves().map(|bits| f16_to_f32(bits).into()),
             Element::Bf16 => halves().map(|bits| bf16_to_f32(bits).into()),
+            Element::F32 if !self.keeps(INPUT_32) => {
+                word(index).map(|bits| f32::from_bits(flushed32(bits)).into())
+            }
             Element::F32 => word(index).map(|bits| f32::from_bits(bits).into()),
             Element::Xf32 => word(index).map(|bits| {
                 // 10 bits of mantissa, to nearest even.

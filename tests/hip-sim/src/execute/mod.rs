@@ -4,23 +4,31 @@ mod atomic;
 mod buffer;
 mod compare;
 mod convert;
+mod directed;
 mod divide;
 mod double;
+mod ds;
 mod flow;
+mod format;
 mod global;
 mod half;
 mod integer;
 mod lane;
 mod lds;
 mod matrix;
+mod media;
+mod mode;
 mod packed;
 mod scalar;
 mod scalar_memory;
 mod single;
+#[cfg(test)]
+mod tests;
 mod vector;
 
 pub use lds::Lds;
 
+use self::mode::VSKIP;
 use crate::decode::{Format, Instruction, Operand, Program};
 use crate::dispatch::Checks;
 use crate::memory::Memory;
@@ -44,13 +52,17 @@ impl Wave {
     /// Executes the instruction; `pc` is already past it.
     #[inline]
     pub fn execute(&mut self, group: &mut Group, i: &Instruction) -> Outcome {
-        if self.indexing && matches!(i.format, Format::Vop1 | Format::Vop2 | Format::Vopc | Format::Vop3) {
-            let i = self.indexed(i);
-            return if i.format == Format::Vopc { self.compare(&i) } else { self.vector(&i) };
+        if self.indexing || self.mode & VSKIP != 0 {
+            return self.execute_specially(group, i);
         }
+        self.execute_plainly(group, i)
+    }
+
+    #[inline]
+    fn execute_plainly(&mut self, group: &mut Group, i: &Instruction) -> Outcome {
         match i.format {
             Format::Sop1 => self.sop1(group, i),
-            Format::Sop2 => self.sop2(i),
+            Format::Sop2 => self.sop2(group, i),
             Format::Sopk => self.sopk(group, i),
             Format::Sopc => self.sopc(i),
             Format::Sopp => self.sopp(i),
@@ -61,6 +73,19 @@ impl Wave {
             Format::Ds => self.ds(group, i),
             Format::Flat | Format::Global | Format::Scratch => self.flat(group, i),
             Format::Mubuf | Format::Mtbuf => self.buffer(group, i),
+        }
+    }
+
+    /// Executes it with VGPRs indexed by M0, or skips it because it is a vector instruction.
+    fn execute_specially(&mut self, group: &mut Group, i: &Instruction) -> Outcome {
+        match i.format {
+            Format::Sop1 | Format::Sop2 | Format::Sopk | Format::Sopc | Format::Sopp | Format::Smem => {
+                self.execute_plainly(group, i)
+            }
+            _ if self.mode & VSKIP != 0 => Ok(()),
+            Format::Vop1 | Format::Vop2 | Format::Vop3 => self.vector(&self.indexed(i)),
+            Format::Vopc => self.compare(&self.indexed(i)),
+            _ => self.execute_plainly(group, i),
         }
     }
 
@@ -79,10 +104,16 @@ impl Wave {
 
     /// VOP1, VOP2 and VOP3, by the type they work on.
     fn vector(&mut self, i: &Instruction) -> Outcome {
-        if self.single(i) || self.integer(i) || self.half(i) || self.double(i) || self.convert(i) {
+        if self.directed(i)
+            || self.single(i)
+            || self.integer(i)
+            || self.half(i)
+            || self.double(i)
+            || self.convert(i)
+        {
             return Ok(());
         }
-        if self.lane(i) || self.divide(i) || self.dot(i) {
+        if self.lane(i) || self.divide(i) || self.dot(i) || self.media(i) {
             return Ok(());
         }
         Err(unsupported("no such vector instruction"))

@@ -1,17 +1,23 @@
 //! VOP3P: two values per register, dot products, mixed precision and accumulator moves.
 
 use super::half::fused;
+use super::integer::{mad_signed, mad_unsigned};
+use super::mode::{INPUT_32, OUTPUT_16_64, OUTPUT_32};
 use super::single::{maximum, minimum};
+use super::vector::flushed32;
 use super::{Outcome, unsupported};
 use crate::decode::Op::*;
 use crate::decode::{Detail, Format, Instruction, Operand};
-use crate::float::{f16_to_f32, f32_to_f16, fma_f32};
+use crate::float::{f16_to_f32, fma_f32};
 use crate::wave::{LANES, Lanes, Wave, float16};
 
 impl Wave {
     pub(super) fn packed(&mut self, i: &Instruction) -> Outcome {
         if let Detail::Matrix(matrix) = i.detail {
             return self.matrix(i, matrix);
+        }
+        if self.directed(i) {
+            return Ok(());
         }
         match i.op {
             v_accvgpr_read_b32 | v_accvgpr_write_b32 => {
@@ -31,14 +37,15 @@ impl Wave {
             }
             v_fma_mixlo_f16 | v_fma_mixhi_f16 => {
                 let mut values = self.mixed(i);
-                if i.clamp {
-                    values = values.map(|value| if value > 0.0 { value.min(1.0) } else { 0.0 });
+                if let Some(directed) = self.directed16() {
+                    values = values.map(|value| directed.scale(value.into(), 0) as f32);
                 }
-                let old = self.operand32(i.destination);
+                self.modified(i, OUTPUT_16_64, &mut values);
+                let (values, old) = (self.halves_of(&values), self.operand32(i.destination));
                 let high = i.op == v_fma_mixhi_f16;
-                let merged = std::array::from_fn(|lane| {
-                    let value = u32::from(f32_to_f16(values[lane]));
-                    if high { old[lane] & 0xffff | value << 16 } else { old[lane] & 0xffff_0000 | value }
+                let merged = std::array::from_fn(|lane| match high {
+                    true => old[lane] & 0xffff | values[lane] << 16,
+                    false => old[lane] & 0xffff_0000 | values[lane],
                 });
                 self.write32(i, &merged);
             }
@@ -57,30 +64,30 @@ impl Wave {
     }
 
     fn packed_float(&mut self, i: &Instruction) -> bool {
+        let ieee = self.ieee();
         match i.op {
             v_pk_fma_f16 => self.pairs16(i, fused),
             v_pk_add_f16 => self.pairs16(i, |a, b, _| a + b),
             v_pk_mul_f16 => self.pairs16(i, |a, b, _| a * b),
-            v_pk_min_f16 => self.pairs16(i, |a, b, _| minimum(a, b)),
-            v_pk_max_f16 => self.pairs16(i, |a, b, _| maximum(a, b)),
+            v_pk_min_f16 => self.pairs16(i, |a, b, _| minimum(ieee, a, b)),
+            v_pk_max_f16 => self.pairs16(i, |a, b, _| maximum(ieee, a, b)),
             _ => return false,
         }
         true
     }
 
-    fn pairs16(&mut self, i: &Instruction, f: impl Fn(f32, f32, f32) -> f32) {
+    pub(super) fn pairs16(&mut self, i: &Instruction, f: impl Fn(f32, f32, f32) -> f32) {
         let sources = [0, 1, 2].map(|n| self.halves(i, n));
+        let input = self.half_input();
         let result = |select: u8, negate: u8| -> Lanes {
             let [a, b, c] = std::array::from_fn(|n| {
                 let shift = 16 * u32::from(select >> n & 1);
-                let flip = u16::from(negate >> n & 1) << 15;
-                sources[n].map(|bits| f16_to_f32((bits >> shift) as u16 ^ flip))
+                let flip = u32::from(negate >> n & 1) << 15;
+                sources[n].map(|bits| input(bits >> shift ^ flip))
             });
             let mut values: [f32; LANES] = std::array::from_fn(|lane| f(a[lane], b[lane], c[lane]));
-            if i.clamp {
-                values = values.map(|value| if value > 0.0 { value.min(1.0) } else { 0.0 });
-            }
-            values.map(|value| f32_to_f16(value).into())
+            self.modified(i, OUTPUT_16_64, &mut values);
+            self.halves_of(&values)
         };
         let low = result(i.op_sel, i.negate);
         let high = result(i.op_sel_high, i.negate_high);
@@ -95,7 +102,9 @@ impl Wave {
             v_pk_sub_i16 if clamp => self.pairs(i, signed(i16::saturating_sub)),
             v_pk_add_u16 if clamp => self.pairs(i, |a, b, _| a.saturating_add(b)),
             v_pk_sub_u16 if clamp => self.pairs(i, |a, b, _| a.saturating_sub(b)),
-            v_pk_mad_i16 | v_pk_mad_u16 if !clamp => {
+            v_pk_mad_u16 if clamp => self.pairs(i, mad_unsigned),
+            v_pk_mad_i16 if clamp => self.pairs(i, mad_signed),
+            v_pk_mad_i16 | v_pk_mad_u16 => {
                 self.pairs(i, |a, b, c| a.wrapping_mul(b).wrapping_add(c));
             }
             v_pk_mul_lo_u16 => self.pairs(i, |a, b, _| a.wrapping_mul(b)),
@@ -136,23 +145,20 @@ impl Wave {
         values.map(|bits| bits ^ flip)
     }
 
-    fn pairs32(&mut self, i: &Instruction, f: impl Fn(f32, f32, f32) -> f32) {
-        let result = |wave: &Self, select, negate| -> Lanes {
-            let [a, b, c] = [0, 1, 2].map(|n| wave.pair32(i, n, negate, select).map(f32::from_bits));
-            std::array::from_fn(|lane| {
-                let value = f(a[lane], b[lane], c[lane]);
-                let value = if !i.clamp {
-                    value
-                } else if value > 0.0 {
-                    value.min(1.0)
-                } else {
-                    0.0
-                };
-                value.to_bits()
-            })
+    pub(super) fn pairs32(&mut self, i: &Instruction, f: impl Fn(f32, f32, f32) -> f32) {
+        let (flush_input, flush_output) = (!self.keeps(INPUT_32), !self.keeps(OUTPUT_32));
+        let result = |select, negate| -> Lanes {
+            let [a, b, c] = [0, 1, 2].map(|n| {
+                let bits = self.pair32(i, n, negate, select);
+                if flush_input { bits.map(flushed32) } else { bits }.map(f32::from_bits)
+            });
+            let mut values: [f32; LANES] = std::array::from_fn(|lane| f(a[lane], b[lane], c[lane]));
+            self.modified(i, OUTPUT_32, &mut values);
+            let bits = values.map(f32::to_bits);
+            if flush_output { bits.map(flushed32) } else { bits }
         };
-        let low = result(self, i.op_sel, i.negate);
-        let high = result(self, i.op_sel_high, i.negate_high);
+        let low = result(i.op_sel, i.negate);
+        let high = result(i.op_sel_high, i.negate_high);
         self.write_pair(i, &low, &high);
     }
 
@@ -166,9 +172,11 @@ impl Wave {
         let source = |n: usize| -> [f32; LANES] {
             let values = if i.op_sel_high >> n & 1 == 1 {
                 let shift = 16 * u32::from(i.op_sel >> n & 1);
-                self.halves(i, n).map(|bits| f16_to_f32((bits >> shift) as u16))
+                let input = self.half_input();
+                self.halves(i, n).map(|bits| input(bits >> shift))
             } else {
-                self.operand32(i.source[n]).map(f32::from_bits)
+                let bits = self.operand32(i.source[n]);
+                if self.keeps(INPUT_32) { bits } else { bits.map(flushed32) }.map(f32::from_bits)
             };
             let absolute = i.negate_high >> n & 1 == 1;
             let negate = i.negate >> n & 1 == 1;
@@ -177,8 +185,8 @@ impl Wave {
                 if negate { -value } else { value }
             })
         };
-        let [a, b, c] = [0, 1, 2].map(source);
-        std::array::from_fn(|lane| fma_f32(a[lane], b[lane], c[lane]))
+        let ([a, b, c], fused) = ([0, 1, 2].map(source), self.fused32());
+        std::array::from_fn(|lane| fused(a[lane], b[lane], c[lane]))
     }
 
     /// Dot products; the VOP2 forms accumulate into their destination.
@@ -220,14 +228,12 @@ impl Wave {
             v_dot8_i32_i4 | v_dot8c_i32_i4 => integers(self, 4, true),
             v_dot8_u32_u4 => integers(self, 4, false),
             v_pk_fmac_f16 => {
-                let values = std::array::from_fn(|lane| {
-                    let half = |shift: u32| {
-                        let [a, b, c] = [a, b, c].map(|source| f16_to_f32((source[lane] >> shift) as u16));
-                        u32::from(f32_to_f16(fused(a, b, c)))
-                    };
-                    half(0) | half(16) << 16
-                });
-                self.write32(i, &values);
+                let [a, b] = [i.source[0], i.source[1]];
+                let fma = Instruction { source: [a, b, i.destination], op_sel_high: 7, ..*i };
+                match self.directed16() {
+                    Some(directed) => self.pairs16(&fma, |a, b, c| directed.fused32(a, b, c)),
+                    None => self.pairs16(&fma, fused),
+                }
             }
             _ => return false,
         }

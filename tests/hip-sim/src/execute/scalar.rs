@@ -1,16 +1,13 @@
 //! SOP1, SOP2, SOPK and SOPC.
 
+use super::mode::VSKIP;
 use super::{Group, Outcome, unsupported};
 use crate::decode::Op::*;
 use crate::decode::{Instruction, Operand};
-use crate::wave::{EXEC, M0, Wave};
+use crate::wave::{EXEC, M0, PRIVATE_APERTURE, SHARED_APERTURE, Wave};
 
-/// Hardware registers of `s_getreg_b32`.
+/// The hardware register that programs write.
 const MODE: u32 = 1;
-const HW_ID: u32 = 4;
-const XCC_ID: u32 = 20;
-/// Bits of MODE that choose a rounding.
-const ROUND: u32 = 0xf;
 
 impl Wave {
     fn target(i: &Instruction) -> usize {
@@ -37,7 +34,7 @@ impl Wave {
         self.scc = scc;
     }
 
-    pub(super) fn sop2(&mut self, i: &Instruction) -> Outcome {
+    pub(super) fn sop2(&mut self, group: &Group, i: &Instruction) -> Outcome {
         let (a, b) = (self.uniform32(i.source[0]), self.uniform32(i.source[1]));
         let wide = |wave: &Self| (wave.uniform64(i.source[0]), wave.uniform64(i.source[1]));
         let signed = (a as i32, b as i32);
@@ -115,6 +112,10 @@ impl Wave {
                 let source = self.uniform64(i.source[0]);
                 self.logical64(i, field(source, offset, width.min(64 - offset), i.op == s_bfe_i64));
             }
+            s_cbranch_g_fork => {
+                let target = self.word(group, self.uniform64(i.source[1]));
+                self.fork(group, self.uniform64(i.source[0]), target);
+            }
             s_absdiff_i32 => self.logical32(i, signed.0.wrapping_sub(signed.1).unsigned_abs()),
             s_lshl1_add_u32 | s_lshl2_add_u32 | s_lshl3_add_u32 | s_lshl4_add_u32 => {
                 let shift = 1 + i.op as u32 - s_lshl1_add_u32 as u32;
@@ -152,6 +153,8 @@ impl Wave {
             s_brev_b64 => self.set_scalar64(target, wide.reverse_bits()),
             s_wqm_b32 => self.logical32(i, quads(a.into(), 0xf) as u32),
             s_wqm_b64 => self.logical64(i, quads(wide, 0xf)),
+            s_quadmask_b32 => self.logical32(i, quad_mask(a.into()) as u32),
+            s_quadmask_b64 => self.logical64(i, quad_mask(wide)),
             s_bcnt0_i32_b32 => self.logical32(i, a.count_zeros()),
             s_bcnt0_i32_b64 => self.logical32(i, wide.count_zeros()),
             s_bcnt1_i32_b32 => self.logical32(i, a.count_ones()),
@@ -177,10 +180,10 @@ impl Wave {
             s_bitset0_b64 => self.set_scalar64(target, self.scalar64(target) & !(1 << (a & 63))),
             s_bitset1_b64 => self.set_scalar64(target, self.scalar64(target) | 1 << (a & 63)),
             s_getpc_b64 => self.set_scalar64(target, group.program.base + 4 * self.pc as u64),
-            s_setpc_b64 => self.pc = (wide.wrapping_sub(group.program.base) / 4) as usize,
+            s_setpc_b64 => self.pc = self.word(group, wide),
             s_swappc_b64 => {
                 self.set_scalar64(target, group.program.base + 4 * self.pc as u64);
-                self.pc = (wide.wrapping_sub(group.program.base) / 4) as usize;
+                self.pc = self.word(group, wide);
             }
             s_and_saveexec_b64 => self.save_exec(target, wide & exec),
             s_or_saveexec_b64 => self.save_exec(target, wide | exec),
@@ -211,6 +214,7 @@ impl Wave {
                     self.scalars[to & 127] = value as u32;
                 }
             }
+            s_cbranch_join => self.join(group, a),
             s_abs_i32 => self.logical32(i, (a as i32).unsigned_abs()),
             s_bitreplicate_b64_b32 => {
                 let value = (0..32).fold(0, |sum, bit| sum | u64::from(a >> bit & 1) * 3 << (2 * bit));
@@ -249,10 +253,8 @@ impl Wave {
             }
             s_mulk_i32 => self.scalars[target] = a.wrapping_mul(k as u32),
             s_getreg_b32 => {
-                let value = match register {
-                    MODE => self.mode,
-                    HW_ID | XCC_ID => 0,
-                    _ => return Err(unsupported("this hardware register")),
+                let Some(value) = self.hardware_register(group, register) else {
+                    return Err(unsupported("this hardware register"));
                 };
                 self.scalars[target] = (value & mask) >> offset;
             }
@@ -262,9 +264,9 @@ impl Wave {
                 }
                 let value = self.uniform32(i.source[0]);
                 self.mode = self.mode & !mask | value << offset & mask;
-                if self.mode & ROUND != 0 {
-                    return Err(unsupported("rounding modes other than to nearest even"));
-                }
+            }
+            s_cbranch_i_fork => {
+                self.fork(group, self.scalar64(target), self.pc.wrapping_add_signed(k as isize))
             }
             s_call_b64 => {
                 self.set_scalar64(target, group.program.base + 4 * self.pc as u64);
@@ -287,10 +289,34 @@ impl Wave {
         }
     }
 
+    /// Registers of the hardware, if a program may ask for them.
+    fn hardware_register(&self, group: &Group, register: u32) -> Option<u32> {
+        Some(match register {
+            MODE => self.mode | u32::from(self.indexing) << 27,
+            // STATUS: a valid wave.
+            2 => {
+                let (execz, vccz) = (self.exec() == 0, self.vcc() == 0);
+                u32::from(self.scc) | u32::from(execz) << 9 | u32::from(vccz) << 10 | 1 << 16
+            }
+            // LDS_ALLOC: in units of 64 words.
+            6 => group.lds.size().div_ceil(256) << 12,
+            // SH_MEM_BASES: the highest 16 bits of the apertures.
+            15 => PRIVATE_APERTURE >> 16 | SHARED_APERTURE >> 16 << 16,
+            // HW_ID, XCC_ID: all run in one place. IB_STS: nothing is under way. TBA, TMA: no trap handler.
+            4 | 7 | 16..=20 => 0,
+            _ => return None,
+        })
+    }
+
     pub(super) fn sopc(&mut self, i: &Instruction) -> Outcome {
         let (a, b) = (self.uniform32(i.source[0]), self.uniform32(i.source[1]));
         let wide = |wave: &Self, source: usize| wave.uniform64(i.source[source]);
         self.scc = match i.op {
+            s_setvskip => {
+                let skip = a >> (b & 31) & 1 == 1;
+                self.mode = if skip { self.mode | VSKIP } else { self.mode & !VSKIP };
+                return Ok(());
+            }
             s_set_gpr_idx_on => {
                 self.index_registers(Some(a & 0xff), Some(i.immediate as u32));
                 return Ok(());
@@ -329,6 +355,11 @@ fn field(value: u64, offset: u32, width: u32, signed: bool) -> u64 {
 /// A bit position, or -1.
 fn position(none: bool, value: u32) -> u32 {
     if none { u32::MAX } else { value }
+}
+
+/// One bit for every group of four bits that is not zero.
+fn quad_mask(value: u64) -> u64 {
+    (0..16).fold(0, |mask, quad| mask | u64::from(value >> (4 * quad) & 15 != 0) << quad)
 }
 
 /// Every group of four bits that is not zero becomes `full`.

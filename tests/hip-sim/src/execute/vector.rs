@@ -1,11 +1,9 @@
 //! How vector instructions read their sources and write their results.
 
+use super::mode::{INPUT_16_64, INPUT_32, OUTPUT_16_64, OUTPUT_32};
 use crate::decode::{Dpp, Format, Instruction, Op, Operand, Sdwa, Select};
+use crate::float::{f16_to_f32, f32_to_f16};
 use crate::wave::{LANES, Lanes, REGISTERS, Wave, WideLanes, float16, float64};
-
-/// Fields of MODE: whether denormals are kept on input (bit 0) and output (bit 1).
-const DENORMALS_32: u32 = 4;
-const DENORMALS_16_64: u32 = 6;
 
 impl Wave {
     /// A register, with the index cut to the file so that no check remains.
@@ -78,7 +76,7 @@ impl Wave {
     #[inline]
     pub(super) fn float32(&self, i: &Instruction, n: usize) -> [f32; LANES] {
         let (clear, flip) = sign_change(i, n, 31);
-        let flush = self.mode >> DENORMALS_32 & 1 == 0;
+        let flush = !self.keeps(INPUT_32);
         self.source32(i, n).map(|bits| {
             let bits = bits & clear ^ flip;
             f32::from_bits(if flush { flushed32(bits) } else { bits })
@@ -89,11 +87,10 @@ impl Wave {
     #[inline]
     pub(super) fn float16(&self, i: &Instruction, n: usize) -> [f32; LANES] {
         let (clear, flip) = sign_change(i, n, 15);
-        let flush = self.mode >> DENORMALS_16_64 & 1 == 0;
+        let flush = !self.keeps(INPUT_16_64);
         self.source16(i, n).map(|bits| {
-            let bits = bits & clear ^ flip;
-            let bits = if flush && bits & 0x7c00 == 0 { bits & 0x8000 } else { bits };
-            crate::float::f16_to_f32(bits as u16)
+            let bits = (bits & clear ^ flip) as u16;
+            f16_to_f32(if flush { flushed16(bits) } else { bits })
         })
     }
 
@@ -102,21 +99,19 @@ impl Wave {
     pub(super) fn float64(&self, i: &Instruction, n: usize) -> [f64; LANES] {
         let clear = if i.absolute >> n & 1 == 1 { !(1 << 63) } else { u64::MAX };
         let flip = u64::from(i.negate >> n & 1) << 63;
-        self.source64(i, n, true).map(|bits| f64::from_bits(bits & clear ^ flip))
+        let flush = !self.keeps(INPUT_16_64);
+        self.source64(i, n, true).map(|bits| {
+            let bits = bits & clear ^ flip;
+            f64::from_bits(if flush { flushed64(bits) } else { bits })
+        })
     }
 
     /// Writes f32 results: output modifier, clamp and denormals.
     #[inline]
     pub(super) fn finish32(&mut self, i: &Instruction, mut values: [f32; LANES]) {
-        if i.output_modifier != 0 {
-            let factor = [1.0, 2.0, 4.0, 0.5][usize::from(i.output_modifier & 3)];
-            values = values.map(|value| value * factor);
-        }
-        if i.clamp {
-            values = values.map(|value| if value > 0.0 { value.min(1.0) } else { 0.0 });
-        }
+        self.modified(i, OUTPUT_32, &mut values);
         let mut bits = values.map(f32::to_bits);
-        if self.mode >> DENORMALS_32 & 2 == 0 {
+        if !self.keeps(OUTPUT_32) {
             bits = bits.map(flushed32);
         }
         self.write32(i, &bits);
@@ -125,32 +120,31 @@ impl Wave {
     /// Rounds to f16 and writes.
     #[inline]
     pub(super) fn finish16(&mut self, i: &Instruction, mut values: [f32; LANES]) {
-        if i.output_modifier != 0 {
-            let factor = [1.0, 2.0, 4.0, 0.5][usize::from(i.output_modifier & 3)];
-            values = values.map(|value| value * factor);
-        }
-        if i.clamp {
-            values = values.map(|value| if value > 0.0 { value.min(1.0) } else { 0.0 });
-        }
-        let flush = self.mode >> DENORMALS_16_64 & 2 == 0;
-        let bits = values.map(|value| {
-            let bits = u32::from(crate::float::f32_to_f16(value));
-            if flush && bits & 0x7c00 == 0 { bits & 0x8000 } else { bits }
-        });
+        self.modified(i, OUTPUT_16_64, &mut values);
+        let bits = self.halves_of(&values);
         self.write16(i, &bits);
+    }
+
+    /// f16 results of f32 values.
+    #[inline]
+    pub(super) fn halves_of(&self, values: &[f32; LANES]) -> Lanes {
+        let (flush, saturate) = (!self.keeps(OUTPUT_16_64), self.saturates());
+        values.map(|value| {
+            let value = if saturate && value.is_finite() { value.clamp(-65504.0, 65504.0) } else { value };
+            let bits = f32_to_f16(value);
+            u32::from(if flush { flushed16(bits) } else { bits })
+        })
     }
 
     /// Writes f64 results.
     #[inline]
     pub(super) fn finish64(&mut self, i: &Instruction, mut values: [f64; LANES]) {
-        if i.output_modifier != 0 {
-            let factor = [1.0, 2.0, 4.0, 0.5][usize::from(i.output_modifier & 3)];
-            values = values.map(|value| value * factor);
+        self.modified(i, OUTPUT_16_64, &mut values);
+        let mut bits = values.map(f64::to_bits);
+        if !self.keeps(OUTPUT_16_64) {
+            bits = bits.map(flushed64);
         }
-        if i.clamp {
-            values = values.map(|value| if value > 0.0 { value.min(1.0) } else { 0.0 });
-        }
-        self.write64(i, &values.map(f64::to_bits));
+        self.write64(i, &bits);
     }
 
     /// Writes 16-bit results: the instructions that exist only as VOP3 keep the other half of the
@@ -270,8 +264,17 @@ fn sign_change(i: &Instruction, n: usize, sign: u32) -> (u32, u32) {
     (clear, u32::from(i.negate >> n & 1) << sign)
 }
 
+/// Zero instead of a denormal.
 pub(super) fn flushed32(bits: u32) -> u32 {
     if bits & 0x7f80_0000 == 0 { bits & 0x8000_0000 } else { bits }
+}
+
+pub(super) fn flushed16(bits: u16) -> u16 {
+    if bits & 0x7c00 == 0 { bits & 0x8000 } else { bits }
+}
+
+fn flushed64(bits: u64) -> u64 {
+    if bits & 0x7ff0_0000_0000_0000 == 0 { bits & 1 << 63 } else { bits }
 }
 
 /// SDWA source: a byte, a word or all.

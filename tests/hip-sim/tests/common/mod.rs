@@ -31,7 +31,7 @@ fn scratch_file(extension: &str) -> PathBuf {
     std::env::temp_dir().join(format!("hip-sim-{}-{count}.{extension}", std::process::id()))
 }
 
-fn run(command: &mut Command) {
+fn call(command: &mut Command) {
     let output = command.output().expect("the tool was found");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
@@ -42,12 +42,14 @@ pub fn compile(source: &str) -> Option<Device> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels").join(source);
     let object = scratch_file("co");
     let flags = ["-x", "hip", "--offload-arch=gfx942", "-nogpuinc", "-nogpulib", "--offload-device-only"];
-    run(Command::new(clang)
-        .args(flags)
-        .args(["--no-gpu-bundle-output", "-O3"])
-        .arg(source)
-        .arg("-o")
-        .arg(&object));
+    call(
+        Command::new(clang)
+            .args(flags)
+            .args(["--no-gpu-bundle-output", "-O3"])
+            .arg(source)
+            .arg("-o")
+            .arg(&object),
+    );
     Some(load(&object))
 }
 
@@ -69,8 +71,8 @@ pub fn assemble(body: &str) -> Option<Device> {
     let (source, relocatable, object) = (scratch_file("s"), scratch_file("o"), scratch_file("co"));
     std::fs::write(&source, text).expect("a writable temporary directory");
     let flags = ["-triple=amdgcn-amd-amdhsa", "-mcpu=gfx942", "-filetype=obj"];
-    run(Command::new(assembler).args(flags).arg(&source).arg("-o").arg(&relocatable));
-    run(Command::new(linker).arg("-shared").arg(&relocatable).arg("-o").arg(&object));
+    call(Command::new(assembler).args(flags).arg(&source).arg("-o").arg(&relocatable));
+    call(Command::new(linker).arg("-shared").arg(&relocatable).arg("-o").arg(&object));
     let _removed = (std::fs::remove_file(source), std::fs::remove_file(relocatable));
     Some(load(&object))
 }
@@ -173,6 +175,45 @@ pub fn run_body(body: &str, words: &[u32]) -> Option<Vec<u32>> {
     let done = device.run("test", [1; 3], [64, 1, 1], &[address], Checks::default());
     done.unwrap_or_else(|fault| panic!("{fault}"));
     Some(device.download(address, words.len()))
+}
+
+/// Runs code with each lane's inputs in v2..=v9, which are also its first words at `v1` behind `s[0:1]`; its
+/// outputs are what it leaves in v10..=v17, which hold 0xcccccccc before.
+pub fn run(code: &str, inputs: impl Fn(usize) -> [u32; 8]) -> Option<Vec<[u32; 8]>> {
+    run_each(&[code.to_string()], inputs)?.pop()
+}
+
+/// Runs one code after the other as `run` does, each in memory of its own: the outputs of each.
+pub fn run_each(codes: &[String], inputs: impl Fn(usize) -> [u32; 8]) -> Option<Vec<Vec<[u32; 8]>>> {
+    const LANE: usize = 16;
+    let mut memory = Vec::new();
+    for lane in (0..codes.len()).flat_map(|_| 0..64) {
+        memory.extend(inputs(lane));
+        memory.extend([0xcccc_cccc; 8]);
+    }
+    let mut body = String::new();
+    for code in codes {
+        body += "v_lshlrev_b32 v1, 6, v0\n";
+        for n in 0..4 {
+            let first = 2 + 4 * n;
+            body += &format!("global_load_dwordx4 v[{first}:{}], v1, s[0:1] offset:{}\n", first + 3, 16 * n);
+        }
+        body += &format!("s_waitcnt vmcnt(0)\n{code}\ns_mov_b64 exec, -1\n");
+        body += "global_store_dwordx4 v1, v[10:13], s[0:1] offset:32\n";
+        body += "global_store_dwordx4 v1, v[14:17], s[0:1] offset:48\n";
+        body += "s_add_u32 s0, s0, 0x1000\ns_addc_u32 s1, s1, 0\n";
+    }
+    let lanes: Vec<[u32; 8]> = run_body(&body, &memory)?
+        .chunks_exact(LANE)
+        .map(|lane| lane[8..].try_into().expect("eight"))
+        .collect();
+    Some(lanes.chunks_exact(64).map(<[_]>::to_vec).collect())
+}
+
+/// Inputs without pattern.
+pub fn random_lanes(seed: u64) -> Vec<[u32; 8]> {
+    let mut random = Random(seed);
+    (0..64).map(|_| std::array::from_fn(|_| random.next() as u32)).collect()
 }
 
 /// A sequence of bits without pattern, the same in every run.
