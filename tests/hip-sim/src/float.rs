@@ -271,6 +271,9 @@ pub fn add_to_odd(a: f64, b: f64) -> f64 {
 
 /// `a * b + c` with one rounding, without the library call that `mul_add` is on a CPU without FMA.
 pub fn fma_f32(a: f32, b: f32, c: f32) -> f32 {
+    if cfg!(target_feature = "fma") {
+        return a.mul_add(b, c);
+    }
     add_to_odd(f64::from(a) * f64::from(b), f64::from(c)) as f32
 }
 
