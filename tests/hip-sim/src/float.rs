@@ -226,11 +226,13 @@ impl Format {
     }
 }
 
+#[inline]
 fn power_of_two(exponent: i32) -> f64 {
     f64::from_bits(((exponent + 1023) as u64) << 52)
 }
 
 /// f16 to f32, exactly; branch-free so that lane loops vectorise.
+#[inline]
 pub fn f16_to_f32(bits: u16) -> f32 {
     let magnitude = u32::from(bits & 0x7fff) << 13;
     // Moves the exponent bias, and normalises denormals on the way.
@@ -240,6 +242,7 @@ pub fn f16_to_f32(bits: u16) -> f32 {
 }
 
 /// f32 to f16, to nearest even; branch-free so that lane loops vectorise.
+#[inline]
 pub fn f32_to_f16(value: f32) -> u16 {
     let bits = value.to_bits();
     let magnitude = bits & 0x7fff_ffff;
@@ -252,11 +255,13 @@ pub fn f32_to_f16(value: f32) -> u16 {
 }
 
 /// bf16 to f32, exactly.
+#[inline]
 pub fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
 /// `a + b` rounded to odd: a later rounding to fewer bits is then as if it were the only one.
+#[inline]
 pub fn add_to_odd(a: f64, b: f64) -> f64 {
     let sum = a + b;
     let part = sum - a;
@@ -270,6 +275,7 @@ pub fn add_to_odd(a: f64, b: f64) -> f64 {
 }
 
 /// `a * b + c` with one rounding, without the library call that `mul_add` is on a CPU without FMA.
+#[inline]
 pub fn fma_f32(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(target_feature = "fma") {
         return a.mul_add(b, c);
@@ -278,6 +284,7 @@ pub fn fma_f32(a: f32, b: f32, c: f32) -> f32 {
 }
 
 /// `a * b + c` of f16 values with one rounding to f16.
+#[inline]
 pub fn fma_f16(a: f32, b: f32, c: f32) -> u16 {
     let bits = add_to_odd(f64::from(a) * f64::from(b), f64::from(c)).to_bits();
     // To f32 rounded to odd again: what is cut off sets the last bit.

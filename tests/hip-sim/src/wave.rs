@@ -60,24 +60,29 @@ impl Wave {
         }
     }
 
+    #[inline]
     pub fn exec(&self) -> u64 {
         self.scalar64(EXEC)
     }
 
+    #[inline]
     pub fn vcc(&self) -> u64 {
         self.scalar64(VCC)
     }
 
+    #[inline]
     pub fn scalar64(&self, index: usize) -> u64 {
         u64::from(self.scalars[index & 127]) | u64::from(self.scalars[(index + 1) & 127]) << 32
     }
 
+    #[inline]
     pub fn set_scalar64(&mut self, index: usize, value: u64) {
         self.scalars[index & 127] = value as u32;
         self.scalars[(index + 1) & 127] = (value >> 32) as u32;
     }
 
     /// Index into `vectors` of a vector operand.
+    #[inline]
     pub fn register(&self, operand: Operand) -> Option<usize> {
         match operand {
             Operand::Vector(register) => Some(register.into()),
@@ -87,6 +92,7 @@ impl Wave {
     }
 
     /// A 32-bit operand that is the same in all lanes; a vector operand gives its first lane.
+    #[inline]
     pub fn uniform32(&self, operand: Operand) -> u32 {
         match operand {
             Operand::Scalar(index) => self.scalars[usize::from(index)],
@@ -108,6 +114,7 @@ impl Wave {
     }
 
     /// A 64-bit operand that is the same in all lanes; a literal is extended by zeros.
+    #[inline]
     pub fn uniform64(&self, operand: Operand) -> u64 {
         match operand {
             Operand::Scalar(index) => self.scalar64(index.into()),

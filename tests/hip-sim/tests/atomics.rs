@@ -2,11 +2,16 @@
 
 mod common;
 
+use std::rc::Rc;
+
 use common::{Random, run, run_body, run_each};
 use hip_sim::float::{BF16, F16, Format, Rounding};
 
 /// What an atomic leaves, given what it finds and is given.
 type Update = fn(u64, u64) -> u64;
+
+/// The same of one that is given two operands.
+type Update2 = Rc<dyn Fn(u64, [u64; 2]) -> u64>;
 
 fn signed(value: u64) -> i64 {
     value as i64
@@ -77,7 +82,7 @@ fn wide(low: u32, high: u32) -> u64 {
 /// What to do with the first words of a lane: the value before, the operands, and the value after.
 struct Case {
     instruction: String,
-    update: Box<dyn Fn(u64, [u64; 2]) -> u64>,
+    update: Update2,
     bytes: usize,
     returns: bool,
 }
@@ -122,7 +127,7 @@ fn cases(name: impl Fn(&str, &str, bool, usize) -> String, bf16: bool) -> Vec<Ca
                         returns,
                         bytes,
                     ),
-                    update: Box::new(move |old, [data, _]| update(extend(old), extend(data))),
+                    update: Rc::new(move |old, [data, _]| update(extend(old), extend(data))),
                     bytes,
                     returns,
                 });
@@ -132,7 +137,7 @@ fn cases(name: impl Fn(&str, &str, bool, usize) -> String, bf16: bool) -> Vec<Ca
             let (suffix, data) = if bytes == 8 { ("_x2", "v[4:7]") } else { ("", "v[4:5]") };
             cases.push(Case {
                 instruction: name(&format!("cmpswap{suffix}"), data, returns, bytes),
-                update: Box::new(|old, [new, compare]| if old == compare { new } else { old }),
+                update: Rc::new(|old, [new, compare]| if old == compare { new } else { old }),
                 bytes,
                 returns,
             });
@@ -141,7 +146,7 @@ fn cases(name: impl Fn(&str, &str, bool, usize) -> String, bf16: bool) -> Vec<Ca
             let bytes = if what.ends_with("f64") { 8 } else { 4 };
             cases.push(Case {
                 instruction: name(what, if bytes == 8 { "v[4:5]" } else { "v4" }, returns, bytes),
-                update: Box::new(move |old, [data, _]| update(old, data)),
+                update: Rc::new(move |old, [data, _]| update(old, data)),
                 bytes,
                 returns,
             });
@@ -197,12 +202,11 @@ fn buffers() {
 fn local_memory() {
     let start = "v_lshlrev_b32 v18, 4, v0\nds_write_b64 v18, v[2:3]\ns_waitcnt lgkmcnt(0)";
     let end = "ds_read_b64 v[12:13], v18";
-    type Update2 = fn(u64, [u64; 2]) -> u64;
-    let with =
-        |what: &str, kind: char, update: Update| -> (String, char, Box<dyn Fn(u64, [u64; 2]) -> u64>) {
-            (what.to_string(), kind, Box::new(move |old, [data, _]| update(old, data)))
-        };
-    let mut operations: Vec<(String, char, Box<dyn Fn(u64, [u64; 2]) -> u64>)> = INTEGERS
+    type Plain = fn(u64, [u64; 2]) -> u64;
+    let with = |what: &str, kind: char, update: Update| -> (String, char, Update2) {
+        (what.to_string(), kind, Rc::new(move |old, [data, _]| update(old, data)))
+    };
+    let mut operations: Vec<(String, char, Update2)> = INTEGERS
         .iter()
         .filter(|(what, _)| *what != "swap")
         .map(|&(what, update)| match what {
@@ -213,16 +217,15 @@ fn local_memory() {
         })
         .collect();
     operations.push(with("rsub", 'u', |old, data| data.wrapping_sub(old)));
-    let two: [(&str, Update2); 2] = [
+    let two: [(&str, Plain); 2] = [
         ("mskor", |old, [clear, set]| old & !clear | set),
         ("cmpst", |old, [compare, new]| if old == compare { new } else { old }),
     ];
-    operations.extend(two.map(|(what, update)| -> (String, char, Box<dyn Fn(u64, [u64; 2]) -> u64>) {
-        (what.to_string(), 'b', Box::new(update))
-    }));
+    operations.extend(
+        two.map(|(what, update)| -> (String, char, Update2) { (what.to_string(), 'b', Rc::new(update)) }),
+    );
     let mut all = Vec::new();
     for (what, kind, update) in operations {
-        let update: std::rc::Rc<dyn Fn(u64, [u64; 2]) -> u64> = update.into();
         for bits in [32, 64] {
             for returns in [false, true] {
                 let bytes = bits / 8;
@@ -237,14 +240,14 @@ fn local_memory() {
                 let extend = move |value: u64| if narrow { value as i32 as u64 } else { value };
                 all.push(Case {
                     instruction: format!("ds_{what}{infix}_{kind}{bits} {result}v18, {data}"),
-                    update: Box::new(move |old, data| update(extend(old), data.map(extend))),
+                    update: Rc::new(move |old, data| update(extend(old), data.map(extend))),
                     bytes,
                     returns,
                 });
             }
         }
     }
-    let floats: [(&str, &str, usize, Update2); 9] = [
+    let floats: [(&str, &str, usize, Plain); 9] = [
         ("add", "f32", 4, |old, [data, _]| (f(old) + f(data)).to_bits().into()),
         ("min", "f32", 4, |old, [data, _]| f(old).min(f(data)).to_bits().into()),
         ("max", "f32", 4, |old, [data, _]| f(old).max(f(data)).to_bits().into()),
@@ -261,10 +264,10 @@ fn local_memory() {
             let (result, infix) = if returns { (result, "_rtn") } else { ("", "") };
             let second = if what == "cmpst" { ", v5" } else { "" };
             let instruction = format!("ds_{what}{infix}_{kind} {result}v18, {data}{second}");
-            all.push(Case { instruction, update: Box::new(update), bytes, returns });
+            all.push(Case { instruction, update: Rc::new(update), bytes, returns });
         }
     }
-    let returning: [(&str, usize, Update2); 5] =
+    let returning: [(&str, usize, Plain); 5] =
         [
             ("ds_wrxchg_rtn_b32 v10, v18, v4", 4, |_, [data, _]| data),
             ("ds_wrxchg_rtn_b64 v[10:11], v18, v[4:5]", 8, |_, [data, _]| data),
@@ -286,7 +289,7 @@ fn local_memory() {
         ];
     for (instruction, bytes, update) in returning {
         let instruction = instruction.to_string();
-        all.push(Case { instruction, update: Box::new(update), bytes, returns: true });
+        all.push(Case { instruction, update: Rc::new(update), bytes, returns: true });
     }
     check(start, &all, end);
 }

@@ -88,8 +88,13 @@ fn bytes_are_compared_and_averaged() {
 fn sums_and_products_stop_at_the_ends_of_their_range() {
     let mut random = Random(72);
     let ends = [0u32, 1, u32::MAX, 0x7fff_ffff, 0x8000_0000, 0x7fff_7fff, 0x8000_8000, 0x00ff_ffff];
-    let mut word =
-        || if random.next() % 2 == 0 { ends[(random.next() % 8) as usize] } else { random.next() as u32 };
+    let mut word = || {
+        if random.next().is_multiple_of(2) {
+            ends[(random.next() % 8) as usize]
+        } else {
+            random.next() as u32
+        }
+    };
     let inputs: Vec<[u32; 8]> = (0..64).map(|_| std::array::from_fn(|_| word())).collect();
     let codes = [
         "v_mad_u32_u24 v10, v2, v3, v4 clamp

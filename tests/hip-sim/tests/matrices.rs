@@ -238,3 +238,151 @@ fn blocks_and_lanes_are_broadcast() {
         check(("f32_4x4x1_16b_f32", 4, 1, 16, F32, F32), modifiers, 'a');
     }
 }
+
+/// Runs one sparse product, its indices in the set that CBSZ and ABID choose.
+fn check_sparse((name, rows, depth, _, a, b): Shape, [cbsz, abid]: [usize; 2], acc: char) {
+    let mut random = Random(10);
+    let run = rows * depth / 64;
+    let (kept, outputs) = (run / 2, rows * rows / 64);
+    // Two registers of A, four of B, one of indices, and C.
+    let stride = 7 + outputs;
+    let mut memory: Vec<u32> = (0..64 * stride).map(|_| random.next() as u32).collect();
+    let mut dense = vec![0.0; rows * depth];
+    let mut b_values = vec![0.0; rows * depth];
+    let sets = 32 / run;
+    let set = if cbsz == 0 { abid % sets } else { 0 };
+    for lane in 0..64 {
+        let words = &mut memory[stride * lane..][..stride];
+        let mut pack = |first: usize, n: usize, kind: Type, value: f64| {
+            let byte = n * kind.bytes();
+            let (mask, shift) = ((1u64 << (8 * kind.bytes())) - 1, 8 * (byte % 4));
+            let word = &mut words[first + byte / 4];
+            *word = *word & !((mask as u32) << shift) | (kind.bits(value) as u32) << shift;
+        };
+        let (line, first) = (lane % rows, lane / rows * run);
+        let mut places = 0;
+        for n in 0..kept {
+            let value = a.value(&mut random);
+            // Two different places of every four, in order.
+            let place = [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]][(lane + n / 2) % 6][n % 2];
+            places |= (place as u32) << (2 * n);
+            dense[line * depth + first + n / 2 * 4 + place] = value;
+            pack(0, n, a, value);
+        }
+        for n in 0..run {
+            let value = b.value(&mut random);
+            b_values[line * depth + first + n] = value;
+            pack(2, n, b, value);
+        }
+        let shift = set * run;
+        words[6] = words[6] & !(((1 << run) - 1) << shift) | places << shift;
+        for word in &mut words[7..] {
+            let value = (random.next() % 100) as f64;
+            *word = if a == I8 { value as u32 } else { (value as f32).to_bits() };
+        }
+    }
+    let c = memory.clone();
+    let mut body = format!("v_mul_u32_u24 v1, {}, v0\n", 4 * stride);
+    let registers = (8..10).chain(16..20).chain(7..8).map(|n| format!("v{n}"));
+    let registers: Vec<String> = registers.chain((32..32 + outputs).map(|n| format!("{acc}{n}"))).collect();
+    for (n, register) in registers.iter().enumerate() {
+        body += &format!("global_load_dword {register}, v1, s[0:1] offset:{}\n", 4 * n);
+    }
+    let d = format!("{acc}[32:{}]", 31 + outputs);
+    body +=
+        &format!("s_waitcnt vmcnt(0)\nv_smfmac_{name} {d}, v[8:9], v[16:19], v7 cbsz:{cbsz} abid:{abid}\n");
+    for (n, register) in registers.iter().enumerate().skip(7) {
+        body += &format!("global_store_dword v1, {register}, s[0:1] offset:{}\n", 4 * n);
+    }
+    let Some(result) = run_body(&body, &memory) else { return };
+    let number = |bits: u32| if a == I8 { f64::from(bits as i32) } else { f64::from(f32::from_bits(bits)) };
+    for lane in 0..64 {
+        for register in 0..outputs {
+            let (row, column, _) = output(rows, 1, false, register, lane);
+            let products = (0..depth).map(|k| dense[row * depth + k] * b_values[column * depth + k]);
+            let at = lane * stride + 7 + register;
+            let expected = number(c[at]) + products.sum::<f64>();
+            assert_eq!(number(result[at]), expected, "{name} {cbsz} {abid} row {row} column {column}");
+        }
+    }
+}
+
+#[test]
+fn sparse_products_place_what_is_kept() {
+    let shapes: [Shape; 14] = [
+        ("f32_16x16x32_f16", 16, 32, 1, F16, F16),
+        ("f32_32x32x16_f16", 32, 16, 1, F16, F16),
+        ("f32_16x16x32_bf16", 16, 32, 1, Bf16, Bf16),
+        ("f32_32x32x16_bf16", 32, 16, 1, Bf16, Bf16),
+        ("i32_16x16x64_i8", 16, 64, 1, I8, I8),
+        ("i32_32x32x32_i8", 32, 32, 1, I8, I8),
+        ("f32_16x16x64_bf8_bf8", 16, 64, 1, Bf8, Bf8),
+        ("f32_16x16x64_bf8_fp8", 16, 64, 1, Bf8, Fp8),
+        ("f32_16x16x64_fp8_bf8", 16, 64, 1, Fp8, Bf8),
+        ("f32_16x16x64_fp8_fp8", 16, 64, 1, Fp8, Fp8),
+        ("f32_32x32x32_bf8_bf8", 32, 32, 1, Bf8, Bf8),
+        ("f32_32x32x32_bf8_fp8", 32, 32, 1, Bf8, Fp8),
+        ("f32_32x32x32_fp8_bf8", 32, 32, 1, Fp8, Bf8),
+        ("f32_32x32x32_fp8_fp8", 32, 32, 1, Fp8, Fp8),
+    ];
+    for shape in shapes {
+        check_sparse(shape, [0, 0], 'v');
+        check_sparse(shape, [0, 1], 'a');
+    }
+    for sets in [[0, 2], [0, 3], [1, 3]] {
+        check_sparse(shapes[0], sets, 'v');
+        check_sparse(shapes[4], sets, 'a');
+    }
+}
+
+/// A product of matrices that hold one value each, all of C another one: an element of the result.
+fn uniform(name: &str, mode: u32, a: u32, c: u32) -> Option<u32> {
+    let body = format!(
+        "s_setreg_imm32_b32 hwreg(HW_REG_MODE, 23, 1), {}
+        s_setreg_imm32_b32 hwreg(HW_REG_MODE, 0, 8), {}
+        v_mov_b32 v8, {a:#x}\nv_mov_b32 v9, v8\nv_mov_b32 v2, {c:#x}\nv_mov_b32 v3, v2\nv_mov_b32 v4, v2\nv_mov_b32 v5, v2
+        {name}
+        v_lshlrev_b32 v1, 2, v0\nglobal_store_dword v1, v5, s[0:1]",
+        mode >> 23,
+        mode & 0xff
+    );
+    Some(run_body(&body, &[0; 64])?[37])
+}
+
+#[test]
+fn products_obey_mode_in_what_is_documented() {
+    let saturate = 1 << 23;
+    let (i8, bf16, f16, f32) = (
+        "v_mfma_i32_16x16x32_i8 v[2:5], v[8:9], v[8:9], v[2:5]",
+        "v_mfma_f32_16x16x16_bf16 v[2:5], v[8:9], v[8:9], v[2:5]",
+        "v_mfma_f32_16x16x16_f16 v[2:5], v[8:9], v[8:9], v[2:5]",
+        "v_mfma_f32_16x16x4_f32 v[2:5], v8, v8, v[2:5]",
+    );
+    let max = i32::MAX as u32;
+    let bits = f32::to_bits;
+    let cases = [
+        (i8, 0, 0x7f7f_7f7f, max, max.wrapping_add(32 * 127 * 127)),
+        (i8, saturate, 0x7f7f_7f7f, max, max),
+        (bf16, 0, 0x7f7f_7f7f, 0, bits(f32::INFINITY)),
+        (bf16, saturate, 0x7f7f_7f7f, 0, bits(f32::MAX)),
+        // Rounding is always to the nearest even: 16 * 2^-48 is nothing next to 1, under rounding up too.
+        (f16, 0x5, 0x0001_0001, bits(1.0), bits(1.0)),
+        // Denormals of f16 are kept whatever MODE says, those of f32 are not, but C's are.
+        (f16, 0, 0x0001_0001, 0, bits(16.0 * 2f32.powi(-48))),
+        (f32, 0x30, 0x0040_0000, 7, 7),
+        (f32, 0, 0x0040_0000, 7, 7),
+        // Results are kept: four times 2^-128.
+        (f32, 0, bits(2f32.powi(-64)), 0x0040_0000, 0x0040_0000 + (4 << 21)),
+    ];
+    for (n, (name, mode, a, c, expected)) in cases.into_iter().enumerate() {
+        let Some(found) = uniform(name, mode, a, c) else { return };
+        assert_eq!(found, expected, "case {n}: {:e} {:e}", f32::from_bits(found), f32::from_bits(expected));
+    }
+    // Inputs of f32: denormals times 2^100.
+    let mixed = "v_mov_b32 v9, 0x71800000\nv_mfma_f32_16x16x4_f32 v[2:5], v8, v9, v[2:5]";
+    for (mode, expected) in [(0, 0.0), (0x20, 0.0), (0x10, 2f32.powi(-127 + 100 + 2)), (0x30, 2f32.powi(-25))]
+    {
+        let Some(found) = uniform(mixed, mode, 0x0040_0000, 0) else { return };
+        assert_eq!(f32::from_bits(found), expected, "{mode:#x}");
+    }
+}

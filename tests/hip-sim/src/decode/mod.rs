@@ -2,13 +2,14 @@
 
 mod detail;
 mod encoding;
+mod matrix;
 
 use crate::profile::Class;
 
 pub use detail::{
-    AtomicOp, Compare, D16, Detail, Direction, Element, Formatted, Matrix, Number, Relation, ScalarTransfer,
-    Space, Transfer,
+    AtomicOp, Compare, D16, Detail, Direction, Formatted, Number, Relation, ScalarTransfer, Space, Transfer,
 };
+pub use matrix::{Element, Matrix};
 
 macro_rules! opcodes {
     ($($format:ident { $($code:literal $name:ident,)* })*) => {

@@ -141,7 +141,13 @@ impl Wave {
                 }
                 Direction::Store => {
                     let pointer = span.pointer(group, address, bytes, true).map_err(fail)?;
-                    let raw = to_bytes(self.datum(data, lane, transfer));
+                    let value = if transfer.to_lds {
+                        let at = self.bypass_address(i, lane);
+                        group.lds.read(self.index, at, bytes).map_err(fail)?
+                    } else {
+                        self.datum(data, lane, transfer)
+                    };
+                    let raw = to_bytes(value);
                     // SAFETY: the memory vouches for `bytes` bytes at the address; at most 16.
                     unsafe { std::ptr::copy_nonoverlapping(raw.as_ptr(), pointer, bytes as usize) };
                     group.memory.mark_written(address, bytes as usize);
@@ -250,7 +256,12 @@ impl Wave {
         Ok(())
     }
 
-    /// Loads of a word per lane that go to LDS: one after the other, from where M0 says.
+    /// Where in LDS the word of a lane is that bypasses the registers: one after the other, from M0 on.
+    fn bypass_address(&self, i: &Instruction, lane: usize) -> u32 {
+        self.lds_base().wrapping_add(i.immediate as u32).wrapping_add(4 * lane as u32)
+    }
+
+    /// A load of a word that goes to LDS.
     pub(super) fn bypass(
         &self,
         group: &mut Group,
@@ -258,7 +269,7 @@ impl Wave {
         lane: usize,
         value: u32,
     ) -> Result<(), Cause> {
-        let at = self.lds_base().wrapping_add(i.immediate as u32).wrapping_add(4 * lane as u32);
+        let at = self.bypass_address(i, lane);
         group.lds.write(self.index, at, 4, [value, 0, 0, 0])
     }
 

@@ -39,6 +39,7 @@ impl Wave {
     }
 
     /// The f16 in the low half of a source as MODE has it read.
+    #[inline]
     pub(super) fn half_input(&self) -> impl Fn(u32) -> f32 + use<> {
         let flush = !self.keeps(INPUT_16_64);
         move |bits| f16_to_f32(if flush { flushed16(bits as u16) } else { bits as u16 })
@@ -93,6 +94,7 @@ impl Wave {
 }
 
 /// `a * b + c` rounded to f16 once.
+#[inline]
 pub(super) fn fused(a: f32, b: f32, c: f32) -> f32 {
     f16_to_f32(fma_f16(a, b, c))
 }

@@ -54,11 +54,13 @@ impl Wave {
     }
 
     /// The LDS address of M0 for transfers that bypass registers.
+    #[inline]
     pub(super) fn lds_base(&self) -> u32 {
         self.scalars[M0] & 0xffff
     }
 
     /// The lanes in a mask, in order.
+    #[inline]
     pub(super) fn each(mask: u64) -> impl Iterator<Item = usize> {
         (0..LANES).filter(move |lane| mask >> lane & 1 == 1)
     }

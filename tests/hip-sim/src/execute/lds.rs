@@ -78,6 +78,7 @@ impl Lds {
     }
 
     /// All bytes, if no access is watched.
+    #[inline]
     pub fn unwatched(&mut self) -> Option<&mut [u8]> {
         (self.touches.is_none() && self.written.is_none()).then_some(&mut self.bytes)
     }
@@ -150,6 +151,7 @@ pub(super) fn to_bytes(value: [u32; 4]) -> [u8; 16] {
 }
 
 /// A byte or half a word as the word that it is loaded as.
+#[inline]
 pub(super) fn extended(transfer: &Transfer, value: u32) -> u32 {
     match (transfer.bytes, transfer.signed) {
         (1, true) => value as i8 as u32,

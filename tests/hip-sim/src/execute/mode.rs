@@ -28,19 +28,23 @@ pub(super) struct Directed {
 }
 
 impl Wave {
+    #[inline]
     pub(super) fn keeps(&self, denormals: u32) -> bool {
         self.mode & denormals != 0
     }
 
+    #[inline]
     pub(super) fn ieee(&self) -> bool {
         self.mode & IEEE != 0
     }
 
+    #[inline]
     pub(super) fn saturates(&self) -> bool {
         self.mode & OVERFLOW_SATURATES != 0
     }
 
     /// Whether any rounding or overflow is not the CPU's.
+    #[inline]
     pub(super) fn is_directed(&self) -> bool {
         self.mode & (0xf | OVERFLOW_SATURATES) != 0
     }

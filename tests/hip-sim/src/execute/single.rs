@@ -125,10 +125,12 @@ pub(super) fn maximum(ieee: bool, a: f32, b: f32) -> f32 {
     if a.is_nan() || b > a || (b == a && b.is_sign_positive()) { b } else { a }
 }
 
+#[inline]
 fn signals(value: f32) -> bool {
     value.is_nan() && value.to_bits() & 0x40_0000 == 0
 }
 
+#[inline]
 fn quieted(nan: f32) -> f32 {
     f32::from_bits(nan.to_bits() | 0x40_0000)
 }

@@ -259,20 +259,24 @@ pub(super) fn blend(target: &mut Lanes, values: &Lanes, mask: u64) {
 }
 
 /// What to keep and what to flip of a source whose sign is bit `sign`.
+#[inline]
 fn sign_change(i: &Instruction, n: usize, sign: u32) -> (u32, u32) {
     let clear = if i.absolute >> n & 1 == 1 { !(1 << sign) } else { u32::MAX };
     (clear, u32::from(i.negate >> n & 1) << sign)
 }
 
 /// Zero instead of a denormal.
+#[inline]
 pub(super) fn flushed32(bits: u32) -> u32 {
     if bits & 0x7f80_0000 == 0 { bits & 0x8000_0000 } else { bits }
 }
 
+#[inline]
 pub(super) fn flushed16(bits: u16) -> u16 {
     if bits & 0x7c00 == 0 { bits & 0x8000 } else { bits }
 }
 
+#[inline]
 fn flushed64(bits: u64) -> u64 {
     if bits & 0x7ff0_0000_0000_0000 == 0 { bits & 1 << 63 } else { bits }
 }
