@@ -1,5 +1,7 @@
 //! Loads the library that was built, the way CubeCL does: from `lib` under `ROCM_PATH`.
 
+#![allow(dead_code, unused_macros, unused_imports, reason = "every test binary uses another part")]
+
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
