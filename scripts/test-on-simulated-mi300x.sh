@@ -42,16 +42,19 @@ if [ ! -e "$rocm/amdgcn/bitcode/ocml.bc" ]; then
 fi
 
 unset HIP_PATH
-export ROCM_PATH=$rocm BURN_FLASHINFER_TEST_DEVICES=${BURN_FLASHINFER_TEST_DEVICES:-rocm}
+export BURN_FLASHINFER_TEST_DEVICES=${BURN_FLASHINFER_TEST_DEVICES:-rocm}
 # With an allocation for each tensor, the simulator sees where tensors end.
 export BURN_FLASHINFER_TEST_EXACT_ALLOCATIONS=1
 if (($# > 0)); then
-  exec "$@"
+  exec env ROCM_PATH="$rocm" "$@"
 fi
 
 cd "$root"
-features=(--no-default-features --features "${FEATURES:-flex,rocm,fusion}")
+features=(--locked --workspace --no-default-features --features "${FEATURES:-flex,rocm,fusion}")
+# Only what runs sees ROCM_PATH: a build that sees it change builds all of CubeCL anew.
+host=$(rustc -vV | sed -n 's/^host: //p')
+runner=(--config "target.$host.runner = ['env', 'ROCM_PATH=$rocm']")
 cargo test --locked --package hip-sim --package hip-sim-runtime
-cargo test --locked --workspace "${features[@]}" --test ops
-cargo build --locked --workspace "${features[@]}" --example llama
-cargo test --locked --workspace "${features[@]}" --test llama every_device_writes_the_same
+cargo test "${runner[@]}" "${features[@]}" --test ops
+cargo build "${features[@]}" --example llama
+cargo test "${runner[@]}" "${features[@]}" --test llama every_device_writes_the_same
