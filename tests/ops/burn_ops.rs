@@ -189,6 +189,9 @@ fn movement() {
     }
 }
 
+/// Adds up the products of pairs.
+type Sum<'a> = &'a dyn Fn(&mut dyn Iterator<Item = (f32, f32)>) -> f64;
+
 #[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn matrix_products() {
@@ -208,7 +211,7 @@ fn matrix_products() {
             {
                 let a = Host::random([batches, rows, depth], dtype, rng);
                 let b = Host::random([batches, depth, columns], dtype, rng);
-                let product = |sum: &dyn Fn(&mut dyn Iterator<Item = (f32, f32)>) -> f64| {
+                let product = |sum: Sum| {
                     let mut all = Vec::new();
                     for i in 0..batches * rows * columns {
                         let (batch, row, column) = (i / columns / rows, i / columns % rows, i % columns);
