@@ -15,12 +15,13 @@ use crate::decode::{Element, Instruction, Matrix, Operand};
 use crate::float::{BF8, F32, FP8, Rounding, bf16_to_f32, f16_to_f32, fma_f32};
 use crate::wave::{LANES, Wave, float64};
 
-/// Most elements of A or B, over all blocks, and of D.
+/// Most elements of A or B, over all blocks, and of a row of D.
 const DENSE: usize = 512;
 const SPARSE: usize = 1024;
-const OUTPUT: usize = 2048;
+const SIDE: usize = 32;
 
 /// Where a row of D begins: register (counted in elements) and lane, from which its columns follow.
+#[inline]
 fn place(matrix: &Matrix, block: usize, row: usize) -> (usize, usize) {
     let (rows, blocks) = (usize::from(matrix.rows), usize::from(matrix.blocks));
     if matrix.accumulator == Element::F64 {
@@ -34,6 +35,26 @@ fn place(matrix: &Matrix, block: usize, row: usize) -> (usize, usize) {
     (rows * rows / LANES * block + four / lanes * 4 + row % 4, rows * (four % lanes))
 }
 
+/// Adds the products of a row of A and the columns of B to a row of sums.
+#[inline]
+fn accumulate(sums: &mut [f64], a: &[f64], b: &[f64], f: impl Fn(f64, f64, f64) -> f64) {
+    if sums.len() == 4 { columns::<4>(sums, a, b, f) } else { columns::<8>(sums, a, b, f) }
+}
+
+/// The same some columns at a time, whose sums stay in registers of the CPU.
+#[inline]
+fn columns<const N: usize>(sums: &mut [f64], a: &[f64], b: &[f64], f: impl Fn(f64, f64, f64) -> f64) {
+    let width = sums.len();
+    for (part, sums) in sums.chunks_exact_mut(N).enumerate() {
+        let mut own: [f64; N] = std::array::from_fn(|column| sums[column]);
+        for (a, b) in a.iter().zip(b.chunks_exact(width)) {
+            let b = &b[part * N..][..N];
+            own = std::array::from_fn(|column| f(*a, b[column], own[column]));
+        }
+        sums.copy_from_slice(&own);
+    }
+}
+
 impl Wave {
     pub(super) fn matrix(&mut self, i: &Instruction, matrix: Matrix) -> Outcome {
         if matrix.sparse {
@@ -43,6 +64,8 @@ impl Wave {
         }
     }
 
+    // Large enough to be optimised for itself.
+    #[inline(never)]
     fn product<const IS_SPARSE: bool, const INPUT: usize>(
         &mut self,
         i: &Instruction,
@@ -80,49 +103,29 @@ impl Wave {
             b = b.map(|value| -value);
         }
         let group = 1usize << control;
-        let mut sums = [0.0; OUTPUT];
         for block in 0..blocks {
+            // Blocks in groups of 2^CBSZ may share the A of block ABID of their group.
+            let shared = if control == 0 { block } else { block / group * group + usize::from(id) % group };
             for row in 0..rows {
                 let (register, lane) = place(&matrix, block, row);
-                let sums = &mut sums[(block * rows + row) * rows..][..rows];
+                let mut sums = [0.0; SIDE];
+                let sums = &mut sums[..rows];
                 self.load_row(addend, matrix.accumulator, register, lane, sums);
                 if negate & 4 == 4 {
                     sums.iter_mut().for_each(|sum| *sum = -*sum);
                 }
-            }
-            // Blocks in groups of 2^CBSZ may share the A of block ABID of their group.
-            let shared = if control == 0 { block } else { block / group * group + usize::from(id) % group };
-            for row in 0..rows {
-                let sums = &mut sums[(block * rows + row) * rows..][..rows];
                 let a = &a[(shared % blocks * rows + row) * depth..][..depth];
-                for (k, &a) in a.iter().enumerate() {
-                    let b = &b[(block * depth + k) * rows..][..rows];
-                    match matrix.a {
-                        // f32 is a chain of fused multiply-adds; the narrower types are summed wider and
-                        // rounded at the end, like the integers, which f64 holds exactly.
-                        Element::F32 => {
-                            for (sum, &b) in sums.iter_mut().zip(b) {
-                                *sum = fma_f32(a as f32, b as f32, *sum as f32).into();
-                            }
-                        }
-                        Element::F64 => {
-                            for (sum, &b) in sums.iter_mut().zip(b) {
-                                *sum = a.mul_add(b, *sum);
-                            }
-                        }
-                        _ => {
-                            for (sum, &b) in sums.iter_mut().zip(b) {
-                                *sum += a * b;
-                            }
-                        }
+                let b = &b[block * depth * rows..][..depth * rows];
+                match matrix.a {
+                    // f32 is a chain of fused multiply-adds; the narrower types are summed wider and
+                    // rounded at the end, like the integers, which f64 holds exactly.
+                    Element::F32 => {
+                        accumulate(sums, a, b, |a, b, sum| fma_f32(a as f32, b as f32, sum as f32).into())
                     }
+                    Element::F64 => accumulate(sums, a, b, f64::mul_add),
+                    _ => accumulate(sums, a, b, |a, b, sum| sum + a * b),
                 }
-            }
-        }
-        for block in 0..blocks {
-            for row in 0..rows {
-                let (register, lane) = place(&matrix, block, row);
-                let sums = &sums[(block * rows + row) * rows..][..rows];
+                // D lies where C does or elsewhere: no row of C is overwritten before it is read.
                 self.store_row(target, matrix.accumulator, register, lane, sums);
             }
         }

@@ -82,6 +82,13 @@ impl Wave {
     /// mode, there is no output modifier.
     #[inline]
     pub(super) fn modified<T: Scalable>(&self, i: &Instruction, denormals: u32, values: &mut [T; LANES]) {
+        if i.output_modifier != 0 || i.clamp {
+            self.modify(i, denormals, values);
+        }
+    }
+
+    #[inline(never)]
+    fn modify<T: Scalable>(&self, i: &Instruction, denormals: u32, values: &mut [T; LANES]) {
         if i.output_modifier != 0 && !self.keeps(denormals) && !self.ieee() {
             let factor = [1.0, 2.0, 4.0, 0.5][usize::from(i.output_modifier & 3)];
             // It loses the sign of zero.
