@@ -76,6 +76,7 @@ impl Device {
             match name {
                 "races" => checks.lds_races = true,
                 "barriers" => checks.barriers = true,
+                "lanes" => checks.lanes = true,
                 "poison" => {
                     checks.lds_unwritten = true;
                     memory = Memory::watching_writes();
