@@ -110,6 +110,12 @@ pub struct Violation {
     pub cause: Cause,
 }
 
+impl Cause {
+    pub fn in_lane(self, lane: usize) -> Violation {
+        Violation { lane: Some(lane as u32), cause: self }
+    }
+}
+
 impl From<Cause> for Violation {
     fn from(cause: Cause) -> Self {
         Self { lane: None, cause }

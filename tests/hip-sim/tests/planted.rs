@@ -97,7 +97,7 @@ fn a_lane_that_is_off() {
 #[test]
 fn a_matrix_lane_with_the_data_of_another() {
     let Some(device) = compile("planted.hip") else { return };
-    // 1 and 2^-k are exact in f16, and so are sums of few of them in f32.
+    // Small integers: exact in f16, as their sums are in f32.
     let a: Vec<f32> = (0..256u16).map(|at| f32::from(at % 7) - 3.0).collect();
     let b: Vec<f32> = (0..256u16).map(|at| f32::from(at % 5) - 2.0).collect();
     let halves = |values: &[f32]| values.iter().map(|&x| hip_sim::float::f32_to_f16(x)).collect::<Vec<u16>>();

@@ -5,6 +5,7 @@ mod support;
 use std::ffi::c_void;
 use std::ptr::null_mut;
 
+use hip_sim::float::f32_to_f16;
 use support::*;
 
 /// Each workgroup of one wave computes a tile of 32 x 32 of `D = A Bᵀ`, all matrices by rows.
@@ -32,13 +33,6 @@ fn quarter(at: usize, step: usize) -> f32 {
     (at * step % 17) as f32 / 4.0 - 2.0
 }
 
-/// In f16, which has the exponent's 5 bits from bit 10 on.
-fn half(value: f32) -> u16 {
-    let bits = value.to_bits();
-    let sign = (bits >> 16 & 0x8000) as u16;
-    if value == 0.0 { sign } else { sign | ((bits >> 13 & 0x3_ffff) as u16).wrapping_sub(112 << 10) & 0x7fff }
-}
-
 fn upload(values: &[u16]) -> *mut c_void {
     let mut pointer = null_mut();
     ok!(hipMalloc(&mut pointer, size_of_val(values)));
@@ -56,7 +50,7 @@ fn a_product_on_the_matrix_cores() {
     let a: Vec<f32> = (0..ROWS * DEPTH).map(|at| quarter(at, 5)).collect();
     let b: Vec<f32> = (0..COLUMNS * DEPTH).map(|at| quarter(at, 11)).collect();
     let [mut a_at, mut b_at] =
-        [&a, &b].map(|values| upload(&values.iter().map(|&x| half(x)).collect::<Vec<_>>()));
+        [&a, &b].map(|values| upload(&values.iter().map(|&x| f32_to_f16(x)).collect::<Vec<_>>()));
     let mut d_at = null_mut();
     ok!(hipMalloc(&mut d_at, ROWS * COLUMNS * 4));
     let (mut columns, mut depth) = (COLUMNS as i32, DEPTH as i32);

@@ -3,7 +3,7 @@
 use super::{Group, Outcome, unsupported};
 use crate::decode::Op::*;
 use crate::decode::{Detail, Direction, Instruction, Operand, Transfer};
-use crate::report::{Cause, Violation};
+use crate::report::Cause;
 use crate::wave::{LANES, Lanes, Wave, WideLanes};
 
 /// Bytes of an element of a record that swizzling keeps together.
@@ -133,7 +133,7 @@ impl Wave {
         let target = self.register(i.destination).unwrap_or(0);
         for lane in Self::each(outside) {
             if i.lds {
-                let fail = |cause: Cause| Violation { lane: Some(lane as u32), cause };
+                let fail = |cause: Cause| cause.in_lane(lane);
                 self.bypass(group, i, lane, 0).map_err(fail)?;
             } else {
                 self.deliver(target, lane, transfer, [0; 4]);

@@ -40,7 +40,7 @@ impl Wave {
             return Ok(());
         }
         for lane in Self::each(exec) {
-            let fail = |cause: Cause| Violation { lane: Some(lane as u32), cause };
+            let fail = |cause: Cause| cause.in_lane(lane);
             match transfer.direction {
                 Direction::Load => {
                     let mut values = [[0; 4]; 2];
@@ -171,7 +171,7 @@ impl Wave {
             && let Some(lane) = Self::each(exec).find(|&lane| off(lane))
         {
             let cause = Cause::InactiveLane { lane: from(lane) as u32 };
-            return Err(Violation { lane: Some(lane as u32), cause });
+            return Err(cause.in_lane(lane));
         }
         Ok(std::array::from_fn(|lane| if off(lane) { 0 } else { values[from(lane)] }))
     }

@@ -4,7 +4,7 @@ use super::buffer::Buffer;
 use super::{Group, Outcome, unsupported};
 use crate::decode::{D16, Format, Formatted, Instruction};
 use crate::float::{F10, F11, F16, Rounding, f16_to_f32, f32_to_f16};
-use crate::report::{Cause, Violation};
+use crate::report::Cause;
 use crate::wave::Wave;
 
 /// How the bits of a component are a number.
@@ -173,7 +173,7 @@ impl Wave {
         };
         let register = self.register(i.destination).unwrap_or(0);
         for lane in Self::each(self.exec()) {
-            let fail = |cause: Cause| Violation { lane: Some(lane as u32), cause };
+            let fail = |cause: Cause| cause.in_lane(lane);
             // Elements are inside or outside as a whole.
             let inside = buffer.holds(lane, 0, element.bytes() as u64);
             if formatted.store {

@@ -6,7 +6,7 @@ use super::atomic::updated;
 use super::lds::{extended, to_bytes, words};
 use super::{Group, Outcome, unsupported};
 use crate::decode::{AtomicOp, Detail, Direction, Format, Instruction, Transfer};
-use crate::report::{Cause, Violation};
+use crate::report::Cause;
 use crate::wave::{LANES, PRIVATE_APERTURE, SHARED_APERTURE, Wave, WideLanes};
 
 /// Bytes that one request to memory brings.
@@ -122,7 +122,7 @@ impl Wave {
             return Ok(());
         }
         for lane in Self::each(mask) {
-            let fail = |cause: Cause| Violation { lane: Some(lane as u32), cause };
+            let fail = |cause: Cause| cause.in_lane(lane);
             let address = addresses[lane];
             match transfer.direction {
                 Direction::Load => {
@@ -234,7 +234,7 @@ impl Wave {
         let bytes = u32::from(transfer.bytes);
         let (target, data) = (self.register(i.destination).unwrap_or(0), self.data(i));
         for lane in Self::each(mask) {
-            let fail = |cause: Cause| Violation { lane: Some(lane as u32), cause };
+            let fail = |cause: Cause| cause.in_lane(lane);
             match transfer.direction {
                 Direction::Load => {
                     let value = group.lds.read(self.index, addresses[lane], bytes).map_err(fail)?;
@@ -296,7 +296,7 @@ impl Wave {
             let size = self.scratch_size;
             if address as usize + bytes as usize > size {
                 let cause = Cause::ScratchOutOfBounds { address: address.into(), bytes, size: size as u32 };
-                return Err(Violation { lane: Some(lane as u32), cause });
+                return Err(cause.in_lane(lane));
             }
             let start = lane * size + address as usize;
             let range = start..start + bytes as usize;
@@ -305,7 +305,7 @@ impl Wave {
                 Direction::Load => {
                     raw[..bytes as usize].copy_from_slice(&self.scratch[range]);
                     if transfer.to_lds {
-                        let fail = |cause: Cause| Violation { lane: Some(lane as u32), cause };
+                        let fail = |cause: Cause| cause.in_lane(lane);
                         self.bypass(group, i, lane, extended(transfer, words(raw)[0])).map_err(fail)?;
                     } else {
                         self.deliver(target, lane, transfer, words(raw));

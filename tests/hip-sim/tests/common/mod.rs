@@ -1,15 +1,17 @@
 //! Compiles or assembles device code and runs it. Where LLVM's tools are missing the tests say so and pass.
 #![allow(dead_code, reason = "every test binary uses another part")]
 
-use std::path::{Path, PathBuf};
+mod llvm;
+
+use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use hip_sim::code_object::CodeObject;
 use hip_sim::dispatch::{Checks, Launch, launch};
 use hip_sim::memory::Memory;
 use hip_sim::profile::Profile;
 use hip_sim::report::Fault;
+use llvm::{call, code_object, scratch_file, take, tool};
 
 /// A device with a code object.
 pub struct Device {
@@ -17,55 +19,23 @@ pub struct Device {
     pub object: CodeObject,
 }
 
-fn tool(names: &[&str]) -> Option<String> {
-    let found = names.iter().find(|name| Command::new(name).arg("--version").output().is_ok());
-    if found.is_none() {
-        println!("skipped: none of {names:?} is installed");
-    }
-    found.map(ToString::to_string)
-}
-
-fn scratch_file(extension: &str) -> PathBuf {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    std::env::temp_dir().join(format!("hip-sim-{}-{count}.{extension}", std::process::id()))
-}
-
-fn call(command: &mut Command) {
-    let output = command.output().expect("the tool was found");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
 /// Compiles a HIP source of `tests/kernels`.
 pub fn compile(source: &str) -> Option<Device> {
-    let clang = tool(&["clang-23", "clang-22", "clang-21", "clang-20", "clang-19", "clang"])?;
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels").join(source);
-    let object = scratch_file("co");
-    let flags = ["-x", "hip", "--offload-arch=gfx942", "-nogpuinc", "-nogpulib", "--offload-device-only"];
-    call(
-        Command::new(clang)
-            .args(flags)
-            .args(["--no-gpu-bundle-output", "-O3"])
-            .arg(source)
-            .arg("-o")
-            .arg(&object),
-    );
-    Some(load(&object))
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels");
+    code_object(&folder.join(source), "gfx942").map(|image| load(&image))
 }
 
-fn load(object: &Path) -> Device {
-    let image = std::fs::read(object).expect("just written");
-    let _removed = std::fs::remove_file(object);
+fn load(image: &[u8]) -> Device {
     let memory = Memory::new();
-    let object = CodeObject::load(&image, &memory).expect("a code object");
+    let object = CodeObject::load(image, &memory).expect("a code object");
     Device { memory, object }
 }
 
 /// Assembles the body of a kernel `test`: its only argument is a pointer, which it finds in `s[0:1]`
 /// after the load that comes first; the work-item is in `v0`.
 pub fn assemble(body: &str) -> Option<Device> {
-    let assembler = tool(&["llvm-mc-23", "llvm-mc-22", "llvm-mc-21", "llvm-mc-20", "llvm-mc-19", "llvm-mc"])?;
-    let linker = tool(&["ld.lld-23", "ld.lld-22", "ld.lld-21", "ld.lld-20", "ld.lld-19", "ld.lld"])?;
+    let assembler = tool("llvm-mc")?;
+    let linker = tool("ld.lld")?;
     let text =
         format!("{HEAD}\ns_load_dwordx2 s[0:1], s[0:1], 0x0\ns_waitcnt lgkmcnt(0)\n{body}\ns_endpgm\n{TAIL}");
     let (source, relocatable, object) = (scratch_file("s"), scratch_file("o"), scratch_file("co"));
@@ -74,7 +44,7 @@ pub fn assemble(body: &str) -> Option<Device> {
     call(Command::new(assembler).args(flags).arg(&source).arg("-o").arg(&relocatable));
     call(Command::new(linker).arg("-shared").arg(&relocatable).arg("-o").arg(&object));
     let _removed = (std::fs::remove_file(source), std::fs::remove_file(relocatable));
-    Some(load(&object))
+    Some(load(&take(&object)))
 }
 
 const HEAD: &str = r#"

@@ -1,19 +1,10 @@
 // Kernels with an error each, and what they would be without it.
-#define GLOBAL extern "C" __attribute__((global)) __attribute__((amdgpu_flat_work_group_size(1, 256)))
-#define SHARED __attribute__((shared))
-typedef unsigned int u32;
+#include "device.h"
 typedef _Float16 half4 __attribute__((ext_vector_type(4)));
 typedef float float4 __attribute__((ext_vector_type(4)));
-static __attribute__((device)) u32 tid() { return __builtin_amdgcn_workitem_id_x(); }
-static __attribute__((device)) u32 bid() { return __builtin_amdgcn_workgroup_id_x(); }
-static __attribute__((device)) void barrier() {
-  __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
-  __builtin_amdgcn_s_barrier();
-  __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
-}
 
 // A tile of 16 x 16 values for each workgroup, transposed through LDS.
-template <bool correct> static __attribute__((device)) void transpose(const float *in, float *out) {
+template <bool correct> static DEVICE void transpose(const float *in, float *out) {
   SHARED float tile[16][17];
   u32 row = tid() / 16, column = tid() % 16;
   tile[row][column] = in[bid() * 256 + tid()];
@@ -45,8 +36,8 @@ GLOBAL void fold_halves_too_late(u32 *values) {
   }
 }
 
-// D = A B for 16 x 16 tiles, A by rows and B by columns; `swap` is added to the lane that loads A.
-static __attribute__((device)) void product(const half4 *a, const half4 *b, float *d, u32 lane_of_a) {
+// D = A B for 16 x 16 tiles, A by rows and B by columns; each lane loads of A what is `lane_of_a`'s.
+static DEVICE void product(const half4 *a, const half4 *b, float *d, u32 lane_of_a) {
   u32 lane = tid() % 64;
   float4 sum = {0, 0, 0, 0};
   // A lane holds four neighbours of the row of its last four bits; which four is in the other two.
@@ -60,7 +51,7 @@ GLOBAL void matrix_product_with_a_wrong_lane(const half4 *a, const half4 *b, flo
   product(a, b, d, tid() == 37 ? 38 : tid());
 }
 
-// The sum of a row for each wave, whose values the first wave forgets to write.
+// Turns 256 values round, of which the first wave forgets to write its own.
 GLOBAL void sum_of_unwritten(const float *in, float *out) {
   SHARED float partial[256];
   if (tid() >= 64) partial[tid()] = in[tid()];

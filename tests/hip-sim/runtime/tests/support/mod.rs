@@ -2,8 +2,10 @@
 
 #![allow(dead_code, unused_macros, unused_imports, reason = "every test binary uses another part")]
 
+#[path = "../../../tests/common/llvm.rs"]
+mod llvm;
+
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 pub use cubecl_hip_sys::*;
@@ -37,29 +39,13 @@ pub fn directory(name: &str) -> PathBuf {
     directory
 }
 
-/// A code object for an architecture, without a bundle around it. Where no compiler is installed the tests that need one
-/// say so and pass.
+/// The code object of a source for an architecture.
 pub fn compile(source: &str, arch: &str) -> Option<Vec<u8>> {
-    let compilers = ["clang-23", "clang-22", "clang-21", "clang-20", "clang-19", "clang"];
-    let found = compilers.into_iter().find(|name| Command::new(name).arg("--version").output().is_ok());
-    let Some(compiler) = found else {
-        println!("skipped: none of {compilers:?} is installed");
-        return None;
-    };
-    let directory = directory(arch);
-    let (input, output) = (directory.join("kernel.hip"), directory.join("kernel.co"));
+    let input = llvm::scratch_file("hip");
     std::fs::write(&input, source).expect("the source is written");
-    let status = Command::new(compiler)
-        .args(["-x", "hip", "-nogpuinc", "-nogpulib", "--offload-device-only", "-O3"])
-        .args(["--no-gpu-bundle-output", "-mcode-object-version=5"])
-        .arg(format!("--offload-arch={arch}"))
-        .arg("-o")
-        .args([&output, &input])
-        .status();
-    assert!(status.expect("the compiler starts").success());
-    let image = std::fs::read(output).expect("the code object is there");
-    std::fs::remove_dir_all(directory).expect("the folder is removed");
-    Some(image)
+    let image = llvm::code_object(&input, arch);
+    let _removed = std::fs::remove_file(input);
+    image
 }
 
 /// Requires success of a call.
