@@ -37,6 +37,8 @@ pub struct RaggedIndex<B: Backend> {
     pub qo_indptr: IntTensor<B>,
     /// `[requests + 1]`: first key of each request.
     pub kv_indptr: IntTensor<B>,
+    /// Query tokens of the longest request.
+    pub max_qo_len: usize,
 }
 
 /// Where the requests of a paged batch lie.
@@ -51,6 +53,8 @@ pub struct PagedIndex<B: Backend> {
     pub indices: IntTensor<B>,
     /// `[requests]`: tokens in the last page of each request, 0 for a request without pages.
     pub last_page_len: IntTensor<B>,
+    /// Query tokens of the longest request.
+    pub max_qo_len: usize,
     /// Tokens a page holds.
     pub page_size: usize,
     /// Order of the axes of a page.

@@ -12,6 +12,7 @@
 pub mod append;
 pub mod attention;
 mod grid;
+pub mod isa;
 mod math;
 pub mod merge;
 pub mod norm;
@@ -19,6 +20,7 @@ mod profile;
 mod refusal;
 pub mod rope;
 mod tensor;
+mod unit;
 
 pub use profile::DeviceProfile;
 pub use refusal::Refusal;

@@ -1,5 +1,7 @@
 use cubecl::client::Client;
 
+use crate::isa::Arch;
+
 /// What the choice of a blueprint depends on: the limits of a device, without the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceProfile {
@@ -15,6 +17,10 @@ pub struct DeviceProfile {
     pub load_bytes: usize,
     /// Most elements in a vector.
     pub max_vector: usize,
+    /// Instruction set.
+    pub arch: Arch,
+    /// Multiprocessors or compute units, if the device tells.
+    pub cores: Option<usize>,
     /// Cores, if the device is a CPU.
     pub cpu_cores: Option<u32>,
 }
@@ -36,6 +42,8 @@ impl DeviceProfile {
             shared_memory: hardware.max_shared_memory_size * hardware.num_cpu_cores.unwrap_or(1) as usize,
             load_bytes: (hardware.load_width as usize / 8).clamp(4, 16),
             max_vector: hardware.max_vector_size.max(1),
+            arch: Arch::of(client),
+            cores: hardware.num_streaming_multiprocessors.map(|cores| cores as usize),
             cpu_cores: hardware.num_cpu_cores,
         }
     }

@@ -1,3 +1,5 @@
+use crate::isa::{Arch, Instruction};
+
 /// Why a kernel was not launched. Nothing has been written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -49,5 +51,15 @@ pub enum Refusal {
         got: usize,
         /// The largest value.
         limit: usize,
+    },
+    /// A machine without an instruction that the kernel is made of.
+    #[error("{kernel}: {instruction:?} does not exist on {arch}")]
+    Instruction {
+        /// The kernel that was asked for.
+        kernel: &'static str,
+        /// What is missing.
+        instruction: Instruction,
+        /// Where.
+        arch: Arch,
     },
 }

@@ -25,12 +25,26 @@ impl<B: FlashInferBackend, C: CheckpointStrategy> FlashInferBackend for Autodiff
         // Integer tensors are the same on both sides.
         let batch = match batch {
             Batch::Single => Batch::Single,
-            Batch::Ragged(RaggedIndex { qo_indptr, kv_indptr }) => {
-                Batch::Ragged(RaggedIndex { qo_indptr, kv_indptr })
+            Batch::Ragged(RaggedIndex { qo_indptr, kv_indptr, max_qo_len }) => {
+                Batch::Ragged(RaggedIndex { qo_indptr, kv_indptr, max_qo_len })
             }
-            Batch::Paged(PagedIndex { qo_indptr, kv_indptr, indices, last_page_len, page_size, layout }) => {
-                Batch::Paged(PagedIndex { qo_indptr, kv_indptr, indices, last_page_len, page_size, layout })
-            }
+            Batch::Paged(PagedIndex {
+                qo_indptr,
+                kv_indptr,
+                indices,
+                last_page_len,
+                max_qo_len,
+                page_size,
+                layout,
+            }) => Batch::Paged(PagedIndex {
+                qo_indptr,
+                kv_indptr,
+                indices,
+                last_page_len,
+                max_qo_len,
+                page_size,
+                layout,
+            }),
         };
         match B::batch_attention(Self::inner(q), Self::inner(k), Self::inner(v), batch, params) {
             Attended::WithoutLse(output) => Attended::WithoutLse(Self::from_inner(output)),

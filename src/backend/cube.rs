@@ -268,17 +268,18 @@ fn layout_of(layout: KvLayout) -> kernels::KvLayout {
 fn batch_of(batch: Batch<CubeBackend>) -> attention::Batch {
     match batch {
         Batch::Single => attention::Batch::Single,
-        Batch::Ragged(RaggedIndex { qo_indptr, kv_indptr }) => {
-            attention::Batch::Ragged { qo_indptr: index(qo_indptr), kv_indptr: index(kv_indptr) }
+        Batch::Ragged(RaggedIndex { qo_indptr, kv_indptr, max_qo_len }) => {
+            attention::Batch::Ragged { qo_indptr: index(qo_indptr), kv_indptr: index(kv_indptr), max_qo_len }
         }
-        Batch::Paged(PagedIndex { qo_indptr, kv_indptr, indices, last_page_len, layout, .. }) => {
-            attention::Batch::Paged {
-                qo_indptr: index(qo_indptr),
-                kv_indptr: index(kv_indptr),
-                indices: index(indices),
-                last_page_len: index(last_page_len),
-                layout: layout_of(layout),
-            }
-        }
+        Batch::Paged(PagedIndex {
+            qo_indptr, kv_indptr, indices, last_page_len, max_qo_len, layout, ..
+        }) => attention::Batch::Paged {
+            qo_indptr: index(qo_indptr),
+            kv_indptr: index(kv_indptr),
+            indices: index(indices),
+            last_page_len: index(last_page_len),
+            max_qo_len,
+            layout: layout_of(layout),
+        },
     }
 }

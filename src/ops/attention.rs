@@ -122,6 +122,7 @@ pub fn batch_prefill_ragged(
     let batch = Batch::Ragged(RaggedIndex {
         qo_indptr: qo_indptr.tensor.clone().into_dispatch(),
         kv_indptr: kv_indptr.tensor.clone().into_dispatch(),
+        max_qo_len: qo_indptr.longest(),
     });
     Ok(problem.run(q, Keys::Contiguous(k, v), batch))
 }
@@ -223,6 +224,7 @@ fn paged(
         kv_indptr: table.indptr_tensor.clone().into_dispatch(),
         indices: table.indices_tensor.clone().into_dispatch(),
         last_page_len: table.last_page_len_tensor.clone().into_dispatch(),
+        max_qo_len: qo_indptr.longest(),
         page_size: pool.page_size,
         layout: pages.layout(),
     });

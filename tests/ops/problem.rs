@@ -79,6 +79,8 @@ pub struct Problem {
 pub struct Expected {
     pub oracle: reference::State,
     pub baseline: (Vec<f32>, Vec<f32>),
+    /// The same with the weights in the type of the values, as matrix cores take them.
+    pub in_type: (Vec<f32>, Vec<f32>),
 }
 
 /// What attention gave, on the host.
@@ -126,11 +128,14 @@ impl Problem {
         let keys = |r: usize| Ok((k.tokens(rows[r]..rows[r + 1])?, v.tokens(rows[r]..rows[r + 1])?));
         let options = self.case.options();
         let oracle = reference::batch_attention(&self.q.heads(), &self.qo_indptr(), keys, &options);
-        Expected { oracle: oracle.expect("a problem that fits"), baseline: self.baseline() }
+        let baseline = self.baseline(|weight| weight);
+        let in_type = self.baseline(|weight| round(weight, self.case.dtype));
+        Expected { oracle: oracle.expect("a problem that fits"), baseline, in_type }
     }
 
-    /// Straightforward attention in f32, the output rounded to the type: output and LSE.
-    fn baseline(&self) -> (Vec<f32>, Vec<f32>) {
+    /// Straightforward attention in f32, weights as `weigh` leaves them and the output rounded to the type: output and
+    /// LSE.
+    fn baseline(&self, weigh: impl Fn(f32) -> f32) -> (Vec<f32>, Vec<f32>) {
         let case = &self.case;
         let (mut output, mut lse) = (Vec::new(), Vec::new());
         let (qo, kv) = (self.qo_indptr(), self.kv_indptr());
@@ -155,7 +160,7 @@ impl Problem {
                 lse.push((max + sum.ln()) * std::f32::consts::LOG2_E);
                 let mut row = vec![0.0_f32; case.v_dim];
                 for (j, weight) in visible().zip(&weights) {
-                    let v = self.v.row(j, h / case.group);
+                    let (weight, v) = (weigh(*weight), self.v.row(j, h / case.group));
                     row.iter_mut().zip(v).for_each(|(o, v)| *o += weight * v);
                 }
                 let normal = if logits.is_empty() { 0.0 } else { 1.0 / sum };
@@ -167,7 +172,8 @@ impl Problem {
 
     pub fn check(&self, what: &str, target: &Target, expected: &Expected, got: &Got) {
         let what = format!("{what} on {}: {:?}", target.name, self.case);
-        let Expected { oracle, baseline } = expected;
+        let Expected { oracle, baseline, in_type } = expected;
+        let baseline = if target.has_matrix_cores() { in_type } else { baseline };
         check(format!("{what}: output"), &got.output, &baseline.0, oracle.output.values(), self.case.dtype);
         check(format!("{what}: LSE"), &got.lse, &baseline.1, &oracle.lse, DType::F32);
         let dim = self.case.v_dim;

@@ -71,6 +71,11 @@ impl Target {
         self.name == "cpu"
     }
 
+    /// Whether weights meet values in the type of the values.
+    pub fn has_matrix_cores(&self) -> bool {
+        ["cuda", "rocm"].contains(&self.name)
+    }
+
     /// The element types the device takes. A refusal is printed; flex, cpu and cuda may not refuse any.
     pub fn dtypes(&self) -> Vec<DType> {
         let takes = |dtype: &DType| {

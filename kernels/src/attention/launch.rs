@@ -1,10 +1,9 @@
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use super::batch::{PagedLaunch, RaggedLaunch, TableArgs};
-use super::blueprint::{Alignment, Blueprint, Choice, HeadDims};
-use super::kernel::{self, ParamsLaunch};
-use crate::grid::cover;
-use crate::tensor::{KvLayout, Result, addresses, alignment, by_slot, contiguous, one_page, rows, shape};
+use super::blueprint::{Alignment, Blueprint, Choice, HeadDims, Problem};
+use super::{portable, tiled};
+use crate::tensor::{KvLayout, Result, alignment, by_slot, contiguous, one_page, rows, shape};
 use crate::{DeviceProfile, Refusal};
 
 const KERNEL: &str = "attention";
@@ -20,6 +19,8 @@ pub enum Batch {
         qo_indptr: TensorBinding,
         /// `[requests + 1]`: first key of each request.
         kv_indptr: TensorBinding,
+        /// Query tokens of the longest request.
+        max_qo_len: usize,
     },
     /// Keys and values in pages.
     Paged {
@@ -31,6 +32,8 @@ pub enum Batch {
         indices: TensorBinding,
         /// `[requests]`: tokens in the last page of each request.
         last_page_len: TensorBinding,
+        /// Query tokens of the longest request.
+        max_qo_len: usize,
         /// The order of the axes of a page.
         layout: KvLayout,
     },
@@ -60,10 +63,25 @@ pub struct Attention {
     pub scale: f32,
 }
 
-/// Runs the portable attention kernel.
+/// The tensors of a checked problem, keys and values in pages, and its numbers.
+pub(super) struct Operands {
+    pub q: TensorBinding,
+    pub k: TensorBinding,
+    pub v: TensorBinding,
+    pub output: TensorBinding,
+    pub lse: Option<TensorBinding>,
+    pub causal: bool,
+    /// `i32::MAX` for none, which reaches every key there can be.
+    pub window_left: usize,
+    pub soft_cap: Option<f32>,
+    pub scale: f32,
+}
+
+/// Runs attention.
 ///
 /// The contents of the index tensors are trusted: row pointers rise from 0 to the number of tokens, page indices are
-/// below the number of pages, the length of a last page is from 1 to the page size.
+/// below the number of pages, the length of a last page is from 1 to the page size, no request has more queries than
+/// `max_qo_len`.
 ///
 /// # Errors
 ///
@@ -86,55 +104,56 @@ pub fn launch(client: &Client, problem: Attention, dtype: ElemType, choice: Choi
         }
     };
     let dims = check(&q, &k, &v, &output, lse.as_ref(), &batch)?;
-    let row_count = q.shape[0] * q.shape[1];
     // Without any key nothing is read, but a buffer must be bound, and an empty one cannot be.
     let (k, v) = (or_bound(k, &q), or_bound(v, &q));
 
+    let (requests, max_qo_len, keys) = match &batch {
+        Batch::Single => (1, q.shape[0], k.shape[1]),
+        Batch::Ragged { qo_indptr, max_qo_len, .. } => (qo_indptr.size() - 1, *max_qo_len, k.shape[1]),
+        Batch::Paged { qo_indptr, indices, max_qo_len, .. } => {
+            (qo_indptr.size() - 1, *max_qo_len, indices.size() * k.shape[1])
+        }
+    };
+    let aligned = |tensor| alignment(tensor).min(offset_alignment(tensor, dtype.size()));
+    let problem = Problem {
+        dims,
+        dtype,
+        q_heads: q.shape[1],
+        kv_heads: k.shape[2],
+        tokens: q.shape[0],
+        max_qo_len: max_qo_len.min(q.shape[0]),
+        requests,
+        keys,
+        scale,
+        align: Alignment { qk: aligned(&q).min(aligned(&k)), vo: aligned(&v) },
+    };
+    let limit = i32::MAX as usize;
+    for (argument, got) in [("rows", problem.tokens * problem.q_heads), ("keys", keys)] {
+        if got > limit {
+            return Err(Refusal::Range { kernel: KERNEL, argument, got, limit });
+        }
+    }
     let device = DeviceProfile::of(client);
-    let align = Alignment { qk: alignment(&q).min(alignment(&k)), vo: alignment(&v) };
     let blueprint = match choice {
-        Choice::Auto => Blueprint::auto(&device, dims, dtype.size(), align),
+        Choice::Auto => Blueprint::auto(&device, &problem),
         Choice::Exactly(blueprint) => blueprint,
     };
-    blueprint.check(&device, dims, align)?;
-    let cubes = cover(KERNEL, row_count.div_ceil(blueprint.rows as usize), device.max_cubes)?;
-    let address =
-        addresses(&[(&q, dtype.size()), (&k, dtype.size()), (&v, dtype.size()), (&output, dtype.size())]);
-    let params = ParamsLaunch::new(
-        scale,
-        soft_cap.unwrap_or(0.0),
-        window_left.map_or(i32::MAX as usize, |window| window.min(i32::MAX as usize)),
-        causal as u32,
-        row_count,
-    );
-    let page_size = k.shape[1];
-    let table = table_args(batch, page_size);
-
-    // SAFETY: a unit beyond the last row stops. A row reads q and writes output and lse at (token, head), within the
-    // shapes checked above; k and v at keys below kv_len, whose pages and offsets are in bounds by the contract on
-    // index tensors. Column loads stay below the head dimensions, which the vectors divide. Shared memory is indexed
-    // by keys < tile and columns of the query, within the part of the row. `blueprint` was checked against the device.
-    unsafe {
-        kernel::attention::launch_unchecked(
-            client,
-            cubes,
-            CubeDim::new_1d(blueprint.rows * blueprint.units),
-            address,
-            blueprint.qk_vector,
-            blueprint.vo_vector,
-            q.into_tensor_arg(),
-            k.into_tensor_arg(),
-            v.into_tensor_arg(),
-            output.into_tensor_arg(),
-            lse.map(TensorBinding::into_buffer_arg).into(),
-            table,
-            params,
-            dims,
-            blueprint,
-            dtype,
-        );
+    blueprint.check(&device, &problem)?;
+    let table = || table_args(&batch, k.shape[1]);
+    let window_left = window_left.map_or(limit, |window| window.min(limit));
+    let operands = Operands { q, k: k.clone(), v, output, lse, causal, window_left, soft_cap, scale };
+    match blueprint {
+        Blueprint::Portable(portable) => portable::launch(client, operands, table(), &problem, portable),
+        Blueprint::Tiled(tiled) => tiled::launch(client, operands, table, &problem, tiled),
     }
-    Ok(())
+}
+
+/// Elements to which the first is aligned.
+fn offset_alignment(tensor: &TensorBinding, elem_size: usize) -> usize {
+    match tensor.handle.offset_start {
+        None | Some(0) => 64,
+        Some(offset) => (1 << offset.trailing_zeros().min(8)) / elem_size,
+    }
 }
 
 fn check(
@@ -166,7 +185,7 @@ fn check(
     }
     match batch {
         Batch::Single => {}
-        Batch::Ragged { qo_indptr, kv_indptr } => indptrs(qo_indptr, kv_indptr)?,
+        Batch::Ragged { qo_indptr, kv_indptr, .. } => indptrs(qo_indptr, kv_indptr)?,
         Batch::Paged { qo_indptr, kv_indptr, indices, last_page_len, .. } => {
             indptrs(qo_indptr, kv_indptr)?;
             contiguous(KERNEL, "last_page_len", last_page_len, &[qo_indptr.shape[0] - 1])?;
@@ -193,26 +212,22 @@ fn or_bound(tensor: TensorBinding, bound: &TensorBinding) -> TensorBinding {
     if tensor.size() == 0 { TensorBinding { handle: bound.handle.clone(), ..tensor } } else { tensor }
 }
 
-fn table_args(batch: Batch, page_size: usize) -> TableArgs {
+fn table_args(batch: &Batch, page_size: usize) -> TableArgs {
+    let buffer = |tensor: &TensorBinding| tensor.clone().into_buffer_arg();
     match batch {
         Batch::Single => TableArgs::Single,
-        Batch::Ragged { qo_indptr, kv_indptr } => {
-            let requests = qo_indptr.size() - 1;
-            TableArgs::Ragged(RaggedLaunch::new(
-                qo_indptr.into_buffer_arg(),
-                kv_indptr.into_buffer_arg(),
-                requests,
-            ))
+        Batch::Ragged { qo_indptr, kv_indptr, .. } => {
+            TableArgs::Ragged(RaggedLaunch::new(buffer(qo_indptr), buffer(kv_indptr), qo_indptr.size() - 1))
         }
         Batch::Paged { qo_indptr, kv_indptr, indices, last_page_len, .. } => {
-            let requests = qo_indptr.size() - 1;
             TableArgs::Paged(PagedLaunch::new(
-                qo_indptr.into_buffer_arg(),
-                kv_indptr.into_buffer_arg(),
-                indices.into_buffer_arg(),
-                last_page_len.into_buffer_arg(),
-                requests,
+                buffer(qo_indptr),
+                buffer(kv_indptr),
+                buffer(indices),
+                buffer(last_page_len),
+                qo_indptr.size() - 1,
                 page_size,
+                page_size as u32,
             ))
         }
     }

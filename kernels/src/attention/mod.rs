@@ -2,8 +2,11 @@
 
 mod batch;
 mod blueprint;
-mod kernel;
 mod launch;
+mod portable;
+mod tiled;
 
-pub use blueprint::{Blueprint, Choice, HeadDims};
+pub use blueprint::{Alignment, Blueprint, Choice, HeadDims, Problem};
 pub use launch::{Attention, Batch, launch};
+pub use portable::Portable;
+pub use tiled::{Tiled, Unit};

@@ -100,6 +100,7 @@ impl Case {
                 let index = RaggedIndex {
                     qo_indptr: ints(indptr(&self.qo_lens)),
                     kv_indptr: ints(indptr(&self.kv_lens)),
+                    max_qo_len: self.qo_lens.iter().copied().max().unwrap_or(0),
                 };
                 (if self.kind == Kind::Single { Batch::Single } else { Batch::Ragged(index) }, k, v)
             }
@@ -183,6 +184,7 @@ impl Case {
             kv_indptr: ints(indptr(&counts)),
             indices: ints(indices),
             last_page_len: ints(last),
+            max_qo_len: self.qo_lens.iter().copied().max().unwrap_or(0),
             page_size: self.page_size,
             layout,
         };

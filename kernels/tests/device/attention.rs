@@ -1,12 +1,12 @@
 use burn_flashinfer_kernels::{
     KvLayout, Refusal,
-    attention::{Attention, Batch, Blueprint, Choice, launch},
+    attention::{Alignment, Attention, Batch, Blueprint, Choice, HeadDims, Portable, Problem, launch},
 };
 
 use crate::host::{Device, Random, TYPES, Type, assert_close, client, contiguous, ints};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Kind {
+pub enum Kind {
     Single,
     Ragged,
     Paged(usize, KvLayout),
@@ -14,25 +14,25 @@ enum Kind {
 
 /// One problem. Every request is `(qo_len, kv_len)`.
 #[derive(Debug, Clone)]
-struct Case {
-    kind: Kind,
-    lengths: Vec<(usize, usize)>,
-    q_heads: usize,
-    kv_heads: usize,
-    qk: usize,
-    vo: usize,
-    dtype: Type,
-    causal: bool,
-    window_left: Option<usize>,
-    soft_cap: Option<f32>,
+pub struct Case {
+    pub kind: Kind,
+    pub lengths: Vec<(usize, usize)>,
+    pub q_heads: usize,
+    pub kv_heads: usize,
+    pub qk: usize,
+    pub vo: usize,
+    pub dtype: Type,
+    pub causal: bool,
+    pub window_left: Option<usize>,
+    pub soft_cap: Option<f32>,
     /// Elements between rows that no tensor owns.
-    gap: usize,
-    spread: f64,
-    choice: Choice,
+    pub gap: usize,
+    pub spread: f64,
+    pub choice: Choice,
 }
 
 impl Case {
-    fn new(kind: Kind, lengths: &[(usize, usize)]) -> Self {
+    pub fn new(kind: Kind, lengths: &[(usize, usize)]) -> Self {
         Self {
             kind,
             lengths: lengths.to_vec(),
@@ -50,6 +50,26 @@ impl Case {
         }
     }
 
+    fn longest(&self) -> usize {
+        self.lengths.iter().map(|l| l.0).max().unwrap_or(0)
+    }
+
+    /// What the choice of a blueprint depends on.
+    pub fn problem(&self) -> Problem {
+        Problem {
+            dims: HeadDims { qk: self.qk, vo: self.vo },
+            dtype: self.dtype.elem(),
+            q_heads: self.q_heads,
+            kv_heads: self.kv_heads,
+            tokens: self.lengths.iter().map(|l| l.0).sum(),
+            max_qo_len: self.longest(),
+            requests: self.lengths.len(),
+            keys: self.lengths.iter().map(|l| l.1).sum(),
+            scale: self.scale(),
+            align: Alignment { qk: 64, vo: 64 },
+        }
+    }
+
     fn scale(&self) -> f32 {
         1.0 / (self.qk as f32).sqrt()
     }
@@ -61,8 +81,16 @@ impl Case {
             && self.window_left.is_none_or(|w| j >= position - w.min(1 << 40) as i64)
     }
 
-    /// Attention with the arithmetic of `T`, rounded to the type at the end; and its base-2 LSE.
-    fn expected(&self, q: &[f64], k: &[Vec<f64>], v: &[Vec<f64>], round: fn(f64) -> f64) -> [Vec<f64>; 2] {
+    /// Attention with every result rounded by `round`, and weights before they meet values by `weight`; and its base-2
+    /// LSE.
+    fn expected(
+        &self,
+        q: &[f64],
+        k: &[Vec<f64>],
+        v: &[Vec<f64>],
+        round: fn(f64) -> f64,
+        weight: impl Fn(f64) -> f64,
+    ) -> [Vec<f64>; 2] {
         let (mut output, mut lse) = (vec![], vec![]);
         let mut token = 0;
         for (request, &(qo_len, kv_len)) in self.lengths.iter().enumerate() {
@@ -88,8 +116,9 @@ impl Case {
                     let sum = p.iter().fold(0.0, |sum, p| round(sum + p));
                     for column in 0..self.vo {
                         let weighed = p.iter().enumerate().filter(|(_, p)| **p > 0.0);
-                        let o = weighed
-                            .fold(0.0, |o, (j, p)| round(o + round(p * v[request][at(j, self.vo) + column])));
+                        let o = weighed.fold(0.0, |o, (j, p)| {
+                            round(o + round(weight(*p) * v[request][at(j, self.vo) + column]))
+                        });
                         output.push(if sum == 0.0 { 0.0 } else { o / sum });
                     }
                     lse.push(if sum == 0.0 { m } else { (base + sum.ln()) / std::f64::consts::LN_2 });
@@ -101,7 +130,7 @@ impl Case {
     }
 
     /// Runs the kernel and checks it, and returns its output.
-    fn check(&self, random: &mut Random) -> Vec<f64> {
+    pub fn check(&self, random: &mut Random) -> Vec<f64> {
         let client = client();
         let tokens: usize = self.lengths.iter().map(|l| l.0).sum();
         let q = random.floats(tokens * self.q_heads * self.qk, self.dtype, self.spread);
@@ -133,8 +162,12 @@ impl Case {
             scale: self.scale(),
         };
         launch(&client, problem, self.dtype.elem(), self.choice).expect("launches");
-        let [wanted, wanted_lse] = self.expected(&q, &k, &v, |x| x);
-        let [mut baseline, baseline_lse] = self.expected(&q, &k, &v, |x| x as f32 as f64);
+        let [wanted, wanted_lse] = self.expected(&q, &k, &v, |x| x, |x| x);
+        // Matrix cores take weights in the type of the values.
+        let plain = matches!(self.choice, Choice::Exactly(Blueprint::Portable(_)))
+            || client.properties().hardware.num_cpu_cores.is_some();
+        let weight = |x| if plain { x } else { self.dtype.round(x) };
+        let [mut baseline, baseline_lse] = self.expected(&q, &k, &v, |x| x as f32 as f64, weight);
         baseline.iter_mut().for_each(|x| *x = self.dtype.round(*x));
         let got = output.read(&client);
         assert_close(&format!("output of {self:?}"), &got, &wanted, &baseline);
@@ -162,7 +195,7 @@ impl Case {
                 let kv_indptr = ints(&client, &indptr(self.lengths.iter().map(|l| l.1)));
                 let batch = match self.kind {
                     Kind::Single => Batch::Single,
-                    _ => Batch::Ragged { qo_indptr, kv_indptr },
+                    _ => Batch::Ragged { qo_indptr, kv_indptr, max_qo_len: self.longest() },
                 };
                 (batch, device(k, self.qk), device(v, self.vo))
             }
@@ -203,6 +236,7 @@ impl Case {
                     kv_indptr: ints(&client, &indptr(counts.into_iter())),
                     indices: ints(&client, &indices),
                     last_page_len: ints(&client, &self.lengths.iter().map(last).collect::<Vec<_>>()),
+                    max_qo_len: self.longest(),
                     layout,
                 };
                 (batch, k, v)
@@ -221,7 +255,7 @@ fn indptr(lengths: impl Iterator<Item = usize>) -> Vec<i32> {
 
 const PAGED: Kind = Kind::Paged(5, KvLayout::Nhd);
 /// Prefill, decode, empty requests of either side, and a page that is exactly full.
-const MIXED: [(usize, usize); 6] = [(17, 37), (1, 97), (0, 5), (3, 0), (1, 1), (5, 80)];
+pub const MIXED: [(usize, usize); 6] = [(17, 37), (1, 97), (0, 5), (3, 0), (1, 1), (5, 80)];
 
 #[test]
 fn every_kind_and_mask() {
@@ -287,7 +321,13 @@ fn forced_blueprints_run() {
     for (lengths, rows, units, tile, vector) in
         [(some, 1, 1, 64, 4), (some, 7, 1, 16, 1), (some, 1, 4, 16, 2), (one, 1, 32, 64, 1)]
     {
-        let choice = Choice::Exactly(Blueprint { rows, units, tile, qk_vector: vector, vo_vector: vector });
+        let choice = Choice::Exactly(Blueprint::Portable(Portable {
+            rows,
+            units,
+            tile,
+            qk_vector: vector,
+            vo_vector: vector,
+        }));
         let case = Case { choice, q_heads: 1, kv_heads: 1, causal: true, ..Case::new(PAGED, lengths) };
         case.check(&mut Random::new(6));
     }
@@ -326,7 +366,7 @@ fn refuses_what_cannot_run() {
     };
     assert_eq!(argument(run(&[5, 3, 32], &[2, 4, 32], Choice::Auto)), "k");
     assert_eq!(argument(run(&[5, 2, 32], &[2, 4, 31], Choice::Auto)), "output");
-    let odd = Blueprint { rows: 1, units: 4, tile: 16, qk_vector: 3, vo_vector: 1 };
+    let odd = Blueprint::Portable(Portable { rows: 1, units: 4, tile: 16, qk_vector: 3, vo_vector: 1 });
     let refusal = run(&[5, 2, 32], &[2, 4, 32], Choice::Exactly(odd)).expect_err("3 does not divide 32");
     assert!(refusal.to_string().contains("qk_vector of 3"), "{refusal}");
 }

@@ -1,10 +1,13 @@
-//! The portable kernels on CubeCL's CPU runtime, against f64 on the host.
+//! The kernels on a device, without Burn, against f64 on the host: the CPU, or what `BURN_FLASHINFER_TEST_DEVICES` names
+//! (`cpu`, `cuda` or `rocm`) of the devices in this build.
 //!
 //! An error may be twice that of the same sum in f32 over the same rounded inputs, rounded once at the end, plus 1e-5:
 //! a bound that scales with the problem instead of a tolerance someone picked.
 
+#![cfg(any(feature = "cpu", feature = "cuda", feature = "rocm"))]
 #![allow(clippy::needless_range_loop, reason = "one index names a place in several arrays")]
 
 mod attention;
 mod elements;
 mod host;
+mod tiled;

@@ -22,8 +22,9 @@
 
 use cubecl::prelude::*;
 
-use super::batch::{Request, Table, key_offset, request_of};
-use super::blueprint::{Blueprint, HeadDims};
+use super::super::batch::{Table, key_offset, request_of, visible};
+use super::super::blueprint::HeadDims;
+use super::Portable;
 use crate::math::{LOG2_E, narrow, tanh};
 
 /// The run-time numbers of a problem.
@@ -52,7 +53,7 @@ pub(crate) fn attention<F: Float, QK: Size, VO: Size>(
     table: &Table,
     params: &Params,
     #[comptime] dims: HeadDims,
-    #[comptime] blueprint: Blueprint,
+    #[comptime] blueprint: Portable,
     #[define(F)] _dtype: ElemType,
 ) {
     let units = comptime!(blueprint.units as usize);
@@ -72,7 +73,7 @@ pub(crate) fn attention<F: Float, QK: Size, VO: Size>(
     let head = row % q_heads;
     let kv_head = head / (q_heads / k.shape(2));
     let request = request_of(table, token, q.shape(0), k.shape(1));
-    let (start, end) = visible(&request, params);
+    let (start, end) = visible(&request, token - request.first_token, params.causal, params.window_left);
 
     let mut query = Shared::<[Vector<f32, QK>]>::new_slice(rows * qk);
     let mut logits = Shared::<[f32]>::new_slice(rows * tile);
@@ -181,23 +182,6 @@ fn meet(#[comptime] units: usize) {
     if comptime!(units > 1) {
         sync_cube();
     }
-}
-
-/// The keys `start..end` that a query sees. The causal mask is right-aligned: the last query sits at the last key.
-#[cube]
-fn visible(request: &Request, params: &Params) -> (usize, usize) {
-    // Position of the query among the keys, shifted by qo_len to stay above 0.
-    let shifted = request.kv_len + request.query;
-    let mut end = request.kv_len;
-    if params.causal == 1 {
-        end = saturating_sub(shifted + 1, request.qo_len);
-    }
-    (saturating_sub(shifted, request.qo_len + params.window_left), end)
-}
-
-#[cube]
-fn saturating_sub(a: usize, b: usize) -> usize {
-    select(a > b, a - min(a, b), 0usize)
 }
 
 /// `cap * tanh(logit / cap)`, or the logit itself with a cap of 0.

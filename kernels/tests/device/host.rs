@@ -8,8 +8,19 @@ use cubecl::{
 };
 use half::{bf16, f16};
 
+/// The device of this run.
 pub fn client() -> Client {
-    cubecl::Device::Cpu(Default::default()).client()
+    let wanted = std::env::var("BURN_FLASHINFER_TEST_DEVICES").unwrap_or_default();
+    let devices: &[(&str, fn() -> cubecl::Device)] = &[
+        #[cfg(feature = "cpu")]
+        ("cpu", || cubecl::Device::Cpu(Default::default())),
+        #[cfg(feature = "cuda")]
+        ("cuda", || cubecl::Device::Cuda(Default::default())),
+        #[cfg(feature = "rocm")]
+        ("rocm", || cubecl::Device::Hip(Default::default())),
+    ];
+    let chosen = devices.iter().find(|(name, _)| wanted.is_empty() || wanted == *name);
+    chosen.unwrap_or_else(|| panic!("this build has no device {wanted}")).1().client()
 }
 
 /// SplitMix64.

@@ -1,0 +1,327 @@
+//! Attention on a GPU, timed on the device: CSV rows of the columns that other libraries' rows have.
+//!
+//!     cargo bench -p burn-flashinfer-kernels --features cuda --bench attention -- [prefill] [decode] [quick] [csv=FILE]
+//!
+//! Every row is the median of at least ten passes over several sets of random inputs, which together are larger than the
+//! caches, as a replayed graph of launches: what the device needs, without the gaps that the host leaves. The first call
+//! of every kernel is timed too: that is compilation.
+
+use std::time::Instant;
+
+use burn_flashinfer_kernels::attention::{
+    Alignment, Attention, Batch, Blueprint, Choice, HeadDims, Problem, launch,
+};
+use burn_flashinfer_kernels::{DeviceProfile, KvLayout};
+use cubecl::{
+    client::Client,
+    ir::{ElemType, FloatKind},
+    prelude::*,
+    server::Handle,
+};
+
+const PAGE: usize = 16;
+
+/// Normal enough: the sum of four uniform numbers.
+#[cube(launch_unchecked)]
+fn fill<F: Float>(out: &mut [F], total: u32, seed: u32, #[define(F)] _dtype: ElemType) {
+    let units = CUBE_COUNT as u32 * CUBE_DIM;
+    let mut at = ABSOLUTE_POS as u32;
+    while at < total {
+        let mut x = at * 747796405u32 + seed;
+        let mut sum = 0.0f32;
+        for _ in 0..4u32 {
+            x = (x ^ (x >> 15u32)) * 2246822519u32;
+            x ^= x >> 13u32;
+            sum += f32::cast_from(x >> 8u32) / 8388608.0f32 - 1.0f32;
+        }
+        out[at as usize] = F::cast_from(sum * 0.866f32);
+        at += units;
+    }
+}
+
+struct Bench {
+    client: Client,
+    csv: String,
+}
+
+/// The shape of a row.
+#[derive(Clone)]
+struct Shape {
+    op: &'static str,
+    dtype: (&'static str, FloatKind),
+    lengths: Vec<(usize, usize)>,
+    q_heads: usize,
+    kv_heads: usize,
+    dim: usize,
+    causal: bool,
+    paged: bool,
+}
+
+struct Inputs {
+    q: TensorBinding,
+    k: TensorBinding,
+    v: TensorBinding,
+    output: TensorBinding,
+    indptr: Option<(TensorBinding, TensorBinding, Option<(TensorBinding, TensorBinding)>)>,
+}
+
+fn tensor(handle: Handle, shape: &[usize]) -> TensorBinding {
+    let strides: Vec<usize> = (0..shape.len()).map(|axis| shape[axis + 1..].iter().product()).collect();
+    // SAFETY: the buffers are made to hold these shapes.
+    unsafe { TensorBinding::from_raw_parts(handle, strides.into(), shape.to_vec().into()) }
+}
+
+impl Bench {
+    fn random(&self, dtype: FloatKind, shape: &[usize], seed: u32) -> TensorBinding {
+        let total: usize = shape.iter().product();
+        let handle = self.client.empty(total * 2);
+        // SAFETY: units stop at `total` elements, which the buffer has.
+        unsafe {
+            let buffer = BufferArg::from_raw_parts(handle.clone(), total);
+            let (count, dim) = (CubeCount::Static(1024, 1, 1), CubeDim::new_1d(256));
+            fill::launch_unchecked(
+                &self.client,
+                count,
+                dim,
+                buffer,
+                total as u32,
+                seed,
+                ElemType::Float(dtype),
+            );
+        }
+        tensor(handle, shape)
+    }
+
+    fn ints(&self, data: Vec<i32>) -> TensorBinding {
+        let bytes: Vec<u8> = data.iter().flat_map(|x| x.to_le_bytes()).collect();
+        tensor(self.client.create_from_slice(&bytes), &[data.len()])
+    }
+
+    fn inputs(&self, s: &Shape, seed: u32) -> Inputs {
+        let (tokens, keys) = (total(&s.lengths, |l| l.0), total(&s.lengths, |l| l.1));
+        let indptr = |of: fn(&(usize, usize)) -> usize, unit: usize| {
+            let mut at = 0;
+            let ends = s.lengths.iter().map(|l| {
+                at += of(l).div_ceil(unit) as i32;
+                at
+            });
+            self.ints(std::iter::once(0).chain(ends).collect())
+        };
+        let kv = if s.paged {
+            vec![total(&s.lengths, |l| l.1.div_ceil(PAGE)), PAGE, s.kv_heads, s.dim]
+        } else {
+            vec![keys, s.kv_heads, s.dim]
+        };
+        let indices = s.paged.then(|| {
+            // Shuffled pages.
+            let mut pages: Vec<i32> = (0..kv[0] as i32).collect();
+            let mut x = u64::from(seed) * 2 + 1;
+            for i in (1..pages.len()).rev() {
+                x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                pages.swap(i, (x >> 33) as usize % (i + 1));
+            }
+            let last = s.lengths.iter().map(|l| ((l.1 - 1) % PAGE + 1) as i32).collect();
+            (self.ints(pages), self.ints(last))
+        });
+        let batched = s.paged || s.lengths.len() > 1;
+        Inputs {
+            q: self.random(s.dtype.1, &[tokens, s.q_heads, s.dim], 3 * seed),
+            k: self.random(s.dtype.1, &kv, 3 * seed + 1),
+            v: self.random(s.dtype.1, &kv, 3 * seed + 2),
+            output: self.random(s.dtype.1, &[tokens, s.q_heads, s.dim], 0),
+            indptr: batched
+                .then(|| (indptr(|l| l.0, 1), indptr(|l| l.1, if s.paged { PAGE } else { 1 }), indices)),
+        }
+    }
+
+    fn run(&self, s: &Shape, inputs: &Inputs) {
+        let max_qo_len = s.lengths.iter().map(|l| l.0).max().unwrap_or(0);
+        let batch = match inputs.indptr.clone() {
+            None => Batch::Single,
+            Some((qo_indptr, kv_indptr, None)) => Batch::Ragged { qo_indptr, kv_indptr, max_qo_len },
+            Some((qo_indptr, kv_indptr, Some((indices, last_page_len)))) => Batch::Paged {
+                qo_indptr,
+                kv_indptr,
+                indices,
+                last_page_len,
+                max_qo_len,
+                layout: KvLayout::Nhd,
+            },
+        };
+        let problem = Attention {
+            q: inputs.q.clone(),
+            k: inputs.k.clone(),
+            v: inputs.v.clone(),
+            output: inputs.output.clone(),
+            lse: None,
+            batch,
+            causal: s.causal,
+            window_left: None,
+            soft_cap: None,
+            scale: (s.dim as f32).powf(-0.5),
+        };
+        launch(&self.client, problem, ElemType::Float(s.dtype.1), Choice::Auto).expect("launches");
+    }
+
+    fn wait(&self) {
+        cubecl::future::block_on(self.client.sync()).expect("the device is there");
+    }
+
+    fn row(&mut self, s: &Shape) {
+        let elements = |l: &(usize, usize)| 2 * (l.0 * s.q_heads + l.1 * s.kv_heads) * s.dim;
+        let bytes = 2.0 * s.lengths.iter().map(elements).sum::<usize>() as f64;
+        let pairs = |l: &(usize, usize)| {
+            // As is usual, causal attention counts half a square, and what lies before it.
+            (l.0 * l.1) as f64 - if s.causal && l.0 > 1 { (l.0 * l.0) as f64 / 2.0 } else { 0.0 }
+        };
+        let flops = 4.0 * s.lengths.iter().map(pairs).sum::<f64>() * (s.q_heads * s.dim) as f64;
+        let sets = (4e8 / bytes).ceil().clamp(2.0, 24.0) as u32;
+        let inputs: Vec<_> = (0..sets).map(|seed| self.inputs(s, seed + 1)).collect();
+        self.wait();
+        let first = Instant::now();
+        self.run(s, &inputs[0]);
+        self.wait();
+        let first = first.elapsed();
+
+        self.client.graph_prepare().expect("a graph");
+        inputs.iter().for_each(|inputs| self.run(s, inputs));
+        self.wait();
+        self.client.start_capture().expect("a capture");
+        inputs.iter().for_each(|inputs| self.run(s, inputs));
+        let graph = self.client.stop_capture().expect("a graph");
+        let mut times = vec![];
+        let begin = Instant::now();
+        while times.len() < 12 || (times.len() < 60 && begin.elapsed().as_millis() < 150) {
+            // SAFETY: the buffers of the graph are alive in `inputs`.
+            let replay = || unsafe { graph.replay() }.expect("replays");
+            let (_, duration) = self.client.profile(replay, "attention").expect("a profile");
+            let ticks = cubecl::future::block_on(duration.into_future()).expect("ticks");
+            times.push(ticks.duration().as_secs_f64() * 1e3 / f64::from(sets));
+        }
+        times.drain(..2);
+        times.sort_by(f64::total_cmp);
+        let ms = times[times.len() / 2];
+        let (q, kv) = s.lengths[s.lengths.len() - 1];
+        let heads = format!("{}/{} heads d {}", s.q_heads, s.kv_heads, s.dim);
+        let line = format!(
+            "{},burn-flashinfer,{},{},{q},{kv},{ms:.5},{:.2},{:.1},,{heads}{} first {:.2} s; {}",
+            s.op,
+            s.dtype.0,
+            s.lengths.len(),
+            flops / ms / 1e9,
+            bytes / ms / 1e6,
+            if s.causal { " causal" } else { " full" },
+            first.as_secs_f64(),
+            self.explain(s).replace(',', ";"),
+        );
+        println!("{line}");
+        self.csv += &(line + "\n");
+    }
+
+    fn explain(&self, s: &Shape) -> String {
+        let device = DeviceProfile::of(&self.client);
+        let problem = Problem {
+            dims: HeadDims { qk: s.dim, vo: s.dim },
+            dtype: ElemType::Float(s.dtype.1),
+            q_heads: s.q_heads,
+            kv_heads: s.kv_heads,
+            tokens: total(&s.lengths, |l| l.0),
+            max_qo_len: s.lengths.iter().map(|l| l.0).max().unwrap_or(0),
+            requests: s.lengths.len(),
+            keys: total(&s.lengths, |l| l.1),
+            scale: 1.0,
+            align: Alignment { qk: 64, vo: 64 },
+        };
+        Blueprint::auto(&device, &problem).explain(&device, &problem)
+    }
+}
+
+fn total(lengths: &[(usize, usize)], of: fn(&(usize, usize)) -> usize) -> usize {
+    lengths.iter().map(of).sum()
+}
+
+const F16: (&str, FloatKind) = ("fp16", FloatKind::F16);
+const BF16: (&str, FloatKind) = ("bf16", FloatKind::BF16);
+
+fn device() -> cubecl::Device {
+    #[cfg(feature = "cuda")]
+    return cubecl::Device::Cuda(Default::default());
+    #[cfg(not(feature = "cuda"))]
+    return cubecl::Device::Hip(Default::default());
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let has = |name: &str| arguments.iter().any(|argument| argument == name);
+    let every = !has("prefill") && !has("decode");
+    let quick = has("quick");
+    let header = "op,impl,dtype,batch,q_len,kv_len,ms,tflops,gbps,max_err,note\n";
+    let mut bench = Bench { client: device().client(), csv: header.into() };
+    let base = Shape {
+        op: "prefill",
+        dtype: BF16,
+        lengths: vec![],
+        q_heads: 32,
+        kv_heads: 8,
+        dim: 128,
+        causal: true,
+        paged: false,
+    };
+    if every || has("prefill") {
+        let lengths: &[usize] =
+            if quick { &[1024, 2048, 4096, 8192] } else { &[1024, 2048, 4096, 8192, 16384, 32768] };
+        for dtype in if quick { vec![BF16] } else { vec![BF16, F16] } {
+            for &n in lengths {
+                bench.row(&Shape { dtype, lengths: vec![(n, n)], ..base.clone() });
+            }
+        }
+        for n in [8192, 16384] {
+            bench.row(&Shape { lengths: vec![(n, n)], causal: false, ..base.clone() });
+        }
+        for dim in [64, 256] {
+            bench.row(&Shape { lengths: vec![(8192, 8192)], dim, ..base.clone() });
+        }
+        bench.row(&Shape { op: "prefill-paged", lengths: vec![(8192, 8192)], paged: true, ..base.clone() });
+        for paged in [false, true] {
+            let op = if paged { "prefill-paged" } else { "prefill-ragged" };
+            let mix = vec![(2048, 2048); 8];
+            bench.row(&Shape { op, lengths: mix, paged, ..base.clone() });
+            let mix = [200, 3000, 17, 4096, 1000, 511, 2049, 777, 8000].map(|n| (n, n)).to_vec();
+            bench.row(&Shape { op, lengths: mix, paged, ..base.clone() });
+        }
+    }
+    if every || has("decode") {
+        let decode = Shape { op: "decode", causal: false, paged: true, ..base.clone() };
+        for (batch, keys) in [(1, 16384), (16, 1024), (64, 4096), (128, 16384)] {
+            bench.row(&Shape { lengths: vec![(1, keys); batch], ..decode.clone() });
+        }
+        if !quick {
+            for (batch, keys) in [
+                (1, 1024),
+                (1, 4096),
+                (1, 32768),
+                (4, 4096),
+                (4, 32768),
+                (16, 8192),
+                (64, 1024),
+                (128, 2048),
+                (256, 4096),
+            ] {
+                bench.row(&Shape { lengths: vec![(1, keys); batch], ..decode.clone() });
+            }
+            for (q_heads, kv_heads) in [(32, 32), (64, 8)] {
+                for (batch, keys) in [(16, 4096), (64, 4096)] {
+                    bench.row(&Shape {
+                        lengths: vec![(1, keys); batch],
+                        q_heads,
+                        kv_heads,
+                        ..decode.clone()
+                    });
+                }
+            }
+        }
+    }
+    if let Some(file) = arguments.iter().find_map(|argument| argument.strip_prefix("csv=")) {
+        std::fs::write(file, &bench.csv).expect("the file can be written");
+    }
+}

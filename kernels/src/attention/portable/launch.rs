@@ -1,0 +1,53 @@
+use cubecl::{client::Client, prelude::*};
+
+use super::super::batch::TableArgs;
+use super::super::blueprint::Problem;
+use super::super::launch::Operands;
+use super::Portable;
+use super::kernel::{ParamsLaunch, attention};
+use crate::grid::cover;
+use crate::tensor::addresses;
+use crate::{DeviceProfile, Result};
+
+/// Runs the portable kernel. `operands` and `blueprint` have been checked.
+pub(in super::super) fn launch(
+    client: &Client,
+    operands: Operands,
+    table: TableArgs,
+    problem: &Problem,
+    blueprint: Portable,
+) -> Result<()> {
+    let Operands { q, k, v, output, lse, causal, window_left, soft_cap, scale } = operands;
+    let rows = problem.tokens * problem.q_heads;
+    let cubes =
+        cover("attention", rows.div_ceil(blueprint.rows as usize), DeviceProfile::of(client).max_cubes)?;
+    let size = problem.dtype.size();
+    let address = addresses(&[(&q, size), (&k, size), (&v, size), (&output, size)]);
+    let params = ParamsLaunch::new(scale, soft_cap.unwrap_or(0.0), window_left, causal as u32, rows);
+
+    // SAFETY: a unit beyond the last row stops. A row reads q and writes output and lse at (token, head), within the
+    // shapes that `check` compared; k and v at keys below kv_len, whose pages and offsets are in bounds by the contract
+    // on index tensors. Column loads stay below the head dimensions, which the vectors divide. Shared memory is indexed
+    // by keys < tile and columns of the query, within the part of the row.
+    unsafe {
+        attention::launch_unchecked(
+            client,
+            cubes,
+            CubeDim::new_1d(blueprint.rows * blueprint.units),
+            address,
+            blueprint.qk_vector,
+            blueprint.vo_vector,
+            q.into_tensor_arg(),
+            k.into_tensor_arg(),
+            v.into_tensor_arg(),
+            output.into_tensor_arg(),
+            lse.map(TensorBinding::into_buffer_arg).into(),
+            table,
+            params,
+            problem.dims,
+            blueprint,
+            problem.dtype,
+        );
+    }
+    Ok(())
+}

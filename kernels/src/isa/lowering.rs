@@ -1,0 +1,242 @@
+//! From an operation to the text of an instruction, once for CubeCL's LLVM compiler and once for its C++ one.
+
+use cubecl_cpp::shared::{CppValue, ty::TypeExtCPP};
+use cubecl_ir::prelude::*;
+use cubecl_llvm::LlvmTarget;
+use cubecl_llvm::shared::intrinsic::{call_op, i32_const_op};
+use cubecl_llvm::shared::to_llvm::prelude::*;
+use pliron_llvm::llvm_attrs::{LlvmAttrValue, LlvmAttributesAttr};
+use pliron_llvm::ops as llvm;
+use pliron_llvm::types::{self, StructLayout, StructType};
+
+/// Puts an operation where the rewriter is, for its value.
+macro_rules! put {
+    ($ctx:expr, $rw:expr, $op:expr) => {{
+        let op = $op;
+        insert($ctx, $rw, &op)
+    }};
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0} does not exist on this target")]
+struct Foreign(String);
+
+/// A register class of PTX.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Register {
+    F32,
+    B32,
+    /// A pointer to global memory.
+    Global,
+}
+
+impl Register {
+    fn constraint(self) -> char {
+        match self {
+            Self::F32 => 'f',
+            Self::B32 => 'r',
+            Self::Global => 'l',
+        }
+    }
+
+    fn cpp(self) -> &'static str {
+        match self {
+            Self::F32 => "float",
+            _ => "unsigned",
+        }
+    }
+}
+
+/// One PTX instruction. `$0`, `$1`, … are its outputs, then its inputs, a vector being a register for each element.
+pub(super) struct Ptx {
+    pub text: String,
+    /// Class and number of the registers of the result.
+    pub output: Option<(Register, usize)>,
+    pub inputs: Vec<(Register, usize, Value)>,
+    /// Reads or writes memory, or waits.
+    pub effect: bool,
+}
+
+impl Ptx {
+    /// `{$first, …}` for `count` registers.
+    pub(super) fn group(first: usize, count: usize) -> String {
+        let names: Vec<_> = (first..first + count).map(|i| format!("${i}")).collect();
+        format!("{{{}}}", names.join(", "))
+    }
+
+    fn constraints(&self) -> String {
+        let outputs =
+            self.output.iter().flat_map(|&(class, count)| vec![format!("={}", class.constraint()); count]);
+        let inputs =
+            self.inputs.iter().flat_map(|&(class, count, _)| vec![class.constraint().to_string(); count]);
+        let clobbers = self.effect.then(|| "~{memory}".to_owned());
+        outputs.chain(inputs).chain(clobbers).collect::<Vec<_>>().join(",")
+    }
+
+    /// The instruction as inline assembly of LLVM.
+    pub(super) fn to_llvm(
+        &self,
+        ctx: &mut Context,
+        rw: &mut DialectConversionRewriter,
+        old: Ptr<Operation>,
+    ) -> Result<()> {
+        if ctx.target() != LlvmTarget::Nvptx {
+            return pliron::input_err!(old.deref(ctx).loc(), Foreign(self.text.clone()));
+        }
+        let mut inputs = vec![];
+        for &(class, count, value) in &self.inputs {
+            if class == Register::Global {
+                let global = types::PointerType::get(ctx, 1).into();
+                inputs.push(put!(ctx, rw, llvm::AddrSpaceCastOp::new(ctx, value, global)));
+            } else if count == 1 {
+                inputs.push(value);
+            } else {
+                for i in 0..count {
+                    let at = put!(ctx, rw, i32_const_op(ctx, i as i32));
+                    inputs.push(put!(ctx, rw, llvm::ExtractElementOp::new(ctx, value, at)));
+                }
+            }
+        }
+        let register: TypeHandle = match self.output {
+            Some((Register::F32, _)) => FP32Type::get(ctx).into(),
+            _ => IntegerType::get(ctx, 32, Signedness::Signless).into(),
+        };
+        let result = match self.output {
+            None => VoidType::get(ctx).into(),
+            Some((_, 1)) => register,
+            Some((_, n)) => StructType::get_unnamed(ctx, (vec![register; n], StructLayout::Unpacked)).into(),
+        };
+        let asm = llvm::InlineAsmOp::new(ctx, result, inputs, &self.text, &self.constraints(), self.effect);
+        // All lanes take part: the compiler must not move it into a branch.
+        let mut attributes = LlvmAttributesAttr::new();
+        attributes.set("convergent", LlvmAttrValue::Unit);
+        asm.set_attr_llvm_inline_asm_attrs(ctx, attributes);
+        rw.insert_op(ctx, &asm);
+        let Some((_, count)) = self.output else {
+            rw.erase_operation(ctx, old);
+            return Ok(());
+        };
+        let mut value = asm.get_operation().deref(ctx).get_result(0);
+        if count > 1 {
+            let registers = value;
+            let vector = types::VectorType::get(ctx, register, count as u32, VectorTypeKind::Fixed).into();
+            value = put!(ctx, rw, llvm::PoisonOp::new(ctx, vector));
+            for i in 0..count {
+                let element = put!(ctx, rw, llvm::ExtractValueOp::new(ctx, registers, vec![i as u32])?);
+                let at = put!(ctx, rw, i32_const_op(ctx, i as i32));
+                value = put!(ctx, rw, llvm::InsertElementOp::new(ctx, value, element, at));
+            }
+        }
+        rw.replace_operation_with_values(ctx, old, vec![value]);
+        Ok(())
+    }
+
+    /// The instruction as inline assembly of CUDA C++.
+    pub(super) fn to_cpp(&self, ctx: &Context, old: Ptr<Operation>) -> String {
+        let text = self.text.replace('$', "%");
+        let element = |class: Register, name: String, i: usize| {
+            format!("reinterpret_cast<{}*>(&{name})[{i}]", class.cpp())
+        };
+        let mut outputs = vec![];
+        if let Some((class, count)) = self.output {
+            for i in 0..count {
+                outputs.push(format!("\"={}\"({})", class.constraint(), element(class, "result".into(), i)));
+            }
+        }
+        let mut inputs = vec![];
+        for &(class, count, value) in &self.inputs {
+            let name = value.name(ctx).to_string();
+            for i in 0..count {
+                let operand = match class {
+                    Register::Global => format!("__cvta_generic_to_global({name})"),
+                    _ => {
+                        element(class, format!("const_cast<{}&>({name})", value.get_type(ctx).to_cpp(ctx)), i)
+                    }
+                };
+                inputs.push(format!("\"{}\"({operand})", class.constraint()));
+            }
+        }
+        let volatile = if self.effect { " volatile" } else { "" };
+        let clobbers = if self.effect { " : \"memory\"" } else { "" };
+        let asm =
+            format!("asm{volatile}(\"{text}\" : {} : {}{clobbers});", outputs.join(", "), inputs.join(", "));
+        if self.output.is_none() {
+            return format!("{asm}\n");
+        }
+        let result = old.deref(ctx).get_result(0);
+        let ty = result.get_type(ctx).to_cpp(ctx);
+        format!("{} = [&]{{ {ty} result; {asm} return result; }}();\n", result.fmt_left(ctx))
+    }
+}
+
+/// Calls an intrinsic of AMDGPU in place of an operation. Integers follow the operands.
+pub(super) fn amdgcn(
+    ctx: &mut Context,
+    rw: &mut DialectConversionRewriter,
+    old: Ptr<Operation>,
+    intrinsic: &str,
+    mut operands: Vec<Value>,
+    immediates: &[i32],
+) -> Result<()> {
+    if ctx.target() != LlvmTarget::AmdGpu {
+        return pliron::input_err!(old.deref(ctx).loc(), Foreign(intrinsic.to_owned()));
+    }
+    for &immediate in immediates {
+        operands.push(put!(ctx, rw, i32_const_op(ctx, immediate)));
+    }
+    let results = old.deref(ctx).get_num_results();
+    let ty = match results {
+        0 => VoidType::get(ctx).into(),
+        _ => {
+            let ty = old.deref(ctx).get_result(0).get_type(ctx);
+            cube_type_to_llvm(ctx, ty)
+        }
+    };
+    let call = call_op(ctx, intrinsic, ty, operands);
+    rw.insert_op(ctx, &call);
+    if results == 0 {
+        rw.erase_operation(ctx, old);
+    } else {
+        let value = call.get_operation().deref(ctx).get_result(0);
+        rw.replace_operation_with_values(ctx, old, vec![value]);
+    }
+    Ok(())
+}
+
+/// Four elements of 16 bits as integers.
+pub(super) fn as_shorts(ctx: &mut Context, rw: &mut DialectConversionRewriter, value: Value) -> Value {
+    let short = IntegerType::get(ctx, 16, Signedness::Signless).into();
+    let shorts = types::VectorType::get(ctx, short, 4, VectorTypeKind::Fixed).into();
+    put!(ctx, rw, llvm::BitcastOp::new(ctx, value, shorts))
+}
+
+/// A hint of AMDGPU: an intrinsic without operands whose immediates are `width` bits wide.
+pub(super) fn amdgcn_hint(
+    ctx: &mut Context,
+    rw: &mut DialectConversionRewriter,
+    old: Ptr<Operation>,
+    intrinsic: &str,
+    immediates: &[i64],
+    width: u32,
+) -> Result<()> {
+    let mut operands = vec![];
+    for &immediate in immediates {
+        operands.push(insert_int_const(ctx, rw, width, immediate.into()));
+    }
+    amdgcn(ctx, rw, old, intrinsic, operands, &[])
+}
+
+/// A generic pointer into shared memory as the number of its byte there.
+pub(super) fn shared_address_to_llvm(
+    ctx: &mut Context,
+    rw: &mut DialectConversionRewriter,
+    old: Ptr<Operation>,
+    pointer: Value,
+) -> Result<()> {
+    let shared = types::PointerType::get(ctx, 3).into();
+    let pointer = put!(ctx, rw, llvm::AddrSpaceCastOp::new(ctx, pointer, shared));
+    let word = IntegerType::get(ctx, 32, Signedness::Signless).into();
+    let address = put!(ctx, rw, llvm::PtrToIntOp::new(ctx, pointer, word));
+    rw.replace_operation_with_values(ctx, old, vec![address]);
+    Ok(())
+}

@@ -1,0 +1,420 @@
+//! AMD's CDNA: MFMA on tiles of 16 or 32, for waves of 64 lanes.
+//!
+//! The products are turned round: `Sᵀ = K Qᵀ`, `Oᵀ = Vᵀ Pᵀ`. A lane then holds one query of `S`, and what it holds of
+//! `P` is operand `b` of the second product as it stands.
+//!
+//! A quad of a key or a query is two steps of the instruction, and which elements a step sums up is free as long as
+//! both agree: so lanes read 16 bytes at a time. Values are transposed on their way to shared memory, where the keys of
+//! two steps lie next to each other for each element.
+//!
+//! While a tile is worked on, the next one is on its way into registers.
+
+use std::marker::PhantomData;
+
+use cubecl::prelude::*;
+
+use super::{Layout, MatrixUnit, PER_QUAD, Quad, Rows, Tiles, place, swizzle};
+use crate::isa::amd::{exp2, mfma};
+
+/// Rows and columns of a tile.
+pub(crate) trait Side: Send + Sync + 'static {
+    /// 16 or 32.
+    const SIDE: usize;
+    /// Elements of a tile in a lane.
+    type Acc: Size;
+}
+
+/// `v_mfma_f32_16x16x16_*`.
+pub(crate) struct Side16;
+/// `v_mfma_f32_32x32x8_*`.
+pub(crate) struct Side32;
+
+impl Side for Side16 {
+    const SIDE: usize = 16;
+    type Acc = Const<4>;
+}
+
+impl Side for Side32 {
+    const SIDE: usize = 32;
+    type Acc = Const<16>;
+}
+
+/// See the module.
+pub(crate) struct Mfma<S: Side>(PhantomData<S>);
+
+/// Tiles of 16.
+pub(crate) type Mfma16 = Mfma<Side16>;
+/// Tiles of 32.
+pub(crate) type Mfma32 = Mfma<Side32>;
+
+/// Lanes with the same column.
+const fn groups<S: Side>() -> usize {
+    64 / S::SIDE
+}
+
+/// Quads of a row of the transposed values.
+fn turned_quads(tiles: Tiles) -> usize {
+    tiles.cube_keys() / PER_QUAD
+}
+
+/// Reads of a row of `quads`, the groups of lanes taking one each.
+const fn reads<S: Side>(quads: usize) -> usize {
+    quads.div_ceil(groups::<S>())
+}
+
+impl<S: Side> Layout for Mfma<S> {
+    const PLANE: usize = 64;
+    const ROWS: usize = S::SIDE;
+    const COLUMNS: usize = S::SIDE;
+    const ACC: usize = S::SIDE * S::SIDE / 64;
+    const LANE_ROWS: usize = 1;
+    const RUN: usize = 4;
+    const KEYS: usize = 32;
+    const SAME_COPIES: bool = false;
+    const VALUE_COPIES: usize = 4;
+    const ASYNC: bool = false;
+
+    fn shared_quads(tiles: Tiles) -> usize {
+        tiles.stage_quads()
+    }
+
+    fn staged_quads(tiles: Tiles) -> usize {
+        tiles.copies(tiles.qk_quads(), 64, 1) + tiles.copies(tiles.vo_quads(), 64, 4)
+    }
+
+    fn lane_row(_e: usize) -> usize {
+        0
+    }
+
+    fn step(tile: usize, e: usize) -> usize {
+        S::SIDE * tile + 4 * groups::<S>() * (e / 4) + e % 4
+    }
+}
+
+#[cube]
+impl<S: Side> MatrixUnit for Mfma<S> {
+    type Acc = S::Acc;
+    type Run = Const<4>;
+
+    fn row(lane: usize, #[comptime] _i: usize) -> usize {
+        lane % S::SIDE
+    }
+
+    fn column(lane: usize) -> usize {
+        lane / S::SIDE * 4
+    }
+
+    fn key_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize) {
+        let at = unit + comptime!(i * tiles.planes() * 64);
+        let quads = comptime!(tiles.qk_quads());
+        (at / quads, at % quads)
+    }
+
+    fn value_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize) {
+        // Four keys of one quad go to one lane, which transposes them.
+        let at = unit + comptime!(i / 4 * tiles.planes() * 64);
+        let quads = comptime!(tiles.vo_quads());
+        (at / quads * 4 + comptime!(i % 4), at % quads)
+    }
+
+    fn copy(
+        from: &Tensor<Quad>,
+        at: usize,
+        valid: bool,
+        _shared: &mut [Quad],
+        _stage: usize,
+        _row: usize,
+        _quad: usize,
+        #[comptime] _first: usize,
+        #[comptime] _quads: usize,
+        staged: &mut Array<Quad>,
+        #[comptime] slot: usize,
+    ) {
+        staged[slot] = select(valid, from[at], Quad::new(0u32));
+    }
+
+    fn copied() {}
+
+    fn arrive(
+        shared: &mut [Quad],
+        stage: usize,
+        unit: usize,
+        staged: &Array<Quad>,
+        #[comptime] tiles: Tiles,
+    ) {
+        // Every plane has read the last tile.
+        sync_cube();
+        let quads = comptime!(tiles.qk_quads());
+        let copies = comptime!(tiles.copies(tiles.qk_quads(), 64, 1));
+        let even = comptime!(tiles.even(tiles.qk_quads(), 64, 1));
+        #[unroll]
+        for i in 0..copies {
+            let (row, quad) = Self::key_copy(unit, i, tiles);
+            if comptime!(even) || row < tiles.cube_keys() {
+                shared[stage + row * quads + (quad ^ swizzle(row, quads))] = staged[i];
+            }
+        }
+        let pairs = shared.with_vector_size_mut::<Const<2>>();
+        let groups = comptime!(groups::<S>());
+        let turned = comptime!(turned_quads(tiles));
+        let even = comptime!(tiles.even(tiles.vo_quads(), 64, 4));
+        #[unroll]
+        for i in 0..comptime!(tiles.copies(tiles.vo_quads(), 64, 4) / 4) {
+            let (key, quad) = Self::value_copy(unit, comptime!(4 * i), tiles);
+            // Keys of a plane in fours: step, and group of lanes within it. Two steps share a quad.
+            let four = key / 4 % comptime!(tiles.keys / 4);
+            let (step, group) = (four / groups, four % groups);
+            let to = key / tiles.keys * comptime!(tiles.keys / PER_QUAD) + step / 2 * groups + group;
+            #[unroll]
+            for word in 0..4usize {
+                let a = staged[comptime!(copies + 4 * i)].extract(word);
+                let b = staged[comptime!(copies + 4 * i + 1)].extract(word);
+                let c = staged[comptime!(copies + 4 * i + 2)].extract(word);
+                let d = staged[comptime!(copies + 4 * i + 3)].extract(word);
+                #[unroll]
+                for half in 0..2usize {
+                    let element = quad * 8 + comptime!(2 * word + half);
+                    let mut pair = Vector::<u32, Const<2>>::empty();
+                    if comptime!(half == 0) {
+                        pair.insert(0usize, (a & 0xffffu32) | (b << 16u32));
+                        pair.insert(1usize, (c & 0xffffu32) | (d << 16u32));
+                    } else {
+                        pair.insert(0usize, (a >> 16u32) | (b & 0xffff_0000u32));
+                        pair.insert(1usize, (c >> 16u32) | (d & 0xffff_0000u32));
+                    }
+                    let at = stage
+                        + comptime!(tiles.key_quads())
+                        + element * turned
+                        + (to ^ turn(element, turned));
+                    if comptime!(even) || key < tiles.cube_keys() {
+                        pairs[2 * at + step % 2] = pair;
+                    }
+                }
+            }
+        }
+        sync_cube();
+    }
+
+    fn settle() {
+        sync_cube();
+    }
+
+    fn fetch_queries(
+        _from: &Tensor<Quad>,
+        _rows: &Rows,
+        _shared: &mut [Quad],
+        _unit: usize,
+        #[comptime] _tiles: Tiles,
+    ) {
+    }
+
+    fn load_queries(
+        from: &Tensor<Quad>,
+        rows: &Rows,
+        _shared: &[Quad],
+        lane: usize,
+        plane: usize,
+        #[comptime] tiles: Tiles,
+    ) -> Array<Quad> {
+        let quads = comptime!(tiles.qk_quads());
+        let reads = comptime!(reads::<S>(quads));
+        let mut queries = Array::new(comptime!(tiles.row_tiles * reads));
+        #[unroll]
+        for m in 0..tiles.row_tiles {
+            let row = plane % tiles.row_planes * comptime!(tiles.row_tiles * S::SIDE)
+                + comptime!(m * S::SIDE)
+                + lane % S::SIDE;
+            let (token, head, valid) = place(rows, row);
+            let first = (token * from.stride(0) + head * from.stride(1)) / 8;
+            #[unroll]
+            for i in 0..reads {
+                let quad = lane / S::SIDE + comptime!(i * groups::<S>());
+                let valid = valid && quad < quads;
+                queries[comptime!(m * reads + i)] =
+                    select(valid, from[first + min(quad, comptime!(quads - 1))], Quad::new(0u32));
+            }
+        }
+        queries
+    }
+
+    fn scores<E: Float>(
+        queries: &Array<Quad>,
+        shared: &[Quad],
+        stage: usize,
+        lane: usize,
+        plane: usize,
+        scores: &mut Array<Vector<f32, S::Acc>>,
+        #[comptime] tiles: Tiles,
+    ) {
+        let quads = comptime!(tiles.qk_quads());
+        let reads = comptime!(reads::<S>(quads));
+        let columns = comptime!(tiles.keys / S::SIDE);
+        #[unroll]
+        for i in 0..comptime!(tiles.row_tiles * columns) {
+            scores[i] = Vector::new(0.0f32);
+        }
+        let row = plane / tiles.row_planes * tiles.keys + lane % S::SIDE;
+        #[unroll]
+        for i in 0..reads {
+            let quad = lane / S::SIDE + comptime!(i * groups::<S>());
+            let whole = comptime!((i + 1) * groups::<S>() <= quads);
+            let at = stage + row * quads + (min(quad, comptime!(quads - 1)) ^ swizzle(row, quads));
+            #[unroll]
+            for n in 0..columns {
+                let mut keys = shared[at + comptime!(n * S::SIDE * quads)];
+                if comptime!(!whole) {
+                    keys = select(quad < quads, keys, Quad::new(0u32));
+                }
+                #[unroll]
+                for m in 0..tiles.row_tiles {
+                    let query = queries[comptime!(m * reads + i)];
+                    let tile = comptime!(m * columns + n);
+                    let sum = mfma::<E, S::Acc>(
+                        half::<E>(keys, 0usize),
+                        half::<E>(query, 0usize),
+                        scores[tile],
+                        S::SIDE,
+                        tiles.bf16,
+                    );
+                    scores[tile] = mfma::<E, S::Acc>(
+                        half::<E>(keys, 1usize),
+                        half::<E>(query, 1usize),
+                        sum,
+                        S::SIDE,
+                        tiles.bf16,
+                    );
+                }
+            }
+        }
+    }
+
+    fn weigh<E: Float>(
+        weights: &Array<Vector<f32, S::Acc>>,
+        shared: &[Quad],
+        stage: usize,
+        lane: usize,
+        plane: usize,
+        output: &mut Array<Vector<f32, S::Acc>>,
+        #[comptime] tiles: Tiles,
+    ) {
+        let turned = comptime!(turned_quads(tiles));
+        let columns = comptime!(tiles.keys / S::SIDE);
+        let elements = comptime!(tiles.dims.vo.div_ceil(S::SIDE));
+        let steps_of_tile = comptime!(S::SIDE / 4 / groups::<S>());
+        #[unroll]
+        for i in 0..comptime!(tiles.keys / PER_QUAD / groups::<S>()) {
+            let mut rows = Array::<Vector<E, Const<4>>>::new(comptime!(2 * tiles.row_tiles));
+            #[unroll]
+            for m in 0..tiles.row_tiles {
+                #[unroll]
+                for h in 0..2usize {
+                    let step = comptime!(2 * i + h);
+                    let tile = weights[comptime!(m * columns + step / steps_of_tile)];
+                    rows[comptime!(2 * m + h)] =
+                        narrow_weights::<E, S::Acc>(tile, comptime!(step % steps_of_tile * 4), tiles.bf16);
+                }
+            }
+            let quad = plane / tiles.row_planes * comptime!(tiles.keys / PER_QUAD)
+                + comptime!(i * groups::<S>())
+                + lane / S::SIDE;
+            #[unroll]
+            for n in 0..elements {
+                let mut element = lane % S::SIDE + comptime!(n * S::SIDE);
+                if comptime!((n + 1) * S::SIDE > tiles.dims.vo) {
+                    // Elements that are not there repeat the last one; nobody stores them.
+                    element = min(element, comptime!(tiles.dims.vo - 1));
+                }
+                let at =
+                    stage + comptime!(tiles.key_quads()) + element * turned + (quad ^ turn(element, turned));
+                let values = shared[at];
+                #[unroll]
+                for m in 0..tiles.row_tiles {
+                    let tile = comptime!(m * elements + n);
+                    let sum = mfma::<E, S::Acc>(
+                        half::<E>(values, 0usize),
+                        rows[comptime!(2 * m)],
+                        output[tile],
+                        S::SIDE,
+                        tiles.bf16,
+                    );
+                    output[tile] = mfma::<E, S::Acc>(
+                        half::<E>(values, 1usize),
+                        rows[comptime!(2 * m + 1)],
+                        sum,
+                        S::SIDE,
+                        tiles.bf16,
+                    );
+                }
+            }
+        }
+    }
+
+    fn row_max(x: f32) -> f32 {
+        let x = max(x, plane_shuffle_xor(x, 32u32));
+        if comptime!(S::SIDE == 16) { max(x, plane_shuffle_xor(x, 16u32)) } else { x }
+    }
+
+    fn row_sum(x: f32) -> f32 {
+        let x = x + plane_shuffle_xor(x, 32u32);
+        if comptime!(S::SIDE == 16) { x + plane_shuffle_xor(x, 16u32) } else { x }
+    }
+
+    fn spread(rows: &Array<f32>, #[comptime] tile: usize) -> Vector<f32, S::Acc> {
+        Vector::new(rows[tile])
+    }
+
+    fn exp2(x: f32) -> f32 {
+        exp2(x)
+    }
+}
+
+/// [`swizzle`] of the transposed values: lanes that write differ by 8 elements.
+#[cube]
+fn turn(element: usize, #[comptime] quads: usize) -> usize {
+    swizzle(element + element / 8, quads)
+}
+
+/// Four elements of a quad.
+#[cube]
+fn half<E: Float>(quad: Quad, #[comptime] half: usize) -> Vector<E, Const<4>> {
+    let mut words = Vector::<u32, Const<2>>::empty();
+    words.insert(0usize, quad.extract(comptime!(2 * half)));
+    words.insert(1usize, quad.extract(comptime!(2 * half + 1)));
+    Vector::reinterpret(words)
+}
+
+/// Four weights, from element `first` of a tile on, rounded to the type of the values.
+///
+/// gfx942 has no instruction that rounds to bf16, and LLVM's way around it looks after NaN for each element. A weight is
+/// NaN only where its row's sum is too, so here a carry out of a NaN does no harm.
+#[cube]
+fn narrow_weights<E: Float, Acc: Size>(
+    tile: Vector<f32, Acc>,
+    #[comptime] first: usize,
+    #[comptime] bf16: bool,
+) -> Vector<E, Const<4>> {
+    if comptime!(bf16) {
+        let mut words = Vector::<u32, Const<2>>::empty();
+        #[unroll]
+        for i in 0..2usize {
+            let low = rounded(tile.extract(comptime!(first + 2 * i)));
+            let high = rounded(tile.extract(comptime!(first + 2 * i + 1)));
+            words.insert(i, (low >> 16u32) | (high & 0xffff_0000u32));
+        }
+        Vector::reinterpret(words)
+    } else {
+        let mut floats = Vector::<f32, Const<4>>::empty();
+        #[unroll]
+        for i in 0..4usize {
+            floats.insert(i, tile.extract(comptime!(first + i)));
+        }
+        Vector::cast_from(floats)
+    }
+}
+
+/// The bits of `x`, rounded to bf16 in the upper half; anything in the lower.
+#[cube]
+fn rounded(x: f32) -> u32 {
+    let bits = u32::reinterpret(x);
+    bits + 0x7fffu32 + (bits >> 16u32 & 1u32)
+}

@@ -1,0 +1,325 @@
+//! NVIDIA since Ampere: `mma.sync` m16n8k16, operands through `ldmatrix`, copies through `cp.async`.
+//!
+//! Keys, values and queries lie in shared memory row by row, swizzled. Values are transposed as they are loaded.
+
+use cubecl::prelude::*;
+
+use super::{Layout, MatrixUnit, Quad, Rows, Tiles, place, swizzle};
+use crate::isa::nvidia::{
+    cp_async, cp_async_commit, cp_async_wait, exp2, ldmatrix, mma, pack, shared_address, shuffle_xor,
+};
+
+/// See the module.
+pub(crate) struct MmaSync;
+
+impl Layout for MmaSync {
+    const PLANE: usize = 32;
+    const ROWS: usize = 16;
+    const COLUMNS: usize = 8;
+    const ACC: usize = 4;
+    const LANE_ROWS: usize = 2;
+    const RUN: usize = 2;
+    const KEYS: usize = 16;
+    const SAME_COPIES: bool = true;
+    const VALUE_COPIES: usize = 1;
+    const ASYNC: bool = true;
+
+    fn shared_quads(tiles: Tiles) -> usize {
+        let queries = tiles.rows(Self::ROWS) * tiles.qk_quads();
+        tiles.stages * tiles.stage_quads() + if shares_last_stage(tiles) { 0 } else { queries }
+    }
+
+    fn staged_quads(_tiles: Tiles) -> usize {
+        1
+    }
+
+    fn lane_row(e: usize) -> usize {
+        e / 2
+    }
+
+    fn step(tile: usize, e: usize) -> usize {
+        8 * tile + e % 2
+    }
+}
+
+/// Byte of quad `quad` of row `row` of a matrix that begins at quad `first` of the stage.
+#[cube]
+fn address(base: u32, start: usize, row: usize, quad: usize, #[comptime] quads: usize) -> u32 {
+    base + ((start + row * quads + (quad ^ swizzle(row, quads))) as u32) * 16u32
+}
+
+#[cube]
+impl MatrixUnit for MmaSync {
+    type Acc = Const<4>;
+    type Run = Const<2>;
+
+    fn row(lane: usize, #[comptime] i: usize) -> usize {
+        lane / 4 + comptime!(8 * i)
+    }
+
+    fn column(lane: usize) -> usize {
+        lane % 4 * 2
+    }
+
+    fn key_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize) {
+        copy_of(unit, i, tiles.qk_quads(), tiles)
+    }
+
+    fn value_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize) {
+        copy_of(unit, i, tiles.vo_quads(), tiles)
+    }
+
+    fn copy(
+        from: &Tensor<Quad>,
+        at: usize,
+        valid: bool,
+        shared: &mut [Quad],
+        stage: usize,
+        row: usize,
+        quad: usize,
+        #[comptime] first: usize,
+        #[comptime] quads: usize,
+        _staged: &mut Array<Quad>,
+        #[comptime] _slot: usize,
+    ) {
+        cp_async(
+            address(shared_address(&shared[0..1]), stage + first, row, quad, quads),
+            0usize,
+            &from[at..at + 1],
+            valid,
+        );
+    }
+
+    fn copied() {
+        cp_async_commit();
+    }
+
+    fn arrive(
+        _shared: &mut [Quad],
+        _stage: usize,
+        _unit: usize,
+        _staged: &Array<Quad>,
+        #[comptime] tiles: Tiles,
+    ) {
+        cp_async_wait(comptime!(tiles.stages - 2));
+        sync_cube();
+    }
+
+    fn settle() {
+        cp_async_wait(0usize);
+        sync_cube();
+    }
+
+    fn fetch_queries(
+        from: &Tensor<Quad>,
+        rows: &Rows,
+        shared: &mut [Quad],
+        unit: usize,
+        #[comptime] tiles: Tiles,
+    ) {
+        let start = comptime!(queries_at(tiles)).runtime();
+        let quads = comptime!(tiles.qk_quads());
+        let units = comptime!(tiles.planes() * MmaSync::PLANE);
+        let total = comptime!(tiles.rows(MmaSync::ROWS) * quads);
+        #[unroll]
+        for i in 0..comptime!(total.div_ceil(units)) {
+            let at = unit + comptime!(i * units);
+            if comptime!(total % units == 0) || at < total {
+                let (row, quad) = (at / quads, at % quads);
+                let (token, head, valid) = place(rows, row);
+                let from_quad = (token * from.stride(0) + head * from.stride(1)) / 8 + quad;
+                cp_async(
+                    address(shared_address(&shared[0..1]), start, row, quad, quads),
+                    0usize,
+                    &from[from_quad..from_quad + 1],
+                    valid,
+                );
+            }
+        }
+        cp_async_commit();
+    }
+
+    fn load_queries(
+        _from: &Tensor<Quad>,
+        _rows: &Rows,
+        shared: &[Quad],
+        lane: usize,
+        plane: usize,
+        #[comptime] tiles: Tiles,
+    ) -> Array<Quad> {
+        let depth = comptime!(tiles.dims.qk / 16);
+        let mut queries = Array::new(comptime!(if tiles.resident { tiles.row_tiles * depth } else { 1 }));
+        if comptime!(tiles.resident) {
+            cp_async_wait(comptime!(tiles.stages - 1));
+            sync_cube();
+            #[unroll]
+            for k in 0..depth {
+                #[unroll]
+                for m in 0..tiles.row_tiles {
+                    queries[m * depth + k] = query(shared, lane, plane, m, k, tiles);
+                }
+            }
+        }
+        queries
+    }
+
+    fn scores<E: Float>(
+        queries: &Array<Quad>,
+        shared: &[Quad],
+        stage: usize,
+        lane: usize,
+        plane: usize,
+        scores: &mut Array<Vector<f32, Const<4>>>,
+        #[comptime] tiles: Tiles,
+    ) {
+        let depth = comptime!(tiles.dims.qk / 16);
+        let quads = comptime!(tiles.qk_quads());
+        let columns = comptime!(tiles.keys / 8);
+        #[unroll]
+        for i in 0..comptime!(tiles.row_tiles * columns) {
+            scores[i] = Vector::new(0.0f32);
+        }
+        // A matrix of 8 keys: low and high half of the depth, then the next 8 keys.
+        let row = plane / tiles.row_planes * tiles.keys + lane / 16 * 8 + lane % 8;
+        let quad = lane / 8 % 2;
+        #[unroll]
+        for k in 0..depth {
+            let mut rows = Array::<Quad>::new(tiles.row_tiles);
+            #[unroll]
+            for m in 0..tiles.row_tiles {
+                rows[m] = if comptime!(tiles.resident) {
+                    queries[m * depth + k]
+                } else {
+                    query(shared, lane, plane, m, k, tiles)
+                };
+            }
+            let at = address(shared_address(&shared[0..1]), stage, row, quad + comptime!(2 * k), quads);
+            #[unroll]
+            for n in 0..comptime!(columns / 2) {
+                let keys = ldmatrix(at, comptime!(16 * n * quads * 16), false);
+                #[unroll]
+                for m in 0..tiles.row_tiles {
+                    let low = comptime!(m * columns + 2 * n);
+                    let high = comptime!(m * columns + 2 * n + 1);
+                    let a = rows[m];
+                    scores[low] = mma(a, keys.extract(0usize), keys.extract(1usize), scores[low], tiles.bf16);
+                    scores[high] =
+                        mma(a, keys.extract(2usize), keys.extract(3usize), scores[high], tiles.bf16);
+                }
+            }
+        }
+    }
+
+    fn weigh<E: Float>(
+        weights: &Array<Vector<f32, Const<4>>>,
+        shared: &[Quad],
+        stage: usize,
+        lane: usize,
+        plane: usize,
+        output: &mut Array<Vector<f32, Const<4>>>,
+        #[comptime] tiles: Tiles,
+    ) {
+        let quads = comptime!(tiles.vo_quads());
+        let columns = comptime!(tiles.keys / 8);
+        let elements = comptime!(tiles.dims.vo / 8);
+        // A matrix of 8 elements: low and high half of 16 keys, then the next 8 elements.
+        let row = plane / tiles.row_planes * tiles.keys + lane % 16;
+        let quad = lane / 16;
+        #[unroll]
+        for k in 0..comptime!(columns / 2) {
+            let mut rows = Array::<Quad>::new(tiles.row_tiles);
+            #[unroll]
+            for m in 0..tiles.row_tiles {
+                let low = weights[comptime!(m * columns + 2 * k)];
+                let high = weights[comptime!(m * columns + 2 * k + 1)];
+                let mut a = Quad::empty();
+                a.insert(0usize, pack(low.extract(0usize), low.extract(1usize), tiles.bf16));
+                a.insert(1usize, pack(low.extract(2usize), low.extract(3usize), tiles.bf16));
+                a.insert(2usize, pack(high.extract(0usize), high.extract(1usize), tiles.bf16));
+                a.insert(3usize, pack(high.extract(2usize), high.extract(3usize), tiles.bf16));
+                rows[m] = a;
+            }
+            #[unroll]
+            for n in 0..comptime!(elements / 2) {
+                let at = address(
+                    shared_address(&shared[0..1]),
+                    stage + comptime!(tiles.key_quads()),
+                    row,
+                    quad + comptime!(2 * n),
+                    quads,
+                );
+                let values = ldmatrix(at, comptime!(16 * k * quads * 16), true);
+                #[unroll]
+                for m in 0..tiles.row_tiles {
+                    let low = comptime!(m * elements + 2 * n);
+                    let high = comptime!(m * elements + 2 * n + 1);
+                    let a = rows[m];
+                    output[low] =
+                        mma(a, values.extract(0usize), values.extract(1usize), output[low], tiles.bf16);
+                    output[high] =
+                        mma(a, values.extract(2usize), values.extract(3usize), output[high], tiles.bf16);
+                }
+            }
+        }
+    }
+
+    fn row_max(x: f32) -> f32 {
+        let x = max(x, shuffle_xor(x, 1usize));
+        max(x, shuffle_xor(x, 2usize))
+    }
+
+    fn row_sum(x: f32) -> f32 {
+        let x = x + shuffle_xor(x, 1usize);
+        x + shuffle_xor(x, 2usize)
+    }
+
+    fn spread(rows: &Array<f32>, #[comptime] tile: usize) -> Vector<f32, Const<4>> {
+        let (low, high) = (rows[comptime!(2 * tile)], rows[comptime!(2 * tile + 1)]);
+        let mut spread = Vector::<f32, Const<4>>::new(low);
+        spread.insert(2usize, high);
+        spread.insert(3usize, high);
+        spread
+    }
+
+    fn exp2(x: f32) -> f32 {
+        exp2(x)
+    }
+}
+
+/// Neighbouring lanes copy neighbouring quads.
+#[cube]
+fn copy_of(
+    unit: usize,
+    #[comptime] i: usize,
+    #[comptime] quads: usize,
+    #[comptime] tiles: Tiles,
+) -> (usize, usize) {
+    let at = unit + comptime!(i * tiles.planes() * MmaSync::PLANE);
+    (at / quads, at % quads)
+}
+
+/// First quad of the queries: behind the stages, or in the last stage if they go to registers before it is used.
+pub(super) fn queries_at(tiles: Tiles) -> usize {
+    tiles.stage_quads() * if shares_last_stage(tiles) { tiles.stages - 1 } else { tiles.stages }
+}
+
+fn shares_last_stage(tiles: Tiles) -> bool {
+    tiles.resident && tiles.rows(MmaSync::ROWS) * tiles.qk_quads() <= tiles.stage_quads()
+}
+
+/// Operand `a` of step `k` for row tile `m` of the plane.
+#[cube]
+fn query(
+    shared: &[Quad],
+    lane: usize,
+    plane: usize,
+    #[comptime] m: usize,
+    #[comptime] k: usize,
+    #[comptime] tiles: Tiles,
+) -> Quad {
+    let start = comptime!(queries_at(tiles)).runtime();
+    let quads = comptime!(tiles.qk_quads());
+    let row = plane % tiles.row_planes * comptime!(tiles.row_tiles * 16) + lane % 16;
+    let at = address(shared_address(&shared[0..1]), start, row, lane / 16 + comptime!(2 * k), quads);
+    ldmatrix(at, comptime!(16 * m * quads * 16), false)
+}

@@ -1,0 +1,259 @@
+//! Machines that multiply matrices, with the places of the elements known.
+//!
+//! A *plane* multiplies small tiles: `S = Q Kᵀ`, `O += P V`. Which lane holds which element is part of a unit's
+//! interface ([`Layout`]): so the softmax between the two products works on the registers that the first one left, and
+//! the weights go into the second one without leaving them.
+//!
+//! Everything in shared memory and on its way there is counted in 16-byte [`Quad`]s.
+
+mod mfma;
+mod mma_sync;
+
+use cubecl::prelude::*;
+
+pub(crate) use mfma::{Mfma16, Mfma32};
+pub(crate) use mma_sync::MmaSync;
+
+use crate::attention::HeadDims;
+
+/// 16 bytes, whatever is in them.
+pub(crate) type Quad = Vector<u32, Const<4>>;
+
+/// What a cube works on at a time, and by whom. Comptime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Tiles {
+    pub dims: HeadDims,
+    /// Tiles of [`Layout::ROWS`] rows that a plane owns.
+    pub row_tiles: usize,
+    /// Keys that a plane takes at a time.
+    pub keys: usize,
+    /// Planes with different rows.
+    pub row_planes: usize,
+    /// Planes with the same rows and different keys.
+    pub key_planes: usize,
+    /// Tiles of keys and values that shared memory holds.
+    pub stages: usize,
+    /// Whether the queries stay in registers.
+    pub resident: bool,
+    /// bf16 or f16.
+    pub bf16: bool,
+}
+
+/// Elements of 2 bytes in a quad.
+pub(crate) const PER_QUAD: usize = 8;
+
+impl Tiles {
+    pub fn planes(&self) -> usize {
+        self.row_planes * self.key_planes
+    }
+
+    /// Keys of a cube at a time.
+    pub fn cube_keys(&self) -> usize {
+        self.keys * self.key_planes
+    }
+
+    /// Rows of a cube.
+    pub fn rows(&self, unit_rows: usize) -> usize {
+        self.row_planes * self.row_tiles * unit_rows
+    }
+
+    /// Quads of a key.
+    pub fn qk_quads(&self) -> usize {
+        self.dims.qk / PER_QUAD
+    }
+
+    /// Quads of a value.
+    pub fn vo_quads(&self) -> usize {
+        self.dims.vo / PER_QUAD
+    }
+
+    /// Quads of the keys of a stage; the values follow.
+    pub fn key_quads(&self) -> usize {
+        self.cube_keys() * self.qk_quads()
+    }
+
+    /// Quads of a stage.
+    pub fn stage_quads(&self) -> usize {
+        self.cube_keys() * (self.qk_quads() + self.vo_quads())
+    }
+
+    /// Quads that a lane copies of rows of `quads`, `together` at a time.
+    pub fn copies(&self, quads: usize, plane: usize, together: usize) -> usize {
+        (self.cube_keys() * quads).div_ceil(self.planes() * plane * together) * together
+    }
+
+    /// Whether every lane has all of its copies to do, or some of them lie beyond the last key.
+    pub fn even(&self, quads: usize, plane: usize, together: usize) -> bool {
+        (self.cube_keys() * quads).is_multiple_of(self.planes() * plane * together)
+    }
+}
+
+/// Where quad `quad` of row `row` lies in shared memory, in rows of `quads`.
+///
+/// Eight rows after one another differ in the banks of a quad, so that reading a column of quads meets no conflict:
+/// rows of an odd number of quads do by themselves, for others the number of the quad is XORed with that of the row.
+pub(crate) fn swizzle_period(quads: usize) -> usize {
+    (1 << quads.trailing_zeros()).min(8)
+}
+
+/// What is XORed to the quads of a row, see [`swizzle_period`].
+#[cube]
+pub(crate) fn swizzle(row: usize, #[comptime] quads: usize) -> usize {
+    let period = comptime!(swizzle_period(quads));
+    if comptime!(period == 1) { 0usize.runtime() } else { row / comptime!(8 / period) % period }
+}
+
+/// Where the rows of a cube lie among the tokens.
+#[derive(CubeType)]
+pub(crate) struct Rows {
+    pub first_token: usize,
+    /// First row of the cube within the request, and end of the request's rows.
+    pub first: usize,
+    pub end: usize,
+    pub group: usize,
+    pub first_head: usize,
+}
+
+/// Token, query head, and whether there is such a row; one that is not there is clamped to the last.
+#[cube]
+pub(crate) fn place(rows: &Rows, row: usize) -> (usize, usize, bool) {
+    let at = rows.first + row;
+    let valid = at < rows.end;
+    let at = min(at, rows.end - 1);
+    (rows.first_token + at / rows.group, rows.first_head + at % rows.group, valid)
+}
+
+/// Which lane holds what of an accumulator, a tile of `ROWS` queries and `COLUMNS` keys (or elements of an output).
+pub(crate) trait Layout: Send + Sync + 'static {
+    /// Lanes.
+    const PLANE: usize;
+    /// Queries of a tile.
+    const ROWS: usize;
+    /// Keys of a tile, and elements of an output.
+    const COLUMNS: usize;
+    /// Elements of a tile in a lane.
+    const ACC: usize;
+    /// Rows of a tile in a lane.
+    const LANE_ROWS: usize;
+    /// Columns next to each other in a lane.
+    const RUN: usize;
+    /// Keys that a plane takes at a time are a multiple.
+    const KEYS: usize;
+    /// Whether keys and values are copied by the same lanes.
+    const SAME_COPIES: bool;
+    /// Copies of values by a lane are a multiple.
+    const VALUE_COPIES: usize;
+    /// Whether copies go to shared memory by themselves, into a stage that nobody reads; else there is one stage.
+    const ASYNC: bool;
+
+    /// Quads of shared memory that stages and queries take.
+    fn shared_quads(tiles: Tiles) -> usize;
+    /// Quads of a lane that are on their way to shared memory; at least 1.
+    fn staged_quads(tiles: Tiles) -> usize;
+    /// Which of the lane's rows element `e` is in.
+    fn lane_row(e: usize) -> usize;
+    /// Column of element `e` of tile `tile`, from the lane's first on.
+    fn step(tile: usize, e: usize) -> usize;
+}
+
+/// Quads of shared memory of a cube: its stages, or at the end what its planes tell each other.
+pub(crate) fn shared_quads<L: Layout>(tiles: Tiles) -> usize {
+    let words = (tiles.key_planes - 1) * tiles.row_planes * plane_words::<L>(tiles);
+    L::shared_quads(tiles).max(words.div_ceil(4))
+}
+
+/// Words of the softmax of a plane: sums, and of each row the maximum and the total.
+pub(crate) fn plane_words<L: Layout>(tiles: Tiles) -> usize {
+    let sums = tiles.dims.vo.div_ceil(L::COLUMNS) * L::ACC;
+    tiles.row_tiles * (sums + 2 * L::LANE_ROWS) * L::PLANE
+}
+
+/// What the attention kernel asks of a machine. All lanes of a plane call together.
+#[cube]
+pub(crate) trait MatrixUnit: Layout {
+    /// [`Layout::ACC`].
+    type Acc: Size;
+    /// [`Layout::RUN`].
+    type Run: Size;
+
+    /// Row `i` of the lane, within a tile.
+    fn row(lane: usize, #[comptime] i: usize) -> usize;
+    /// First column of the lane.
+    fn column(lane: usize) -> usize;
+
+    /// The key and the quad of it that `unit` copies as its `i`-th.
+    fn key_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize);
+    /// The same of a value.
+    fn value_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize);
+
+    /// Begins to copy quad `at` of `from`, zeros unless `valid`, to quad `quad` of row `row` of the keys or values in
+    /// `stage`; `slot` is the number of the copy among all of a lane.
+    fn copy(
+        from: &Tensor<Quad>,
+        at: usize,
+        valid: bool,
+        shared: &mut [Quad],
+        stage: usize,
+        row: usize,
+        quad: usize,
+        #[comptime] first: usize,
+        #[comptime] quads: usize,
+        staged: &mut Array<Quad>,
+        #[comptime] slot: usize,
+    );
+    /// Ends the copies of a stage that were begun.
+    fn copied();
+    /// Waits for the copies of `stage`, and for every plane.
+    fn arrive(shared: &mut [Quad], stage: usize, unit: usize, staged: &Array<Quad>, #[comptime] tiles: Tiles);
+
+    /// Waits for all copies, and for every plane: shared memory is free for other use.
+    fn settle();
+
+    /// Begins to copy the queries of the cube.
+    fn fetch_queries(
+        from: &Tensor<Quad>,
+        rows: &Rows,
+        shared: &mut [Quad],
+        unit: usize,
+        #[comptime] tiles: Tiles,
+    );
+    /// The queries of the plane, in registers if they stay there.
+    fn load_queries(
+        from: &Tensor<Quad>,
+        rows: &Rows,
+        shared: &[Quad],
+        lane: usize,
+        plane: usize,
+        #[comptime] tiles: Tiles,
+    ) -> Array<Quad>;
+
+    /// `S = Q Kᵀ` over the plane's keys of `stage`.
+    fn scores<E: Float>(
+        queries: &Array<Quad>,
+        shared: &[Quad],
+        stage: usize,
+        lane: usize,
+        plane: usize,
+        scores: &mut Array<Vector<f32, Self::Acc>>,
+        #[comptime] tiles: Tiles,
+    );
+    /// `O += P V`.
+    fn weigh<E: Float>(
+        weights: &Array<Vector<f32, Self::Acc>>,
+        shared: &[Quad],
+        stage: usize,
+        lane: usize,
+        plane: usize,
+        output: &mut Array<Vector<f32, Self::Acc>>,
+        #[comptime] tiles: Tiles,
+    );
+
+    /// `x` of the row's lanes, the largest.
+    fn row_max(x: f32) -> f32;
+    /// `x` of the row's lanes, summed up.
+    fn row_sum(x: f32) -> f32;
+    /// For each element of tile `tile` the number of its row.
+    fn spread(rows: &Array<f32>, #[comptime] tile: usize) -> Vector<f32, Self::Acc>;
+    /// `2^x`.
+    fn exp2(x: f32) -> f32;
+}

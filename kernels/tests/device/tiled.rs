@@ -1,0 +1,150 @@
+//! Attention on matrix cores. On a device that has none each blueprint is refused, by the name of the instruction.
+
+use burn_flashinfer_kernels::{
+    KvLayout, Refusal,
+    attention::{Blueprint, Choice, Tiled, Unit},
+    isa::{Arch, Instruction},
+};
+
+use crate::attention::{Case, Kind, MIXED};
+use crate::host::{Random, Type, client};
+
+/// The units of this device.
+fn units() -> Vec<Unit> {
+    match Arch::of(&client()) {
+        arch if Instruction::MmaSync.exists_on(arch) => vec![Unit::MmaSync],
+        arch if Instruction::MfmaBf16.exists_on(arch) => vec![Unit::Mfma16, Unit::Mfma32],
+        _ => vec![],
+    }
+}
+
+/// Planes that share rows, planes that share keys, and both with the keys split.
+fn blueprints(unit: Unit) -> [Tiled; 3] {
+    let (keys, stages) = if unit == Unit::MmaSync { (16, 3) } else { (32, 1) };
+    let few =
+        Tiled { unit, row_tiles: 1, row_planes: 1, keys, key_planes: 4, stages, resident: true, chunk: None };
+    let many = Tiled { row_planes: 4, keys: 64, key_planes: 1, ..few };
+    let many = match unit {
+        Unit::MmaSync => Tiled { row_tiles: 2, stages: 2, resident: false, ..many },
+        Unit::Mfma16 => Tiled { row_tiles: 2, ..many },
+        Unit::Mfma32 => many,
+    };
+    let chunk = Some(keys * 8);
+    [few, many, Tiled { row_planes: 2, key_planes: 2, chunk, ..few }]
+}
+
+fn forced(tiled: Tiled) -> Choice {
+    Choice::Exactly(Blueprint::Tiled(tiled))
+}
+
+fn case(kind: Kind, lengths: &[(usize, usize)], dtype: Type, tiled: Tiled) -> Case {
+    Case { dtype, qk: 64, vo: 64, spread: 1.5, choice: forced(tiled), ..Case::new(kind, lengths) }
+}
+
+const PAGED: Kind = Kind::Paged(16, KvLayout::Nhd);
+
+#[test]
+fn every_kind_and_mask() {
+    let mut random = Random::new(11);
+    for unit in units() {
+        for tiled in blueprints(unit) {
+            for kind in [Kind::Ragged, Kind::Paged(5, KvLayout::Hnd), PAGED] {
+                for causal in [false, true] {
+                    for window_left in [None, Some(0), Some(70)] {
+                        for soft_cap in [None, Some(0.7)] {
+                            let dtype = if causal { Type::BF16 } else { Type::F16 };
+                            let lengths = [&MIXED[..], &[(70, 200), (2, 300), (1, 64), (130, 128)]].concat();
+                            let case = case(kind, &lengths, dtype, tiled);
+                            Case { causal, window_left, soft_cap, ..case }.check(&mut random);
+                        }
+                    }
+                }
+            }
+            for lengths in [(1, 97), (17, 37), (37, 17), (3, 0), (0, 3), (1, 1), (129, 257)] {
+                for causal in [false, true] {
+                    let case = case(Kind::Single, &[lengths], Type::BF16, tiled);
+                    Case { causal, gap: 8, ..case }.check(&mut random);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_head_dimension_and_type() {
+    let mut random = Random::new(12);
+    for (qk, vo) in [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)] {
+        for dtype in [Type::F16, Type::BF16] {
+            // Decoding, a few tokens, and prefill: as the launcher chooses.
+            for lengths in [[(1, 197), (1, 33)], [(9, 197), (2, 33)], [(140, 333), (70, 70)]] {
+                let case = Case { qk, vo, dtype, causal: true, ..Case::new(PAGED, &lengths) };
+                Case { q_heads: 8, ..case }.check(&mut random);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_group_and_page() {
+    let mut random = Random::new(13);
+    for (q_heads, kv_heads) in [(2, 2), (6, 2), (8, 2), (7, 1), (16, 2), (9, 1), (17, 1)] {
+        for page_size in [1, 8, 16, 32, 64, 128, 7] {
+            let kind = Kind::Paged(page_size, KvLayout::Nhd);
+            let case = Case { qk: 64, vo: 64, dtype: Type::BF16, ..Case::new(kind, &[(4, 137), (1, 300)]) };
+            Case { q_heads, kv_heads, causal: true, ..case }.check(&mut random);
+        }
+    }
+}
+
+#[test]
+fn large_logits_neither_overflow_nor_leak() {
+    let mut random = Random::new(14);
+    for spread in [60.0, 1e-3] {
+        let case = Case { qk: 64, vo: 64, dtype: Type::BF16, spread, ..Case::new(PAGED, &MIXED) };
+        Case { causal: true, ..case }.check(&mut random);
+    }
+}
+
+#[test]
+fn runs_agree_bit_for_bit() {
+    for unit in units() {
+        for tiled in blueprints(unit) {
+            let case = Case { causal: true, ..case(PAGED, &[(3, 700), (1, 900)], Type::BF16, tiled) };
+            let bits = || case.check(&mut Random::new(15)).iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            let first = bits();
+            for _ in 0..20 {
+                assert_eq!(bits(), first);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_cannot_run_is_refused() {
+    let arch = Arch::of(&client());
+    let device = burn_flashinfer_kernels::DeviceProfile::of(&client());
+    let [decode, prefill, _] = blueprints(Unit::MmaSync);
+    let problem = Case { qk: 64, vo: 64, dtype: Type::F16, ..Case::new(PAGED, &MIXED) }.problem();
+    let check = |tiled, problem| Blueprint::Tiled(tiled).check(&device, &problem);
+    if !Instruction::MmaSync.exists_on(arch) {
+        let refusal = check(decode, problem).expect_err("no such instruction");
+        let wanted =
+            Refusal::Instruction { kernel: "tiled attention", instruction: Instruction::MmaSync, arch };
+        assert_eq!(refusal, wanted);
+        return;
+    }
+    for (tiled, name) in [
+        (Tiled { keys: 8, ..decode }, "keys"),
+        (Tiled { stages: 1, ..decode }, "stages"),
+        (Tiled { stages: 64, ..decode }, "stages"),
+        (Tiled { row_planes: 64, ..prefill }, "row_planes"),
+        (Tiled { row_tiles: 0, ..prefill }, "row_tiles"),
+        (Tiled { row_tiles: 8, ..prefill }, "row_tiles"),
+        (Tiled { chunk: Some(7), ..decode }, "chunk"),
+    ] {
+        match check(tiled, problem) {
+            Err(Refusal::Blueprint { setting, .. }) => assert_eq!(setting, name, "{tiled:?}"),
+            other => panic!("{tiled:?}: {other:?}"),
+        }
+    }
+}
