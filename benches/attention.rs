@@ -9,7 +9,7 @@
 use std::time::Instant;
 
 use burn_flashinfer_kernels::attention::{
-    Alignment, Attention, Batch, Blueprint, Choice, HeadDims, Problem, launch,
+    Alignment, Attention, Batch, Blueprint, Choice, HeadDims, Problem, Tiled, Unit, launch,
 };
 use burn_flashinfer_kernels::{DeviceProfile, KvLayout};
 use cubecl::{
@@ -55,6 +55,7 @@ struct Shape {
     dim: usize,
     causal: bool,
     paged: bool,
+    choice: Choice,
 }
 
 struct Inputs {
@@ -62,7 +63,10 @@ struct Inputs {
     k: TensorBinding,
     v: TensorBinding,
     output: TensorBinding,
-    indptr: Option<(TensorBinding, TensorBinding, Option<(TensorBinding, TensorBinding)>)>,
+    /// Row pointers of queries and keys, if there are several requests or pages.
+    indptr: Option<[TensorBinding; 2]>,
+    /// Page indices and lengths of the last pages.
+    pages: Option<[TensorBinding; 2]>,
 }
 
 fn tensor(handle: Handle, shape: &[usize]) -> TensorBinding {
@@ -121,7 +125,7 @@ impl Bench {
                 pages.swap(i, (x >> 33) as usize % (i + 1));
             }
             let last = s.lengths.iter().map(|l| ((l.1 - 1) % PAGE + 1) as i32).collect();
-            (self.ints(pages), self.ints(last))
+            [self.ints(pages), self.ints(last)]
         });
         let batched = s.paged || s.lengths.len() > 1;
         Inputs {
@@ -129,17 +133,17 @@ impl Bench {
             k: self.random(s.dtype.1, &kv, 3 * seed + 1),
             v: self.random(s.dtype.1, &kv, 3 * seed + 2),
             output: self.random(s.dtype.1, &[tokens, s.q_heads, s.dim], 0),
-            indptr: batched
-                .then(|| (indptr(|l| l.0, 1), indptr(|l| l.1, if s.paged { PAGE } else { 1 }), indices)),
+            indptr: batched.then(|| [indptr(|l| l.0, 1), indptr(|l| l.1, if s.paged { PAGE } else { 1 })]),
+            pages: indices,
         }
     }
 
     fn run(&self, s: &Shape, inputs: &Inputs) {
         let max_qo_len = s.lengths.iter().map(|l| l.0).max().unwrap_or(0);
-        let batch = match inputs.indptr.clone() {
-            None => Batch::Single,
-            Some((qo_indptr, kv_indptr, None)) => Batch::Ragged { qo_indptr, kv_indptr, max_qo_len },
-            Some((qo_indptr, kv_indptr, Some((indices, last_page_len)))) => Batch::Paged {
+        let batch = match (inputs.indptr.clone(), inputs.pages.clone()) {
+            (None, _) => Batch::Single,
+            (Some([qo_indptr, kv_indptr]), None) => Batch::Ragged { qo_indptr, kv_indptr, max_qo_len },
+            (Some([qo_indptr, kv_indptr]), Some([indices, last_page_len])) => Batch::Paged {
                 qo_indptr,
                 kv_indptr,
                 indices,
@@ -160,7 +164,7 @@ impl Bench {
             soft_cap: None,
             scale: (s.dim as f32).powf(-0.5),
         };
-        launch(&self.client, problem, ElemType::Float(s.dtype.1), Choice::Auto).expect("launches");
+        launch(&self.client, problem, ElemType::Float(s.dtype.1), s.choice).expect("launches");
     }
 
     fn wait(&self) {
@@ -232,7 +236,11 @@ impl Bench {
             scale: 1.0,
             align: Alignment { qk: 64, vo: 64 },
         };
-        Blueprint::auto(&device, &problem).explain(&device, &problem)
+        let blueprint = match s.choice {
+            Choice::Auto => Blueprint::auto(&device, &problem),
+            Choice::Exactly(blueprint) => blueprint,
+        };
+        blueprint.explain(&device, &problem)
     }
 }
 
@@ -242,6 +250,52 @@ fn total(lengths: &[(usize, usize)], of: fn(&(usize, usize)) -> usize) -> usize 
 
 const F16: (&str, FloatKind) = ("fp16", FloatKind::F16);
 const BF16: (&str, FloatKind) = ("bf16", FloatKind::BF16);
+
+/// Other blueprints than those chosen, where choices are close.
+fn sweep(bench: &mut Bench, base: &Shape) {
+    let unit = Unit::MmaSync;
+    let tiled = |row_tiles, row_planes, keys, key_planes, stages, resident| Tiled {
+        unit,
+        row_tiles,
+        row_planes,
+        keys,
+        key_planes,
+        stages,
+        resident,
+        chunk: None,
+    };
+    let many = [
+        tiled(2, 4, 64, 1, 2, false),
+        tiled(2, 4, 32, 1, 2, false),
+        tiled(1, 4, 64, 1, 2, true),
+        tiled(1, 4, 64, 1, 3, true),
+        tiled(1, 8, 64, 1, 2, true),
+        tiled(1, 4, 32, 1, 2, true),
+        tiled(1, 4, 64, 1, 2, false),
+    ];
+    for n in [1024, 2048, 4096, 8192] {
+        for blueprint in many {
+            let choice = Choice::Exactly(Blueprint::Tiled(blueprint));
+            bench.row(&Shape { lengths: vec![(n, n)], choice, ..base.clone() });
+        }
+    }
+    let few = [tiled(1, 1, 16, 4, 3, true), tiled(1, 1, 16, 4, 4, true)];
+    for (batch, keys) in [(64, 4096), (128, 16384)] {
+        for blueprint in few {
+            let choice = Choice::Exactly(Blueprint::Tiled(blueprint));
+            let lengths = vec![(1, keys); batch];
+            bench.row(&Shape { op: "decode", causal: false, paged: true, lengths, choice, ..base.clone() });
+        }
+    }
+    let chunked = |chunk| Tiled { chunk: Some(chunk), ..few[0] };
+    for (batch, keys, chunks) in [(1, 16384, [896, 1024, 1152]), (16, 1024, [512, 1024, 2048])] {
+        for chunk in chunks {
+            let choice = Choice::Exactly(Blueprint::Tiled(chunked(chunk)));
+            let lengths = vec![(1, keys); batch];
+            bench.row(&Shape { op: "decode", causal: false, paged: true, lengths, choice, ..base.clone() });
+        }
+    }
+}
 
 fn device() -> cubecl::Device {
     #[cfg(feature = "cuda")]
@@ -253,7 +307,7 @@ fn device() -> cubecl::Device {
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |name: &str| arguments.iter().any(|argument| argument == name);
-    let every = !has("prefill") && !has("decode");
+    let every = !["prefill", "decode", "sweep"].into_iter().any(has);
     let quick = has("quick");
     let header = "op,impl,dtype,batch,q_len,kv_len,ms,tflops,gbps,max_err,note\n";
     let mut bench = Bench { client: device().client(), csv: header.into() };
@@ -266,6 +320,7 @@ fn main() {
         dim: 128,
         causal: true,
         paged: false,
+        choice: Choice::Auto,
     };
     if every || has("prefill") {
         let lengths: &[usize] =
@@ -320,6 +375,9 @@ fn main() {
                 }
             }
         }
+    }
+    if has("sweep") {
+        sweep(&mut bench, &base);
     }
     if let Some(file) = arguments.iter().find_map(|argument| argument.strip_prefix("csv=")) {
         std::fs::write(file, &bench.csv).expect("the file can be written");

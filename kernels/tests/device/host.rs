@@ -11,7 +11,8 @@ use half::{bf16, f16};
 /// The device of this run.
 pub fn client() -> Client {
     let wanted = std::env::var("BURN_FLASHINFER_TEST_DEVICES").unwrap_or_default();
-    let devices: &[(&str, fn() -> cubecl::Device)] = &[
+    type Open = fn() -> cubecl::Device;
+    let devices: &[(&str, Open)] = &[
         #[cfg(feature = "cpu")]
         ("cpu", || cubecl::Device::Cpu(Default::default())),
         #[cfg(feature = "cuda")]
