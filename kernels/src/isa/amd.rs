@@ -14,7 +14,7 @@ use cubecl_ir::{
 use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
 
 #[cfg(feature = "compilers")]
-use super::lowering::{amdgcn, amdgcn_hint, as_shorts};
+use super::lowering::{amdgcn, amdgcn_half, amdgcn_hint, as_shorts};
 
 /// `d = a · b + c` over `T x T` tiles, `T` 16 (`v_mfma_f32_16x16x16_*`) or 32 (`v_mfma_f32_32x32x8_*`), `a` and `b` of
 /// f16 or bf16. With `G = 64 / T` groups of lanes, lane `l` being in column `l % T` of group `l / T`:
@@ -230,5 +230,112 @@ pub(crate) fn sched_group_barrier(#[comptime] mask: usize, #[comptime] size: usi
     intrinsic!(|scope| {
         let op = SchedGroupBarrierOp::new(scope.ctx_mut(), mask, size);
         scope.register(&op);
+    })
+}
+
+/// Two floats rounded to 8 bits in half `half` of a word whose other half is that of `old`: `v_cvt_pk_fp8_f32`,
+/// `v_cvt_pk_bf8_f32`. The encodings are FNUZ on gfx940 to gfx942, which alone of CDNA have them up to CDNA3.
+#[cube_op(name = "flashinfer.v_cvt_pk_fp8_f32")]
+#[result_ty(same_as = old)]
+#[op_traits(Pure, CanMaterialize)]
+pub struct ToFp8Op {
+    pub a: Value,
+    pub b: Value,
+    pub old: Value,
+    /// 0 for the low half.
+    pub half: IndexAttr,
+    /// 1 for e5m2, else e4m3.
+    pub e5m2: IndexAttr,
+}
+
+/// The two numbers of 8 bits in half `half` of a word: `v_cvt_pk_f32_fp8`, `v_cvt_pk_f32_bf8`. As [`ToFp8Op`].
+#[cube_op(name = "flashinfer.v_cvt_pk_f32_fp8")]
+#[result_ty(argument)]
+#[op_traits(Pure, CanMaterialize)]
+pub struct FromFp8Op {
+    pub x: Value,
+    /// 0 for the low half.
+    pub half: IndexAttr,
+    /// 1 for e5m2, else e4m3.
+    pub e5m2: IndexAttr,
+}
+
+#[cfg(feature = "compilers")]
+fn fp8(e5m2: usize) -> &'static str {
+    if e5m2 == 1 { "bf8" } else { "fp8" }
+}
+
+#[cfg(feature = "compilers")]
+#[op_interface_impl]
+impl ToLLVMDialect for ToFp8Op {
+    fn rewrite(&self, ctx: &mut Context, rw: &mut DialectConversionRewriter, _: &OperandsInfo) -> Result<()> {
+        let (a, b, old, half) = (self.a(ctx), self.b(ctx), self.old(ctx), self.half(ctx).0);
+        let intrinsic = format!("llvm.amdgcn.cvt.pk.{}.f32", fp8(self.e5m2(ctx).0));
+        amdgcn_half(ctx, rw, self.get_operation(), &intrinsic, vec![a, b, old], half == 1)
+    }
+}
+
+#[cfg(feature = "compilers")]
+#[op_interface_impl]
+impl ToLLVMDialect for FromFp8Op {
+    fn rewrite(&self, ctx: &mut Context, rw: &mut DialectConversionRewriter, _: &OperandsInfo) -> Result<()> {
+        let (x, half) = (self.x(ctx), self.half(ctx).0);
+        let intrinsic = format!("llvm.amdgcn.cvt.pk.f32.{}", fp8(self.e5m2(ctx).0));
+        amdgcn_half(ctx, rw, self.get_operation(), &intrinsic, vec![x], half == 1)
+    }
+}
+
+#[cfg(feature = "compilers")]
+#[op_interface_impl]
+impl OpToCPP<Hip> for ToFp8Op {
+    fn to_cpp(&self, ctx: &Context) -> String {
+        let out = self.get_result(ctx);
+        let [a, b, old] = [self.a(ctx), self.b(ctx), self.old(ctx)].map(|v| v.name(ctx).to_string());
+        let (ty, half) = (fp8(self.e5m2(ctx).0), self.half(ctx).0 == 1);
+        format!("{} = __builtin_amdgcn_cvt_pk_{ty}_f32({a}, {b}, {old}, {half});\n", out.fmt_left(ctx))
+    }
+}
+
+#[cfg(feature = "compilers")]
+#[op_interface_impl]
+impl OpToCPP<Hip> for FromFp8Op {
+    fn to_cpp(&self, ctx: &Context) -> String {
+        let out = self.get_result(ctx);
+        let ty = out.get_type(ctx).to_cpp(ctx);
+        let (format, half, x) = (fp8(self.e5m2(ctx).0), self.half(ctx).0 == 1, self.x(ctx).name(ctx));
+        format!(
+            "{} = __builtin_bit_cast({ty}, __builtin_amdgcn_cvt_pk_f32_{format}({x}, {half}));\n",
+            out.fmt_left(ctx)
+        )
+    }
+}
+
+/// [`ToFp8Op`] of four floats.
+#[cube]
+#[allow(unused_variables, reason = "the expansion uses them")]
+pub(crate) fn to_fp8(x: Vector<f32, Const<4>>, #[comptime] e5m2: bool) -> u32 {
+    let low = to_fp8_half(x.extract(0usize), x.extract(1usize), 0u32.runtime(), 0usize, e5m2);
+    to_fp8_half(x.extract(2usize), x.extract(3usize), low, 1usize, e5m2)
+}
+
+#[cube]
+#[allow(unused_variables, reason = "the expansion uses them")]
+fn to_fp8_half(a: f32, b: f32, old: u32, #[comptime] half: usize, #[comptime] e5m2: bool) -> u32 {
+    intrinsic!(|scope| {
+        let (a, b, old) = (a.read_value(scope), b.read_value(scope), old.read_value(scope));
+        let op = ToFp8Op::new(scope.ctx_mut(), a, b, old, half, e5m2 as usize);
+        scope.register_with_result(&op).into()
+    })
+}
+
+/// [`FromFp8Op`] of two of the four numbers.
+#[cube]
+#[allow(unused_variables, reason = "the expansion uses them")]
+pub(crate) fn from_fp8(x: u32, #[comptime] half: usize, #[comptime] e5m2: bool) -> Vector<f32, Const<2>> {
+    intrinsic!(|scope| {
+        let x = x.read_value(scope);
+        let ty = <Vector<f32, Const<2>> as CubePrimitive>::__expand_as_type(scope);
+        let op = FromFp8Op::new(scope.ctx_mut(), ty, x, half, e5m2 as usize);
+        scope.register_with_result(&op).into()
     })
 }

@@ -54,6 +54,11 @@ pub enum Instruction {
     MfmaBf16,
     /// `mma.sync` m16n8k16 of f16 and bf16, `ldmatrix`, `cp.async`.
     MmaSync,
+    /// Conversions of f32 to and from e4m3 and e5m2 as the OCP defines them: `cvt.rn.satfinite.e4m3x2.f32` and its kin.
+    CvtFp8,
+    /// The same for the FNUZ encodings, which are biased by one more and have no infinity and no negative zero:
+    /// `v_cvt_pk_fp8_f32` and its kin.
+    CvtFp8Fnuz,
 }
 
 impl Instruction {
@@ -63,6 +68,8 @@ impl Instruction {
             (Self::MfmaF16, Arch::Gfx(name)) => matches!(name, 0x908 | 0x90a | 0x940..=0x942),
             (Self::MfmaBf16, Arch::Gfx(name)) => matches!(name, 0x90a | 0x940..=0x942),
             (Self::MmaSync, Arch::Sm(capability)) => capability >= 80,
+            (Self::CvtFp8, Arch::Sm(capability)) => capability >= 89,
+            (Self::CvtFp8Fnuz, Arch::Gfx(name)) => matches!(name, 0x940..=0x942),
             _ => false,
         }
     }
@@ -94,15 +101,17 @@ mod tests {
     #[test]
     fn who_has_what() {
         let has = |arch| {
-            [Instruction::MfmaF16, Instruction::MfmaBf16, Instruction::MmaSync].map(|i| i.exists_on(arch))
+            use Instruction::*;
+            [MfmaF16, MfmaBf16, MmaSync, CvtFp8, CvtFp8Fnuz].map(|i| i.exists_on(arch))
         };
-        assert_eq!(has(Arch::Gfx(0x942)), [true, true, false]);
-        assert_eq!(has(Arch::Gfx(0x90a)), [true, true, false]);
-        assert_eq!(has(Arch::Gfx(0x908)), [true, false, false]);
-        assert_eq!(has(Arch::Gfx(0x1100)), [false; 3]);
-        assert_eq!(has(Arch::Sm(90)), [false, false, true]);
-        assert_eq!(has(Arch::Sm(75)), [false; 3]);
-        assert_eq!(has(Arch::Other), [false; 3]);
+        assert_eq!(has(Arch::Gfx(0x942)), [true, true, false, false, true]);
+        assert_eq!(has(Arch::Gfx(0x90a)), [true, true, false, false, false]);
+        assert_eq!(has(Arch::Gfx(0x908)), [true, false, false, false, false]);
+        assert_eq!(has(Arch::Gfx(0x1100)), [false; 5]);
+        assert_eq!(has(Arch::Sm(90)), [false, false, true, true, false]);
+        assert_eq!(has(Arch::Sm(86)), [false, false, true, false, false]);
+        assert_eq!(has(Arch::Sm(75)), [false; 5]);
+        assert_eq!(has(Arch::Other), [false; 5]);
         let refused = Instruction::MmaSync.check("attention", Arch::Gfx(0x942));
         assert_eq!(
             refused.map_err(|r| r.to_string()),

@@ -240,3 +240,16 @@ pub(super) fn shared_address_to_llvm(
     rw.replace_operation_with_values(ctx, old, vec![address]);
     Ok(())
 }
+
+/// Calls an intrinsic of AMDGPU whose last operand says which half of a word is meant.
+pub(super) fn amdgcn_half(
+    ctx: &mut Context,
+    rw: &mut DialectConversionRewriter,
+    old: Ptr<Operation>,
+    intrinsic: &str,
+    mut operands: Vec<Value>,
+    high: bool,
+) -> Result<()> {
+    operands.push(insert_bool_const(ctx, rw, high));
+    amdgcn(ctx, rw, old, intrinsic, operands, &[])
+}

@@ -1,0 +1,52 @@
+//! Instructions of NVIDIA's GPUs since Ampere (sm_80), for one warp of 32 lanes.
+
+/// Lowers an operation to the one instruction that its `ptx` describes.
+macro_rules! lower {
+    ($op:ident) => {
+        #[cfg(feature = "compilers")]
+        #[op_interface_impl]
+        impl ToLLVMDialect for $op {
+            fn rewrite(
+                &self,
+                ctx: &mut Context,
+                rw: &mut DialectConversionRewriter,
+                _: &OperandsInfo,
+            ) -> Result<()> {
+                self.ptx(ctx).to_llvm(ctx, rw, self.get_operation())
+            }
+        }
+
+        #[cfg(feature = "compilers")]
+        #[op_interface_impl]
+        impl OpToCPP<Cuda> for $op {
+            fn to_cpp(&self, ctx: &Context) -> String {
+                self.ptx(ctx).to_cpp(ctx, self.get_operation())
+            }
+        }
+    };
+}
+
+/// All lanes of the warp take part.
+macro_rules! plane_wide {
+    ($op:ident) => {
+        #[op_interface_impl]
+        impl Synchronizes for $op {
+            fn minimum_scope(&self, _ctx: &Context) -> SyncScope {
+                SyncScope::Plane
+            }
+            fn maximum_scope(&self, _ctx: &Context) -> SyncScope {
+                SyncScope::Plane
+            }
+        }
+    };
+}
+
+mod arithmetic;
+mod copy;
+mod matrix;
+
+pub(crate) use arithmetic::{exp2, pack, shuffle_xor};
+#[allow(unused_imports, reason = "fp8 caches are to come; until then a test lowers them")]
+pub(crate) use arithmetic::{from_fp8, to_fp8};
+pub(crate) use copy::{cp_async, cp_async_commit, cp_async_wait, shared_address};
+pub(crate) use matrix::{ldmatrix, mma};

@@ -1,0 +1,91 @@
+//! Which kernel each problem gets on each device, or why not a faster one: `routing.txt`, line by line. After a change
+//! of the choice, `UPDATE_ROUTING=1 cargo test -p burn-flashinfer-kernels --test routing` writes the file anew; what
+//! changed is then seen in review.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use burn_flashinfer_kernels::{
+    DeviceProfile,
+    attention::{Alignment, Blueprint, HeadDims, Problem},
+    isa::Arch,
+};
+use cubecl::ir::{ElemType, FloatKind};
+
+const GPU: DeviceProfile = DeviceProfile {
+    plane: 32,
+    max_units: 1024,
+    max_cubes: [i32::MAX as u32, 65535, 65535],
+    shared_memory: 64 << 10,
+    load_bytes: 16,
+    max_vector: 16,
+    arch: Arch::Other,
+    cores: None,
+    cpu_cores: None,
+};
+
+const DEVICES: [(&str, DeviceProfile); 8] = [
+    ("MI300X", DeviceProfile { plane: 64, arch: Arch::Gfx(0x942), cores: Some(304), ..GPU }),
+    ("MI250X", DeviceProfile { plane: 64, arch: Arch::Gfx(0x90a), cores: Some(110), ..GPU }),
+    ("MI100", DeviceProfile { plane: 64, arch: Arch::Gfx(0x908), cores: Some(120), ..GPU }),
+    ("RX 7900", DeviceProfile { arch: Arch::Gfx(0x1100), cores: Some(48), ..GPU }),
+    ("H200", DeviceProfile { arch: Arch::Sm(90), cores: Some(132), shared_memory: 227 << 10, ..GPU }),
+    ("RTX 3090", DeviceProfile { arch: Arch::Sm(86), cores: Some(82), shared_memory: 99 << 10, ..GPU }),
+    ("T4", DeviceProfile { arch: Arch::Sm(75), cores: Some(40), ..GPU }),
+    ("CPU", DeviceProfile { plane: 1, shared_memory: 1 << 20, cpu_cores: Some(8), ..GPU }),
+];
+
+/// Name, requests, queries of each, keys of each.
+const SHAPES: [(&str, usize, usize, usize); 7] = [
+    ("prefill 1 x 1024", 1, 1024, 1024),
+    ("prefill 1 x 8192", 1, 8192, 8192),
+    ("prefill 16 x 512", 16, 512, 512),
+    ("append 8 x 4", 8, 4, 4096),
+    ("decode 1 x 16384", 1, 1, 16384),
+    ("decode 16 x 1024", 16, 1, 1024),
+    ("decode 128 x 4096", 128, 1, 4096),
+];
+
+#[test]
+fn every_problem_gets_the_kernel_of_the_table() {
+    let mut table = String::new();
+    for (device, profile) in DEVICES {
+        for (shape, requests, queries, keys) in SHAPES {
+            for (dim, vo) in [(64, 64), (128, 128), (192, 128), (256, 256), (72, 72)] {
+                for (name, dtype) in
+                    [("f32", FloatKind::F32), ("f16", FloatKind::F16), ("bf16", FloatKind::BF16)]
+                {
+                    // All types at the usual size, one at the others.
+                    if dim != 128 && name != "bf16" {
+                        continue;
+                    }
+                    let problem = Problem {
+                        dims: HeadDims { qk: dim, vo },
+                        dtype: ElemType::Float(dtype),
+                        q_heads: 32,
+                        kv_heads: 8,
+                        tokens: requests * queries,
+                        max_qo_len: queries,
+                        requests,
+                        keys: requests * keys,
+                        scale: 0.1,
+                        align: Alignment { qk: 8, vo: 8 },
+                    };
+                    let blueprint = Blueprint::auto(&profile, &problem);
+                    assert_eq!(blueprint.check(&profile, &problem), Ok(()), "{device}, {shape}, {dim}");
+                    let explained = blueprint.explain(&profile, &problem);
+                    let _ = writeln!(table, "{device} | {shape} | {name} d {dim}/{vo} | {explained}");
+                }
+            }
+        }
+    }
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/routing.txt");
+    if std::env::var_os("UPDATE_ROUTING").is_some() {
+        std::fs::write(&file, &table).expect("the table can be written");
+    }
+    let golden = std::fs::read_to_string(&file).expect("the table is there");
+    for (line, (got, wanted)) in table.lines().zip(golden.lines()).enumerate() {
+        assert_eq!(got, wanted, "line {} of routing.txt", line + 1);
+    }
+    assert_eq!(table.lines().count(), golden.lines().count());
+}
