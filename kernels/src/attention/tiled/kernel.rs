@@ -20,9 +20,12 @@
 
 use cubecl::prelude::*;
 
-use super::super::batch::{Request, Table, key_piece, key_place, query_piece, visible};
+use super::super::batch::{Table, key_piece, query_piece, visible};
+use super::fetch::fetch;
+use super::merge::merge_planes;
+use super::softmax::{mask, new_softmax, row_of, soft_cap, weights};
 use crate::math::{LOG2_E, narrow};
-use crate::unit::{MatrixUnit, Quad, Rows, Tiles, place, plane_words, shared_quads};
+use crate::unit::{MatrixUnit, Quad, Rows, Tiles, place, shared_quads};
 
 /// The run-time numbers of a problem.
 #[derive(CubeType, CubeLaunch)]
@@ -157,16 +160,8 @@ pub(crate) fn tiled<U: MatrixUnit, E: Float, O: Float>(
     for i in 0..comptime!(tiles.row_tiles * elements) {
         sums[i] = Vector::new(0.0f32);
     }
-    let mut maxima = Array::<f32>::new(lane_rows);
-    let mut totals = Array::<f32>::new(lane_rows);
-    let mut bases = Array::<f32>::new(lane_rows);
-    let mut rescales = Array::<f32>::new(lane_rows);
+    let mut softmax = new_softmax(lane_rows);
     let first_row = plane % tiles.row_planes * comptime!(tiles.row_tiles * U::ROWS);
-    #[unroll]
-    for r in 0..lane_rows {
-        maxima[r] = f32::NEG_INFINITY;
-        totals[r] = 0.0f32;
-    }
     let factor = if comptime!(variant.soft_cap) { LOG2_E.runtime() } else { params.scale * LOG2_E };
     // The lane's first key in a tile.
     let first_key = plane / tiles.row_planes * tiles.keys + U::column(lane);
@@ -200,79 +195,24 @@ pub(crate) fn tiled<U: MatrixUnit, E: Float, O: Float>(
         U::scores::<E>(&queries, &shared, stage, lane, plane, &mut scores, tiles);
 
         if comptime!(variant.soft_cap) {
-            #[unroll]
-            for i in 0..comptime!(tiles.row_tiles * columns) {
-                let mut tile = scores[i];
-                #[unroll]
-                for e in 0..comptime!(U::ACC) {
-                    tile.insert(e, soft_capped::<U>(tile.extract(e), params.scale, params.soft_cap));
-                }
-                scores[i] = tile;
-            }
+            soft_cap::<U>(&mut scores, params.scale, params.soft_cap, tiles);
         }
         if at < every_start || at + cube_keys > every_end {
             #[unroll]
             for r in 0..lane_rows {
                 let row = first_row + row_of::<U>(lane, r);
                 let query = min(owned.first + row, owned.end - 1) / group;
-                let (row_start, row_end) = visible(&request, query, params.causal, params.window_left);
-                let (row_start, row_end) = (row_start as u32, min(row_end, end) as u32);
+                let (start, end_of_row) = visible(&request, query, params.causal, params.window_left);
                 let key = (at + first_key) as u32;
-                #[unroll]
-                for n in 0..columns {
-                    let mut tile = scores[comptime!(r / U::LANE_ROWS * columns + n)];
-                    #[unroll]
-                    for e in 0..comptime!(U::ACC) {
-                        if comptime!(U::lane_row(e) == r % U::LANE_ROWS) {
-                            let key = key + comptime!(U::step(n, e) as u32);
-                            let seen = key >= row_start && key < row_end;
-                            tile.insert(e, select(seen, tile.extract(e), f32::NEG_INFINITY));
-                        }
-                    }
-                    scores[comptime!(r / U::LANE_ROWS * columns + n)] = tile;
-                }
+                mask::<U>(&mut scores, r, key, start as u32, min(end_of_row, end) as u32, tiles);
             }
         }
-
-        #[unroll]
-        for r in 0..lane_rows {
-            let mut highest = maxima[r];
-            #[unroll]
-            for n in 0..columns {
-                let tile = scores[comptime!(r / U::LANE_ROWS * columns + n)];
-                #[unroll]
-                for e in 0..comptime!(U::ACC) {
-                    if comptime!(U::lane_row(e) == r % U::LANE_ROWS) {
-                        highest = max(highest, tile.extract(e));
-                    }
-                }
-            }
-            let highest = U::row_max(highest);
-            // While every logit is -inf, subtract 0 instead: (-inf) - (-inf) would be NaN.
-            let base = select(highest == f32::NEG_INFINITY, 0.0f32, highest * factor);
-            bases[r] = -base;
-            let rescale = U::exp2(fma(maxima[r], factor, -base));
-            rescales[r] = rescale;
-            totals[r] *= rescale;
-            maxima[r] = highest;
-        }
-        #[unroll]
-        for i in 0..comptime!(tiles.row_tiles * columns) {
-            let mut tile = scores[i];
-            #[unroll]
-            for e in 0..comptime!(U::ACC) {
-                let r = comptime!(i / columns * U::LANE_ROWS + U::lane_row(e));
-                let weight = U::exp2(fma(tile.extract(e), factor, bases[r]));
-                totals[r] += weight;
-                tile.insert(e, weight);
-            }
-            scores[i] = tile;
-        }
+        weights::<U>(&mut scores, &mut softmax, factor, tiles);
         // Skipping this while no maximum rises costs more than it saves: 3% of a prefill on an H200, since the branch
         // parts what is scheduled together.
         #[unroll]
         for m in 0..tiles.row_tiles {
-            let rescale = U::spread(&rescales, m);
+            let rescale = U::spread(&softmax.rescales, m);
             #[unroll]
             for i in 0..elements {
                 sums[comptime!(m * elements + i)] *= rescale;
@@ -289,10 +229,10 @@ pub(crate) fn tiled<U: MatrixUnit, E: Float, O: Float>(
     }
     #[unroll]
     for r in 0..lane_rows {
-        totals[r] = U::row_sum(totals[r]);
+        softmax.totals[r] = U::row_sum(softmax.totals[r]);
     }
     if comptime!(tiles.key_planes > 1) {
-        merge_planes::<U>(&mut shared, lane, plane, &mut maxima, &mut totals, &mut sums, factor, tiles);
+        merge_planes::<U>(&mut shared, lane, plane, &mut softmax, &mut sums, factor, tiles);
     }
 
     // Nothing visible, or nothing but -inf: the sums are 0 and stay 0.
@@ -309,7 +249,7 @@ pub(crate) fn tiled<U: MatrixUnit, E: Float, O: Float>(
                 to = (piece * kv_heads + kv_head) * longest + owned.first + row;
             }
             if valid {
-                let total = totals[r];
+                let total = softmax.totals[r];
                 let norm = 1.0f32 / select(total == 0.0f32, 1.0f32, total);
                 #[unroll]
                 for i in 0..elements {
@@ -335,183 +275,12 @@ pub(crate) fn tiled<U: MatrixUnit, E: Float, O: Float>(
                 match lse {
                     ComptimeOption::Some(lse) => {
                         if U::column(lane) == 0 {
-                            let value = maxima[r] * factor + total.ln() * LOG2_E;
+                            let value = softmax.maxima[r] * factor + total.ln() * LOG2_E;
                             lse[to] = select(total == 0.0f32, f32::NEG_INFINITY, value);
                         }
                     }
                     ComptimeOption::None => {}
                 }
-            }
-        }
-    }
-}
-
-/// Row `r` of the lane, within the rows of its plane.
-#[cube]
-fn row_of<U: MatrixUnit>(lane: usize, #[comptime] r: usize) -> usize {
-    U::row(lane, comptime!(r % U::LANE_ROWS)) + comptime!(r / U::LANE_ROWS * U::ROWS)
-}
-
-/// Begins to copy the tile of keys and values from `first` on; beyond `end` there are zeros.
-#[allow(clippy::too_many_arguments, reason = "two tensors and their places")]
-#[cube]
-fn fetch<U: MatrixUnit>(
-    k: &Tensor<Quad>,
-    v: &Tensor<Quad>,
-    k_head: usize,
-    v_head: usize,
-    table: &Table,
-    request: &Request,
-    first: usize,
-    end: usize,
-    shared: &mut [Quad],
-    stage: usize,
-    unit: usize,
-    staged: &mut Array<Quad>,
-    #[comptime] tiles: Tiles,
-) {
-    if first < end {
-        let copies = comptime!(tiles.copies(tiles.qk_quads(), U::PLANE, 1));
-        let v_copies = comptime!(tiles.copies(tiles.vo_quads(), U::PLANE, U::VALUE_COPIES));
-        let even = comptime!(tiles.even(tiles.qk_quads(), U::PLANE, 1));
-        let v_even = comptime!(tiles.even(tiles.vo_quads(), U::PLANE, U::VALUE_COPIES));
-        let same = comptime!(U::SAME_COPIES && copies == v_copies);
-        let mut v_at = Array::<usize>::new(copies);
-        // Where they come from first: the loads of the page table overlap.
-        let mut k_at = Array::<usize>::new(copies);
-        #[unroll]
-        for i in 0..copies {
-            let (row, quad) = U::key_copy(unit, i, tiles);
-            let (page, slot) = key_place(table, request, min(first + row, end - 1));
-            k_at[i] = (page * k.stride(0) + slot * k.stride(1) + k_head) / 8 + quad;
-            if same {
-                v_at[i] = (page * v.stride(0) + slot * v.stride(1) + v_head) / 8 + quad;
-            }
-        }
-        #[unroll]
-        for i in 0..copies {
-            let (row, quad) = U::key_copy(unit, i, tiles);
-            if comptime!(even) || row < tiles.cube_keys() {
-                U::copy(
-                    k,
-                    k_at[i],
-                    first + row < end,
-                    shared,
-                    stage,
-                    row,
-                    quad,
-                    0usize,
-                    tiles.qk_quads(),
-                    staged,
-                    i,
-                );
-            }
-        }
-        #[unroll]
-        for i in 0..v_copies {
-            let (row, quad) = U::value_copy(unit, i, tiles);
-            let at = if same {
-                v_at[i]
-            } else {
-                let (page, slot) = key_place(table, request, min(first + row, end - 1));
-                (page * v.stride(0) + slot * v.stride(1) + v_head) / 8 + quad
-            };
-            if comptime!(v_even) || row < tiles.cube_keys() {
-                U::copy(
-                    v,
-                    at,
-                    first + row < end,
-                    shared,
-                    stage,
-                    row,
-                    quad,
-                    tiles.key_quads(),
-                    tiles.vo_quads(),
-                    staged,
-                    comptime!(copies + i),
-                );
-            }
-        }
-    }
-    U::copied();
-}
-
-/// `cap * tanh(scale * logit / cap)`.
-#[cube]
-fn soft_capped<U: MatrixUnit>(logit: f32, scale: f32, cap: f32) -> f32 {
-    // tanh x = 1 - 2 / (1 + e^2x), which ends at ±1 where the exponential ends.
-    let e = U::exp2(logit * scale / cap * (2.0f32 * LOG2_E));
-    cap - 2.0f32 * cap / (e + 1.0f32)
-}
-
-/// Merges what the planes with the same rows found into the first of them.
-#[allow(clippy::too_many_arguments, reason = "the state of the softmax")]
-#[cube]
-fn merge_planes<U: MatrixUnit>(
-    shared: &mut [Quad],
-    lane: usize,
-    plane: usize,
-    maxima: &mut Array<f32>,
-    totals: &mut Array<f32>,
-    sums: &mut Array<Vector<f32, U::Acc>>,
-    factor: f32,
-    #[comptime] tiles: Tiles,
-) {
-    let lane_rows = comptime!(tiles.row_tiles * U::LANE_ROWS);
-    let registers = comptime!(tiles.row_tiles * tiles.dims.vo.div_ceil(U::COLUMNS) * U::ACC);
-    let words = shared.with_vector_size_mut::<Const<1>>();
-    let per_plane = comptime!(plane_words::<U>(tiles));
-    // Copies that nobody waited for must not land on what is written here.
-    U::settle();
-    if plane >= tiles.row_planes {
-        let mine = (plane - tiles.row_planes) * per_plane + lane;
-        #[unroll]
-        for r in 0..lane_rows {
-            words[mine + comptime!(2 * r * U::PLANE)] = Vector::new(u32::reinterpret(maxima[r]));
-            words[mine + comptime!((2 * r + 1) * U::PLANE)] = Vector::new(u32::reinterpret(totals[r]));
-        }
-        #[unroll]
-        for i in 0..comptime!(registers / U::ACC) {
-            #[unroll]
-            for e in 0..comptime!(U::ACC) {
-                words[mine + comptime!((2 * lane_rows + i * U::ACC + e) * U::PLANE)] =
-                    Vector::new(u32::reinterpret(sums[i].extract(e)));
-            }
-        }
-    }
-    sync_cube();
-    if plane < tiles.row_planes {
-        let mut mine_scales = Array::<f32>::new(lane_rows);
-        let mut their_scales = Array::<f32>::new(lane_rows);
-        #[unroll]
-        for p in 1..tiles.key_planes {
-            let theirs = ((plane + comptime!((p - 1) * tiles.row_planes)) * per_plane) + lane;
-            #[unroll]
-            for r in 0..lane_rows {
-                let maximum = f32::reinterpret(words[theirs + comptime!(2 * r * U::PLANE)].extract(0usize));
-                let total =
-                    f32::reinterpret(words[theirs + comptime!((2 * r + 1) * U::PLANE)].extract(0usize));
-                let highest = max(maxima[r], maximum);
-                let base = select(highest == f32::NEG_INFINITY, 0.0f32, highest * factor);
-                let a = U::exp2(fma(maxima[r], factor, -base));
-                let b = U::exp2(fma(maximum, factor, -base));
-                totals[r] = totals[r] * a + total * b;
-                maxima[r] = highest;
-                mine_scales[r] = a;
-                their_scales[r] = b;
-            }
-            #[unroll]
-            for i in 0..comptime!(registers / U::ACC) {
-                let m = comptime!(i * U::ACC * tiles.row_tiles / registers);
-                let a = U::spread(&mine_scales, m);
-                let b = U::spread(&their_scales, m);
-                let mut theirs_sum = Vector::<f32, U::Acc>::empty();
-                #[unroll]
-                for e in 0..comptime!(U::ACC) {
-                    let word = words[theirs + comptime!((2 * lane_rows + i * U::ACC + e) * U::PLANE)];
-                    theirs_sum.insert(e, f32::reinterpret(word.extract(0usize)));
-                }
-                sums[i] = sums[i] * a + theirs_sum * b;
             }
         }
     }

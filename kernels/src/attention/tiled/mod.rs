@@ -2,8 +2,11 @@
 
 mod blueprint;
 mod combine;
+mod fetch;
 mod kernel;
 mod launch;
+mod merge;
+mod softmax;
 
 pub use blueprint::{Tiled, Unit};
 pub(super) use launch::launch;

@@ -1,0 +1,90 @@
+//! Keys and values on their way into shared memory.
+
+use cubecl::prelude::*;
+
+use super::super::batch::{Request, Table, key_place};
+use crate::unit::{MatrixUnit, Quad, Tiles};
+
+/// Begins to copy the tile of keys and values from `first` on; beyond `end` there are zeros.
+#[allow(clippy::too_many_arguments, reason = "two tensors and their places")]
+#[cube]
+pub(super) fn fetch<U: MatrixUnit>(
+    k: &Tensor<Quad>,
+    v: &Tensor<Quad>,
+    k_head: usize,
+    v_head: usize,
+    table: &Table,
+    request: &Request,
+    first: usize,
+    end: usize,
+    shared: &mut [Quad],
+    stage: usize,
+    unit: usize,
+    staged: &mut Array<Quad>,
+    #[comptime] tiles: Tiles,
+) {
+    if first < end {
+        let copies = comptime!(tiles.copies(tiles.qk_quads(), U::PLANE, 1));
+        let v_copies = comptime!(tiles.copies(tiles.vo_quads(), U::PLANE, U::VALUE_COPIES));
+        let even = comptime!(tiles.even(tiles.qk_quads(), U::PLANE, 1));
+        let v_even = comptime!(tiles.even(tiles.vo_quads(), U::PLANE, U::VALUE_COPIES));
+        let same = comptime!(U::SAME_COPIES && copies == v_copies);
+        let mut v_at = Array::<usize>::new(copies);
+        // Where they come from first: the loads of the page table overlap.
+        let mut k_at = Array::<usize>::new(copies);
+        #[unroll]
+        for i in 0..copies {
+            let (row, quad) = U::key_copy(unit, i, tiles);
+            let (page, slot) = key_place(table, request, min(first + row, end - 1));
+            k_at[i] = (page * k.stride(0) + slot * k.stride(1) + k_head) / 8 + quad;
+            if same {
+                v_at[i] = (page * v.stride(0) + slot * v.stride(1) + v_head) / 8 + quad;
+            }
+        }
+        #[unroll]
+        for i in 0..copies {
+            let (row, quad) = U::key_copy(unit, i, tiles);
+            if comptime!(even) || row < tiles.cube_keys() {
+                U::copy(
+                    k,
+                    k_at[i],
+                    first + row < end,
+                    shared,
+                    stage,
+                    row,
+                    quad,
+                    0usize,
+                    tiles.qk_quads(),
+                    staged,
+                    i,
+                );
+            }
+        }
+        #[unroll]
+        for i in 0..v_copies {
+            let (row, quad) = U::value_copy(unit, i, tiles);
+            let at = if same {
+                v_at[i]
+            } else {
+                let (page, slot) = key_place(table, request, min(first + row, end - 1));
+                (page * v.stride(0) + slot * v.stride(1) + v_head) / 8 + quad
+            };
+            if comptime!(v_even) || row < tiles.cube_keys() {
+                U::copy(
+                    v,
+                    at,
+                    first + row < end,
+                    shared,
+                    stage,
+                    row,
+                    quad,
+                    tiles.key_quads(),
+                    tiles.vo_quads(),
+                    staged,
+                    comptime!(copies + i),
+                );
+            }
+        }
+    }
+    U::copied();
+}

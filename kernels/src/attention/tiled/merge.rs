@@ -1,0 +1,79 @@
+//! Planes with the same rows tell each other what they found.
+
+use cubecl::prelude::*;
+
+use super::softmax::Softmax;
+use crate::unit::{MatrixUnit, Quad, Tiles, plane_words};
+
+/// Merges what the planes with the same rows found into the first of them.
+#[allow(clippy::too_many_arguments, reason = "the state of the softmax")]
+#[cube]
+pub(super) fn merge_planes<U: MatrixUnit>(
+    shared: &mut [Quad],
+    lane: usize,
+    plane: usize,
+    softmax: &mut Softmax,
+    sums: &mut Array<Vector<f32, U::Acc>>,
+    factor: f32,
+    #[comptime] tiles: Tiles,
+) {
+    let lane_rows = comptime!(tiles.row_tiles * U::LANE_ROWS);
+    let registers = comptime!(tiles.row_tiles * tiles.dims.vo.div_ceil(U::COLUMNS) * U::ACC);
+    let words = shared.with_vector_size_mut::<Const<1>>();
+    let per_plane = comptime!(plane_words::<U>(tiles));
+    // Copies that nobody waited for must not land on what is written here.
+    U::settle();
+    if plane >= tiles.row_planes {
+        let mine = (plane - tiles.row_planes) * per_plane + lane;
+        #[unroll]
+        for r in 0..lane_rows {
+            words[mine + comptime!(2 * r * U::PLANE)] = Vector::new(u32::reinterpret(softmax.maxima[r]));
+            words[mine + comptime!((2 * r + 1) * U::PLANE)] =
+                Vector::new(u32::reinterpret(softmax.totals[r]));
+        }
+        #[unroll]
+        for i in 0..comptime!(registers / U::ACC) {
+            #[unroll]
+            for e in 0..comptime!(U::ACC) {
+                words[mine + comptime!((2 * lane_rows + i * U::ACC + e) * U::PLANE)] =
+                    Vector::new(u32::reinterpret(sums[i].extract(e)));
+            }
+        }
+    }
+    sync_cube();
+    if plane < tiles.row_planes {
+        let mut mine_scales = Array::<f32>::new(lane_rows);
+        let mut their_scales = Array::<f32>::new(lane_rows);
+        #[unroll]
+        for p in 1..tiles.key_planes {
+            let theirs = ((plane + comptime!((p - 1) * tiles.row_planes)) * per_plane) + lane;
+            #[unroll]
+            for r in 0..lane_rows {
+                let maximum = f32::reinterpret(words[theirs + comptime!(2 * r * U::PLANE)].extract(0usize));
+                let total =
+                    f32::reinterpret(words[theirs + comptime!((2 * r + 1) * U::PLANE)].extract(0usize));
+                let highest = max(softmax.maxima[r], maximum);
+                let base = select(highest == f32::NEG_INFINITY, 0.0f32, highest * factor);
+                let a = U::exp2(fma(softmax.maxima[r], factor, -base));
+                let b = U::exp2(fma(maximum, factor, -base));
+                softmax.totals[r] = softmax.totals[r] * a + total * b;
+                softmax.maxima[r] = highest;
+                mine_scales[r] = a;
+                their_scales[r] = b;
+            }
+            #[unroll]
+            for i in 0..comptime!(registers / U::ACC) {
+                let m = comptime!(i * U::ACC * tiles.row_tiles / registers);
+                let a = U::spread(&mine_scales, m);
+                let b = U::spread(&their_scales, m);
+                let mut theirs_sum = Vector::<f32, U::Acc>::empty();
+                #[unroll]
+                for e in 0..comptime!(U::ACC) {
+                    let word = words[theirs + comptime!((2 * lane_rows + i * U::ACC + e) * U::PLANE)];
+                    theirs_sum.insert(e, f32::reinterpret(word.extract(0usize)));
+                }
+                sums[i] = sums[i] * a + theirs_sum * b;
+            }
+        }
+    }
+}
