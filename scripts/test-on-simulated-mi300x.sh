@@ -55,6 +55,6 @@ features=(--locked --workspace --no-default-features --features "${FEATURES:-fle
 host=$(rustc -vV | sed -n 's/^host: //p')
 runner=(--config "target.$host.runner = ['env', 'ROCM_PATH=$rocm']")
 cargo test --locked --package hip-sim --package hip-sim-runtime
-cargo test "${runner[@]}" "${features[@]}" --test ops
+cargo test "${runner[@]}" "${features[@]}" --test ops --test device
 cargo build "${features[@]}" --example llama
 cargo test "${runner[@]}" "${features[@]}" --test llama every_device_writes_the_same

@@ -164,7 +164,13 @@ pub fn ints(client: &Client, data: &[i32]) -> TensorBinding {
     binding(&client.create_from_slice(&bytes), &[data.len()], &[1])
 }
 
-fn binding(handle: &Handle, shape: &[usize], strides: &[usize]) -> TensorBinding {
+/// The bytes of numbers of 16 bits.
+pub fn bytes_of(numbers: &[bf16]) -> &[u8] {
+    // SAFETY: a bf16 is two bytes, any of which are a byte.
+    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), 2 * numbers.len()) }
+}
+
+pub fn binding(handle: &Handle, shape: &[usize], strides: &[usize]) -> TensorBinding {
     // SAFETY: the buffer was made to hold these extents at these strides.
     unsafe { TensorBinding::from_raw_parts(handle.clone(), strides.into(), shape.to_vec().into()) }
 }
