@@ -96,7 +96,7 @@ fn split_and_merge() {
     on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(17, 97)])), |target, case| {
         for soft_cap in [None, Some(5.0)] {
             let problem = Case { soft_cap, ..case.clone() }.problem("split_and_merge");
-            let Expected { oracle, baseline } = problem.expected();
+            let Expected { oracle, baseline, .. } = problem.expected();
             for at in [0, 1, 37, 96, 97] {
                 let part = |range: std::ops::Range<usize>| {
                     let [k, v] =
@@ -111,7 +111,8 @@ fn split_and_merge() {
                 let got = Got { output: Host::of(output).values, lse: Host::of(lse).values };
                 // Each part is rounded to the type before they are merged: what the baseline must do as well.
                 let baseline = (split_baseline(&problem, at), baseline.1.clone());
-                let expected = Expected { oracle: oracle.clone(), baseline };
+                let expected =
+                    Expected { oracle: oracle.clone(), baseline: baseline.clone(), in_type: baseline };
                 problem.check(&format!("merged at {at}"), target, &expected, &got);
             }
         }

@@ -169,7 +169,7 @@ pub(crate) fn tiled<U: MatrixUnit, E: Float, O: Float>(
     let mut stage = 0usize;
     let mut at = start;
     while at < end {
-        U::arrive(&mut shared, stage, unit, &staged, tiles);
+        U::arrive(&mut shared, stage, unit, &mut staged, end - at, tiles);
         let mut next = stage + comptime!(ahead * stage_quads);
         if comptime!(tiles.stages == 1) {
             next = 0usize;
