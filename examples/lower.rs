@@ -4,6 +4,27 @@
 //! cargo run -p burn-flashinfer-kernels --features compilers --example lower -- --target gfx942 --target sm_90a
 //! cargo run -p burn-flashinfer-kernels --features compilers --example lower -- --case decode-paged-128-bf16 --asm out.s
 //! ```
+//!
+//! With `--record DIR` it writes small launches, of decoding and prefill over ragged and paged keys, that another program
+//! can run on an AMD GPU or a simulator of one, each into a folder: the files named below and `launch.json`.
+//!
+//! | key of `launch.json` | meaning |
+//! |---|---|
+//! | `target`, `case`, `blueprint` | for the reader |
+//! | `code` | file of the linked code object |
+//! | `entry` | name of the kernel; its descriptor is the symbol `entry.kd` |
+//! | `grid`, `block` | workgroups, and work items of one, on three axes |
+//! | `shared_memory` | bytes of dynamic LDS |
+//! | `arguments` | the buffers, in order: the kernel's arguments are their addresses, 8 bytes each and nothing else |
+//! | `arguments[].file`, `.bytes` | the content before the launch; outputs are NaN |
+//! | `arguments[].written` | whether the kernel writes it |
+//! | `expected.argument` | index of the buffer to compare |
+//! | `expected.dtype`, `.elements` | what is in that buffer |
+//! | `expected.file` | what should be, as little-endian f64 without rounding |
+//! | `expected.tolerance` | the largest difference allowed: twice that of the same sum in f32 with weights and result rounded to the type, plus 1e-5 |
+
+#[path = "lower/record.rs"]
+mod record;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -32,6 +53,9 @@ struct Args {
     /// Writes the code object (or PTX) of the only kernel.
     #[arg(long, value_name = "FILE")]
     object: Option<PathBuf>,
+    /// Writes launches that another program can run, and nothing else.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["cases", "asm", "object"])]
+    record: Option<PathBuf>,
 }
 
 /// An attention problem by name.
@@ -90,6 +114,9 @@ fn main() -> Result<()> {
     // SAFETY: no other thread has been started.
     unsafe { offline::keep_assembly() };
     let args = Args::parse();
+    if let Some(dir) = &args.record {
+        return args.targets.iter().try_for_each(|&target| record::record(target, dir));
+    }
     let wanted =
         |case: &Case| args.cases.is_empty() || args.cases.iter().any(|name| case.name.starts_with(name));
     let cases: Vec<Case> = cases().into_iter().filter(wanted).collect();

@@ -120,7 +120,7 @@ impl<S: Side> MatrixUnit for Mfma<S> {
     fn copy(
         from: &Tensor<Quad>,
         at: usize,
-        valid: bool,
+        _valid: bool,
         _shared: &mut [Quad],
         _stage: usize,
         _row: usize,
@@ -130,7 +130,8 @@ impl<S: Side> MatrixUnit for Mfma<S> {
         staged: &mut Array<Quad>,
         #[comptime] slot: usize,
     ) {
-        staged[slot] = select(valid, from[at], Quad::new(0u32));
+        // Whether it is valid is asked when it has arrived: to ask now would be to wait for it.
+        staged[slot] = from[at];
     }
 
     fn copied() {}
@@ -139,13 +140,27 @@ impl<S: Side> MatrixUnit for Mfma<S> {
         shared: &mut [Quad],
         stage: usize,
         unit: usize,
-        staged: &Array<Quad>,
+        staged: &mut Array<Quad>,
+        left: usize,
         #[comptime] tiles: Tiles,
     ) {
-        // Every plane has read the last tile.
-        sync_cube();
         let quads = comptime!(tiles.qk_quads());
         let copies = comptime!(tiles.copies(tiles.qk_quads(), 64, 1));
+        if left < tiles.cube_keys() {
+            #[unroll]
+            for i in 0..copies {
+                let (row, _) = Self::key_copy(unit, i, tiles);
+                staged[i] = select(row < left, staged[i], Quad::new(0u32));
+            }
+            #[unroll]
+            for i in 0..comptime!(tiles.copies(tiles.vo_quads(), 64, 4)) {
+                let (row, _) = Self::value_copy(unit, i, tiles);
+                let slot = comptime!(copies + i);
+                staged[slot] = select(row < left, staged[slot], Quad::new(0u32));
+            }
+        }
+        // Every plane has read the last tile.
+        sync_cube();
         let even = comptime!(tiles.even(tiles.qk_quads(), 64, 1));
         #[unroll]
         for i in 0..copies {

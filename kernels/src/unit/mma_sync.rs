@@ -98,7 +98,8 @@ impl MatrixUnit for MmaSync {
         _shared: &mut [Quad],
         _stage: usize,
         _unit: usize,
-        _staged: &Array<Quad>,
+        _staged: &mut Array<Quad>,
+        _left: usize,
         #[comptime] tiles: Tiles,
     ) {
         cp_async_wait(comptime!(tiles.stages - 2));

@@ -203,8 +203,15 @@ pub(crate) trait MatrixUnit: Layout {
     );
     /// Ends the copies of a stage that were begun.
     fn copied();
-    /// Waits for the copies of `stage`, and for every plane.
-    fn arrive(shared: &mut [Quad], stage: usize, unit: usize, staged: &Array<Quad>, #[comptime] tiles: Tiles);
+    /// Waits for the copies of `stage`, of which the first `left` keys are there, and for every plane.
+    fn arrive(
+        shared: &mut [Quad],
+        stage: usize,
+        unit: usize,
+        staged: &mut Array<Quad>,
+        left: usize,
+        #[comptime] tiles: Tiles,
+    );
 
     /// Waits for all copies, and for every plane: shared memory is free for other use.
     fn settle();
