@@ -16,6 +16,8 @@ pub mod isa;
 mod math;
 pub mod merge;
 pub mod norm;
+#[cfg(feature = "compilers")]
+pub mod offline;
 mod profile;
 mod refusal;
 pub mod rope;

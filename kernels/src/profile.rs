@@ -1,4 +1,4 @@
-use cubecl::client::Client;
+use cubecl::{client::Client, ir::DeviceProperties};
 
 use crate::isa::Arch;
 
@@ -28,7 +28,12 @@ pub struct DeviceProfile {
 impl DeviceProfile {
     /// Reads the limits of a device.
     pub fn of(client: &Client) -> Self {
-        let hardware = &client.properties().hardware;
+        Self::from_properties(client.properties())
+    }
+
+    /// The limits that a device states, or that were written down for one that is not there.
+    pub(crate) fn from_properties(properties: &DeviceProperties) -> Self {
+        let hardware = &properties.hardware;
         let (x, y, z) = hardware.max_cube_count;
         Self {
             plane: hardware.plane_size_max,
@@ -42,7 +47,7 @@ impl DeviceProfile {
             shared_memory: hardware.max_shared_memory_size * hardware.num_cpu_cores.unwrap_or(1) as usize,
             load_bytes: (hardware.load_width as usize / 8).clamp(4, 16),
             max_vector: hardware.max_vector_size.max(1),
-            arch: Arch::of(client),
+            arch: Arch::named(&properties.identity.fingerprint),
             cores: hardware.num_streaming_multiprocessors.map(|cores| cores as usize),
             cpu_cores: hardware.num_cpu_cores,
         }

@@ -9,5 +9,7 @@ mod arch;
 #[cfg(feature = "compilers")]
 mod lowering;
 pub(crate) mod nvidia;
+#[cfg(all(test, feature = "compilers"))]
+mod tests;
 
 pub use arch::{Arch, Instruction};

@@ -1,0 +1,213 @@
+//! Each operation in a kernel of its own, compiled for the machines that have it.
+
+use std::sync::Once;
+
+use cubecl::client::Client;
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::*;
+
+use super::{Arch, Instruction, amd, nvidia};
+use crate::offline::{self, Device, Error, Lowered, Target};
+
+const GFX908: Target = Target::Gfx(0x908);
+const GFX90A: Target = Target::Gfx(0x90a);
+const GFX942: Target = Target::Gfx(0x942);
+const GFX1100: Target = Target::Gfx(0x1100);
+const SM_80: Target = Target::Sm(80);
+const SM_90: Target = Target::Sm(90);
+
+/// Compiles what `launch` launches in one cube of a plane.
+fn lower(target: Target, launch: impl Fn(&Client, CubeCount, CubeDim)) -> Result<Lowered, Error> {
+    static ASSEMBLY: Once = Once::new();
+    // SAFETY: the tests of this program that compile do so through here, and nothing else in it reads the environment
+    // but through `std`, so no other thread does before this is over.
+    ASSEMBLY.call_once(|| unsafe { offline::keep_assembly() });
+    let device = Device::new(target)?;
+    launch(device.client(), CubeCount::Static(1, 1, 1), CubeDim::new_1d(target.plane()));
+    device.launches().first().ok_or(Error::Nothing)?.lower()
+}
+
+/// The instructions of a target, each of which must begin with one of `expected`, somewhere.
+fn assert_has(target: Target, expected: &[&str], launch: impl Fn(&Client, CubeCount, CubeDim)) {
+    let lowered = lower(target, launch).unwrap_or_else(|error| panic!("{target}: {error}"));
+    let lines = lowered.listing().lines;
+    for name in expected {
+        assert!(
+            lines.iter().any(|line| line.starts_with(name)),
+            "{target}, no {name}:\n{}",
+            lowered.assembly
+        );
+    }
+}
+
+fn buffer(client: &Client) -> BufferArg {
+    let handle = client.empty(1 << 16);
+    // SAFETY: the shape is that of the buffer in the smallest elements there are.
+    unsafe { TensorBinding::from_raw_parts(handle, [1usize].into(), [1usize << 16].into()) }.into_buffer_arg()
+}
+
+fn elem(bf16: bool) -> ElemType {
+    ElemType::Float(if bf16 { FloatKind::BF16 } else { FloatKind::F16 })
+}
+
+#[cube(launch_unchecked)]
+fn mfma_16<E: Float>(
+    a: &[Vector<E, Const<4>>],
+    c: &mut [Vector<f32, Const<4>>],
+    #[comptime] bf16: bool,
+    #[define(E)] _dtype: ElemType,
+) {
+    let at = UNIT_POS as usize;
+    c[at] = amd::mfma::<E, Const<4>>(a[at], a[at + 64], c[at], 16usize, bf16);
+}
+
+#[cube(launch_unchecked)]
+fn mfma_32<E: Float>(
+    a: &[Vector<E, Const<4>>],
+    c: &mut [Vector<f32, Const<16>>],
+    #[comptime] bf16: bool,
+    #[define(E)] _dtype: ElemType,
+) {
+    let at = UNIT_POS as usize;
+    c[at] = amd::mfma::<E, Const<16>>(a[at], a[at + 64], c[at], 32usize, bf16);
+}
+
+fn launch_mfma(tile: usize, bf16: bool) -> impl Fn(&Client, CubeCount, CubeDim) {
+    move |client, count, dim| {
+        let (a, c) = (buffer(client), buffer(client));
+        // SAFETY: never run.
+        unsafe {
+            match tile {
+                16 => mfma_16::launch_unchecked(client, count, dim, a, c, bf16, elem(bf16)),
+                _ => mfma_32::launch_unchecked(client, count, dim, a, c, bf16, elem(bf16)),
+            }
+        }
+    }
+}
+
+#[test]
+fn mfma() {
+    for (target, bf16) in [(GFX908, false), (GFX90A, false), (GFX90A, true), (GFX942, false), (GFX942, true)]
+    {
+        // gfx90a's assembler writes the older names.
+        let names = match (target, bf16) {
+            (GFX942, false) => ["v_mfma_f32_16x16x16_f16", "v_mfma_f32_32x32x8_f16"],
+            (GFX942, true) => ["v_mfma_f32_16x16x16_bf16", "v_mfma_f32_32x32x8_bf16"],
+            (_, false) => ["v_mfma_f32_16x16x16f16", "v_mfma_f32_32x32x8f16"],
+            (_, true) => ["v_mfma_f32_16x16x16bf16_1k", "v_mfma_f32_32x32x8bf16_1k"],
+        };
+        assert_has(target, &names[..1], launch_mfma(16, bf16));
+        assert_has(target, &names[1..], launch_mfma(32, bf16));
+    }
+}
+
+#[cube(launch_unchecked)]
+fn hints(x: &mut [f32]) {
+    let at = UNIT_POS as usize;
+    amd::set_priority(2usize);
+    x[at] = amd::exp2(x[at]);
+    amd::sched_barrier(0usize);
+    x[at + 64] = amd::exp2(x[at + 64]);
+    amd::sched_group_barrier(8usize, 1usize);
+    amd::set_priority(0usize);
+}
+
+fn launch_hints(client: &Client, count: CubeCount, dim: CubeDim) {
+    // SAFETY: never run.
+    unsafe { hints::launch_unchecked(client, count, dim, buffer(client)) }
+}
+
+#[test]
+fn exponential_and_hints_of_amd() {
+    for target in [GFX908, GFX90A, GFX942, GFX1100] {
+        assert_has(target, &["v_exp_f32", "s_setprio 2", "s_setprio 0"], launch_hints);
+        // The scheduler's barriers are no instructions: they end with the compiler.
+        let ir = lower(target, launch_hints).expect("lowers").ir;
+        for barrier in
+            ["llvm.amdgcn.sched.barrier(i32 0)", "llvm.amdgcn.sched.group.barrier(i32 8, i32 1, i32 0)"]
+        {
+            assert!(ir.contains(&format!("call void @{barrier}")), "{ir}");
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
+fn warp(from: &[Vector<u32, Const<4>>], to: &mut [Vector<f32, Const<4>>], #[comptime] bf16: bool) {
+    let at = UNIT_POS as usize;
+    let shared = Shared::<[Vector<u32, Const<4>>]>::new_aligned_slice(64usize, 128usize);
+    let address = nvidia::shared_address::<Vector<u32, Const<4>>>(&shared);
+    let row = address + UNIT_POS * 16u32;
+    nvidia::cp_async::<Vector<u32, Const<4>>>(row, 512usize, &from[at..at + 1], at < 30usize);
+    nvidia::cp_async_commit();
+    nvidia::cp_async_wait(1usize);
+    sync_cube();
+    let a = nvidia::ldmatrix(row, 0usize, false);
+    let b = nvidia::ldmatrix(row, 512usize, true);
+    let mut c = nvidia::mma(a, b.extract(0usize), b.extract(1usize), to[at], bf16);
+    let x = nvidia::shuffle_xor(nvidia::exp2(c.extract(0usize)), 2usize);
+    let packed = nvidia::pack(x, c.extract(1usize), bf16);
+    c.insert(0usize, f32::cast_from(packed));
+    to[at] = c;
+}
+
+fn launch_warp(bf16: bool) -> impl Fn(&Client, CubeCount, CubeDim) {
+    move |client, count, dim| {
+        // SAFETY: never run.
+        unsafe { warp::launch_unchecked(client, count, dim, buffer(client), buffer(client), bf16) }
+    }
+}
+
+#[test]
+fn instructions_of_a_warp() {
+    for target in [SM_80, SM_90] {
+        for (bf16, names) in [
+            (false, ["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "cvt.rn.f16x2.f32"]),
+            (true, ["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", "cvt.rn.bf16x2.f32"]),
+        ] {
+            let others = [
+                "cp.async.cg.shared.global.L2::128B",
+                "cp.async.commit_group",
+                "cp.async.wait_group 1",
+                "ldmatrix.sync.aligned.m8n8.x4.shared.b16",
+                "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16",
+                "ex2.approx.ftz.f32",
+                "shfl.sync.bfly.b32",
+            ];
+            assert_has(target, &[&names[..], &others].concat(), launch_warp(bf16));
+        }
+    }
+}
+
+/// The compiler for the other vendor says so instead of ending the process.
+#[test]
+fn a_foreign_instruction_is_refused_by_name() {
+    let refused = |result: Result<Lowered, Error>, name: &str| match result {
+        Err(Error::Compiler { reason, .. }) => assert!(reason.contains(name), "{reason}"),
+        other => panic!("{:?}", other.map(|lowered| lowered.assembly)),
+    };
+    refused(lower(SM_90, launch_mfma(16, true)), "llvm.amdgcn.mfma.f32.16x16x16bf16.1k does not exist");
+    refused(lower(SM_90, launch_hints), "llvm.amdgcn.");
+    refused(lower(GFX942, launch_warp(false)), "does not exist on this target");
+}
+
+/// Where the vendor is right and the machine too old, the check is all there is: LLVM would end the process.
+#[test]
+fn the_check_knows_what_compiles() {
+    for (target, instruction, exists) in [
+        (GFX908, Instruction::MfmaF16, true),
+        (GFX908, Instruction::MfmaBf16, false),
+        (GFX1100, Instruction::MfmaF16, false),
+        (SM_80, Instruction::MmaSync, true),
+        (Target::Sm(75), Instruction::MmaSync, false),
+    ] {
+        let checked = instruction.check("test", target.arch());
+        assert_eq!(checked.is_ok(), exists, "{target}");
+        if let Err(refusal) = checked {
+            assert_eq!(
+                refusal.to_string(),
+                format!("test: {instruction:?} does not exist on {}", target.arch())
+            );
+        }
+    }
+    assert_eq!(GFX908.arch(), Arch::Gfx(0x908));
+}

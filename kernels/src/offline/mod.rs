@@ -1,0 +1,322 @@
+//! Kernels compiled for a machine that is not there.
+//!
+//! A [`Device`] stands in for one: the launchers run on its client as they are, it keeps the launches, and each can be
+//! [lowered](Launch::lower) to what a driver would load, with the assembly to read. What the architecture does not have
+//! is refused before that, as in a real launch.
+
+mod listing;
+mod recorder;
+mod target;
+
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use cubecl::prelude::*;
+use cubecl::{Compiler, client::Client, define_kernel, server::CubeCount};
+use cubecl_core::device::DeviceId;
+use cubecl_llvm::{LlvmTarget, PlironArtifact, PlironCompiler, PlironOptions};
+
+use crate::attention::{self, Attention, Batch, Blueprint, Choice, Problem};
+use crate::{DeviceProfile, KvLayout, Refusal};
+pub use listing::{Count, Listing, Occupancy};
+use recorder::{Log, Recorded, Recorder};
+pub use target::Target;
+
+/// Why there is no code.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A name that is no architecture known here.
+    #[error("{0} is no architecture that kernels can be compiled for here")]
+    Target(String),
+    /// The launcher refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The compiler refused, or the kernel's own code.
+    #[error("{kernel} for {target}: {reason}")]
+    Compiler {
+        /// The kernel.
+        kernel: &'static str,
+        /// The architecture.
+        target: Target,
+        /// What it said.
+        reason: String,
+    },
+    /// A launch that does not say how many cubes it has, or none at all.
+    #[error("nothing was launched that could be compiled")]
+    Nothing,
+    /// The process holds as many devices as it can count.
+    #[error("there are too many devices")]
+    Devices,
+}
+
+/// Where the keys lie, without the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// One request.
+    Single,
+    /// Requests one after the other.
+    Ragged,
+    /// Keys in pages.
+    Paged {
+        /// Tokens of a page.
+        page_size: usize,
+    },
+}
+
+/// A stand-in for a device. A process should make few: each stays until its end.
+pub struct Device {
+    target: Target,
+    client: Client,
+    log: Log,
+}
+
+impl Device {
+    /// # Errors
+    ///
+    /// If there are 65536 already.
+    pub fn new(target: Target) -> Result<Self, Error> {
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let index = NEXT.fetch_add(1, Ordering::Relaxed);
+        let (id, log) = (DeviceId::new(0, index), Log::default());
+        let server = Recorder::new(id, target.properties(), log.clone());
+        let client = Client::try_init(id, server).map_err(|_| Error::Devices)?;
+        Ok(Self { target, client, log })
+    }
+
+    /// The client that launchers take.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// What was launched since the last call, in order.
+    pub fn launches(&self) -> Vec<Launch> {
+        // Launches are handed over without waiting; this waits for them. It cannot fail.
+        let _ = self.client.flush();
+        let log: &Mutex<Vec<Recorded>> = &self.log;
+        let recorded = std::mem::take(&mut *log.lock().unwrap_or_else(PoisonError::into_inner));
+        recorded.into_iter().map(|recorded| Launch { target: self.target, recorded }).collect()
+    }
+}
+
+/// A launch that did not happen.
+pub struct Launch {
+    target: Target,
+    recorded: Recorded,
+}
+
+impl Launch {
+    /// The buffers in binding order: their bytes at the time of the launch, or how many there are if none was written.
+    pub fn buffers(&self) -> &[Result<Vec<u8>, usize>] {
+        &self.recorded.buffers
+    }
+
+    /// The last argument of the kernel, after the buffers: scalars, lengths, shapes and strides.
+    pub fn metadata(&self) -> Vec<u8> {
+        self.recorded.info.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    /// Compiles the kernel.
+    ///
+    /// # Errors
+    ///
+    /// If the compiler refuses it.
+    pub fn lower(&self) -> Result<Lowered, Error> {
+        let CubeCount::Static(x, y, z) = self.recorded.count else { return Err(Error::Nothing) };
+        let kernel = &*self.recorded.kernel;
+        let failed = |reason: String| Error::Compiler {
+            kernel: kernel.name(),
+            target: self.target,
+            reason: cause(&reason),
+        };
+        let definition = define_kernel(kernel).map_err(|error| failed(error.to_string()))?;
+        let block = definition.settings.cube_dim;
+        let (target, options) = match self.target {
+            Target::Gfx(_) => {
+                (LlvmTarget::AmdGpu, PlironOptions { arch: self.target.gfx(), ..Default::default() })
+            }
+            Target::Sm(_) => (
+                LlvmTarget::Nvptx,
+                // As CubeCL's runtime has it: the metadata is a parameter.
+                PlironOptions { sm_arch: self.target.sm(), grid_constants: true, ..Default::default() },
+            ),
+        };
+        let artifact = PlironCompiler { target }.compile(definition, &options);
+        let (artifact, assembly, ir, entry, shared_memory, io) =
+            match artifact.map_err(|error| failed(error.to_string()))? {
+                PlironArtifact::AmdGpuCode(module) => (
+                    Artifact::CodeObject(module.code_object.to_vec()),
+                    module
+                        .asm
+                        .ok_or_else(|| failed(format!("no assembly was kept, for {ASSEMBLY} is not set")))?,
+                    module.ir,
+                    module.entrypoint,
+                    module.shared_memory_size,
+                    module.io,
+                ),
+                PlironArtifact::NvptxCode(module) => {
+                    let text = module.ptx.iter().map(|&byte| byte as u8 as char);
+                    let text: String = text.take_while(|&byte| byte != '\0').collect();
+                    (Artifact::Ptx, text, module.ir, module.entrypoint, module.shared_memory_size, module.io)
+                }
+                PlironArtifact::Jit(_) => return Err(failed("compiled for this machine".into())),
+            };
+        Ok(Lowered {
+            target: self.target,
+            artifact,
+            assembly,
+            ir,
+            entry,
+            grid: [x, y, z],
+            block: [block.x, block.y, block.z],
+            shared_memory,
+            writes: io.iter().map(|io| io.is_writable()).collect(),
+        })
+    }
+}
+
+/// An error of CubeCL's without its preamble and the trace of the stack.
+fn cause(reason: &str) -> String {
+    let lines = reason.lines().map(str::trim).take_while(|line| !line.starts_with("Backtrace"));
+    let lines: Vec<&str> = lines.filter(|line| !line.is_empty()).collect();
+    let cause = lines.iter().rposition(|line| line.starts_with("Caused by")).map_or(0, |at| at + 1);
+    lines[cause..].join(" ")
+}
+
+/// What a driver loads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Artifact {
+    /// A linked code object of AMD.
+    CodeObject(Vec<u8>),
+    /// The assembly, which is PTX.
+    Ptx,
+}
+
+/// A compiled kernel and how it is launched.
+#[derive(Debug, Clone)]
+pub struct Lowered {
+    /// For which machine.
+    pub target: Target,
+    /// What a driver loads.
+    pub artifact: Artifact,
+    /// The text of the instructions.
+    pub assembly: String,
+    /// LLVM's own language, before its passes.
+    pub ir: String,
+    /// Name of the kernel.
+    pub entry: String,
+    /// Cubes.
+    pub grid: [u32; 3],
+    /// Units of a cube.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared_memory: usize,
+    /// Whether the kernel writes each buffer, in binding order.
+    pub writes: Vec<bool>,
+}
+
+impl Lowered {
+    /// The bytes of the artifact.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.artifact {
+            Artifact::CodeObject(bytes) => bytes,
+            Artifact::Ptx => self.assembly.as_bytes(),
+        }
+    }
+
+    /// The instructions, counted.
+    pub fn listing(&self) -> Listing {
+        Listing::of(&self.assembly, self.target)
+    }
+
+    /// How many waves of this kernel a machine runs at once.
+    pub fn occupancy(&self) -> Option<Occupancy> {
+        Occupancy::of(self)
+    }
+}
+
+/// CubeCL keeps the assembly of a code object if this variable is set; its value is not read.
+const ASSEMBLY: &str = "CUBECL_DEBUG_PLIRON";
+
+/// Makes the compiler for AMD keep the assembly, without which [`Launch::lower`] fails there.
+///
+/// # Safety
+///
+/// Sets an environment variable: no other thread may read or write the environment but through `std`. At the beginning
+/// of `main` there is no other thread.
+pub unsafe fn keep_assembly() {
+    // SAFETY: the caller's promise.
+    unsafe { std::env::set_var(ASSEMBLY, "1") };
+}
+
+/// The launches of an attention problem: the kernel, and with a split of the keys the one that merges.
+///
+/// # Errors
+///
+/// If the problem is refused, or the blueprint, as it would be on the machine.
+pub fn launches(
+    target: Target,
+    problem: &Problem,
+    kind: Kind,
+    blueprint: &Blueprint,
+) -> Result<Vec<Launch>, Error> {
+    blueprint.check(&target.profile(), problem)?;
+    let device = Device::new(target)?;
+    let client = device.client();
+    let tensor = |shape: &[usize], size: usize| {
+        let strides: Vec<usize> = (0..shape.len()).map(|axis| shape[axis + 1..].iter().product()).collect();
+        let handle = client.empty(shape.iter().product::<usize>() * size);
+        // SAFETY: the buffer is as long as the shape, without gaps.
+        unsafe { TensorBinding::from_raw_parts(handle, strides.into(), shape.to_vec().into()) }
+    };
+    let Problem { dims, dtype, q_heads, kv_heads, tokens, requests, keys, .. } = *problem;
+    let (size, max_qo_len) = (dtype.size(), problem.max_qo_len);
+    let indptr = || tensor(&[requests + 1], 4);
+    let (batch, places) = match kind {
+        Kind::Single => (Batch::Single, vec![keys]),
+        Kind::Ragged => (Batch::Ragged { qo_indptr: indptr(), kv_indptr: indptr(), max_qo_len }, vec![keys]),
+        Kind::Paged { page_size } => {
+            let pages = keys.div_ceil(page_size.max(1));
+            let batch = Batch::Paged {
+                qo_indptr: indptr(),
+                kv_indptr: indptr(),
+                indices: tensor(&[pages], 4),
+                last_page_len: tensor(&[requests], 4),
+                max_qo_len,
+                layout: KvLayout::Nhd,
+            };
+            (batch, vec![pages, page_size])
+        }
+    };
+    let heads = |dim| [places.as_slice(), &[kv_heads, dim]].concat();
+    let attention = Attention {
+        q: tensor(&[tokens, q_heads, dims.qk], size),
+        k: tensor(&heads(dims.qk), size),
+        v: tensor(&heads(dims.vo), size),
+        output: tensor(&[tokens, q_heads, dims.vo], size),
+        lse: None,
+        batch,
+        causal: true,
+        window_left: None,
+        soft_cap: None,
+        scale: problem.scale,
+    };
+    attention::launch(client, attention, dtype, Choice::Exactly(*blueprint))?;
+    Ok(device.launches())
+}
+
+/// The attention kernel of a problem, compiled; with a split of the keys, the one before the merge.
+///
+/// # Errors
+///
+/// If the problem or the blueprint is refused, or the compiler refuses the kernel.
+pub fn lower(target: Target, problem: &Problem, kind: Kind, blueprint: &Blueprint) -> Result<Lowered, Error> {
+    launches(target, problem, kind, blueprint)?.first().ok_or(Error::Nothing)?.lower()
+}
+
+impl Target {
+    /// The limits of a machine of this architecture.
+    pub fn profile(self) -> DeviceProfile {
+        DeviceProfile::from_properties(&self.properties())
+    }
+}

@@ -1,0 +1,162 @@
+//! What the attention kernels become on machines that are not there.
+
+use std::sync::Once;
+
+use burn_flashinfer_kernels::attention::{Alignment, Blueprint, HeadDims, Problem, Tiled, Unit};
+use burn_flashinfer_kernels::isa::{Arch, Instruction};
+use burn_flashinfer_kernels::offline::{self, Artifact, Error, Kind, Lowered, Target};
+use burn_flashinfer_kernels::{DeviceProfile, Refusal};
+use cubecl::ir::{ElemType, FloatKind};
+
+const GFX942: Target = Target::Gfx(0x942);
+const SM_90: Target = Target::Sm(90);
+const TYPES: [(FloatKind, &str); 2] = [(FloatKind::F16, "f16"), (FloatKind::BF16, "bf16")];
+const PAGED: Kind = Kind::Paged { page_size: 16 };
+const KINDS: [Kind; 3] = [Kind::Single, Kind::Ragged, PAGED];
+
+/// Llama 3 8B's heads; decoding if every request has one query.
+fn problem(dtype: FloatKind, dim: usize, queries: usize, requests: usize) -> Problem {
+    Problem {
+        dims: HeadDims { qk: dim, vo: dim },
+        dtype: ElemType::Float(dtype),
+        q_heads: 32,
+        kv_heads: 8,
+        tokens: queries * requests,
+        max_qo_len: queries,
+        requests,
+        keys: 4096 * requests,
+        scale: 0.1,
+        align: Alignment { qk: 64, vo: 64 },
+    }
+}
+
+fn lower(target: Target, problem: &Problem, kind: Kind, blueprint: &Blueprint) -> Result<Lowered, Error> {
+    static ASSEMBLY: Once = Once::new();
+    // SAFETY: every test of this program compiles through here, and nothing else in it reads the environment but
+    // through `std`, so no other thread does before this is over.
+    ASSEMBLY.call_once(|| unsafe { offline::keep_assembly() });
+    offline::lower(target, problem, kind, blueprint)
+}
+
+fn tiled(target: Target, problem: &Problem) -> Tiled {
+    match Blueprint::auto(&target.profile(), problem) {
+        Blueprint::Tiled(tiled) => tiled,
+        other => panic!("{target}: {other:?}"),
+    }
+}
+
+/// Decode and prefill of each kind, as the launcher chooses.
+fn each(target: Target, dim: usize, check: impl Fn(&str, &str, Lowered)) {
+    for (dtype, name) in TYPES {
+        for (phase, queries) in [("decode", 1), ("prefill", 1024)] {
+            // The type of the elements is nothing to a table of requests: all kinds once are enough.
+            for kind in KINDS.into_iter().filter(|&kind| dtype == FloatKind::BF16 || kind == PAGED) {
+                let problem = problem(dtype, dim, queries, if kind == Kind::Single { 1 } else { 64 });
+                let mut tiled = tiled(target, &problem);
+                if matches!(target, Target::Sm(_)) {
+                    // A split takes a logarithm, which CubeCL has from bitcode that comes with CUDA.
+                    tiled.chunk = None;
+                }
+                let blueprint = Blueprint::Tiled(tiled);
+                let what = format!("{phase} {kind:?} {name} on {target}");
+                let lowered =
+                    lower(target, &problem, kind, &blueprint).unwrap_or_else(|e| panic!("{what}: {e}"));
+                check(&what, name, lowered);
+            }
+        }
+    }
+}
+
+#[test]
+fn cdna_computes_on_its_matrix_cores() {
+    each(GFX942, 128, |what, dtype, lowered| {
+        let listing = lowered.listing();
+        let count = listing.count();
+        assert!(count.matrix >= 32, "{what}: {count:?}");
+        let of_type = listing.inner.iter().filter(|line| {
+            line.starts_with(&format!("v_mfma_f32_16x16x16_{dtype}"))
+                || line.starts_with(&format!("v_mfma_f32_32x32x8_{dtype}"))
+        });
+        assert_eq!(of_type.count(), count.matrix, "{what}");
+        assert_eq!((listing.scratch, listing.spills, count.scratch), (Some(0), Some(0), 0), "{what}");
+        // Quads of keys and values; words are entries of the page table. Nothing in between.
+        assert!(count.loads.get(&16).is_some_and(|&loads| loads >= 8), "{what}: {:?}", count.loads);
+        assert!(count.loads.keys().all(|&bytes| bytes == 16 || bytes == 4), "{what}: {:?}", count.loads);
+        assert!(what.contains("Paged") || !count.loads.contains_key(&4), "{what}: {:?}", count.loads);
+        assert!(count.shared_reads > 0 && count.barriers > 0, "{what}");
+        assert!(lowered.shared_memory <= 64 * 1024, "{what}: {}", lowered.shared_memory);
+        assert!(listing.vector.is_some_and(|vector| vector <= 256), "{what}: {:?}", listing.vector);
+        let Artifact::CodeObject(object) = &lowered.artifact else { panic!("{what}: no code object") };
+        assert!(object.starts_with(b"\x7fELF"));
+        assert!(lowered.occupancy().is_some_and(|occupancy| occupancy.simd >= 1), "{what}");
+    });
+}
+
+#[test]
+fn hopper_computes_on_its_tensor_cores() {
+    each(SM_90, 128, |what, dtype, lowered| {
+        let listing = lowered.listing();
+        let count = listing.count();
+        let mma = format!("mma.sync.aligned.m16n8k16.row.col.f32.{dtype}.{dtype}.f32");
+        assert!(count.matrix >= 32, "{what}: {count:?}");
+        assert_eq!(listing.inner_count(&mma), count.matrix, "{what}");
+        for name in ["ldmatrix.sync.aligned.m8n8.x4", "cp.async.cg", "ex2.approx"] {
+            assert!(listing.inner_count(name) > 0, "{what}: no {name}");
+        }
+        assert_eq!(count.scratch, 0, "{what}");
+        assert!(lowered.shared_memory <= 227 * 1024, "{what}");
+        assert!(lowered.assembly.contains(".target sm_90a"));
+    });
+}
+
+#[test]
+fn every_target_has_a_kernel() {
+    for target in
+        [0x908, 0x90a, 0x942, 0x1100].map(Target::Gfx).into_iter().chain([80, 89, 90].map(Target::Sm))
+    {
+        let problem = problem(FloatKind::F16, 64, 1, 64);
+        let blueprint = Blueprint::auto(&target.profile(), &problem);
+        let result = lower(target, &problem, Kind::Ragged, &blueprint);
+        assert!(result.is_ok(), "{target}: {:?}", result.err());
+    }
+}
+
+#[test]
+fn what_an_architecture_lacks_is_refused_by_name() {
+    let decode = problem(FloatKind::F16, 64, 1, 64);
+    let (mma, mfma) = (tiled(SM_90, &decode), tiled(GFX942, &decode));
+    assert_eq!((mma.unit, mfma.unit), (Unit::MmaSync, Unit::Mfma16));
+    for (target, dtype, unit, instruction) in [
+        (GFX942, FloatKind::F16, mma, Instruction::MmaSync),
+        (Target::Sm(75), FloatKind::F16, mma, Instruction::MmaSync),
+        (SM_90, FloatKind::F16, mfma, Instruction::MfmaF16),
+        (Target::Gfx(0x908), FloatKind::BF16, mfma, Instruction::MfmaBf16),
+        (Target::Gfx(0x1100), FloatKind::F16, mfma, Instruction::MfmaF16),
+    ] {
+        let problem = problem(dtype, 64, 1, 64);
+        let refusal = lower(target, &problem, Kind::Ragged, &Blueprint::Tiled(Tiled { chunk: None, ..unit }));
+        let Err(Error::Refused(refusal)) = refusal else { panic!("{target}: {:?}", refusal.is_ok()) };
+        assert_eq!(
+            refusal,
+            Refusal::Instruction { kernel: "tiled attention", instruction, arch: target.arch() }
+        );
+    }
+}
+
+/// A split launches the kernel that merges as well.
+#[test]
+fn a_split_is_merged() {
+    let problem = problem(FloatKind::BF16, 128, 1, 1);
+    let profile: DeviceProfile = GFX942.profile();
+    assert_eq!(profile.arch, Arch::Gfx(0x942));
+    let blueprint = Blueprint::auto(&profile, &problem);
+    assert!(matches!(blueprint, Blueprint::Tiled(Tiled { chunk: Some(_), .. })), "{blueprint:?}");
+    let first = lower(GFX942, &problem, Kind::Single, &blueprint).expect("lowers");
+    let launches = offline::launches(GFX942, &problem, Kind::Single, &blueprint).expect("launches");
+    assert_eq!(launches.len(), 2);
+    let merge = launches[1].lower().expect("lowers");
+    // The partial results of the first are what the second reads.
+    assert_eq!(first.writes.iter().filter(|&&writes| writes).count(), 2);
+    assert_eq!(merge.writes.iter().filter(|&&writes| writes).count(), 1);
+    assert_eq!(launches[1].buffers()[0].as_ref().err(), launches[0].buffers()[3].as_ref().err());
+}
