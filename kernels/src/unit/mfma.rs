@@ -7,7 +7,8 @@
 //! both agree: so lanes read 16 bytes at a time. Values are transposed on their way to shared memory, where the keys of
 //! two steps lie next to each other for each element.
 //!
-//! While a tile is worked on, the next one is on its way into registers.
+//! While a tile is worked on, the next one is on its way into registers. Where each plane has keys of its own (decoding),
+//! they stay there: in the layout of the operand, 16 bytes a lane, so that only values take shared memory.
 
 use std::marker::PhantomData;
 
@@ -62,6 +63,11 @@ const fn reads<S: Side>(quads: usize) -> usize {
     quads.div_ceil(groups::<S>())
 }
 
+/// Where in the staged quads the keys are held that are being worked on.
+fn held_at<S: Side>(tiles: Tiles) -> usize {
+    Mfma::<S>::key_copies(tiles) + tiles.copies(tiles.vo_quads(), 64, 4)
+}
+
 impl<S: Side> Layout for Mfma<S> {
     const PLANE: usize = 64;
     const ROWS: usize = S::SIDE;
@@ -79,7 +85,20 @@ impl<S: Side> Layout for Mfma<S> {
     }
 
     fn staged_quads(tiles: Tiles) -> usize {
-        tiles.copies(tiles.qk_quads(), 64, 1) + tiles.copies(tiles.vo_quads(), 64, 4)
+        let held = if tiles.direct_keys { Self::key_copies(tiles) } else { 0 };
+        held_at::<S>(tiles) + held
+    }
+
+    fn key_copies(tiles: Tiles) -> usize {
+        if tiles.direct_keys {
+            tiles.keys / S::SIDE * reads::<S>(tiles.qk_quads())
+        } else {
+            tiles.copies(tiles.qk_quads(), 64, 1)
+        }
+    }
+
+    fn even_keys(tiles: Tiles) -> bool {
+        tiles.direct_keys || tiles.even(tiles.qk_quads(), 64, 1)
     }
 
     fn lane_row(_e: usize) -> usize {
@@ -105,9 +124,17 @@ impl<S: Side> MatrixUnit for Mfma<S> {
     }
 
     fn key_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize) {
-        let at = unit + comptime!(i * tiles.planes() * 64);
         let quads = comptime!(tiles.qk_quads());
-        (at / quads, at % quads)
+        if comptime!(tiles.direct_keys) {
+            let reads = comptime!(reads::<S>(quads));
+            let (lane, plane) = (unit % 64, unit / 64);
+            let quad = lane / S::SIDE + comptime!(i % reads * groups::<S>());
+            let row = plane * tiles.keys + lane % S::SIDE + comptime!(i / reads * S::SIDE);
+            (row, min(quad, comptime!(quads - 1)))
+        } else {
+            let at = unit + comptime!(i * tiles.planes() * 64);
+            (at / quads, at % quads)
+        }
     }
 
     fn value_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize) {
@@ -145,13 +172,9 @@ impl<S: Side> MatrixUnit for Mfma<S> {
         #[comptime] tiles: Tiles,
     ) {
         let quads = comptime!(tiles.qk_quads());
-        let copies = comptime!(tiles.copies(tiles.qk_quads(), 64, 1));
+        let copies = comptime!(Self::key_copies(tiles));
+        // Keys that are not there are masked; values are not, and 0 times NaN is NaN.
         if left < tiles.cube_keys() {
-            #[unroll]
-            for i in 0..copies {
-                let (row, _) = Self::key_copy(unit, i, tiles);
-                staged[i] = select(row < left, staged[i], Quad::new(0u32));
-            }
             #[unroll]
             for i in 0..comptime!(tiles.copies(tiles.vo_quads(), 64, 4)) {
                 let (row, _) = Self::value_copy(unit, i, tiles);
@@ -161,12 +184,16 @@ impl<S: Side> MatrixUnit for Mfma<S> {
         }
         // Every plane has read the last tile.
         sync_cube();
-        let even = comptime!(tiles.even(tiles.qk_quads(), 64, 1));
+        let even = comptime!(Self::even_keys(tiles));
         #[unroll]
         for i in 0..copies {
-            let (row, quad) = Self::key_copy(unit, i, tiles);
-            if comptime!(even) || row < tiles.cube_keys() {
-                shared[stage + row * quads + (quad ^ swizzle(row, quads))] = staged[i];
+            if comptime!(tiles.direct_keys) {
+                staged[comptime!(held_at::<S>(tiles) + i)] = staged[i];
+            } else {
+                let (row, quad) = Self::key_copy(unit, i, tiles);
+                if comptime!(even) || row < tiles.cube_keys() {
+                    shared[stage + row * quads + (quad ^ swizzle(row, quads))] = staged[i];
+                }
             }
         }
         let pairs = shared.with_vector_size_mut::<Const<2>>();
@@ -254,6 +281,7 @@ impl<S: Side> MatrixUnit for Mfma<S> {
 
     fn scores<E: Float>(
         queries: &Array<Quad>,
+        staged: &Array<Quad>,
         shared: &[Quad],
         stage: usize,
         lane: usize,
@@ -276,7 +304,11 @@ impl<S: Side> MatrixUnit for Mfma<S> {
             let at = stage + row * quads + (min(quad, comptime!(quads - 1)) ^ swizzle(row, quads));
             #[unroll]
             for n in 0..columns {
-                let mut keys = shared[at + comptime!(n * S::SIDE * quads)];
+                let mut keys = if comptime!(tiles.direct_keys) {
+                    staged[comptime!(held_at::<S>(tiles) + n * reads + i)]
+                } else {
+                    shared[at + comptime!(n * S::SIDE * quads)]
+                };
                 if comptime!(!whole) {
                     keys = select(quad < quads, keys, Quad::new(0u32));
                 }

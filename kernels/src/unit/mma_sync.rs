@@ -166,6 +166,7 @@ impl MatrixUnit for MmaSync {
 
     fn scores<E: Float>(
         queries: &Array<Quad>,
+        _staged: &Array<Quad>,
         shared: &[Quad],
         stage: usize,
         lane: usize,

@@ -35,6 +35,8 @@ pub(crate) struct Tiles {
     pub stages: usize,
     /// Whether the queries stay in registers.
     pub resident: bool,
+    /// Whether keys go to the registers of the one plane that needs them, and not through shared memory.
+    pub direct_keys: bool,
     /// bf16 or f16.
     pub bf16: bool,
 }
@@ -69,12 +71,12 @@ impl Tiles {
 
     /// Quads of the keys of a stage; the values follow.
     pub fn key_quads(&self) -> usize {
-        self.cube_keys() * self.qk_quads()
+        if self.direct_keys { 0 } else { self.cube_keys() * self.qk_quads() }
     }
 
     /// Quads of a stage.
     pub fn stage_quads(&self) -> usize {
-        self.cube_keys() * (self.qk_quads() + self.vo_quads())
+        self.key_quads() + self.cube_keys() * self.vo_quads()
     }
 
     /// Quads that a lane copies of rows of `quads`, `together` at a time.
@@ -146,6 +148,14 @@ pub(crate) trait Layout: Send + Sync + 'static {
     /// Whether copies go to shared memory by themselves, into a stage that nobody reads; else there is one stage.
     const ASYNC: bool;
 
+    /// Quads of keys that a lane copies.
+    fn key_copies(tiles: Tiles) -> usize {
+        tiles.copies(tiles.qk_quads(), Self::PLANE, 1)
+    }
+    /// Whether all of them are keys of the tile.
+    fn even_keys(tiles: Tiles) -> bool {
+        tiles.even(tiles.qk_quads(), Self::PLANE, 1)
+    }
     /// Quads of shared memory that stages and queries take.
     fn shared_quads(tiles: Tiles) -> usize;
     /// Quads of a lane that are on their way to shared memory; at least 1.
@@ -237,6 +247,7 @@ pub(crate) trait MatrixUnit: Layout {
     /// `S = Q Kᵀ` over the plane's keys of `stage`.
     fn scores<E: Float>(
         queries: &Array<Quad>,
+        staged: &Array<Quad>,
         shared: &[Quad],
         stage: usize,
         lane: usize,

@@ -260,6 +260,8 @@ impl Tiled {
             key_planes: self.key_planes,
             stages: self.stages,
             resident: self.resident,
+            // On CDNA it halves the shared memory that a plane takes, and with it doubles the planes of a core.
+            direct_keys: self.row_planes == 1 && self.unit != Unit::MmaSync,
             bf16: is_bf16(problem.dtype)?,
         })
     }

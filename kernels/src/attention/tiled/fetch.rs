@@ -24,9 +24,9 @@ pub(super) fn fetch<U: MatrixUnit>(
     #[comptime] tiles: Tiles,
 ) {
     if first < end {
-        let copies = comptime!(tiles.copies(tiles.qk_quads(), U::PLANE, 1));
+        let copies = comptime!(U::key_copies(tiles));
         let v_copies = comptime!(tiles.copies(tiles.vo_quads(), U::PLANE, U::VALUE_COPIES));
-        let even = comptime!(tiles.even(tiles.qk_quads(), U::PLANE, 1));
+        let even = comptime!(U::even_keys(tiles));
         let v_even = comptime!(tiles.even(tiles.vo_quads(), U::PLANE, U::VALUE_COPIES));
         let same = comptime!(U::SAME_COPIES && copies == v_copies);
         let mut v_at = Array::<usize>::new(copies);

@@ -192,7 +192,7 @@ pub(crate) fn tiled<U: MatrixUnit, E: Float, O: Float>(
             tiles,
         );
 
-        U::scores::<E>(&queries, &shared, stage, lane, plane, &mut scores, tiles);
+        U::scores::<E>(&queries, &staged, &shared, stage, lane, plane, &mut scores, tiles);
 
         if comptime!(variant.soft_cap) {
             soft_cap::<U>(&mut scores, params.scale, params.soft_cap, tiles);
