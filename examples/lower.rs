@@ -15,7 +15,7 @@
 //! | `entry` | name of the kernel; its descriptor is the symbol `entry.kd` |
 //! | `grid`, `block` | workgroups, and work items of one, on three axes |
 //! | `shared_memory` | bytes of dynamic LDS |
-//! | `arguments` | the buffers, in order: the kernel's arguments are their addresses, 8 bytes each and nothing else |
+//! | `arguments` | the buffers, in order: the kernel's arguments are their addresses, 8 bytes each and nothing else; the last one holds what CubeCL tells the kernel of shapes and scalars |
 //! | `arguments[].file`, `.bytes` | the content before the launch; outputs are NaN |
 //! | `arguments[].written` | whether the kernel writes it |
 //! | `expected.argument` | index of the buffer to compare |
