@@ -1,7 +1,8 @@
 //! ```text
-//! o = Σ_c 2^(s_c - m) o_c / Σ_c 2^(s_c - m)      s = m + log2 Σ_c 2^(s_c - m)      m = max_c s_c
+//! o = Σ_c w_c o_c / Σ_c w_c      w_c = t_c exp(scale (b_c - m))      s = log2(e) scale m + log2 Σ_c w_c      m = max_c b_c
 //! ```
-//! over the chunks `c` of a request's keys, in their order: the same sum every run. A unit computes 4 elements.
+//! over the chunks `c` of a request's keys, in their order: the same sum every run. `b_c` is the largest score of the
+//! chunk before scaling, `t_c` the sum of the weights relative to it. A unit computes 4 elements.
 
 use cubecl::prelude::*;
 
@@ -11,6 +12,8 @@ use crate::math::narrow;
 /// Where the partial results lie.
 #[derive(CubeType, CubeLaunch)]
 pub(crate) struct Partials {
+    /// Factor on scores; 1 if a soft cap has scaled them.
+    pub scale: f32,
     /// Keys of a chunk.
     pub chunk: usize,
     /// Rows of a chunk of a key head.
@@ -23,12 +26,13 @@ pub(crate) struct Partials {
     pub total: usize,
 }
 
-/// `partial`: `[pieces, kv_heads, rows, vo]`, `partial_lse`: `[pieces, kv_heads, rows]`, `output`: `[tokens, q_heads, vo]`.
+/// `partial`: `[pieces, kv_heads, rows, vo]`, `sums`: `[pieces, kv_heads, rows, 2]` of `b` and `t`, `output`: `[tokens,
+/// q_heads, vo]`.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn combine<O: Float>(
     partial: &[Vector<f32, Const<4>>],
-    partial_lse: &[f32],
+    sums: &[f32],
     output: &mut [Vector<O, Const<4>>],
     lse: &mut ComptimeOption<Box<[f32]>>,
     table: &Table,
@@ -51,7 +55,7 @@ pub(crate) fn combine<O: Float>(
 
     let mut highest = f32::NEG_INFINITY.runtime();
     for c in 0..chunks {
-        highest = max(highest, partial_lse[first + c * stride]);
+        highest = max(highest, sums[2 * (first + c * stride)]);
     }
     // While every chunk is empty, subtract 0 instead: (-inf) - (-inf) would be NaN.
     let base = select(highest == f32::NEG_INFINITY, 0.0f32, highest);
@@ -59,7 +63,7 @@ pub(crate) fn combine<O: Float>(
     let mut merged = Vector::<f32, Const<4>>::new(0.0f32);
     for c in 0..chunks {
         let at = first + c * stride;
-        let weight = ((partial_lse[at] - base) * std::f32::consts::LN_2).exp();
+        let weight = sums[2 * at + 1] * ((sums[2 * at] - base) * params.scale).exp();
         sum += weight;
         merged += partial[at * vectors + column] * Vector::new(weight);
     }
@@ -69,7 +73,7 @@ pub(crate) fn combine<O: Float>(
     match lse {
         ComptimeOption::Some(lse) => {
             if column == 0 {
-                let value = base + sum.ln() * crate::math::LOG2_E;
+                let value = (base * params.scale + sum.ln()) * crate::math::LOG2_E;
                 lse[row] = select(sum == 0.0f32, f32::NEG_INFINITY, value);
             }
         }

@@ -14,7 +14,7 @@
 //!
 //! `S`, `P` and `O` never leave the registers. With few rows (decoding) the planes take different keys of the tile, and
 //! what they found is merged in shared memory at the end. With `split`, a cube sees a chunk of the keys only and leaves
-//! a normalised partial output and its base-2 log-sum-exp, which [`super::combine`] merges in the order of the keys.
+//! a normalised partial output, and its largest logit and sum of weights, which [`super::combine`] merges in the order of the keys.
 //!
 //! Keys beyond the last one that a row sees are never read: their places in shared memory are zero.
 
@@ -275,8 +275,14 @@ pub(crate) fn tiled<U: MatrixUnit, E: Float, O: Float>(
                 match lse {
                     ComptimeOption::Some(lse) => {
                         if U::column(lane) == 0 {
-                            let value = softmax.maxima[r] * factor + total.ln() * LOG2_E;
-                            lse[to] = select(total == 0.0f32, f32::NEG_INFINITY, value);
+                            if comptime!(variant.split) {
+                                // Their sum would be rounded where logits are large.
+                                lse[2 * to] = softmax.maxima[r];
+                                lse[2 * to + 1] = total;
+                            } else {
+                                let value = softmax.maxima[r] * factor + total.ln() * LOG2_E;
+                                lse[to] = select(total == 0.0f32, f32::NEG_INFINITY, value);
+                            }
                         }
                     }
                     ComptimeOption::None => {}

@@ -97,13 +97,22 @@ fn launch_on<U: MatrixUnit>(
 
     let partial_rows = pieces * problem.kv_heads * row_tiles * rows;
     let partial = buffer(client, &[partial_rows, problem.dims.vo]);
-    let partial_lse = buffer(client, &[partial_rows]);
+    let sums = buffer(client, &[partial_rows, 2]);
     let (kv_heads, q_heads) = (problem.kv_heads, problem.q_heads);
     let address = address.max(addresses(&[(&partial, 4)]));
     let vectors = problem.dims.vo / 4;
     let total = tokens * q_heads * vectors;
     let (combine_count, combine_dim) = elementwise(KERNEL, client, total)?;
-    let partials = PartialsLaunch::new(chunk, row_tiles * rows, q_heads, kv_heads, tokens, keys, total);
+    let partials = PartialsLaunch::new(
+        if soft_cap.is_some() { 1.0 } else { scale },
+        chunk,
+        row_tiles * rows,
+        q_heads,
+        kv_heads,
+        tokens,
+        keys,
+        total,
+    );
     // SAFETY: as above, and partial results are written and read at a row of a tile of a piece, for which there is room.
     // A row reads those chunks that its request's keys reach into, each of which a cube has written.
     unsafe {
@@ -116,7 +125,7 @@ fn launch_on<U: MatrixUnit>(
             k.into_tensor_arg(),
             v.into_tensor_arg(),
             partial.clone().into_tensor_arg(),
-            Some(partial_lse.clone().into_buffer_arg()).into(),
+            Some(sums.clone().into_buffer_arg()).into(),
             table(),
             params,
             tiles,
@@ -129,7 +138,7 @@ fn launch_on<U: MatrixUnit>(
             combine_dim,
             address,
             partial.into_buffer_arg(),
-            partial_lse.into_buffer_arg(),
+            sums.into_buffer_arg(),
             output.into_buffer_arg(),
             lse.map(TensorBinding::into_buffer_arg).into(),
             table(),

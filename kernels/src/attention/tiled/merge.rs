@@ -53,9 +53,9 @@ pub(super) fn merge_planes<U: MatrixUnit>(
                 let total =
                     f32::reinterpret(words[theirs + comptime!((2 * r + 1) * U::PLANE)].extract(0usize));
                 let highest = max(softmax.maxima[r], maximum);
-                let base = select(highest == f32::NEG_INFINITY, 0.0f32, highest * factor);
-                let a = U::exp2(fma(softmax.maxima[r], factor, -base));
-                let b = U::exp2(fma(maximum, factor, -base));
+                let base = select(highest == f32::NEG_INFINITY, 0.0f32, highest);
+                let a = U::exp2((softmax.maxima[r] - base) * factor);
+                let b = U::exp2((maximum - base) * factor);
                 softmax.totals[r] = softmax.totals[r] * a + total * b;
                 softmax.maxima[r] = highest;
                 mine_scales[r] = a;
