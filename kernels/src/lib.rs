@@ -5,8 +5,9 @@
 //! pointers, page indices, slots, positions) is on the device and therefore trusted: the caller checks it when it
 //! builds them.
 //!
-//! The kernels need no plane operation and no matrix unit, and they compute in f32 whatever the element type, so they
-//! run on every CubeCL device.
+//! Attention in f16 and bf16 has kernels for matrix units ([`attention::Tiled`]), made of instructions that CubeCL does not
+//! have ([`isa`]). All other kernels, and attention on all other devices, need no plane operation and no matrix unit, and
+//! they compute in f32 whatever the element type, so they run on every CubeCL device.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod append;
