@@ -178,6 +178,47 @@ fn instructions_of_a_warp() {
     }
 }
 
+#[cube(launch_unchecked)]
+fn fp8_of_nvidia(x: &[Vector<f32, Const<4>>], y: &mut [Vector<u32, Const<2>>], #[comptime] e5m2: bool) {
+    let at = UNIT_POS as usize;
+    y[at] = nvidia::from_fp8(nvidia::to_fp8(x[at], e5m2), e5m2);
+}
+
+#[cube(launch_unchecked)]
+fn fp8_of_amd(x: &[Vector<f32, Const<4>>], y: &mut [Vector<f32, Const<2>>], #[comptime] e5m2: bool) {
+    let at = UNIT_POS as usize;
+    let eight = amd::to_fp8(x[at], e5m2);
+    y[at] = amd::from_fp8(eight, 0usize, e5m2);
+    y[at + 64] = amd::from_fp8(eight, 1usize, e5m2);
+}
+
+#[test]
+fn conversions_of_fp8() {
+    for (e5m2, names) in [
+        (false, ["cvt.rn.satfinite.e4m3x2.f32", "cvt.rn.f16x2.e4m3x2"]),
+        (true, ["cvt.rn.satfinite.e5m2x2.f32", "cvt.rn.f16x2.e5m2x2"]),
+    ] {
+        let lowered = lower(SM_90, |client, count, dim| {
+            // SAFETY: never run.
+            unsafe {
+                fp8_of_nvidia::launch_unchecked(client, count, dim, buffer(client), buffer(client), e5m2)
+            }
+        });
+        let assembly = lowered.expect("lowers").assembly;
+        for name in names {
+            assert!(assembly.contains(name), "no {name}:\n{assembly}");
+        }
+    }
+    for (e5m2, names) in
+        [(false, ["v_cvt_pk_fp8_f32", "v_cvt_pk_f32_fp8"]), (true, ["v_cvt_pk_bf8_f32", "v_cvt_pk_f32_bf8"])]
+    {
+        assert_has(GFX942, &names, |client, count, dim| {
+            // SAFETY: never run.
+            unsafe { fp8_of_amd::launch_unchecked(client, count, dim, buffer(client), buffer(client), e5m2) }
+        });
+    }
+}
+
 /// The compiler for the other vendor says so instead of ending the process.
 #[test]
 fn a_foreign_instruction_is_refused_by_name() {
