@@ -105,8 +105,8 @@ fn input(rows: usize, depth: usize, blocks: usize, index: usize, lane: usize) ->
     }
 }
 
-/// Runs one MFMA with CBSZ, ABID and BLGP, C and D in VGPRs or accumulators.
-fn check((name, rows, depth, blocks, a, b): Shape, modifiers: [usize; 3], acc: char) {
+/// Runs one MFMA with CBSZ, ABID and BLGP, C and D in VGPRs or accumulators, D so many registers `beyond` C.
+fn check((name, rows, depth, blocks, a, b): Shape, modifiers: [usize; 3], acc: char, beyond: usize) {
     let [cbsz, abid, blgp] = modifiers;
     let mut random = Random(9);
     let (double, integer) = (a == F64, a == I8);
@@ -144,7 +144,7 @@ fn check((name, rows, depth, blocks, a, b): Shape, modifiers: [usize; 3], acc: c
             }
         }
     }
-    // a in v8.., b in v16.., c and d in v32.. or a32..
+    // a in v8.., b in v16.., c in v32.. or a32.., d there or a little later
     let mut body = format!("v_mul_u32_u24 v1, {}, v0\n", 4 * stride);
     let mut offset = 0;
     let mut transfers = |verb: &str, kind: char, first: usize, count: usize| -> String {
@@ -167,9 +167,9 @@ fn check((name, rows, depth, blocks, a, b): Shape, modifiers: [usize; 3], acc: c
     let range = |kind: char, first: usize, count: usize| {
         if count == 1 { format!("{kind}{first}") } else { format!("{kind}[{first}:{}]", first + count - 1) }
     };
-    let d = range(acc, 32, outputs * words);
+    let [c, d] = [32, 32 + beyond].map(|first| range(acc, first, outputs * words));
     body += &format!(
-        "s_waitcnt vmcnt(0)\ns_mov_b64 exec, 1\nv_mfma_{name} {d}, {}, {}, {d}",
+        "s_waitcnt vmcnt(0)\ns_mov_b64 exec, 1\nv_mfma_{name} {d}, {}, {}, {c}",
         range('v', 8, registers),
         range(acc, 16, registers)
     );
@@ -179,7 +179,7 @@ fn check((name, rows, depth, blocks, a, b): Shape, modifiers: [usize; 3], acc: c
     body += "\ns_mov_b64 exec, -1\ns_nop 15\n";
     offset = 2 * registers;
     for n in 0..outputs * words {
-        body += &format!("global_store_dword v1, {acc}{}, s[0:1] offset:{}\n", 32 + n, 4 * (offset + n));
+        body += &format!("global_store_dword v1, {acc}{}, s[0:1] offset:{}\n", 32 + beyond + n, 4 * (offset + n));
     }
     let Some(result) = run_body(&body, &memory) else { return };
     let find = |values: &[f64], line: usize, k: usize, block: usize, from: &dyn Fn(usize) -> usize| -> f64 {
@@ -221,7 +221,19 @@ fn check((name, rows, depth, blocks, a, b): Shape, modifiers: [usize; 3], acc: c
 fn every_shape_multiplies_as_documented() {
     for shape in SHAPES {
         for acc in ['v', 'a'] {
-            check(shape, [0; 3], acc);
+            check(shape, [0; 3], acc, 0);
+        }
+    }
+}
+
+/// The assembler takes this of four registers and of no more.
+#[test]
+fn four_registers_may_overlap_a_part_of_the_addend() {
+    for shape @ (_, rows, _, blocks, a, _) in SHAPES {
+        if a != F64 && rows * rows * blocks / 64 == 4 {
+            for acc in ['v', 'a'] {
+                check(shape, [0; 3], acc, 2);
+            }
         }
     }
 }
@@ -229,13 +241,13 @@ fn every_shape_multiplies_as_documented() {
 #[test]
 fn blocks_and_lanes_are_broadcast() {
     for modifiers in [[1, 1, 0], [0, 0, 1], [0, 0, 2], [0, 0, 3], [0, 0, 6]] {
-        check(("f32_32x32x4_2b_f16", 32, 4, 2, F16, F16), modifiers, 'v');
+        check(("f32_32x32x4_2b_f16", 32, 4, 2, F16, F16), modifiers, 'v', 0);
     }
     for modifiers in [[1, 0, 0], [2, 3, 0], [0, 0, 3]] {
-        check(("f32_16x16x4_4b_bf16", 16, 4, 4, Bf16, Bf16), modifiers, 'v');
+        check(("f32_16x16x4_4b_bf16", 16, 4, 4, Bf16, Bf16), modifiers, 'v', 0);
     }
     for modifiers in [[3, 5, 0], [4, 9, 0]] {
-        check(("f32_4x4x1_16b_f32", 4, 1, 16, F32, F32), modifiers, 'a');
+        check(("f32_4x4x1_16b_f32", 4, 1, 16, F32, F32), modifiers, 'a', 0);
     }
 }
 

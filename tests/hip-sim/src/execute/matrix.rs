@@ -15,10 +15,11 @@ use crate::decode::{Element, Instruction, Matrix, Operand};
 use crate::float::{BF8, F32, FP8, Rounding, bf16_to_f32, f16_to_f32, fma_f32};
 use crate::wave::{LANES, Wave, float64};
 
-/// Most elements of A or B, over all blocks, and of a row of D.
+/// Most elements of A or B, over all blocks.
 const DENSE: usize = 512;
 const SPARSE: usize = 1024;
-const SIDE: usize = 32;
+/// Most elements of D, over all blocks.
+const SUMS: usize = 2 * 32 * 32;
 
 /// Where a row of D begins: register (counted in elements) and lane, from which its columns follow.
 #[inline]
@@ -102,32 +103,33 @@ impl Wave {
         if negate & 2 == 2 {
             b = b.map(|value| -value);
         }
+        // All of C before anything of D: with four registers they may overlap by a part, and LLVM lets them.
+        let mut sums = [0.0; SUMS];
+        for (at, sums) in sums.chunks_exact_mut(rows).take(blocks * rows).enumerate() {
+            let (register, lane) = place(&matrix, at / rows, at % rows);
+            self.load_row(addend, matrix.accumulator, register, lane, sums);
+            if negate & 4 == 4 {
+                sums.iter_mut().for_each(|sum| *sum = -*sum);
+            }
+        }
         let group = 1usize << control;
-        for block in 0..blocks {
+        for (at, sums) in sums.chunks_exact_mut(rows).take(blocks * rows).enumerate() {
+            let (block, row) = (at / rows, at % rows);
             // Blocks in groups of 2^CBSZ may share the A of block ABID of their group.
             let shared = if control == 0 { block } else { block / group * group + usize::from(id) % group };
-            for row in 0..rows {
-                let (register, lane) = place(&matrix, block, row);
-                let mut sums = [0.0; SIDE];
-                let sums = &mut sums[..rows];
-                self.load_row(addend, matrix.accumulator, register, lane, sums);
-                if negate & 4 == 4 {
-                    sums.iter_mut().for_each(|sum| *sum = -*sum);
+            let a = &a[(shared % blocks * rows + row) * depth..][..depth];
+            let b = &b[block * depth * rows..][..depth * rows];
+            match matrix.a {
+                // f32 is a chain of fused multiply-adds; the narrower types are summed wider and
+                // rounded at the end, like the integers, which f64 holds exactly.
+                Element::F32 => {
+                    accumulate(sums, a, b, |a, b, sum| fma_f32(a as f32, b as f32, sum as f32).into())
                 }
-                let a = &a[(shared % blocks * rows + row) * depth..][..depth];
-                let b = &b[block * depth * rows..][..depth * rows];
-                match matrix.a {
-                    // f32 is a chain of fused multiply-adds; the narrower types are summed wider and
-                    // rounded at the end, like the integers, which f64 holds exactly.
-                    Element::F32 => {
-                        accumulate(sums, a, b, |a, b, sum| fma_f32(a as f32, b as f32, sum as f32).into())
-                    }
-                    Element::F64 => accumulate(sums, a, b, f64::mul_add),
-                    _ => accumulate(sums, a, b, |a, b, sum| sum + a * b),
-                }
-                // D lies where C does or elsewhere: no row of C is overwritten before it is read.
-                self.store_row(target, matrix.accumulator, register, lane, sums);
+                Element::F64 => accumulate(sums, a, b, f64::mul_add),
+                _ => accumulate(sums, a, b, |a, b, sum| sum + a * b),
             }
+            let (register, lane) = place(&matrix, block, row);
+            self.store_row(target, matrix.accumulator, register, lane, sums);
         }
         Ok(())
     }
