@@ -179,7 +179,8 @@ fn check((name, rows, depth, blocks, a, b): Shape, modifiers: [usize; 3], acc: c
     body += "\ns_mov_b64 exec, -1\ns_nop 15\n";
     offset = 2 * registers;
     for n in 0..outputs * words {
-        body += &format!("global_store_dword v1, {acc}{}, s[0:1] offset:{}\n", 32 + beyond + n, 4 * (offset + n));
+        body +=
+            &format!("global_store_dword v1, {acc}{}, s[0:1] offset:{}\n", 32 + beyond + n, 4 * (offset + n));
     }
     let Some(result) = run_body(&body, &memory) else { return };
     let find = |values: &[f64], line: usize, k: usize, block: usize, from: &dyn Fn(usize) -> usize| -> f64 {
