@@ -1,16 +1,20 @@
 //! Attention on a GPU, timed on the device: CSV rows of the columns that other libraries' rows have.
 //!
-//!     cargo bench -p burn-flashinfer-kernels --features cuda --bench attention -- [prefill] [decode] [quick] [csv=FILE]
+//!     cargo bench -p burn-flashinfer-kernels --features cuda --bench attention -- [first] [prefill] [decode] [plain] [quick] [csv=FILE]
 //!
 //! Every row is the median of at least ten passes over several sets of random inputs, which together are larger than the
 //! caches, as a replayed graph of launches: what the device needs, without the gaps that the host leaves. The first call
 //! of every kernel is timed too: that is compilation.
 
+use std::fmt::Write as _;
 use std::time::Instant;
 
+use burn_flashinfer_kernels::append::{Append, launch as append_paged_kv};
 use burn_flashinfer_kernels::attention::{
-    Alignment, Attention, Batch, Blueprint, Choice, HeadDims, Problem, Tiled, Unit, launch,
+    Alignment, Attention, Batch, Blueprint, Choice, HeadDims, Portable, Problem, Tiled, Unit, launch,
 };
+use burn_flashinfer_kernels::norm::{RmsNorm, launch as rms_norm};
+use burn_flashinfer_kernels::rope::{Rope, Style, launch as apply_rope};
 use burn_flashinfer_kernels::{DeviceProfile, KvLayout};
 use cubecl::{
     client::Client,
@@ -78,7 +82,7 @@ fn tensor(handle: Handle, shape: &[usize]) -> TensorBinding {
 impl Bench {
     fn random(&self, dtype: FloatKind, shape: &[usize], seed: u32) -> TensorBinding {
         let total: usize = shape.iter().product();
-        let handle = self.client.empty(total * 2);
+        let handle = self.client.empty(total * ElemType::Float(dtype).size());
         // SAFETY: units stop at `total` elements, which the buffer has.
         unsafe {
             let buffer = BufferArg::from_raw_parts(handle.clone(), total);
@@ -173,7 +177,8 @@ impl Bench {
 
     fn row(&mut self, s: &Shape) {
         let elements = |l: &(usize, usize)| 2 * (l.0 * s.q_heads + l.1 * s.kv_heads) * s.dim;
-        let bytes = 2.0 * s.lengths.iter().map(elements).sum::<usize>() as f64;
+        let bytes =
+            ElemType::Float(s.dtype.1).size() as f64 * s.lengths.iter().map(elements).sum::<usize>() as f64;
         let pairs = |l: &(usize, usize)| {
             // As is usual, causal attention counts half a square, and what lies before it.
             (l.0 * l.1) as f64 - if s.causal && l.0 > 1 { (l.0 * l.0) as f64 / 2.0 } else { 0.0 }
@@ -222,6 +227,71 @@ impl Bench {
         self.csv += &(line + "\n");
     }
 
+    /// How long each of our kernels of a Llama step takes to run for the first time, which is its compilation.
+    fn llama_step(&mut self, base: &Shape) {
+        let (tokens, width, dtype) = (512, base.q_heads * base.dim, ElemType::Float(base.dtype.1));
+        let random = |shape: &[usize]| self.random(base.dtype.1, shape, 1);
+        let count = |n: usize| self.ints((0..n as i32).collect());
+        let heads = |heads| random(&[tokens, heads, base.dim]);
+        let (q, k, pool) =
+            (heads(base.q_heads), heads(base.kv_heads), [tokens / PAGE, PAGE, base.kv_heads, base.dim]);
+        let norm = RmsNorm {
+            x: random(&[tokens, width]),
+            weight: random(&[width]),
+            y: random(&[tokens, width]),
+            epsilon: 1e-5,
+        };
+        let rope = Rope {
+            q: q.clone(),
+            k: k.clone(),
+            cos_sin: self.random(FloatKind::F32, &[tokens, base.dim], 2),
+            positions: count(tokens),
+            q_out: heads(base.q_heads),
+            k_out: heads(base.kv_heads),
+            style: Style::Halves,
+        };
+        let append = Append {
+            k_pool: random(&pool),
+            v_pool: random(&pool),
+            k: k.clone(),
+            v: k,
+            slots: count(tokens),
+            layout: KvLayout::Nhd,
+        };
+        let paged = Shape { paged: true, ..base.clone() };
+        let prefill = Shape { lengths: vec![(tokens, tokens)], ..paged.clone() };
+        let decode = Shape { lengths: vec![(1, 16384)], causal: false, ..paged };
+        let [prompt, step] = [&prefill, &decode].map(|shape| self.inputs(shape, 1));
+        let client = &self.client;
+        type Call<'a> = Box<dyn FnOnce() + 'a>;
+        let calls: [(&str, Call); 5] = [
+            ("rms_norm", Box::new(|| rms_norm(client, norm, dtype).expect("launches"))),
+            ("rope", Box::new(|| apply_rope(client, rope, dtype).expect("launches"))),
+            ("append", Box::new(|| append_paged_kv(client, append, dtype).expect("launches"))),
+            ("prefill", Box::new(|| self.run(&prefill, &prompt))),
+            ("decode", Box::new(|| self.run(&decode, &step))),
+        ];
+        let mut all = 0.0;
+        let mut parts = String::new();
+        self.wait();
+        for (name, call) in calls {
+            let begin = Instant::now();
+            call();
+            self.wait();
+            let seconds = begin.elapsed().as_secs_f64();
+            all += seconds;
+            let _ = write!(parts, "; {name} {seconds:.2} s");
+        }
+        let line = format!(
+            "llama-step-first-call,burn-flashinfer,{},1,,,{:.0},,,,{}",
+            base.dtype.0,
+            all * 1e3,
+            &parts[2..]
+        );
+        println!("{line}");
+        self.csv += &(line + "\n");
+    }
+
     fn explain(&self, s: &Shape) -> String {
         let device = DeviceProfile::of(&self.client);
         let problem = Problem {
@@ -248,6 +318,7 @@ fn total(lengths: &[(usize, usize)], of: fn(&(usize, usize)) -> usize) -> usize 
     lengths.iter().map(of).sum()
 }
 
+const F32: (&str, FloatKind) = ("fp32", FloatKind::F32);
 const F16: (&str, FloatKind) = ("fp16", FloatKind::F16);
 const BF16: (&str, FloatKind) = ("bf16", FloatKind::BF16);
 
@@ -297,6 +368,32 @@ fn sweep(bench: &mut Bench, base: &Shape) {
     }
 }
 
+/// The same without matrix cores.
+fn plain_sweep(bench: &mut Bench, base: &Shape) {
+    let tiled = |row_tiles, row_planes, keys, key_planes| {
+        let (unit, stages, resident, chunk) = (Unit::Scalar32, 1, false, None);
+        Choice::Exactly(Blueprint::Tiled(Tiled {
+            unit,
+            row_tiles,
+            row_planes,
+            keys,
+            key_planes,
+            stages,
+            resident,
+            chunk,
+        }))
+    };
+    for choice in
+        [tiled(4, 4, 16, 1), tiled(2, 4, 32, 1), tiled(2, 4, 16, 1), tiled(4, 8, 16, 1), tiled(4, 2, 16, 1)]
+    {
+        bench.row(&Shape { lengths: vec![(4096, 4096)], choice, ..base.clone() });
+    }
+    for choice in [tiled(1, 1, 16, 4), tiled(1, 1, 16, 2), tiled(1, 1, 16, 8)] {
+        let shape = Shape { op: "decode", causal: false, paged: true, choice, ..base.clone() };
+        bench.row(&Shape { lengths: vec![(1, 4096); 64], ..shape });
+    }
+}
+
 fn device() -> cubecl::Device {
     #[cfg(feature = "cuda")]
     return cubecl::Device::Cuda(Default::default());
@@ -307,7 +404,7 @@ fn device() -> cubecl::Device {
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |name: &str| arguments.iter().any(|argument| argument == name);
-    let every = !["prefill", "decode", "sweep"].into_iter().any(has);
+    let every = !["first", "prefill", "decode", "plain", "sweep"].into_iter().any(has);
     let quick = has("quick");
     let header = "op,impl,dtype,batch,q_len,kv_len,ms,tflops,gbps,max_err,note\n";
     let mut bench = Bench { client: device().client(), csv: header.into() };
@@ -322,6 +419,9 @@ fn main() {
         paged: false,
         choice: Choice::Auto,
     };
+    if every || has("first") {
+        bench.llama_step(&base);
+    }
     if every || has("prefill") {
         let lengths: &[usize] =
             if quick { &[1024, 2048, 4096, 8192] } else { &[1024, 2048, 4096, 8192, 16384, 32768] };
@@ -376,7 +476,20 @@ fn main() {
             }
         }
     }
+    if every || has("plain") {
+        // Without matrix cores: tiles of plain multiplications, and the portable kernel that they replace.
+        let portable = Portable { rows: 1, units: 64, tile: 64, qk_vector: 4, vo_vector: 2 };
+        let plain = Shape { dtype: F32, ..base.clone() };
+        for choice in [Choice::Auto, Choice::Exactly(Blueprint::Portable(portable))] {
+            bench.row(&Shape { lengths: vec![(4096, 4096)], choice, ..plain.clone() });
+            for (batch, keys) in [(1, 16384), (64, 4096)] {
+                let decode = Shape { op: "decode", causal: false, paged: true, choice, ..plain.clone() };
+                bench.row(&Shape { lengths: vec![(1, keys); batch], ..decode });
+            }
+        }
+    }
     if has("sweep") {
+        plain_sweep(&mut bench, &Shape { dtype: F32, ..base.clone() });
         sweep(&mut bench, &base);
     }
     if let Some(file) = arguments.iter().find_map(|argument| argument.strip_prefix("csv=")) {

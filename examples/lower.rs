@@ -75,7 +75,9 @@ fn cases() -> Vec<Case> {
             ("paged", Kind::Paged { page_size: 16 }, if phase == "decode" { 64 } else { 4 }),
         ] {
             for dim in [64, 128] {
-                for (dtype_name, dtype) in [("f16", FloatKind::F16), ("bf16", FloatKind::BF16)] {
+                for (dtype_name, dtype) in
+                    [("f32", FloatKind::F32), ("f16", FloatKind::F16), ("bf16", FloatKind::BF16)]
+                {
                     let problem = Problem {
                         dims: HeadDims { qk: dim, vo: dim },
                         dtype: ElemType::Float(dtype),

@@ -121,6 +121,30 @@ fn every_target_has_a_kernel() {
     }
 }
 
+/// f32, and the machines without matrix cores that these kernels know.
+#[test]
+fn plain_multiplications_stay_in_registers() {
+    for (target, dtype) in [
+        (GFX942, FloatKind::F32),
+        (Target::Gfx(0x908), FloatKind::BF16),
+        (Target::Gfx(0x1100), FloatKind::F16),
+        (Target::Gfx(0x1100), FloatKind::F32),
+    ] {
+        for queries in [1, 1024] {
+            let problem = problem(dtype, 128, queries, 64);
+            let tiled = tiled(target, &problem);
+            assert!(matches!(tiled.unit, Unit::Scalar32 | Unit::Scalar64), "{target}: {tiled:?}");
+            let what = format!("{queries} queries of {dtype:?} on {target}");
+            let lowered = lower(target, &problem, PAGED, &Blueprint::Tiled(tiled))
+                .unwrap_or_else(|e| panic!("{what}: {e}"));
+            let listing = lowered.listing();
+            assert_eq!((listing.scratch, listing.spills), (Some(0), Some(0)), "{what}");
+            assert!(lowered.shared_memory <= 64 * 1024, "{what}: {}", lowered.shared_memory);
+            assert_eq!(listing.count().matrix, 0, "{what}");
+        }
+    }
+}
+
 #[test]
 fn what_an_architecture_lacks_is_refused_by_name() {
     let decode = problem(FloatKind::F16, 64, 1, 64);

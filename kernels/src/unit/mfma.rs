@@ -14,7 +14,7 @@ use std::marker::PhantomData;
 
 use cubecl::prelude::*;
 
-use super::{Layout, MatrixUnit, PER_QUAD, Quad, Rows, Tiles, place, swizzle};
+use super::{Layout, MatrixUnit, Quad, Rows, Tiles, clear_absent_values, place, swizzle};
 use crate::isa::amd::{exp2, mfma};
 
 /// Rows and columns of a tile.
@@ -47,6 +47,9 @@ pub(crate) struct Mfma<S: Side>(PhantomData<S>);
 pub(crate) type Mfma16 = Mfma<Side16>;
 /// Tiles of 32.
 pub(crate) type Mfma32 = Mfma<Side32>;
+
+/// Keys in a quad of transposed values.
+const PER_QUAD: usize = 8;
 
 /// Lanes with the same column.
 const fn groups<S: Side>() -> usize {
@@ -173,15 +176,7 @@ impl<S: Side> MatrixUnit for Mfma<S> {
     ) {
         let quads = comptime!(tiles.qk_quads());
         let copies = comptime!(Self::key_copies(tiles));
-        // Keys that are not there are masked; values are not, and 0 times NaN is NaN.
-        if left < tiles.cube_keys() {
-            #[unroll]
-            for i in 0..comptime!(tiles.copies(tiles.vo_quads(), 64, 4)) {
-                let (row, _) = Self::value_copy(unit, i, tiles);
-                let slot = comptime!(copies + i);
-                staged[slot] = select(row < left, staged[slot], Quad::new(0u32));
-            }
-        }
+        clear_absent_values::<Self>(staged, copies, unit, left, tiles);
         // Every plane has read the last tile.
         sync_cube();
         let even = comptime!(Self::even_keys(tiles));
@@ -321,14 +316,14 @@ impl<S: Side> MatrixUnit for Mfma<S> {
                         half::<E>(query, 0usize),
                         scores[tile],
                         S::SIDE,
-                        tiles.bf16,
+                        comptime!(tiles.bf16()),
                     );
                     scores[tile] = mfma::<E, S::Acc>(
                         half::<E>(keys, 1usize),
                         half::<E>(query, 1usize),
                         sum,
                         S::SIDE,
-                        tiles.bf16,
+                        comptime!(tiles.bf16()),
                     );
                 }
             }
@@ -357,8 +352,11 @@ impl<S: Side> MatrixUnit for Mfma<S> {
                 for h in 0..2usize {
                     let step = comptime!(2 * i + h);
                     let tile = weights[comptime!(m * columns + step / steps_of_tile)];
-                    rows[comptime!(2 * m + h)] =
-                        narrow_weights::<E, S::Acc>(tile, comptime!(step % steps_of_tile * 4), tiles.bf16);
+                    rows[comptime!(2 * m + h)] = narrow_weights::<E, S::Acc>(
+                        tile,
+                        comptime!(step % steps_of_tile * 4),
+                        comptime!(tiles.bf16()),
+                    );
                 }
             }
             let quad = plane / tiles.row_planes * comptime!(tiles.keys / PER_QUAD)
@@ -382,14 +380,14 @@ impl<S: Side> MatrixUnit for Mfma<S> {
                         rows[comptime!(2 * m)],
                         output[tile],
                         S::SIDE,
-                        tiles.bf16,
+                        comptime!(tiles.bf16()),
                     );
                     output[tile] = mfma::<E, S::Acc>(
                         half::<E>(values, 1usize),
                         rows[comptime!(2 * m + 1)],
                         sum,
                         S::SIDE,
-                        tiles.bf16,
+                        comptime!(tiles.bf16()),
                     );
                 }
             }

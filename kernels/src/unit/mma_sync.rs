@@ -204,9 +204,20 @@ impl MatrixUnit for MmaSync {
                     let low = comptime!(m * columns + 2 * n);
                     let high = comptime!(m * columns + 2 * n + 1);
                     let a = rows[m];
-                    scores[low] = mma(a, keys.extract(0usize), keys.extract(1usize), scores[low], tiles.bf16);
-                    scores[high] =
-                        mma(a, keys.extract(2usize), keys.extract(3usize), scores[high], tiles.bf16);
+                    scores[low] = mma(
+                        a,
+                        keys.extract(0usize),
+                        keys.extract(1usize),
+                        scores[low],
+                        comptime!(tiles.bf16()),
+                    );
+                    scores[high] = mma(
+                        a,
+                        keys.extract(2usize),
+                        keys.extract(3usize),
+                        scores[high],
+                        comptime!(tiles.bf16()),
+                    );
                 }
             }
         }
@@ -235,10 +246,10 @@ impl MatrixUnit for MmaSync {
                 let low = weights[comptime!(m * columns + 2 * k)];
                 let high = weights[comptime!(m * columns + 2 * k + 1)];
                 let mut a = Quad::empty();
-                a.insert(0usize, pack(low.extract(0usize), low.extract(1usize), tiles.bf16));
-                a.insert(1usize, pack(low.extract(2usize), low.extract(3usize), tiles.bf16));
-                a.insert(2usize, pack(high.extract(0usize), high.extract(1usize), tiles.bf16));
-                a.insert(3usize, pack(high.extract(2usize), high.extract(3usize), tiles.bf16));
+                a.insert(0usize, pack(low.extract(0usize), low.extract(1usize), comptime!(tiles.bf16())));
+                a.insert(1usize, pack(low.extract(2usize), low.extract(3usize), comptime!(tiles.bf16())));
+                a.insert(2usize, pack(high.extract(0usize), high.extract(1usize), comptime!(tiles.bf16())));
+                a.insert(3usize, pack(high.extract(2usize), high.extract(3usize), comptime!(tiles.bf16())));
                 rows[m] = a;
             }
             #[unroll]
@@ -256,10 +267,20 @@ impl MatrixUnit for MmaSync {
                     let low = comptime!(m * elements + 2 * n);
                     let high = comptime!(m * elements + 2 * n + 1);
                     let a = rows[m];
-                    output[low] =
-                        mma(a, values.extract(0usize), values.extract(1usize), output[low], tiles.bf16);
-                    output[high] =
-                        mma(a, values.extract(2usize), values.extract(3usize), output[high], tiles.bf16);
+                    output[low] = mma(
+                        a,
+                        values.extract(0usize),
+                        values.extract(1usize),
+                        output[low],
+                        comptime!(tiles.bf16()),
+                    );
+                    output[high] = mma(
+                        a,
+                        values.extract(2usize),
+                        values.extract(3usize),
+                        output[high],
+                        comptime!(tiles.bf16()),
+                    );
                 }
             }
         }

@@ -8,11 +8,14 @@
 
 mod mfma;
 mod mma_sync;
+mod scalar;
 
+use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
 pub(crate) use mfma::{Mfma16, Mfma32};
 pub(crate) use mma_sync::MmaSync;
+pub(crate) use scalar::{Scalar1, Scalar32, Scalar64};
 
 use crate::attention::HeadDims;
 
@@ -37,14 +40,21 @@ pub(crate) struct Tiles {
     pub resident: bool,
     /// Whether keys go to the registers of the one plane that needs them, and not through shared memory.
     pub direct_keys: bool,
-    /// bf16 or f16.
-    pub bf16: bool,
+    /// Type of queries, keys and values.
+    pub dtype: ElemType,
 }
 
-/// Elements of 2 bytes in a quad.
-pub(crate) const PER_QUAD: usize = 8;
-
 impl Tiles {
+    /// Elements in a quad.
+    pub fn per_quad(&self) -> usize {
+        16 / self.dtype.size()
+    }
+
+    /// bf16, or else f16.
+    pub fn bf16(&self) -> bool {
+        self.dtype == ElemType::Float(FloatKind::BF16)
+    }
+
     pub fn planes(&self) -> usize {
         self.row_planes * self.key_planes
     }
@@ -61,12 +71,12 @@ impl Tiles {
 
     /// Quads of a key.
     pub fn qk_quads(&self) -> usize {
-        self.dims.qk / PER_QUAD
+        self.dims.qk / self.per_quad()
     }
 
     /// Quads of a value.
     pub fn vo_quads(&self) -> usize {
-        self.dims.vo / PER_QUAD
+        self.dims.vo / self.per_quad()
     }
 
     /// Quads of the keys of a stage; the values follow.
@@ -103,6 +113,26 @@ pub(crate) fn swizzle_period(quads: usize) -> usize {
 pub(crate) fn swizzle(row: usize, #[comptime] quads: usize) -> usize {
     let period = comptime!(swizzle_period(quads));
     if comptime!(period == 1) { 0usize.runtime() } else { row / comptime!(8 / period) % period }
+}
+
+/// Zeros for the values of keys from `left` on, which follow the first `copies` of `staged`: their weights are 0, but 0
+/// times NaN is NaN. Keys that are not there need none, for their scores are masked.
+#[cube]
+pub(crate) fn clear_absent_values<U: MatrixUnit>(
+    staged: &mut Array<Quad>,
+    #[comptime] copies: usize,
+    unit: usize,
+    left: usize,
+    #[comptime] tiles: Tiles,
+) {
+    if left < tiles.cube_keys() {
+        #[unroll]
+        for i in 0..comptime!(tiles.copies(tiles.vo_quads(), U::PLANE, U::VALUE_COPIES)) {
+            let (row, _) = U::value_copy(unit, i, tiles);
+            let slot = comptime!(copies + i);
+            staged[slot] = select(row < left, staged[slot], Quad::new(0u32));
+        }
+    }
 }
 
 /// Where the rows of a cube lie among the tokens.

@@ -1,7 +1,7 @@
 //! Attention on matrix cores. On a device that has none each blueprint is refused, by the name of the instruction.
 
 use burn_flashinfer_kernels::{
-    KvLayout, Refusal,
+    DeviceProfile, KvLayout, Refusal,
     attention::{Attention, Batch, Blueprint, Choice, Tiled, Unit, launch},
     isa::{Arch, Instruction},
 };
@@ -11,26 +11,56 @@ use crate::host::{Device, Random, Type, binding, bytes_of, client, contiguous, i
 
 /// The units of this device.
 fn units() -> Vec<Unit> {
-    match Arch::of(&client()) {
+    let matrix_units = match Arch::of(&client()) {
         arch if Instruction::MmaSync.exists_on(arch) => vec![Unit::MmaSync],
         arch if Instruction::MfmaBf16.exists_on(arch) => vec![Unit::Mfma16, Unit::Mfma32],
         _ => vec![],
-    }
+    };
+    let scalar = match DeviceProfile::of(&client()).plane {
+        1 => Unit::Scalar1,
+        32 => Unit::Scalar32,
+        _ => Unit::Scalar64,
+    };
+    [vec![scalar], matrix_units].concat()
 }
 
 /// Planes that share rows, planes that share keys, and both with the keys split.
 fn blueprints(unit: Unit) -> [Tiled; 3] {
-    let (keys, stages) = if unit == Unit::MmaSync { (16, 3) } else { (32, 1) };
+    let (keys, stages) = match unit {
+        Unit::MmaSync => (16, 3),
+        Unit::Scalar32 | Unit::Scalar64 => (16, 1),
+        Unit::Scalar1 => (4, 1),
+        _ => (32, 1),
+    };
     let few =
         Tiled { unit, row_tiles: 1, row_planes: 1, keys, key_planes: 4, stages, resident: true, chunk: None };
     let many = Tiled { row_planes: 4, keys: 64, key_planes: 1, ..few };
-    let many = match unit {
-        Unit::MmaSync => Tiled { row_tiles: 2, stages: 2, resident: false, ..many },
-        Unit::Mfma16 => Tiled { row_tiles: 2, ..many },
-        Unit::Mfma32 => many,
-    };
     let chunk = Some(keys * 8);
-    [few, many, Tiled { row_planes: 2, key_planes: 2, chunk, ..few }]
+    let both = Tiled { row_planes: 2, key_planes: 2, chunk, ..few };
+    match unit {
+        Unit::MmaSync => [few, Tiled { row_tiles: 2, stages: 2, resident: false, ..many }, both],
+        Unit::Mfma16 => [few, Tiled { row_tiles: 2, ..many }, both],
+        Unit::Mfma32 => [few, many, both],
+        // A plane is a thread: no more of them than cores.
+        Unit::Scalar1 => [
+            Tiled { row_tiles: 2, key_planes: 2, ..few },
+            Tiled { row_tiles: 4, row_planes: 2, key_planes: 1, ..few },
+            Tiled { row_tiles: 4, row_planes: 1, ..both },
+        ],
+        Unit::Scalar32 | Unit::Scalar64 => [
+            Tiled { row_tiles: 4, ..few },
+            Tiled { row_tiles: 3, row_planes: 2, keys: 32, ..many },
+            Tiled { row_tiles: 2, ..both },
+        ],
+    }
+}
+
+/// The types that a unit multiplies.
+fn dtypes(unit: Unit) -> &'static [Type] {
+    match unit {
+        Unit::MmaSync | Unit::Mfma16 | Unit::Mfma32 => &[Type::F16, Type::BF16],
+        Unit::Scalar1 | Unit::Scalar32 | Unit::Scalar64 => &[Type::F16, Type::BF16, Type::F32],
+    }
 }
 
 fn forced(tiled: Tiled) -> Choice {
@@ -38,7 +68,9 @@ fn forced(tiled: Tiled) -> Choice {
 }
 
 fn case(kind: Kind, lengths: &[(usize, usize)], dtype: Type, tiled: Tiled) -> Case {
-    Case { dtype, qk: 64, vo: 64, spread: 1.5, choice: forced(tiled), ..Case::new(kind, lengths) }
+    // Compiling is most of the time on a CPU, and copies are unrolled.
+    let (qk, vo) = if tiled.unit == Unit::Scalar1 { (24, 16) } else { (64, 64) };
+    Case { dtype, qk, vo, spread: 1.5, choice: forced(tiled), ..Case::new(kind, lengths) }
 }
 
 const PAGED: Kind = Kind::Paged(16, KvLayout::Nhd);
@@ -58,10 +90,16 @@ fn every_kind_and_mask() {
     }
     for unit in units() {
         let blueprints = blueprints(unit);
-        for (i, &(kind, causal, soft_cap, window_left)) in masks.iter().enumerate() {
+        // Those that CI runs slowest are thinned out.
+        let nth = match unit {
+            Unit::Scalar1 => 5,
+            Unit::Scalar32 | Unit::Scalar64 => 2,
+            _ => 1,
+        };
+        for (i, &(kind, causal, soft_cap, window_left)) in masks.iter().enumerate().step_by(nth) {
             // Each blueprint meets each kind, each mask and each cap, though not all at once.
             let tiled = blueprints[(i + i / 3) % 3];
-            let dtype = if causal { Type::BF16 } else { Type::F16 };
+            let dtype = dtypes(unit)[i % dtypes(unit).len()];
             let lengths = [&MIXED[..], &[(70, 200), (2, 300), (1, 64), (130, 128)]].concat();
             let case = case(kind, &lengths, dtype, tiled);
             Case { causal, window_left, soft_cap, ..case }.check(&mut random);
@@ -70,7 +108,8 @@ fn every_kind_and_mask() {
             for (i, lengths) in
                 [(1, 97), (17, 37), (37, 17), (3, 0), (0, 3), (1, 1), (129, 257)].iter().enumerate()
             {
-                let case = case(Kind::Single, &[*lengths], Type::BF16, tiled);
+                let dtype = dtypes(unit)[i % dtypes(unit).len()];
+                let case = case(Kind::Single, &[*lengths], dtype, tiled);
                 Case { causal: i % 2 == 0, gap: 8, ..case }.check(&mut random);
             }
         }
@@ -79,13 +118,20 @@ fn every_kind_and_mask() {
 
 #[test]
 fn every_head_dimension_and_type() {
-    let mut random = Random::new(12);
-    for (qk, vo) in [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256)] {
-        for dtype in [Type::F16, Type::BF16] {
+    let (mut random, device) = (Random::new(12), DeviceProfile::of(&client()));
+    // With 192 and 160, keys and values are as many copies of a lane, but of other quads.
+    for (qk, vo) in [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (192, 160), (256, 256), (40, 72)] {
+        // f32 on the scalar unit, once with odd head dimensions and once with the usual one.
+        let f32 = [(40, 72), (128, 128)].contains(&(qk, vo)).then_some(Type::F32);
+        for dtype in [Type::F16, Type::BF16].into_iter().chain(f32) {
             // Decoding, a few tokens, and prefill: as the launcher chooses.
             for lengths in [[(1, 197), (1, 33)], [(9, 197), (2, 33)], [(140, 333), (70, 70)]] {
                 let case = Case { qk, vo, dtype, causal: true, ..Case::new(PAGED, &lengths) };
-                Case { q_heads: 8, ..case }.check(&mut random);
+                let case = Case { q_heads: 8, ..case };
+                // The portable kernel has a test of its own.
+                if matches!(Blueprint::auto(&device, &case.problem()), Blueprint::Tiled(_)) {
+                    case.check(&mut random);
+                }
             }
         }
     }
@@ -129,7 +175,7 @@ fn runs_agree_bit_for_bit() {
 #[test]
 fn what_cannot_run_is_refused() {
     let arch = Arch::of(&client());
-    let device = burn_flashinfer_kernels::DeviceProfile::of(&client());
+    let device = DeviceProfile::of(&client());
     let [decode, prefill, _] = blueprints(Unit::MmaSync);
     let problem = Case { qk: 64, vo: 64, dtype: Type::F16, ..Case::new(PAGED, &MIXED) }.problem();
     let check = |tiled, problem| Blueprint::Tiled(tiled).check(&device, &problem);

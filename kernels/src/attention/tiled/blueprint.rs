@@ -4,10 +4,14 @@ use cubecl::ir::{ElemType, FloatKind};
 
 use super::super::blueprint::Problem;
 use crate::isa::{Arch, Instruction};
-use crate::unit::{Layout, Mfma16, Mfma32, MmaSync, PER_QUAD, Tiles, shared_quads};
+use crate::unit::{Layout, Mfma16, Mfma32, MmaSync, Scalar1, Scalar32, Scalar64, Tiles, shared_quads};
 use crate::{DeviceProfile, Refusal, Result};
 
 const KERNEL: &str = "tiled attention";
+
+const F32: ElemType = ElemType::Float(FloatKind::F32);
+const F16: ElemType = ElemType::Float(FloatKind::F16);
+const BF16: ElemType = ElemType::Float(FloatKind::BF16);
 
 /// Below this many large tiles for each core, small ones end sooner.
 const SMALL_WAVES: usize = 2;
@@ -21,6 +25,12 @@ pub enum Unit {
     Mfma16,
     /// MFMA 32x32x8.
     Mfma32,
+    /// Plain multiplications, on a CPU.
+    Scalar1,
+    /// Plain multiplications, 32 lanes.
+    Scalar32,
+    /// Plain multiplications, 64 lanes.
+    Scalar64,
 }
 
 /// How one cube of the tiled kernel works.
@@ -53,6 +63,7 @@ struct Machine {
     acc: usize,
     is_async: bool,
     shared_quads: fn(Tiles) -> usize,
+    staged_quads: fn(Tiles) -> usize,
 }
 
 impl Machine {
@@ -65,6 +76,7 @@ impl Machine {
             acc: L::ACC,
             is_async: L::ASYNC,
             shared_quads: shared_quads::<L>,
+            staged_quads: L::staged_quads,
         }
     }
 }
@@ -75,25 +87,47 @@ impl Unit {
             Self::MmaSync => Machine::of::<MmaSync>(),
             Self::Mfma16 => Machine::of::<Mfma16>(),
             Self::Mfma32 => Machine::of::<Mfma32>(),
+            Self::Scalar1 => Machine::of::<Scalar1>(),
+            Self::Scalar32 => Machine::of::<Scalar32>(),
+            Self::Scalar64 => Machine::of::<Scalar64>(),
         }
     }
 
-    fn instruction(self, bf16: bool) -> Instruction {
-        match (self, bf16) {
-            (Self::MmaSync, _) => Instruction::MmaSync,
-            (Self::Mfma16 | Self::Mfma32, false) => Instruction::MfmaF16,
-            (Self::Mfma16 | Self::Mfma32, true) => Instruction::MfmaBf16,
-        }
+    /// The instruction that multiplies tiles of a type; none for plain multiplications.
+    fn instruction(self, dtype: ElemType) -> Result<Option<Instruction>> {
+        let instruction = match (self, dtype) {
+            (Self::Scalar1 | Self::Scalar32 | Self::Scalar64, F32 | F16 | BF16) => None,
+            (Self::MmaSync, F16 | BF16) => Some(Instruction::MmaSync),
+            (Self::Mfma16 | Self::Mfma32, F16) => Some(Instruction::MfmaF16),
+            (Self::Mfma16 | Self::Mfma32, BF16) => Some(Instruction::MfmaBf16),
+            _ => {
+                return Err(Refusal::Blueprint {
+                    kernel: KERNEL,
+                    setting: "element size",
+                    got: dtype.size(),
+                    expected: format!("a type that {self:?} multiplies"),
+                });
+            }
+        };
+        Ok(instruction)
     }
 }
 
 impl Tiled {
     /// The choice for a problem, or why there is none.
     pub(crate) fn auto(device: &DeviceProfile, problem: &Problem) -> Result<Self> {
-        is_bf16(problem.dtype)?;
-        let mut chosen = match device.arch {
-            Arch::Gfx(_) => Self::on_cdna(problem),
-            _ => Self::on_nvidia(device, problem),
+        let has =
+            |unit: Unit| matches!(unit.instruction(problem.dtype), Ok(Some(it)) if it.exists_on(device.arch));
+        let on_matrix_cores = if has(Unit::MmaSync) {
+            Some(Self::on_nvidia(device, problem))
+        } else if has(Unit::Mfma32) {
+            Some(Self::on_cdna(problem))
+        } else {
+            None
+        };
+        let mut chosen = match on_matrix_cores {
+            Some(tiled) if tiled.check(device, problem).is_ok() => tiled,
+            _ => Self::on_plain(device, problem)?,
         };
         chosen.chunk = chosen.split(device, problem);
         chosen.check(device, problem)?;
@@ -157,6 +191,46 @@ impl Tiled {
         }
     }
 
+    /// Without matrix cores, on GPUs: on a CPU, where planes are threads and wait for each other, the portable kernel's
+    /// rows that need not are faster.
+    fn on_plain(device: &DeviceProfile, problem: &Problem) -> Result<Self> {
+        let unit = match (device.arch, device.plane) {
+            (Arch::Sm(_) | Arch::Gfx(_), 32) => Unit::Scalar32,
+            (Arch::Sm(_) | Arch::Gfx(_), 64) => Unit::Scalar64,
+            (_, plane) => {
+                return Err(Refusal::Blueprint {
+                    kernel: KERNEL,
+                    setting: "plane",
+                    got: plane as usize,
+                    expected: "32 or 64 lanes of an NVIDIA or AMD GPU".into(),
+                });
+            }
+        };
+        let one = Self {
+            unit,
+            row_tiles: 1,
+            row_planes: 1,
+            keys: 16,
+            key_planes: 1,
+            stages: 1,
+            resident: false,
+            chunk: None,
+        };
+        let rows = (problem.max_qo_len * problem.group()).div_ceil(unit.machine().rows);
+        let mut candidates = vec![];
+        for planes in [4, 2, 1] {
+            if rows <= 4 {
+                candidates.push(Self { row_tiles: rows.max(1), key_planes: planes, ..one });
+            } else {
+                candidates.extend([4, 2, 1].map(|row_tiles| Self { row_tiles, row_planes: planes, ..one }));
+            }
+        }
+        // The first that leaves shared memory for a second cube, or that has room at all.
+        let can = |tiled: &&Self| tiled.check(device, problem).is_ok();
+        let shares = |tiled: &&Self| can(tiled) && 2 * tiled.shared_memory(problem) <= device.shared_memory;
+        Ok(*candidates.iter().find(shares).or_else(|| candidates.iter().find(can)).unwrap_or(&one))
+    }
+
     /// Keys of a chunk, so that every core has one, if the tiles of rows alone leave cores without work. More than one
     /// for each core read no faster (2149 GB/s with one, 1996 with two: 1 x 16384 keys, H200).
     fn split(&self, device: &DeviceProfile, problem: &Problem) -> Option<usize> {
@@ -176,16 +250,23 @@ impl Tiled {
         let refused = |setting, got, expected: String| {
             Err(Refusal::Blueprint { kernel: KERNEL, setting, got, expected })
         };
-        let bf16 = is_bf16(problem.dtype)?;
-        self.unit.instruction(bf16).check(KERNEL, device.arch)?;
+        let instruction = self.unit.instruction(problem.dtype)?;
+        if let Some(instruction) = instruction {
+            instruction.check(KERNEL, device.arch)?;
+        }
         let machine = self.unit.machine();
+        if machine.plane != device.plane as usize {
+            return refused("plane", device.plane as usize, format!("{} lanes", machine.plane));
+        }
+        let per_quad = 16 / problem.dtype.size();
+        let whole = if instruction.is_some() { 16 } else { per_quad };
         for (setting, got) in [("head_dim", problem.dims.qk), ("head_dim_vo", problem.dims.vo)] {
-            if got % 16 != 0 || got > 256 {
-                return refused(setting, got, "a multiple of 16 up to 256".into());
+            if got == 0 || got % whole != 0 || got > 256 {
+                return refused(setting, got, format!("a multiple of {whole} up to 256"));
             }
         }
         for (setting, got) in [("stride of q or k", problem.align.qk), ("stride of v", problem.align.vo)] {
-            if got % PER_QUAD != 0 {
+            if got % per_quad != 0 {
                 return refused(setting, got, "rows aligned to 16 bytes".into());
             }
         }
@@ -211,21 +292,26 @@ impl Tiled {
             let expected = if machine.is_async { "at least 2" } else { "1" };
             return refused("stages", self.stages, expected.into());
         }
-        let tiles = self.tiles(problem)?;
+        let tiles = self.tiles(problem);
         let units = tiles.planes() * machine.plane;
         if units > device.max_units as usize {
             return refused("row_planes", self.row_planes, format!("at most {} units", device.max_units));
         }
-        // Two words a register: accumulators, queries and what is left for addresses.
+        // Accumulators and what is on its way to shared memory; the rest is for queries and addresses.
         let registers = self.row_tiles
             * (problem.dims.vo.div_ceil(machine.columns) + self.keys / machine.columns)
-            * machine.acc;
-        if registers > 208 {
-            return refused(
-                "row_tiles",
-                self.row_tiles,
-                format!("at most 208 accumulators, not {registers}"),
-            );
+            * machine.acc
+            + 4 * (machine.staged_quads)(tiles);
+        let most = match device.plane {
+            // A CPU has them in memory.
+            1 => usize::MAX,
+            // CDNA has 512.
+            64 => 272,
+            _ => 208,
+        };
+        if registers > most {
+            let expected = format!("at most {most} registers, not {registers}");
+            return refused("row_tiles", self.row_tiles, expected);
         }
         if self.chunk.is_some_and(|chunk| chunk == 0 || chunk % self.cube_keys() != 0) {
             return refused("chunk", self.chunk.unwrap_or(0), format!("a multiple of {}", self.cube_keys()));
@@ -248,11 +334,11 @@ impl Tiled {
     }
 
     fn shared_memory(&self, problem: &Problem) -> usize {
-        self.tiles(problem).map_or(usize::MAX, |tiles| (self.unit.machine().shared_quads)(tiles) * 16)
+        (self.unit.machine().shared_quads)(self.tiles(problem)) * 16
     }
 
-    pub(super) fn tiles(&self, problem: &Problem) -> Result<Tiles> {
-        Ok(Tiles {
+    pub(super) fn tiles(&self, problem: &Problem) -> Tiles {
+        Tiles {
             dims: problem.dims,
             row_tiles: self.row_tiles,
             keys: self.keys,
@@ -261,22 +347,9 @@ impl Tiled {
             stages: self.stages,
             resident: self.resident,
             // On CDNA it halves the shared memory that a plane takes, and with it doubles the planes of a core.
-            direct_keys: self.row_planes == 1 && self.unit != Unit::MmaSync,
-            bf16: is_bf16(problem.dtype)?,
-        })
-    }
-}
-
-fn is_bf16(dtype: ElemType) -> Result<bool> {
-    match dtype {
-        ElemType::Float(FloatKind::BF16) => Ok(true),
-        ElemType::Float(FloatKind::F16) => Ok(false),
-        _ => Err(Refusal::Blueprint {
-            kernel: KERNEL,
-            setting: "element size",
-            got: dtype.size(),
-            expected: "f16 or bf16".into(),
-        }),
+            direct_keys: self.row_planes == 1 && matches!(self.unit, Unit::Mfma16 | Unit::Mfma32),
+            dtype: problem.dtype,
+        }
     }
 }
 

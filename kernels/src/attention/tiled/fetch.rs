@@ -28,7 +28,7 @@ pub(super) fn fetch<U: MatrixUnit>(
         let v_copies = comptime!(tiles.copies(tiles.vo_quads(), U::PLANE, U::VALUE_COPIES));
         let even = comptime!(U::even_keys(tiles));
         let v_even = comptime!(tiles.even(tiles.vo_quads(), U::PLANE, U::VALUE_COPIES));
-        let same = comptime!(U::SAME_COPIES && copies == v_copies);
+        let same = comptime!(U::SAME_COPIES && tiles.qk_quads() == tiles.vo_quads());
         let mut v_at = Array::<usize>::new(copies);
         // Where they come from first: the loads of the page table overlap.
         let mut k_at = Array::<usize>::new(copies);
@@ -36,9 +36,9 @@ pub(super) fn fetch<U: MatrixUnit>(
         for i in 0..copies {
             let (row, quad) = U::key_copy(unit, i, tiles);
             let (page, slot) = key_place(table, request, min(first + row, end - 1));
-            k_at[i] = (page * k.stride(0) + slot * k.stride(1) + k_head) / 8 + quad;
+            k_at[i] = (page * k.stride(0) + slot * k.stride(1) + k_head) / tiles.per_quad() + quad;
             if same {
-                v_at[i] = (page * v.stride(0) + slot * v.stride(1) + v_head) / 8 + quad;
+                v_at[i] = (page * v.stride(0) + slot * v.stride(1) + v_head) / tiles.per_quad() + quad;
             }
         }
         #[unroll]
@@ -67,7 +67,7 @@ pub(super) fn fetch<U: MatrixUnit>(
                 v_at[i]
             } else {
                 let (page, slot) = key_place(table, request, min(first + row, end - 1));
-                (page * v.stride(0) + slot * v.stride(1) + v_head) / 8 + quad
+                (page * v.stride(0) + slot * v.stride(1) + v_head) / tiles.per_quad() + quad
             };
             if comptime!(v_even) || row < tiles.cube_keys() {
                 U::copy(

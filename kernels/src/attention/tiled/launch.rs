@@ -8,7 +8,7 @@ use super::combine::{PartialsLaunch, combine};
 use super::kernel::{TiledParamsLaunch, Variant, tiled};
 use crate::grid::{cover, elementwise};
 use crate::tensor::addresses;
-use crate::unit::{MatrixUnit, Mfma16, Mfma32, MmaSync};
+use crate::unit::{MatrixUnit, Mfma16, Mfma32, MmaSync, Scalar1, Scalar32, Scalar64};
 use crate::{DeviceProfile, Result};
 
 const KERNEL: &str = "attention";
@@ -25,6 +25,9 @@ pub(in super::super) fn launch(
         Unit::MmaSync => launch_on::<MmaSync>(client, operands, table, problem, blueprint),
         Unit::Mfma16 => launch_on::<Mfma16>(client, operands, table, problem, blueprint),
         Unit::Mfma32 => launch_on::<Mfma32>(client, operands, table, problem, blueprint),
+        Unit::Scalar1 => launch_on::<Scalar1>(client, operands, table, problem, blueprint),
+        Unit::Scalar32 => launch_on::<Scalar32>(client, operands, table, problem, blueprint),
+        Unit::Scalar64 => launch_on::<Scalar64>(client, operands, table, problem, blueprint),
     }
 }
 
@@ -36,7 +39,7 @@ fn launch_on<U: MatrixUnit>(
     blueprint: Tiled,
 ) -> Result<()> {
     let Operands { q, k, v, output, lse, causal, window_left, soft_cap, scale } = operands;
-    let tiles = blueprint.tiles(problem)?;
+    let tiles = blueprint.tiles(problem);
     let rows = blueprint.rows();
     let group = problem.group();
     let (tokens, keys) = (q.shape[0], k.shape[1]);
