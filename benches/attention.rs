@@ -1,6 +1,6 @@
 //! Attention on a GPU, timed on the device: CSV rows of the columns that other libraries' rows have.
 //!
-//!     cargo bench -p burn-flashinfer-kernels --features cuda --bench attention -- [first] [prefill] [decode] [plain] [quick] [csv=FILE]
+//!     cargo bench -p burn-flashinfer-kernels --features cuda --bench attention -- [first] [prefill] [decode] [cascade] [plain] [quick] [csv=FILE]
 //!
 //! Every row is the median of at least ten passes over several sets of random inputs, which together are larger than the
 //! caches, as a replayed graph of launches: what the device needs, without the gaps that the host leaves. The first call
@@ -13,6 +13,7 @@ use burn_flashinfer_kernels::append::{Append, launch as append_paged_kv};
 use burn_flashinfer_kernels::attention::{
     Alignment, Attention, Batch, Blueprint, Choice, HeadDims, Portable, Problem, Tiled, Unit, launch,
 };
+use burn_flashinfer_kernels::merge::{Merge, launch as merge_state};
 use burn_flashinfer_kernels::norm::{RmsNorm, launch as rms_norm};
 use burn_flashinfer_kernels::rope::{Rope, Style, launch as apply_rope};
 use burn_flashinfer_kernels::{DeviceProfile, KvLayout};
@@ -62,6 +63,7 @@ struct Shape {
     choice: Choice,
 }
 
+#[derive(Clone)]
 struct Inputs {
     q: TensorBinding,
     k: TensorBinding,
@@ -143,6 +145,10 @@ impl Bench {
     }
 
     fn run(&self, s: &Shape, inputs: &Inputs) {
+        self.attend(s, inputs, None);
+    }
+
+    fn attend(&self, s: &Shape, inputs: &Inputs, lse: Option<TensorBinding>) {
         let max_qo_len = s.lengths.iter().map(|l| l.0).max().unwrap_or(0);
         let batch = match (inputs.indptr.clone(), inputs.pages.clone()) {
             (None, _) => Batch::Single,
@@ -161,7 +167,7 @@ impl Bench {
             k: inputs.k.clone(),
             v: inputs.v.clone(),
             output: inputs.output.clone(),
-            lse: None,
+            lse,
             batch,
             causal: s.causal,
             window_left: None,
@@ -173,6 +179,28 @@ impl Bench {
 
     fn wait(&self) {
         cubecl::future::block_on(self.client.sync()).expect("the device is there");
+    }
+
+    /// Milliseconds of the launches of `step`, replayed as a graph; the median.
+    fn replayed(&self, step: &dyn Fn()) -> f64 {
+        self.client.graph_prepare().expect("a graph");
+        step();
+        self.wait();
+        self.client.start_capture().expect("a capture");
+        step();
+        let graph = self.client.stop_capture().expect("a graph");
+        let mut times = vec![];
+        let begin = Instant::now();
+        while times.len() < 12 || (times.len() < 60 && begin.elapsed().as_millis() < 150) {
+            // SAFETY: the caller keeps the buffers of the launches alive.
+            let replay = || unsafe { graph.replay() }.expect("replays");
+            let (_, duration) = self.client.profile(replay, "attention").expect("a profile");
+            let ticks = cubecl::future::block_on(duration.into_future()).expect("ticks");
+            times.push(ticks.duration().as_secs_f64() * 1e3);
+        }
+        times.drain(..2);
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
     }
 
     fn row(&mut self, s: &Shape) {
@@ -192,24 +220,7 @@ impl Bench {
         self.wait();
         let first = first.elapsed();
 
-        self.client.graph_prepare().expect("a graph");
-        inputs.iter().for_each(|inputs| self.run(s, inputs));
-        self.wait();
-        self.client.start_capture().expect("a capture");
-        inputs.iter().for_each(|inputs| self.run(s, inputs));
-        let graph = self.client.stop_capture().expect("a graph");
-        let mut times = vec![];
-        let begin = Instant::now();
-        while times.len() < 12 || (times.len() < 60 && begin.elapsed().as_millis() < 150) {
-            // SAFETY: the buffers of the graph are alive in `inputs`.
-            let replay = || unsafe { graph.replay() }.expect("replays");
-            let (_, duration) = self.client.profile(replay, "attention").expect("a profile");
-            let ticks = cubecl::future::block_on(duration.into_future()).expect("ticks");
-            times.push(ticks.duration().as_secs_f64() * 1e3 / f64::from(sets));
-        }
-        times.drain(..2);
-        times.sort_by(f64::total_cmp);
-        let ms = times[times.len() / 2];
+        let ms = self.replayed(&|| inputs.iter().for_each(|inputs| self.run(s, inputs))) / f64::from(sets);
         let (q, kv) = s.lengths[s.lengths.len() - 1];
         let heads = format!("{}/{} heads d {}", s.q_heads, s.kv_heads, s.dim);
         let line = format!(
@@ -292,6 +303,55 @@ impl Bench {
         self.csv += &(line + "\n");
     }
 
+    /// Decoding of requests that share a prefix: as if they did not, and as a cascade of two levels.
+    fn cascade(&mut self, base: &Shape, requests: usize, prefix: usize, own: usize, choice: Choice) {
+        let decode = Shape { op: "decode", causal: false, paged: true, ..base.clone() };
+        let whole = Shape { lengths: vec![(1, prefix + own); requests], ..decode.clone() };
+        let levels = [
+            Shape { lengths: vec![(requests, prefix)], choice, ..decode.clone() },
+            Shape { lengths: vec![(1, own); requests], ..decode },
+        ];
+        let dtype = ElemType::Float(base.dtype.1);
+        let rows = [requests, base.q_heads, base.dim];
+        let sets: Vec<_> = (1..3)
+            .map(|seed| {
+                let lse = || self.random(FloatKind::F32, &rows[..2], seed);
+                let inputs = levels.each_ref().map(|level| self.inputs(level, seed));
+                (inputs, [lse(), lse(), lse()], self.random(base.dtype.1, &rows, seed))
+            })
+            .collect();
+        let step = |bench: &Self| {
+            for ([shared, own], [s_a, s_b, s], v) in &sets {
+                // One batch of queries.
+                let own = Inputs { q: shared.q.clone(), ..own.clone() };
+                bench.attend(&levels[0], shared, Some(s_a.clone()));
+                bench.attend(&levels[1], &own, Some(s_b.clone()));
+                let merge = Merge {
+                    v_a: shared.output.clone(),
+                    s_a: s_a.clone(),
+                    v_b: own.output.clone(),
+                    s_b: s_b.clone(),
+                    v: v.clone(),
+                    s: s.clone(),
+                };
+                merge_state(&bench.client, merge, dtype).expect("launches");
+            }
+        };
+        let ms = self.replayed(&|| step(self)) / sets.len() as f64;
+        let note = levels.each_ref().map(|level| self.explain(level).replace(',', ";")).join(" | ");
+        let heads = format!("{}/{} heads d {}", base.q_heads, base.kv_heads, base.dim);
+        let line = format!(
+            "decode-cascade,burn-flashinfer,{},{requests},1,{},{ms:.5},,,,{heads}; {prefix} shared; {note}",
+            base.dtype.0,
+            prefix + own,
+        );
+        println!("{line}");
+        self.csv += &(line + "\n");
+        if choice == Choice::Auto {
+            self.row(&whole);
+        }
+    }
+
     fn explain(&self, s: &Shape) -> String {
         let device = DeviceProfile::of(&self.client);
         let problem = Problem {
@@ -350,6 +410,12 @@ fn sweep(bench: &mut Bench, base: &Shape) {
             bench.row(&Shape { lengths: vec![(n, n)], choice, ..base.clone() });
         }
     }
+    for (blueprint, chunks) in [(many[0], [4096, 2048, 1024]), (many[2], [8192, 4096, 2048])] {
+        for chunk in chunks {
+            let choice = Choice::Exactly(Blueprint::Tiled(Tiled { chunk: Some(chunk), ..blueprint }));
+            bench.cascade(base, 64, 32768, 256, choice);
+        }
+    }
     let few = [tiled(1, 1, 16, 4, 3, true), tiled(1, 1, 16, 4, 4, true)];
     for (batch, keys) in [(64, 4096), (128, 16384)] {
         for blueprint in few {
@@ -404,7 +470,7 @@ fn device() -> cubecl::Device {
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |name: &str| arguments.iter().any(|argument| argument == name);
-    let every = !["first", "prefill", "decode", "plain", "sweep"].into_iter().any(has);
+    let every = !["first", "prefill", "decode", "cascade", "plain", "sweep"].into_iter().any(has);
     let quick = has("quick");
     let header = "op,impl,dtype,batch,q_len,kv_len,ms,tflops,gbps,max_err,note\n";
     let mut bench = Bench { client: device().client(), csv: header.into() };
@@ -474,6 +540,11 @@ fn main() {
                     });
                 }
             }
+        }
+    }
+    if every || has("cascade") {
+        for (requests, prefix, own) in [(64, 32768, 256), (16, 8192, 1024)] {
+            bench.cascade(&base, requests, prefix, own, Choice::Auto);
         }
     }
     if every || has("plain") {

@@ -6,6 +6,7 @@
 //! | [`single_prefill`], [`single_decode`] | attention of one request with contiguous keys and values |
 //! | [`batch_prefill_ragged`] | attention of requests of different lengths, one after the other |
 //! | [`batch_prefill_paged`], [`batch_decode_paged`] | attention over keys and values in pages |
+//! | [`cascade_attention`] | attention over pages that requests share, each read once |
 //! | [`append_paged_kv`] | writes new keys and values into pages, in place |
 //! | [`merge_state`] | combines attention over two sets of keys |
 //! | [`apply_rope`] | rotary position embedding |
@@ -49,6 +50,7 @@
 
 mod backend;
 mod cache;
+mod cascade;
 mod check;
 mod error;
 pub mod extension;
@@ -61,6 +63,7 @@ mod page_table;
 pub mod reference;
 
 pub use cache::{CacheConfig, PagedKvCache, SequenceId};
+pub use cascade::Cascade;
 pub use check::check_support;
 pub use error::{Error, Result};
 pub use extension::RopeStyle;
@@ -68,8 +71,8 @@ pub use indptr::{Indptr, Positions};
 pub use kv_pages::KvPages;
 pub use ops::{
     AttentionOutput, Rope, RopeConfig, RopeScaling, append_paged_kv, apply_rope, batch_decode_paged,
-    batch_prefill_paged, batch_prefill_ragged, matmul_nt, merge_state, rms_norm, single_decode,
-    single_prefill,
+    batch_prefill_paged, batch_prefill_ragged, cascade_attention, matmul_nt, merge_state, rms_norm,
+    single_decode, single_prefill,
 };
 pub use options::{AttentionOptions, KvLayout};
 pub use page_table::{PageTable, SlotMapping};

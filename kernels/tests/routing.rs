@@ -36,11 +36,12 @@ const DEVICES: [(&str, DeviceProfile); 8] = [
 ];
 
 /// Name, requests, queries of each, keys of each.
-const SHAPES: [(&str, usize, usize, usize); 7] = [
+const SHAPES: [(&str, usize, usize, usize); 8] = [
     ("prefill 1 x 1024", 1, 1024, 1024),
     ("prefill 1 x 8192", 1, 8192, 8192),
     ("prefill 16 x 512", 16, 512, 512),
     ("append 8 x 4", 8, 4, 4096),
+    ("append 1 x 64", 1, 64, 32768),
     ("decode 1 x 16384", 1, 1, 16384),
     ("decode 16 x 1024", 16, 1, 1024),
     ("decode 128 x 4096", 128, 1, 4096),

@@ -143,7 +143,7 @@ pub fn batch_prefill_paged(
     table: &PageTable,
     options: &AttentionOptions,
 ) -> Result<AttentionOutput> {
-    paged("batch_prefill_paged", q, qo_indptr, pages, table, options)
+    paged("batch_prefill_paged", NAMES, q, qo_indptr, pages, table, options)
 }
 
 /// Attention of the newest token of each request of a batch, whose keys and values lie in pages.
@@ -160,11 +160,16 @@ pub fn batch_decode_paged(
     table: &PageTable,
     options: &AttentionOptions,
 ) -> Result<AttentionOutput> {
-    paged("batch_decode_paged", q, &table.decode_indptr, pages, table, options)
+    paged("batch_decode_paged", NAMES, q, &table.decode_indptr, pages, table, options)
 }
 
-fn paged(
+/// How the paged operations call the row pointer of the queries and the page table.
+const NAMES: [&str; 2] = ["qo_indptr", "table"];
+
+/// `names`: under which names the caller knows `qo_indptr` and `table`.
+pub(super) fn paged(
     op: &'static str,
+    [qo_name, table_name]: [&'static str; 2],
     q: Tensor<3>,
     qo_indptr: &Indptr,
     pages: &KvPages,
@@ -190,11 +195,11 @@ fn paged(
         [pool.kv_heads, pool.k_dim],
         options,
     )?;
-    same_device(op, "table", &table.device(), &q.device())?;
+    same_device(op, table_name, &table.device(), &q.device())?;
     if table.page_size() != pool.page_size {
         return Err(Error::Value {
             op,
-            argument: "table",
+            argument: table_name,
             got: format!("of pages of {} tokens", table.page_size()),
             expected: format!("pages of {} tokens, as `pages`", pool.page_size),
         });
@@ -202,7 +207,7 @@ fn paged(
     if table.pages_needed() > pool.pages {
         return Err(Error::Value {
             op,
-            argument: "table",
+            argument: table_name,
             got: format!("naming page {}", table.pages_needed() - 1),
             expected: format!("a page of the pool, below {}", pool.pages),
         });
@@ -210,12 +215,12 @@ fn paged(
     if qo_indptr.requests() != table.requests() {
         return Err(Error::Value {
             op,
-            argument: "qo_indptr",
+            argument: qo_name,
             got: format!("of {} requests", qo_indptr.requests()),
             expected: format!("of {} requests, as `table`", table.requests()),
         });
     }
-    problem.check_rows("qo_indptr", qo_indptr, "q", q.dims()[0])?;
+    problem.check_rows(qo_name, qo_indptr, "q", q.dims()[0])?;
     for (request, (queries, &keys)) in qo_indptr.lengths().zip(table.kv_lengths()).enumerate() {
         problem.check_causal(request, queries, keys)?;
     }

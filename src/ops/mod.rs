@@ -2,6 +2,7 @@
 
 mod append;
 mod attention;
+mod cascade;
 mod linear;
 mod merge;
 mod norm;
@@ -12,6 +13,7 @@ pub use attention::{
     AttentionOutput, batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, single_decode,
     single_prefill,
 };
+pub use cascade::cascade_attention;
 pub use linear::matmul_nt;
 pub use merge::merge_state;
 pub use norm::rms_norm;

@@ -7,6 +7,7 @@ mod attention;
 mod autodiff;
 mod burn_ops;
 mod cache;
+mod cascade;
 mod edges;
 mod errors;
 mod linear;
