@@ -1,10 +1,15 @@
 //! Attention on a GPU, timed on the device: CSV rows of the columns that other libraries' rows have.
 //!
-//!     cargo bench -p burn-flashinfer-kernels --features cuda --bench attention -- [first] [prefill] [decode] [cascade] [plain] [quick] [csv=FILE]
+//!     cargo bench -p burn-flashinfer-kernels --features cuda --bench attention -- PART.. [quick] [csv=FILE]
+//!
+//! Parts: first, prefill, decode, cascade, plain, and sweep; without any, all but sweep.
 //!
 //! Every row is the median of at least ten passes over several sets of random inputs, which together are larger than the
 //! caches, as a replayed graph of launches: what the device needs, without the gaps that the host leaves. The first call
 //! of every kernel is timed too: that is compilation.
+
+#[path = "device.rs"]
+mod device;
 
 use std::fmt::Write as _;
 use std::time::Instant;
@@ -17,35 +22,14 @@ use burn_flashinfer_kernels::merge::{Merge, launch as merge_state};
 use burn_flashinfer_kernels::norm::{RmsNorm, launch as rms_norm};
 use burn_flashinfer_kernels::rope::{Rope, Style, launch as apply_rope};
 use burn_flashinfer_kernels::{DeviceProfile, KvLayout};
-use cubecl::{
-    client::Client,
-    ir::{ElemType, FloatKind},
-    prelude::*,
-    server::Handle,
-};
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::*;
+use device::Device;
 
 const PAGE: usize = 16;
 
-/// Normal enough: the sum of four uniform numbers.
-#[cube(launch_unchecked)]
-fn fill<F: Float>(out: &mut [F], total: u32, seed: u32, #[define(F)] _dtype: ElemType) {
-    let units = CUBE_COUNT as u32 * CUBE_DIM;
-    let mut at = ABSOLUTE_POS as u32;
-    while at < total {
-        let mut x = at * 747796405u32 + seed;
-        let mut sum = 0.0f32;
-        for _ in 0..4u32 {
-            x = (x ^ (x >> 15u32)) * 2246822519u32;
-            x ^= x >> 13u32;
-            sum += f32::cast_from(x >> 8u32) / 8388608.0f32 - 1.0f32;
-        }
-        out[at as usize] = F::cast_from(sum * 0.866f32);
-        at += units;
-    }
-}
-
 struct Bench {
-    client: Client,
+    device: Device,
     csv: String,
 }
 
@@ -75,38 +59,7 @@ struct Inputs {
     pages: Option<[TensorBinding; 2]>,
 }
 
-fn tensor(handle: Handle, shape: &[usize]) -> TensorBinding {
-    let strides: Vec<usize> = (0..shape.len()).map(|axis| shape[axis + 1..].iter().product()).collect();
-    // SAFETY: the buffers are made to hold these shapes.
-    unsafe { TensorBinding::from_raw_parts(handle, strides.into(), shape.to_vec().into()) }
-}
-
 impl Bench {
-    fn random(&self, dtype: FloatKind, shape: &[usize], seed: u32) -> TensorBinding {
-        let total: usize = shape.iter().product();
-        let handle = self.client.empty(total * ElemType::Float(dtype).size());
-        // SAFETY: units stop at `total` elements, which the buffer has.
-        unsafe {
-            let buffer = BufferArg::from_raw_parts(handle.clone(), total);
-            let (count, dim) = (CubeCount::Static(1024, 1, 1), CubeDim::new_1d(256));
-            fill::launch_unchecked(
-                &self.client,
-                count,
-                dim,
-                buffer,
-                total as u32,
-                seed,
-                ElemType::Float(dtype),
-            );
-        }
-        tensor(handle, shape)
-    }
-
-    fn ints(&self, data: Vec<i32>) -> TensorBinding {
-        let bytes: Vec<u8> = data.iter().flat_map(|x| x.to_le_bytes()).collect();
-        tensor(self.client.create_from_slice(&bytes), &[data.len()])
-    }
-
     fn inputs(&self, s: &Shape, seed: u32) -> Inputs {
         let (tokens, keys) = (total(&s.lengths, |l| l.0), total(&s.lengths, |l| l.1));
         let indptr = |of: fn(&(usize, usize)) -> usize, unit: usize| {
@@ -115,7 +68,7 @@ impl Bench {
                 at += of(l).div_ceil(unit) as i32;
                 at
             });
-            self.ints(std::iter::once(0).chain(ends).collect())
+            self.device.ints(std::iter::once(0).chain(ends).collect())
         };
         let kv = if s.paged {
             vec![total(&s.lengths, |l| l.1.div_ceil(PAGE)), PAGE, s.kv_heads, s.dim]
@@ -131,14 +84,14 @@ impl Bench {
                 pages.swap(i, (x >> 33) as usize % (i + 1));
             }
             let last = s.lengths.iter().map(|l| ((l.1 - 1) % PAGE + 1) as i32).collect();
-            [self.ints(pages), self.ints(last)]
+            [self.device.ints(pages), self.device.ints(last)]
         });
         let batched = s.paged || s.lengths.len() > 1;
         Inputs {
-            q: self.random(s.dtype.1, &[tokens, s.q_heads, s.dim], 3 * seed),
-            k: self.random(s.dtype.1, &kv, 3 * seed + 1),
-            v: self.random(s.dtype.1, &kv, 3 * seed + 2),
-            output: self.random(s.dtype.1, &[tokens, s.q_heads, s.dim], 0),
+            q: self.device.random(s.dtype.1, &[tokens, s.q_heads, s.dim], 3 * seed),
+            k: self.device.random(s.dtype.1, &kv, 3 * seed + 1),
+            v: self.device.random(s.dtype.1, &kv, 3 * seed + 2),
+            output: self.device.random(s.dtype.1, &[tokens, s.q_heads, s.dim], 0),
             indptr: batched.then(|| [indptr(|l| l.0, 1), indptr(|l| l.1, if s.paged { PAGE } else { 1 })]),
             pages: indices,
         }
@@ -174,33 +127,7 @@ impl Bench {
             soft_cap: None,
             scale: (s.dim as f32).powf(-0.5),
         };
-        launch(&self.client, problem, ElemType::Float(s.dtype.1), s.choice).expect("launches");
-    }
-
-    fn wait(&self) {
-        cubecl::future::block_on(self.client.sync()).expect("the device is there");
-    }
-
-    /// Milliseconds of the launches of `step`, replayed as a graph; the median.
-    fn replayed(&self, step: &dyn Fn()) -> f64 {
-        self.client.graph_prepare().expect("a graph");
-        step();
-        self.wait();
-        self.client.start_capture().expect("a capture");
-        step();
-        let graph = self.client.stop_capture().expect("a graph");
-        let mut times = vec![];
-        let begin = Instant::now();
-        while times.len() < 12 || (times.len() < 60 && begin.elapsed().as_millis() < 150) {
-            // SAFETY: the caller keeps the buffers of the launches alive.
-            let replay = || unsafe { graph.replay() }.expect("replays");
-            let (_, duration) = self.client.profile(replay, "attention").expect("a profile");
-            let ticks = cubecl::future::block_on(duration.into_future()).expect("ticks");
-            times.push(ticks.duration().as_secs_f64() * 1e3);
-        }
-        times.drain(..2);
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
+        launch(&self.device.client, problem, ElemType::Float(s.dtype.1), s.choice).expect("launches");
     }
 
     fn row(&mut self, s: &Shape) {
@@ -214,13 +141,14 @@ impl Bench {
         let flops = 4.0 * s.lengths.iter().map(pairs).sum::<f64>() * (s.q_heads * s.dim) as f64;
         let sets = (4e8 / bytes).ceil().clamp(2.0, 24.0) as u32;
         let inputs: Vec<_> = (0..sets).map(|seed| self.inputs(s, seed + 1)).collect();
-        self.wait();
+        self.device.wait();
         let first = Instant::now();
         self.run(s, &inputs[0]);
-        self.wait();
+        self.device.wait();
         let first = first.elapsed();
 
-        let ms = self.replayed(&|| inputs.iter().for_each(|inputs| self.run(s, inputs))) / f64::from(sets);
+        let ms =
+            self.device.replayed(&|| inputs.iter().for_each(|inputs| self.run(s, inputs))) / f64::from(sets);
         let (q, kv) = s.lengths[s.lengths.len() - 1];
         let heads = format!("{}/{} heads d {}", s.q_heads, s.kv_heads, s.dim);
         let line = format!(
@@ -241,8 +169,8 @@ impl Bench {
     /// How long each of our kernels of a Llama step takes to run for the first time, which is its compilation.
     fn llama_step(&mut self, base: &Shape) {
         let (tokens, width, dtype) = (512, base.q_heads * base.dim, ElemType::Float(base.dtype.1));
-        let random = |shape: &[usize]| self.random(base.dtype.1, shape, 1);
-        let count = |n: usize| self.ints((0..n as i32).collect());
+        let random = |shape: &[usize]| self.device.random(base.dtype.1, shape, 1);
+        let count = |n: usize| self.device.ints((0..n as i32).collect());
         let heads = |heads| random(&[tokens, heads, base.dim]);
         let (q, k, pool) =
             (heads(base.q_heads), heads(base.kv_heads), [tokens / PAGE, PAGE, base.kv_heads, base.dim]);
@@ -255,7 +183,7 @@ impl Bench {
         let rope = Rope {
             q: q.clone(),
             k: k.clone(),
-            cos_sin: self.random(FloatKind::F32, &[tokens, base.dim], 2),
+            cos_sin: self.device.random(FloatKind::F32, &[tokens, base.dim], 2),
             positions: count(tokens),
             q_out: heads(base.q_heads),
             k_out: heads(base.kv_heads),
@@ -273,7 +201,7 @@ impl Bench {
         let prefill = Shape { lengths: vec![(tokens, tokens)], ..paged.clone() };
         let decode = Shape { lengths: vec![(1, 16384)], causal: false, ..paged };
         let [prompt, step] = [&prefill, &decode].map(|shape| self.inputs(shape, 1));
-        let client = &self.client;
+        let client = &self.device.client;
         type Call<'a> = Box<dyn FnOnce() + 'a>;
         let calls: [(&str, Call); 5] = [
             ("rms_norm", Box::new(|| rms_norm(client, norm, dtype).expect("launches"))),
@@ -284,11 +212,11 @@ impl Bench {
         ];
         let mut all = 0.0;
         let mut parts = String::new();
-        self.wait();
+        self.device.wait();
         for (name, call) in calls {
             let begin = Instant::now();
             call();
-            self.wait();
+            self.device.wait();
             let seconds = begin.elapsed().as_secs_f64();
             all += seconds;
             let _ = write!(parts, "; {name} {seconds:.2} s");
@@ -315,9 +243,9 @@ impl Bench {
         let rows = [requests, base.q_heads, base.dim];
         let sets: Vec<_> = (1..3)
             .map(|seed| {
-                let lse = || self.random(FloatKind::F32, &rows[..2], seed);
+                let lse = || self.device.random(FloatKind::F32, &rows[..2], seed);
                 let inputs = levels.each_ref().map(|level| self.inputs(level, seed));
-                (inputs, [lse(), lse(), lse()], self.random(base.dtype.1, &rows, seed))
+                (inputs, [lse(), lse(), lse()], self.device.random(base.dtype.1, &rows, seed))
             })
             .collect();
         let step = |bench: &Self| {
@@ -334,10 +262,10 @@ impl Bench {
                     v: v.clone(),
                     s: s.clone(),
                 };
-                merge_state(&bench.client, merge, dtype).expect("launches");
+                merge_state(&bench.device.client, merge, dtype).expect("launches");
             }
         };
-        let ms = self.replayed(&|| step(self)) / sets.len() as f64;
+        let ms = self.device.replayed(&|| step(self)) / sets.len() as f64;
         let note = levels.each_ref().map(|level| self.explain(level).replace(',', ";")).join(" | ");
         let heads = format!("{}/{} heads d {}", base.q_heads, base.kv_heads, base.dim);
         let line = format!(
@@ -353,7 +281,7 @@ impl Bench {
     }
 
     fn explain(&self, s: &Shape) -> String {
-        let device = DeviceProfile::of(&self.client);
+        let device = DeviceProfile::of(&self.device.client);
         let problem = Problem {
             dims: HeadDims { qk: s.dim, vo: s.dim },
             dtype: ElemType::Float(s.dtype.1),
@@ -460,20 +388,13 @@ fn plain_sweep(bench: &mut Bench, base: &Shape) {
     }
 }
 
-fn device() -> cubecl::Device {
-    #[cfg(feature = "cuda")]
-    return cubecl::Device::Cuda(Default::default());
-    #[cfg(not(feature = "cuda"))]
-    return cubecl::Device::Hip(Default::default());
-}
-
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |name: &str| arguments.iter().any(|argument| argument == name);
     let every = !["first", "prefill", "decode", "cascade", "plain", "sweep"].into_iter().any(has);
     let quick = has("quick");
     let header = "op,impl,dtype,batch,q_len,kv_len,ms,tflops,gbps,max_err,note\n";
-    let mut bench = Bench { client: device().client(), csv: header.into() };
+    let mut bench = Bench { device: Device::open(), csv: header.into() };
     let base = Shape {
         op: "prefill",
         dtype: BF16,
