@@ -22,18 +22,21 @@ use burn_cubecl::{
 };
 use burn_flashinfer_kernels::{
     self as kernels,
+    activation::{self, ActAndMul},
     append::{self, Append},
     attention::{self, Attention, Choice},
     merge::{self, Merge},
-    norm::{self, RmsNorm},
+    norm::{self, Add, Norm, Scaling},
     rope::{self, Rope},
+    sampling::{self, SampleLogits, SampleProbs, Softmax},
 };
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::{launch::launch_ref, multi_level};
 use cubek::std::InputBinding;
 
 use crate::extension::{
-    Attended, AttentionParams, Batch, FlashInferBackend, PagedIndex, RaggedIndex, RopeStyle,
+    Activation, Attended, AttentionParams, Batch, FlashInferBackend, MaybeFloats, MaybeInts, PagedIndex,
+    RaggedIndex, RmsNormStyle, RopeStyle,
 };
 use crate::options::KvLayout;
 
@@ -56,6 +59,12 @@ pub(crate) fn unsupported_dtype(device: &CubeDevice, dtype: DType) -> Option<Str
         .map(|dtype| format!("{dtype:?}"))
         .collect();
     Some(format!("{} on {device:?}", others.join(" or ")))
+}
+
+/// Whether `device` computes with integers of 64 bits.
+pub(crate) fn has_wide_integers(device: &CubeDevice) -> bool {
+    let client = device.client();
+    client.properties().type_usage(dtype_to_storage_type(DType::U64)).contains(TypeUsage::Arithmetic)
 }
 
 impl FlashInferBackend for CubeBackend {
@@ -170,19 +179,141 @@ impl FlashInferBackend for CubeBackend {
         (v, s)
     }
 
-    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
-        let y = empty_like(&x, x.meta.shape().clone(), x.dtype);
-        if y.meta.num_elements() > 0 {
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f32,
+        style: RmsNormStyle,
+    ) -> FloatTensor<Self> {
+        normalised(x, scaling(weight, style), epsilon)
+    }
+
+    fn fused_add_rms_norm(
+        x: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f32,
+        style: RmsNormStyle,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (x, residual) = (in_rows(x), into_contiguous(residual));
+        // An output that replaces no input.
+        let fresh = |input: &CubeTensor| {
+            // CubeCL's CPU runtime fails to read an empty tensor that was uploaded.
+            let in_place = input.meta.num_elements() > 0
+                && input.is_contiguous()
+                && input.can_mut()
+                && input.is_nonoverlapping();
+            (!in_place).then(|| empty_like(input, input.meta.shape().clone(), input.dtype))
+        };
+        let (y, sum) = (fresh(&x), fresh(&residual));
+        let results =
+            (y.clone().unwrap_or_else(|| x.clone()), sum.clone().unwrap_or_else(|| residual.clone()));
+        if x.meta.num_elements() > 0 {
             let (client, dtype) = (x.client.clone(), dtype_to_storage_type(x.dtype));
-            let norm = RmsNorm {
-                x: in_rows(x).binding(),
-                weight: into_contiguous(weight).binding(),
-                y: y.clone().binding(),
+            let norm = Norm {
+                x: x.binding(),
+                add: Some(Add { residual: residual.binding(), sum: sum.map(CubeTensor::binding) }),
+                scaling: scaling(weight, style).0,
+                y: y.map(CubeTensor::binding),
                 epsilon,
             };
-            launched(norm::launch(&client, norm, dtype));
+            launched(norm::launch(&client, norm, dtype, dtype));
+        }
+        results
+    }
+
+    fn layer_norm_rows(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self> {
+        let weight_dtype = gamma.dtype;
+        let (gamma, beta) = (into_contiguous(gamma).binding(), into_contiguous(beta).binding());
+        normalised(x, (Scaling::Layer { gamma, beta }, weight_dtype), epsilon)
+    }
+
+    fn act_and_mul(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+        let [rows, width] = [x.meta.shape()[0], x.meta.shape()[1] / 2];
+        let y = empty_like(&x, [rows, width].into(), x.dtype);
+        if y.meta.num_elements() > 0 {
+            let (client, dtype) = (x.client.clone(), dtype_to_storage_type(x.dtype));
+            let act = ActAndMul {
+                x: in_rows(x).binding(),
+                y: y.clone().binding(),
+                activation: match activation {
+                    Activation::Silu => activation::Activation::Silu,
+                    Activation::Gelu => activation::Activation::Gelu,
+                    Activation::GeluTanh => activation::Activation::GeluTanh,
+                },
+            };
+            launched(activation::launch(&client, act, dtype));
         }
         y
+    }
+
+    fn softmax_with_temperature(
+        logits: FloatTensor<Self>,
+        temperature: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let probs = empty_like(&logits, logits.meta.shape().clone(), DType::F32);
+        if probs.meta.num_elements() > 0 {
+            let (client, dtype) = (logits.client.clone(), dtype_to_storage_type(logits.dtype));
+            let softmax = Softmax {
+                logits: in_rows(logits).binding(),
+                temperature: into_contiguous(temperature).binding(),
+                probs: probs.clone().binding(),
+            };
+            launched(sampling::softmax(&client, softmax, dtype));
+        }
+        probs
+    }
+
+    fn sample_logits(
+        logits: FloatTensor<Self>,
+        temperature: FloatTensor<Self>,
+        draws: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        let (samples, valid) = samples_for(&logits, &draws);
+        let (client, dtype) = (logits.client.clone(), dtype_to_storage_type(logits.dtype));
+        let sample = SampleLogits {
+            logits: in_rows(logits).binding(),
+            temperature: into_contiguous(temperature).binding(),
+            draws: index(draws),
+            samples: samples.clone().binding(),
+            valid: valid.clone().binding(),
+        };
+        launched(sampling::sample_logits(&client, sample, dtype));
+        (samples, valid)
+    }
+
+    fn sample_probs(
+        probs: FloatTensor<Self>,
+        top_k: MaybeInts<Self>,
+        top_p: MaybeFloats<Self>,
+        min_p: MaybeFloats<Self>,
+        draws: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        let floats = |floats| match floats {
+            MaybeFloats::None => None,
+            MaybeFloats::Some(floats) => Some(into_contiguous(floats).binding()),
+        };
+        let (samples, valid) = samples_for(&probs, &draws);
+        let client = probs.client.clone();
+        let sample = SampleProbs {
+            probs: in_rows(probs).binding(),
+            top_k: match top_k {
+                MaybeInts::None => None,
+                MaybeInts::Some(top_k) => Some(index(top_k)),
+            },
+            top_p: floats(top_p),
+            min_p: floats(min_p),
+            draws: index(draws),
+            samples: samples.clone().binding(),
+            valid: valid.clone().binding(),
+        };
+        launched(sampling::sample_probs(&client, sample));
+        (samples, valid)
     }
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -195,6 +326,35 @@ impl FlashInferBackend for CubeBackend {
         matmul(x.clone(), weight.clone(), None, MatmulStrategy::default(), x.dtype)
             .unwrap_or_else(|_| naive_matmul(x, weight, [rows, columns]))
     }
+}
+
+/// What a root mean square is scaled with, and the type of it.
+fn scaling(weight: CubeTensor, style: RmsNormStyle) -> (Scaling, DType) {
+    let dtype = weight.dtype;
+    let weight = into_contiguous(weight).binding();
+    match style {
+        RmsNormStyle::Plain => (Scaling::Rms(weight), dtype),
+        RmsNormStyle::Gemma => (Scaling::GemmaRms(weight), dtype),
+    }
+}
+
+/// Where a token for each draw goes, and whether it is one.
+fn samples_for(rows: &CubeTensor, draws: &CubeTensor) -> (CubeTensor, CubeTensor) {
+    let shape: Shape = [draws.meta.shape()[0]].into();
+    (empty_like(rows, shape.clone(), DType::I32), empty_like(rows, shape, DType::I32))
+}
+
+/// The norms of rows, in a tensor of their own.
+fn normalised(x: CubeTensor, (scaling, weight_dtype): (Scaling, DType), epsilon: f32) -> CubeTensor {
+    let y = empty_like(&x, x.meta.shape().clone(), x.dtype);
+    if y.meta.num_elements() > 0 {
+        let client = x.client.clone();
+        let dtypes = [x.dtype, weight_dtype].map(dtype_to_storage_type);
+        let norm =
+            Norm { x: in_rows(x).binding(), add: None, scaling, y: Some(y.clone().binding()), epsilon };
+        launched(norm::launch(&client, norm, dtypes[0], dtypes[1]));
+    }
+    y
 }
 
 /// `x · weight`, slowly, for what Burn refuses: without autotuning it has one kernel, which for most shapes wants more

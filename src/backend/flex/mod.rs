@@ -1,9 +1,13 @@
 //! Flex, Burn's CPU backend: native code over slices, with rayon and the vector units of the processor at hand.
 
+mod activation;
 mod attention;
 mod float;
+mod gumbel;
 mod matmul;
+mod norm;
 mod rows;
+mod sampling;
 mod scratch;
 mod simd;
 mod view;
@@ -15,7 +19,10 @@ use burn::backend::{
 use burn::tensor::{DType, bf16, f16};
 use burn_flex::FlexTensor;
 
-use crate::extension::{Attended, AttentionParams, Batch, FlashInferBackend, RopeStyle};
+use crate::extension::{
+    Activation, Attended, AttentionParams, Batch, FlashInferBackend, MaybeFloats, MaybeInts, RmsNormStyle,
+    RopeStyle,
+};
 use crate::options::KvLayout;
 
 /// Calls a function for the element type of a tensor. `check::float` lets no other type through.
@@ -79,11 +86,79 @@ impl FlashInferBackend for Flex {
         by_dtype!(v_a.dtype(), rows::merge(v_a, s_a, v_b, s_b))
     }
 
-    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
-        by_dtype!(x.dtype(), rows::rms_norm(x, weight, epsilon))
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f32,
+        style: RmsNormStyle,
+    ) -> FloatTensor<Self> {
+        by_dtype!(x.dtype(), norm::rms_norm(x, weight, epsilon, style))
+    }
+
+    fn fused_add_rms_norm(
+        x: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f32,
+        style: RmsNormStyle,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        by_dtype!(x.dtype(), norm::fused_add_rms_norm(x, residual, weight, epsilon, style))
+    }
+
+    fn layer_norm_rows(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self> {
+        let (gamma, beta) = (widened(gamma), widened(beta));
+        by_dtype!(x.dtype(), norm::layer_norm(x, gamma, beta, epsilon))
+    }
+
+    fn act_and_mul(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+        by_dtype!(x.dtype(), activation::act_and_mul(x, activation))
+    }
+
+    fn softmax_with_temperature(
+        logits: FloatTensor<Self>,
+        temperature: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        by_dtype!(logits.dtype(), sampling::softmax(logits, temperature))
+    }
+
+    fn sample_logits(
+        logits: FloatTensor<Self>,
+        temperature: FloatTensor<Self>,
+        draws: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        by_dtype!(logits.dtype(), sampling::sample_logits(logits, temperature, draws))
+    }
+
+    fn sample_probs(
+        probs: FloatTensor<Self>,
+        top_k: MaybeInts<Self>,
+        top_p: MaybeFloats<Self>,
+        min_p: MaybeFloats<Self>,
+        draws: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        let floats = |floats| match floats {
+            MaybeFloats::None => None,
+            MaybeFloats::Some(floats) => Some(widened(floats)),
+        };
+        let top_k = match top_k {
+            MaybeInts::None => None,
+            MaybeInts::Some(top_k) => Some(view::indices(top_k).storage().to_vec()),
+        };
+        let filters = sampling::Filters { top_k, top_p: floats(top_p), min_p: floats(min_p) };
+        sampling::sample_probs(probs, &filters, draws)
     }
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         by_dtype!(x.dtype(), matmul::matmul_nt(x, weight))
     }
+}
+
+/// The elements of a tensor of one axis, in f32.
+fn widened(tensor: FlexTensor) -> Vec<f32> {
+    by_dtype!(tensor.dtype(), view::widened(tensor))
 }

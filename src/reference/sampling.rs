@@ -1,0 +1,101 @@
+//! Sampling: the distributions that tokens are drawn from.
+
+use super::{check_len, value};
+use crate::error::Result;
+
+/// [`softmax`](crate::sampling::softmax): `exp(x / t) / Σ exp(x / t)` for each row of `logits` `[rows, vocab]` and its
+/// temperature `t`; the largest logits share the probability at temperature 0. A row of `-inf` becomes 0.
+///
+/// # Errors
+///
+/// If `vocab` is 0, or there is not one temperature for each row.
+pub fn softmax(logits: &[f64], temperature: &[f64], vocab: usize) -> Result<Vec<f64>> {
+    const OP: &str = "reference::softmax";
+    check_matrix(OP, "logits", logits.len(), temperature.len(), vocab)?;
+    let row = |(row, &t): (&[f64], &f64)| {
+        let max = row.iter().fold(f64::NEG_INFINITY, |max, &x| max.max(x));
+        let weight = |&x: &f64| match x {
+            f64::NEG_INFINITY => 0.0,
+            x if x == max => 1.0,
+            x => ((x - max) / t).exp(),
+        };
+        let sum: f64 = row.iter().map(weight).sum();
+        let share = |x| match sum {
+            _ if t.is_nan() || t < 0.0 => f64::NAN,
+            0.0 => 0.0,
+            sum => weight(x) / sum,
+        };
+        row.iter().map(share).collect::<Vec<_>>()
+    };
+    Ok(logits.chunks_exact(vocab).zip(temperature).flat_map(row).collect())
+}
+
+/// Which tokens a row is drawn from.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Filter {
+    /// Those than which fewer are more likely.
+    pub top_k: Option<i64>,
+    /// Those than which the more likely ones have less probability together.
+    pub top_p: Option<f32>,
+    /// Those at least this many times as likely as the most likely one.
+    pub min_p: Option<f32>,
+}
+
+/// The probabilities with which the tokens of a row are drawn, by
+/// [`sampling_from_probs`](crate::sampling::sampling_from_probs) without a filter and by
+/// [`top_k_sampling_from_probs`](crate::sampling::top_k_sampling_from_probs) and its like with one: `probs` without those
+/// that do not count, divided by the sum of the others. `None` if there is none, or a NaN.
+///
+/// Probabilities are the multiples of 2⁻⁴⁰ that sampling takes them for, so that it is exact which of them count.
+pub fn distribution(probs: &[f32], filter: &Filter) -> Option<Vec<f64>> {
+    if probs.iter().any(|p| p.is_nan()) {
+        return None;
+    }
+    let max = probs.iter().fold(0.0_f32, |max, &p| max.max(p));
+    let least = match filter.min_p {
+        Some(min_p) if min_p * max > 0.0 => (min_p * max).min(max),
+        _ => 0.0,
+    };
+    let limit = filter.top_p.filter(|&p| p < 1.0).map(|p| mass(p).max(1.0));
+    // The more likely ones come first, and with them their sum.
+    let mut order: Vec<usize> =
+        (0..probs.len()).filter(|&id| probs[id] > 0.0 && probs[id] >= least).collect();
+    order.sort_by(|&a, &b| probs[b].total_cmp(&probs[a]));
+    let mut kept = vec![0.0; probs.len()];
+    let (mut above, mut above_count) = (0.0, 0);
+    let mut at = 0;
+    while at < order.len() {
+        let p = probs[order[at]];
+        let fits =
+            filter.top_k.is_none_or(|k| above_count < k.max(1)) && limit.is_none_or(|limit| above < limit);
+        if !fits {
+            break;
+        }
+        while at < order.len() && probs[order[at]] == p {
+            kept[order[at]] = mass(p);
+            above += mass(p);
+            above_count += 1;
+            at += 1;
+        }
+    }
+    let sum: f64 = kept.iter().sum();
+    (sum > 0.0).then(|| kept.iter().map(|mass| mass / sum).collect())
+}
+
+/// A probability as a multiple of 2⁻⁴⁰.
+fn mass(p: f32) -> f64 {
+    if p > 0.0 { (f64::from(p.min(2.0)) * 40.0_f64.exp2()).floor().max(1.0) } else { 0.0 }
+}
+
+fn check_matrix(
+    op: &'static str,
+    argument: &'static str,
+    len: usize,
+    rows: usize,
+    vocab: usize,
+) -> Result<()> {
+    if vocab == 0 {
+        return Err(value(op, "vocab", "0".into(), "at least 1".into()));
+    }
+    check_len(op, argument, len, &[rows, vocab])
+}

@@ -1,0 +1,166 @@
+//! Bad arguments of softmax and sampling.
+
+use burn::tensor::{DType, Device, Int, Tensor};
+use burn_flashinfer::sampling::{
+    DrawKey, Draws, min_p_sampling_from_probs, sampling_from_logits, sampling_from_probs, softmax,
+    top_k_sampling_from_probs, top_p_sampling_from_probs,
+};
+
+use super::{elsewhere, f64s, foreign, halves, zeros};
+use crate::support::{devices, refused};
+
+fn k(rows: usize, device: &Device) -> Tensor<1, Int> {
+    Tensor::ones([rows], (device, DType::I32))
+}
+
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
+#[test]
+fn types() {
+    for target in devices() {
+        let device = &target.device;
+        let draws = Draws::new(1, 0, 2, device).expect("rows fit");
+        let (z, z1) = (|| zeros([2, 8], device), || zeros([2], device));
+        let (h, h1) = (|| halves([2, 8], device), || halves([2], device));
+        let f32s = |op: &str, argument: &str| format!("{op}: `{argument}` is of type F16, expected F32");
+        refused(sampling_from_probs(h(), &draws), f32s("sampling_from_probs", "probs"));
+        refused(
+            top_k_sampling_from_probs(h(), k(2, device), &draws),
+            f32s("top_k_sampling_from_probs", "probs"),
+        );
+        refused(top_p_sampling_from_probs(z(), h1(), &draws), f32s("top_p_sampling_from_probs", "top_p"));
+        refused(min_p_sampling_from_probs(z(), h1(), &draws), f32s("min_p_sampling_from_probs", "min_p"));
+        refused(softmax(h(), Some(h1())), f32s("softmax", "temperature"));
+        refused(sampling_from_logits(h(), Some(h1()), &draws), f32s("sampling_from_logits", "temperature"));
+        if target.device.supports_dtype(DType::F64) {
+            let d = || f64s([2, 8], device);
+            let message = |op: &str, argument: &str| {
+                format!("{op}: `{argument}` is of type F64, expected F32, F16 or BF16")
+            };
+            refused(softmax(d(), None), message("softmax", "logits"));
+            refused(sampling_from_logits(d(), None, &draws), message("sampling_from_logits", "logits"));
+            refused(
+                top_p_sampling_from_probs(d(), z1(), &draws),
+                message("top_p_sampling_from_probs", "probs"),
+            );
+        }
+    }
+}
+
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
+#[test]
+fn shapes() {
+    for target in devices() {
+        let device = &target.device;
+        let draws = Draws::new(1, 0, 2, device).expect("rows fit");
+        let (z, short) = (|| zeros([2, 8], device), || zeros([1], device));
+        let message = |op: &str, argument: &str| {
+            format!("{op}: `{argument}` has shape [1], expected [2], one for each row")
+        };
+        refused(
+            top_k_sampling_from_probs(z(), k(1, device), &draws),
+            message("top_k_sampling_from_probs", "top_k"),
+        );
+        refused(
+            top_p_sampling_from_probs(z(), short(), &draws),
+            message("top_p_sampling_from_probs", "top_p"),
+        );
+        refused(
+            min_p_sampling_from_probs(z(), short(), &draws),
+            message("min_p_sampling_from_probs", "min_p"),
+        );
+        refused(softmax(z(), Some(short())), message("softmax", "temperature"));
+        refused(
+            sampling_from_logits(z(), Some(short()), &draws),
+            message("sampling_from_logits", "temperature"),
+        );
+        let message = |op: &str, argument: &str| {
+            format!("{op}: `{argument}` has shape [2, 0], expected from 1 to i32::MAX tokens")
+        };
+        let empty = || zeros([2, 0], device);
+        refused(softmax(empty(), None), message("softmax", "logits"));
+        refused(sampling_from_logits(empty(), None, &draws), message("sampling_from_logits", "logits"));
+        refused(sampling_from_probs(empty(), &draws), message("sampling_from_probs", "probs"));
+        refused(
+            sampling_from_probs(zeros([1, (1 << 22) + 1], device), &draws),
+            "sampling_from_probs: `probs` has shape [1, 4194305], expected at most 4194304 tokens",
+        );
+    }
+}
+
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
+#[test]
+fn draws() {
+    for target in devices() {
+        let device = &target.device;
+        let key = |row| DrawKey { row, ..DrawKey::default() };
+        let draws = Draws::from_keys(&[key(0), key(2), key(1)], device).expect("rows fit");
+        let message =
+            |op: &str| format!("{op}: `draws` is up to row 2, expected below 2, the rows there are");
+        let z = || zeros([2, 8], device);
+        refused(sampling_from_probs(z(), &draws), message("sampling_from_probs"));
+        refused(sampling_from_logits(z(), None, &draws), message("sampling_from_logits"));
+        refused(
+            Draws::from_keys(&[key(0), key(1 << 31)], device),
+            "Draws::from_keys: `keys[1]` is 2147483648, expected at most 2147483647",
+        );
+    }
+}
+
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
+#[test]
+fn mixed_devices() {
+    for target in devices() {
+        let device = &target.device;
+        let Some(other) = foreign(&target) else { continue };
+        let [near, far] = [device, &other].map(|device| Draws::new(1, 0, 2, device).expect("rows fit"));
+        let z = || zeros([2, 8], device);
+        let elsewhere = |op: &str, argument: &str| elsewhere(op, argument, &other, device);
+        refused(sampling_from_probs(z(), &far), elsewhere("sampling_from_probs", "draws"));
+        refused(sampling_from_logits(z(), None, &far), elsewhere("sampling_from_logits", "draws"));
+        refused(
+            top_k_sampling_from_probs(z(), k(2, &other), &near),
+            elsewhere("top_k_sampling_from_probs", "top_k"),
+        );
+        refused(
+            top_p_sampling_from_probs(z(), zeros([2], &other), &near),
+            elsewhere("top_p_sampling_from_probs", "top_p"),
+        );
+        refused(softmax(z(), Some(zeros([2], &other))), elsewhere("softmax", "temperature"));
+    }
+}
+
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
+#[test]
+fn gradients() {
+    for target in devices() {
+        let device = &target.device.clone().autodiff();
+        let draws = Draws::new(1, 0, 2, device).expect("rows fit");
+        let message = |op: &str, argument: &str| {
+            format!(
+                "{op}: `{argument}` requires a gradient, expected a tensor without one: this operation has no \
+                 backward pass (call `.inner()` for inference)"
+            )
+        };
+        let (z, g) =
+            (|| Tensor::<2>::ones([2, 8], device), || Tensor::<2>::ones([2, 8], device).require_grad());
+        let g1 = || Tensor::<1>::ones([2], device).require_grad();
+        refused(softmax(g(), None), message("softmax", "logits"));
+        refused(softmax(z(), Some(g1())), message("softmax", "temperature"));
+        refused(sampling_from_logits(g(), None, &draws), message("sampling_from_logits", "logits"));
+        refused(sampling_from_probs(g(), &draws), message("sampling_from_probs", "probs"));
+        refused(top_p_sampling_from_probs(z(), g1(), &draws), message("top_p_sampling_from_probs", "top_p"));
+        // Without one they run as on the device inside.
+        let plain = &target.device;
+        let inside = Draws::new(1, 0, 2, plain).expect("rows fit");
+        let outside = sampling_from_logits(z(), None, &draws).expect("it fits").ids;
+        let inside = sampling_from_logits(Tensor::ones([2, 8], plain), None, &inside).expect("it fits").ids;
+        assert_eq!(outside.into_data(), inside.into_data(), "{}", target.name);
+        let outside = min_p_sampling_from_probs(z(), Tensor::ones([2], device), &draws).expect("it fits");
+        let draws = Draws::new(1, 0, 2, plain).expect("rows fit");
+        let ones = Tensor::ones([2, 8], plain);
+        let inside = min_p_sampling_from_probs(ones, Tensor::ones([2], plain), &draws).expect("it fits");
+        assert_eq!(outside.ids.into_data(), inside.ids.into_data(), "{}", target.name);
+        let probs = softmax(z(), None).expect("it fits");
+        assert!(probs.device().is_autodiff() && !probs.is_require_grad());
+    }
+}
