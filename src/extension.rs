@@ -137,6 +137,16 @@ pub enum MaybeInts<B: Backend> {
     Some(IntTensor<B>),
 }
 
+/// How much of each row of probabilities counts.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum Limit<B: Backend> {
+    /// `[rows]`: the tokens than which fewer than these are more likely.
+    TopK(IntTensor<B>),
+    /// `[rows]` of f32: the tokens than which the more likely ones have less probability.
+    TopP(FloatTensor<B>),
+}
+
 /// The operations of this crate, as a backend provides them.
 ///
 /// Float tensors are f32, f16 or bf16. Any strides are allowed, but the last axis of a page pool is contiguous.
@@ -232,6 +242,14 @@ pub trait FlashInferBackend: Backend {
         logits: FloatTensor<Self>,
         temperature: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
+
+    /// `probs` `[rows, vocab]` (f32) of what counts, divided by their sum, and 0 for the others.
+    #[fusion(meta = |probs, _| probs.clone())]
+    fn renorm_probs(probs: FloatTensor<Self>, #[extension_type] by: Limit<Self>) -> FloatTensor<Self>;
+
+    /// `logits` `[rows, vocab]`, but `-inf` where at least `top_k` `[rows]` others are larger.
+    #[fusion(dtype = logits, shape = logits)]
+    fn top_k_mask_logits(logits: FloatTensor<Self>, top_k: IntTensor<Self>) -> FloatTensor<Self>;
 
     /// A token for each of `draws` `[draws, 6]` (see [`Draws`](crate::sampling::Draws)), and whether it is one (1 or 0):
     /// `argmax(logit / t - ln(-ln(u)))`, all `i32`.

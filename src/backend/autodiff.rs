@@ -10,8 +10,8 @@ use burn::backend::{
 };
 
 use crate::extension::{
-    Activation, Attended, AttentionParams, Batch, FlashInferBackend, MaybeFloats, MaybeInts, PagedIndex,
-    RaggedIndex, RmsNormStyle, RopeStyle,
+    Activation, Attended, AttentionParams, Batch, FlashInferBackend, Limit, MaybeFloats, MaybeInts,
+    PagedIndex, RaggedIndex, RmsNormStyle, RopeStyle,
 };
 use crate::options::KvLayout;
 
@@ -129,6 +129,18 @@ impl<B: FlashInferBackend, C: CheckpointStrategy> FlashInferBackend for Autodiff
         temperature: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         Self::from_inner(B::softmax_with_temperature(Self::inner(logits), Self::inner(temperature)))
+    }
+
+    fn renorm_probs(probs: FloatTensor<Self>, by: Limit<Self>) -> FloatTensor<Self> {
+        let by = match by {
+            Limit::TopK(top_k) => Limit::TopK(top_k),
+            Limit::TopP(top_p) => Limit::TopP(Self::inner(top_p)),
+        };
+        Self::from_inner(B::renorm_probs(Self::inner(probs), by))
+    }
+
+    fn top_k_mask_logits(logits: FloatTensor<Self>, top_k: IntTensor<Self>) -> FloatTensor<Self> {
+        Self::from_inner(B::top_k_mask_logits(Self::inner(logits), top_k))
     }
 
     fn sample_logits(

@@ -28,15 +28,15 @@ use burn_flashinfer_kernels::{
     merge::{self, Merge},
     norm::{self, Add, Norm, Scaling},
     rope::{self, Rope},
-    sampling::{self, SampleLogits, SampleProbs, Softmax},
+    sampling::{self, KeepLikely, Output, SampleLogits, SampleProbs, Softmax},
 };
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::{launch::launch_ref, multi_level};
 use cubek::std::InputBinding;
 
 use crate::extension::{
-    Activation, Attended, AttentionParams, Batch, FlashInferBackend, MaybeFloats, MaybeInts, PagedIndex,
-    RaggedIndex, RmsNormStyle, RopeStyle,
+    Activation, Attended, AttentionParams, Batch, FlashInferBackend, Limit, MaybeFloats, MaybeInts,
+    PagedIndex, RaggedIndex, RmsNormStyle, RopeStyle,
 };
 use crate::options::KvLayout;
 
@@ -269,6 +269,18 @@ impl FlashInferBackend for CubeBackend {
         probs
     }
 
+    fn renorm_probs(probs: FloatTensor<Self>, by: Limit<Self>) -> FloatTensor<Self> {
+        let by = match by {
+            Limit::TopK(top_k) => sampling::Limit::TopK(index(top_k)),
+            Limit::TopP(top_p) => sampling::Limit::TopP(into_contiguous(top_p).binding()),
+        };
+        likely(probs, by, Output::Renormalised)
+    }
+
+    fn top_k_mask_logits(logits: FloatTensor<Self>, top_k: IntTensor<Self>) -> FloatTensor<Self> {
+        likely(logits, sampling::Limit::TopK(index(top_k)), Output::Masked)
+    }
+
     fn sample_logits(
         logits: FloatTensor<Self>,
         temperature: FloatTensor<Self>,
@@ -342,6 +354,17 @@ fn scaling(weight: CubeTensor, style: RmsNormStyle) -> (Scaling, DType) {
 fn samples_for(rows: &CubeTensor, draws: &CubeTensor) -> (CubeTensor, CubeTensor) {
     let shape: Shape = [draws.meta.shape()[0]].into();
     (empty_like(rows, shape.clone(), DType::I32), empty_like(rows, shape, DType::I32))
+}
+
+/// What counts of each row.
+fn likely(x: CubeTensor, by: sampling::Limit, output: Output) -> CubeTensor {
+    let y = empty_like(&x, x.meta.shape().clone(), x.dtype);
+    if y.meta.num_elements() > 0 {
+        let (client, dtype) = (x.client.clone(), dtype_to_storage_type(x.dtype));
+        let keep = KeepLikely { x: in_rows(x).binding(), by, y: y.clone().binding(), output };
+        launched(sampling::keep_likely(&client, keep, dtype));
+    }
+    y
 }
 
 /// The norms of rows, in a tensor of their own.

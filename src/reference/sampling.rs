@@ -82,6 +82,25 @@ pub fn distribution(probs: &[f32], filter: &Filter) -> Option<Vec<f64>> {
     (sum > 0.0).then(|| kept.iter().map(|mass| mass / sum).collect())
 }
 
+/// [`top_p_renorm_probs`](crate::sampling::top_p_renorm_probs) and
+/// [`top_k_renorm_probs`](crate::sampling::top_k_renorm_probs) of one row: [`distribution`], but a NaN stays where it is
+/// and does not count, and nothing becomes of nothing.
+pub fn renormalised(probs: &[f32], filter: &Filter) -> Vec<f64> {
+    let numbers: Vec<f32> = probs.iter().map(|&p| if p.is_nan() { 0.0 } else { p }).collect();
+    let shares = distribution(&numbers, filter).unwrap_or_else(|| vec![0.0; probs.len()]);
+    probs.iter().zip(shares).map(|(p, share)| if p.is_nan() { f64::NAN } else { share }).collect()
+}
+
+/// [`top_k_mask_logits`](crate::sampling::top_k_mask_logits) of one row: `-inf` instead of what at least `top_k` others
+/// exceed.
+pub fn top_k_mask_logits(logits: &[f64], top_k: i64) -> Vec<f64> {
+    let mut order: Vec<f64> = logits.iter().copied().filter(|x| !x.is_nan()).collect();
+    order.sort_by(|a, b| b.total_cmp(a));
+    let last = usize::try_from(top_k.max(1) - 1).ok().and_then(|last| order.get(last));
+    let least = last.copied().unwrap_or(f64::NEG_INFINITY);
+    logits.iter().map(|&x| if x < least { f64::NEG_INFINITY } else { x }).collect()
+}
+
 /// A probability as a multiple of 2⁻⁴⁰.
 fn mass(p: f32) -> f64 {
     if p > 0.0 { (f64::from(p.min(2.0)) * 40.0_f64.exp2()).floor().max(1.0) } else { 0.0 }

@@ -89,12 +89,12 @@ pub(crate) fn sum_above<N: Size>(
     Found { highest, nans }
 }
 
-/// How many units add up one sum of [`fold`].
-pub(crate) fn helpers(units: usize) -> usize {
-    (units / (2 * SUMS)).max(1)
+/// How many units add up one of `count` sums in [`fold`].
+pub(crate) fn helpers(units: usize, count: usize) -> usize {
+    (units / count).max(1)
 }
 
-/// Adds the `parts` of all units, `[2, SUMS, units]`, to `sums`, `[2, SUMS, helpers]`.
+/// Adds the `parts` of all units, `[count, units]`, to `sums`, `[count, helpers]`.
 #[cube]
 pub(crate) fn fold(
     parts: &[u64],
@@ -103,11 +103,12 @@ pub(crate) fn fold(
     unit: usize,
     #[comptime] units: usize,
     #[comptime] helpers: usize,
+    #[comptime] count: usize,
 ) {
     meet(units);
     let helper = unit % helpers;
     let mut at = unit / helpers;
-    while at < 2 * SUMS {
+    while at < count {
         let mut sum = 0u64;
         let mut u = helper;
         while u < units {

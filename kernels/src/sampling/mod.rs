@@ -5,12 +5,14 @@
 //! depend on their order, or in fused operations: so a draw gives the same token on every device and in every batch.
 
 mod draw;
+mod likely;
 mod logits;
 mod mass;
 mod probs;
 mod softmax;
 
 pub use draw::DRAW_WORDS;
+pub use likely::{KeepLikely, Limit, Output, launch as keep_likely};
 pub use logits::{SampleLogits, launch as sample_logits};
 pub use probs::{SampleProbs, launch as sample_probs};
 pub use softmax::{Softmax, launch as softmax};

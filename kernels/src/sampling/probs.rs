@@ -66,7 +66,7 @@ fn sample_probs<N: Size>(
     let place = Place { parts: part * 2 * SUMS * units, sums: part * 2 * SUMS * helpers };
 
     let found = sum_above::<N>(probs, &row, 0.0f32, 2.0f32, &mut parts, &place, unit, units, lanes);
-    fold(&parts, &mut sums, &place, unit, units, helpers);
+    fold(&parts, &mut sums, &place, unit, units, helpers, 2 * SUMS);
     let largest = highest(found.highest, unit, units);
     let nans = total(f32::cast_from(found.nans), unit, units);
 
@@ -104,7 +104,7 @@ fn sample_probs<N: Size>(
                 // The next number below.
                 low = f32::reinterpret(u32::reinterpret(threshold) - 1u32);
                 sum_above::<N>(probs, &row, low, 2.0f32, &mut parts, &place, unit, units, lanes);
-                fold(&parts, &mut sums, &place, unit, units, helpers);
+                fold(&parts, &mut sums, &place, unit, units, helpers, 2 * SUMS);
             }
         }
         ComptimeOption::None => {}
@@ -125,7 +125,7 @@ fn sample_probs<N: Size>(
         if filtered {
             let middle = (token.p + high) * 0.5f32;
             sum_above::<N>(probs, &row, token.p, middle, &mut parts, &place, unit, units, lanes);
-            fold(&parts, &mut sums, &place, unit, units, helpers);
+            fold(&parts, &mut sums, &place, unit, units, helpers, 2 * SUMS);
             let above = mass_of(&sums, &place, 0usize, helpers);
             let above_middle = mass_of(&sums, &place, 1usize, helpers);
             let count = sum_of(&sums, &place, 0usize, SEGMENTS, helpers);
@@ -191,7 +191,7 @@ pub fn launch(client: &Client, sample: SampleProbs) -> Result<()> {
     let lanes = vector(client, dtype, &[vocab], alignment(&probs));
     let (team, cubes, dim) = Team::of(KERNEL, client, count, vocab / lanes)?;
     let address = addresses(&[(&probs, 4), (&draws, 4)]);
-    let blueprint = Blueprint { team, lanes, helpers: helpers(team.units) };
+    let blueprint = Blueprint { team, lanes, helpers: helpers(team.units, 2 * SUMS) };
     // SAFETY: a unit beyond the last draw stops. The rows that the draws name are below that of probs and of the filters:
     // their caller checked it. A vector read is below the vectors of a row; what is in shared memory has a place for each
     // unit, or helper, of each row of the cube.

@@ -1,7 +1,8 @@
 //! Softmax and sampling, beside the same arithmetic on the host.
 
 use burn_flashinfer_kernels::sampling::{
-    DRAW_WORDS, SampleLogits, SampleProbs, Softmax, sample_logits, sample_probs, softmax,
+    DRAW_WORDS, KeepLikely, Limit, Output, SampleLogits, SampleProbs, Softmax, keep_likely, sample_logits,
+    sample_probs, softmax,
 };
 use cubecl::{client::Client, prelude::TensorBinding, server::Handle};
 
@@ -234,5 +235,69 @@ fn softmax_sums_to_one() {
             .collect();
         let baseline: Vec<f64> = wanted.iter().map(|&p| Type::F32.round(p)).collect();
         assert_close(&format!("{dtype:?} {vocab}"), &probs.read(&client), &wanted, &baseline);
+    }
+}
+
+/// The most likely numbers stay, whatever their type, by count and by mass; equals count as one.
+#[test]
+fn the_likely_are_kept() {
+    let client = client();
+    let mut random = Random::new(25);
+    for (dtype, vocab) in TYPES.into_iter().flat_map(|t| [(t, 1), (t, 111), (t, 4096)]) {
+        let rows = 5;
+        let top_k = [1, 3, 40, 0, 5000];
+        let logits = random.floats(rows * vocab, dtype, 8.0);
+        let y = Device::poisoned(&client, dtype, &[rows, vocab]);
+        let keep = KeepLikely {
+            x: Device::strided(&client, dtype, &logits, &[rows, vocab], &[vocab + 8, 1]).binding(),
+            by: Limit::TopK(ints(&client, &top_k)),
+            y: y.binding(),
+            output: Output::Masked,
+        };
+        keep_likely(&client, keep, dtype.elem()).expect("launches");
+        let got = y.read(&client);
+        for (at, (&x, &got)) in logits.iter().zip(&got).enumerate() {
+            let row = &logits[at / vocab * vocab..][..vocab];
+            let larger = row.iter().filter(|other| **other > x).count();
+            let counts = larger < top_k[at / vocab].max(1) as usize;
+            assert_eq!(got, if counts { x } else { f64::NEG_INFINITY }, "{dtype:?} {vocab}: {at}");
+        }
+    }
+    for vocab in [1, 111, 1000, 4096] {
+        let rows = 4;
+        let top_p = [0.0, 0.3, 0.9, 1.0];
+        let probs: Vec<f64> = (0..rows).flat_map(|_| row(vocab, &mut random)).collect();
+        for by_count in [false, true] {
+            let y = Device::poisoned(&client, Type::F32, &[rows, vocab]);
+            let top_k = [1, 2, 30, 700];
+            let keep = KeepLikely {
+                x: Device::new(&client, Type::F32, &probs, &[rows, vocab]).binding(),
+                by: if by_count {
+                    Limit::TopK(ints(&client, &top_k))
+                } else {
+                    Limit::TopP(Device::new(&client, Type::F32, &top_p, &[rows]).binding())
+                },
+                y: y.binding(),
+                output: Output::Renormalised,
+            };
+            keep_likely(&client, keep, Type::F32.elem()).expect("launches");
+            let mut wanted = vec![];
+            for (at, probs) in probs.chunks_exact(vocab).enumerate() {
+                let p = Type::F32.round(top_p[at]);
+                let counts = |p_j: f64| {
+                    let larger: Vec<f64> = probs.iter().copied().filter(|p| *p > p_j).collect();
+                    let above: u64 = larger.iter().map(|&p| mass(p)).sum();
+                    let likely = larger.is_empty() || p >= 1.0 || above < mass(p);
+                    p_j > 0.0 && if by_count { larger.len() < top_k[at] as usize } else { likely }
+                };
+                let kept: Vec<f64> = probs.iter().map(|&p| if counts(p) { p } else { 0.0 }).collect();
+                let sum: f64 = kept.iter().sum();
+                wanted.extend(kept.iter().map(|p| p / sum));
+            }
+            let got = y.read(&client);
+            assert!(got.iter().zip(&wanted).all(|(got, wanted)| (*got > 0.0) == (*wanted > 0.0)));
+            let baseline: Vec<f64> = wanted.iter().map(|&p| Type::F32.round(p)).collect();
+            assert_close(&format!("{vocab} by count {by_count}"), &got, &wanted, &baseline);
+        }
     }
 }

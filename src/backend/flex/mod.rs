@@ -4,6 +4,7 @@ mod activation;
 mod attention;
 mod float;
 mod gumbel;
+mod likely;
 mod matmul;
 mod norm;
 mod rows;
@@ -20,8 +21,8 @@ use burn::tensor::{DType, bf16, f16};
 use burn_flex::FlexTensor;
 
 use crate::extension::{
-    Activation, Attended, AttentionParams, Batch, FlashInferBackend, MaybeFloats, MaybeInts, RmsNormStyle,
-    RopeStyle,
+    Activation, Attended, AttentionParams, Batch, FlashInferBackend, Limit, MaybeFloats, MaybeInts,
+    RmsNormStyle, RopeStyle,
 };
 use crate::options::KvLayout;
 
@@ -124,6 +125,19 @@ impl FlashInferBackend for Flex {
         temperature: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         by_dtype!(logits.dtype(), sampling::softmax(logits, temperature))
+    }
+
+    fn renorm_probs(probs: FloatTensor<Self>, by: Limit<Self>) -> FloatTensor<Self> {
+        let by = match by {
+            Limit::TopK(top_k) => likely::Limit::TopK(view::indices(top_k).storage().to_vec()),
+            Limit::TopP(top_p) => likely::Limit::TopP(widened(top_p)),
+        };
+        likely::renorm_probs(probs, &by)
+    }
+
+    fn top_k_mask_logits(logits: FloatTensor<Self>, top_k: IntTensor<Self>) -> FloatTensor<Self> {
+        let top_k = view::indices(top_k);
+        by_dtype!(logits.dtype(), likely::top_k_mask_logits(logits, top_k.storage()))
     }
 
     fn sample_logits(

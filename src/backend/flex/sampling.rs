@@ -180,7 +180,7 @@ fn find(probs: &[f32], low: f32, target: u64) -> Option<(usize, f32)> {
 }
 
 /// A probability as a multiple of 2^-40, rounded down, but at least 1 if it is positive; above 2 it counts as 2.
-fn mass(p: f32) -> u64 {
+pub(super) fn mass(p: f32) -> u64 {
     if p > 0.0 { ((p.min(2.0) * (1_u64 << 40) as f32) as u64).max(1) } else { 0 }
 }
 

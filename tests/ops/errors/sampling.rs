@@ -2,8 +2,10 @@
 
 use burn::tensor::{DType, Device, Int, Tensor};
 use burn_flashinfer::sampling::{
-    DrawKey, Draws, min_p_sampling_from_probs, sampling_from_logits, sampling_from_probs, softmax,
-    top_k_sampling_from_probs, top_p_sampling_from_probs,
+    DrawKey, Draws, FilterOrder, min_p_sampling_from_probs, sampling_from_logits, sampling_from_probs,
+    softmax, top_k_mask_logits, top_k_renorm_probs, top_k_sampling_from_probs,
+    top_k_top_p_sampling_from_logits, top_k_top_p_sampling_from_probs, top_p_renorm_probs,
+    top_p_sampling_from_probs,
 };
 
 use super::{elsewhere, f64s, foreign, halves, zeros};
@@ -87,6 +89,59 @@ fn shapes() {
     }
 }
 
+const ORDERS: [FilterOrder; 2] = [FilterOrder::TopKFirst, FilterOrder::Joint];
+
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
+#[test]
+fn the_most_likely() {
+    for target in devices() {
+        let device = &target.device;
+        let draws = Draws::new(1, 0, 2, device).expect("rows fit");
+        let (z, z1, short) = (|| zeros([2, 8], device), || zeros([2], device), || zeros([1], device));
+        let (h, h1, k2) = (|| halves([2, 8], device), || halves([2], device), || k(2, device));
+        let each = |op: &str, argument: &str| {
+            format!("{op}: `{argument}` has shape [1], expected [2], one for each row")
+        };
+        refused(top_k_mask_logits(z(), k(1, device)), each("top_k_mask_logits", "top_k"));
+        refused(top_k_renorm_probs(z(), k(1, device)), each("top_k_renorm_probs", "top_k"));
+        refused(top_p_renorm_probs(z(), short()), each("top_p_renorm_probs", "top_p"));
+        let f32s = |op: &str, argument: &str| format!("{op}: `{argument}` is of type F16, expected F32");
+        refused(top_k_renorm_probs(h(), k2()), f32s("top_k_renorm_probs", "probs"));
+        refused(top_p_renorm_probs(h(), z1()), f32s("top_p_renorm_probs", "probs"));
+        refused(top_p_renorm_probs(z(), h1()), f32s("top_p_renorm_probs", "top_p"));
+        for order in ORDERS {
+            let op = "top_k_top_p_sampling_from_probs";
+            let run =
+                |probs, top_k, top_p| top_k_top_p_sampling_from_probs(probs, top_k, top_p, order, &draws);
+            refused(run(h(), k2(), z1()), f32s(op, "probs"));
+            refused(run(z(), k(1, device), z1()), each(op, "top_k"));
+            refused(run(z(), k2(), short()), each(op, "top_p"));
+            refused(run(z(), k2(), h1()), f32s(op, "top_p"));
+            let op = "top_k_top_p_sampling_from_logits";
+            let run = |logits, t, top_k, top_p| {
+                top_k_top_p_sampling_from_logits(logits, t, top_k, top_p, order, &draws)
+            };
+            refused(run(h(), Some(short()), k2(), z1()), each(op, "temperature"));
+            refused(run(h(), None, k(1, device), z1()), each(op, "top_k"));
+            refused(run(h(), None, k2(), h1()), f32s(op, "top_p"));
+            let empty = format!("{op}: `logits` has shape [2, 0], expected from 1 to i32::MAX tokens");
+            refused(run(zeros([2, 0], device), None, k2(), z1()), empty);
+        }
+        let empty = || zeros([2, 0], device);
+        let message = |op: &str, argument: &str| {
+            format!("{op}: `{argument}` has shape [2, 0], expected from 1 to i32::MAX tokens")
+        };
+        refused(top_k_mask_logits(empty(), k2()), message("top_k_mask_logits", "logits"));
+        refused(top_k_renorm_probs(empty(), k2()), message("top_k_renorm_probs", "probs"));
+        refused(top_p_renorm_probs(empty(), z1()), message("top_p_renorm_probs", "probs"));
+        let Some(other) = foreign(&target) else { continue };
+        let elsewhere = |op: &str, argument: &str| elsewhere(op, argument, &other, device);
+        refused(top_k_mask_logits(z(), k(2, &other)), elsewhere("top_k_mask_logits", "top_k"));
+        refused(top_k_renorm_probs(z(), k(2, &other)), elsewhere("top_k_renorm_probs", "top_k"));
+        refused(top_p_renorm_probs(z(), zeros([2], &other)), elsewhere("top_p_renorm_probs", "top_p"));
+    }
+}
+
 #[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn draws() {
@@ -149,6 +204,22 @@ fn gradients() {
         refused(sampling_from_logits(g(), None, &draws), message("sampling_from_logits", "logits"));
         refused(sampling_from_probs(g(), &draws), message("sampling_from_probs", "probs"));
         refused(top_p_sampling_from_probs(z(), g1(), &draws), message("top_p_sampling_from_probs", "top_p"));
+        refused(top_k_mask_logits(g(), k(2, device)), message("top_k_mask_logits", "logits"));
+        refused(top_k_renorm_probs(g(), k(2, device)), message("top_k_renorm_probs", "probs"));
+        refused(top_p_renorm_probs(z(), g1()), message("top_p_renorm_probs", "top_p"));
+        for order in ORDERS {
+            let (k, p) = (|| k(2, device), || Tensor::<1>::ones([2], device));
+            refused(
+                top_k_top_p_sampling_from_logits(g(), None, k(), p(), order, &draws),
+                message("top_k_top_p_sampling_from_logits", "logits"),
+            );
+            refused(
+                top_k_top_p_sampling_from_probs(z(), k(), g1(), order, &draws),
+                message("top_k_top_p_sampling_from_probs", "top_p"),
+            );
+            top_k_top_p_sampling_from_probs(z(), k(), p(), order, &draws).expect("it fits");
+        }
+        assert!(top_k_mask_logits(z(), k(2, device)).expect("it fits").device().is_autodiff());
         // Without one they run as on the device inside.
         let plain = &target.device;
         let inside = Draws::new(1, 0, 2, plain).expect("rows fit");

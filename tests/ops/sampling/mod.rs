@@ -1,5 +1,6 @@
 //! Softmax and sampling: which tokens can be drawn, how often they are, and that a draw depends on nothing but itself.
 
+mod likely;
 mod softmax;
 mod tokens;
 
