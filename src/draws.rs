@@ -46,6 +46,8 @@ pub struct Draws {
     len: usize,
     /// One past the largest row.
     rows: usize,
+    /// Whether draw `i` is from row `i`.
+    in_order: bool,
     /// `len · DRAW_WORDS` words, or nothing of use if there is no draw.
     pub(crate) tensor: Tensor<1, Int>,
 }
@@ -76,7 +78,8 @@ impl Draws {
             words.extend([seed[0], seed[1], key.stream as i32, offset[0], offset[1], row]);
         }
         let rows = keys.iter().map(|key| key.row + 1).max().unwrap_or(0);
-        Ok(Self { len: keys.len(), rows, tensor: upload(words, device) })
+        let in_order = keys.iter().enumerate().all(|(at, key)| key.row == at);
+        Ok(Self { len: keys.len(), rows, in_order, tensor: upload(words, device) })
     }
 
     /// How many tokens are drawn.
@@ -92,6 +95,11 @@ impl Draws {
     /// `[len, DRAW_WORDS]`.
     pub(crate) fn words(&self) -> Tensor<2, Int> {
         self.tensor.clone().reshape([self.len, DRAW_WORDS])
+    }
+
+    /// Whether there is one from each of `rows` rows, in order.
+    pub(crate) fn are_of(&self, rows: usize) -> bool {
+        self.in_order && self.len == rows
     }
 
     /// Refuses draws from rows that are not there.

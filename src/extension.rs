@@ -243,6 +243,18 @@ pub trait FlashInferBackend: Backend {
         temperature: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
+    /// `logits` `[rows, vocab]`, less likely where a token is in `prompt` or `output`, which have the number of each (`i32`,
+    /// as `logits`), by three penalties `[rows]` (f32). In place when the logits have no other owner.
+    #[fusion(meta = |logits, _, _, _, _, _| logits.clone())]
+    fn apply_penalties(
+        logits: FloatTensor<Self>,
+        prompt: IntTensor<Self>,
+        output: IntTensor<Self>,
+        repetition: FloatTensor<Self>,
+        frequency: FloatTensor<Self>,
+        presence: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
     /// `probs` `[rows, vocab]` (f32) of what counts, divided by their sum, and 0 for the others.
     #[fusion(meta = |probs, _| probs.clone())]
     fn renorm_probs(probs: FloatTensor<Self>, #[extension_type] by: Limit<Self>) -> FloatTensor<Self>;
@@ -257,6 +269,17 @@ pub trait FlashInferBackend: Backend {
     fn sample_logits(
         logits: FloatTensor<Self>,
         temperature: FloatTensor<Self>,
+        draws: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>);
+
+    /// Of drafts `draft_ids` `[requests, drafted]` with `draft_probs` `[requests, drafted, vocab]` (f32), judged by
+    /// `target_probs` `[requests, drafted + 1, vocab]` (f32): the tokens `[requests, drafted + 1]`, and `[requests, 3]`: how
+    /// many are accepted each by itself, how many before the first that is not, and whether there is one after these.
+    #[fusion(meta = |_, draft_ids, _, _| fused::speculation(draft_ids))]
+    fn chain_speculative_sampling(
+        draft_probs: FloatTensor<Self>,
+        draft_ids: IntTensor<Self>,
+        target_probs: FloatTensor<Self>,
         draws: IntTensor<Self>,
     ) -> (IntTensor<Self>, IntTensor<Self>);
 
@@ -293,6 +316,13 @@ mod fused {
     pub(super) fn samples(draws: &TensorSpec) -> (TensorSpec, TensorSpec) {
         let one = TensorSpec::new([draws.shape[0]].into(), DType::I32);
         (one.clone(), one)
+    }
+
+    /// Tokens, and counts.
+    pub(super) fn speculation(draft_ids: &TensorSpec) -> (TensorSpec, TensorSpec) {
+        let [requests, drafted] = [draft_ids.shape[0], draft_ids.shape[1]];
+        let ids = TensorSpec::new([requests, drafted + 1].into(), DType::I32);
+        (ids, TensorSpec::new([requests, 3].into(), DType::I32))
     }
 
     pub(super) fn attended(

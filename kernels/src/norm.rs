@@ -189,7 +189,7 @@ pub fn launch(client: &Client, norm: Norm, dtype: ElemType, weight_dtype: ElemTy
 
     let narrowest = if dtype.size() >= weight_dtype.size() { dtype } else { weight_dtype };
     let lanes = vector(client, narrowest, &[width], alignment(&x));
-    let (team, count, dim) = Team::of(KERNEL, client, row_count, width / lanes)?;
+    let (team, count, dim) = Team::of(KERNEL, client, row_count, width / lanes, 256)?;
     // All that is contiguous is as large as `y`, `x` with its gaps may be larger, and repeated rows smaller.
     let dense = y.as_ref().unwrap_or(&x);
     let address = addresses(&[(&x, dtype.size()), (dense, dtype.size()), (&weight, weight_dtype.size())]);

@@ -16,12 +16,13 @@ pub(crate) struct Team {
 }
 
 impl Team {
-    /// The team for `rows` rows of `vectors` vectors, and the launch that has it.
+    /// The team for `rows` rows of `vectors` vectors, of at most `most` units, and the launch that has it.
     pub(crate) fn of(
         kernel: &'static str,
         client: &Client,
         rows: usize,
         vectors: usize,
+        most: u32,
     ) -> Result<(Self, CubeCount, CubeDim)> {
         let device = DeviceProfile::of(client);
         let (units, cube_rows) = match device.cpu_cores {
@@ -29,7 +30,7 @@ impl Team {
             Some(cores) => (1, cores),
             None => {
                 let units =
-                    u32::try_from(vectors).unwrap_or(u32::MAX).min(256).next_multiple_of(device.plane);
+                    u32::try_from(vectors).unwrap_or(u32::MAX).min(most).next_multiple_of(device.plane);
                 (units.min(device.max_units), 1)
             }
         };

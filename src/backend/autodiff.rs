@@ -131,6 +131,19 @@ impl<B: FlashInferBackend, C: CheckpointStrategy> FlashInferBackend for Autodiff
         Self::from_inner(B::softmax_with_temperature(Self::inner(logits), Self::inner(temperature)))
     }
 
+    fn apply_penalties(
+        logits: FloatTensor<Self>,
+        prompt: IntTensor<Self>,
+        output: IntTensor<Self>,
+        repetition: FloatTensor<Self>,
+        frequency: FloatTensor<Self>,
+        presence: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let [repetition, frequency, presence] = [repetition, frequency, presence].map(Self::inner);
+        let logits = Self::inner(logits);
+        Self::from_inner(B::apply_penalties(logits, prompt, output, repetition, frequency, presence))
+    }
+
     fn renorm_probs(probs: FloatTensor<Self>, by: Limit<Self>) -> FloatTensor<Self> {
         let by = match by {
             Limit::TopK(top_k) => Limit::TopK(top_k),
@@ -149,6 +162,16 @@ impl<B: FlashInferBackend, C: CheckpointStrategy> FlashInferBackend for Autodiff
         draws: IntTensor<Self>,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
         B::sample_logits(Self::inner(logits), Self::inner(temperature), draws)
+    }
+
+    fn chain_speculative_sampling(
+        draft_probs: FloatTensor<Self>,
+        draft_ids: IntTensor<Self>,
+        target_probs: FloatTensor<Self>,
+        draws: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        let (draft_probs, target_probs) = (Self::inner(draft_probs), Self::inner(target_probs));
+        B::chain_speculative_sampling(draft_probs, draft_ids, target_probs, draws)
     }
 
     fn sample_probs(

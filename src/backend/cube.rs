@@ -28,7 +28,9 @@ use burn_flashinfer_kernels::{
     merge::{self, Merge},
     norm::{self, Add, Norm, Scaling},
     rope::{self, Rope},
-    sampling::{self, KeepLikely, Output, SampleLogits, SampleProbs, Softmax},
+    sampling::{
+        self, Assemble, KeepLikely, Output, Penalties, SampleLogits, SampleProbs, Softmax, Speculative,
+    },
 };
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::{launch::launch_ref, multi_level};
@@ -196,15 +198,6 @@ impl FlashInferBackend for CubeBackend {
         style: RmsNormStyle,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let (x, residual) = (in_rows(x), into_contiguous(residual));
-        // An output that replaces no input.
-        let fresh = |input: &CubeTensor| {
-            // CubeCL's CPU runtime fails to read an empty tensor that was uploaded.
-            let in_place = input.meta.num_elements() > 0
-                && input.is_contiguous()
-                && input.can_mut()
-                && input.is_nonoverlapping();
-            (!in_place).then(|| empty_like(input, input.meta.shape().clone(), input.dtype))
-        };
         let (y, sum) = (fresh(&x), fresh(&residual));
         let results =
             (y.clone().unwrap_or_else(|| x.clone()), sum.clone().unwrap_or_else(|| residual.clone()));
@@ -269,6 +262,34 @@ impl FlashInferBackend for CubeBackend {
         probs
     }
 
+    fn apply_penalties(
+        logits: FloatTensor<Self>,
+        prompt: IntTensor<Self>,
+        output: IntTensor<Self>,
+        repetition: FloatTensor<Self>,
+        frequency: FloatTensor<Self>,
+        presence: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let logits = in_rows(logits);
+        let y = fresh(&logits);
+        let result = y.clone().unwrap_or_else(|| logits.clone());
+        if result.meta.num_elements() > 0 {
+            let (client, dtype) = (logits.client.clone(), dtype_to_storage_type(logits.dtype));
+            let floats = |floats| into_contiguous(floats).binding();
+            let penalties = Penalties {
+                logits: logits.binding(),
+                prompt: index(prompt),
+                output: index(output),
+                repetition: floats(repetition),
+                frequency: floats(frequency),
+                presence: floats(presence),
+                y: y.map(CubeTensor::binding),
+            };
+            launched(sampling::apply_penalties(&client, penalties, dtype));
+        }
+        result
+    }
+
     fn renorm_probs(probs: FloatTensor<Self>, by: Limit<Self>) -> FloatTensor<Self> {
         let by = match by {
             Limit::TopK(top_k) => sampling::Limit::TopK(index(top_k)),
@@ -297,6 +318,41 @@ impl FlashInferBackend for CubeBackend {
         };
         launched(sampling::sample_logits(&client, sample, dtype));
         (samples, valid)
+    }
+
+    fn chain_speculative_sampling(
+        draft_probs: FloatTensor<Self>,
+        draft_ids: IntTensor<Self>,
+        target_probs: FloatTensor<Self>,
+        draws: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        let [requests, drafted] = [draft_ids.meta.shape()[0], draft_ids.meta.shape()[1]];
+        let vocab = draft_probs.meta.shape()[2];
+        let ints = |shape: [usize; 2]| empty_like(&draft_ids, shape.into(), DType::I32);
+        let (ids, counts) = (ints([requests, drafted + 1]), ints([requests, sampling::COUNTS]));
+        let rest = empty_like(&draft_probs, [requests, vocab].into(), DType::F32);
+        let client = draft_probs.client.clone();
+        let (draft_ids, draws) = (into_contiguous(draft_ids), into_contiguous(draws));
+        let judge = Speculative {
+            draft_probs: into_contiguous(draft_probs).binding(),
+            draft_ids: draft_ids.clone().binding(),
+            target_probs: into_contiguous(target_probs).binding(),
+            draws: draws.clone().binding(),
+            counts: counts.clone().binding(),
+            rest: rest.clone().binding(),
+        };
+        launched(sampling::judge(&client, judge));
+        let (samples, valid) =
+            Self::sample_probs(rest, MaybeInts::None, MaybeFloats::None, MaybeFloats::None, draws);
+        let assemble = Assemble {
+            draft_ids: draft_ids.binding(),
+            samples: samples.binding(),
+            valid: valid.binding(),
+            counts: counts.clone().binding(),
+            ids: ids.clone().binding(),
+        };
+        launched(sampling::assemble(&client, assemble));
+        (ids, counts)
     }
 
     fn sample_probs(
@@ -338,6 +394,16 @@ impl FlashInferBackend for CubeBackend {
         matmul(x.clone(), weight.clone(), None, MatmulStrategy::default(), x.dtype)
             .unwrap_or_else(|_| naive_matmul(x, weight, [rows, columns]))
     }
+}
+
+/// Where to write what is made of `input`, unless that may be `input` itself.
+fn fresh(input: &CubeTensor) -> Option<CubeTensor> {
+    // CubeCL's CPU runtime fails to read an empty tensor that was uploaded.
+    let in_place = input.meta.num_elements() > 0
+        && input.is_contiguous()
+        && input.can_mut()
+        && input.is_nonoverlapping();
+    (!in_place).then(|| empty_like(input, input.meta.shape().clone(), input.dtype))
 }
 
 /// What a root mean square is scaled with, and the type of it.

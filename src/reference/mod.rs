@@ -33,7 +33,10 @@ use crate::error::{Error, Result};
 use crate::extension::RopeStyle;
 use crate::options::{AttentionOptions, KvLayout};
 
-pub use sampling::{Filter, distribution, renormalised, softmax, top_k_mask_logits};
+pub use sampling::{
+    Chain, Filter, apply_penalties, chain_speculative_sampling, distribution, renormalised, softmax,
+    top_k_mask_logits,
+};
 
 pub use rows::{
     fused_add_rms_norm, gelu_and_mul, gelu_tanh_and_mul, gemma_fused_add_rms_norm, gemma_rms_norm,

@@ -101,6 +101,77 @@ pub fn top_k_mask_logits(logits: &[f64], top_k: i64) -> Vec<f64> {
     logits.iter().map(|&x| if x < least { f64::NEG_INFINITY } else { x }).collect()
 }
 
+/// [`apply_penalties`](crate::sampling::apply_penalties) of one row: `prompt` and `output` say how often each token is
+/// there.
+///
+/// # Errors
+///
+/// If there is not one count for each logit.
+pub fn apply_penalties(
+    logits: &[f64],
+    prompt: &[i64],
+    output: &[i64],
+    [repetition, frequency, presence]: [f64; 3],
+) -> Result<Vec<f64>> {
+    const OP: &str = "reference::apply_penalties";
+    check_len(OP, "prompt", prompt.len(), &[logits.len()])?;
+    check_len(OP, "output", output.len(), &[logits.len()])?;
+    let penalised = logits.iter().zip(prompt.iter().zip(output)).map(|(&x, (&prompt, &output))| {
+        let x = match x {
+            _ if prompt <= 0 && output <= 0 => x,
+            x if x > 0.0 => x / repetition,
+            x => x * repetition,
+        };
+        if output > 0 { x - frequency * output as f64 - presence } else { x }
+    });
+    Ok(penalised.collect())
+}
+
+/// What [`chain_speculative_sampling`](crate::sampling::chain_speculative_sampling) does with one draft.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Chain {
+    /// With which probability each drafted token is accepted: `min(q / p, 1)`.
+    pub accepted: Vec<f64>,
+    /// With which probabilities the token is drawn that comes after `i` drafted ones: over their sum `max(q - p, 0)`, and
+    /// after the last `q`. `None` if there is none above 0, or a NaN.
+    pub next: Vec<Option<Vec<f64>>>,
+}
+
+/// [`chain_speculative_sampling`](crate::sampling::chain_speculative_sampling) of one request: `draft_probs`
+/// `[drafted, vocab]`, `target_probs` `[drafted + 1, vocab]`.
+///
+/// # Errors
+///
+/// If `vocab` is 0, or the lengths do not fit each other.
+pub fn chain_speculative_sampling(
+    draft_probs: &[f32],
+    draft_ids: &[i64],
+    target_probs: &[f32],
+    vocab: usize,
+) -> Result<Chain> {
+    const OP: &str = "reference::chain_speculative_sampling";
+    let drafted = draft_ids.len();
+    check_matrix(OP, "draft_probs", draft_probs.len(), drafted, vocab)?;
+    check_matrix(OP, "target_probs", target_probs.len(), drafted + 1, vocab)?;
+    let row = |probs: &[f32], i: usize| probs[i * vocab..(i + 1) * vocab].to_vec();
+    let accepted = draft_ids.iter().enumerate().map(|(i, &id)| {
+        let token = usize::try_from(id).ok().filter(|&id| id < vocab);
+        let Some(id) = token else { return 0.0 };
+        let (p, q) = (f64::from(draft_probs[i * vocab + id]), f64::from(target_probs[i * vocab + id]));
+        if q > 0.0 { (q / p).min(1.0) } else { 0.0 }
+    });
+    let next = (0..=drafted).map(|i| {
+        let q = row(target_probs, i);
+        if i == drafted {
+            return distribution(&q, &Filter::default());
+        }
+        let p = row(draft_probs, i);
+        let excess: Vec<f32> = q.iter().zip(&p).map(|(q, p)| if q - p < 0.0 { 0.0 } else { q - p }).collect();
+        distribution(&excess, &Filter::default())
+    });
+    Ok(Chain { accepted: accepted.collect(), next: next.collect() })
+}
+
 /// A probability as a multiple of 2⁻⁴⁰.
 fn mass(p: f32) -> f64 {
     if p > 0.0 { (f64::from(p.min(2.0)) * 40.0_f64.exp2()).floor().max(1.0) } else { 0.0 }

@@ -284,7 +284,7 @@ pub fn launch(client: &Client, keep: KeepLikely, dtype: ElemType) -> Result<()> 
     }
 
     let lanes = vector(client, dtype, &[vocab], alignment(&x));
-    let (team, cubes, dim) = Team::of(KERNEL, client, row_count, vocab / lanes)?;
+    let (team, cubes, dim) = Team::of(KERNEL, client, row_count, vocab / lanes, 256)?;
     let address = addresses(&[(&x, dtype.size()), (&y, dtype.size())]);
     let blueprint = Blueprint { team, lanes, helpers: helpers(team.units, PIVOTS), by_count, output };
     let limit = limit.into_buffer_arg();

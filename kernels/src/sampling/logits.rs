@@ -138,7 +138,7 @@ pub fn launch(client: &Client, sample: SampleLogits, dtype: ElemType) -> Result<
     }
 
     let lanes = vector(client, dtype, &[vocab], alignment(&logits));
-    let (team, cubes, dim) = Team::of(KERNEL, client, count, vocab / lanes)?;
+    let (team, cubes, dim) = Team::of(KERNEL, client, count, vocab / lanes, 512)?;
     let address = addresses(&[(&logits, dtype.size()), (&draws, 4)]);
     // SAFETY: a unit beyond the last draw stops. The rows that the draws name are below those of logits and temperature:
     // their caller checked it. A vector read is below the vectors of a row; shared memory has a place for each unit.

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use crate::team::meet;
 
 /// Segments of a row whose sums are kept, so that a token is looked for in one of them and not in all.
-pub(crate) const SEGMENTS: usize = 8;
+pub(crate) const SEGMENTS: usize = 4;
 /// Sums of a row for one pivot: the masses of its segments, then a count.
 pub(crate) const SUMS: usize = SEGMENTS + 1;
 
@@ -42,8 +42,21 @@ pub(crate) struct Place {
     pub sums: usize,
 }
 
+/// What a pass over a row looks for besides the mass above a pivot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Pass {
+    /// The largest probability, and NaN.
+    First,
+    /// Nothing.
+    Low,
+    /// The mass above another pivot.
+    Both,
+    /// The mass above another pivot, and how many are above each.
+    Counted,
+}
+
 /// Writes the masses of what is above each of two pivots, by segment, and how many these are: each unit its part.
-/// `parts` is `[2, SUMS, units]` for each row.
+/// `parts` is `[2, SUMS, units]` for each row; what the pass does not look for is written as 0.
 #[allow(clippy::too_many_arguments, reason = "a row, two pivots, and the shared memory")]
 #[cube]
 pub(crate) fn sum_above<N: Size>(
@@ -56,11 +69,12 @@ pub(crate) fn sum_above<N: Size>(
     unit: usize,
     #[comptime] units: usize,
     #[comptime] lanes: usize,
+    #[comptime] pass: Pass,
 ) -> Found {
     let mut highest = 0.0f32;
     let mut nans = 0u32;
-    let mut low_count = 0u64;
-    let mut high_count = 0u64;
+    let mut low_count = 0u32;
+    let mut high_count = 0u32;
     for s in 0..SEGMENTS {
         let end = min((s + 1) * row.segment, row.vectors);
         let mut low_mass = 0u64;
@@ -73,19 +87,25 @@ pub(crate) fn sum_above<N: Size>(
                 let p = vector.extract(lane);
                 let m = mass(p);
                 low_mass += select(p > low, m, 0u64);
-                high_mass += select(p > high, m, 0u64);
-                low_count += select(p > low, 1u64, 0u64);
-                high_count += select(p > high, 1u64, 0u64);
-                highest = select(p > highest, p, highest);
-                nans += select(p.is_nan(), 1u32, 0u32);
+                if comptime!(pass == Pass::First) {
+                    highest = select(p > highest, p, highest);
+                    nans += select(p.is_nan(), 1u32, 0u32);
+                }
+                if comptime!(pass == Pass::Both || pass == Pass::Counted) {
+                    high_mass += select(p > high, m, 0u64);
+                }
+                if comptime!(pass == Pass::Counted) {
+                    low_count += select(p > low, 1u32, 0u32);
+                    high_count += select(p > high, 1u32, 0u32);
+                }
             }
             i += units;
         }
         parts[place.parts + s * units + unit] = low_mass;
         parts[place.parts + (SUMS + s) * units + unit] = high_mass;
     }
-    parts[place.parts + SEGMENTS * units + unit] = low_count;
-    parts[place.parts + (SUMS + SEGMENTS) * units + unit] = high_count;
+    parts[place.parts + SEGMENTS * units + unit] = u64::cast_from(low_count);
+    parts[place.parts + (SUMS + SEGMENTS) * units + unit] = u64::cast_from(high_count);
     Found { highest, nans }
 }
 

@@ -8,11 +8,15 @@ mod draw;
 mod likely;
 mod logits;
 mod mass;
+mod penalties;
 mod probs;
 mod softmax;
+mod speculative;
 
 pub use draw::DRAW_WORDS;
 pub use likely::{KeepLikely, Limit, Output, launch as keep_likely};
 pub use logits::{SampleLogits, launch as sample_logits};
+pub use penalties::{Penalties, launch as apply_penalties};
 pub use probs::{SampleProbs, launch as sample_probs};
 pub use softmax::{Softmax, launch as softmax};
+pub use speculative::{Assemble, COUNTS, Speculative, launch as judge, launch_assemble as assemble};

@@ -21,7 +21,8 @@ use cubecl::{
 };
 
 use super::draw::{DRAW_WORDS, below, draw_of, philox};
-use super::mass::{Place, Row, SEGMENTS, SUMS, find, fold, helpers, mass, mass_of, sum_above, sum_of};
+use super::mass::{Pass, Place, Row, SEGMENTS, SUMS, find, fold, helpers, mass, mass_of, sum_above, sum_of};
+use crate::DeviceProfile;
 use crate::team::{Team, highest, total};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
@@ -33,6 +34,8 @@ struct Blueprint {
     lanes: usize,
     /// Units that add up one sum.
     helpers: usize,
+    /// The pass that judges a token.
+    judging: Pass,
 }
 
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
@@ -49,7 +52,7 @@ fn sample_probs<N: Size>(
     #[comptime] blueprint: Blueprint,
 ) {
     let (rows, units) = comptime!((blueprint.team.rows, blueprint.team.units));
-    let (helpers, lanes) = comptime!((blueprint.helpers, blueprint.lanes));
+    let (helpers, lanes, judging) = comptime!((blueprint.helpers, blueprint.lanes, blueprint.judging));
     let unit = UNIT_POS as usize % units;
     let part = UNIT_POS as usize / units;
     let at = CUBE_POS * rows + part;
@@ -65,7 +68,8 @@ fn sample_probs<N: Size>(
     let mut runs = Shared::<[u64]>::new_slice(units);
     let place = Place { parts: part * 2 * SUMS * units, sums: part * 2 * SUMS * helpers };
 
-    let found = sum_above::<N>(probs, &row, 0.0f32, 2.0f32, &mut parts, &place, unit, units, lanes);
+    let found =
+        sum_above::<N>(probs, &row, 0.0f32, 2.0f32, &mut parts, &place, unit, units, lanes, Pass::First);
     fold(&parts, &mut sums, &place, unit, units, helpers, 2 * SUMS);
     let largest = highest(found.highest, unit, units);
     let nans = total(f32::cast_from(found.nans), unit, units);
@@ -103,7 +107,7 @@ fn sample_probs<N: Size>(
             if threshold > 0.0f32 {
                 // The next number below.
                 low = f32::reinterpret(u32::reinterpret(threshold) - 1u32);
-                sum_above::<N>(probs, &row, low, 2.0f32, &mut parts, &place, unit, units, lanes);
+                sum_above::<N>(probs, &row, low, 2.0f32, &mut parts, &place, unit, units, lanes, Pass::Low);
                 fold(&parts, &mut sums, &place, unit, units, helpers, 2 * SUMS);
             }
         }
@@ -124,7 +128,7 @@ fn sample_probs<N: Size>(
         searching = filtered;
         if filtered {
             let middle = (token.p + high) * 0.5f32;
-            sum_above::<N>(probs, &row, token.p, middle, &mut parts, &place, unit, units, lanes);
+            sum_above::<N>(probs, &row, token.p, middle, &mut parts, &place, unit, units, lanes, judging);
             fold(&parts, &mut sums, &place, unit, units, helpers, 2 * SUMS);
             let above = mass_of(&sums, &place, 0usize, helpers);
             let above_middle = mass_of(&sums, &place, 1usize, helpers);
@@ -189,9 +193,12 @@ pub fn launch(client: &Client, sample: SampleProbs) -> Result<()> {
 
     let dtype = ElemType::Float(FloatKind::F32);
     let lanes = vector(client, dtype, &[vocab], alignment(&probs));
-    let (team, cubes, dim) = Team::of(KERNEL, client, count, vocab / lanes)?;
+    // 104 bytes of shared memory for each.
+    let most = if DeviceProfile::of(client).shared_memory >= 56 << 10 { 512 } else { 256 };
+    let (team, cubes, dim) = Team::of(KERNEL, client, count, vocab / lanes, most)?;
     let address = addresses(&[(&probs, 4), (&draws, 4)]);
-    let blueprint = Blueprint { team, lanes, helpers: helpers(team.units, 2 * SUMS) };
+    let judging = if top_k.is_some() { Pass::Counted } else { Pass::Both };
+    let blueprint = Blueprint { team, lanes, helpers: helpers(team.units, 2 * SUMS), judging };
     // SAFETY: a unit beyond the last draw stops. The rows that the draws name are below that of probs and of the filters:
     // their caller checked it. A vector read is below the vectors of a row; what is in shared memory has a place for each
     // unit, or helper, of each row of the cube.

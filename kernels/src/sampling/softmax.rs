@@ -117,7 +117,7 @@ pub fn launch(client: &Client, softmax: Softmax, dtype: ElemType) -> Result<()> 
 
     let widest = ElemType::Float(FloatKind::F32);
     let lanes = vector(client, widest, &[vocab], alignment(&logits));
-    let (team, cubes, dim) = Team::of(KERNEL, client, row_count, vocab / lanes)?;
+    let (team, cubes, dim) = Team::of(KERNEL, client, row_count, vocab / lanes, 512)?;
     let address = addresses(&[(&logits, dtype.size()), (&probs, 4)]);
     // SAFETY: a unit beyond the last row stops; a vector is below those of a row, which logits and probs share. Shared
     // memory has a place for each unit.

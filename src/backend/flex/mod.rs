@@ -7,10 +7,12 @@ mod gumbel;
 mod likely;
 mod matmul;
 mod norm;
+mod penalties;
 mod rows;
 mod sampling;
 mod scratch;
 mod simd;
+mod speculative;
 mod view;
 
 use burn::backend::{
@@ -127,6 +129,19 @@ impl FlashInferBackend for Flex {
         by_dtype!(logits.dtype(), sampling::softmax(logits, temperature))
     }
 
+    fn apply_penalties(
+        logits: FloatTensor<Self>,
+        prompt: IntTensor<Self>,
+        output: IntTensor<Self>,
+        repetition: FloatTensor<Self>,
+        frequency: FloatTensor<Self>,
+        presence: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let [repetition, frequency, presence] = [repetition, frequency, presence].map(widened);
+        let by = penalties::Penalties { repetition, frequency, presence };
+        by_dtype!(logits.dtype(), penalties::apply(logits, prompt, output, &by))
+    }
+
     fn renorm_probs(probs: FloatTensor<Self>, by: Limit<Self>) -> FloatTensor<Self> {
         let by = match by {
             Limit::TopK(top_k) => likely::Limit::TopK(view::indices(top_k).storage().to_vec()),
@@ -146,6 +161,15 @@ impl FlashInferBackend for Flex {
         draws: IntTensor<Self>,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
         by_dtype!(logits.dtype(), sampling::sample_logits(logits, temperature, draws))
+    }
+
+    fn chain_speculative_sampling(
+        draft_probs: FloatTensor<Self>,
+        draft_ids: IntTensor<Self>,
+        target_probs: FloatTensor<Self>,
+        draws: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        speculative::chain(draft_probs, draft_ids, target_probs, draws)
     }
 
     fn sample_probs(

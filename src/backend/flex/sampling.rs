@@ -155,6 +155,11 @@ fn sample_row(probs: &[f32], filters: &Filters, draw: &Draw) -> Option<usize> {
     None
 }
 
+/// A token of a row without filters.
+pub(super) fn draw_from(probs: &[f32], draw: &Draw) -> Option<usize> {
+    sample_row(probs, &Filters { top_k: None, top_p: None, min_p: None }, draw)
+}
+
 /// What is above a probability.
 struct Above {
     mass: u64,

@@ -78,7 +78,7 @@ pub(super) fn dense(tensor: FlexTensor) -> FlexTensor {
 }
 
 /// A tensor of these integers.
-pub(super) fn ints(data: Vec<i32>, shape: [usize; 1]) -> FlexTensor {
+pub(super) fn ints<const D: usize>(data: Vec<i32>, shape: [usize; D]) -> FlexTensor {
     FlexTensor::new(burn::tensor::Bytes::from_elems(data), Layout::contiguous(Shape::from(shape)), DType::I32)
 }
 

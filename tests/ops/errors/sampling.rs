@@ -2,10 +2,10 @@
 
 use burn::tensor::{DType, Device, Int, Tensor};
 use burn_flashinfer::sampling::{
-    DrawKey, Draws, FilterOrder, min_p_sampling_from_probs, sampling_from_logits, sampling_from_probs,
-    softmax, top_k_mask_logits, top_k_renorm_probs, top_k_sampling_from_probs,
-    top_k_top_p_sampling_from_logits, top_k_top_p_sampling_from_probs, top_p_renorm_probs,
-    top_p_sampling_from_probs,
+    DrawKey, Draws, FilterOrder, Penalties, apply_penalties, chain_speculative_sampling,
+    min_p_sampling_from_probs, sampling_from_logits, sampling_from_probs, softmax, top_k_mask_logits,
+    top_k_renorm_probs, top_k_sampling_from_probs, top_k_top_p_sampling_from_logits,
+    top_k_top_p_sampling_from_probs, top_p_renorm_probs, top_p_sampling_from_probs,
 };
 
 use super::{elsewhere, f64s, foreign, halves, zeros};
@@ -139,6 +139,114 @@ fn the_most_likely() {
         refused(top_k_mask_logits(z(), k(2, &other)), elsewhere("top_k_mask_logits", "top_k"));
         refused(top_k_renorm_probs(z(), k(2, &other)), elsewhere("top_k_renorm_probs", "top_k"));
         refused(top_p_renorm_probs(z(), zeros([2], &other)), elsewhere("top_p_renorm_probs", "top_p"));
+    }
+}
+
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
+#[test]
+fn penalties() {
+    for target in devices() {
+        let device = &target.device;
+        let counts = |device| Tensor::<2, Int>::zeros([2, 8], (device, DType::I32));
+        let of = |device| Penalties {
+            prompt: counts(device),
+            output: counts(device),
+            repetition: zeros([2], device),
+            frequency: zeros([2], device),
+            presence: zeros([2], device),
+        };
+        let z = || zeros([2, 8], device);
+        let op = "apply_penalties";
+        let short = || zeros([1], device);
+        for (argument, penalties) in [
+            ("repetition", Penalties { repetition: short(), ..of(device) }),
+            ("frequency", Penalties { frequency: short(), ..of(device) }),
+            ("presence", Penalties { presence: short(), ..of(device) }),
+        ] {
+            let message = format!("{op}: `{argument}` has shape [1], expected [2], one for each row");
+            refused(apply_penalties(z(), &penalties), message);
+        }
+        let few = || Tensor::<2, Int>::zeros([2, 7], (device, DType::I32));
+        for (argument, penalties) in [
+            ("prompt", Penalties { prompt: few(), ..of(device) }),
+            ("output", Penalties { output: few(), ..of(device) }),
+        ] {
+            let message = format!("{op}: `{argument}` has shape [2, 7], expected [2, 8], as `logits`");
+            refused(apply_penalties(z(), &penalties), message);
+        }
+        refused(
+            apply_penalties(z(), &Penalties { presence: halves([2], device), ..of(device) }),
+            "apply_penalties: `presence` is of type F16, expected F32",
+        );
+        refused(
+            apply_penalties(zeros([2, 0], device), &of(device)),
+            "apply_penalties: `logits` has shape [2, 0], expected from 1 to i32::MAX tokens",
+        );
+        let Some(other) = foreign(&target) else { continue };
+        let elsewhere = |argument: &str| elsewhere(op, argument, &other, device);
+        let penalties = Penalties { output: counts(&other), ..of(device) };
+        refused(apply_penalties(z(), &penalties), elsewhere("output"));
+        let penalties = Penalties { frequency: zeros([2], &other), ..of(device) };
+        refused(apply_penalties(z(), &penalties), elsewhere("frequency"));
+    }
+}
+
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
+#[test]
+fn speculative() {
+    for target in devices() {
+        let device = &target.device;
+        let op = "chain_speculative_sampling";
+        let run = |draft: [usize; 3], ids: [usize; 2], judge: [usize; 3], draws: &Draws| {
+            let ids = Tensor::<2, Int>::zeros(ids, (device, DType::I32));
+            chain_speculative_sampling(zeros(draft, device), ids, zeros(judge, device), draws)
+        };
+        let draws = Draws::new(1, 0, 2, device).expect("rows fit");
+        for (draft, ids, judge, message) in [
+            ([2, 3, 8], [2, 4], [2, 4, 8], "`draft_ids` has shape [2, 4], expected [2, 3], as `draft_probs`"),
+            (
+                [2, 3, 8],
+                [2, 3],
+                [2, 3, 8],
+                "`target_probs` has shape [2, 3, 8], expected [2, 4, 8], one token more than `draft_probs`",
+            ),
+            (
+                [2, 0, 8],
+                [2, 0],
+                [2, 1, 8],
+                "`draft_probs` has shape [2, 0, 8], expected at least 1 drafted token, and from 1 to 4194304 in the vocabulary",
+            ),
+            (
+                [2, 3, 0],
+                [2, 3],
+                [2, 4, 0],
+                "`draft_probs` has shape [2, 3, 0], expected at least 1 drafted token, and from 1 to 4194304 in the vocabulary",
+            ),
+        ] {
+            refused(run(draft, ids, judge, &draws), format!("{op}: {message}"));
+        }
+        let twice = DrawKey::default();
+        for (draws, count) in
+            [(Draws::new(1, 0, 3, device), 3), (Draws::from_keys(&[twice, twice], device), 2)]
+        {
+            let message =
+                format!("{op}: `draws` is {count} draws, expected one from each of 2 requests, in order");
+            refused(run([2, 3, 8], [2, 3], [2, 4, 8], &draws.expect("rows fit")), message);
+        }
+        let ids = || Tensor::<2, Int>::zeros([2, 3], (device, DType::I32));
+        refused(
+            chain_speculative_sampling(halves([2, 3, 8], device), ids(), zeros([2, 4, 8], device), &draws),
+            format!("{op}: `draft_probs` is of type F16, expected F32"),
+        );
+        refused(
+            chain_speculative_sampling(zeros([2, 3, 8], device), ids(), halves([2, 4, 8], device), &draws),
+            format!("{op}: `target_probs` is of type F16, expected F32"),
+        );
+        let Some(other) = foreign(&target) else { continue };
+        refused(
+            chain_speculative_sampling(zeros([2, 3, 8], device), ids(), zeros([2, 4, 8], &other), &draws),
+            elsewhere(op, "target_probs", &other, device),
+        );
     }
 }
 

@@ -1,7 +1,9 @@
 //! Softmax and sampling: which tokens can be drawn, how often they are, and that a draw depends on nothing but itself.
 
 mod likely;
+mod penalties;
 mod softmax;
+mod speculative;
 mod tokens;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};

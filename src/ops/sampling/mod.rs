@@ -1,5 +1,9 @@
 //! Softmax and sampling.
 
+mod likely;
+mod penalties;
+mod speculative;
+
 use burn::{
     backend::Dispatch,
     tensor::{Bool, DType, Device, Int, Tensor},
@@ -8,7 +12,14 @@ use burn::{
 use crate::check::{Floats, shape, wide_integers};
 use crate::draws::Draws;
 use crate::error::Result;
-use crate::extension::{FlashInferBackend, Limit, MaybeFloats, MaybeInts};
+use crate::extension::{FlashInferBackend, MaybeFloats, MaybeInts};
+
+pub use likely::{
+    FilterOrder, top_k_mask_logits, top_k_renorm_probs, top_k_top_p_sampling_from_logits,
+    top_k_top_p_sampling_from_probs, top_p_renorm_probs,
+};
+pub use penalties::{Penalties, apply_penalties};
+pub use speculative::{Speculation, chain_speculative_sampling};
 
 /// Tokens that were drawn.
 #[derive(Debug, Clone)]
@@ -116,127 +127,6 @@ pub fn top_p_sampling_from_probs(probs: Tensor<2>, top_p: Tensor<1>, draws: &Dra
 pub fn min_p_sampling_from_probs(probs: Tensor<2>, min_p: Tensor<1>, draws: &Draws) -> Result<Samples> {
     let filters = Filters { min_p: Some(min_p), ..Filters::default() };
     sample("min_p_sampling_from_probs", probs, filters, draws)
-}
-
-/// In which order two filters apply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum FilterOrder {
-    /// The probabilities of the `top_k` most likely tokens are made a distribution, of which `top_p` is a part.
-    #[default]
-    TopKFirst,
-    /// Both count in the distribution that was given.
-    Joint,
-}
-
-/// [`sampling_from_probs`] from the tokens that count for [`top_k_sampling_from_probs`] and for
-/// [`top_p_sampling_from_probs`], the latter in the distribution that `order` says.
-///
-/// # Errors
-///
-/// As [`sampling_from_probs`].
-pub fn top_k_top_p_sampling_from_probs(
-    probs: Tensor<2>,
-    top_k: Tensor<1, Int>,
-    top_p: Tensor<1>,
-    order: FilterOrder,
-    draws: &Draws,
-) -> Result<Samples> {
-    const OP: &str = "top_k_top_p_sampling_from_probs";
-    match order {
-        FilterOrder::Joint => {
-            let filters = Filters { top_k: Some(top_k), top_p: Some(top_p), ..Filters::default() };
-            sample(OP, probs, filters, draws)
-        }
-        FilterOrder::TopKFirst => {
-            let probs = renorm_top_k(OP, probs, top_k)?;
-            sample(OP, probs, Filters { top_p: Some(top_p), ..Filters::default() }, draws)
-        }
-    }
-}
-
-/// [`top_k_top_p_sampling_from_probs`] of the [`softmax`] of logits.
-///
-/// `logits`: `[rows, vocab]` of f32, f16 or bf16; `temperature`: `[rows]` of f32, 1 without it.
-///
-/// # Errors
-///
-/// As [`sampling_from_probs`].
-pub fn top_k_top_p_sampling_from_logits(
-    logits: Tensor<2>,
-    temperature: Option<Tensor<1>>,
-    top_k: Tensor<1, Int>,
-    top_p: Tensor<1>,
-    order: FilterOrder,
-    draws: &Draws,
-) -> Result<Samples> {
-    const OP: &str = "top_k_top_p_sampling_from_logits";
-    let probs = softmax_for(OP, logits, temperature)?;
-    let probs = match order {
-        FilterOrder::Joint => {
-            let filters = Filters { top_k: Some(top_k), top_p: Some(top_p), ..Filters::default() };
-            return sample(OP, probs, filters, draws);
-        }
-        FilterOrder::TopKFirst => renorm_top_k(OP, probs, top_k)?,
-    };
-    sample(OP, probs, Filters { top_p: Some(top_p), ..Filters::default() }, draws)
-}
-
-/// The distribution of the fewest most likely tokens that reach the probability `top_p`: their probabilities divided by
-/// their sum, and 0 for all others.
-///
-/// `probs`: `[rows, vocab]` of f32, `top_p`: `[rows]` of f32. Which tokens count is as with
-/// [`top_p_sampling_from_probs`]. A NaN stays where it is and does not count.
-///
-/// # Errors
-///
-/// As [`sampling_from_probs`].
-pub fn top_p_renorm_probs(probs: Tensor<2>, top_p: Tensor<1>) -> Result<Tensor<2>> {
-    const OP: &str = "top_p_renorm_probs";
-    let (floats, rows) = of_probs(OP, &probs)?;
-    floats.f32("top_p", &top_p)?;
-    one_each(OP, "top_p", top_p.dims(), rows)?;
-    let by = Limit::TopP(top_p.into_dispatch());
-    Ok(Tensor::from_dispatch(Dispatch::renorm_probs(probs.into_dispatch(), by)))
-}
-
-/// The distribution of the `top_k` most likely tokens: their probabilities divided by their sum, and 0 for all others.
-///
-/// `probs`: `[rows, vocab]` of f32, `top_k`: `[rows]` of integers. Which tokens count is as with
-/// [`top_k_sampling_from_probs`]. A NaN stays where it is and does not count.
-///
-/// # Errors
-///
-/// As [`sampling_from_probs`].
-pub fn top_k_renorm_probs(probs: Tensor<2>, top_k: Tensor<1, Int>) -> Result<Tensor<2>> {
-    renorm_top_k("top_k_renorm_probs", probs, top_k)
-}
-
-/// The `top_k` largest logits, and `-inf` for all others.
-///
-/// `logits`: `[rows, vocab]` of f32, f16 or bf16, the result of the same type; `top_k`: `[rows]` of integers, of which one
-/// below 1 counts as 1. A logit counts if fewer than `top_k` are larger: of those equal to the last, all do. A NaN stays
-/// where it is and does not count.
-///
-/// # Errors
-///
-/// As [`sampling_from_probs`].
-pub fn top_k_mask_logits(logits: Tensor<2>, top_k: Tensor<1, Int>) -> Result<Tensor<2>> {
-    const OP: &str = "top_k_mask_logits";
-    let floats = Floats::first(OP, "logits", &logits)?;
-    let rows = rows(OP, "logits", &logits)?;
-    wide_integers(OP, "logits", &logits.device())?;
-    floats.on_device("top_k", &top_k.device())?;
-    one_each(OP, "top_k", top_k.dims(), rows)?;
-    let masked = Dispatch::top_k_mask_logits(logits.into_dispatch(), as_i32(top_k).into_dispatch());
-    Ok(Tensor::from_dispatch(masked))
-}
-
-fn renorm_top_k(op: &'static str, probs: Tensor<2>, top_k: Tensor<1, Int>) -> Result<Tensor<2>> {
-    let (floats, rows) = of_probs(op, &probs)?;
-    floats.on_device("top_k", &top_k.device())?;
-    one_each(op, "top_k", top_k.dims(), rows)?;
-    let by = Limit::TopK(as_i32(top_k).into_dispatch());
-    Ok(Tensor::from_dispatch(Dispatch::renorm_probs(probs.into_dispatch(), by)))
 }
 
 /// What operations on probabilities ask of them, and how many rows they have.
@@ -349,7 +239,7 @@ fn temperatures(
 }
 
 /// Integers of any type as i32, as far as they fit.
-fn as_i32(tensor: Tensor<1, Int>) -> Tensor<1, Int> {
+fn as_i32<const D: usize>(tensor: Tensor<D, Int>) -> Tensor<D, Int> {
     match tensor.dtype() {
         DType::I32 => tensor,
         DType::I64 => tensor.clamp(0, i32::MAX).cast(DType::I32),
