@@ -6,8 +6,6 @@ use burn::{
 };
 
 use super::{Filters, Samples, as_i32, of_probs, one_each, rows, sample, softmax_for};
-#[allow(unused_imports, reason = "the documentation links to them")]
-use super::{sampling_from_probs, softmax, top_k_sampling_from_probs, top_p_sampling_from_probs};
 use crate::check::{Floats, wide_integers};
 use crate::draws::Draws;
 use crate::error::Result;
@@ -23,12 +21,13 @@ pub enum FilterOrder {
     Joint,
 }
 
-/// [`sampling_from_probs`] from the tokens that count for [`top_k_sampling_from_probs`] and for
-/// [`top_p_sampling_from_probs`], the latter in the distribution that `order` says.
+/// [`sampling_from_probs`](super::sampling_from_probs) from the tokens that count for
+/// [`top_k_sampling_from_probs`](super::top_k_sampling_from_probs) and for
+/// [`top_p_sampling_from_probs`](super::top_p_sampling_from_probs), the latter in the distribution that `order` says.
 ///
 /// # Errors
 ///
-/// As [`sampling_from_probs`].
+/// As [`sampling_from_probs`](super::sampling_from_probs).
 pub fn top_k_top_p_sampling_from_probs(
     probs: Tensor<2>,
     top_k: Tensor<1, Int>,
@@ -49,13 +48,13 @@ pub fn top_k_top_p_sampling_from_probs(
     }
 }
 
-/// [`top_k_top_p_sampling_from_probs`] of the [`softmax`] of logits.
+/// [`top_k_top_p_sampling_from_probs`] of the [`softmax`](super::softmax) of logits.
 ///
 /// `logits`: `[rows, vocab]` of f32, f16 or bf16; `temperature`: `[rows]` of f32, 1 without it.
 ///
 /// # Errors
 ///
-/// As [`sampling_from_probs`].
+/// As [`sampling_from_probs`](super::sampling_from_probs).
 pub fn top_k_top_p_sampling_from_logits(
     logits: Tensor<2>,
     temperature: Option<Tensor<1>>,
@@ -80,11 +79,11 @@ pub fn top_k_top_p_sampling_from_logits(
 /// their sum, and 0 for all others.
 ///
 /// `probs`: `[rows, vocab]` of f32, `top_p`: `[rows]` of f32. Which tokens count is as with
-/// [`top_p_sampling_from_probs`]. A NaN stays where it is and does not count.
+/// [`top_p_sampling_from_probs`](super::top_p_sampling_from_probs). A NaN stays where it is and does not count.
 ///
 /// # Errors
 ///
-/// As [`sampling_from_probs`].
+/// As [`sampling_from_probs`](super::sampling_from_probs).
 pub fn top_p_renorm_probs(probs: Tensor<2>, top_p: Tensor<1>) -> Result<Tensor<2>> {
     const OP: &str = "top_p_renorm_probs";
     let (floats, rows) = of_probs(OP, &probs)?;
@@ -97,11 +96,11 @@ pub fn top_p_renorm_probs(probs: Tensor<2>, top_p: Tensor<1>) -> Result<Tensor<2
 /// The distribution of the `top_k` most likely tokens: their probabilities divided by their sum, and 0 for all others.
 ///
 /// `probs`: `[rows, vocab]` of f32, `top_k`: `[rows]` of integers. Which tokens count is as with
-/// [`top_k_sampling_from_probs`]. A NaN stays where it is and does not count.
+/// [`top_k_sampling_from_probs`](super::top_k_sampling_from_probs). A NaN stays where it is and does not count.
 ///
 /// # Errors
 ///
-/// As [`sampling_from_probs`].
+/// As [`sampling_from_probs`](super::sampling_from_probs).
 pub fn top_k_renorm_probs(probs: Tensor<2>, top_k: Tensor<1, Int>) -> Result<Tensor<2>> {
     renorm_top_k("top_k_renorm_probs", probs, top_k)
 }
@@ -114,7 +113,7 @@ pub fn top_k_renorm_probs(probs: Tensor<2>, top_k: Tensor<1, Int>) -> Result<Ten
 ///
 /// # Errors
 ///
-/// As [`sampling_from_probs`].
+/// As [`sampling_from_probs`](super::sampling_from_probs).
 pub fn top_k_mask_logits(logits: Tensor<2>, top_k: Tensor<1, Int>) -> Result<Tensor<2>> {
     const OP: &str = "top_k_mask_logits";
     let floats = Floats::first(OP, "logits", &logits)?;

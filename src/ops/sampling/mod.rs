@@ -2,6 +2,7 @@
 
 mod likely;
 mod penalties;
+mod pipeline;
 mod speculative;
 
 use burn::{
@@ -19,6 +20,7 @@ pub use likely::{
     top_k_top_p_sampling_from_probs, top_p_renorm_probs,
 };
 pub use penalties::{Penalties, apply_penalties};
+pub use pipeline::{LogitsPipeline, Step};
 pub use speculative::{Speculation, chain_speculative_sampling};
 
 /// Tokens that were drawn.

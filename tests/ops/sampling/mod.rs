@@ -2,6 +2,7 @@
 
 mod likely;
 mod penalties;
+mod pipeline;
 mod softmax;
 mod speculative;
 mod tokens;
