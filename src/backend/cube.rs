@@ -2,6 +2,8 @@
 //!
 //! Nothing is copied but a tensor whose last axis has gaps, or a page pool that has another owner.
 
+mod sampling;
+
 use std::fmt::Debug;
 
 use burn::backend::{
@@ -28,9 +30,6 @@ use burn_flashinfer_kernels::{
     merge::{self, Merge},
     norm::{self, Add, Norm, Scaling},
     rope::{self, Rope},
-    sampling::{
-        self, Assemble, KeepLikely, Output, Penalties, SampleLogits, SampleProbs, Softmax, Speculative,
-    },
 };
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::{launch::launch_ref, multi_level};
@@ -249,17 +248,7 @@ impl FlashInferBackend for CubeBackend {
         logits: FloatTensor<Self>,
         temperature: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let probs = empty_like(&logits, logits.meta.shape().clone(), DType::F32);
-        if probs.meta.num_elements() > 0 {
-            let (client, dtype) = (logits.client.clone(), dtype_to_storage_type(logits.dtype));
-            let softmax = Softmax {
-                logits: in_rows(logits).binding(),
-                temperature: into_contiguous(temperature).binding(),
-                probs: probs.clone().binding(),
-            };
-            launched(sampling::softmax(&client, softmax, dtype));
-        }
-        probs
+        sampling::softmax_with_temperature(logits, temperature)
     }
 
     fn apply_penalties(
@@ -270,36 +259,15 @@ impl FlashInferBackend for CubeBackend {
         frequency: FloatTensor<Self>,
         presence: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let logits = in_rows(logits);
-        let y = fresh(&logits);
-        let result = y.clone().unwrap_or_else(|| logits.clone());
-        if result.meta.num_elements() > 0 {
-            let (client, dtype) = (logits.client.clone(), dtype_to_storage_type(logits.dtype));
-            let floats = |floats| into_contiguous(floats).binding();
-            let penalties = Penalties {
-                logits: logits.binding(),
-                prompt: index(prompt),
-                output: index(output),
-                repetition: floats(repetition),
-                frequency: floats(frequency),
-                presence: floats(presence),
-                y: y.map(CubeTensor::binding),
-            };
-            launched(sampling::apply_penalties(&client, penalties, dtype));
-        }
-        result
+        sampling::apply_penalties(logits, prompt, output, repetition, frequency, presence)
     }
 
     fn renorm_probs(probs: FloatTensor<Self>, by: Limit<Self>) -> FloatTensor<Self> {
-        let by = match by {
-            Limit::TopK(top_k) => sampling::Limit::TopK(index(top_k)),
-            Limit::TopP(top_p) => sampling::Limit::TopP(into_contiguous(top_p).binding()),
-        };
-        likely(probs, by, Output::Renormalised)
+        sampling::renorm_probs(probs, by)
     }
 
     fn top_k_mask_logits(logits: FloatTensor<Self>, top_k: IntTensor<Self>) -> FloatTensor<Self> {
-        likely(logits, sampling::Limit::TopK(index(top_k)), Output::Masked)
+        sampling::top_k_mask_logits(logits, top_k)
     }
 
     fn sample_logits(
@@ -307,17 +275,7 @@ impl FlashInferBackend for CubeBackend {
         temperature: FloatTensor<Self>,
         draws: IntTensor<Self>,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
-        let (samples, valid) = samples_for(&logits, &draws);
-        let (client, dtype) = (logits.client.clone(), dtype_to_storage_type(logits.dtype));
-        let sample = SampleLogits {
-            logits: in_rows(logits).binding(),
-            temperature: into_contiguous(temperature).binding(),
-            draws: index(draws),
-            samples: samples.clone().binding(),
-            valid: valid.clone().binding(),
-        };
-        launched(sampling::sample_logits(&client, sample, dtype));
-        (samples, valid)
+        sampling::sample_logits(logits, temperature, draws)
     }
 
     fn chain_speculative_sampling(
@@ -326,33 +284,7 @@ impl FlashInferBackend for CubeBackend {
         target_probs: FloatTensor<Self>,
         draws: IntTensor<Self>,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
-        let [requests, drafted] = [draft_ids.meta.shape()[0], draft_ids.meta.shape()[1]];
-        let vocab = draft_probs.meta.shape()[2];
-        let ints = |shape: [usize; 2]| empty_like(&draft_ids, shape.into(), DType::I32);
-        let (ids, counts) = (ints([requests, drafted + 1]), ints([requests, sampling::COUNTS]));
-        let rest = empty_like(&draft_probs, [requests, vocab].into(), DType::F32);
-        let client = draft_probs.client.clone();
-        let (draft_ids, draws) = (into_contiguous(draft_ids), into_contiguous(draws));
-        let judge = Speculative {
-            draft_probs: into_contiguous(draft_probs).binding(),
-            draft_ids: draft_ids.clone().binding(),
-            target_probs: into_contiguous(target_probs).binding(),
-            draws: draws.clone().binding(),
-            counts: counts.clone().binding(),
-            rest: rest.clone().binding(),
-        };
-        launched(sampling::judge(&client, judge));
-        let (samples, valid) =
-            Self::sample_probs(rest, MaybeInts::None, MaybeFloats::None, MaybeFloats::None, draws);
-        let assemble = Assemble {
-            draft_ids: draft_ids.binding(),
-            samples: samples.binding(),
-            valid: valid.binding(),
-            counts: counts.clone().binding(),
-            ids: ids.clone().binding(),
-        };
-        launched(sampling::assemble(&client, assemble));
-        (ids, counts)
+        sampling::chain_speculative_sampling(draft_probs, draft_ids, target_probs, draws)
     }
 
     fn sample_probs(
@@ -362,26 +294,7 @@ impl FlashInferBackend for CubeBackend {
         min_p: MaybeFloats<Self>,
         draws: IntTensor<Self>,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
-        let floats = |floats| match floats {
-            MaybeFloats::None => None,
-            MaybeFloats::Some(floats) => Some(into_contiguous(floats).binding()),
-        };
-        let (samples, valid) = samples_for(&probs, &draws);
-        let client = probs.client.clone();
-        let sample = SampleProbs {
-            probs: in_rows(probs).binding(),
-            top_k: match top_k {
-                MaybeInts::None => None,
-                MaybeInts::Some(top_k) => Some(index(top_k)),
-            },
-            top_p: floats(top_p),
-            min_p: floats(min_p),
-            draws: index(draws),
-            samples: samples.clone().binding(),
-            valid: valid.clone().binding(),
-        };
-        launched(sampling::sample_probs(&client, sample));
-        (samples, valid)
+        sampling::sample_probs(probs, top_k, top_p, min_p, draws)
     }
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -414,23 +327,6 @@ fn scaling(weight: CubeTensor, style: RmsNormStyle) -> (Scaling, DType) {
         RmsNormStyle::Plain => (Scaling::Rms(weight), dtype),
         RmsNormStyle::Gemma => (Scaling::GemmaRms(weight), dtype),
     }
-}
-
-/// Where a token for each draw goes, and whether it is one.
-fn samples_for(rows: &CubeTensor, draws: &CubeTensor) -> (CubeTensor, CubeTensor) {
-    let shape: Shape = [draws.meta.shape()[0]].into();
-    (empty_like(rows, shape.clone(), DType::I32), empty_like(rows, shape, DType::I32))
-}
-
-/// What counts of each row.
-fn likely(x: CubeTensor, by: sampling::Limit, output: Output) -> CubeTensor {
-    let y = empty_like(&x, x.meta.shape().clone(), x.dtype);
-    if y.meta.num_elements() > 0 {
-        let (client, dtype) = (x.client.clone(), dtype_to_storage_type(x.dtype));
-        let keep = KeepLikely { x: in_rows(x).binding(), by, y: y.clone().binding(), output };
-        launched(sampling::keep_likely(&client, keep, dtype));
-    }
-    y
 }
 
 /// The norms of rows, in a tensor of their own.
