@@ -1,7 +1,7 @@
 //! Sampling of tokens: from logits, from probabilities, and from the likely ones of them, without sorting.
 //!
 //! A row is one cube's (or on a CPU one unit's), and nothing is read back to the host. Random numbers are those of
-//! [`philox`], a function of the draw alone. What decides which token is drawn is computed in integers, whose sums do not
+//! Philox 4x32-10, a function of the draw alone. What decides which token is drawn is computed in integers, whose sums do not
 //! depend on their order, or in fused operations: so a draw gives the same token on every device and in every batch.
 
 mod draw;

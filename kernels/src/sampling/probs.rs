@@ -12,7 +12,8 @@
 //!
 //! Until a token is accepted `low` rises: to `p`, and `high` falls to the middle, if what is above the middle would be
 //! accepted; to the middle if not. The judging pass has the masses of the next round's segments, whichever it is. So a
-//! token accepted at once takes two passes, and each further round one more.
+//! token accepted at once takes two passes and a segment, and each further round one and a segment more. On a model of 32000
+//! Gaussian logits of deviation 1 to 3 that came to 2.4 passes for `top_p` 0.9, 3.1 for 0.5, and 3.2 to 5.1 for `top_k` 50.
 
 use cubecl::{
     client::Client,
