@@ -19,7 +19,7 @@ use burn_flashinfer_kernels::attention::{
     Alignment, Attention, Batch, Blueprint, Choice, HeadDims, Portable, Problem, Tiled, Unit, launch,
 };
 use burn_flashinfer_kernels::merge::{Merge, launch as merge_state};
-use burn_flashinfer_kernels::norm::{RmsNorm, launch as rms_norm};
+use burn_flashinfer_kernels::norm::{Norm, Scaling, launch as norm};
 use burn_flashinfer_kernels::rope::{Rope, Style, launch as apply_rope};
 use burn_flashinfer_kernels::{DeviceProfile, KvLayout};
 use cubecl::ir::{ElemType, FloatKind};
@@ -174,10 +174,11 @@ impl Bench {
         let heads = |heads| random(&[tokens, heads, base.dim]);
         let (q, k, pool) =
             (heads(base.q_heads), heads(base.kv_heads), [tokens / PAGE, PAGE, base.kv_heads, base.dim]);
-        let norm = RmsNorm {
+        let rms = Norm {
             x: random(&[tokens, width]),
-            weight: random(&[width]),
-            y: random(&[tokens, width]),
+            add: None,
+            scaling: Scaling::Rms(random(&[width])),
+            y: Some(random(&[tokens, width])),
             epsilon: 1e-5,
         };
         let rope = Rope {
@@ -204,7 +205,7 @@ impl Bench {
         let client = &self.device.client;
         type Call<'a> = Box<dyn FnOnce() + 'a>;
         let calls: [(&str, Call); 5] = [
-            ("rms_norm", Box::new(|| rms_norm(client, norm, dtype).expect("launches"))),
+            ("rms_norm", Box::new(|| norm(client, rms, dtype, dtype).expect("launches"))),
             ("rope", Box::new(|| apply_rope(client, rope, dtype).expect("launches"))),
             ("append", Box::new(|| append_paged_kv(client, append, dtype).expect("launches"))),
             ("prefill", Box::new(|| self.run(&prefill, &prompt))),

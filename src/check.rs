@@ -78,6 +78,19 @@ pub(crate) fn float(op: &'static str, argument: &'static str, dtype: DType, devi
     Ok(())
 }
 
+/// Refuses a device without integers of 64 bits.
+pub(crate) fn wide_integers(op: &'static str, argument: &'static str, device: &Device) -> Result<()> {
+    #[cfg(feature = "cube")]
+    if let DispatchDevice::Cube(inner) = device.clone().inner().as_dispatch()
+        && !crate::backend::has_wide_integers(inner)
+    {
+        let expected = "a device with integers of 64 bits".into();
+        return Err(Error::Unsupported { op, argument, got: format!("{device:?}"), expected });
+    }
+    let _ = (op, argument, device);
+    Ok(())
+}
+
 /// Refuses two element types where one is needed.
 pub(crate) fn same_dtype(
     op: &'static str,

@@ -97,6 +97,56 @@ pub enum RopeStyle {
     Interleaved,
 }
 
+/// What the norm of a row is multiplied by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RmsNormStyle {
+    /// The weight.
+    Plain,
+    /// `1 + weight`, the sum in f32.
+    Gemma,
+}
+
+/// What the first half of a row goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// `a / (1 + exp(-a))`.
+    Silu,
+    /// `a / 2 * (1 + erf(a / sqrt(2)))`.
+    Gelu,
+    /// `a / 2 * (1 + tanh(sqrt(2 / pi) * (a + 0.044715 a^3)))`.
+    GeluTanh,
+}
+
+/// A float tensor, or none.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum MaybeFloats<B: Backend> {
+    /// There is none.
+    None,
+    /// This one.
+    Some(FloatTensor<B>),
+}
+
+/// An integer tensor, or none.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum MaybeInts<B: Backend> {
+    /// There is none.
+    None,
+    /// This one.
+    Some(IntTensor<B>),
+}
+
+/// How much of each row of probabilities counts.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum Limit<B: Backend> {
+    /// `[rows]`: the tokens than which fewer than these are more likely.
+    TopK(IntTensor<B>),
+    /// `[rows]` of f32: the tokens than which the more likely ones have less probability.
+    TopP(FloatTensor<B>),
+}
+
 /// The operations of this crate, as a backend provides them.
 ///
 /// Float tensors are f32, f16 or bf16. Any strides are allowed, but the last axis of a page pool is contiguous.
@@ -152,7 +202,97 @@ pub trait FlashInferBackend: Backend {
 
     /// `x / sqrt(mean(x^2) + epsilon) * weight` over the rows of `x` `[rows, width]`, in f32, rounded once.
     #[fusion(dtype = x, shape = x)]
-    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self>;
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f32,
+        style: RmsNormStyle,
+    ) -> FloatTensor<Self>;
+
+    /// `t = x + residual` in f32; returns `rms_norm(t)` and `t`, each rounded once. In place of `x` and `residual` when
+    /// they have no other owner.
+    #[fusion(meta = |x, residual, _, _, _| (x.clone(), residual.clone()))]
+    fn fused_add_rms_norm(
+        x: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f32,
+        style: RmsNormStyle,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// `(x - mean(x)) / sqrt(variance(x) + epsilon) * gamma + beta` over the rows of `x` `[rows, width]`, in f32, rounded
+    /// once. `gamma` and `beta` are both of the type of `x`, or both f32.
+    // Burn's backends have a `layer_norm` already.
+    #[fusion(dtype = x, shape = x)]
+    fn layer_norm_rows(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self>;
+
+    /// `act(a) * b` for the halves `a` and `b` of each row of `x` `[rows, 2 * width]`, in f32, rounded once.
+    #[fusion(dtype = x, shape = { let mut shape = x.clone(); shape[1] /= 2; shape })]
+    fn act_and_mul(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
+
+    /// `exp(x / t) / Σ exp(x / t)` over the rows of `logits` `[rows, vocab]` with their temperatures `t` `[rows]` (f32): in
+    /// f32, the largest logits alone at temperature 0.
+    #[fusion(meta = |logits, _| fused::f32s(logits.shape.clone()))]
+    fn softmax_with_temperature(
+        logits: FloatTensor<Self>,
+        temperature: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// `logits` `[rows, vocab]`, less likely where a token is in `prompt` or `output`, which have the number of each (`i32`,
+    /// as `logits`), by three penalties `[rows]` (f32). In place when the logits have no other owner.
+    #[fusion(meta = |logits, _, _, _, _, _| logits.clone())]
+    fn apply_penalties(
+        logits: FloatTensor<Self>,
+        prompt: IntTensor<Self>,
+        output: IntTensor<Self>,
+        repetition: FloatTensor<Self>,
+        frequency: FloatTensor<Self>,
+        presence: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// `probs` `[rows, vocab]` (f32) of what counts, divided by their sum, and 0 for the others.
+    #[fusion(meta = |probs, _| probs.clone())]
+    fn renorm_probs(probs: FloatTensor<Self>, #[extension_type] by: Limit<Self>) -> FloatTensor<Self>;
+
+    /// `logits` `[rows, vocab]`, but `-inf` where at least `top_k` `[rows]` others are larger.
+    #[fusion(dtype = logits, shape = logits)]
+    fn top_k_mask_logits(logits: FloatTensor<Self>, top_k: IntTensor<Self>) -> FloatTensor<Self>;
+
+    /// A token for each of `draws` `[draws, 6]` (see [`Draws`](crate::sampling::Draws)), and whether it is one (1 or 0):
+    /// `argmax(logit / t - ln(-ln(u)))`, all `i32`.
+    #[fusion(meta = |_, _, draws| fused::samples(draws))]
+    fn sample_logits(
+        logits: FloatTensor<Self>,
+        temperature: FloatTensor<Self>,
+        draws: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>);
+
+    /// Of drafts `draft_ids` `[requests, drafted]` with `draft_probs` `[requests, drafted, vocab]` (f32), judged by
+    /// `target_probs` `[requests, drafted + 1, vocab]` (f32): the tokens `[requests, drafted + 1]`, and `[requests, 3]`: how
+    /// many are accepted each by itself, how many before the first that is not, and whether there is one after these.
+    #[fusion(meta = |_, draft_ids, _, _| fused::speculation(draft_ids))]
+    fn chain_speculative_sampling(
+        draft_probs: FloatTensor<Self>,
+        draft_ids: IntTensor<Self>,
+        target_probs: FloatTensor<Self>,
+        draws: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>);
+
+    /// A token for each of `draws` `[draws, 6]`, and whether it is one (1 or 0), all `i32`: drawn by `probs` `[rows, vocab]`
+    /// (f32) from the tokens that pass the filters, `[rows]` each.
+    #[fusion(meta = |_, _, _, _, draws| fused::samples(draws))]
+    fn sample_probs(
+        probs: FloatTensor<Self>,
+        #[extension_type] top_k: MaybeInts<Self>,
+        #[extension_type] top_p: MaybeFloats<Self>,
+        #[extension_type] min_p: MaybeFloats<Self>,
+        draws: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>);
 
     /// `x · weightᵀ` for `x` `[rows, in]` and `weight` `[out, in]`, accumulated in f32.
     #[fusion(dtype = x, shape = { let mut shape = x.clone(); shape[1] = weight[0]; shape })]
@@ -163,7 +303,27 @@ pub trait FlashInferBackend: Backend {
 #[cfg(feature = "fusion")]
 mod fused {
     use super::{AttendedMetadata, AttentionParams, BatchMetadata};
-    use burn::{backend::fusion::custom::TensorSpec, tensor::DType};
+    use burn::{
+        backend::fusion::custom::TensorSpec,
+        tensor::{DType, Shape},
+    };
+
+    pub(super) fn f32s(shape: Shape) -> TensorSpec {
+        TensorSpec::new(shape, DType::F32)
+    }
+
+    /// Tokens, and whether they are some.
+    pub(super) fn samples(draws: &TensorSpec) -> (TensorSpec, TensorSpec) {
+        let one = TensorSpec::new([draws.shape[0]].into(), DType::I32);
+        (one.clone(), one)
+    }
+
+    /// Tokens, and counts.
+    pub(super) fn speculation(draft_ids: &TensorSpec) -> (TensorSpec, TensorSpec) {
+        let [requests, drafted] = [draft_ids.shape[0], draft_ids.shape[1]];
+        let ids = TensorSpec::new([requests, drafted + 1].into(), DType::I32);
+        (ids, TensorSpec::new([requests, 3].into(), DType::I32))
+    }
 
     pub(super) fn attended(
         q: &TensorSpec,

@@ -10,7 +10,11 @@
 //! | [`append_paged_kv`] | writes new keys and values into pages, in place |
 //! | [`merge_state`] | combines attention over two sets of keys |
 //! | [`apply_rope`] | rotary position embedding |
-//! | [`rms_norm`], [`matmul_nt`] | normalisation, linear layer on weights as checkpoints store them |
+//! | [`rms_norm`], [`gemma_rms_norm`], [`layer_norm`] | normalisation |
+//! | [`fused_add_rms_norm`], [`gemma_fused_add_rms_norm`] | normalisation after adding a residual, in place |
+//! | [`silu_and_mul`], [`gelu_and_mul`], [`gelu_tanh_and_mul`] | gated activations |
+//! | [`sampling`] | from logits to tokens |
+//! | [`matmul_nt`] | linear layer on weights as checkpoints store them |
 //!
 //! [`PagedKvCache`] manages pages for many sequences and shares them between forks; [`KvPages`], [`PageTable`] and
 //! [`SlotMapping`] are for programs that manage their own. Every operation exists once more in [`reference`](mod@reference),
@@ -52,6 +56,7 @@ mod backend;
 mod cache;
 mod cascade;
 mod check;
+mod draws;
 mod error;
 pub mod extension;
 mod indptr;
@@ -71,11 +76,39 @@ pub use indptr::{Indptr, Positions};
 pub use kv_pages::KvPages;
 pub use ops::{
     AttentionOutput, Rope, RopeConfig, RopeScaling, append_paged_kv, apply_rope, batch_decode_paged,
-    batch_prefill_paged, batch_prefill_ragged, cascade_attention, matmul_nt, merge_state, rms_norm,
-    single_decode, single_prefill,
+    batch_prefill_paged, batch_prefill_ragged, cascade_attention, fused_add_rms_norm, gelu_and_mul,
+    gelu_tanh_and_mul, gemma_fused_add_rms_norm, gemma_rms_norm, layer_norm, matmul_nt, merge_state,
+    rms_norm, silu_and_mul, single_decode, single_prefill,
 };
 pub use options::{AttentionOptions, KvLayout};
 pub use page_table::{PageTable, SlotMapping};
+
+/// Sampling: from logits to tokens, for a whole batch on the device, without sorting and without reading anything back.
+///
+/// Which token is drawn depends on the row, its parameters and the [`DrawKey`](sampling::DrawKey), not on the batch or the
+/// device: what decides is computed in integers, or in operations whose rounding IEEE 754 prescribes. Only the `exp` of
+/// [`softmax`](sampling::softmax) may differ in its last bits from one device to the next, and with it, rarely, a token that
+/// is drawn from its result; [`sampling_from_logits`](sampling::sampling_from_logits) takes none.
+///
+/// ```
+/// use burn::tensor::{Device, Distribution, Tensor};
+/// use burn_flashinfer::sampling::{Draws, softmax, top_p_sampling_from_probs};
+///
+/// # fn main() -> burn_flashinfer::Result<()> {
+/// let device = Device::default();
+/// let logits = Tensor::<2>::random([4, 1000], Distribution::Normal(0.0, 3.0), &device);
+/// let temperature = Tensor::full([4], 0.7, &device);
+/// let probs = softmax(logits, Some(temperature))?;
+/// let step = 17;
+/// let samples = top_p_sampling_from_probs(probs, Tensor::full([4], 0.9, &device), &Draws::new(42, step, 4, &device)?)?;
+/// assert_eq!(samples.ids.dims(), [4]);
+/// # Ok(())
+/// # }
+/// ```
+pub mod sampling {
+    pub use crate::draws::{DrawKey, Draws};
+    pub use crate::ops::sampling::*;
+}
 
 /// The examples of the README compile and run with the documentation tests.
 #[cfg(doctest)]

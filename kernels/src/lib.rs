@@ -10,6 +10,7 @@
 //! they compute in f32 whatever the element type, so they run on every CubeCL device.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+pub mod activation;
 pub mod append;
 pub mod attention;
 mod grid;
@@ -22,6 +23,8 @@ pub mod offline;
 mod profile;
 mod refusal;
 pub mod rope;
+pub mod sampling;
+mod team;
 mod tensor;
 mod unit;
 

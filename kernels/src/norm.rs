@@ -1,26 +1,47 @@
-//! Root-mean-square normalisation.
+//! Normalisation of rows: by their root mean square, after adding a residual or not, and by mean and variance.
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use crate::DeviceProfile;
-use crate::grid::cover;
 use crate::math::narrow;
+use crate::team::{Team, total};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
-const KERNEL: &str = "rms_norm";
+const KERNEL: &str = "norm";
 
-/// `y = x / sqrt(mean(x²) + epsilon) · weight`. `U` units own a row: unit `u` squares and scales the vectors `u, u +
-/// U, ..`, and every unit adds the partial sums in the same order. A cube is one row, or `rows` rows of one unit each.
+/// Who works on a row, and what is made of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Blueprint {
+    team: Team,
+    /// Whether the mean is subtracted first.
+    centred: bool,
+    /// Whether what scales is 1 more than the weight.
+    one_more: bool,
+}
+
+/// With `t = x + residual`, or `x` alone, and `m` the mean of `t`, or 0:
+///
+/// ```text
+/// y = (t - m) / sqrt(mean((t - m)²) + epsilon) · weight + bias
+/// ```
+/// `U` units own a row: unit `u` takes the vectors `u, u + U, ..`, and every unit adds the partial sums in the same order.
+/// A cube is one row, or `rows` rows of one unit each.
+///
+/// `y` may be `x`, and `sum` the residual: a unit writes an element after the last time that it reads it, and no other
+/// unit reads it. Hence `t` is computed again in each pass instead of being kept in `sum`, whose type would round it.
+#[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn rms_norm<F: Float, N: Size>(
+fn norm<F: Float, W: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
-    weight: &Tensor<Vector<F, N>>,
+    residual: &ComptimeOption<Box<[Vector<F, N>]>>,
+    weight: &Tensor<Vector<W, N>>,
+    bias: &ComptimeOption<Box<[Vector<W, N>]>>,
     y: &mut Tensor<Vector<F, N>>,
+    sum: &mut ComptimeOption<Box<[Vector<F, N>]>>,
     epsilon: f32,
-    #[comptime] rows: usize,
-    #[comptime] units: usize,
-    #[define(F)] _dtype: ElemType,
+    #[comptime] blueprint: Blueprint,
+    #[define(F, W)] _dtypes: [ElemType; 2],
 ) {
+    let (rows, units) = comptime!((blueprint.team.rows, blueprint.team.units));
     let unit = UNIT_POS as usize % units;
     let row = CUBE_POS * rows + UNIT_POS as usize / units;
     if row >= x.shape(0) {
@@ -29,56 +50,136 @@ fn rms_norm<F: Float, N: Size>(
     let width = x.shape(1);
     let vectors = width / N::value();
     let start = row * x.stride(0) / N::value();
+    let dense = row * vectors;
+
+    let mut mean = Vector::<f32, N>::new(0.0f32);
+    if comptime!(blueprint.centred) {
+        let mut part = Vector::<f32, N>::new(0.0f32);
+        let mut i = unit;
+        while i < vectors {
+            part += added::<F, N>(x, residual, start + i, dense + i);
+            i += units;
+        }
+        mean = Vector::new(total(part.vector_sum(), unit, units) / f32::cast_from(width));
+    }
 
     let mut squares = Vector::<f32, N>::new(0.0f32);
     let mut i = unit;
     while i < vectors {
-        let value = Vector::<f32, N>::cast_from(x[start + i]);
+        let value = added::<F, N>(x, residual, start + i, dense + i) - mean;
         squares += value * value;
         i += units;
     }
-    let mut sum = squares.vector_sum();
-    if comptime!(units > 1) {
-        let mut partial = Shared::<[f32]>::new_slice(units);
-        partial[unit] = sum;
-        sync_cube();
-        sum = 0.0f32;
-        for u in 0..units {
-            sum += partial[u];
-        }
-    }
-    let scale = Vector::<f32, N>::new(1.0f32 / (sum / f32::cast_from(width) + epsilon).sqrt());
+    let squares = total(squares.vector_sum(), unit, units);
+    let scale = Vector::<f32, N>::new(1.0f32 / (squares / f32::cast_from(width) + epsilon).sqrt());
+
     let mut i = unit;
     while i < vectors {
-        let value = Vector::<f32, N>::cast_from(x[start + i]);
-        y[row * vectors + i] = narrow::<F, N>(value * scale * Vector::cast_from(weight[i]));
+        let value = added::<F, N>(x, residual, start + i, dense + i);
+        #[comptime]
+        match sum {
+            ComptimeOption::Some(sum) => {
+                sum[dense + i] = narrow::<F, N>(value);
+            }
+            ComptimeOption::None => {}
+        }
+        let mut factor = Vector::<f32, N>::cast_from(weight[i]);
+        if comptime!(blueprint.one_more) {
+            factor += Vector::new(1.0f32);
+        }
+        let mut normed = (value - mean) * scale * factor;
+        #[comptime]
+        match bias {
+            ComptimeOption::Some(bias) => {
+                normed += Vector::cast_from(bias[i]);
+            }
+            ComptimeOption::None => {}
+        }
+        y[dense + i] = narrow::<F, N>(normed);
         i += units;
     }
 }
 
-/// Rows, their weight, and where their norms go.
-pub struct RmsNorm {
+/// `x[at] + residual[dense]`, in f32.
+#[cube]
+fn added<F: Float, N: Size>(
+    x: &Tensor<Vector<F, N>>,
+    residual: &ComptimeOption<Box<[Vector<F, N>]>>,
+    at: usize,
+    dense: usize,
+) -> Vector<f32, N> {
+    let mut value = Vector::<f32, N>::cast_from(x[at]);
+    #[comptime]
+    match residual {
+        ComptimeOption::Some(residual) => {
+            value += Vector::cast_from(residual[dense]);
+        }
+        ComptimeOption::None => {}
+    }
+    value
+}
+
+/// Rows, what scales them, and where their norms go.
+pub struct Norm {
     /// `[rows, width]`.
     pub x: TensorBinding,
-    /// `[width]`.
-    pub weight: TensorBinding,
-    /// As `x`, contiguous.
-    pub y: TensorBinding,
+    /// Added to the rows first.
+    pub add: Option<Add>,
+    /// The norm.
+    pub scaling: Scaling,
+    /// As `x`, contiguous. Without it the norms replace `x`, which is contiguous then.
+    pub y: Option<TensorBinding>,
     /// Added to the mean of the squares.
     pub epsilon: f32,
 }
 
-/// Normalises every row, in f32, rounded once.
+/// What is added to the rows before they are normalised.
+pub struct Add {
+    /// As `x`, contiguous.
+    pub residual: TensorBinding,
+    /// `x + residual`: as `x`, contiguous. Without it the sums replace `residual`.
+    pub sum: Option<TensorBinding>,
+}
+
+/// Which norm, and what each column is multiplied by: `[width]`.
+pub enum Scaling {
+    /// Root mean square, times the weight.
+    Rms(TensorBinding),
+    /// Root mean square, times 1 more than the weight.
+    GemmaRms(TensorBinding),
+    /// Mean and variance.
+    Layer {
+        /// Multiplied with.
+        gamma: TensorBinding,
+        /// Added at last.
+        beta: TensorBinding,
+    },
+}
+
+/// Normalises every row, in f32, rounded once. `x` is of `dtype`, what scales it of `weight_dtype`.
 ///
 /// # Errors
 ///
 /// If the shapes do not fit each other. Nothing is launched then.
-pub fn launch(client: &Client, norm: RmsNorm, dtype: ElemType) -> Result<()> {
-    let RmsNorm { x, weight, y, epsilon } = norm;
+pub fn launch(client: &Client, norm: Norm, dtype: ElemType, weight_dtype: ElemType) -> Result<()> {
+    let Norm { x, add, scaling, y, epsilon } = norm;
     rows(KERNEL, "x", &x, 2)?;
     let [row_count, width] = [x.shape[0], x.shape[1]];
+    let like_x = [row_count, width];
+    let (weight, beta, [centred, one_more]) = match scaling {
+        Scaling::Rms(weight) => (weight, None, [false, false]),
+        Scaling::GemmaRms(weight) => (weight, None, [false, true]),
+        Scaling::Layer { gamma, beta } => (gamma, Some(beta), [true, false]),
+    };
     contiguous(KERNEL, "weight", &weight, &[width])?;
-    contiguous(KERNEL, "y", &y, &[row_count, width])?;
+    if let Some(beta) = &beta {
+        contiguous(KERNEL, "beta", beta, &[width])?;
+    }
+    contiguous(KERNEL, "y", y.as_ref().unwrap_or(&x), &like_x)?;
+    if let Some(Add { residual, sum }) = &add {
+        contiguous(KERNEL, "residual", residual, &like_x)?;
+        contiguous(KERNEL, "sum", sum.as_ref().unwrap_or(residual), &like_x)?;
+    }
     if width == 0 {
         return Err(shape(KERNEL, "x", &x, "rows that are not empty"));
     }
@@ -86,34 +187,44 @@ pub fn launch(client: &Client, norm: RmsNorm, dtype: ElemType) -> Result<()> {
         return Ok(());
     }
 
-    let device = DeviceProfile::of(client);
-    let lanes = vector(client, dtype, &[width], alignment(&x));
-    let (units, cube_rows) = match device.cpu_cores {
-        // Units are threads here: a row each.
-        Some(cores) => (1, cores),
-        None => {
-            let units = ((width / lanes) as u32).next_multiple_of(device.plane);
-            (units.min(256).min(device.max_units), 1)
+    let narrowest = if dtype.size() >= weight_dtype.size() { dtype } else { weight_dtype };
+    let lanes = vector(client, narrowest, &[width], alignment(&x));
+    let (team, count, dim) = Team::of(KERNEL, client, row_count, width / lanes, 256)?;
+    // All that is contiguous is as large as `y`, `x` with its gaps may be larger, and repeated rows smaller.
+    let dense = y.as_ref().unwrap_or(&x);
+    let address = addresses(&[(&x, dtype.size()), (dense, dtype.size()), (&weight, weight_dtype.size())]);
+    let blueprint = Blueprint { team, centred, one_more };
+    // Places of `x` and `residual` among the buffers.
+    let y = y.map_or_else(|| x.as_alias(0), TensorBinding::into_tensor_arg);
+    let (residual, sum) = match add {
+        None => (None, None),
+        Some(Add { residual, sum: Some(sum) }) => {
+            (Some(residual.into_buffer_arg()), Some(sum.into_buffer_arg()))
+        }
+        Some(Add { residual, sum: None }) => {
+            let sum = BufferArg::alias(1, residual.size());
+            (Some(residual.into_buffer_arg()), Some(sum))
         }
     };
-    let count = cover(KERNEL, row_count.div_ceil(cube_rows as usize), device.max_cubes)?;
-    let address = addresses(&[(&x, dtype.size()), (&weight, dtype.size()), (&y, dtype.size())]);
-    // SAFETY: a unit beyond the last row stops; columns stay below the width that x, weight and y share, which the
-    // vectors divide. The partial sums have one place per unit.
+    // SAFETY: a unit beyond the last row stops; columns stay below the width that x, residual, weight, bias, y and sum
+    // share, which the vectors divide. The partial sums have one place per unit. Where outputs are inputs, the kernel
+    // reads an element before it writes it.
     unsafe {
-        rms_norm::launch_unchecked(
+        norm::launch_unchecked(
             client,
             count,
-            CubeDim::new_1d(units * cube_rows),
+            dim,
             address,
             lanes,
             x.into_tensor_arg(),
+            residual.into(),
             weight.into_tensor_arg(),
-            y.into_tensor_arg(),
+            beta.map(TensorBinding::into_buffer_arg).into(),
+            y,
+            sum.into(),
             epsilon,
-            cube_rows as usize,
-            units as usize,
-            dtype,
+            blueprint,
+            [dtype, weight_dtype],
         );
     }
     Ok(())

@@ -1,12 +1,14 @@
-//! What the attention kernels become on machines that are not there.
+//! What the kernels become on machines that are not there.
 
 use std::sync::Once;
 
 use burn_flashinfer_kernels::attention::{Alignment, Blueprint, HeadDims, Problem, Tiled, Unit};
 use burn_flashinfer_kernels::isa::{Arch, Instruction};
 use burn_flashinfer_kernels::offline::{self, Artifact, Error, Kind, Lowered, Target};
+use burn_flashinfer_kernels::sampling::{self, KeepLikely, Limit, Output, SampleLogits, SampleProbs};
 use burn_flashinfer_kernels::{DeviceProfile, Refusal};
 use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::TensorBinding;
 
 const GFX942: Target = Target::Gfx(0x942);
 const SM_90: Target = Target::Sm(90);
@@ -30,11 +32,15 @@ fn problem(dtype: FloatKind, dim: usize, queries: usize, requests: usize) -> Pro
     }
 }
 
-fn lower(target: Target, problem: &Problem, kind: Kind, blueprint: &Blueprint) -> Result<Lowered, Error> {
+fn keep_assembly() {
     static ASSEMBLY: Once = Once::new();
-    // SAFETY: every test of this program compiles through here, and nothing else in it reads the environment but
+    // SAFETY: every test of this program calls this before it compiles, and nothing else in it reads the environment but
     // through `std`, so no other thread does before this is over.
     ASSEMBLY.call_once(|| unsafe { offline::keep_assembly() });
+}
+
+fn lower(target: Target, problem: &Problem, kind: Kind, blueprint: &Blueprint) -> Result<Lowered, Error> {
+    keep_assembly();
     offline::lower(target, problem, kind, blueprint)
 }
 
@@ -183,4 +189,81 @@ fn a_split_is_merged() {
     assert_eq!(first.writes.iter().filter(|&&writes| writes).count(), 2);
     assert_eq!(merge.writes.iter().filter(|&&writes| writes).count(), 1);
     assert_eq!(launches[1].buffers()[0].as_ref().err(), launches[0].buffers()[3].as_ref().err());
+}
+
+/// Sampling from a batch of Llama 3's rows: numbers stay in registers, and come in loads of 16 bytes.
+#[test]
+fn sampling_stays_in_registers() {
+    const ROWS: usize = 64;
+    const VOCAB: usize = 128_256;
+    let bf16 = ElemType::Float(FloatKind::BF16);
+    let f32 = ElemType::Float(FloatKind::F32);
+    for target in [GFX942, SM_90] {
+        keep_assembly();
+        let device = offline::Device::new(target).expect("a device");
+        let client = device.client();
+        let tensor = |shape: &[usize], element: usize| {
+            let strides: Vec<usize> =
+                (0..shape.len()).map(|axis| shape[axis + 1..].iter().product()).collect();
+            let handle = client.empty(shape.iter().product::<usize>() * element);
+            // SAFETY: the buffer was made to hold this shape.
+            unsafe { TensorBinding::from_raw_parts(handle, strides.into(), shape.to_vec().into()) }
+        };
+        let (rows, draws) = (|| tensor(&[ROWS], 4), || tensor(&[ROWS, sampling::DRAW_WORDS], 4));
+        for filters in [0, 1, 2, 4, 7] {
+            let of = |bit: usize| (filters & bit != 0).then(rows);
+            let sample = SampleProbs {
+                probs: tensor(&[ROWS, VOCAB], 4),
+                top_k: of(1),
+                top_p: of(2),
+                min_p: of(4),
+                draws: draws(),
+                samples: rows(),
+                valid: rows(),
+            };
+            sampling::sample_probs(client, sample).expect("it fits");
+        }
+        for (dtype, size) in [(bf16, 2), (f32, 4)] {
+            let sample = SampleLogits {
+                logits: tensor(&[ROWS, VOCAB], size),
+                temperature: rows(),
+                draws: draws(),
+                samples: rows(),
+                valid: rows(),
+            };
+            sampling::sample_logits(client, sample, dtype).expect("it fits");
+            let keep = KeepLikely {
+                x: tensor(&[ROWS, VOCAB], size),
+                by: Limit::TopK(rows()),
+                y: tensor(&[ROWS, VOCAB], size),
+                output: Output::Masked,
+            };
+            sampling::keep_likely(client, keep, dtype).expect("it fits");
+        }
+        let keep = KeepLikely {
+            x: tensor(&[ROWS, VOCAB], 4),
+            by: Limit::TopP(rows()),
+            y: tensor(&[ROWS, VOCAB], 4),
+            output: Output::Renormalised,
+        };
+        sampling::keep_likely(client, keep, f32).expect("it fits");
+        let launches = device.launches();
+        assert_eq!(launches.len(), 10, "{target}");
+        for launch in launches {
+            let lowered = launch.lower().unwrap_or_else(|error| panic!("{target}: {error}"));
+            let what = format!("{} on {target}", lowered.entry);
+            let listing = lowered.listing();
+            assert_eq!(listing.count().scratch, 0, "{what}");
+            assert!(listing.scratch.unwrap_or(0) == 0 && listing.spills.unwrap_or(0) == 0, "{what}");
+            assert!(lowered.shared_memory <= 64 << 10, "{what}: {}", lowered.shared_memory);
+            assert!(lowered.block[0] >= 256, "{what}: {:?}", lowered.block);
+            let wide = match target {
+                Target::Gfx(_) => ["global_load_dwordx4", "buffer_load_dwordx4"].as_slice(),
+                Target::Sm(_) => {
+                    &["ld.global.v4", "ld.global.nc.v4", "ld.global.v2.b64", "ld.global.nc.v2.b64"]
+                }
+            };
+            assert!(wide.iter().any(|load| lowered.assembly.contains(load)), "{what}: no load of 16 bytes");
+        }
+    }
 }

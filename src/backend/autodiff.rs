@@ -10,7 +10,8 @@ use burn::backend::{
 };
 
 use crate::extension::{
-    Attended, AttentionParams, Batch, FlashInferBackend, PagedIndex, RaggedIndex, RopeStyle,
+    Activation, Attended, AttentionParams, Batch, FlashInferBackend, Limit, MaybeFloats, MaybeInts,
+    PagedIndex, RaggedIndex, RmsNormStyle, RopeStyle,
 };
 use crate::options::KvLayout;
 
@@ -89,8 +90,106 @@ impl<B: FlashInferBackend, C: CheckpointStrategy> FlashInferBackend for Autodiff
         (Self::from_inner(v), Self::from_inner(s))
     }
 
-    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
-        Self::from_inner(B::rms_norm(Self::inner(x), Self::inner(weight), epsilon))
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f32,
+        style: RmsNormStyle,
+    ) -> FloatTensor<Self> {
+        Self::from_inner(B::rms_norm(Self::inner(x), Self::inner(weight), epsilon, style))
+    }
+
+    fn fused_add_rms_norm(
+        x: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f32,
+        style: RmsNormStyle,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (x, residual) = (Self::inner(x), Self::inner(residual));
+        let (y, sum) = B::fused_add_rms_norm(x, residual, Self::inner(weight), epsilon, style);
+        (Self::from_inner(y), Self::from_inner(sum))
+    }
+
+    fn layer_norm_rows(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self> {
+        Self::from_inner(B::layer_norm_rows(Self::inner(x), Self::inner(gamma), Self::inner(beta), epsilon))
+    }
+
+    fn act_and_mul(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+        Self::from_inner(B::act_and_mul(Self::inner(x), activation))
+    }
+
+    fn softmax_with_temperature(
+        logits: FloatTensor<Self>,
+        temperature: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::from_inner(B::softmax_with_temperature(Self::inner(logits), Self::inner(temperature)))
+    }
+
+    fn apply_penalties(
+        logits: FloatTensor<Self>,
+        prompt: IntTensor<Self>,
+        output: IntTensor<Self>,
+        repetition: FloatTensor<Self>,
+        frequency: FloatTensor<Self>,
+        presence: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let [repetition, frequency, presence] = [repetition, frequency, presence].map(Self::inner);
+        let logits = Self::inner(logits);
+        Self::from_inner(B::apply_penalties(logits, prompt, output, repetition, frequency, presence))
+    }
+
+    fn renorm_probs(probs: FloatTensor<Self>, by: Limit<Self>) -> FloatTensor<Self> {
+        let by = match by {
+            Limit::TopK(top_k) => Limit::TopK(top_k),
+            Limit::TopP(top_p) => Limit::TopP(Self::inner(top_p)),
+        };
+        Self::from_inner(B::renorm_probs(Self::inner(probs), by))
+    }
+
+    fn top_k_mask_logits(logits: FloatTensor<Self>, top_k: IntTensor<Self>) -> FloatTensor<Self> {
+        Self::from_inner(B::top_k_mask_logits(Self::inner(logits), top_k))
+    }
+
+    fn sample_logits(
+        logits: FloatTensor<Self>,
+        temperature: FloatTensor<Self>,
+        draws: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        B::sample_logits(Self::inner(logits), Self::inner(temperature), draws)
+    }
+
+    fn chain_speculative_sampling(
+        draft_probs: FloatTensor<Self>,
+        draft_ids: IntTensor<Self>,
+        target_probs: FloatTensor<Self>,
+        draws: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        let (draft_probs, target_probs) = (Self::inner(draft_probs), Self::inner(target_probs));
+        B::chain_speculative_sampling(draft_probs, draft_ids, target_probs, draws)
+    }
+
+    fn sample_probs(
+        probs: FloatTensor<Self>,
+        top_k: MaybeInts<Self>,
+        top_p: MaybeFloats<Self>,
+        min_p: MaybeFloats<Self>,
+        draws: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        let floats = |floats| match floats {
+            MaybeFloats::None => MaybeFloats::None,
+            MaybeFloats::Some(floats) => MaybeFloats::Some(Self::inner(floats)),
+        };
+        let top_k = match top_k {
+            MaybeInts::None => MaybeInts::None,
+            MaybeInts::Some(top_k) => MaybeInts::Some(top_k),
+        };
+        B::sample_probs(Self::inner(probs), top_k, floats(top_p), floats(min_p), draws)
     }
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {

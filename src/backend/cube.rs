@@ -2,6 +2,8 @@
 //!
 //! Nothing is copied but a tensor whose last axis has gaps, or a page pool that has another owner.
 
+mod sampling;
+
 use std::fmt::Debug;
 
 use burn::backend::{
@@ -22,10 +24,11 @@ use burn_cubecl::{
 };
 use burn_flashinfer_kernels::{
     self as kernels,
+    activation::{self, ActAndMul},
     append::{self, Append},
     attention::{self, Attention, Choice},
     merge::{self, Merge},
-    norm::{self, RmsNorm},
+    norm::{self, Add, Norm, Scaling},
     rope::{self, Rope},
 };
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
@@ -33,7 +36,8 @@ use cubek::matmul::{launch::launch_ref, multi_level};
 use cubek::std::InputBinding;
 
 use crate::extension::{
-    Attended, AttentionParams, Batch, FlashInferBackend, PagedIndex, RaggedIndex, RopeStyle,
+    Activation, Attended, AttentionParams, Batch, FlashInferBackend, Limit, MaybeFloats, MaybeInts,
+    PagedIndex, RaggedIndex, RmsNormStyle, RopeStyle,
 };
 use crate::options::KvLayout;
 
@@ -56,6 +60,12 @@ pub(crate) fn unsupported_dtype(device: &CubeDevice, dtype: DType) -> Option<Str
         .map(|dtype| format!("{dtype:?}"))
         .collect();
     Some(format!("{} on {device:?}", others.join(" or ")))
+}
+
+/// Whether `device` computes with integers of 64 bits.
+pub(crate) fn has_wide_integers(device: &CubeDevice) -> bool {
+    let client = device.client();
+    client.properties().type_usage(dtype_to_storage_type(DType::U64)).contains(TypeUsage::Arithmetic)
 }
 
 impl FlashInferBackend for CubeBackend {
@@ -170,19 +180,121 @@ impl FlashInferBackend for CubeBackend {
         (v, s)
     }
 
-    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
-        let y = empty_like(&x, x.meta.shape().clone(), x.dtype);
-        if y.meta.num_elements() > 0 {
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f32,
+        style: RmsNormStyle,
+    ) -> FloatTensor<Self> {
+        normalised(x, scaling(weight, style), epsilon)
+    }
+
+    fn fused_add_rms_norm(
+        x: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f32,
+        style: RmsNormStyle,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (x, residual) = (in_rows(x), into_contiguous(residual));
+        let (y, sum) = (fresh(&x), fresh(&residual));
+        let results =
+            (y.clone().unwrap_or_else(|| x.clone()), sum.clone().unwrap_or_else(|| residual.clone()));
+        if x.meta.num_elements() > 0 {
             let (client, dtype) = (x.client.clone(), dtype_to_storage_type(x.dtype));
-            let norm = RmsNorm {
-                x: in_rows(x).binding(),
-                weight: into_contiguous(weight).binding(),
-                y: y.clone().binding(),
+            let norm = Norm {
+                x: x.binding(),
+                add: Some(Add { residual: residual.binding(), sum: sum.map(CubeTensor::binding) }),
+                scaling: scaling(weight, style).0,
+                y: y.map(CubeTensor::binding),
                 epsilon,
             };
-            launched(norm::launch(&client, norm, dtype));
+            launched(norm::launch(&client, norm, dtype, dtype));
+        }
+        results
+    }
+
+    fn layer_norm_rows(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self> {
+        let weight_dtype = gamma.dtype;
+        let (gamma, beta) = (into_contiguous(gamma).binding(), into_contiguous(beta).binding());
+        normalised(x, (Scaling::Layer { gamma, beta }, weight_dtype), epsilon)
+    }
+
+    fn act_and_mul(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+        let [rows, width] = [x.meta.shape()[0], x.meta.shape()[1] / 2];
+        let y = empty_like(&x, [rows, width].into(), x.dtype);
+        if y.meta.num_elements() > 0 {
+            let (client, dtype) = (x.client.clone(), dtype_to_storage_type(x.dtype));
+            let act = ActAndMul {
+                x: in_rows(x).binding(),
+                y: y.clone().binding(),
+                activation: match activation {
+                    Activation::Silu => activation::Activation::Silu,
+                    Activation::Gelu => activation::Activation::Gelu,
+                    Activation::GeluTanh => activation::Activation::GeluTanh,
+                },
+            };
+            launched(activation::launch(&client, act, dtype));
         }
         y
+    }
+
+    fn softmax_with_temperature(
+        logits: FloatTensor<Self>,
+        temperature: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        sampling::softmax_with_temperature(logits, temperature)
+    }
+
+    fn apply_penalties(
+        logits: FloatTensor<Self>,
+        prompt: IntTensor<Self>,
+        output: IntTensor<Self>,
+        repetition: FloatTensor<Self>,
+        frequency: FloatTensor<Self>,
+        presence: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        sampling::apply_penalties(logits, prompt, output, repetition, frequency, presence)
+    }
+
+    fn renorm_probs(probs: FloatTensor<Self>, by: Limit<Self>) -> FloatTensor<Self> {
+        sampling::renorm_probs(probs, by)
+    }
+
+    fn top_k_mask_logits(logits: FloatTensor<Self>, top_k: IntTensor<Self>) -> FloatTensor<Self> {
+        sampling::top_k_mask_logits(logits, top_k)
+    }
+
+    fn sample_logits(
+        logits: FloatTensor<Self>,
+        temperature: FloatTensor<Self>,
+        draws: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        sampling::sample_logits(logits, temperature, draws)
+    }
+
+    fn chain_speculative_sampling(
+        draft_probs: FloatTensor<Self>,
+        draft_ids: IntTensor<Self>,
+        target_probs: FloatTensor<Self>,
+        draws: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        sampling::chain_speculative_sampling(draft_probs, draft_ids, target_probs, draws)
+    }
+
+    fn sample_probs(
+        probs: FloatTensor<Self>,
+        top_k: MaybeInts<Self>,
+        top_p: MaybeFloats<Self>,
+        min_p: MaybeFloats<Self>,
+        draws: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        sampling::sample_probs(probs, top_k, top_p, min_p, draws)
     }
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -195,6 +307,39 @@ impl FlashInferBackend for CubeBackend {
         matmul(x.clone(), weight.clone(), None, MatmulStrategy::default(), x.dtype)
             .unwrap_or_else(|_| naive_matmul(x, weight, [rows, columns]))
     }
+}
+
+/// Where to write what is made of `input`, unless that may be `input` itself.
+fn fresh(input: &CubeTensor) -> Option<CubeTensor> {
+    // CubeCL's CPU runtime fails to read an empty tensor that was uploaded.
+    let in_place = input.meta.num_elements() > 0
+        && input.is_contiguous()
+        && input.can_mut()
+        && input.is_nonoverlapping();
+    (!in_place).then(|| empty_like(input, input.meta.shape().clone(), input.dtype))
+}
+
+/// What a root mean square is scaled with, and the type of it.
+fn scaling(weight: CubeTensor, style: RmsNormStyle) -> (Scaling, DType) {
+    let dtype = weight.dtype;
+    let weight = into_contiguous(weight).binding();
+    match style {
+        RmsNormStyle::Plain => (Scaling::Rms(weight), dtype),
+        RmsNormStyle::Gemma => (Scaling::GemmaRms(weight), dtype),
+    }
+}
+
+/// The norms of rows, in a tensor of their own.
+fn normalised(x: CubeTensor, (scaling, weight_dtype): (Scaling, DType), epsilon: f32) -> CubeTensor {
+    let y = empty_like(&x, x.meta.shape().clone(), x.dtype);
+    if y.meta.num_elements() > 0 {
+        let client = x.client.clone();
+        let dtypes = [x.dtype, weight_dtype].map(dtype_to_storage_type);
+        let norm =
+            Norm { x: in_rows(x).binding(), add: None, scaling, y: Some(y.clone().binding()), epsilon };
+        launched(norm::launch(&client, norm, dtypes[0], dtypes[1]));
+    }
+    y
 }
 
 /// `x · weight`, slowly, for what Burn refuses: without autotuning it has one kernel, which for most shapes wants more

@@ -1,5 +1,6 @@
 //! The operations, as functions on tensors. They check their arguments and hand them to the backend.
 
+mod activation;
 mod append;
 mod attention;
 mod cascade;
@@ -7,7 +8,9 @@ mod linear;
 mod merge;
 mod norm;
 mod rope;
+pub(crate) mod sampling;
 
+pub use activation::{gelu_and_mul, gelu_tanh_and_mul, silu_and_mul};
 pub use append::append_paged_kv;
 pub use attention::{
     AttentionOutput, batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, single_decode,
@@ -16,5 +19,5 @@ pub use attention::{
 pub use cascade::cascade_attention;
 pub use linear::matmul_nt;
 pub use merge::merge_state;
-pub use norm::rms_norm;
+pub use norm::{fused_add_rms_norm, gemma_fused_add_rms_norm, gemma_rms_norm, layer_norm, rms_norm};
 pub use rope::{Rope, RopeConfig, RopeScaling, apply_rope};

@@ -6,7 +6,7 @@ use burn_flashinfer::{
     reference,
 };
 
-use crate::support::{DTYPES, Host, Rng, Target, VIEWS, View, devices};
+use crate::support::{DTYPES, Host, Rng, Target, VIEWS, View, address, devices};
 
 const LAYOUTS: [KvLayout; 2] = [KvLayout::Nhd, KvLayout::Hnd];
 
@@ -169,24 +169,6 @@ fn no_tokens() {
         let (k, v) = pages.into_tensors();
         assert_eq!((Host::of(k).values, Host::of(v).values), (k_pool.values, v_pool.values));
     }
-}
-
-/// Where the elements of a tensor lie.
-fn address(tensor: &Tensor<4>) -> String {
-    #[cfg(feature = "flex")]
-    if let Ok(tensor) = tensor.clone().try_into_primitive::<burn::backend::Flex>() {
-        return format!("{:?}", tensor.bytes().as_ptr());
-    }
-    #[cfg(feature = "cube")]
-    if let Ok(tensor) = tensor.clone().try_into_primitive::<burn_cubecl::Cube>() {
-        #[cfg(feature = "fusion")]
-        let tensor = {
-            let client = tensor.client.clone();
-            client.resolve_tensor_float::<burn_cubecl::CubeBackend>(tensor)
-        };
-        return format!("{:?} {:?}", tensor.handle.memory, tensor.handle.offset_start);
-    }
-    panic!("no backend of this build has {tensor:?}");
 }
 
 /// A hundred steps of a decode loop, attention reading the pages between two appends, never copy a page: the elements

@@ -3,8 +3,9 @@
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use burn_flashinfer::{
     AttentionOptions, Indptr, KvLayout, KvPages, PageTable, Positions, Rope, RopeConfig, SlotMapping,
-    append_paged_kv, apply_rope, batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, matmul_nt,
-    merge_state, rms_norm, single_decode, single_prefill,
+    append_paged_kv, apply_rope, batch_decode_paged, batch_prefill_paged, batch_prefill_ragged,
+    fused_add_rms_norm, gelu_and_mul, gelu_tanh_and_mul, gemma_fused_add_rms_norm, gemma_rms_norm,
+    layer_norm, matmul_nt, merge_state, rms_norm, silu_and_mul, single_decode, single_prefill,
 };
 
 use crate::support::{Host, Rng, Target, bits, devices, refused};
@@ -76,7 +77,19 @@ impl Inputs {
         let (q, k) = apply_rope(x(), k(), &self.rope, &self.positions).expect("it fits");
         keep(q, None);
         keep(k, None);
-        keep(rms_norm(x(), self.weight.clone(), 1e-6).expect("it fits"), None);
+        let w = || self.weight.clone();
+        for norm in [rms_norm, gemma_rms_norm] {
+            keep(norm(x(), w(), 1e-6).expect("it fits"), None);
+        }
+        for norm in [fused_add_rms_norm, gemma_fused_add_rms_norm] {
+            let (y, sum) = norm(x(), x().neg().mul_scalar(0.5), w(), 1e-6).expect("it fits");
+            keep(y, None);
+            keep(sum, None);
+        }
+        keep(layer_norm(x(), w(), w().neg(), 1e-6).expect("it fits"), None);
+        for act in [silu_and_mul, gelu_and_mul, gelu_tanh_and_mul] {
+            keep(act(x()).expect("it fits"), None);
+        }
         keep(matmul_nt(x(), self.matrix.clone()).expect("it fits"), None);
         results
     }
@@ -152,8 +165,26 @@ fn gradients_are_refused() {
             refused(apply_rope(gx(), k(), &i.rope, &i.positions), refusal("apply_rope", "q"));
             refused(apply_rope(x(), gk(), &i.rope, &i.positions), refusal("apply_rope", "k"));
             let (gweight, gmatrix) = (track(&i.weight, computed), track(&i.matrix, computed));
-            refused(rms_norm(gx(), i.weight.clone(), 1e-6), refusal("rms_norm", "x"));
-            refused(rms_norm(x(), gweight, 1e-6), refusal("rms_norm", "weight"));
+            let (w, gw) = (|| i.weight.clone(), || gweight.clone());
+            for (norm, op) in [(rms_norm as fn(_, _, _) -> _, "rms_norm"), (gemma_rms_norm, "gemma_rms_norm")]
+            {
+                refused(norm(gx(), w(), 1e-6), refusal(op, "x"));
+                refused(norm(x(), gw(), 1e-6), refusal(op, "weight"));
+            }
+            for (norm, op) in [
+                (fused_add_rms_norm as fn(_, _, _, _) -> _, "fused_add_rms_norm"),
+                (gemma_fused_add_rms_norm, "gemma_fused_add_rms_norm"),
+            ] {
+                refused(norm(gx(), x(), w(), 1e-6), refusal(op, "x"));
+                refused(norm(x(), gx(), w(), 1e-6), refusal(op, "residual"));
+                refused(norm(x(), x(), gw(), 1e-6), refusal(op, "weight"));
+            }
+            refused(layer_norm(gx(), w(), w(), 1e-6), refusal("layer_norm", "x"));
+            refused(layer_norm(x(), gw(), w(), 1e-6), refusal("layer_norm", "gamma"));
+            refused(layer_norm(x(), w(), gw(), 1e-6), refusal("layer_norm", "beta"));
+            refused(silu_and_mul(gx()), refusal("silu_and_mul", "x"));
+            refused(gelu_and_mul(gx()), refusal("gelu_and_mul", "x"));
+            refused(gelu_tanh_and_mul(gx()), refusal("gelu_tanh_and_mul", "x"));
             refused(matmul_nt(gx(), i.matrix.clone()), refusal("matmul_nt", "x"));
             refused(matmul_nt(x(), gmatrix), refusal("matmul_nt", "weight"));
             // Taken out of the graph, it runs.
@@ -181,6 +212,9 @@ fn mixed_with_the_device_inside() {
             mixed(single_prefill(q, k, v, &AttentionOptions::new()).map(|attended| drop(attended.output)));
         }
         mixed(rms_norm(outside.x.clone(), inside.weight.clone(), 1e-6).map(drop));
+        let (x, w) = (|| outside.x.clone(), || inside.weight.clone());
+        mixed(fused_add_rms_norm(x(), inside.x.clone(), w(), 1e-6).map(drop));
+        mixed(layer_norm(x(), outside.weight.clone(), w(), 1e-6).map(drop));
         mixed(matmul_nt(inside.x.clone(), outside.matrix.clone()).map(drop));
         mixed(apply_rope(outside.x.clone(), outside.k.clone(), &inside.rope, &inside.positions).map(drop));
         let options = AttentionOptions::new();

@@ -2,6 +2,8 @@
 //!
 //! `BURN_FLASHINFER_TEST_DEVICES=cuda,cpu` restricts the devices. Inputs are random; the seed is printed, and
 //! `BURN_FLASHINFER_TEST_SEED` repeats it.
+mod activation;
+mod add_norm;
 mod append;
 mod attention;
 mod autodiff;
@@ -10,6 +12,7 @@ mod cache;
 mod cascade;
 mod edges;
 mod errors;
+mod layer_norm;
 mod linear;
 mod merge;
 mod norm;
@@ -18,5 +21,6 @@ mod problem;
 mod properties;
 mod refusals;
 mod rope;
+mod sampling;
 mod support;
 mod tables;

@@ -288,6 +288,24 @@ pub fn bits<const D: usize>(tensor: Tensor<D>) -> Vec<u32> {
     read(tensor).into_iter().map(f32::to_bits).collect()
 }
 
+/// Where the elements of a tensor lie.
+pub fn address<const D: usize>(tensor: &Tensor<D>) -> String {
+    #[cfg(feature = "flex")]
+    if let Ok(tensor) = tensor.clone().try_into_primitive::<burn::backend::Flex>() {
+        return format!("{:?}", tensor.bytes().as_ptr());
+    }
+    #[cfg(feature = "cube")]
+    if let Ok(tensor) = tensor.clone().try_into_primitive::<burn_cubecl::Cube>() {
+        #[cfg(feature = "fusion")]
+        let tensor = {
+            let client = tensor.client.clone();
+            client.resolve_tensor_float::<burn_cubecl::CubeBackend>(tensor)
+        };
+        return format!("{:?} {:?}", tensor.handle.memory, tensor.handle.offset_start);
+    }
+    panic!("no backend of this build has {tensor:?}");
+}
+
 /// Fails unless `got` is as near to `oracle` (f64, of the same inputs) as arithmetic in f32 with a result of type `dtype`
 /// comes, up to a factor of two (FlashAttention's rule):
 ///

@@ -1,10 +1,11 @@
-//! Append, RoPE, merge and norm.
+//! Append, RoPE, merge, norms and activations.
 
 use burn_flashinfer_kernels::{
     KvLayout,
+    activation::{self, ActAndMul, Activation},
     append::{self, Append},
     merge::{self, Merge},
-    norm::{self, RmsNorm},
+    norm::{self, Add, Norm, Scaling},
     rope::{self, Rope, Style},
 };
 
@@ -160,31 +161,116 @@ fn merge_weighs_by_lse() {
 }
 
 #[test]
-fn norm_divides_by_the_root_mean_square() {
+fn norms_divide_by_the_root_mean_square() {
     let client = client();
     let mut random = Random::new(4);
     for (dtype, width) in TYPES.into_iter().flat_map(|t| [(t, 111), (t, 512)]) {
-        let rows = 5;
-        let x = random.floats(rows * width, dtype, 3.0);
-        let weight = random.floats(width, dtype, 2.0);
-        let y = Device::poisoned(&client, dtype, &[rows, width]);
-        let norm = RmsNorm {
-            x: Device::strided(&client, dtype, &x, &[rows, width], &[width + 8, 1]).binding(),
-            weight: Device::new(&client, dtype, &weight, &[width]).binding(),
-            y: y.binding(),
-            epsilon: 1e-5,
-        };
-        norm::launch(&client, norm, dtype.elem()).expect("launches");
-        let normed = |round: fn(f64) -> f64| -> Vec<f64> {
-            let row = |x: &[f64]| {
-                let squares = x.iter().fold(0.0, |sum, x| round(sum + round(x * x)));
-                let scale = round(1.0 / (squares / width as f64 + 1e-5f32 as f64).sqrt());
-                x.iter().zip(&weight).map(|(x, w)| round(round(x * scale) * w)).collect::<Vec<_>>()
+        for kind in 0..4 {
+            let (rows, layer, gemma, add) = (5, kind == 3, kind == 1, kind > 1);
+            let columns = if layer { Type::F32 } else { dtype };
+            let x = random.floats(rows * width, dtype, 3.0);
+            let residual = random.floats(rows * width, dtype, if add { 3.0 } else { 0.0 });
+            let [weight, beta] = [(); 2].map(|()| random.floats(width, columns, 2.0));
+            let column = |values| Device::new(&client, columns, values, &[width]).binding();
+            let [y, sum] = [(); 2].map(|()| Device::poisoned(&client, dtype, &[rows, width]));
+            let norm = Norm {
+                x: Device::strided(&client, dtype, &x, &[rows, width], &[width + 8, 1]).binding(),
+                add: add.then(|| Add {
+                    residual: Device::new(&client, dtype, &residual, &[rows, width]).binding(),
+                    sum: Some(sum.binding()),
+                }),
+                scaling: match (layer, gemma) {
+                    (true, _) => Scaling::Layer { gamma: column(&weight), beta: column(&beta) },
+                    (_, true) => Scaling::GemmaRms(column(&weight)),
+                    _ => Scaling::Rms(column(&weight)),
+                },
+                y: Some(y.binding()),
+                epsilon: 1e-5,
             };
-            x.chunks_exact(width).flat_map(row).collect()
+            norm::launch(&client, norm, dtype.elem(), columns.elem()).expect("launches");
+            let added: Vec<f64> = x.iter().zip(&residual).map(|(x, r)| x + r).collect();
+            let normed = |round: fn(f64) -> f64| -> Vec<f64> {
+                let row = |x: &[f64]| {
+                    let mean = x.iter().fold(0.0, |sum, x| round(sum + x)) / width as f64;
+                    let mean = if layer { round(mean) } else { 0.0 };
+                    let squares = x.iter().fold(0.0, |sum, x| round(sum + round((x - mean) * (x - mean))));
+                    let scale = round(1.0 / (squares / width as f64 + 1e-5f32 as f64).sqrt());
+                    let factor = |w: f64| if gemma { 1.0 + w } else { w };
+                    let columns = weight.iter().zip(&beta);
+                    let y = x.iter().zip(columns).map(|(x, (w, b))| {
+                        round(round((x - mean) * scale) * factor(*w)) + if layer { *b } else { 0.0 }
+                    });
+                    y.collect::<Vec<_>>()
+                };
+                added.chunks_exact(width).flat_map(row).collect()
+            };
+            let what = format!("{dtype:?} {width} {kind}");
+            let mut baseline = normed(|x| x as f32 as f64);
+            baseline.iter_mut().for_each(|x| *x = dtype.round(*x));
+            assert_close(&what, &y.read(&client), &normed(|x| x), &baseline);
+            if add {
+                let baseline: Vec<f64> = added.iter().map(|&x| dtype.round(x)).collect();
+                assert_close(&what, &sum.read(&client), &added, &baseline);
+            }
+        }
+    }
+}
+
+/// Where the outputs are the inputs: the same bits as where they are not.
+#[test]
+fn norms_in_place() {
+    let client = client();
+    let mut random = Random::new(5);
+    for dtype in TYPES {
+        let shape = [7, 264];
+        let [x, residual] = [(); 2].map(|()| random.floats(7 * 264, dtype, 3.0));
+        let weight = random.floats(264, dtype, 2.0);
+        let run = |in_place: bool| {
+            let inputs = [&x, &residual].map(|values| Device::new(&client, dtype, values, &shape));
+            let outputs = [(); 2].map(|()| Device::poisoned(&client, dtype, &shape));
+            let [y, sum] = outputs.each_ref().map(|output| (!in_place).then(|| output.binding()));
+            let norm = Norm {
+                x: inputs[0].binding(),
+                add: Some(Add { residual: inputs[1].binding(), sum }),
+                scaling: Scaling::Rms(Device::new(&client, dtype, &weight, &[264]).binding()),
+                y,
+                epsilon: 1e-5,
+            };
+            norm::launch(&client, norm, dtype.elem(), dtype.elem()).expect("launches");
+            let results = if in_place { inputs } else { outputs };
+            results.map(|result| result.read(&client).into_iter().map(f64::to_bits).collect::<Vec<_>>())
         };
-        let mut baseline = normed(|x| x as f32 as f64);
-        baseline.iter_mut().for_each(|x| *x = dtype.round(*x));
-        assert_close(&format!("{dtype:?} {width}"), &y.read(&client), &normed(|x| x), &baseline);
+        assert_eq!(run(true), run(false), "{dtype:?}");
+    }
+}
+
+#[test]
+fn activations_gate_the_other_half() {
+    let client = client();
+    let mut random = Random::new(6);
+    for (dtype, width) in TYPES.into_iter().flat_map(|t| [(t, 111), (t, 512)]) {
+        let x = random.floats(3 * 2 * width, dtype, 8.0);
+        for (activation, act) in [
+            (Activation::Silu, (|a| a / (1.0 + (-a).exp())) as fn(f64) -> f64),
+            (Activation::GeluTanh, |a| {
+                let u = std::f64::consts::FRAC_2_PI.sqrt() * (a + 0.044715 * a * a * a);
+                a / 2.0 * (1.0 + u.tanh())
+            }),
+        ] {
+            let y = Device::poisoned(&client, dtype, &[3, width]);
+            let strides = [2 * width + 8, 1];
+            let act_and_mul = ActAndMul {
+                x: Device::strided(&client, dtype, &x, &[3, 2 * width], &strides).binding(),
+                y: y.binding(),
+                activation,
+            };
+            activation::launch(&client, act_and_mul, dtype.elem()).expect("launches");
+            let wanted: Vec<f64> = x
+                .chunks_exact(2 * width)
+                .flat_map(|row| (0..width).map(|i| act(row[i]) * row[width + i]).collect::<Vec<_>>())
+                .collect();
+            let baseline: Vec<f64> = wanted.iter().map(|&y| dtype.round(y as f32 as f64)).collect();
+            assert_close(&format!("{dtype:?} {width} {activation:?}"), &y.read(&client), &wanted, &baseline);
+        }
     }
 }

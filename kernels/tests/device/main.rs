@@ -10,4 +10,5 @@
 mod attention;
 mod elements;
 mod host;
+mod sampling;
 mod tiled;

@@ -1,11 +1,18 @@
 //! Flex, Burn's CPU backend: native code over slices, with rayon and the vector units of the processor at hand.
 
+mod activation;
 mod attention;
 mod float;
+mod gumbel;
+mod likely;
 mod matmul;
+mod norm;
+mod penalties;
 mod rows;
+mod sampling;
 mod scratch;
 mod simd;
+mod speculative;
 mod view;
 
 use burn::backend::{
@@ -15,7 +22,10 @@ use burn::backend::{
 use burn::tensor::{DType, bf16, f16};
 use burn_flex::FlexTensor;
 
-use crate::extension::{Attended, AttentionParams, Batch, FlashInferBackend, RopeStyle};
+use crate::extension::{
+    Activation, Attended, AttentionParams, Batch, FlashInferBackend, Limit, MaybeFloats, MaybeInts,
+    RmsNormStyle, RopeStyle,
+};
 use crate::options::KvLayout;
 
 /// Calls a function for the element type of a tensor. `check::float` lets no other type through.
@@ -79,11 +89,114 @@ impl FlashInferBackend for Flex {
         by_dtype!(v_a.dtype(), rows::merge(v_a, s_a, v_b, s_b))
     }
 
-    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self> {
-        by_dtype!(x.dtype(), rows::rms_norm(x, weight, epsilon))
+    fn rms_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f32,
+        style: RmsNormStyle,
+    ) -> FloatTensor<Self> {
+        by_dtype!(x.dtype(), norm::rms_norm(x, weight, epsilon, style))
+    }
+
+    fn fused_add_rms_norm(
+        x: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f32,
+        style: RmsNormStyle,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        by_dtype!(x.dtype(), norm::fused_add_rms_norm(x, residual, weight, epsilon, style))
+    }
+
+    fn layer_norm_rows(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f32,
+    ) -> FloatTensor<Self> {
+        let (gamma, beta) = (widened(gamma), widened(beta));
+        by_dtype!(x.dtype(), norm::layer_norm(x, gamma, beta, epsilon))
+    }
+
+    fn act_and_mul(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+        by_dtype!(x.dtype(), activation::act_and_mul(x, activation))
+    }
+
+    fn softmax_with_temperature(
+        logits: FloatTensor<Self>,
+        temperature: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        by_dtype!(logits.dtype(), sampling::softmax(logits, temperature))
+    }
+
+    fn apply_penalties(
+        logits: FloatTensor<Self>,
+        prompt: IntTensor<Self>,
+        output: IntTensor<Self>,
+        repetition: FloatTensor<Self>,
+        frequency: FloatTensor<Self>,
+        presence: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let [repetition, frequency, presence] = [repetition, frequency, presence].map(widened);
+        let by = penalties::Penalties { repetition, frequency, presence };
+        by_dtype!(logits.dtype(), penalties::apply(logits, prompt, output, &by))
+    }
+
+    fn renorm_probs(probs: FloatTensor<Self>, by: Limit<Self>) -> FloatTensor<Self> {
+        let by = match by {
+            Limit::TopK(top_k) => likely::Limit::TopK(view::indices(top_k).storage().to_vec()),
+            Limit::TopP(top_p) => likely::Limit::TopP(widened(top_p)),
+        };
+        likely::renorm_probs(probs, &by)
+    }
+
+    fn top_k_mask_logits(logits: FloatTensor<Self>, top_k: IntTensor<Self>) -> FloatTensor<Self> {
+        let top_k = view::indices(top_k);
+        by_dtype!(logits.dtype(), likely::top_k_mask_logits(logits, top_k.storage()))
+    }
+
+    fn sample_logits(
+        logits: FloatTensor<Self>,
+        temperature: FloatTensor<Self>,
+        draws: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        by_dtype!(logits.dtype(), sampling::sample_logits(logits, temperature, draws))
+    }
+
+    fn chain_speculative_sampling(
+        draft_probs: FloatTensor<Self>,
+        draft_ids: IntTensor<Self>,
+        target_probs: FloatTensor<Self>,
+        draws: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        speculative::chain(draft_probs, draft_ids, target_probs, draws)
+    }
+
+    fn sample_probs(
+        probs: FloatTensor<Self>,
+        top_k: MaybeInts<Self>,
+        top_p: MaybeFloats<Self>,
+        min_p: MaybeFloats<Self>,
+        draws: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        let floats = |floats| match floats {
+            MaybeFloats::None => None,
+            MaybeFloats::Some(floats) => Some(widened(floats)),
+        };
+        let top_k = match top_k {
+            MaybeInts::None => None,
+            MaybeInts::Some(top_k) => Some(view::indices(top_k).storage().to_vec()),
+        };
+        let filters = sampling::Filters { top_k, top_p: floats(top_p), min_p: floats(min_p) };
+        sampling::sample_probs(probs, &filters, draws)
     }
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         by_dtype!(x.dtype(), matmul::matmul_nt(x, weight))
     }
+}
+
+/// The elements of a tensor of one axis, in f32.
+fn widened(tensor: FlexTensor) -> Vec<f32> {
+    by_dtype!(tensor.dtype(), view::widened(tensor))
 }

@@ -1,9 +1,9 @@
-//! Operations that go row by row: cache writes, RoPE, merging, norms.
+//! Operations that go row by row: cache writes, RoPE, merging.
 
 use burn::tensor::DType;
 use burn_flex::FlexTensor;
 
-use super::float::{Float, dot};
+use super::float::Float;
 use super::view::{self, Rows, dims, with_rows};
 use crate::extension::RopeStyle;
 use crate::options::KvLayout;
@@ -15,9 +15,7 @@ pub(super) fn append<E: Float>(
     slots: &[i32],
     layout: KvLayout,
 ) -> FlexTensor {
-    // Also true of a pool that is a view: the copy has only what the view shows.
-    let mut pool =
-        if pool.is_contiguous() && pool.layout().start_offset() == 0 { pool } else { pool.to_contiguous() };
+    let mut pool = view::dense(pool);
     let [_, a, b, width] = dims(&pool);
     let (page_size, heads) = if layout == KvLayout::Nhd { (a, b) } else { (b, a) };
     let new = with_rows(new);
@@ -105,22 +103,4 @@ pub(super) fn merge<E: Float>(
         }
     }
     (view::tensor(values, [tokens, heads, dim], dtype), view::tensor(lse, [tokens, heads], DType::F32))
-}
-
-/// Root-mean-square norm of the rows of `x` `[rows, width]`.
-pub(super) fn rms_norm<E: Float>(x: FlexTensor, weight: FlexTensor, epsilon: f32) -> FlexTensor {
-    let dtype = x.dtype();
-    let (x, weight) = (with_rows(x), with_rows(weight));
-    let [rows, width] = dims(&x);
-    let source: Rows<'_, E, 1> = Rows::of(&x);
-    let weight: Rows<'_, E, 0> = Rows::of(&weight);
-    let mut normed = Vec::with_capacity(rows * width);
-    let mut wide = vec![0.0; width];
-    for row in 0..rows {
-        super::float::widen_row(source.row([row]), &mut wide);
-        let factor = 1.0 / (dot(&wide, &wide) / width as f32 + epsilon).sqrt();
-        let scaled = wide.iter().zip(weight.row([]));
-        normed.extend(scaled.map(|(x, weight)| E::narrow(x * factor * weight.widen())));
-    }
-    view::tensor(normed, [rows, width], dtype)
 }

@@ -61,6 +61,27 @@ pub(super) fn indices(tensor: FlexTensor) -> FlexTensor {
     tensor.to_contiguous()
 }
 
+/// The elements of a tensor of one axis, in f32.
+pub(super) fn widened<E: Float>(tensor: FlexTensor) -> Vec<f32> {
+    let tensor = with_rows(tensor);
+    Rows::<E, 0>::of(&tensor).row([]).iter().map(|x| x.widen()).collect()
+}
+
+/// `tensor`, or a copy of it, whose storage is exactly its elements in order.
+pub(super) fn dense(tensor: FlexTensor) -> FlexTensor {
+    // Also true of a tensor that is a view: the copy has only what the view shows.
+    if tensor.is_contiguous() && tensor.layout().start_offset() == 0 {
+        tensor
+    } else {
+        tensor.to_contiguous()
+    }
+}
+
+/// A tensor of these integers.
+pub(super) fn ints<const D: usize>(data: Vec<i32>, shape: [usize; D]) -> FlexTensor {
+    FlexTensor::new(burn::tensor::Bytes::from_elems(data), Layout::contiguous(Shape::from(shape)), DType::I32)
+}
+
 /// A contiguous tensor of these elements.
 pub(super) fn tensor<E: Float, const D: usize>(data: Vec<E>, shape: [usize; D], dtype: DType) -> FlexTensor {
     FlexTensor::new(burn::tensor::Bytes::from_elems(data), Layout::contiguous(Shape::from(shape)), dtype)

@@ -2,12 +2,13 @@
 
 mod attention;
 mod rows;
+mod sampling;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_flashinfer::{
     AttentionOptions, Indptr, KvLayout, KvPages, PageTable, Positions, Rope, RopeConfig, SlotMapping,
-    append_paged_kv, apply_rope, batch_decode_paged, batch_prefill_ragged, matmul_nt, merge_state, rms_norm,
-    single_prefill,
+    append_paged_kv, apply_rope, batch_decode_paged, batch_prefill_ragged, fused_add_rms_norm, layer_norm,
+    matmul_nt, merge_state, rms_norm, silu_and_mul, single_prefill,
 };
 
 use crate::support::{Target, devices, refused, say};
@@ -80,7 +81,14 @@ fn types() {
                 single_prefill(d([1, 2, 8]), d([1, 2, 8]), d([1, 2, 8]), &NO_OPTIONS),
                 refusal("single_prefill", "q"),
             );
-            refused(rms_norm(d([1, 2, 8]), f64s([8], device), 0.0), refusal("rms_norm", "x"));
+            let d1 = || f64s([8], device);
+            refused(rms_norm(d([1, 2, 8]), d1(), 0.0), refusal("rms_norm", "x"));
+            refused(
+                fused_add_rms_norm(d([1, 2, 8]), d([1, 2, 8]), d1(), 0.0),
+                refusal("fused_add_rms_norm", "x"),
+            );
+            refused(layer_norm(d([1, 2, 8]), d1(), d1(), 0.0), refusal("layer_norm", "x"));
+            refused(silu_and_mul(d([1, 2, 8])), refusal("silu_and_mul", "x"));
             refused(matmul_nt(d([1, 2, 8]), f64s([8, 8], device)), refusal("matmul_nt", "x"));
             let s = || zeros([1, 2], device);
             refused(merge_state(d([1, 2, 8]), s(), d([1, 2, 8]), s()), refusal("merge_state", "v_a"));
@@ -99,6 +107,15 @@ fn types() {
         refused(single_prefill(z(shape), h(shape), z(shape), &NO_OPTIONS), other("single_prefill", "k"));
         refused(single_prefill(z(shape), z(shape), h(shape), &NO_OPTIONS), other("single_prefill", "v"));
         refused(rms_norm(z(shape), halves([8], device), 0.0), other("rms_norm", "weight"));
+        let (z1, h1) = (|| zeros([8], device), || halves([8], device));
+        refused(fused_add_rms_norm(z(shape), h(shape), z1(), 0.0), other("fused_add_rms_norm", "residual"));
+        refused(fused_add_rms_norm(z(shape), z(shape), h1(), 0.0), other("fused_add_rms_norm", "weight"));
+        refused(layer_norm(z(shape), h1(), h1(), 0.0), other("layer_norm", "gamma"));
+        refused(layer_norm(h(shape), z1(), h1(), 0.0), "layer_norm: `beta` is of type F16, expected F32");
+        refused(
+            layer_norm(h(shape), h1(), z1(), 0.0),
+            "layer_norm: `beta` is of type F32, expected F16, as the other arguments",
+        );
         refused(matmul_nt(z(shape), halves([8, 8], device)), other("matmul_nt", "weight"));
         let s = || zeros([1, 2], device);
         refused(merge_state(z(shape), s(), h(shape), s()), other("merge_state", "v_b"));
@@ -140,6 +157,12 @@ fn mixed_devices() {
             elsewhere("single_prefill", "v"),
         );
         refused(rms_norm(z(shape), zeros([8], &other), 0.0), elsewhere("rms_norm", "weight"));
+        let (near, away) = (|| zeros([8], device), || zeros([8], &other));
+        let op = "fused_add_rms_norm";
+        refused(fused_add_rms_norm(z(shape), far(shape), near(), 0.0), elsewhere(op, "residual"));
+        refused(fused_add_rms_norm(z(shape), z(shape), away(), 0.0), elsewhere(op, "weight"));
+        refused(layer_norm(z(shape), away(), near(), 0.0), elsewhere("layer_norm", "gamma"));
+        refused(layer_norm(z(shape), near(), away(), 0.0), elsewhere("layer_norm", "beta"));
         refused(matmul_nt(z(shape), zeros([8, 8], &other)), elsewhere("matmul_nt", "weight"));
         let s = || zeros([1, 2], device);
         refused(merge_state(z(shape), zeros([1, 2], &other), z(shape), s()), elsewhere("merge_state", "s_a"));

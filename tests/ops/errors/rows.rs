@@ -2,7 +2,8 @@
 
 use burn_flashinfer::{
     KvLayout, KvPages, PageTable, Positions, Rope, RopeConfig, SlotMapping, append_paged_kv, apply_rope,
-    matmul_nt, merge_state, rms_norm,
+    fused_add_rms_norm, gelu_and_mul, gelu_tanh_and_mul, gemma_fused_add_rms_norm, gemma_rms_norm,
+    layer_norm, matmul_nt, merge_state, rms_norm, silu_and_mul,
 };
 
 use super::{Paged, halves, zeros};
@@ -140,14 +141,45 @@ fn rope() {
 fn norm() {
     for target in devices() {
         let device = &target.device;
-        let run = |epsilon| rms_norm(zeros([2, 8], device), zeros([8], device), epsilon);
-        refused(run(-1e-6), "rms_norm: `epsilon` is -0.000001, expected a finite number, at least 0");
-        refused(run(f32::NAN), "rms_norm: `epsilon` is NaN, expected a finite number, at least 0");
-        refused(run(f32::INFINITY), "rms_norm: `epsilon` is inf, expected a finite number, at least 0");
+        let (x, w) = (|| zeros([2, 8], device), || zeros([8], device));
+        for (epsilon, got) in [(-1e-6, "-0.000001"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
+            let message =
+                |op: &str| format!("{op}: `epsilon` is {got}, expected a finite number, at least 0");
+            refused(rms_norm(x(), w(), epsilon), message("rms_norm"));
+            refused(gemma_rms_norm(x(), w(), epsilon), message("gemma_rms_norm"));
+            refused(fused_add_rms_norm(x(), x(), w(), epsilon), message("fused_add_rms_norm"));
+            refused(gemma_fused_add_rms_norm(x(), x(), w(), epsilon), message("gemma_fused_add_rms_norm"));
+            refused(layer_norm(x(), w(), w(), epsilon), message("layer_norm"));
+        }
+        let short = || zeros([2], device);
+        let message = |op: &str, argument: &str| {
+            format!("{op}: `{argument}` has shape [2], expected [8], as the last axis of `x`")
+        };
+        refused(rms_norm(x(), short(), 1e-6), message("rms_norm", "weight"));
+        refused(gemma_rms_norm(x(), short(), 1e-6), message("gemma_rms_norm", "weight"));
+        refused(fused_add_rms_norm(x(), x(), short(), 1e-6), message("fused_add_rms_norm", "weight"));
+        refused(layer_norm(x(), short(), w(), 1e-6), message("layer_norm", "gamma"));
+        refused(layer_norm(x(), w(), short(), 1e-6), message("layer_norm", "beta"));
         refused(
-            rms_norm(zeros([2, 8], device), zeros([2], device), 1e-6),
-            "rms_norm: `weight` has shape [2], expected [8], as the last axis of `x`",
+            fused_add_rms_norm(x(), zeros([8, 2], device), w(), 1e-6),
+            "fused_add_rms_norm: `residual` has shape [8, 2], expected [2, 8], as `x`",
         );
+        refused(
+            layer_norm(zeros([2, 0], device), zeros([0], device), zeros([0], device), 1e-6),
+            "layer_norm: `x` has shape [2, 0], expected a last axis that is not empty",
+        );
+    }
+}
+
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
+#[test]
+fn activation() {
+    for target in devices() {
+        let x = || zeros([2, 3, 7], &target.device);
+        let message = |op: &str| format!("{op}: `x` has shape [2, 3, 7], expected an even last axis");
+        refused(silu_and_mul(x()), message("silu_and_mul"));
+        refused(gelu_and_mul(x()), message("gelu_and_mul"));
+        refused(gelu_tanh_and_mul(x()), message("gelu_tanh_and_mul"));
     }
 }
 

@@ -24,11 +24,24 @@
 //! # }
 //! ```
 
+mod rows;
+mod sampling;
+
 use std::ops::Range;
 
 use crate::error::{Error, Result};
 use crate::extension::RopeStyle;
 use crate::options::{AttentionOptions, KvLayout};
+
+pub use sampling::{
+    Chain, Filter, apply_penalties, chain_speculative_sampling, distribution, renormalised, softmax,
+    top_k_mask_logits,
+};
+
+pub use rows::{
+    fused_add_rms_norm, gelu_and_mul, gelu_tanh_and_mul, gemma_fused_add_rms_norm, gemma_rms_norm,
+    layer_norm, matmul_nt, rms_norm, silu_and_mul,
+};
 
 /// Numbers of shape `[tokens, heads, head_dim]`, the last axis contiguous.
 #[derive(Debug, Clone, PartialEq)]
@@ -350,35 +363,6 @@ pub fn apply_rope(x: &Heads, frequencies: &[f64], positions: &[usize], style: Ro
     Ok(Heads { shape: x.shape, values })
 }
 
-/// [`rms_norm`](crate::rms_norm): `x / sqrt(mean(x²) + epsilon) * weight` for each row of `x` `[rows, width]`, with
-/// `weight` `[width]`.
-///
-/// # Errors
-///
-/// If `weight` is empty, or `x` is no whole number of rows.
-pub fn rms_norm(x: &[f64], weight: &[f64], epsilon: f64) -> Result<Vec<f64>> {
-    let width = weight.len();
-    check_rows("reference::rms_norm", "x", x.len(), width)?;
-    let rows = x.chunks_exact(width).flat_map(|row| {
-        let norm = (dot(row, row) / width as f64 + epsilon).sqrt();
-        row.iter().zip(weight).map(move |(x, w)| x / norm * w)
-    });
-    Ok(rows.collect())
-}
-
-/// [`matmul_nt`](crate::matmul_nt): `y[r, o] = Σ_i x[r, i] weight[o, i]` for `x` `[rows, in]` and `weight` `[out, in]`.
-///
-/// # Errors
-///
-/// If `in_dim` is 0, or `x` or `weight` is no whole number of rows.
-pub fn matmul_nt(x: &[f64], weight: &[f64], in_dim: usize) -> Result<Vec<f64>> {
-    const OP: &str = "reference::matmul_nt";
-    check_rows(OP, "x", x.len(), in_dim)?;
-    check_rows(OP, "weight", weight.len(), in_dim)?;
-    let rows = x.chunks_exact(in_dim);
-    Ok(rows.flat_map(|x| weight.chunks_exact(in_dim).map(move |w| dot(x, w))).collect())
-}
-
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
@@ -399,11 +383,4 @@ fn check_len(op: &'static str, argument: &'static str, len: usize, shape: &[usiz
         return Ok(());
     }
     Err(value(op, argument, format!("of length {len}"), format!("the elements of {shape:?}")))
-}
-
-fn check_rows(op: &'static str, argument: &'static str, len: usize, width: usize) -> Result<()> {
-    if width > 0 && len.is_multiple_of(width) {
-        return Ok(());
-    }
-    Err(value(op, argument, format!("of length {len}"), format!("a multiple of {width}, and that above 0")))
 }

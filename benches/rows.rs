@@ -1,0 +1,185 @@
+//! Norms, activations and sampling on a GPU, timed on the device, beside a copy of as many bytes.
+//!
+//!     cargo bench -p burn-flashinfer-kernels --features cuda --bench rows -- [csv=FILE]
+//!
+//! As the bench of attention: medians of replayed graphs over sets of inputs that are larger than the caches together.
+
+#[path = "device.rs"]
+mod device;
+
+use burn_flashinfer_kernels::activation::{ActAndMul, Activation, launch as act_and_mul};
+use burn_flashinfer_kernels::norm::{Add, Norm, Scaling, launch as norm};
+use burn_flashinfer_kernels::sampling::{
+    DRAW_WORDS, KeepLikely, Limit, Output, SampleLogits, SampleProbs, Softmax, keep_likely, sample_logits,
+    sample_probs, softmax,
+};
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::*;
+use device::{Device, tensor};
+
+const BF16: FloatKind = FloatKind::BF16;
+const F32: FloatKind = FloatKind::F32;
+
+/// Copies 16 bytes a unit.
+#[cube(launch_unchecked)]
+fn copy(from: &[Vector<u32, Const<4>>], to: &mut [Vector<u32, Const<4>>], total: usize) {
+    if ABSOLUTE_POS < total {
+        to[ABSOLUTE_POS] = from[ABSOLUTE_POS];
+    }
+}
+
+struct Bench {
+    device: Device,
+    csv: String,
+}
+
+impl Bench {
+    /// Times one launch for each of `sets`, which reads and writes so many `bytes`.
+    fn row<T>(&mut self, op: &str, shape: [usize; 2], bytes: usize, sets: &[T], launch: impl Fn(&T)) {
+        launch(&sets[0]);
+        self.device.wait();
+        let ms = self.device.replayed(&|| sets.iter().for_each(&launch)) / sets.len() as f64;
+        let [rows, width] = shape;
+        let line = format!("{op},burn-flashinfer,{rows},{width},{ms:.5},{:.1}", bytes as f64 / ms / 1e6);
+        println!("{line}");
+        self.csv += &(line + "\n");
+    }
+
+    fn copy(&mut self, shape: [usize; 2]) {
+        let bytes = shape[0] * shape[1] * 2;
+        let sets = self.sets(2 * bytes, |d, seed| [seed, seed + 1].map(|seed| d.random(BF16, &shape, seed)));
+        let client = self.device.client.clone();
+        self.row("copy", shape, 2 * bytes, &sets, |[from, to]| {
+            let (total, units) = (bytes / 16, 256);
+            // SAFETY: units stop at the vectors that both buffers have.
+            unsafe {
+                copy::launch_unchecked(
+                    &client,
+                    CubeCount::Static(total.div_ceil(units) as u32, 1, 1),
+                    CubeDim::new_1d(units as u32),
+                    from.clone().into_buffer_arg(),
+                    to.clone().into_buffer_arg(),
+                    total,
+                );
+            }
+        });
+    }
+
+    /// Sets of inputs, of `bytes` each.
+    fn sets<T>(&self, bytes: usize, make: impl Fn(&Device, u32) -> T) -> Vec<T> {
+        let count = (4e8 / bytes as f64).ceil().clamp(2.0, 64.0) as u32;
+        (0..count).map(|seed| make(&self.device, 10 * seed + 1)).collect()
+    }
+
+    /// `count` times `value`, in f32.
+    fn filled(&self, count: usize, value: f32) -> TensorBinding {
+        tensor(self.device.client.create_from_slice(&value.to_le_bytes().repeat(count)), &[count])
+    }
+
+    fn norms(&mut self, shape: [usize; 2]) {
+        let [rows, width] = shape;
+        let (bytes, dtype) = (rows * width * 2, ElemType::Float(BF16));
+        let client = self.device.client.clone();
+        let three = |d: &Device, seed| {
+            (
+                [seed, seed + 1, seed + 2].map(|seed| d.random(BF16, &shape, seed)),
+                d.random(BF16, &[width], seed),
+            )
+        };
+        let sets = self.sets(2 * bytes, three);
+        self.row("rms_norm", shape, 2 * bytes, &sets, |([x, y, _], weight)| {
+            let (x, y, scaling) = (x.clone(), Some(y.clone()), Scaling::Rms(weight.clone()));
+            norm(&client, Norm { x, add: None, scaling, y, epsilon: 1e-5 }, dtype, dtype).expect("launches");
+        });
+        self.row("fused_add_rms_norm", shape, 4 * bytes, &sets, |([x, y, _], weight)| {
+            let (x, scaling) = (x.clone(), Scaling::Rms(weight.clone()));
+            let add = Some(Add { residual: y.clone(), sum: None });
+            norm(&client, Norm { x, add, scaling, y: None, epsilon: 1e-5 }, dtype, dtype).expect("launches");
+        });
+        self.row("layer_norm", shape, 2 * bytes, &sets, |([x, y, _], weight)| {
+            let scaling = Scaling::Layer { gamma: weight.clone(), beta: weight.clone() };
+            let (x, y) = (x.clone(), Some(y.clone()));
+            norm(&client, Norm { x, add: None, scaling, y, epsilon: 1e-5 }, dtype, dtype).expect("launches");
+        });
+    }
+
+    fn activations(&mut self, shape: [usize; 2]) {
+        let [rows, width] = shape;
+        let (bytes, dtype) = (rows * width * 2, ElemType::Float(BF16));
+        let client = self.device.client.clone();
+        let sets = self.sets(3 * bytes, |d, seed| {
+            (d.random(BF16, &[rows, 2 * width], seed), d.random(BF16, &shape, seed + 1))
+        });
+        for (op, activation) in [("silu_and_mul", Activation::Silu), ("gelu_and_mul", Activation::Gelu)] {
+            self.row(op, shape, 3 * bytes, &sets, |(x, y)| {
+                let act = ActAndMul { x: x.clone(), y: y.clone(), activation };
+                act_and_mul(&client, act, dtype).expect("launches");
+            });
+        }
+    }
+
+    fn sampling(&mut self, shape: [usize; 2]) {
+        let [rows, vocab] = shape;
+        let (bytes, dtype) = (rows * vocab * 4, ElemType::Float(F32));
+        let client = self.device.client.clone();
+        let ones = self.filled(rows, 1.0);
+        let top_p = self.filled(rows, 0.9);
+        let top_k = self.device.ints(vec![50; rows]);
+        let words = (0..rows as i32).flat_map(|row| [7, 0, row, 3, 0, row]).collect();
+        let mut draws = self.device.ints(words);
+        draws.shape = [rows, DRAW_WORDS].to_vec().into();
+        draws.strides = [DRAW_WORDS, 1].to_vec().into();
+        let outcome = [0, 1].map(|_| self.device.ints(vec![0; rows]));
+        let sets = self.sets(bytes, |d, seed| [seed, seed + 1].map(|seed| d.random(F32, &shape, seed)));
+        self.row("softmax", shape, 2 * bytes, &sets, |[logits, probs]| {
+            let (logits, probs) = (logits.clone(), probs.clone());
+            softmax(&client, Softmax { logits, temperature: ones.clone(), probs }, dtype).expect("launches");
+        });
+        let sample = |probs: &TensorBinding, top_k: Option<&TensorBinding>, top_p: Option<&TensorBinding>| {
+            let [samples, valid] = outcome.clone();
+            let (probs, draws) = (probs.clone(), draws.clone());
+            let (top_k, top_p) = (top_k.cloned(), top_p.cloned());
+            let sample = SampleProbs { probs, top_k, top_p, min_p: None, draws, samples, valid };
+            sample_probs(&client, sample).expect("launches");
+        };
+        self.row("sampling_from_probs", shape, bytes, &sets, |[_, probs]| sample(probs, None, None));
+        self.row("top_p_sampling_from_probs", shape, bytes, &sets, |[_, probs]| {
+            sample(probs, None, Some(&top_p))
+        });
+        self.row("top_k_sampling_from_probs", shape, bytes, &sets, |[_, probs]| {
+            sample(probs, Some(&top_k), None)
+        });
+        self.row("top_k_top_p_sampling_from_probs", shape, bytes, &sets, |[_, probs]| {
+            sample(probs, Some(&top_k), Some(&top_p));
+        });
+        self.row("sampling_from_logits", shape, bytes, &sets, |[logits, _]| {
+            let [samples, valid] = outcome.clone();
+            let (logits, draws) = (logits.clone(), draws.clone());
+            let sample = SampleLogits { logits, temperature: ones.clone(), draws, samples, valid };
+            sample_logits(&client, sample, dtype).expect("launches");
+        });
+        self.row("top_p_renorm_probs", shape, 2 * bytes, &sets, |[logits, probs]| {
+            let (x, y, by) = (probs.clone(), logits.clone(), Limit::TopP(top_p.clone()));
+            let keep = KeepLikely { x, by, y, output: Output::Renormalised };
+            keep_likely(&client, keep, dtype).expect("launches");
+        });
+    }
+}
+
+fn main() {
+    let header = "op,impl,rows,width,ms,gbps\n";
+    let mut bench = Bench { device: Device::open(), csv: header.into() };
+    for shape in [[8192, 8192], [64, 8192]] {
+        bench.copy(shape);
+        bench.norms(shape);
+        bench.activations(shape);
+    }
+    for shape in [[128, 128256], [1, 128256]] {
+        bench.copy([shape[0], 2 * shape[1]]);
+        bench.sampling(shape);
+    }
+    if let Some(file) = std::env::args().find_map(|argument| argument.strip_prefix("csv=").map(str::to_owned))
+    {
+        std::fs::write(file, &bench.csv).expect("the file can be written");
+    }
+}

@@ -1,0 +1,114 @@
+//! Gated activations of a feed-forward layer.
+
+use cubecl::{client::Client, ir::ElemType, prelude::*};
+
+use crate::grid::elementwise;
+use crate::math::{erfc, narrow};
+use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
+
+const KERNEL: &str = "act_and_mul";
+
+/// The function that one half of a row goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// `a / (1 + exp(-a))`.
+    Silu,
+    /// `a · Φ(a)`, `Φ` the distribution function of the normal distribution.
+    Gelu,
+    /// [`Gelu`](Self::Gelu) by `tanh`: `a/2 · (1 + tanh(sqrt(2/π) · (a + 0.044715 a³)))`.
+    GeluTanh,
+}
+
+/// `y = act(a) · b` for the halves `a` and `b` of a row of `x`. A unit computes one vector of `y`.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn act_and_mul<F: Float, N: Size>(
+    x: &Tensor<Vector<F, N>>,
+    y: &mut Tensor<Vector<F, N>>,
+    total: usize,
+    #[comptime] activation: Activation,
+    #[define(F)] _dtype: ElemType,
+) {
+    if ABSOLUTE_POS >= total {
+        terminate!();
+    }
+    let vectors = y.shape(1) / N::value();
+    let (row, column) = (ABSOLUTE_POS / vectors, ABSOLUTE_POS % vectors);
+    let at = row * x.stride(0) / N::value() + column;
+    let a = Vector::<f32, N>::cast_from(x[at]);
+    let b = Vector::<f32, N>::cast_from(x[at + vectors]);
+    y[ABSOLUTE_POS] = narrow::<F, N>(act::<N>(a, activation) * b);
+}
+
+#[cube]
+fn act<N: Size>(a: Vector<f32, N>, #[comptime] activation: Activation) -> Vector<f32, N> {
+    #[comptime]
+    match activation {
+        Activation::Silu => swish::<N>(a, a),
+        Activation::Gelu => {
+            let above =
+                erfc::<N>(a.abs() * Vector::new(std::f32::consts::FRAC_1_SQRT_2)) * Vector::new(0.5f32);
+            let is_negative = a.less_than(&Vector::new(0.0f32));
+            a * select_many(is_negative, above, Vector::new(1.0f32) - above)
+        }
+        // (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u))
+        Activation::GeluTanh => {
+            let cubic = a + Vector::new(0.044_715_f32) * a * a * a;
+            swish::<N>(a, Vector::new(1.595_769_f32) * cubic)
+        }
+    }
+}
+
+/// `a / (1 + exp(-u))`.
+#[cube]
+fn swish<N: Size>(a: Vector<f32, N>, u: Vector<f32, N>) -> Vector<f32, N> {
+    a / (Vector::new(1.0f32) + (-u).exp())
+}
+
+/// Rows of two halves, and where the products go.
+pub struct ActAndMul {
+    /// `[rows, 2 · width]`.
+    pub x: TensorBinding,
+    /// `[rows, width]`, contiguous.
+    pub y: TensorBinding,
+    /// What the first half goes through.
+    pub activation: Activation,
+}
+
+/// Multiplies the second half of each row with the activated first one, in f32, rounded once.
+///
+/// # Errors
+///
+/// If the shapes do not fit each other. Nothing is launched then.
+pub fn launch(client: &Client, act: ActAndMul, dtype: ElemType) -> Result<()> {
+    let ActAndMul { x, y, activation } = act;
+    rows(KERNEL, "x", &x, 2)?;
+    if !x.shape[1].is_multiple_of(2) {
+        return Err(shape(KERNEL, "x", &x, "rows of an even number of elements"));
+    }
+    let width = x.shape[1] / 2;
+    contiguous(KERNEL, "y", &y, &[x.shape[0], width])?;
+    if y.size() == 0 {
+        return Ok(());
+    }
+
+    let lanes = vector(client, dtype, &[width], alignment(&x));
+    let total = y.size() / lanes;
+    let (count, dim) = elementwise(KERNEL, client, total)?;
+    let address = addresses(&[(&x, dtype.size()), (&y, dtype.size())]);
+    // SAFETY: a unit beyond `total` stops; below it row and column are within y, and twice as many columns within x.
+    unsafe {
+        act_and_mul::launch_unchecked(
+            client,
+            count,
+            dim,
+            address,
+            lanes,
+            x.into_tensor_arg(),
+            y.into_tensor_arg(),
+            total,
+            activation,
+            dtype,
+        );
+    }
+    Ok(())
+}

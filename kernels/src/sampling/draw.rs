@@ -1,0 +1,84 @@
+//! Random numbers that are a function of the draw.
+
+use cubecl::prelude::*;
+
+/// Words that describe a draw: both halves of the seed, the stream, both halves of the offset, and the row to draw from.
+pub const DRAW_WORDS: usize = 6;
+
+/// What the random numbers of one draw are a function of.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Draw {
+    seed_low: u32,
+    seed_high: u32,
+    stream: u32,
+    offset_low: u32,
+    offset_high: u32,
+    /// Where to draw from.
+    pub row: usize,
+}
+
+/// Draw `at` of `[draws, DRAW_WORDS]`.
+#[cube]
+pub(crate) fn draw_of(words: &[i32], at: usize) -> Draw {
+    let first = at * DRAW_WORDS;
+    Draw {
+        seed_low: u32::reinterpret(words[first]),
+        seed_high: u32::reinterpret(words[first + 1]),
+        stream: u32::reinterpret(words[first + 2]),
+        offset_low: u32::reinterpret(words[first + 3]),
+        offset_high: u32::reinterpret(words[first + 4]),
+        row: usize::cast_from(words[first + 5]),
+    }
+}
+
+/// Four random words.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Words {
+    pub a: u32,
+    pub b: u32,
+    pub c: u32,
+    pub d: u32,
+}
+
+/// Block `block` of the random words of a draw: Philox 4x32 with 10 rounds, keyed by the seed; the counter is block,
+/// stream and offset.
+#[cube]
+pub(crate) fn philox(block: u32, draw: &Draw) -> Words {
+    let mut a = block;
+    let mut b = draw.stream;
+    let mut c = draw.offset_low;
+    let mut d = draw.offset_high;
+    let mut low = draw.seed_low;
+    let mut high = draw.seed_high;
+    #[unroll]
+    for _ in 0..10 {
+        let (first_high, first_low) = (a.mul_hi(0xd251_1f53u32), a * 0xd251_1f53u32);
+        let (second_high, second_low) = (c.mul_hi(0xcd9e_8d57u32), c * 0xcd9e_8d57u32);
+        a = second_high ^ b ^ low;
+        b = second_low;
+        c = first_high ^ d ^ high;
+        d = first_low;
+        low += 0x9e37_79b9u32;
+        high += 0xbb67_ae85u32;
+    }
+    Words { a, b, c, d }
+}
+
+/// Word `at` of four.
+#[cube]
+pub(crate) fn word(words: &Words, at: usize) -> u32 {
+    let front = select(at == 0, words.a, words.b);
+    let back = select(at == 2, words.c, words.d);
+    select(at < 2, front, back)
+}
+
+/// A number below `total`, all of them as likely, from 64 random bits: the upper half of their product.
+#[cube]
+pub(crate) fn below(total: u64, words: &Words) -> u64 {
+    let mask = 0xffff_ffffu64;
+    let (high, low) = (total >> 32u64, total & mask);
+    let (random_high, random_low) = (u64::cast_from(words.a), u64::cast_from(words.b));
+    let middle = high * random_low + ((low * random_low) >> 32u64);
+    let carried = low * random_high + (middle & mask);
+    high * random_high + (middle >> 32u64) + (carried >> 32u64)
+}

@@ -1,0 +1,22 @@
+//! Sampling of tokens: from logits, from probabilities, and from the likely ones of them, without sorting.
+//!
+//! A row is one cube's (or on a CPU one unit's), and nothing is read back to the host. Random numbers are those of
+//! Philox 4x32-10, a function of the draw alone. What decides which token is drawn is computed in integers, whose sums do not
+//! depend on their order, or in fused operations: so a draw gives the same token on every device and in every batch.
+
+mod draw;
+mod likely;
+mod logits;
+mod mass;
+mod penalties;
+mod probs;
+mod softmax;
+mod speculative;
+
+pub use draw::DRAW_WORDS;
+pub use likely::{KeepLikely, Limit, Output, launch as keep_likely};
+pub use logits::{SampleLogits, launch as sample_logits};
+pub use penalties::{Penalties, launch as apply_penalties};
+pub use probs::{SampleProbs, launch as sample_probs};
+pub use softmax::{Softmax, launch as softmax};
+pub use speculative::{Assemble, COUNTS, Speculative, launch as judge, launch_assemble as assemble};

@@ -1,0 +1,139 @@
+//! Probabilities of logits.
+
+use cubecl::{
+    client::Client,
+    ir::{ElemType, FloatKind},
+    prelude::*,
+};
+
+use crate::math::widen;
+use crate::team::{Team, highest, total};
+use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
+
+const KERNEL: &str = "softmax";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Blueprint {
+    team: Team,
+    lanes: usize,
+}
+
+/// `p = exp((x - max) / temperature) / Σ`, the largest logits alone at temperature 0. Unit `u` of `U` takes the vectors
+/// `u, u + U, ..`: twice, the first time for a maximum that rises and a sum that is scaled along.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn softmax<F: Float, N: Size>(
+    logits: &Tensor<Vector<F, N>>,
+    temperature: &[f32],
+    probs: &mut Tensor<Vector<f32, N>>,
+    #[comptime] blueprint: Blueprint,
+    #[define(F)] _dtype: ElemType,
+) {
+    let (rows, units) = comptime!((blueprint.team.rows, blueprint.team.units));
+    let lanes = comptime!(blueprint.lanes);
+    let unit = UNIT_POS as usize % units;
+    let row = CUBE_POS * rows + UNIT_POS as usize / units;
+    if row >= logits.shape(0) {
+        terminate!();
+    }
+    let vectors = logits.shape(1) / lanes;
+    let start = row * logits.stride(0) / lanes;
+    let t = temperature[row];
+    let inverse = 1.0f32 / t;
+
+    let mut largest = f32::NEG_INFINITY.runtime();
+    let mut sums = Vector::<f32, N>::new(0.0f32);
+    let mut i = unit;
+    while i < vectors {
+        let x = widen::<F, N>(logits[start + i]);
+        let mut of_vector = x.extract(0usize);
+        #[unroll]
+        for lane in 1..lanes {
+            of_vector = max(of_vector, x.extract(lane));
+        }
+        if of_vector > largest {
+            // Of nothing so far, 0 remains 0.
+            sums *= Vector::new(weight_of(largest, of_vector, inverse));
+            largest = of_vector;
+        }
+        sums += weights::<N>(x, largest, inverse);
+        i += units;
+    }
+    let of_row = highest(largest, unit, units);
+    let sum = total(sums.vector_sum() * weight_of(largest, of_row, inverse), unit, units);
+    // A row of -inf has no probability. A temperature below 0, or NaN, is no temperature.
+    let scale = select(sum == 0.0f32, 0.0f32, 1.0f32 / sum);
+    let scale = Vector::<f32, N>::new(select(t >= 0.0f32, scale, f32::NAN));
+
+    let mut i = unit;
+    while i < vectors {
+        let x = widen::<F, N>(logits[start + i]);
+        probs[row * vectors + i] = weights::<N>(x, of_row, inverse) * scale;
+        i += units;
+    }
+}
+
+/// `exp((x - largest) · inverse)`, and 1 for the largest, where 0 may meet infinity.
+#[cube]
+fn weights<N: Size>(x: Vector<f32, N>, largest: f32, inverse: f32) -> Vector<f32, N> {
+    // While every logit is -inf, subtract 0 instead: (-inf) - (-inf) would be NaN.
+    let base = Vector::new(select(largest == f32::NEG_INFINITY, 0.0f32, largest));
+    let power = ((x - base) * Vector::new(inverse)).exp();
+    select_many(x.equal(&base), Vector::new(1.0f32), power)
+}
+
+/// [`weights`] of one.
+#[cube]
+fn weight_of(x: f32, largest: f32, inverse: f32) -> f32 {
+    weights::<Const<1>>(Vector::new(x), largest, inverse).extract(0usize)
+}
+
+/// Logits, and where their probabilities go.
+pub struct Softmax {
+    /// `[rows, vocab]`.
+    pub logits: TensorBinding,
+    /// `[rows]` of f32, from 0.
+    pub temperature: TensorBinding,
+    /// As `logits`, of f32, contiguous.
+    pub probs: TensorBinding,
+}
+
+/// Turns every row into probabilities, in f32.
+///
+/// # Errors
+///
+/// If the shapes do not fit each other. Nothing is launched then.
+pub fn launch(client: &Client, softmax: Softmax, dtype: ElemType) -> Result<()> {
+    let Softmax { logits, temperature, probs } = softmax;
+    rows(KERNEL, "logits", &logits, 2)?;
+    let [row_count, vocab] = [logits.shape[0], logits.shape[1]];
+    contiguous(KERNEL, "temperature", &temperature, &[row_count])?;
+    contiguous(KERNEL, "probs", &probs, &[row_count, vocab])?;
+    if vocab == 0 {
+        return Err(shape(KERNEL, "logits", &logits, "rows that are not empty"));
+    }
+    if row_count == 0 {
+        return Ok(());
+    }
+
+    let widest = ElemType::Float(FloatKind::F32);
+    let lanes = vector(client, widest, &[vocab], alignment(&logits));
+    let (team, cubes, dim) = Team::of(KERNEL, client, row_count, vocab / lanes, 512)?;
+    let address = addresses(&[(&logits, dtype.size()), (&probs, 4)]);
+    // SAFETY: a unit beyond the last row stops; a vector is below those of a row, which logits and probs share. Shared
+    // memory has a place for each unit.
+    unsafe {
+        softmax::launch_unchecked(
+            client,
+            cubes,
+            dim,
+            address,
+            lanes,
+            logits.into_tensor_arg(),
+            temperature.into_buffer_arg(),
+            probs.into_tensor_arg(),
+            Blueprint { team, lanes },
+            dtype,
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! The most likely tokens of each row, by a quickselect over tokens or over their masses.
+
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::float::{Float, widen_row};
+use super::sampling::mass;
+use super::view::{self, Rows, dims, with_rows};
+
+/// How much of each row counts.
+pub(super) enum Limit {
+    /// The tokens than which fewer than these are more likely.
+    TopK(Vec<i32>),
+    /// The tokens than which the more likely ones have less probability.
+    TopP(Vec<f32>),
+}
+
+/// The probabilities that count divided by their sum, and 0 for the others.
+pub(super) fn renorm_probs(probs: FlexTensor, by: &Limit) -> FlexTensor {
+    each_row::<f32>(probs, |row, probs| {
+        let (least, mut above) = match by {
+            Limit::TopK(top_k) => threshold(probs, most(top_k[row]), |_| 1),
+            Limit::TopP(top_p) => {
+                // Masses are rounded, so that they may add up to more than 1; without a limit, NaN is none.
+                let limit = if top_p[row] < 1.0 { mass(top_p[row]).max(1) } else { u64::MAX };
+                threshold(probs, limit, mass)
+            }
+        };
+        if matches!(by, Limit::TopK(_)) {
+            above = probs.iter().filter(|p| **p >= least).map(|&p| mass(p)).sum();
+        }
+        let sum = above as f32 / (1_u64 << 40) as f32;
+        for p in probs {
+            if !p.is_nan() {
+                *p = if *p >= least && *p > 0.0 { *p / sum } else { 0.0 };
+            }
+        }
+    })
+}
+
+/// The logits that count, and `-inf` for the others.
+pub(super) fn top_k_mask_logits<E: Float>(logits: FlexTensor, top_k: &[i32]) -> FlexTensor {
+    each_row::<E>(logits, |row, logits| {
+        let (least, _) = threshold(logits, most(top_k[row]), |_| 1);
+        for x in logits {
+            if *x < least {
+                *x = f32::NEG_INFINITY;
+            }
+        }
+    })
+}
+
+fn most(top_k: i32) -> u64 {
+    top_k.max(1) as u64
+}
+
+/// The smallest number above which there is less than `limit`, `-inf` if there is nowhere as much, and how much there is
+/// from it on.
+fn threshold(row: &[f32], limit: u64, weight: impl Fn(f32) -> u64) -> (f32, u64) {
+    let mut candidates: Vec<f32> = row.iter().copied().filter(|x| !x.is_nan()).collect();
+    // Of what is larger than all candidates.
+    let mut above = 0;
+    while let Some(&pivot) = candidates.get(candidates.len() / 2) {
+        let total = |numbers: &mut dyn Iterator<Item = &f32>| numbers.map(|&x| weight(x)).sum::<u64>();
+        let larger = total(&mut candidates.iter().filter(|x| **x > pivot));
+        if above + larger >= limit {
+            candidates.retain(|&x| x > pivot);
+            continue;
+        }
+        let from_pivot = above + larger + total(&mut candidates.iter().filter(|x| **x == pivot));
+        if from_pivot >= limit {
+            return (pivot, from_pivot);
+        }
+        above = from_pivot;
+        candidates.retain(|&x| x < pivot);
+    }
+    (f32::NEG_INFINITY, above)
+}
+
+/// The rows of `x`, each changed by `change`.
+fn each_row<E: Float>(x: FlexTensor, change: impl Fn(usize, &mut [f32]) + Sync) -> FlexTensor {
+    let dtype = x.dtype();
+    let x = with_rows(x);
+    let [rows, width] = dims(&x);
+    let source: Rows<'_, E, 1> = Rows::of(&x);
+    let mut changed = vec![E::narrow(0.0); rows * width];
+    changed.par_chunks_exact_mut(width).enumerate().for_each(|(row, changed)| {
+        let mut wide = vec![0.0; width];
+        widen_row(source.row([row]), &mut wide);
+        change(row, &mut wide);
+        for (to, from) in changed.iter_mut().zip(wide) {
+            *to = E::narrow(from);
+        }
+    });
+    view::tensor(changed, [rows, width], dtype)
+}

@@ -1,0 +1,160 @@
+//! Norms of rows: a row is widened, and added to, once and stays in the processor's cache.
+
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::float::{Float, dot};
+use super::scratch::with_scratch;
+use super::simd::{self, per_instruction_set};
+use super::view::{self, Rows, dims, with_rows};
+use crate::extension::RmsNormStyle;
+
+/// Elements below which waking other threads costs more than it saves.
+const PARALLEL: usize = 1 << 16;
+
+/// Root-mean-square norm of the rows of `x` `[rows, width]`.
+pub(super) fn rms_norm<E: Float>(
+    x: FlexTensor,
+    weight: FlexTensor,
+    epsilon: f32,
+    style: RmsNormStyle,
+) -> FlexTensor {
+    let factors = factors::<E>(weight, style);
+    normalised::<E>(x, |wide, row| {
+        let scale = 1.0 / (dot(wide, wide) / wide.len() as f32 + epsilon).sqrt();
+        scaled(wide, 0.0, scale, &factors, None, row);
+    })
+}
+
+/// Norm of the rows after subtracting their means.
+pub(super) fn layer_norm<E: Float>(
+    x: FlexTensor,
+    gamma: Vec<f32>,
+    beta: Vec<f32>,
+    epsilon: f32,
+) -> FlexTensor {
+    normalised::<E>(x, |wide, row| {
+        let width = wide.len() as f32;
+        let mean = sum(wide) / width;
+        let scale = 1.0 / (squared_distances(wide, mean) / width + epsilon).sqrt();
+        scaled(wide, mean, scale, &gamma, Some(&beta), row);
+    })
+}
+
+/// Root-mean-square norm of the rows of `x + residual`, and the sums: in place, where a tensor has no other owner.
+pub(super) fn fused_add_rms_norm<E: Float>(
+    x: FlexTensor,
+    residual: FlexTensor,
+    weight: FlexTensor,
+    epsilon: f32,
+    style: RmsNormStyle,
+) -> (FlexTensor, FlexTensor) {
+    let factors = factors::<E>(weight, style);
+    let [rows, width] = dims(&x);
+    let (mut x, mut residual) = (view::dense(x), view::dense(residual));
+    let ys = &mut x.storage_mut::<E>()[..rows * width];
+    let sums = &mut residual.storage_mut::<E>()[..rows * width];
+    let one = |(y, sum): (&mut [E], &mut [E])| {
+        with_scratch(width, |wide| {
+            added(y, sum, wide);
+            let scale = 1.0 / (dot(wide, wide) / width as f32 + epsilon).sqrt();
+            scaled(wide, 0.0, scale, &factors, None, y);
+        });
+    };
+    if rows * width < PARALLEL {
+        ys.chunks_exact_mut(width).zip(sums.chunks_exact_mut(width)).for_each(one);
+    } else {
+        ys.par_chunks_exact_mut(width).zip(sums.par_chunks_exact_mut(width)).for_each(one);
+    }
+    (x, residual)
+}
+
+/// What the columns are multiplied by.
+fn factors<E: Float>(weight: FlexTensor, style: RmsNormStyle) -> Vec<f32> {
+    let mut factors = view::widened::<E>(weight);
+    if style == RmsNormStyle::Gemma {
+        factors.iter_mut().for_each(|factor| *factor += 1.0);
+    }
+    factors
+}
+
+/// The rows of `x`, each of which `norm` makes of its widened elements.
+fn normalised<E: Float>(x: FlexTensor, norm: impl Fn(&[f32], &mut [E]) + Sync) -> FlexTensor {
+    let dtype = x.dtype();
+    let x = with_rows(x);
+    let [rows, width] = dims(&x);
+    let source: Rows<'_, E, 1> = Rows::of(&x);
+    let mut normed = vec![E::narrow(0.0); rows * width];
+    let one = |(row, y): (usize, &mut [E])| {
+        with_scratch(width, |wide| {
+            super::float::widen_row(source.row([row]), wide);
+            norm(wide, y);
+        });
+    };
+    if normed.len() < PARALLEL {
+        normed.chunks_exact_mut(width).enumerate().for_each(one);
+    } else {
+        normed.par_chunks_exact_mut(width).enumerate().for_each(one);
+    }
+    view::tensor(normed, [rows, width], dtype)
+}
+
+per_instruction_set! {
+    /// `y = (x - mean) · scale · factors + bias`.
+    fn scaled<E: Float>(
+        x: &[f32],
+        mean: f32,
+        scale: f32,
+        factors: &[f32],
+        bias: Option<&[f32]>,
+        y: &mut [E],
+    ) {
+        match bias {
+            None => {
+                for ((y, x), factor) in y.iter_mut().zip(x).zip(factors) {
+                    *y = E::narrow((x - mean) * scale * factor);
+                }
+            }
+            Some(bias) => {
+                for (((y, x), factor), bias) in y.iter_mut().zip(x).zip(factors).zip(bias) {
+                    *y = E::narrow((x - mean) * scale * factor + bias);
+                }
+            }
+        }
+    }
+}
+
+per_instruction_set! {
+    /// `wide = x + residual`, in f32, and rounded in `residual`.
+    fn added<E: Float>(x: &[E], residual: &mut [E], wide: &mut [f32]) {
+        for ((wide, x), residual) in wide.iter_mut().zip(x).zip(residual) {
+            *wide = x.widen() + residual.widen();
+            *residual = E::narrow(*wide);
+        }
+    }
+}
+
+fn sum(x: &[f32]) -> f32 {
+    by_lanes(x, |x| x)
+}
+
+fn squared_distances(x: &[f32], from: f32) -> f32 {
+    by_lanes(x, |x| (x - from) * (x - from))
+}
+
+/// `Σ f(x)`, in partial sums side by side, as [`dot`] has them.
+#[inline(always)]
+fn by_lanes(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    const LANES: usize = 32;
+    let mut sums = [0.0_f32; LANES];
+    let (blocks, rest) = x.as_chunks::<LANES>();
+    for block in blocks {
+        for lane in 0..LANES {
+            sums[lane] += f(block[lane]);
+        }
+    }
+    for (sum, x) in sums.iter_mut().zip(rest) {
+        *sum += f(*x);
+    }
+    simd::sum(sums)
+}

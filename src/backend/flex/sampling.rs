@@ -1,0 +1,231 @@
+//! Sampling: the same arithmetic as in the kernels of the other devices, so that a draw gives the same token.
+//!
+//! What decides is computed in integers, or in fused operations; see `kernels/src/sampling`.
+
+use burn::tensor::DType;
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::float::Float;
+use super::gumbel::{self, Best};
+use super::simd::{self, per_instruction_set};
+use super::view::{self, Rows, dims, with_rows};
+use crate::draws::{DRAW_WORDS, Draw};
+use multiversion::target::match_target;
+
+/// `exp((x - max) / temperature) / Σ` of each row, the largest logits alone at temperature 0.
+pub(super) fn softmax<E: Float>(logits: FlexTensor, temperature: FlexTensor) -> FlexTensor {
+    let logits = with_rows(logits);
+    let [rows, vocab] = dims(&logits);
+    let temperature = view::widened::<f32>(temperature);
+    let source: Rows<'_, E, 1> = Rows::of(&logits);
+    let mut probs = vec![0.0_f32; rows * vocab];
+    probs.par_chunks_exact_mut(vocab).zip(&temperature).enumerate().for_each(|(row, (probs, &t))| {
+        super::float::widen_row(source.row([row]), probs);
+        softmax_row(probs, t);
+    });
+    view::tensor(probs, [rows, vocab], DType::F32)
+}
+
+per_instruction_set! {
+    /// Replaces logits by their probabilities.
+    fn softmax_row(row: &mut [f32], temperature: f32) {
+        match_target! {
+            "x86_64+avx512f" => softmax_body::<true>(row, temperature),
+            "x86_64+avx2+fma" => softmax_body::<true>(row, temperature),
+            "aarch64+neon" => softmax_body::<true>(row, temperature),
+            _ => softmax_body::<false>(row, temperature),
+        }
+    }
+}
+
+#[inline(always)]
+fn softmax_body<const FMA: bool>(row: &mut [f32], temperature: f32) {
+    const LANES: usize = 16;
+    let inverse = 1.0 / temperature;
+    let mut highest = [f32::NEG_INFINITY; LANES];
+    let (blocks, rest) = row.as_chunks::<LANES>();
+    for block in blocks {
+        for lane in 0..LANES {
+            highest[lane] = if block[lane] > highest[lane] { block[lane] } else { highest[lane] };
+        }
+    }
+    let highest = highest.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
+    // Where every logit is -inf, subtract 0 instead: (-inf) - (-inf) would be NaN.
+    let base = if highest == f32::NEG_INFINITY { 0.0 } else { highest };
+    let weight = |x: f32| {
+        let power = simd::exp::<FMA>((x - base) * inverse);
+        if x == base { 1.0 } else { power }
+    };
+    let mut sums = [0.0_f32; LANES];
+    let (blocks, rest) = row.as_chunks_mut::<LANES>();
+    for block in blocks {
+        for lane in 0..LANES {
+            block[lane] = weight(block[lane]);
+            sums[lane] += block[lane];
+        }
+    }
+    for (sum, x) in sums.iter_mut().zip(rest) {
+        *x = weight(*x);
+        *sum += *x;
+    }
+    let sum = simd::sum(sums);
+    // A row of -inf has no probability. A temperature below 0, or NaN, is no temperature.
+    let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+    let scale = if temperature >= 0.0 { scale } else { f32::NAN };
+    row.iter_mut().for_each(|x| *x *= scale);
+}
+
+/// The first largest sum of logit and Gumbel noise for each draw, and whether there is one.
+pub(super) fn sample_logits<E: Float>(
+    logits: FlexTensor,
+    temperature: FlexTensor,
+    draws: FlexTensor,
+) -> (FlexTensor, FlexTensor) {
+    let logits = with_rows(logits);
+    let source: Rows<'_, E, 1> = Rows::of(&logits);
+    let temperature = view::widened::<f32>(temperature);
+    each_draw(draws, |draw| {
+        let t = temperature[draw.row];
+        let best: Best = gumbel::best(source.row([draw.row]), t, draw);
+        // A temperature below 0, or NaN, is no temperature.
+        (t >= 0.0 && !best.has_nan).then_some(best.id).flatten()
+    })
+}
+
+/// Which of the probabilities count.
+pub(super) struct Filters {
+    pub top_k: Option<Vec<i32>>,
+    pub top_p: Option<Vec<f32>>,
+    pub min_p: Option<Vec<f32>>,
+}
+
+/// A token of the likely ones for each draw, by rejection, and whether there is one.
+pub(super) fn sample_probs(
+    probs: FlexTensor,
+    filters: &Filters,
+    draws: FlexTensor,
+) -> (FlexTensor, FlexTensor) {
+    let probs = with_rows(probs);
+    let source: Rows<'_, f32, 1> = Rows::of(&probs);
+    each_draw(draws, |draw| sample_row(source.row([draw.row]), filters, draw))
+}
+
+fn sample_row(probs: &[f32], filters: &Filters, draw: &Draw) -> Option<usize> {
+    let at = |filter: &Option<Vec<f32>>| filter.as_ref().map(|filter| filter[draw.row]);
+    let (top_p, min_p) = (at(&filters.top_p), at(&filters.min_p));
+    let most = filters.top_k.as_ref().map_or(u64::MAX, |top_k| top_k[draw.row].max(1) as u64);
+    // Masses are rounded, so that they may add up to more than 1; without a limit, NaN is none.
+    let limit = top_p.filter(|&p| p < 1.0).map_or(u64::MAX, |p| mass(p).max(1));
+    if probs.iter().any(|p| p.is_nan()) {
+        return None;
+    }
+    let largest = probs.iter().fold(0.0, |max, &p| if p > max { p } else { max });
+    let mut low = 0.0;
+    if let Some(min_p) = min_p {
+        let threshold = min_p * largest;
+        let threshold = if threshold > largest { largest } else { threshold };
+        if threshold > 0.0 {
+            low = threshold.next_down();
+        }
+    }
+    let mut high = largest;
+    let mut mass_above = above(probs, low).mass;
+    if mass_above == 0 {
+        return None;
+    }
+    for round in 0.. {
+        let target = below(mass_above, draw.words(round));
+        let (id, p) = find(probs, low, target)?;
+        if filters.top_k.is_none() && filters.top_p.is_none() {
+            return Some(id);
+        }
+        let middle = (p + high) * 0.5;
+        let [over, over_middle] = [above(probs, p), above(probs, middle)];
+        let fits = |above: &Above| above.count < most && above.mass < limit;
+        if fits(&over) {
+            return Some(id);
+        }
+        if fits(&over_middle) {
+            (low, high, mass_above) = (p, middle, over.mass);
+        } else {
+            (low, mass_above) = (middle, over_middle.mass);
+        }
+    }
+    None
+}
+
+/// A token of a row without filters.
+pub(super) fn draw_from(probs: &[f32], draw: &Draw) -> Option<usize> {
+    sample_row(probs, &Filters { top_k: None, top_p: None, min_p: None }, draw)
+}
+
+/// What is above a probability.
+struct Above {
+    mass: u64,
+    count: u64,
+}
+
+fn above(probs: &[f32], low: f32) -> Above {
+    let sum = |sum: Above, &p: &f32| {
+        if p > low { Above { mass: sum.mass + mass(p), count: sum.count + 1 } } else { sum }
+    };
+    probs.iter().fold(Above { mass: 0, count: 0 }, sum)
+}
+
+/// The first token at which the masses of those above `low`, added up, exceed `target`, and its probability.
+fn find(probs: &[f32], low: f32, target: u64) -> Option<(usize, f32)> {
+    let mut rest = target;
+    probs.iter().enumerate().filter(|(_, p)| **p > low).find_map(|(id, &p)| {
+        let mass = mass(p);
+        let is_here = rest < mass;
+        rest = rest.wrapping_sub(mass);
+        is_here.then_some((id, p))
+    })
+}
+
+/// A probability as a multiple of 2^-40, rounded down, but at least 1 if it is positive; above 2 it counts as 2.
+pub(super) fn mass(p: f32) -> u64 {
+    if p > 0.0 { ((p.min(2.0) * (1_u64 << 40) as f32) as u64).max(1) } else { 0 }
+}
+
+/// A number below `total`, all of them as likely, from 64 random bits.
+fn below(total: u64, words: [u32; 4]) -> u64 {
+    let random = u64::from(words[0]) << 32 | u64::from(words[1]);
+    ((u128::from(total) * u128::from(random)) >> 64) as u64
+}
+
+/// Tokens, and for each whether there is one: 0 stands for none.
+fn each_draw(draws: FlexTensor, sample: impl Fn(&Draw) -> Option<usize> + Sync) -> (FlexTensor, FlexTensor) {
+    let draws = view::indices(draws);
+    let words: &[i32] = draws.storage();
+    let (words, _) = words.as_chunks::<DRAW_WORDS>();
+    let samples: Vec<Option<usize>> = words.par_iter().map(|words| sample(&Draw::of(*words))).collect();
+    let ids = samples.iter().map(|sample| sample.unwrap_or(0) as i32).collect();
+    let valid = samples.iter().map(|sample| i32::from(sample.is_some())).collect();
+    let shape = [samples.len()];
+    (view::ints(ids, shape), view::ints(valid, shape))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masses_of_special_values() {
+        assert_eq!(mass(1.0), 1 << 40);
+        assert_eq!(mass(0.5), 1 << 39);
+        assert_eq!(mass(f32::from_bits(1)), 1);
+        assert_eq!(mass(f32::INFINITY), 2 << 40);
+        for p in [0.0, -0.0, -1.0, f32::NAN, f32::NEG_INFINITY] {
+            assert_eq!(mass(p), 0, "{p}");
+        }
+    }
+
+    #[test]
+    fn targets_are_below_their_total() {
+        assert_eq!(below(1, [u32::MAX; 4]), 0);
+        assert_eq!(below(u64::MAX, [u32::MAX; 4]), u64::MAX - 1);
+        assert_eq!(below(1 << 40, [1 << 31, 0, 0, 0]), 1 << 39);
+    }
+}
