@@ -64,14 +64,25 @@ fn norm<F: Float, W: Float, N: Size>(
     }
 
     let mut squares = Vector::<f32, N>::new(0.0f32);
+    let mut distances = Vector::<f32, N>::new(0.0f32);
     let mut i = unit;
     while i < vectors {
         let value = added::<F, N>(x, residual, start + i, dense + i) - mean;
         squares += value * value;
+        if comptime!(blueprint.centred) {
+            distances += value;
+        }
         i += units;
     }
-    let squares = total(squares.vector_sum(), unit, units);
-    let scale = Vector::<f32, N>::new(1.0f32 / (squares / f32::cast_from(width) + epsilon).sqrt());
+    let mut variance = total(squares.vector_sum(), unit, units) / f32::cast_from(width);
+    // By how much the mean was rounded: beside a small deviation it is not little.
+    let mut rest = Vector::<f32, N>::new(0.0f32);
+    if comptime!(blueprint.centred) {
+        let off = total(distances.vector_sum(), unit, units) / f32::cast_from(width);
+        variance = max(variance - off * off, 0.0f32);
+        rest = Vector::new(off);
+    }
+    let scale = Vector::<f32, N>::new(1.0f32 / (variance + epsilon).sqrt());
 
     let mut i = unit;
     while i < vectors {
@@ -87,7 +98,7 @@ fn norm<F: Float, W: Float, N: Size>(
         if comptime!(blueprint.one_more) {
             factor += Vector::new(1.0f32);
         }
-        let mut normed = (value - mean) * scale * factor;
+        let mut normed = (value - mean - rest) * scale * factor;
         #[comptime]
         match bias {
             ComptimeOption::Some(bias) => {

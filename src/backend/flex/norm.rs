@@ -22,7 +22,7 @@ pub(super) fn rms_norm<E: Float>(
     let factors = factors::<E>(weight, style);
     normalised::<E>(x, |wide, row| {
         let scale = 1.0 / (dot(wide, wide) / wide.len() as f32 + epsilon).sqrt();
-        scaled(wide, 0.0, scale, &factors, None, row);
+        scaled(wide, scale, &factors, None, row);
     })
 }
 
@@ -35,9 +35,13 @@ pub(super) fn layer_norm<E: Float>(
 ) -> FlexTensor {
     normalised::<E>(x, |wide, row| {
         let width = wide.len() as f32;
-        let mean = sum(wide) / width;
-        let scale = 1.0 / (squared_distances(wide, mean) / width + epsilon).sqrt();
-        scaled(wide, mean, scale, &gamma, Some(&beta), row);
+        // The second time by what the mean was rounded: beside a small deviation it is not little.
+        for _ in 0..2 {
+            let mean = sum(wide) / width;
+            wide.iter_mut().for_each(|x| *x -= mean);
+        }
+        let scale = 1.0 / (dot(wide, wide) / width + epsilon).sqrt();
+        scaled(wide, scale, &gamma, Some(&beta), row);
     })
 }
 
@@ -58,7 +62,7 @@ pub(super) fn fused_add_rms_norm<E: Float>(
         with_scratch(width, |wide| {
             added(y, sum, wide);
             let scale = 1.0 / (dot(wide, wide) / width as f32 + epsilon).sqrt();
-            scaled(wide, 0.0, scale, &factors, None, y);
+            scaled(wide, scale, &factors, None, y);
         });
     };
     if rows * width < PARALLEL {
@@ -79,7 +83,7 @@ fn factors<E: Float>(weight: FlexTensor, style: RmsNormStyle) -> Vec<f32> {
 }
 
 /// The rows of `x`, each of which `norm` makes of its widened elements.
-fn normalised<E: Float>(x: FlexTensor, norm: impl Fn(&[f32], &mut [E]) + Sync) -> FlexTensor {
+fn normalised<E: Float>(x: FlexTensor, norm: impl Fn(&mut [f32], &mut [E]) + Sync) -> FlexTensor {
     let dtype = x.dtype();
     let x = with_rows(x);
     let [rows, width] = dims(&x);
@@ -100,10 +104,9 @@ fn normalised<E: Float>(x: FlexTensor, norm: impl Fn(&[f32], &mut [E]) + Sync) -
 }
 
 per_instruction_set! {
-    /// `y = (x - mean) · scale · factors + bias`.
+    /// `y = x · scale · factors + bias`.
     fn scaled<E: Float>(
         x: &[f32],
-        mean: f32,
         scale: f32,
         factors: &[f32],
         bias: Option<&[f32]>,
@@ -112,12 +115,12 @@ per_instruction_set! {
         match bias {
             None => {
                 for ((y, x), factor) in y.iter_mut().zip(x).zip(factors) {
-                    *y = E::narrow((x - mean) * scale * factor);
+                    *y = E::narrow(x * scale * factor);
                 }
             }
             Some(bias) => {
                 for (((y, x), factor), bias) in y.iter_mut().zip(x).zip(factors).zip(bias) {
-                    *y = E::narrow((x - mean) * scale * factor + bias);
+                    *y = E::narrow(x * scale * factor + bias);
                 }
             }
         }
@@ -134,27 +137,19 @@ per_instruction_set! {
     }
 }
 
-fn sum(x: &[f32]) -> f32 {
-    by_lanes(x, |x| x)
-}
-
-fn squared_distances(x: &[f32], from: f32) -> f32 {
-    by_lanes(x, |x| (x - from) * (x - from))
-}
-
-/// `Σ f(x)`, in partial sums side by side, as [`dot`] has them.
+/// `Σ x`, in partial sums side by side, as [`dot`] has them.
 #[inline(always)]
-fn by_lanes(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+fn sum(x: &[f32]) -> f32 {
     const LANES: usize = 32;
     let mut sums = [0.0_f32; LANES];
     let (blocks, rest) = x.as_chunks::<LANES>();
     for block in blocks {
         for lane in 0..LANES {
-            sums[lane] += f(block[lane]);
+            sums[lane] += block[lane];
         }
     }
     for (sum, x) in sums.iter_mut().zip(rest) {
-        *sum += f(*x);
+        *sum += x;
     }
     simd::sum(sums)
 }
