@@ -191,8 +191,8 @@ impl Tiled {
         }
     }
 
-    /// Without matrix cores, on GPUs: on a CPU, where planes are threads and wait for each other, the portable kernel's
-    /// rows that need not are faster.
+    /// Without matrix cores, on GPUs alone: on a CPU planes are threads, which would wait for each other at every tile, and
+    /// the rows of the portable kernel need not.
     fn on_plain(device: &DeviceProfile, problem: &Problem) -> Result<Self> {
         let unit = match (device.arch, device.plane) {
             (Arch::Sm(_) | Arch::Gfx(_), 32) => Unit::Scalar32,
