@@ -1,8 +1,8 @@
 //! Gumbel noise, to the same bits as on the other devices.
 
+use super::draw::Draw;
 use super::float::Float;
 use super::simd::per_instruction_set;
-use crate::draws::Draw;
 
 /// Elements that one step of the loops works on.
 const STEP: usize = 64;

@@ -2,6 +2,7 @@
 
 mod activation;
 mod attention;
+mod draw;
 mod float;
 mod gumbel;
 mod likely;

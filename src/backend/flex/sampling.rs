@@ -6,11 +6,12 @@ use burn::tensor::DType;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::draw::Draw;
 use super::float::Float;
 use super::gumbel::{self, Best};
 use super::simd::{self, per_instruction_set};
 use super::view::{self, Rows, dims, with_rows};
-use crate::draws::{DRAW_WORDS, Draw};
+use crate::draws::DRAW_WORDS;
 use multiversion::target::match_target;
 
 /// `exp((x - max) / temperature) / Σ` of each row, the largest logits alone at temperature 0.

@@ -3,9 +3,10 @@
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::draw::Draw;
 use super::sampling::draw_from;
 use super::view::{self, Rows, dims, with_rows};
-use crate::draws::{DRAW_WORDS, Draw};
+use crate::draws::DRAW_WORDS;
 
 /// Of a request: its tokens, then -1; how many drafted ones are accepted each by itself, and how many before the first
 /// that is not; whether there is a token after these.
