@@ -73,6 +73,11 @@ impl Problem {
     pub(crate) fn group(&self) -> usize {
         self.q_heads / self.kv_heads
     }
+
+    /// Rows of the longest request, for a key head.
+    pub(crate) fn most_rows(&self) -> usize {
+        self.max_qo_len * self.group()
+    }
 }
 
 impl Blueprint {

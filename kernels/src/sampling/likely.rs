@@ -7,7 +7,7 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use super::mass::{Place, fold, helpers, mass};
+use super::mass::{Place, fold, helpers, limit_of, mass, sum_at};
 use crate::math::{narrow, widen};
 use crate::team::{Team, meet};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
@@ -67,9 +67,7 @@ fn keep_likely<F: Float, N: Size>(
     #[comptime]
     match top_p {
         ComptimeOption::Some(top_p) => {
-            let p = top_p[row];
-            // Masses are rounded, so that they may add up to more than 1; without a limit, NaN is none.
-            limit = select(p < 1.0f32, max(mass(p), 1u64), limit);
+            limit = limit_of(top_p[row]);
         }
         ComptimeOption::None => {}
     }
@@ -102,10 +100,7 @@ fn keep_likely<F: Float, N: Size>(
     lows[own] = lowest;
     highs[own] = highest;
     fold(&parts, &mut sums, &place, unit, units, helpers, 1usize);
-    for u in 0..units {
-        lowest = min(lowest, lows[part * units + u]);
-        highest = max(highest, highs[part * units + u]);
-    }
+    let (lowest, highest) = range_of(&lows, &highs, part * units, units);
     // How much is above `low`, which is too low; nothing is above `high`.
     let mut above = sum_at(&sums, &place, 0usize, helpers);
     let keeps_all = above < limit;
@@ -119,8 +114,8 @@ fn keep_likely<F: Float, N: Size>(
         for j in 0..PIVOTS {
             weights[j] = 0u64;
         }
-        lowest = u32::MAX.runtime();
-        highest = 0u32;
+        let mut lowest = u32::MAX.runtime();
+        let mut highest = 0u32;
         let mut i = unit;
         while i < vectors {
             let vector = widen::<F, N>(x[start + i]);
@@ -146,10 +141,7 @@ fn keep_likely<F: Float, N: Size>(
         lows[own] = lowest;
         highs[own] = highest;
         fold(&parts, &mut sums, &place, unit, units, helpers, PIVOTS);
-        for u in 0..units {
-            lowest = min(lowest, lows[part * units + u]);
-            highest = max(highest, highs[part * units + u]);
-        }
+        let (lowest, highest) = range_of(&lows, &highs, part * units, units);
 
         let mut next_low = low;
         let mut next_high = high;
@@ -214,14 +206,16 @@ fn pivot_of(low: u32, high: u32, step: u32, j: usize) -> u32 {
     min(low + step * (u32::cast_from(j) + 1u32), high)
 }
 
-/// Sum `at` of a row.
+/// The range of the numbers that the units of a row have found.
 #[cube]
-fn sum_at(sums: &[u64], place: &Place, at: usize, #[comptime] helpers: usize) -> u64 {
-    let mut sum = 0u64;
-    for helper in 0..helpers {
-        sum += sums[place.sums + at * helpers + helper];
+fn range_of(lows: &[u32], highs: &[u32], first: usize, #[comptime] units: usize) -> (u32, u32) {
+    let mut lowest = u32::MAX.runtime();
+    let mut highest = 0u32;
+    for u in 0..units {
+        lowest = min(lowest, lows[first + u]);
+        highest = max(highest, highs[first + u]);
     }
-    sum
+    (lowest, highest)
 }
 
 /// What a number adds to what is above a threshold.

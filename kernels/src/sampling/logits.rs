@@ -9,12 +9,6 @@ use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vecto
 
 const KERNEL: &str = "sample_logits";
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Blueprint {
-    team: Team,
-    lanes: usize,
-}
-
 /// `argmax(logit / temperature + gumbel)`, the first if several are; `argmax(logit)` at temperature 0. Unit `u` of `U`
 /// takes the vectors `u, u + U, ..`.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
@@ -26,11 +20,11 @@ fn sample_logits<F: Float, N: Size>(
     samples: &mut [i32],
     valid: &mut [i32],
     total_draws: usize,
-    #[comptime] blueprint: Blueprint,
+    #[comptime] team: Team,
+    #[comptime] lanes: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let (rows, units) = comptime!((blueprint.team.rows, blueprint.team.units));
-    let lanes = comptime!(blueprint.lanes);
+    let (rows, units) = comptime!((team.rows, team.units));
     let unit = UNIT_POS as usize % units;
     let at = CUBE_POS * rows + UNIT_POS as usize / units;
     if at >= total_draws {
@@ -155,7 +149,8 @@ pub fn launch(client: &Client, sample: SampleLogits, dtype: ElemType) -> Result<
             samples.into_buffer_arg(),
             valid.into_buffer_arg(),
             count,
-            Blueprint { team, lanes },
+            team,
+            lanes,
             dtype,
         );
     }

@@ -17,6 +17,14 @@ pub(crate) fn mass(p: f32) -> u64 {
     select(p > 0.0f32, max(scaled, 1u64), 0u64)
 }
 
+/// What the tokens that are more likely must have less of, for a token to be among the `top_p`.
+///
+/// Masses are rounded, so that they may add up to more than 1: from 1 on there is no limit, nor with NaN.
+#[cube]
+pub(crate) fn limit_of(top_p: f32) -> u64 {
+    select(top_p < 1.0f32, max(mass(top_p), 1u64), u64::MAX)
+}
+
 /// A row of probabilities.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Row {
@@ -141,6 +149,16 @@ pub(crate) fn fold(
     meet(units);
 }
 
+/// Sum `at` of a row.
+#[cube]
+pub(crate) fn sum_at(sums: &[u64], place: &Place, at: usize, #[comptime] helpers: usize) -> u64 {
+    let mut sum = 0u64;
+    for helper in 0..helpers {
+        sum += sums[place.sums + at * helpers + helper];
+    }
+    sum
+}
+
 /// Sum `at` of pivot `pivot`.
 #[cube]
 pub(crate) fn sum_of(
@@ -150,12 +168,7 @@ pub(crate) fn sum_of(
     at: usize,
     #[comptime] helpers: usize,
 ) -> u64 {
-    let first = place.sums + (pivot * SUMS + at) * helpers;
-    let mut sum = 0u64;
-    for helper in 0..helpers {
-        sum += sums[first + helper];
-    }
-    sum
+    sum_at(sums, place, pivot * SUMS + at, helpers)
 }
 
 /// The mass of all segments of pivot `pivot`.

@@ -22,7 +22,9 @@ use cubecl::{
 };
 
 use super::draw::{DRAW_WORDS, below, draw_of, philox};
-use super::mass::{Pass, Place, Row, SEGMENTS, SUMS, find, fold, helpers, mass, mass_of, sum_above, sum_of};
+use super::mass::{
+    Pass, Place, Row, SEGMENTS, SUMS, find, fold, helpers, limit_of, mass_of, sum_above, sum_of,
+};
 use crate::DeviceProfile;
 use crate::team::{Team, highest, total};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
@@ -92,9 +94,7 @@ fn sample_probs<N: Size>(
     #[comptime]
     match top_p {
         ComptimeOption::Some(top_p) => {
-            let p = top_p[draw.row];
-            // Masses are rounded, so that they may add up to more than 1; without a limit, NaN is none.
-            limit = select(p < 1.0f32, max(mass(p), 1u64), limit);
+            limit = limit_of(top_p[draw.row]);
             filtered = true;
         }
         ComptimeOption::None => {}

@@ -12,12 +12,6 @@ use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vecto
 
 const KERNEL: &str = "softmax";
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Blueprint {
-    team: Team,
-    lanes: usize,
-}
-
 /// `p = exp((x - max) / temperature) / Σ`, the largest logits alone at temperature 0. Unit `u` of `U` takes the vectors
 /// `u, u + U, ..`: twice, the first time for a maximum that rises and a sum that is scaled along.
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -25,11 +19,11 @@ fn softmax<F: Float, N: Size>(
     logits: &Tensor<Vector<F, N>>,
     temperature: &[f32],
     probs: &mut Tensor<Vector<f32, N>>,
-    #[comptime] blueprint: Blueprint,
+    #[comptime] team: Team,
+    #[comptime] lanes: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let (rows, units) = comptime!((blueprint.team.rows, blueprint.team.units));
-    let lanes = comptime!(blueprint.lanes);
+    let (rows, units) = comptime!((team.rows, team.units));
     let unit = UNIT_POS as usize % units;
     let row = CUBE_POS * rows + UNIT_POS as usize / units;
     if row >= logits.shape(0) {
@@ -131,7 +125,8 @@ pub fn launch(client: &Client, softmax: Softmax, dtype: ElemType) -> Result<()> 
             logits.into_tensor_arg(),
             temperature.into_buffer_arg(),
             probs.into_tensor_arg(),
-            Blueprint { team, lanes },
+            team,
+            lanes,
             dtype,
         );
     }

@@ -15,12 +15,6 @@ const KERNEL: &str = "chain_speculative_sampling";
 /// Numbers that a request has in `counts`.
 pub const COUNTS: usize = 3;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Blueprint {
-    team: Team,
-    lanes: usize,
-}
-
 /// Accepts drafted token `i` if `u_i · p_i < q_i`, `p` and `q` being its probabilities in draft and target. `counts` of a
 /// request: how many tokens are accepted each by itself, and how many before the first that is not. `rest` is what the token
 /// after these is drawn from: `max(q - p, 0)`, and after the last `q`. All units judge, each writes its part of `rest`.
@@ -36,10 +30,10 @@ fn accept<N: Size>(
     drafted: usize,
     vectors: usize,
     requests: usize,
-    #[comptime] blueprint: Blueprint,
+    #[comptime] team: Team,
+    #[comptime] lanes: usize,
 ) {
-    let (rows, units) = comptime!((blueprint.team.rows, blueprint.team.units));
-    let lanes = comptime!(blueprint.lanes);
+    let (rows, units) = comptime!((team.rows, team.units));
     let unit = UNIT_POS as usize % units;
     let request = CUBE_POS * rows + UNIT_POS as usize / units;
     if request >= requests {
@@ -183,7 +177,8 @@ pub fn launch(client: &Client, speculative: Speculative) -> Result<()> {
             drafted,
             vocab / lanes,
             requests,
-            Blueprint { team, lanes },
+            team,
+            lanes,
         );
     }
     Ok(())

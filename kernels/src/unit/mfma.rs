@@ -14,7 +14,7 @@ use std::marker::PhantomData;
 
 use cubecl::prelude::*;
 
-use super::{Layout, MatrixUnit, Quad, Rows, Tiles, clear_absent_values, place, swizzle};
+use super::{Layout, MatrixUnit, Quad, Rows, Tiles, clear_absent_values, copy_of, place, swizzle};
 use crate::isa::amd::{exp2, mfma};
 
 /// Rows and columns of a tile.
@@ -135,8 +135,7 @@ impl<S: Side> MatrixUnit for Mfma<S> {
             let row = plane * tiles.keys + lane % S::SIDE + comptime!(i / reads * S::SIDE);
             (row, min(quad, comptime!(quads - 1)))
         } else {
-            let at = unit + comptime!(i * tiles.planes() * 64);
-            (at / quads, at % quads)
+            copy_of::<Self>(unit, i, quads, tiles)
         }
     }
 

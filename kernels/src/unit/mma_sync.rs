@@ -4,7 +4,7 @@
 
 use cubecl::prelude::*;
 
-use super::{Layout, MatrixUnit, Quad, Rows, Tiles, place, swizzle};
+use super::{Layout, MatrixUnit, Quad, Rows, Tiles, copy_of, place, swizzle};
 use crate::isa::nvidia::{
     cp_async, cp_async_commit, cp_async_wait, exp2, ldmatrix, mma, pack, shared_address, shuffle_xor,
 };
@@ -62,11 +62,11 @@ impl MatrixUnit for MmaSync {
     }
 
     fn key_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize) {
-        copy_of(unit, i, tiles.qk_quads(), tiles)
+        copy_of::<Self>(unit, i, tiles.qk_quads(), tiles)
     }
 
     fn value_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize) {
-        copy_of(unit, i, tiles.vo_quads(), tiles)
+        copy_of::<Self>(unit, i, tiles.vo_quads(), tiles)
     }
 
     fn copy(
@@ -307,18 +307,6 @@ impl MatrixUnit for MmaSync {
     fn exp2(x: f32) -> f32 {
         exp2(x)
     }
-}
-
-/// Neighbouring lanes copy neighbouring quads.
-#[cube]
-fn copy_of(
-    unit: usize,
-    #[comptime] i: usize,
-    #[comptime] quads: usize,
-    #[comptime] tiles: Tiles,
-) -> (usize, usize) {
-    let at = unit + comptime!(i * tiles.planes() * MmaSync::PLANE);
-    (at / quads, at % quads)
 }
 
 /// First quad of the queries: behind the stages, or in the last stage if they go to registers before it is used.

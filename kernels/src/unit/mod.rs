@@ -115,6 +115,18 @@ pub(crate) fn swizzle(row: usize, #[comptime] quads: usize) -> usize {
     if comptime!(period == 1) { 0usize.runtime() } else { row / comptime!(8 / period) % period }
 }
 
+/// Row and quad of the `i`-th copy of `unit`, in rows of `quads`: neighbouring units copy neighbouring quads.
+#[cube]
+pub(crate) fn copy_of<L: Layout>(
+    unit: usize,
+    #[comptime] i: usize,
+    #[comptime] quads: usize,
+    #[comptime] tiles: Tiles,
+) -> (usize, usize) {
+    let at = unit + comptime!(i * tiles.planes() * L::PLANE);
+    (at / quads, at % quads)
+}
+
 /// Zeros for the values of keys from `left` on, which follow the first `copies` of `staged`: their weights are 0, but 0
 /// times NaN is NaN. Keys that are not there need none, for their scores are masked.
 #[cube]

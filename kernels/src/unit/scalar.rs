@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 
 use cubecl::prelude::*;
 
-use super::{Layout, MatrixUnit, Quad, Rows, Tiles, clear_absent_values, place, swizzle_period};
+use super::{Layout, MatrixUnit, Quad, Rows, Tiles, clear_absent_values, copy_of, place, swizzle_period};
 
 /// Lanes of a plane.
 pub(crate) trait Lanes: Send + Sync + 'static {
@@ -110,11 +110,11 @@ impl<P: Lanes> MatrixUnit for Scalar<P> {
     }
 
     fn key_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize) {
-        copy_of::<P>(unit, i, tiles.qk_quads(), tiles)
+        copy_of::<Self>(unit, i, tiles.qk_quads(), tiles)
     }
 
     fn value_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize) {
-        copy_of::<P>(unit, i, tiles.vo_quads(), tiles)
+        copy_of::<Self>(unit, i, tiles.vo_quads(), tiles)
     }
 
     fn copy(
@@ -326,18 +326,6 @@ impl<P: Lanes> MatrixUnit for Scalar<P> {
     fn exp2(x: f32) -> f32 {
         (x * std::f32::consts::LN_2).exp()
     }
-}
-
-/// Neighbouring units copy neighbouring quads.
-#[cube]
-fn copy_of<P: Lanes>(
-    unit: usize,
-    #[comptime] i: usize,
-    #[comptime] quads: usize,
-    #[comptime] tiles: Tiles,
-) -> (usize, usize) {
-    let at = unit + comptime!(i * tiles.planes() * P::PLANE);
-    (at / quads, at % quads)
 }
 
 /// The floats of a quad, the first `count` of 8.

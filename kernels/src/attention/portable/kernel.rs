@@ -26,6 +26,7 @@ use super::super::batch::{Table, key_offset, request_of, visible};
 use super::super::blueprint::HeadDims;
 use super::Portable;
 use crate::math::{LOG2_E, narrow, tanh};
+use crate::team::meet;
 
 /// The run-time numbers of a problem.
 #[derive(CubeType, CubeLaunch)]
@@ -173,14 +174,6 @@ pub(crate) fn attention<F: Float, QK: Size, VO: Size>(
             }
         }
         ComptimeOption::None => {}
-    }
-}
-
-/// Waits for the other units of the row, if there are any.
-#[cube]
-fn meet(#[comptime] units: usize) {
-    if comptime!(units > 1) {
-        sync_cube();
     }
 }
 

@@ -125,18 +125,15 @@ impl Tiled {
         } else {
             None
         };
-        let mut chosen = match on_matrix_cores {
-            Some(tiled) if tiled.check(device, problem).is_ok() => tiled,
-            _ => Self::on_plain(device, problem)?,
-        };
-        chosen.chunk = chosen.split(device, problem);
-        chosen.check(device, problem)?;
-        Ok(chosen)
-    }
-
-    /// Whether all rows of a key head fit into `rows`.
-    fn fits(problem: &Problem, rows: usize) -> bool {
-        problem.max_qo_len * problem.group() <= rows
+        let split = |tiled: Self| Self { chunk: tiled.split(device, problem), ..tiled };
+        if let Some(tiled) = on_matrix_cores.map(split)
+            && tiled.check(device, problem).is_ok()
+        {
+            return Ok(tiled);
+        }
+        let tiled = split(Self::on_plain(device, problem)?);
+        tiled.check(device, problem)?;
+        Ok(tiled)
     }
 
     fn on_nvidia(device: &DeviceProfile, problem: &Problem) -> Self {
@@ -152,7 +149,7 @@ impl Tiled {
             chunk: None,
         };
         let many = Self { row_planes: 4, keys: 64, key_planes: 1, stages: 2, ..few };
-        if Self::fits(problem, 16) {
+        if problem.most_rows() <= 16 {
             few
         } else if dim > 128 {
             // The accumulators of 32 rows would not fit into registers.
@@ -178,7 +175,7 @@ impl Tiled {
             resident: true,
             chunk: None,
         };
-        if Self::fits(problem, 16) {
+        if problem.most_rows() <= 16 {
             Self {
                 unit: Unit::Mfma16,
                 row_planes: 1,
@@ -216,7 +213,7 @@ impl Tiled {
             resident: false,
             chunk: None,
         };
-        let rows = (problem.max_qo_len * problem.group()).div_ceil(unit.machine().rows);
+        let rows = problem.most_rows().div_ceil(unit.machine().rows);
         let mut candidates = vec![];
         for planes in [4, 2, 1] {
             if rows <= 4 {
@@ -237,7 +234,7 @@ impl Tiled {
     /// keys, with all that is around it: 0.168 ms against 0.207).
     fn split(&self, device: &DeviceProfile, problem: &Problem) -> Option<usize> {
         let (cores, least) = (device.cores?, 4 * self.cube_keys());
-        let row_tiles = (problem.max_qo_len * problem.group()).div_ceil(self.rows());
+        let row_tiles = problem.most_rows().div_ceil(self.rows());
         let tiles = problem.requests * row_tiles * problem.kv_heads;
         // With fewer than 4 tiles of keys merging costs more than it gains.
         if tiles == 0 || 4 * tiles > 3 * cores || problem.keys <= least * problem.requests {

@@ -44,7 +44,7 @@ fn launch_on<U: MatrixUnit>(
     let group = problem.group();
     let (tokens, keys) = (q.shape[0], k.shape[1]);
     let single = problem.requests == 1 && matches!(table(), TableArgs::Single);
-    let longest = (problem.max_qo_len * group).div_ceil(rows);
+    let longest = problem.most_rows().div_ceil(rows);
     let pieces = match (blueprint.chunk, single) {
         (Some(chunk), true) => problem.keys.div_ceil(chunk),
         (Some(chunk), false) => problem.keys / chunk + problem.requests,
