@@ -30,7 +30,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use burn_flashinfer_kernels::attention::{Alignment, Blueprint, HeadDims, Problem};
+use burn_flashinfer_kernels::attention::{Alignment, Choice, HeadDims, Plan, Problem, Span, Split};
 use burn_flashinfer_kernels::offline::{self, Artifact, Count, Kind, Listing, Lowered, Target};
 use clap::Parser;
 use cubecl::ir::{ElemType, FloatKind};
@@ -62,18 +62,27 @@ struct Args {
 struct Case {
     name: String,
     problem: Problem,
+    spans: Vec<Span>,
     kind: Kind,
 }
 
-/// Llama 3 8B's heads: decoding after 4096 tokens, and prefill of 4 x 2048.
+/// Llama 3 8B's heads: decoding after 4096 tokens, prefill of 4 x 2048, and both together.
 fn cases() -> Vec<Case> {
     let mut cases = vec![];
-    for (phase, tokens, keys) in [("decode", 1, 4096), ("prefill", 2048, 2048)] {
-        for (kind_name, kind, requests) in [
-            ("single", Kind::Single, 1),
-            ("ragged", Kind::Ragged, if phase == "decode" { 64 } else { 4 }),
-            ("paged", Kind::Paged { page_size: 16 }, if phase == "decode" { 64 } else { 4 }),
+    let (decode, prefill) = ((1, 4096), (2048, 2048));
+    for (phase, all) in [
+        ("decode", vec![decode; 64]),
+        ("prefill", vec![prefill; 4]),
+        ("mixed", [vec![prefill; 4], vec![decode; 64]].concat()),
+    ] {
+        for (kind_name, kind, lengths) in [
+            ("single", Kind::Ragged, &all[..1]),
+            ("ragged", Kind::Ragged, &all),
+            ("paged", Kind::Paged { page_size: 16 }, &all),
         ] {
+            if phase == "mixed" && kind_name == "single" {
+                continue;
+            }
             for dim in [64, 128] {
                 for (dtype_name, dtype) in
                     [("f32", FloatKind::F32), ("f16", FloatKind::F16), ("bf16", FloatKind::BF16)]
@@ -83,16 +92,15 @@ fn cases() -> Vec<Case> {
                         dtype: ElemType::Float(dtype),
                         q_heads: 32,
                         kv_heads: 8,
-                        tokens: requests * tokens,
-                        max_qo_len: tokens,
-                        requests,
-                        keys: requests * keys,
                         scale: 1.0 / (dim as f32).sqrt(),
                         align: Alignment { qk: 64, vo: 64 },
+                        causal: true,
+                        window_left: None,
                     };
                     cases.push(Case {
                         name: format!("{phase}-{kind_name}-{dim}-{dtype_name}"),
                         problem,
+                        spans: Span::following(lengths.iter().copied(), 16),
                         kind,
                     });
                 }
@@ -140,10 +148,10 @@ fn main() -> Result<()> {
 }
 
 fn report(target: Target, case: &Case, asm: Option<&Path>, object: Option<&Path>) -> Result<()> {
-    let device = target.profile();
-    let blueprint = Blueprint::auto(&device, &case.problem);
-    println!("\n{}: {}", case.name, blueprint.explain(&device, &case.problem));
-    let launches = offline::launches(target, &case.problem, case.kind, &blueprint)?;
+    let Case { name, problem, spans, kind } = case;
+    let plan = Plan::new(&target.profile(), problem, spans, Choice::Auto, Split::Auto)?;
+    println!("\n{name}: {plan}");
+    let launches = offline::launches(target, problem, spans, *kind, &plan)?;
     for (at, launch) in launches.iter().enumerate() {
         let lowered = match launch.lower() {
             Ok(lowered) => lowered,

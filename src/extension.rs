@@ -5,8 +5,10 @@
 //! a page that no request owns.
 #![allow(
     clippy::large_enum_variant,
-    reason = "a `Batch` is one a call and taken apart at once; so are those derived"
+    reason = "an optional tensor is one a call and taken apart at once; so are those derived"
 )]
+
+use std::ops::Range;
 
 use burn::backend::{
     Backend, ExtensionType, backend_extension,
@@ -14,47 +16,42 @@ use burn::backend::{
 };
 
 use crate::options::KvLayout;
+pub use crate::plan::Launch;
 
-/// Where the queries and the keys of each request lie.
-///
-/// Row pointers and indices are `i32` tensors. Request `r` owns the query tokens `qo_indptr[r]..qo_indptr[r + 1]`.
+/// Where the queries and the keys of each request lie, and who computes what.
 #[derive(Debug, Clone, ExtensionType)]
 #[cfg_attr(feature = "fusion", extension_type(fusion))]
-pub enum Batch<B: Backend> {
-    /// One request: all queries, all keys. `k`, `v`: `[kv_len, kv_heads, head_dim]`.
-    Single,
-    /// Requests one after the other. `k`, `v`: `[kv_tokens, kv_heads, head_dim]`.
-    Ragged(#[extension_type] RaggedIndex<B>),
-    /// Keys and values in pages. `k`, `v`: `[pages, page_size, kv_heads, head_dim]`, or with heads before tokens.
-    Paged(#[extension_type] PagedIndex<B>),
+pub struct Batch<B: Backend> {
+    /// `i32`: one list after the other, as `layout` says.
+    pub index: IntTensor<B>,
+    /// f32: room for partial results, if there are any. Written whoever else holds it.
+    #[extension_type]
+    pub workspace: MaybeFloats<B>,
+    /// What is where.
+    pub layout: BatchLayout,
 }
 
-/// Where the requests of a ragged batch lie.
-#[derive(Debug, Clone, ExtensionType)]
-#[cfg_attr(feature = "fusion", extension_type(fusion))]
-pub struct RaggedIndex<B: Backend> {
+/// The lists of a [`Batch`], as ranges of its `index`. Request `r` owns the query tokens `qo_indptr[r]..qo_indptr[r + 1]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BatchLayout {
     /// `[requests + 1]`: first query token of each request.
-    pub qo_indptr: IntTensor<B>,
-    /// `[requests + 1]`: first key of each request.
-    pub kv_indptr: IntTensor<B>,
-    /// Query tokens of the longest request.
-    pub max_qo_len: usize,
+    pub qo_indptr: Range<usize>,
+    /// `[requests + 1]`: first key of each request; or where its pages begin in `indices`.
+    pub kv_indptr: Range<usize>,
+    /// If keys and values are pages: `k`, `v` are `[pages, page_size, kv_heads, head_dim]`, or with heads before tokens. If
+    /// not, `[kv_tokens, kv_heads, head_dim]`.
+    pub pages: Option<PagesLayout>,
+    /// What the kernels run.
+    pub launch: Launch,
 }
 
-/// Where the requests of a paged batch lie.
-#[derive(Debug, Clone, ExtensionType)]
-#[cfg_attr(feature = "fusion", extension_type(fusion))]
-pub struct PagedIndex<B: Backend> {
-    /// `[requests + 1]`: first query token of each request.
-    pub qo_indptr: IntTensor<B>,
-    /// `[requests + 1]`: where the pages of each request begin in `indices`.
-    pub kv_indptr: IntTensor<B>,
-    /// `[kv_indptr[requests]]`: pages, in the order of the tokens they hold. Never empty: padded with one 0.
-    pub indices: IntTensor<B>,
+/// The lists of a batch whose keys and values lie in pages.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PagesLayout {
     /// `[requests]`: tokens in the last page of each request, 0 for a request without pages.
-    pub last_page_len: IntTensor<B>,
-    /// Query tokens of the longest request.
-    pub max_qo_len: usize,
+    pub last_page_len: Range<usize>,
+    /// `[kv_indptr[requests]]`: pages, in the order of the tokens they hold. Never empty: padded with one 0.
+    pub indices: Range<usize>,
     /// Tokens a page holds.
     pub page_size: usize,
     /// Order of the axes of a page.
@@ -166,6 +163,11 @@ pub trait FlashInferBackend: Backend {
         #[extension_type] batch: Batch<Self>,
         params: AttentionParams,
     ) -> Attended<Self>;
+
+    /// Writes `values` to the front of `buffer`, an `i32` tensor of one axis at least as long, and returns it: in place,
+    /// whoever else holds it, on devices that capture graphs.
+    #[fusion(meta = |buffer, _| buffer.clone())]
+    fn write_ints(buffer: IntTensor<Self>, values: Vec<i32>) -> IntTensor<Self>;
 
     /// Writes token `t` of `k` and `v` `[tokens, kv_heads, head_dim]` to slot `slots[t]` of the pools, where slot
     /// `page * page_size + offset` is a token's place; a negative slot skips the token. In place when the pools have

@@ -122,11 +122,6 @@ impl Indptr {
         self.host.windows(2).map(|pair| pair[1] - pair[0])
     }
 
-    /// The length of the longest request.
-    pub(crate) fn longest(&self) -> usize {
-        self.lengths().max().unwrap_or(0)
-    }
-
     /// The row pointer itself.
     pub fn as_slice(&self) -> &[usize] {
         &self.host

@@ -65,6 +65,7 @@ mod ops;
 mod options;
 mod page_pool;
 mod page_table;
+mod plan;
 pub mod reference;
 
 pub use cache::{CacheConfig, PagedKvCache, SequenceId};
@@ -82,6 +83,7 @@ pub use ops::{
 };
 pub use options::{AttentionOptions, KvLayout};
 pub use page_table::{PageTable, SlotMapping};
+pub use plan::{KvSplit, PagedPlan, PlanConfig, RaggedPlan};
 
 /// Sampling: from logits to tokens, for a whole batch on the device, without sorting and without reading anything back.
 ///

@@ -1,6 +1,7 @@
 //! What the caller may choose about attention.
 
 use crate::error::{Error, Result};
+use crate::extension::AttentionParams;
 
 /// The order of the axes of keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -85,6 +86,17 @@ impl AttentionOptions {
     pub const fn kv_layout(mut self, layout: KvLayout) -> Self {
         self.kv_layout = Some(layout);
         self
+    }
+
+    /// Everything decided, for heads of `head_dim` elements.
+    pub(crate) fn params(&self, head_dim: usize) -> AttentionParams {
+        AttentionParams {
+            causal: self.causal,
+            window_left: self.window_left,
+            soft_cap: self.soft_cap,
+            scale: self.scale.unwrap_or(1.0 / (head_dim as f32).sqrt()),
+            return_lse: self.return_lse,
+        }
     }
 
     pub(crate) fn check(&self, op: &'static str) -> Result<()> {

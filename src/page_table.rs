@@ -12,7 +12,7 @@ use crate::indptr::{Indptr, index, row_pointer, upload};
 /// Request `r` owns the pages `indices[indptr[r]..indptr[r + 1]]`, in the order of its tokens. All of them are full
 /// but the last, which holds `last_page_len[r]` tokens. Several requests may share a page.
 ///
-/// It is checked once, when it is made, and trusted from then on: make it once per batch and use it in every layer.
+/// It is checked once, when it is made, and trusted from then on.
 ///
 /// ```
 /// use burn::tensor::Device;
@@ -33,16 +33,12 @@ pub struct PageTable {
     page_size: usize,
     /// One past the largest page: how many pages a pool must have.
     end: usize,
-    pub(crate) indptr_tensor: Tensor<1, Int>,
-    pub(crate) indices_tensor: Tensor<1, Int>,
-    pub(crate) last_page_len_tensor: Tensor<1, Int>,
-    /// One query token for each request: what makes decode a prefill.
-    pub(crate) decode_indptr: Indptr,
+    device: Device,
 }
 
 impl PageTable {
     /// Checks a page table of `indptr` `[requests + 1]`, `indices` `[indptr[requests]]` and `last_page_len`
-    /// `[requests]` against a pool of `pages` pages of `page_size` tokens, and copies it to `device`.
+    /// `[requests]` against a pool of `pages` pages of `page_size` tokens on `device`.
     ///
     /// # Errors
     ///
@@ -129,7 +125,7 @@ impl PageTable {
         Self::upload(OP, indptr.to_vec(), indices.to_vec(), last_page_len, page_size, device)
     }
 
-    /// A page table that is right: copies it to `device`.
+    /// A page table that is right, but for numbers that may be too large.
     ///
     /// # Errors
     ///
@@ -142,10 +138,6 @@ impl PageTable {
         page_size: usize,
         device: &Device,
     ) -> Result<Self> {
-        let tensor = |argument, values: &[usize]| -> Result<_> {
-            let values = values.iter().enumerate().map(|(at, &value)| index(op, argument, at, value));
-            Ok(upload(values.collect::<Result<Vec<_>>>()?, device))
-        };
         let owned = indptr.windows(2).map(|rows| rows[1] - rows[0]);
         let kv_lengths: Vec<usize> = owned
             .zip(last_page_len)
@@ -155,17 +147,10 @@ impl PageTable {
             // Kernels count tokens in i32.
             index(op, "last_page_len", request, length)?;
         }
-        Ok(Self {
-            indptr_tensor: tensor("indptr", &indptr)?,
-            indices_tensor: tensor("indices", &indices)?,
-            last_page_len_tensor: tensor("last_page_len", last_page_len)?,
-            decode_indptr: Indptr::from_lengths(&vec![1; kv_lengths.len()], device)?,
-            page_size,
-            end: indices.iter().max().map_or(0, |&page| page + 1),
-            indptr,
-            indices,
-            kv_lengths,
-        })
+        index(op, "indptr", kv_lengths.len(), indices.len())?;
+        let end = indices.iter().max().map_or(0, |&page| page + 1);
+        index(op, "indices", indices.len(), end)?;
+        Ok(Self { page_size, end, indptr, indices, kv_lengths, device: device.clone() })
     }
 
     /// How many requests there are.
@@ -183,9 +168,9 @@ impl PageTable {
         self.page_size
     }
 
-    /// The device that holds the copy.
+    /// The device of the pages.
     pub fn device(&self) -> Device {
-        self.indptr_tensor.device()
+        self.device.clone()
     }
 
     /// The pages of `request`, in the order of its tokens; none if there is no such request.
@@ -194,6 +179,16 @@ impl PageTable {
             .get(request..request + 2)
             .and_then(|rows| self.indices.get(rows[0]..rows[1]))
             .unwrap_or_default()
+    }
+
+    /// Where the pages of each request begin in [`indices`](Self::indices).
+    pub(crate) fn indptr(&self) -> &[usize] {
+        &self.indptr
+    }
+
+    /// The pages of all requests.
+    pub(crate) fn indices(&self) -> &[usize] {
+        &self.indices
     }
 
     /// How many pages a pool must have for this table.

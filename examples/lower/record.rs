@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use burn_flashinfer_kernels::KvLayout;
 use burn_flashinfer_kernels::attention::{
-    Alignment, Attention, Batch, Blueprint, Choice, HeadDims, Problem, launch,
+    Alignment, Attention, Batch, Choice, HeadDims, Plan, Problem, Span, Split, launch,
 };
 use burn_flashinfer_kernels::offline::{Device, Target};
 use cubecl::client::Client;
@@ -57,8 +57,7 @@ fn one(target: Target, name: &str, lengths: &[(usize, usize)], paged: bool, to: 
     let table: Vec<usize> = (0..count).map(|i| (i * 11 + 3) % count).collect();
     ensure!(!count.is_multiple_of(11), "the table must be a permutation");
     let qo_indptr = ints(client, &indptr(lengths.iter().map(|l| l.0)));
-    let max_qo_len = lengths.iter().map(|l| l.0).max().unwrap_or(0);
-    let (batch, shape, held) = if paged {
+    let (batch, shape) = if paged {
         let batch = Batch::Paged {
             qo_indptr,
             kv_indptr: ints(client, &indptr(pages.iter().copied())),
@@ -67,13 +66,12 @@ fn one(target: Target, name: &str, lengths: &[(usize, usize)], paged: bool, to: 
                 client,
                 &lengths.iter().map(|l| ((l.1 - 1) % PAGE + 1) as i32).collect::<Vec<_>>(),
             ),
-            max_qo_len,
             layout: KvLayout::Nhd,
         };
-        (batch, vec![count + 1, PAGE, KV_HEADS, DIM], count * PAGE)
+        (batch, vec![count + 1, PAGE, KV_HEADS, DIM])
     } else {
         let kv_indptr = ints(client, &indptr(lengths.iter().map(|l| l.1)));
-        (Batch::Ragged { qo_indptr, kv_indptr, max_qo_len }, vec![keys, KV_HEADS, DIM], keys)
+        (Batch::Ragged { qo_indptr, kv_indptr }, vec![keys, KV_HEADS, DIM])
     };
     // NaN where no request has a key.
     let place = |data: &[f64]| {
@@ -99,21 +97,14 @@ fn one(target: Target, name: &str, lengths: &[(usize, usize)], paged: bool, to: 
         dtype,
         q_heads: Q_HEADS,
         kv_heads: KV_HEADS,
-        tokens,
-        max_qo_len,
-        requests: lengths.len(),
-        keys: held,
         scale: SCALE as f32,
         align: Alignment { qk: 64, vo: 64 },
+        causal: true,
+        window_left: None,
     };
-    let blueprint = match Blueprint::auto(&target.profile(), &problem) {
-        // One launch.
-        Blueprint::Tiled(mut tiled) => {
-            tiled.chunk = None;
-            Blueprint::Tiled(tiled)
-        }
-        portable => portable,
-    };
+    let spans = Span::following(lengths.iter().copied(), if paged { PAGE } else { 1 });
+    // One launch.
+    let plan = Plan::new(&target.profile(), &problem, &spans, Choice::Auto, Split::Never)?;
     let outputs = tokens * Q_HEADS * DIM;
     let attention = Attention {
         q: tensor(client, &bytes(&q), &[tokens, Q_HEADS, DIM]),
@@ -127,7 +118,7 @@ fn one(target: Target, name: &str, lengths: &[(usize, usize)], paged: bool, to: 
         soft_cap: None,
         scale: SCALE as f32,
     };
-    launch(client, attention, dtype, Choice::Exactly(blueprint))?;
+    launch(client, attention, dtype, plan.upload(client))?;
     let launches = device.launches();
     let [launch] = launches.as_slice() else { anyhow::bail!("{} launches", launches.len()) };
     let lowered = launch.lower()?;
@@ -149,7 +140,7 @@ fn one(target: Target, name: &str, lengths: &[(usize, usize)], paged: bool, to: 
     let description = json!({
         "target": target.to_string(),
         "case": name,
-        "blueprint": blueprint.explain(&target.profile(), &problem),
+        "blueprint": plan.to_string(),
         "code": "code.o",
         "entry": lowered.entry,
         "grid": lowered.grid,

@@ -2,7 +2,9 @@
 
 use std::sync::Once;
 
-use burn_flashinfer_kernels::attention::{Alignment, Blueprint, HeadDims, Problem, Tiled, Unit};
+use burn_flashinfer_kernels::attention::{
+    Alignment, Blueprint, Choice, HeadDims, Plan, Problem, Span, Split, Tiled, Unit,
+};
 use burn_flashinfer_kernels::isa::{Arch, Instruction};
 use burn_flashinfer_kernels::offline::{self, Artifact, Error, Kind, Lowered, Target};
 use burn_flashinfer_kernels::sampling::{self, KeepLikely, Limit, Output, SampleLogits, SampleProbs};
@@ -14,22 +16,25 @@ const GFX942: Target = Target::Gfx(0x942);
 const SM_90: Target = Target::Sm(90);
 const TYPES: [(FloatKind, &str); 2] = [(FloatKind::F16, "f16"), (FloatKind::BF16, "bf16")];
 const PAGED: Kind = Kind::Paged { page_size: 16 };
-const KINDS: [Kind; 3] = [Kind::Single, Kind::Ragged, PAGED];
+const KINDS: [Kind; 2] = [Kind::Ragged, PAGED];
 
-/// Llama 3 8B's heads; decoding if every request has one query.
-fn problem(dtype: FloatKind, dim: usize, queries: usize, requests: usize) -> Problem {
+/// Llama 3 8B's heads.
+fn problem(dtype: FloatKind, dim: usize) -> Problem {
     Problem {
         dims: HeadDims { qk: dim, vo: dim },
         dtype: ElemType::Float(dtype),
         q_heads: 32,
         kv_heads: 8,
-        tokens: queries * requests,
-        max_qo_len: queries,
-        requests,
-        keys: 4096 * requests,
         scale: 0.1,
         align: Alignment { qk: 64, vo: 64 },
+        causal: true,
+        window_left: None,
     }
+}
+
+/// 64 requests of these query tokens over 4096 keys; decoding if it is one.
+fn requests(queries: usize) -> Vec<Span> {
+    Span::following(vec![(queries, 4096); 64], 16)
 }
 
 fn keep_assembly() {
@@ -39,14 +44,22 @@ fn keep_assembly() {
     ASSEMBLY.call_once(|| unsafe { offline::keep_assembly() });
 }
 
-fn lower(target: Target, problem: &Problem, kind: Kind, blueprint: &Blueprint) -> Result<Lowered, Error> {
+fn lower(
+    target: Target,
+    problem: &Problem,
+    spans: &[Span],
+    kind: Kind,
+    choice: Choice,
+) -> Result<Lowered, Error> {
     keep_assembly();
-    offline::lower(target, problem, kind, blueprint)
+    let plan = Plan::new(&target.profile(), problem, spans, choice, Split::Auto)?;
+    offline::lower(target, problem, spans, kind, &plan)
 }
 
-fn tiled(target: Target, problem: &Problem) -> Tiled {
-    match Blueprint::auto(&target.profile(), problem) {
-        Blueprint::Tiled(tiled) => tiled,
+fn tiled(target: Target, problem: &Problem, spans: &[Span]) -> Tiled {
+    match Plan::new(&target.profile(), problem, spans, Choice::Auto, Split::Auto).map(|plan| plan.blueprint())
+    {
+        Ok(Blueprint::Tiled(tiled)) => tiled,
         other => panic!("{target}: {other:?}"),
     }
 }
@@ -57,16 +70,9 @@ fn each(target: Target, dim: usize, check: impl Fn(&str, &str, Lowered)) {
         for (phase, queries) in [("decode", 1), ("prefill", 1024)] {
             // The type of the elements is nothing to a table of requests: all kinds once are enough.
             for kind in KINDS.into_iter().filter(|&kind| dtype == FloatKind::BF16 || kind == PAGED) {
-                let problem = problem(dtype, dim, queries, if kind == Kind::Single { 1 } else { 64 });
-                let mut tiled = tiled(target, &problem);
-                if matches!(target, Target::Sm(_)) {
-                    // A split takes a logarithm, which CubeCL has from bitcode that comes with CUDA.
-                    tiled.chunk = None;
-                }
-                let blueprint = Blueprint::Tiled(tiled);
                 let what = format!("{phase} {kind:?} {name} on {target}");
-                let lowered =
-                    lower(target, &problem, kind, &blueprint).unwrap_or_else(|e| panic!("{what}: {e}"));
+                let lowered = lower(target, &problem(dtype, dim), &requests(queries), kind, Choice::Auto)
+                    .unwrap_or_else(|e| panic!("{what}: {e}"));
                 check(&what, name, lowered);
             }
         }
@@ -120,9 +126,7 @@ fn every_target_has_a_kernel() {
     for target in
         [0x908, 0x90a, 0x942, 0x1100].map(Target::Gfx).into_iter().chain([80, 89, 90].map(Target::Sm))
     {
-        let problem = problem(FloatKind::F16, 64, 1, 64);
-        let blueprint = Blueprint::auto(&target.profile(), &problem);
-        let result = lower(target, &problem, Kind::Ragged, &blueprint);
+        let result = lower(target, &problem(FloatKind::F16, 64), &requests(1), Kind::Ragged, Choice::Auto);
         assert!(result.is_ok(), "{target}: {:?}", result.err());
     }
 }
@@ -137,11 +141,11 @@ fn plain_multiplications_stay_in_registers() {
         (Target::Gfx(0x1100), FloatKind::F32),
     ] {
         for queries in [1, 1024] {
-            let problem = problem(dtype, 128, queries, 64);
-            let tiled = tiled(target, &problem);
+            let (problem, spans) = (problem(dtype, 128), requests(queries));
+            let tiled = tiled(target, &problem, &spans);
             assert!(matches!(tiled.unit, Unit::Scalar32 | Unit::Scalar64), "{target}: {tiled:?}");
             let what = format!("{queries} queries of {dtype:?} on {target}");
-            let lowered = lower(target, &problem, PAGED, &Blueprint::Tiled(tiled))
+            let lowered = lower(target, &problem, &spans, PAGED, Choice::Auto)
                 .unwrap_or_else(|e| panic!("{what}: {e}"));
             let listing = lowered.listing();
             assert_eq!((listing.scratch, listing.spills), (Some(0), Some(0)), "{what}");
@@ -153,8 +157,8 @@ fn plain_multiplications_stay_in_registers() {
 
 #[test]
 fn what_an_architecture_lacks_is_refused_by_name() {
-    let decode = problem(FloatKind::F16, 64, 1, 64);
-    let (mma, mfma) = (tiled(SM_90, &decode), tiled(GFX942, &decode));
+    let (decode, spans) = (problem(FloatKind::F16, 64), requests(1));
+    let (mma, mfma) = (tiled(SM_90, &decode, &spans), tiled(GFX942, &decode, &spans));
     assert_eq!((mma.unit, mfma.unit), (Unit::MmaSync, Unit::Mfma16));
     for (target, dtype, unit, instruction) in [
         (GFX942, FloatKind::F16, mma, Instruction::MmaSync),
@@ -163,8 +167,8 @@ fn what_an_architecture_lacks_is_refused_by_name() {
         (Target::Gfx(0x908), FloatKind::BF16, mfma, Instruction::MfmaBf16),
         (Target::Gfx(0x1100), FloatKind::F16, mfma, Instruction::MfmaF16),
     ] {
-        let problem = problem(dtype, 64, 1, 64);
-        let refusal = lower(target, &problem, Kind::Ragged, &Blueprint::Tiled(Tiled { chunk: None, ..unit }));
+        let choice = Choice::Exactly(Blueprint::Tiled(unit));
+        let refusal = lower(target, &problem(dtype, 64), &spans, Kind::Ragged, choice);
         let Err(Error::Refused(refusal)) = refusal else { panic!("{target}: {:?}", refusal.is_ok()) };
         assert_eq!(
             refusal,
@@ -173,22 +177,44 @@ fn what_an_architecture_lacks_is_refused_by_name() {
     }
 }
 
+/// Both sizes of tiles in one kernel, no more registers than there are, and no more shared memory than the larger takes.
+#[test]
+fn prefill_and_decode_are_one_launch() {
+    for (target, shared) in [(GFX942, 64 << 10), (SM_90, 227 << 10)] {
+        let (problem, spans) =
+            (problem(FloatKind::BF16, 128), Span::following([(4096, 4096), (1, 8192), (1, 700)], 16));
+        let plan =
+            Plan::new(&target.profile(), &problem, &spans, Choice::Auto, Split::Never).expect("a plan");
+        let Blueprint::Mixed(mixed) = plan.blueprint() else { panic!("{target}: {plan}") };
+        let lowered = lower(target, &problem, &spans, PAGED, Choice::Auto).expect("lowers");
+        let alone = [mixed.many, mixed.few].map(|tiled| {
+            let choice = Choice::Exactly(Blueprint::Tiled(tiled));
+            lower(target, &problem, &spans, PAGED, choice).expect("lowers").shared_memory
+        });
+        assert_eq!(lowered.shared_memory, alone[0].max(alone[1]), "{target}");
+        assert!(lowered.shared_memory <= shared, "{target}");
+        let listing = lowered.listing();
+        assert_eq!(listing.count().scratch, 0, "{target}");
+        assert!(listing.spills.unwrap_or(0) == 0 && listing.scratch.unwrap_or(0) == 0, "{target}");
+    }
+}
+
 /// A split launches the kernel that merges as well.
 #[test]
 fn a_split_is_merged() {
-    let problem = problem(FloatKind::BF16, 128, 1, 1);
+    keep_assembly();
+    let (problem, spans) = (problem(FloatKind::BF16, 128), Span::following([(1, 4096)], 1));
     let profile: DeviceProfile = GFX942.profile();
     assert_eq!(profile.arch, Arch::Gfx(0x942));
-    let blueprint = Blueprint::auto(&profile, &problem);
-    assert!(matches!(blueprint, Blueprint::Tiled(Tiled { chunk: Some(_), .. })), "{blueprint:?}");
-    let first = lower(GFX942, &problem, Kind::Single, &blueprint).expect("lowers");
-    let launches = offline::launches(GFX942, &problem, Kind::Single, &blueprint).expect("launches");
+    let plan = Plan::new(&profile, &problem, &spans, Choice::Auto, Split::Auto).expect("a plan");
+    assert!(plan.partial_rows() > 0, "{plan}");
+    let launches = offline::launches(GFX942, &problem, &spans, Kind::Ragged, &plan).expect("launches");
     assert_eq!(launches.len(), 2);
-    let merge = launches[1].lower().expect("lowers");
+    let [first, merge] = [&launches[0], &launches[1]].map(|launch| launch.lower().expect("lowers"));
     // The partial results of the first are what the second reads.
     assert_eq!(first.writes.iter().filter(|&&writes| writes).count(), 2);
     assert_eq!(merge.writes.iter().filter(|&&writes| writes).count(), 1);
-    assert_eq!(launches[1].buffers()[0].as_ref().err(), launches[0].buffers()[3].as_ref().err());
+    assert_eq!(launches[1].buffers()[0].as_ref().err(), launches[0].buffers()[4].as_ref().err());
 }
 
 /// Sampling from a batch of Llama 3's rows: numbers stay in registers, and come in loads of 16 bytes.

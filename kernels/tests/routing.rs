@@ -7,7 +7,7 @@ use std::path::Path;
 
 use burn_flashinfer_kernels::{
     DeviceProfile,
-    attention::{Alignment, Blueprint, HeadDims, Problem},
+    attention::{Alignment, Choice, HeadDims, Plan, Problem, Span, Split},
     isa::Arch,
 };
 use cubecl::ir::{ElemType, FloatKind};
@@ -35,23 +35,29 @@ const DEVICES: [(&str, DeviceProfile); 8] = [
     ("CPU", DeviceProfile { plane: 1, shared_memory: 1 << 20, cpu_cores: Some(8), ..GPU }),
 ];
 
-/// Name, requests, queries of each, keys of each.
-const SHAPES: [(&str, usize, usize, usize); 8] = [
-    ("prefill 1 x 1024", 1, 1024, 1024),
-    ("prefill 1 x 8192", 1, 8192, 8192),
-    ("prefill 16 x 512", 16, 512, 512),
-    ("append 8 x 4", 8, 4, 4096),
-    ("append 1 x 64", 1, 64, 32768),
-    ("decode 1 x 16384", 1, 1, 16384),
-    ("decode 16 x 1024", 16, 1, 1024),
-    ("decode 128 x 4096", 128, 1, 4096),
+/// Name, and how many requests of which queries and keys.
+const SHAPES: [(&str, &[(usize, usize, usize)]); 10] = [
+    ("prefill 1 x 1024", &[(1, 1024, 1024)]),
+    ("prefill 1 x 8192", &[(1, 8192, 8192)]),
+    ("prefill 16 x 512", &[(16, 512, 512)]),
+    ("append 8 x 4", &[(8, 4, 4096)]),
+    ("append 1 x 64", &[(1, 64, 32768)]),
+    ("decode 1 x 16384", &[(1, 1, 16384)]),
+    ("decode 16 x 1024", &[(16, 1, 1024)]),
+    ("decode 128 x 4096", &[(128, 1, 4096)]),
+    ("decode 1 x 32768 and 63 x 3500", &[(1, 1, 32768), (63, 1, 3500)]),
+    ("prefill 1 x 4096 and decode 64 x 8192", &[(1, 4096, 4096), (64, 1, 8192)]),
 ];
 
 #[test]
 fn every_problem_gets_the_kernel_of_the_table() {
     let mut table = String::new();
     for (device, profile) in DEVICES {
-        for (shape, requests, queries, keys) in SHAPES {
+        for (shape, lengths) in SHAPES {
+            let spans = Span::following(
+                lengths.iter().flat_map(|&(requests, queries, keys)| vec![(queries, keys); requests]),
+                1,
+            );
             for (dim, vo) in [(64, 64), (128, 128), (192, 128), (256, 256), (72, 72)] {
                 for (name, dtype) in
                     [("f32", FloatKind::F32), ("f16", FloatKind::F16), ("bf16", FloatKind::BF16)]
@@ -65,17 +71,14 @@ fn every_problem_gets_the_kernel_of_the_table() {
                         dtype: ElemType::Float(dtype),
                         q_heads: 32,
                         kv_heads: 8,
-                        tokens: requests * queries,
-                        max_qo_len: queries,
-                        requests,
-                        keys: requests * keys,
                         scale: 0.1,
                         align: Alignment { qk: 8, vo: 8 },
+                        causal: true,
+                        window_left: None,
                     };
-                    let blueprint = Blueprint::auto(&profile, &problem);
-                    assert_eq!(blueprint.check(&profile, &problem), Ok(()), "{device}, {shape}, {dim}");
-                    let explained = blueprint.explain(&profile, &problem);
-                    let _ = writeln!(table, "{device} | {shape} | {name} d {dim}/{vo} | {explained}");
+                    let plan = Plan::new(&profile, &problem, &spans, Choice::Auto, Split::Auto)
+                        .unwrap_or_else(|refusal| panic!("{device}, {shape}, {dim}: {refusal}"));
+                    let _ = writeln!(table, "{device} | {shape} | {name} d {dim}/{vo} | {plan}");
                 }
             }
         }

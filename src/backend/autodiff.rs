@@ -11,7 +11,7 @@ use burn::backend::{
 
 use crate::extension::{
     Activation, Attended, AttentionParams, Batch, FlashInferBackend, Limit, MaybeFloats, MaybeInts,
-    PagedIndex, RaggedIndex, RmsNormStyle, RopeStyle,
+    RmsNormStyle, RopeStyle,
 };
 use crate::options::KvLayout;
 
@@ -24,35 +24,18 @@ impl<B: FlashInferBackend, C: CheckpointStrategy> FlashInferBackend for Autodiff
         params: AttentionParams,
     ) -> Attended<Self> {
         // Integer tensors are the same on both sides.
-        let batch = match batch {
-            Batch::Single => Batch::Single,
-            Batch::Ragged(RaggedIndex { qo_indptr, kv_indptr, max_qo_len }) => {
-                Batch::Ragged(RaggedIndex { qo_indptr, kv_indptr, max_qo_len })
-            }
-            Batch::Paged(PagedIndex {
-                qo_indptr,
-                kv_indptr,
-                indices,
-                last_page_len,
-                max_qo_len,
-                page_size,
-                layout,
-            }) => Batch::Paged(PagedIndex {
-                qo_indptr,
-                kv_indptr,
-                indices,
-                last_page_len,
-                max_qo_len,
-                page_size,
-                layout,
-            }),
-        };
+        let Batch { index, workspace, layout } = batch;
+        let batch = Batch { index, workspace: inner(workspace), layout };
         match B::batch_attention(Self::inner(q), Self::inner(k), Self::inner(v), batch, params) {
             Attended::WithoutLse(output) => Attended::WithoutLse(Self::from_inner(output)),
             Attended::WithLse(output, lse) => {
                 Attended::WithLse(Self::from_inner(output), Self::from_inner(lse))
             }
         }
+    }
+
+    fn write_ints(buffer: IntTensor<Self>, values: Vec<i32>) -> IntTensor<Self> {
+        B::write_ints(buffer, values)
     }
 
     fn append_paged_kv(
@@ -181,18 +164,21 @@ impl<B: FlashInferBackend, C: CheckpointStrategy> FlashInferBackend for Autodiff
         min_p: MaybeFloats<Self>,
         draws: IntTensor<Self>,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
-        let floats = |floats| match floats {
-            MaybeFloats::None => MaybeFloats::None,
-            MaybeFloats::Some(floats) => MaybeFloats::Some(Self::inner(floats)),
-        };
         let top_k = match top_k {
             MaybeInts::None => MaybeInts::None,
             MaybeInts::Some(top_k) => MaybeInts::Some(top_k),
         };
-        B::sample_probs(Self::inner(probs), top_k, floats(top_p), floats(min_p), draws)
+        B::sample_probs(Self::inner(probs), top_k, inner(top_p), inner(min_p), draws)
     }
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::from_inner(B::matmul_nt(Self::inner(x), Self::inner(weight)))
+    }
+}
+
+fn inner<B: FlashInferBackend, C: CheckpointStrategy>(floats: MaybeFloats<Autodiff<B, C>>) -> MaybeFloats<B> {
+    match floats {
+        MaybeFloats::None => MaybeFloats::None,
+        MaybeFloats::Some(floats) => MaybeFloats::Some(Autodiff::<B, C>::inner(floats)),
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Nothing is copied but a tensor whose last axis has gaps, or a page pool that has another owner.
 
+mod attention;
 mod sampling;
 
 use std::fmt::Debug;
@@ -26,7 +27,6 @@ use burn_flashinfer_kernels::{
     self as kernels,
     activation::{self, ActAndMul},
     append::{self, Append},
-    attention::{self, Attention, Choice},
     merge::{self, Merge},
     norm::{self, Add, Norm, Scaling},
     rope::{self, Rope},
@@ -37,7 +37,7 @@ use cubek::std::InputBinding;
 
 use crate::extension::{
     Activation, Attended, AttentionParams, Batch, FlashInferBackend, Limit, MaybeFloats, MaybeInts,
-    PagedIndex, RaggedIndex, RmsNormStyle, RopeStyle,
+    RmsNormStyle, RopeStyle,
 };
 use crate::options::KvLayout;
 
@@ -62,6 +62,8 @@ pub(crate) fn unsupported_dtype(device: &CubeDevice, dtype: DType) -> Option<Str
     Some(format!("{} on {device:?}", others.join(" or ")))
 }
 
+pub(crate) use attention::plan;
+
 /// Whether `device` computes with integers of 64 bits.
 pub(crate) fn has_wide_integers(device: &CubeDevice) -> bool {
     let client = device.client();
@@ -76,31 +78,11 @@ impl FlashInferBackend for CubeBackend {
         batch: Batch<Self>,
         params: AttentionParams,
     ) -> Attended<Self> {
-        let (q, k, v) = (in_rows(q), in_rows(k), in_rows(v));
-        let [tokens, heads] = [q.meta.shape()[0], q.meta.shape()[1]];
-        let dim = v.meta.shape()[v.meta.num_dims() - 1];
-        let output = empty_like(&q, [tokens, heads, dim].into(), q.dtype);
-        let lse = params.return_lse.then(|| empty_like(&q, [tokens, heads].into(), DType::F32));
-        if tokens > 0 {
-            let (client, dtype) = (q.client.clone(), dtype_to_storage_type(q.dtype));
-            let problem = Attention {
-                q: q.binding(),
-                k: k.binding(),
-                v: v.binding(),
-                output: output.clone().binding(),
-                lse: lse.clone().map(CubeTensor::binding),
-                batch: batch_of(batch),
-                causal: params.causal,
-                window_left: params.window_left,
-                soft_cap: params.soft_cap,
-                scale: params.scale,
-            };
-            launched(attention::launch(&client, problem, dtype, Choice::Auto));
-        }
-        match lse {
-            Some(lse) => Attended::WithLse(output, lse),
-            None => Attended::WithoutLse(output),
-        }
+        attention::batch_attention(q, k, v, batch, params)
+    }
+
+    fn write_ints(buffer: IntTensor<Self>, values: Vec<i32>) -> IntTensor<Self> {
+        attention::write_ints(buffer, values)
     }
 
     fn append_paged_kv(
@@ -407,24 +389,5 @@ fn layout_of(layout: KvLayout) -> kernels::KvLayout {
     match layout {
         KvLayout::Nhd => kernels::KvLayout::Nhd,
         KvLayout::Hnd => kernels::KvLayout::Hnd,
-    }
-}
-
-fn batch_of(batch: Batch<CubeBackend>) -> attention::Batch {
-    match batch {
-        Batch::Single => attention::Batch::Single,
-        Batch::Ragged(RaggedIndex { qo_indptr, kv_indptr, max_qo_len }) => {
-            attention::Batch::Ragged { qo_indptr: index(qo_indptr), kv_indptr: index(kv_indptr), max_qo_len }
-        }
-        Batch::Paged(PagedIndex {
-            qo_indptr, kv_indptr, indices, last_page_len, max_qo_len, layout, ..
-        }) => attention::Batch::Paged {
-            qo_indptr: index(qo_indptr),
-            kv_indptr: index(kv_indptr),
-            indices: index(indices),
-            last_page_len: index(last_page_len),
-            max_qo_len,
-            layout: layout_of(layout),
-        },
     }
 }

@@ -4,14 +4,12 @@ use burn::{backend::Dispatch, tensor::Tensor};
 
 use crate::check::{Floats, same_device, shape};
 use crate::error::{Error, Result};
-use crate::extension::{Attended, AttentionParams, Batch, FlashInferBackend, PagedIndex, RaggedIndex};
+use crate::extension::{Attended, AttentionParams, Batch, FlashInferBackend};
 use crate::indptr::Indptr;
 use crate::kv_pages::KvPages;
 use crate::options::{AttentionOptions, KvLayout};
 use crate::page_table::PageTable;
-
-/// The largest head dimension of queries, keys and values.
-const MAX_HEAD_DIM: usize = 1024;
+use crate::plan::{KeysOf, MAX_HEAD_DIM, PlanConfig, Requests, Schedule, decode_rows};
 
 /// What attention returns.
 #[derive(Debug, Clone)]
@@ -58,8 +56,7 @@ pub fn single_prefill(
     const OP: &str = "single_prefill";
     let (k, v) = by_token(k, v, options);
     let problem = Problem::contiguous(OP, &q, &k, &v, options)?;
-    problem.check_causal(0, q.dims()[0], k.dims()[0])?;
-    Ok(problem.run(q, Keys::Contiguous(k, v), Batch::Single))
+    problem.one_request(q, k, v)
 }
 
 /// Attention of the newest token of one request with contiguous keys and values.
@@ -81,8 +78,7 @@ pub fn single_decode(
     let q = q.reshape([1, heads, dim]);
     let (k, v) = by_token(k, v, options);
     let problem = Problem::contiguous(OP, &q, &k, &v, options)?;
-    problem.check_causal(0, 1, k.dims()[0])?;
-    let AttentionOutput { output, lse } = problem.run(q, Keys::Contiguous(k, v), Batch::Single);
+    let AttentionOutput { output, lse } = problem.one_request(q, k, v)?;
     Ok(AttentionOutput { output: output.squeeze_dim(0), lse: lse.map(|lse| lse.squeeze_dim(0)) })
 }
 
@@ -116,15 +112,7 @@ pub fn batch_prefill_ragged(
             expected: format!("of {} requests, as `qo_indptr`", qo_indptr.requests()),
         });
     }
-    for (request, (queries, keys)) in qo_indptr.lengths().zip(kv_indptr.lengths()).enumerate() {
-        problem.check_causal(request, queries, keys)?;
-    }
-    let batch = Batch::Ragged(RaggedIndex {
-        qo_indptr: qo_indptr.tensor.clone().into_dispatch(),
-        kv_indptr: kv_indptr.tensor.clone().into_dispatch(),
-        max_qo_len: qo_indptr.longest(),
-    });
-    Ok(problem.run(q, Keys::Contiguous(k, v), batch))
+    problem.run(q, k, v, qo_indptr.as_slice(), KeysOf::Ragged(kv_indptr.as_slice()))
 }
 
 /// Attention of a batch of requests whose keys and values lie in pages: prefill, or append to a cached prefix.
@@ -143,7 +131,9 @@ pub fn batch_prefill_paged(
     table: &PageTable,
     options: &AttentionOptions,
 ) -> Result<AttentionOutput> {
-    paged("batch_prefill_paged", NAMES, q, qo_indptr, pages, table, options)
+    const OP: &str = "batch_prefill_paged";
+    same_device(OP, NAMES[0], &qo_indptr.device(), &q.device())?;
+    paged(OP, NAMES, q, qo_indptr.as_slice(), pages, table, options)
 }
 
 /// Attention of the newest token of each request of a batch, whose keys and values lie in pages.
@@ -160,7 +150,8 @@ pub fn batch_decode_paged(
     table: &PageTable,
     options: &AttentionOptions,
 ) -> Result<AttentionOutput> {
-    paged("batch_decode_paged", NAMES, q, &table.decode_indptr, pages, table, options)
+    let rows = decode_rows(table.requests());
+    paged("batch_decode_paged", NAMES, q, &rows, pages, table, options)
 }
 
 /// How the paged operations call the row pointer of the queries and the page table.
@@ -171,7 +162,7 @@ pub(super) fn paged(
     op: &'static str,
     [qo_name, table_name]: [&'static str; 2],
     q: Tensor<3>,
-    qo_indptr: &Indptr,
+    qo_indptr: &[usize],
     pages: &KvPages,
     table: &PageTable,
     options: &AttentionOptions,
@@ -212,48 +203,33 @@ pub(super) fn paged(
             expected: format!("a page of the pool, below {}", pool.pages),
         });
     }
-    if qo_indptr.requests() != table.requests() {
+    let requests = qo_indptr.len() - 1;
+    if requests != table.requests() {
         return Err(Error::Value {
             op,
             argument: qo_name,
-            got: format!("of {} requests", qo_indptr.requests()),
+            got: format!("of {requests} requests"),
             expected: format!("of {} requests, as `table`", table.requests()),
         });
     }
-    problem.check_rows(qo_name, qo_indptr, "q", q.dims()[0])?;
-    for (request, (queries, &keys)) in qo_indptr.lengths().zip(table.kv_lengths()).enumerate() {
-        problem.check_causal(request, queries, keys)?;
-    }
-    let batch = Batch::Paged(PagedIndex {
-        qo_indptr: qo_indptr.tensor.clone().into_dispatch(),
-        kv_indptr: table.indptr_tensor.clone().into_dispatch(),
-        indices: table.indices_tensor.clone().into_dispatch(),
-        last_page_len: table.last_page_len_tensor.clone().into_dispatch(),
-        max_qo_len: qo_indptr.longest(),
-        page_size: pool.page_size,
-        layout: pages.layout(),
-    });
-    Ok(problem.run(q, Keys::Paged(pages.k().clone(), pages.v().clone()), batch))
+    problem.check_total(qo_name, qo_indptr, "q", q.dims()[0])?;
+    let (k, v) = (pages.k().clone(), pages.v().clone());
+    problem.run_laid_out(q, k, v, qo_indptr, KeysOf::Paged(table), pages.layout())
 }
 
 /// Contiguous keys and values as `[tokens, heads, head_dim]`, whatever order they came in; a view, not a copy.
-fn by_token(k: Tensor<3>, v: Tensor<3>, options: &AttentionOptions) -> (Tensor<3>, Tensor<3>) {
+pub(crate) fn by_token(k: Tensor<3>, v: Tensor<3>, options: &AttentionOptions) -> (Tensor<3>, Tensor<3>) {
     match options.kv_layout.unwrap_or_default() {
         KvLayout::Nhd => (k, v),
         KvLayout::Hnd => (k.swap_dims(0, 1), v.swap_dims(0, 1)),
     }
 }
 
-enum Keys {
-    Contiguous(Tensor<3>, Tensor<3>),
-    Paged(Tensor<4>, Tensor<4>),
-}
-
 /// An attention problem whose shapes, types, devices and options fit each other.
 struct Problem {
     op: &'static str,
     floats: Floats,
-    params: AttentionParams,
+    config: PlanConfig,
 }
 
 impl Problem {
@@ -311,57 +287,80 @@ impl Problem {
                 format!("a number of heads that divides the {q_heads} heads of `q`, not {kv_heads}"),
             ));
         }
-        let params = AttentionParams {
-            causal: options.causal,
-            window_left: options.window_left,
-            soft_cap: options.soft_cap,
-            scale: options.scale.unwrap_or(1.0 / (head_dim as f32).sqrt()),
-            return_lse: options.return_lse,
-        };
-        Ok(Self { op, floats, params })
+        let config =
+            PlanConfig::new(q_heads, kv_heads, head_dim, q.dtype()).head_dim_v(v_dim).options(*options);
+        Ok(Self { op, floats, config })
     }
 
     /// The row pointer `indptr` must cover exactly the `tokens` of `of`.
     fn check_rows(&self, argument: &'static str, indptr: &Indptr, of: &str, tokens: usize) -> Result<()> {
         self.floats.on_device(argument, &indptr.device())?;
-        if indptr.total() != tokens {
+        self.check_total(argument, indptr.as_slice(), of, tokens)
+    }
+
+    fn check_total(&self, argument: &'static str, indptr: &[usize], of: &str, tokens: usize) -> Result<()> {
+        let total = indptr.last().copied().unwrap_or(0);
+        if total != tokens {
             return Err(Error::Index {
                 op: self.op,
                 argument,
-                at: indptr.requests(),
-                got: indptr.total().to_string(),
+                at: indptr.len() - 1,
+                got: total.to_string(),
                 expected: format!("{tokens}, the tokens of `{of}`"),
             });
         }
         Ok(())
     }
 
-    /// A right-aligned causal mask would leave the first queries without any key.
-    fn check_causal(&self, request: usize, queries: usize, keys: usize) -> Result<()> {
-        if self.params.causal && queries > keys {
-            return Err(Error::Value {
-                op: self.op,
-                argument: "causal",
-                got: format!("true with {queries} queries and {keys} keys in request {request}"),
-                expected: "at least as many keys as queries".into(),
-            });
-        }
-        Ok(())
+    /// All queries over all keys.
+    fn one_request(&self, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Result<AttentionOutput> {
+        let (queries, keys) = ([0, q.dims()[0]], [0, k.dims()[0]]);
+        self.run(q, k, v, &queries, KeysOf::Ragged(&keys))
     }
 
-    fn run(&self, q: Tensor<3>, keys: Keys, batch: Batch<Dispatch>) -> AttentionOutput {
-        let (k, v) = match keys {
-            Keys::Contiguous(k, v) => (k.into_dispatch(), v.into_dispatch()),
-            Keys::Paged(k, v) => (k.into_dispatch(), v.into_dispatch()),
-        };
-        match Dispatch::batch_attention(q.into_dispatch(), k, v, batch, self.params) {
-            Attended::WithoutLse(output) => {
-                AttentionOutput { output: Tensor::from_dispatch(output), lse: None }
-            }
-            Attended::WithLse(output, lse) => AttentionOutput {
-                output: Tensor::from_dispatch(output),
-                lse: Some(Tensor::from_dispatch(lse)),
-            },
+    fn run(
+        &self,
+        q: Tensor<3>,
+        k: Tensor<3>,
+        v: Tensor<3>,
+        qo_indptr: &[usize],
+        kv: KeysOf<'_>,
+    ) -> Result<AttentionOutput> {
+        self.run_laid_out(q, k, v, qo_indptr, kv, KvLayout::Nhd)
+    }
+
+    /// Plans for this call alone.
+    fn run_laid_out<const D: usize>(
+        &self,
+        q: Tensor<3>,
+        k: Tensor<D>,
+        v: Tensor<D>,
+        qo_indptr: &[usize],
+        kv: KeysOf<'_>,
+        layout: KvLayout,
+    ) -> Result<AttentionOutput> {
+        let requests = Requests { qo_indptr, kv };
+        for (request, (queries, keys)) in requests.lengths().enumerate() {
+            self.config.check_causal(self.op, request, queries, keys)?;
+        }
+        let schedule = Schedule::new(self.op, &self.config, requests, &q.device())?;
+        Ok(attend(q, k, v, schedule.batch(layout), self.config.params()))
+    }
+}
+
+/// Attention as planned, of tensors that were checked.
+pub(crate) fn attend<const D: usize>(
+    q: Tensor<3>,
+    k: Tensor<D>,
+    v: Tensor<D>,
+    batch: Batch<Dispatch>,
+    params: AttentionParams,
+) -> AttentionOutput {
+    let [k, v] = [k, v].map(Tensor::into_dispatch);
+    match Dispatch::batch_attention(q.into_dispatch(), k, v, batch, params) {
+        Attended::WithoutLse(output) => AttentionOutput { output: Tensor::from_dispatch(output), lse: None },
+        Attended::WithLse(output, lse) => {
+            AttentionOutput { output: Tensor::from_dispatch(output), lse: Some(Tensor::from_dispatch(lse)) }
         }
     }
 }

@@ -44,10 +44,10 @@ pub fn cascade_attention(
     let all_keys = options.causal(false).return_lse(true);
     let own_options = options.return_lse(options.return_lse || !shared.is_empty());
     // The own keys first: they alone can be refused for a causal mask.
-    let attended = paged(OP, NAMES, q.clone(), &own.qo_indptr, pages, &own.table, &own_options)?;
+    let attended = paged(OP, NAMES, q.clone(), own.qo_indptr.as_slice(), pages, &own.table, &own_options)?;
     let mut merged: Option<(Tensor<3>, Tensor<2>)> = None;
     for level in shared {
-        let found = paged(OP, NAMES, q.clone(), &level.qo_indptr, pages, &level.table, &all_keys)?;
+        let found = paged(OP, NAMES, q.clone(), level.qo_indptr.as_slice(), pages, &level.table, &all_keys)?;
         if let Some(lse) = found.lse {
             let output = exact(found.output);
             merged = Some(match merged {

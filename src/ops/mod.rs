@@ -16,6 +16,7 @@ pub use attention::{
     AttentionOutput, batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, single_decode,
     single_prefill,
 };
+pub(crate) use attention::{attend, by_token};
 pub use cascade::cascade_attention;
 pub use linear::matmul_nt;
 pub use merge::merge_state;

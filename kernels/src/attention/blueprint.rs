@@ -1,7 +1,10 @@
 //! The comptime settings of the attention kernels, chosen or forced.
 
+use std::fmt;
+
 use cubecl::ir::ElemType;
 
+use super::plan::Span;
 use super::portable::Portable;
 use super::tiled::Tiled;
 use crate::{DeviceProfile, Result};
@@ -29,8 +32,19 @@ pub struct Alignment {
 pub enum Blueprint {
     /// Plain arithmetic, on every device.
     Portable(Portable),
-    /// Tiles on matrix cores.
+    /// Tiles of one size.
     Tiled(Tiled),
+    /// Tiles of two sizes.
+    Mixed(Mixed),
+}
+
+/// Tiles of two sizes in one launch: what decodes reads while what prefills multiplies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Mixed {
+    /// For requests with more rows than `few` has.
+    pub many: Tiled,
+    /// For requests whose rows fit into one tile of it.
+    pub few: Tiled,
 }
 
 /// Who chooses the blueprint.
@@ -54,18 +68,14 @@ pub struct Problem {
     pub q_heads: usize,
     /// Key heads.
     pub kv_heads: usize,
-    /// Query tokens of all requests.
-    pub tokens: usize,
-    /// Query tokens of the longest request.
-    pub max_qo_len: usize,
-    /// Requests.
-    pub requests: usize,
-    /// Keys of all requests; of a paged batch those that its pages hold.
-    pub keys: usize,
     /// Factor on `q·k`.
     pub scale: f32,
     /// The most elements that one load may take.
     pub align: Alignment,
+    /// Right-aligned causal mask.
+    pub causal: bool,
+    /// Inclusive left window.
+    pub window_left: Option<usize>,
 }
 
 impl Problem {
@@ -74,21 +84,25 @@ impl Problem {
         self.q_heads / self.kv_heads
     }
 
-    /// Rows of the longest request, for a key head.
-    pub(crate) fn most_rows(&self) -> usize {
-        self.max_qo_len * self.group()
+    /// The keys `start..end` that query `query` of a request sees, as the kernels' `visible`.
+    pub(crate) fn visible(&self, span: &Span, query: usize) -> (usize, usize) {
+        let shifted = span.kv_len + query;
+        let end = if self.causal { (shifted + 1).saturating_sub(span.qo_len) } else { span.kv_len };
+        let window = self.window_left.unwrap_or(shifted);
+        (shifted.saturating_sub(span.qo_len.saturating_add(window)), end)
     }
 }
 
 impl Blueprint {
-    /// The blueprint for a problem on a device: tiles where they can run, else the portable kernel.
-    pub fn auto(device: &DeviceProfile, problem: &Problem) -> Self {
-        match Tiled::auto(device, problem) {
-            Ok(tiled) => Self::Tiled(tiled),
-            Err(_) => {
-                Self::Portable(Portable::auto(device, problem.dims, problem.dtype.size(), problem.align))
-            }
-        }
+    /// The blueprint for a batch on a device: tiles where they can run, else the portable kernel. With `fixed` it does not
+    /// depend on the batch.
+    pub(super) fn auto(device: &DeviceProfile, problem: &Problem, spans: &[Span], fixed: bool) -> Self {
+        Tiled::auto(device, problem, spans, fixed).unwrap_or_else(|_| Self::portable(device, problem))
+    }
+
+    /// The portable kernel, as the device takes it.
+    pub(super) fn portable(device: &DeviceProfile, problem: &Problem) -> Self {
+        Self::Portable(Portable::auto(device, problem.dims, problem.dtype.size(), problem.align))
     }
 
     /// Whether the blueprint can run, or why not.
@@ -100,15 +114,17 @@ impl Blueprint {
         match self {
             Self::Portable(portable) => portable.check(device, problem.dims, problem.align),
             Self::Tiled(tiled) => tiled.check(device, problem),
+            Self::Mixed(mixed) => mixed.check(device, problem),
         }
     }
+}
 
-    /// What runs, and why nothing faster does.
-    pub fn explain(&self, device: &DeviceProfile, problem: &Problem) -> String {
-        match (self, Tiled::auto(device, problem)) {
-            (Self::Tiled(tiled), _) => tiled.to_string(),
-            (Self::Portable(portable), Ok(_)) => format!("{portable}, forced"),
-            (Self::Portable(portable), Err(refusal)) => format!("{portable}; {refusal}"),
+impl fmt::Display for Blueprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Portable(portable) => portable.fmt(f),
+            Self::Tiled(tiled) => tiled.fmt(f),
+            Self::Mixed(Mixed { many, few }) => write!(f, "{many}; with {few}"),
         }
     }
 }

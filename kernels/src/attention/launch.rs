@@ -1,7 +1,8 @@
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use super::batch::{PagedLaunch, RaggedLaunch, TableArgs};
-use super::blueprint::{Alignment, Blueprint, Choice, HeadDims, Problem};
+use super::blueprint::{Alignment, Blueprint, HeadDims, Problem};
+use super::plan::Planned;
 use super::{portable, tiled};
 use crate::tensor::{KvLayout, Result, alignment, by_slot, contiguous, one_page, rows, shape};
 use crate::{DeviceProfile, Refusal};
@@ -11,16 +12,12 @@ const KERNEL: &str = "attention";
 /// Where the queries and the keys of each request lie. Index tensors are contiguous, of `i32`.
 #[allow(clippy::large_enum_variant, reason = "one a launch, taken apart at once")]
 pub enum Batch {
-    /// One request: all queries, all keys.
-    Single,
     /// Requests one after the other.
     Ragged {
         /// `[requests + 1]`: first query of each request.
         qo_indptr: TensorBinding,
         /// `[requests + 1]`: first key of each request.
         kv_indptr: TensorBinding,
-        /// Query tokens of the longest request.
-        max_qo_len: usize,
     },
     /// Keys and values in pages.
     Paged {
@@ -32,8 +29,6 @@ pub enum Batch {
         indices: TensorBinding,
         /// `[requests]`: tokens in the last page of each request.
         last_page_len: TensorBinding,
-        /// Query tokens of the longest request.
-        max_qo_len: usize,
         /// The order of the axes of a page.
         layout: KvLayout,
     },
@@ -77,17 +72,17 @@ pub(super) struct Operands {
     pub scale: f32,
 }
 
-/// Runs attention.
+/// Runs attention as planned.
 ///
 /// The contents of the index tensors are trusted: row pointers rise from 0 to the number of tokens, page indices are
-/// below the number of pages, the length of a last page is from 1 to the page size, no request has more queries than
-/// `max_qo_len`.
+/// below the number of pages, the length of a last page is from 1 to the page size. So is the plan: that it was made for
+/// these requests.
 ///
 /// # Errors
 ///
 /// If the shapes do not fit, or if the blueprint cannot run. Nothing is launched then.
-pub fn launch(client: &Client, problem: Attention, dtype: ElemType, choice: Choice) -> Result<()> {
-    let Attention { q, k, v, output, lse, batch, causal, window_left, soft_cap, scale } = problem;
+pub fn launch(client: &Client, attention: Attention, dtype: ElemType, planned: Planned) -> Result<()> {
+    let Attention { q, k, v, output, lse, batch, causal, window_left, soft_cap, scale } = attention;
     if output.size() == 0 {
         return Ok(());
     }
@@ -97,7 +92,7 @@ pub fn launch(client: &Client, problem: Attention, dtype: ElemType, choice: Choi
             rows(KERNEL, "v", &v, 4)?;
             (by_slot(k, *layout), by_slot(v, *layout))
         }
-        _ => {
+        Batch::Ragged { .. } => {
             rows(KERNEL, "k", &k, 3)?;
             rows(KERNEL, "v", &v, 3)?;
             (one_page(k), one_page(v))
@@ -107,45 +102,35 @@ pub fn launch(client: &Client, problem: Attention, dtype: ElemType, choice: Choi
     // Without any key nothing is read, but a buffer must be bound, and an empty one cannot be.
     let (k, v) = (or_bound(k, &q), or_bound(v, &q));
 
-    let (requests, max_qo_len, keys) = match &batch {
-        Batch::Single => (1, q.shape[0], k.shape[1]),
-        Batch::Ragged { qo_indptr, max_qo_len, .. } => (qo_indptr.size() - 1, *max_qo_len, k.shape[1]),
-        Batch::Paged { qo_indptr, indices, max_qo_len, .. } => {
-            (qo_indptr.size() - 1, *max_qo_len, indices.size() * k.shape[1])
-        }
-    };
     let aligned = |tensor| alignment(tensor).min(offset_alignment(tensor, dtype.size()));
     let problem = Problem {
         dims,
         dtype,
         q_heads: q.shape[1],
         kv_heads: k.shape[2],
-        tokens: q.shape[0],
-        max_qo_len: max_qo_len.min(q.shape[0]),
-        requests,
-        keys,
         scale,
         align: Alignment { qk: aligned(&q).min(aligned(&k)), vo: aligned(&v) },
+        causal,
+        window_left,
     };
     let limit = i32::MAX as usize;
-    for (argument, got) in [("rows", problem.tokens * problem.q_heads), ("keys", keys)] {
-        if got > limit {
-            return Err(Refusal::Range { kernel: KERNEL, argument, got, limit });
-        }
+    let got = q.shape[0] * q.shape[1];
+    if got > limit {
+        return Err(Refusal::Range { kernel: KERNEL, argument: "rows", got, limit });
     }
     let device = DeviceProfile::of(client);
-    let blueprint = match choice {
-        Choice::Auto => Blueprint::auto(&device, &problem),
-        Choice::Exactly(blueprint) => blueprint,
-    };
-    blueprint.check(&device, &problem)?;
-    let table = || table_args(&batch, k.shape[1]);
+    let blueprint = planned.blueprint(&device, &problem)?;
+    let table = table_args(&batch, k.shape[1]);
     let window_left = window_left.map_or(limit, |window| window.min(limit));
-    let operands = Operands { q, k: k.clone(), v, output, lse, causal, window_left, soft_cap, scale };
-    match blueprint {
-        Blueprint::Portable(portable) => portable::launch(client, operands, table(), &problem, portable),
-        Blueprint::Tiled(tiled) => tiled::launch(client, operands, table, &problem, tiled),
-    }
+    let operands = Operands { q, k, v, output, lse, causal, window_left, soft_cap, scale };
+    let tiles = match blueprint {
+        Blueprint::Portable(portable) => {
+            return portable::launch(client, operands, table, &problem, portable);
+        }
+        Blueprint::Tiled(tiled) => (tiled, None),
+        Blueprint::Mixed(mixed) => (mixed.many, Some(mixed.few)),
+    };
+    tiled::launch(client, operands, table, &problem, tiles, planned)
 }
 
 /// Elements to which the first is aligned.
@@ -184,8 +169,7 @@ fn check(
         }
     }
     match batch {
-        Batch::Single => {}
-        Batch::Ragged { qo_indptr, kv_indptr, .. } => indptrs(qo_indptr, kv_indptr)?,
+        Batch::Ragged { qo_indptr, kv_indptr } => indptrs(qo_indptr, kv_indptr)?,
         Batch::Paged { qo_indptr, kv_indptr, indices, last_page_len, .. } => {
             indptrs(qo_indptr, kv_indptr)?;
             contiguous(KERNEL, "last_page_len", last_page_len, &[qo_indptr.shape[0] - 1])?;
@@ -215,8 +199,7 @@ fn or_bound(tensor: TensorBinding, bound: &TensorBinding) -> TensorBinding {
 fn table_args(batch: &Batch, page_size: usize) -> TableArgs {
     let buffer = |tensor: &TensorBinding| tensor.clone().into_buffer_arg();
     match batch {
-        Batch::Single => TableArgs::Single,
-        Batch::Ragged { qo_indptr, kv_indptr, .. } => {
+        Batch::Ragged { qo_indptr, kv_indptr } => {
             TableArgs::Ragged(RaggedLaunch::new(buffer(qo_indptr), buffer(kv_indptr), qo_indptr.size() - 1))
         }
         Batch::Paged { qo_indptr, kv_indptr, indices, last_page_len, .. } => {

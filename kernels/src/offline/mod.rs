@@ -16,7 +16,7 @@ use cubecl::{Compiler, client::Client, define_kernel, server::CubeCount};
 use cubecl_core::device::DeviceId;
 use cubecl_llvm::{LlvmTarget, PlironArtifact, PlironCompiler, PlironOptions};
 
-use crate::attention::{self, Attention, Batch, Blueprint, Choice, Problem};
+use crate::attention::{self, Attention, Batch, Plan, Problem, Span};
 use crate::{DeviceProfile, KvLayout, Refusal};
 pub use listing::{Count, Listing, Occupancy};
 use recorder::{Log, Recorded, Recorder};
@@ -53,8 +53,6 @@ pub enum Error {
 /// Where the keys lie, without the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// One request.
-    Single,
     /// Requests one after the other.
     Ragged,
     /// Keys in pages.
@@ -249,18 +247,18 @@ pub unsafe fn keep_assembly() {
     unsafe { std::env::set_var(ASSEMBLY, "1") };
 }
 
-/// The launches of an attention problem: the kernel, and with a split of the keys the one that merges.
+/// The launches of a batch as planned: attention, and what merges chunks of keys if there are any.
 ///
 /// # Errors
 ///
-/// If the problem is refused, or the blueprint, as it would be on the machine.
+/// If the problem is refused, as it would be on the machine.
 pub fn launches(
     target: Target,
     problem: &Problem,
+    spans: &[Span],
     kind: Kind,
-    blueprint: &Blueprint,
+    plan: &Plan,
 ) -> Result<Vec<Launch>, Error> {
-    blueprint.check(&target.profile(), problem)?;
     let device = Device::new(target)?;
     let client = device.client();
     let tensor = |shape: &[usize], size: usize| {
@@ -269,20 +267,22 @@ pub fn launches(
         // SAFETY: the buffer is as long as the shape, without gaps.
         unsafe { TensorBinding::from_raw_parts(handle, strides.into(), shape.to_vec().into()) }
     };
-    let Problem { dims, dtype, q_heads, kv_heads, tokens, requests, keys, .. } = *problem;
-    let (size, max_qo_len) = (dtype.size(), problem.max_qo_len);
+    let Problem { dims, dtype, q_heads, kv_heads, causal, window_left, scale, .. } = *problem;
+    let (size, requests) = (dtype.size(), spans.len());
+    let tokens = spans.iter().map(|span| span.qo_len).sum();
     let indptr = || tensor(&[requests + 1], 4);
     let (batch, places) = match kind {
-        Kind::Single => (Batch::Single, vec![keys]),
-        Kind::Ragged => (Batch::Ragged { qo_indptr: indptr(), kv_indptr: indptr(), max_qo_len }, vec![keys]),
+        Kind::Ragged => {
+            let keys = spans.iter().map(|span| span.kv_len).sum();
+            (Batch::Ragged { qo_indptr: indptr(), kv_indptr: indptr() }, vec![keys])
+        }
         Kind::Paged { page_size } => {
-            let pages = keys.div_ceil(page_size.max(1));
+            let pages = spans.iter().map(|span| span.kv_len.div_ceil(page_size.max(1))).sum();
             let batch = Batch::Paged {
                 qo_indptr: indptr(),
                 kv_indptr: indptr(),
                 indices: tensor(&[pages], 4),
                 last_page_len: tensor(&[requests], 4),
-                max_qo_len,
                 layout: KvLayout::Nhd,
             };
             (batch, vec![pages, page_size])
@@ -296,22 +296,28 @@ pub fn launches(
         output: tensor(&[tokens, q_heads, dims.vo], size),
         lse: None,
         batch,
-        causal: true,
-        window_left: None,
+        causal,
+        window_left,
         soft_cap: None,
-        scale: problem.scale,
+        scale,
     };
-    attention::launch(client, attention, dtype, Choice::Exactly(*blueprint))?;
+    attention::launch(client, attention, dtype, plan.upload(client))?;
     Ok(device.launches())
 }
 
-/// The attention kernel of a problem, compiled; with a split of the keys, the one before the merge.
+/// The attention kernel of a batch as planned, compiled.
 ///
 /// # Errors
 ///
-/// If the problem or the blueprint is refused, or the compiler refuses the kernel.
-pub fn lower(target: Target, problem: &Problem, kind: Kind, blueprint: &Blueprint) -> Result<Lowered, Error> {
-    launches(target, problem, kind, blueprint)?.first().ok_or(Error::Nothing)?.lower()
+/// If the problem is refused, or the compiler refuses the kernel.
+pub fn lower(
+    target: Target,
+    problem: &Problem,
+    spans: &[Span],
+    kind: Kind,
+    plan: &Plan,
+) -> Result<Lowered, Error> {
+    launches(target, problem, spans, kind, plan)?.first().ok_or(Error::Nothing)?.lower()
 }
 
 impl Target {

@@ -1,13 +1,15 @@
 use burn_flashinfer_kernels::{
-    KvLayout, Refusal,
-    attention::{Alignment, Attention, Batch, Blueprint, Choice, HeadDims, Portable, Problem, launch},
+    DeviceProfile, KvLayout, Refusal,
+    attention::{
+        Alignment, Attention, Batch, Blueprint, Choice, HeadDims, Plan, Portable, Problem, Span, Split,
+        launch,
+    },
 };
 
 use crate::host::{Device, Random, TYPES, Type, assert_close, client, contiguous, ints};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
-    Single,
     Ragged,
     Paged(usize, KvLayout),
 }
@@ -29,6 +31,7 @@ pub struct Case {
     pub gap: usize,
     pub spread: f64,
     pub choice: Choice,
+    pub split: Split,
 }
 
 impl Case {
@@ -47,26 +50,30 @@ impl Case {
             gap: 0,
             spread: 2.0,
             choice: Choice::Auto,
+            split: Split::Auto,
         }
     }
 
-    fn longest(&self) -> usize {
-        self.lengths.iter().map(|l| l.0).max().unwrap_or(0)
+    /// The plan of this device.
+    pub fn plan(&self) -> Plan {
+        let page_size = if let Kind::Paged(page_size, _) = self.kind { page_size } else { 1 };
+        let spans = Span::following(self.lengths.iter().copied(), page_size);
+        let device = DeviceProfile::of(&client());
+        Plan::new(&device, &self.problem(), &spans, self.choice, self.split).expect("a plan")
     }
 
     /// What the choice of a blueprint depends on.
     pub fn problem(&self) -> Problem {
+        let aligned = |dim: usize| 1 << (dim + self.gap).trailing_zeros();
         Problem {
             dims: HeadDims { qk: self.qk, vo: self.vo },
             dtype: self.dtype.elem(),
             q_heads: self.q_heads,
             kv_heads: self.kv_heads,
-            tokens: self.lengths.iter().map(|l| l.0).sum(),
-            max_qo_len: self.longest(),
-            requests: self.lengths.len(),
-            keys: self.lengths.iter().map(|l| l.1).sum(),
             scale: self.scale(),
-            align: Alignment { qk: 64, vo: 64 },
+            align: Alignment { qk: aligned(self.qk), vo: aligned(self.vo) },
+            causal: self.causal,
+            window_left: self.window_left,
         }
     }
 
@@ -131,17 +138,22 @@ impl Case {
 
     /// Runs the kernel and checks it, and returns its output.
     pub fn check(&self, random: &mut Random) -> Vec<f64> {
+        let seeds = self.lengths.iter().map(|_| random.next()).collect::<Vec<_>>();
+        self.check_seeded(&seeds, random)
+    }
+
+    /// The same with the numbers of each request from a seed of its own.
+    pub fn check_seeded(&self, seeds: &[u64], random: &mut Random) -> Vec<f64> {
         let client = client();
         let tokens: usize = self.lengths.iter().map(|l| l.0).sum();
-        let q = random.floats(tokens * self.q_heads * self.qk, self.dtype, self.spread);
-        let (k, v): (Vec<_>, Vec<_>) = self
-            .lengths
-            .iter()
-            .map(|&(_, kv_len)| {
-                let mut fill = |dim| random.floats(kv_len * self.kv_heads * dim, self.dtype, self.spread);
-                (fill(self.qk), fill(self.vo))
-            })
-            .unzip();
+        let (mut q, mut k, mut v) = (vec![], vec![], vec![]);
+        for (&(qo_len, kv_len), &seed) in self.lengths.iter().zip(seeds) {
+            let mut random = Random::quiet(seed);
+            let mut fill = |elements| random.floats(elements, self.dtype, self.spread);
+            q.extend(fill(qo_len * self.q_heads * self.qk));
+            k.push(fill(kv_len * self.kv_heads * self.qk));
+            v.push(fill(kv_len * self.kv_heads * self.vo));
+        }
         let output = Device::poisoned(&client, self.dtype, &[tokens, self.q_heads, self.vo]);
         let lse = Device::poisoned(&client, Type::F32, &[tokens, self.q_heads]);
         // Heads before tokens in memory, and rows that begin apart.
@@ -161,7 +173,7 @@ impl Case {
             soft_cap: self.soft_cap,
             scale: self.scale(),
         };
-        launch(&client, problem, self.dtype.elem(), self.choice).expect("launches");
+        launch(&client, problem, self.dtype.elem(), self.plan().upload(&client)).expect("launches");
         let [wanted, wanted_lse] = self.expected(&q, &k, &v, |x| x, |x| x);
         // Matrix cores take weights in the type of the values.
         let plain = matches!(self.choice, Choice::Exactly(Blueprint::Portable(_)))
@@ -180,7 +192,7 @@ impl Case {
         let client = client();
         let qo_indptr = ints(&client, &indptr(self.lengths.iter().map(|l| l.0)));
         match self.kind {
-            Kind::Single | Kind::Ragged => {
+            Kind::Ragged => {
                 let keys: usize = self.lengths.iter().map(|l| l.1).sum();
                 let device = |data: &[Vec<f64>], dim| {
                     let (shape, width) = ([keys, self.kv_heads, dim], dim + self.gap);
@@ -193,11 +205,7 @@ impl Case {
                     )
                 };
                 let kv_indptr = ints(&client, &indptr(self.lengths.iter().map(|l| l.1)));
-                let batch = match self.kind {
-                    Kind::Single => Batch::Single,
-                    _ => Batch::Ragged { qo_indptr, kv_indptr, max_qo_len: self.longest() },
-                };
-                (batch, device(k, self.qk), device(v, self.vo))
+                (Batch::Ragged { qo_indptr, kv_indptr }, device(k, self.qk), device(v, self.vo))
             }
             Kind::Paged(page_size, layout) => {
                 let counts: Vec<_> = self.lengths.iter().map(|l| l.1.div_ceil(page_size)).collect();
@@ -236,7 +244,6 @@ impl Case {
                     kv_indptr: ints(&client, &indptr(counts.into_iter())),
                     indices: ints(&client, &indices),
                     last_page_len: ints(&client, &self.lengths.iter().map(last).collect::<Vec<_>>()),
-                    max_qo_len: self.longest(),
                     layout,
                 };
                 (batch, k, v)
@@ -272,7 +279,7 @@ fn every_kind_and_mask() {
     }
     for (qo_len, kv_len) in [(1, 97), (17, 37), (37, 17), (3, 0), (0, 3), (1, 1)] {
         for causal in [false, true] {
-            Case { causal, gap: 3, ..Case::new(Kind::Single, &[(qo_len, kv_len)]) }.check(&mut random);
+            Case { causal, gap: 3, ..Case::new(Kind::Ragged, &[(qo_len, kv_len)]) }.check(&mut random);
         }
     }
 }
@@ -353,20 +360,26 @@ fn refuses_what_cannot_run() {
         v: tensor(&[5, 2, 32]),
         output: tensor(output),
         lse: None,
-        batch: Batch::Single,
+        batch: Batch::Ragged { qo_indptr: ints(&client, &[0, 2]), kv_indptr: ints(&client, &[0, 5]) },
         causal: false,
         window_left: None,
         soft_cap: None,
         scale: 1.0,
     };
-    let run = |k, output, choice| launch(&client, problem(k, output), Type::F32.elem(), choice);
+    let plan = Case { qk: 32, vo: 32, ..Case::new(Kind::Ragged, &[(2, 5)]) }.plan();
+    let run = |k: &[usize], output: &[usize]| {
+        launch(&client, problem(k, output), Type::F32.elem(), plan.upload(&client))
+    };
     let argument = |result| match result {
         Err(Refusal::Shape { argument, .. }) => argument,
         other => panic!("{other:?}"),
     };
-    assert_eq!(argument(run(&[5, 3, 32], &[2, 4, 32], Choice::Auto)), "k");
-    assert_eq!(argument(run(&[5, 2, 32], &[2, 4, 31], Choice::Auto)), "output");
+    assert_eq!(argument(run(&[5, 3, 32], &[2, 4, 32])), "k");
+    assert_eq!(argument(run(&[5, 2, 32], &[2, 4, 31])), "output");
     let odd = Blueprint::Portable(Portable { rows: 1, units: 4, tile: 16, qk_vector: 3, vo_vector: 1 });
-    let refusal = run(&[5, 2, 32], &[2, 4, 32], Choice::Exactly(odd)).expect_err("3 does not divide 32");
+    let device = DeviceProfile::of(&client);
+    let case = Case::new(Kind::Ragged, &[(2, 5)]);
+    let refusal = Plan::new(&device, &case.problem(), &[], Choice::Exactly(odd), Split::Auto);
+    let refusal = refusal.expect_err("3 does not divide 32");
     assert!(refusal.to_string().contains("qk_vector of 3"), "{refusal}");
 }

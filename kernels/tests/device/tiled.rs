@@ -2,7 +2,7 @@
 
 use burn_flashinfer_kernels::{
     DeviceProfile, KvLayout, Refusal,
-    attention::{Attention, Batch, Blueprint, Choice, Tiled, Unit, launch},
+    attention::{Attention, Batch, Blueprint, Choice, Mixed, Plan, Span, Split, Tiled, Unit, launch},
     isa::{Arch, Instruction},
 };
 
@@ -25,19 +25,17 @@ fn units() -> Vec<Unit> {
 }
 
 /// Planes that share rows, planes that share keys, and both with the keys split.
-fn blueprints(unit: Unit) -> [Tiled; 3] {
+fn blueprints(unit: Unit) -> [(Tiled, Split); 3] {
     let (keys, stages) = match unit {
         Unit::MmaSync => (16, 3),
         Unit::Scalar32 | Unit::Scalar64 => (16, 1),
         Unit::Scalar1 => (4, 1),
         _ => (32, 1),
     };
-    let few =
-        Tiled { unit, row_tiles: 1, row_planes: 1, keys, key_planes: 4, stages, resident: true, chunk: None };
+    let few = Tiled { unit, row_tiles: 1, row_planes: 1, keys, key_planes: 4, stages, resident: true };
     let many = Tiled { row_planes: 4, keys: 64, key_planes: 1, ..few };
-    let chunk = Some(keys * 8);
-    let both = Tiled { row_planes: 2, key_planes: 2, chunk, ..few };
-    match unit {
+    let both = Tiled { row_planes: 2, key_planes: 2, ..few };
+    let [few, many, both] = match unit {
         Unit::MmaSync => [few, Tiled { row_tiles: 2, stages: 2, resident: false, ..many }, both],
         Unit::Mfma16 => [few, Tiled { row_tiles: 2, ..many }, both],
         Unit::Mfma32 => [few, many, both],
@@ -52,7 +50,8 @@ fn blueprints(unit: Unit) -> [Tiled; 3] {
             Tiled { row_tiles: 3, row_planes: 2, keys: 32, ..many },
             Tiled { row_tiles: 2, ..both },
         ],
-    }
+    };
+    [(few, Split::Never), (many, Split::Never), (both, Split::Every(keys * 8))]
 }
 
 /// The types that a unit multiplies.
@@ -63,14 +62,11 @@ fn dtypes(unit: Unit) -> &'static [Type] {
     }
 }
 
-fn forced(tiled: Tiled) -> Choice {
-    Choice::Exactly(Blueprint::Tiled(tiled))
-}
-
-fn case(kind: Kind, lengths: &[(usize, usize)], dtype: Type, tiled: Tiled) -> Case {
+fn case(kind: Kind, lengths: &[(usize, usize)], dtype: Type, (tiled, split): (Tiled, Split)) -> Case {
     // Compiling is most of the time on a CPU, and copies are unrolled.
     let (qk, vo) = if tiled.unit == Unit::Scalar1 { (24, 16) } else { (64, 64) };
-    Case { dtype, qk, vo, spread: 1.5, choice: forced(tiled), ..Case::new(kind, lengths) }
+    let choice = Choice::Exactly(Blueprint::Tiled(tiled));
+    Case { dtype, qk, vo, spread: 1.5, choice, split, ..Case::new(kind, lengths) }
 }
 
 const PAGED: Kind = Kind::Paged(16, KvLayout::Nhd);
@@ -109,7 +105,7 @@ fn every_kind_and_mask() {
                 [(1, 97), (17, 37), (37, 17), (3, 0), (0, 3), (1, 1), (129, 257)].iter().enumerate()
             {
                 let dtype = dtypes(unit)[i % dtypes(unit).len()];
-                let case = case(Kind::Single, &[*lengths], dtype, tiled);
+                let case = case(Kind::Ragged, &[*lengths], dtype, tiled);
                 Case { causal: i % 2 == 0, gap: 8, ..case }.check(&mut random);
             }
         }
@@ -118,7 +114,7 @@ fn every_kind_and_mask() {
 
 #[test]
 fn every_head_dimension_and_type() {
-    let (mut random, device) = (Random::new(12), DeviceProfile::of(&client()));
+    let mut random = Random::new(12);
     // With 192 and 160, keys and values are as many copies of a lane, but of other quads.
     for (qk, vo) in [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (192, 160), (256, 256), (40, 72)] {
         // f32 on the scalar unit, once with odd head dimensions and once with the usual one.
@@ -129,7 +125,7 @@ fn every_head_dimension_and_type() {
                 let case = Case { qk, vo, dtype, causal: true, ..Case::new(PAGED, &lengths) };
                 let case = Case { q_heads: 8, ..case };
                 // The portable kernel has a test of its own.
-                if matches!(Blueprint::auto(&device, &case.problem()), Blueprint::Tiled(_)) {
+                if !matches!(case.plan().blueprint(), Blueprint::Portable(_)) {
                     case.check(&mut random);
                 }
             }
@@ -172,11 +168,80 @@ fn runs_agree_bit_for_bit() {
     }
 }
 
+/// Tiles for many rows and tiles for few in one launch, as far as they go together.
+fn both_sizes() -> Vec<Mixed> {
+    let both = |unit| {
+        let [(few, _), (many, _), _] = blueprints(unit);
+        match unit {
+            // As many planes as the tiles for few have.
+            Unit::Scalar1 => {
+                Some(Mixed { many: Tiled { row_tiles: 4, row_planes: 2, key_planes: 1, ..few }, few })
+            }
+            Unit::Scalar32 | Unit::Scalar64 => Some(Mixed { many: Tiled { row_planes: 4, ..many }, few }),
+            Unit::Mfma16 => None,
+            Unit::Mfma32 => Some(Mixed { many, few: Tiled { unit: Unit::Mfma16, ..few } }),
+            Unit::MmaSync => Some(Mixed { many, few }),
+        }
+    };
+    units().into_iter().filter_map(both).collect()
+}
+
+#[test]
+fn both_sizes_at_once() {
+    let mut random = Random::new(17);
+    for mixed in both_sizes() {
+        let choice = Choice::Exactly(Blueprint::Mixed(mixed));
+        for (kind, split) in [(PAGED, Split::Auto), (Kind::Ragged, Split::Every(64)), (PAGED, Split::Never)] {
+            let lengths = [&MIXED[..], &[(40, 100), (1, 300), (2, 70)]].concat();
+            let case = case(kind, &lengths, dtypes(mixed.many.unit)[0], (mixed.few, split));
+            Case { choice, causal: split != Split::Never, ..case }.check(&mut random);
+        }
+    }
+}
+
+/// With a fixed split a request gets the same bits, whatever stands beside it.
+#[test]
+fn results_do_not_depend_on_the_batch() {
+    let (mut random, mut shuffles) = (Random::new(18), Random::new(19));
+    let requests = [(1, 333), (37, 200), (2, 64)];
+    // As the planner chooses, and where that is no tiles, with tiles.
+    let choices = both_sizes().into_iter().map(|mixed| (Choice::Exactly(Blueprint::Mixed(mixed)), 64));
+    for (choice, split) in choices.chain([(Choice::Auto, 100)]) {
+        let mut run = |lengths: &[(usize, usize)], seeds: &[u64]| {
+            let case = Case { qk: 64, vo: 64, dtype: Type::BF16, causal: true, ..Case::new(PAGED, lengths) };
+            let case = Case { split: Split::Every(split), choice, ..case };
+            let output = case.check_seeded(seeds, &mut shuffles);
+            // The bits of each request.
+            let mut rest = output.iter().map(|x| x.to_bits());
+            lengths.iter().map(|l| rest.by_ref().take(l.0 * 4 * 64).collect()).collect::<Vec<Vec<u64>>>()
+        };
+        let alone: Vec<_> =
+            (0..).zip(requests).map(|(seed, request)| run(&[request], &[seed]).remove(0)).collect();
+        for _ in 0..3 {
+            // Others before, between and behind.
+            let (mut batch, mut seeds) = (vec![], vec![]);
+            for (seed, request) in (0..).zip(requests) {
+                for _ in 0..random.below(3) {
+                    let queries = 1 + random.below(20);
+                    batch.push((queries, queries + random.below(300)));
+                    seeds.push(100 + random.next() % 100);
+                }
+                batch.push(request);
+                seeds.push(seed);
+            }
+            let together = run(&batch, &seeds);
+            for (request, seed) in seeds.iter().enumerate().filter(|(_, seed)| **seed < 100) {
+                assert_eq!(together[request], alone[*seed as usize], "request {request} of {batch:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn what_cannot_run_is_refused() {
     let arch = Arch::of(&client());
     let device = DeviceProfile::of(&client());
-    let [decode, prefill, _] = blueprints(Unit::MmaSync);
+    let [(decode, _), (prefill, _), _] = blueprints(Unit::MmaSync);
     let problem = Case { qk: 64, vo: 64, dtype: Type::F16, ..Case::new(PAGED, &MIXED) }.problem();
     let check = |tiled, problem| Blueprint::Tiled(tiled).check(&device, &problem);
     if !Instruction::MmaSync.exists_on(arch) {
@@ -193,7 +258,6 @@ fn what_cannot_run_is_refused() {
         (Tiled { row_planes: 64, ..prefill }, "row_planes"),
         (Tiled { row_tiles: 0, ..prefill }, "row_tiles"),
         (Tiled { row_tiles: 8, ..prefill }, "row_tiles"),
-        (Tiled { chunk: Some(7), ..decode }, "chunk"),
     ] {
         match check(tiled, problem) {
             Err(Refusal::Blueprint { setting, .. }) => assert_eq!(setting, name, "{tiled:?}"),
@@ -237,7 +301,6 @@ fn pages_beyond_two_to_the_31() {
                 kv_indptr: ints(&client, &[0, 15, 40]),
                 indices: ints(&client, &indices),
                 last_page_len: ints(&client, &[3, 16]),
-                max_qo_len: 1,
                 layout: KvLayout::Nhd,
             },
             causal: false,
@@ -245,7 +308,19 @@ fn pages_beyond_two_to_the_31() {
             soft_cap: None,
             scale: 0.1,
         };
-        launch(&client, problem, Type::BF16.elem(), Choice::Auto).expect("launches");
+        // 15 pages of 16 tokens, the last of 3, and 25.
+        let spans = Span::following([(1, 14 * 16 + 3), (1, 25 * 16)], page_size);
+        let case = Case {
+            q_heads: 32,
+            kv_heads: heads,
+            qk: dim,
+            vo: dim,
+            dtype: Type::BF16,
+            ..Case::new(PAGED, &[])
+        };
+        let plan = Plan::new(&DeviceProfile::of(&client), &case.problem(), &spans, Choice::Auto, Split::Auto);
+        let planned = plan.expect("a plan").upload(&client);
+        launch(&client, problem, Type::BF16.elem(), planned).expect("launches");
         output.read(&client)
     };
     let near = run(0);

@@ -19,7 +19,7 @@ use super::{
     simd,
     view::{Rows, dims, indices, tensor, with_rows},
 };
-use crate::extension::{Attended, AttentionParams, Batch};
+use crate::extension::{Attended, AttentionParams, Batch, PagesLayout};
 use crate::options::KvLayout;
 
 /// Rows that a task with several queries aims at.
@@ -62,7 +62,6 @@ impl<'a, E: Float> Cache<'a, E> {
 /// Where the tokens of each request lie.
 #[derive(Clone, Copy)]
 enum Index<'a> {
-    Single { qo_len: usize, kv_len: usize },
     Ragged { qo_indptr: &'a [i32], kv_indptr: &'a [i32] },
     Paged { qo_indptr: &'a [i32], kv_indptr: &'a [i32], pages: &'a [i32], last: &'a [i32], page_size: usize },
 }
@@ -81,7 +80,6 @@ struct Request {
 impl Index<'_> {
     fn requests(&self) -> usize {
         match self {
-            Self::Single { .. } => 1,
             Self::Ragged { qo_indptr, .. } | Self::Paged { qo_indptr, .. } => {
                 qo_indptr.len().saturating_sub(1)
             }
@@ -90,9 +88,6 @@ impl Index<'_> {
 
     fn request(&self, r: usize) -> Request {
         let (qo_indptr, kv_indptr) = match self {
-            Self::Single { qo_len, kv_len } => {
-                return Request { token: 0, qo_len: *qo_len, first: 0, kv_len: *kv_len };
-            }
             Self::Ragged { qo_indptr, kv_indptr } | Self::Paged { qo_indptr, kv_indptr, .. } => {
                 (qo_indptr, kv_indptr)
             }
@@ -248,30 +243,18 @@ pub(super) fn attention<E: Float>(
     params: AttentionParams,
 ) -> Attended<Flex> {
     let (q, k, v) = (with_rows(q), with_rows(k), with_rows(v));
-    match batch {
-        Batch::Single => {
-            let ([qo_len, ..], [kv_len, ..]) = (dims::<3>(&q), dims::<3>(&k));
-            run::<E>(&q, &k, &v, Index::Single { qo_len, kv_len }, None, params)
+    let Batch { index, layout, .. } = batch;
+    let index = indices(index);
+    let index: &[i32] = index.storage();
+    let [qo_indptr, kv_indptr] = [layout.qo_indptr, layout.kv_indptr].map(|list| &index[list]);
+    let (index, layout) = match layout.pages {
+        None => (Index::Ragged { qo_indptr, kv_indptr }, None),
+        Some(PagesLayout { last_page_len, indices, page_size, layout }) => {
+            let (pages, last) = (&index[indices], &index[last_page_len]);
+            (Index::Paged { qo_indptr, kv_indptr, pages, last, page_size }, Some(layout))
         }
-        Batch::Ragged(index) => {
-            let [qo, kv] = [index.qo_indptr, index.kv_indptr].map(indices);
-            let index = Index::Ragged { qo_indptr: qo.storage(), kv_indptr: kv.storage() };
-            run::<E>(&q, &k, &v, index, None, params)
-        }
-        Batch::Paged(index) => {
-            let (page_size, layout) = (index.page_size, index.layout);
-            let [qo, kv, pages, last] =
-                [index.qo_indptr, index.kv_indptr, index.indices, index.last_page_len].map(indices);
-            let index = Index::Paged {
-                qo_indptr: qo.storage(),
-                kv_indptr: kv.storage(),
-                pages: pages.storage(),
-                last: last.storage(),
-                page_size,
-            };
-            run::<E>(&q, &k, &v, index, Some(layout), params)
-        }
-    }
+    };
+    run::<E>(&q, &k, &v, index, layout, params)
 }
 
 fn run<E: Float>(

@@ -51,6 +51,10 @@ impl FlashInferBackend for Flex {
         by_dtype!(q.dtype(), attention::attention(q, k, v, batch, params))
     }
 
+    fn write_ints(buffer: IntTensor<Self>, values: Vec<i32>) -> IntTensor<Self> {
+        view::overwritten(buffer, &values)
+    }
+
     fn append_paged_kv(
         k_pool: FloatTensor<Self>,
         v_pool: FloatTensor<Self>,

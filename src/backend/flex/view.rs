@@ -77,6 +77,14 @@ pub(super) fn dense(tensor: FlexTensor) -> FlexTensor {
     }
 }
 
+/// `tensor` of one axis with `values` at its front.
+pub(super) fn overwritten(tensor: FlexTensor, values: &[i32]) -> FlexTensor {
+    let mut data = indices(tensor).storage::<i32>().to_vec();
+    data.iter_mut().zip(values).for_each(|(to, value)| *to = *value);
+    let len = data.len();
+    ints(data, [len])
+}
+
 /// A tensor of these integers.
 pub(super) fn ints<const D: usize>(data: Vec<i32>, shape: [usize; D]) -> FlexTensor {
     FlexTensor::new(burn::tensor::Bytes::from_elems(data), Layout::contiguous(Shape::from(shape)), DType::I32)

@@ -73,7 +73,7 @@ pub(crate) fn attention<F: Float, QK: Size, VO: Size>(
     let token = row / q_heads;
     let head = row % q_heads;
     let kv_head = head / (q_heads / k.shape(2));
-    let request = request_of(table, token, q.shape(0), k.shape(1));
+    let request = request_of(table, token);
     let (start, end) = visible(&request, token - request.first_token, params.causal, params.window_left);
 
     let mut query = Shared::<[Vector<f32, QK>]>::new_slice(rows * qk);

@@ -18,7 +18,7 @@ pub(in super::super) fn launch(
     blueprint: Portable,
 ) -> Result<()> {
     let Operands { q, k, v, output, lse, causal, window_left, soft_cap, scale } = operands;
-    let rows = problem.tokens * problem.q_heads;
+    let rows = q.shape[0] * problem.q_heads;
     let cubes =
         cover("attention", rows.div_ceil(blueprint.rows as usize), DeviceProfile::of(client).max_cubes)?;
     let size = problem.dtype.size();

@@ -2,7 +2,8 @@ use std::fmt;
 
 use cubecl::ir::{ElemType, FloatKind};
 
-use super::super::blueprint::Problem;
+use super::super::blueprint::{Blueprint, Mixed, Problem};
+use super::super::plan::Span;
 use crate::isa::{Arch, Instruction};
 use crate::unit::{Layout, Mfma16, Mfma32, MmaSync, Scalar1, Scalar32, Scalar64, Tiles, shared_quads};
 use crate::{DeviceProfile, Refusal, Result};
@@ -50,8 +51,6 @@ pub struct Tiled {
     pub stages: usize,
     /// Whether the queries stay in registers.
     pub resident: bool,
-    /// Keys of a cube, if the keys of a request are split among cubes.
-    pub chunk: Option<usize>,
 }
 
 /// What a unit is, of what [`Layout`] says and the blueprint must know.
@@ -114,29 +113,46 @@ impl Unit {
 }
 
 impl Tiled {
-    /// The choice for a problem, or why there is none.
-    pub(crate) fn auto(device: &DeviceProfile, problem: &Problem) -> Result<Self> {
+    /// The choice for a batch, or why there is none. With `fixed` it does not depend on the batch.
+    pub(in super::super) fn auto(
+        device: &DeviceProfile,
+        problem: &Problem,
+        spans: &[Span],
+        fixed: bool,
+    ) -> Result<Blueprint> {
         let has =
             |unit: Unit| matches!(unit.instruction(problem.dtype), Ok(Some(it)) if it.exists_on(device.arch));
-        let on_matrix_cores = if has(Unit::MmaSync) {
-            Some(Self::on_nvidia(device, problem))
+        let group = problem.group();
+        let all: usize = spans.iter().map(|span| span.qo_len * group).sum();
+        // One size for any number of rows, if it may not depend on the batch.
+        let longest = match fixed {
+            true => usize::MAX,
+            false => spans.iter().map(|span| span.qo_len * group).max().unwrap_or(0),
+        };
+        let mixed = if has(Unit::MmaSync) {
+            // A size between the extremes, if it may not depend on the batch.
+            Some(Self::on_nvidia(device, problem, if fixed { 0 } else { all }))
         } else if has(Unit::Mfma32) {
             Some(Self::on_cdna(problem))
         } else {
             None
         };
-        let split = |tiled: Self| Self { chunk: tiled.split(device, problem), ..tiled };
-        if let Some(tiled) = on_matrix_cores.map(split)
-            && tiled.check(device, problem).is_ok()
-        {
-            return Ok(tiled);
+        if let Some(mixed) = mixed {
+            let has_few = spans.iter().any(|span| (1..=mixed.few.rows()).contains(&(span.qo_len * group)));
+            let both = fixed || (has_few && longest > mixed.few.rows());
+            let one = if longest <= mixed.few.rows() { mixed.few } else { mixed.many };
+            let choices = [both.then_some(Blueprint::Mixed(mixed)), Some(Blueprint::Tiled(one))];
+            let mut choices = choices.into_iter().flatten();
+            if let Some(chosen) = choices.find(|choice| choice.check(device, problem).is_ok()) {
+                return Ok(chosen);
+            }
         }
-        let tiled = split(Self::on_plain(device, problem)?);
+        let tiled = Self::on_plain(device, problem, longest)?;
         tiled.check(device, problem)?;
-        Ok(tiled)
+        Ok(Blueprint::Tiled(tiled))
     }
 
-    fn on_nvidia(device: &DeviceProfile, problem: &Problem) -> Self {
+    fn on_nvidia(device: &DeviceProfile, problem: &Problem, rows: usize) -> Mixed {
         let dim = problem.dims.qk.max(problem.dims.vo);
         let few = Self {
             unit: Unit::MmaSync,
@@ -146,24 +162,22 @@ impl Tiled {
             key_planes: 4,
             stages: if dim <= 128 { 3 } else { 2 },
             resident: dim <= 128,
-            chunk: None,
         };
         let many = Self { row_planes: 4, keys: 64, key_planes: 1, stages: 2, ..few };
-        if problem.most_rows() <= 16 {
-            few
-        } else if dim > 128 {
+        let many = if dim > 128 {
             // The accumulators of 32 rows would not fit into registers.
             Self { row_planes: 8, keys: 32, resident: false, ..many }
         } else {
             // 32 rows a plane halve the reads of keys and values: 349 against 320 TFLOP/s over 8192 tokens. But 64 rows
             // spread over the machine where 128 leave it half empty: 231 against 166 over 1024 (H200, 32/8 heads).
             let large = Self { row_tiles: 2, resident: dim <= 64, ..many };
-            let tiles = (problem.tokens * problem.group()).div_ceil(large.rows()) * problem.kv_heads;
+            let tiles = rows.div_ceil(large.rows()) * problem.kv_heads;
             if tiles < SMALL_WAVES * device.cores.unwrap_or(1) { many } else { large }
-        }
+        };
+        Mixed { many, few }
     }
 
-    fn on_cdna(problem: &Problem) -> Self {
+    fn on_cdna(problem: &Problem) -> Mixed {
         let dim = problem.dims.qk.max(problem.dims.vo);
         let many = Self {
             unit: Unit::Mfma32,
@@ -173,24 +187,20 @@ impl Tiled {
             key_planes: 1,
             stages: 1,
             resident: true,
-            chunk: None,
         };
-        if problem.most_rows() <= 16 {
-            Self {
-                unit: Unit::Mfma16,
-                row_planes: 1,
-                keys: 32,
-                key_planes: if dim <= 128 { 4 } else { 2 },
-                ..many
-            }
-        } else {
-            many
-        }
+        let few = Self {
+            unit: Unit::Mfma16,
+            row_planes: 1,
+            keys: 32,
+            key_planes: if dim <= 128 { 4 } else { 2 },
+            ..many
+        };
+        Mixed { many, few }
     }
 
     /// Without matrix cores, on GPUs alone: on a CPU planes are threads, which would wait for each other at every tile, and
     /// the rows of the portable kernel need not.
-    fn on_plain(device: &DeviceProfile, problem: &Problem) -> Result<Self> {
+    fn on_plain(device: &DeviceProfile, problem: &Problem, rows: usize) -> Result<Self> {
         let unit = match (device.arch, device.plane) {
             (Arch::Sm(_) | Arch::Gfx(_), 32) => Unit::Scalar32,
             (Arch::Sm(_) | Arch::Gfx(_), 64) => Unit::Scalar64,
@@ -203,17 +213,9 @@ impl Tiled {
                 });
             }
         };
-        let one = Self {
-            unit,
-            row_tiles: 1,
-            row_planes: 1,
-            keys: 16,
-            key_planes: 1,
-            stages: 1,
-            resident: false,
-            chunk: None,
-        };
-        let rows = problem.most_rows().div_ceil(unit.machine().rows);
+        let one =
+            Self { unit, row_tiles: 1, row_planes: 1, keys: 16, key_planes: 1, stages: 1, resident: false };
+        let rows = rows.div_ceil(unit.machine().rows);
         let mut candidates = vec![];
         for planes in [4, 2, 1] {
             if rows <= 4 {
@@ -226,23 +228,6 @@ impl Tiled {
         let can = |tiled: &&Self| tiled.check(device, problem).is_ok();
         let shares = |tiled: &&Self| can(tiled) && 2 * tiled.shared_memory(problem) <= device.shared_memory;
         Ok(*candidates.iter().find(shares).or_else(|| candidates.iter().find(can)).unwrap_or(&one))
-    }
-
-    /// Keys of a chunk, so that every core has one, if the tiles of rows alone leave cores without work. With few rows two
-    /// for each core read no faster (1 x 16384 keys, H200: 2149 GB/s with one, 1996 with two). With many, which
-    /// multiply longer than they read, a second cube works while the first one waits (64 queries over 32768 shared
-    /// keys, with all that is around it: 0.168 ms against 0.207).
-    fn split(&self, device: &DeviceProfile, problem: &Problem) -> Option<usize> {
-        let (cores, least) = (device.cores?, 4 * self.cube_keys());
-        let row_tiles = problem.most_rows().div_ceil(self.rows());
-        let tiles = problem.requests * row_tiles * problem.kv_heads;
-        // With fewer than 4 tiles of keys merging costs more than it gains.
-        if tiles == 0 || 4 * tiles > 3 * cores || problem.keys <= least * problem.requests {
-            return None;
-        }
-        let cubes = if self.row_planes > 1 { 2 * cores } else { cores };
-        let chunks = (cubes / (problem.kv_heads * row_tiles)).max(1);
-        Some(problem.keys.div_ceil(chunks).next_multiple_of(self.cube_keys()).max(least))
     }
 
     /// Whether the blueprint can run, or why not.
@@ -313,9 +298,6 @@ impl Tiled {
             let expected = format!("at most {most} registers, not {registers}");
             return refused("row_tiles", self.row_tiles, expected);
         }
-        if self.chunk.is_some_and(|chunk| chunk == 0 || chunk % self.cube_keys() != 0) {
-            return refused("chunk", self.chunk.unwrap_or(0), format!("a multiple of {}", self.cube_keys()));
-        }
         let shared = self.shared_memory(problem);
         if shared > device.shared_memory {
             let expected = format!("shared memory up to {}, not {shared} bytes", device.shared_memory);
@@ -329,7 +311,8 @@ impl Tiled {
         self.row_planes * self.row_tiles * self.unit.machine().rows
     }
 
-    fn cube_keys(&self) -> usize {
+    /// Keys of a cube at a time.
+    pub(crate) fn cube_keys(&self) -> usize {
         self.keys * self.key_planes
     }
 
@@ -353,9 +336,29 @@ impl Tiled {
     }
 }
 
+impl Mixed {
+    /// Whether both can run, and together.
+    pub(crate) fn check(&self, device: &DeviceProfile, problem: &Problem) -> Result<()> {
+        self.many.check(device, problem)?;
+        self.few.check(device, problem)?;
+        let planes = |tiled: &Tiled| tiled.row_planes * tiled.key_planes;
+        let (got, wanted) = (planes(&self.few), planes(&self.many));
+        if got != wanted {
+            let expected = format!("{wanted} planes, as tiles of many rows have");
+            return Err(Refusal::Blueprint { kernel: KERNEL, setting: "key_planes", got, expected });
+        }
+        let units = (self.many.unit, self.few.unit);
+        if units.0 != units.1 && units != (Unit::Mfma32, Unit::Mfma16) {
+            let expected = format!("{:?}, as tiles of many rows have, not {:?}", units.0, units.1);
+            return Err(Refusal::Blueprint { kernel: KERNEL, setting: "unit", got: 0, expected });
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Tiled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { unit, row_tiles, row_planes, keys, key_planes, stages, resident, chunk } = self;
+        let Self { unit, row_planes, row_tiles, key_planes, keys, stages, resident } = self;
         write!(
             f,
             "tiled on {unit:?}: {} rows ({row_planes} planes of {row_tiles} tiles), {} keys ({key_planes} planes of \
@@ -363,10 +366,6 @@ impl fmt::Display for Tiled {
             self.rows(),
             self.cube_keys(),
             if *resident { "registers" } else { "shared memory" },
-        )?;
-        match chunk {
-            Some(chunk) => write!(f, ", split into chunks of {chunk} keys"),
-            None => Ok(()),
-        }
+        )
     }
 }

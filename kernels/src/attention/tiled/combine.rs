@@ -6,37 +6,33 @@
 
 use cubecl::prelude::*;
 
-use super::super::batch::{Table, pieces_of};
+use super::super::plan::merge_at;
 use crate::math::narrow;
 
-/// Where the partial results lie.
+/// The run-time numbers of a problem.
 #[derive(CubeType, CubeLaunch)]
-pub(crate) struct Partials {
+pub(crate) struct CombineParams {
     /// Factor on scores; 1 if a soft cap has scaled them.
     pub scale: f32,
-    /// Keys of a chunk.
-    pub chunk: usize,
-    /// Rows of a chunk of a key head.
-    pub rows: usize,
     pub q_heads: usize,
     pub kv_heads: usize,
-    pub tokens: usize,
-    pub keys: usize,
-    /// Vectors of the output.
+    /// Rows that the workspace has room for.
+    pub partial_rows: usize,
+    /// Rows that a merge has at most.
+    pub merge_rows: usize,
+    /// Vectors of all merges, had each as many rows.
     pub total: usize,
 }
 
-/// `partial`: `[pieces, kv_heads, rows, vo]`, `sums`: `[pieces, kv_heads, rows, 2]` of `b` and `t`, `output`: `[tokens,
-/// q_heads, vo]`.
+/// `workspace`: `[partial_rows, vo]`, then `[partial_rows, 2]` of `b` and `t`. `output`: `[tokens, q_heads, vo]`.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn combine<O: Float>(
-    partial: &[Vector<f32, Const<4>>],
-    sums: &[f32],
+    workspace: &[Vector<f32, Const<4>>],
     output: &mut [Vector<O, Const<4>>],
     lse: &mut ComptimeOption<Box<[f32]>>,
-    table: &Table,
-    params: &Partials,
+    merges: &[i32],
+    params: &CombineParams,
     #[comptime] vectors: usize,
     #[define(O)] _dtype: ElemType,
 ) {
@@ -44,37 +40,44 @@ pub(crate) fn combine<O: Float>(
         terminate!();
     }
     let column = ABSOLUTE_POS % vectors;
-    let row = ABSOLUTE_POS / vectors;
-    let (token, head) = (row / params.q_heads, row % params.q_heads);
-    let group = params.q_heads / params.kv_heads;
-    let found = pieces_of(table, token, params.chunk, params.tokens, params.keys);
-    let chunks = found.request.kv_len.div_ceil(params.chunk);
-    let within = (token - found.request.first_token) * group + head % group;
-    let first = (found.number * params.kv_heads + head / group) * params.rows + within;
-    let stride = params.kv_heads * params.rows;
+    let row = ABSOLUTE_POS / vectors % params.merge_rows;
+    let head_of_merge = ABSOLUTE_POS / vectors / params.merge_rows;
+    let kv_head = head_of_merge % params.kv_heads;
+    let merge = merge_at(merges, head_of_merge / params.kv_heads);
+    if row >= merge.rows {
+        terminate!();
+    }
+    let first = merge.partial + kv_head * merge.per_head + row;
+    let stride = params.kv_heads * merge.per_head;
+    let sums = workspace.with_vector_size::<Const<2>>();
+    let sums_at = params.partial_rows * comptime!(vectors * 2);
 
     let mut highest = f32::NEG_INFINITY.runtime();
-    for c in 0..chunks {
-        highest = max(highest, sums[2 * (first + c * stride)]);
+    for c in 0..merge.chunks {
+        highest = max(highest, sums[sums_at + first + c * stride].extract(0usize));
     }
     // While every chunk is empty, subtract 0 instead: (-inf) - (-inf) would be NaN.
     let base = select(highest == f32::NEG_INFINITY, 0.0f32, highest);
     let mut sum = 0.0f32;
     let mut merged = Vector::<f32, Const<4>>::new(0.0f32);
-    for c in 0..chunks {
+    for c in 0..merge.chunks {
         let at = first + c * stride;
-        let weight = sums[2 * at + 1] * ((sums[2 * at] - base) * params.scale).exp();
+        let of_row = sums[sums_at + at];
+        let weight = of_row.extract(1usize) * ((of_row.extract(0usize) - base) * params.scale).exp();
         sum += weight;
-        merged += partial[at * vectors + column] * Vector::new(weight);
+        merged += workspace[at * vectors + column] * Vector::new(weight);
     }
     let norm = select(sum == 0.0f32, 1.0f32, sum);
-    output[ABSOLUTE_POS] = narrow::<O, Const<4>>(merged / Vector::new(norm));
+    let group = params.q_heads / params.kv_heads;
+    let packed = merge.first_row + row;
+    let to = (merge.first_token + packed / group) * params.q_heads + kv_head * group + packed % group;
+    output[to * vectors + column] = narrow::<O, Const<4>>(merged / Vector::new(norm));
     #[comptime]
     match lse {
         ComptimeOption::Some(lse) => {
             if column == 0 {
                 let value = (base * params.scale + sum.ln()) * crate::math::LOG2_E;
-                lse[row] = select(sum == 0.0f32, f32::NEG_INFINITY, value);
+                lse[to] = select(sum == 0.0f32, f32::NEG_INFINITY, value);
             }
         }
         ComptimeOption::None => {}

@@ -3,7 +3,7 @@
 //! ```
 //! FlashAttention-2 on any [`MatrixUnit`]. The queries of the heads that share a key head are packed into rows: row
 //! `r` is query `r / group` of head `r % group`. A cube owns a tile of rows and walks over the keys that any of them
-//! sees, a tile of keys at a time:
+//! sees, or over a chunk of them, a tile of keys at a time:
 //!
 //! | step | each plane | memory |
 //! |---|---|---|
@@ -13,19 +13,21 @@
 //! | 4 | `O += P V` | reads values |
 //!
 //! `S`, `P` and `O` never leave the registers. With few rows (decoding) the planes take different keys of the tile, and
-//! what they found is merged in shared memory at the end. With `split`, a cube sees a chunk of the keys only and leaves
-//! a normalised partial output, and its largest logit and sum of weights, which [`super::combine`] merges in the order of the keys.
+//! what they found is merged in shared memory at the end. Of a chunk a cube leaves normalised partial results, and their
+//! largest logits and sums of weights, which [`super::combine`] merges in the order of the keys.
 //!
 //! Keys beyond the last one that a row sees are never read: their places in shared memory are zero.
 
 use cubecl::prelude::*;
 
-use super::super::batch::{Table, key_piece, query_piece, visible};
+use super::super::batch::{Table, origin, visible};
+use super::super::plan::{Work, work_at};
 use super::fetch::fetch;
 use super::merge::merge_planes;
 use super::softmax::{mask, new_softmax, row_of, soft_cap, weights};
-use crate::math::{LOG2_E, narrow};
-use crate::unit::{MatrixUnit, Quad, Rows, Tiles, place, shared_quads};
+use super::store::store;
+use crate::math::LOG2_E;
+use crate::unit::{MatrixUnit, Quad, Rows, Tiles, shared_quads};
 
 /// The run-time numbers of a problem.
 #[derive(CubeType, CubeLaunch)]
@@ -37,97 +39,153 @@ pub(crate) struct TiledParams {
     pub causal: u32,
     /// Query heads of a key head.
     pub group: usize,
-    /// Pieces of work of a key head: tiles of rows, or with `split` chunks of keys.
-    pub pieces: usize,
-    /// Keys of a chunk.
-    pub chunk: usize,
-    /// With `split`: tiles of rows of the longest request.
-    pub row_tiles: usize,
+    /// Works of a key head.
+    pub works: usize,
+    /// Rows of partial results that the workspace has room for.
+    pub partial_rows: usize,
 }
 
 /// Comptime choices beside the tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Variant {
-    pub split: bool,
+    /// Tiles of requests with many rows.
+    pub many: Tiles,
+    /// Tiles of requests whose rows fit into one, if they have their own.
+    pub few: Option<Tiles>,
     pub soft_cap: bool,
 }
 
+impl Variant {
+    fn shared_quads<M: MatrixUnit, F: MatrixUnit>(&self) -> usize {
+        shared_quads::<M>(self.many).max(self.few.map_or(0, shared_quads::<F>))
+    }
+
+    /// Rows up to which a request has the tiles for few.
+    fn few_rows<F: MatrixUnit>(&self) -> usize {
+        self.few.map_or(0, |few| few.rows(F::ROWS))
+    }
+}
+
 /// `q`: `[tokens, q_heads, qk]`, `k`: `[pages, slots, kv_heads, qk]`, `v`: `[pages, slots, kv_heads, vo]`, all in quads
-/// but with strides in elements. `output`: `[tokens, q_heads, vo]`, or with `split` `[pieces, q rows.., vo]`.
+/// but with strides in elements. `output`: `[tokens, q_heads, vo]`. `workspace`: `[partial_rows, vo]`, then
+/// `[partial_rows, 2]` of maxima and totals.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(crate) fn tiled<U: MatrixUnit, E: Float, O: Float>(
+pub(crate) fn tiled<M: MatrixUnit, F: MatrixUnit, E: Float>(
     q: &Tensor<Quad>,
     k: &Tensor<Quad>,
     v: &Tensor<Quad>,
-    output: &mut Tensor<Vector<O, U::Run>>,
+    output: &mut [Vector<E, M::Run>],
     lse: &mut ComptimeOption<Box<[f32]>>,
+    workspace: &mut ComptimeOption<Box<[Vector<f32, Const<2>>]>>,
+    works: &[i32],
     table: &Table,
     params: &TiledParams,
-    #[comptime] tiles: Tiles,
     #[comptime] variant: Variant,
-    #[define(E, O)] _dtypes: [ElemType; 2],
+    #[define(E)] _dtype: ElemType,
+) {
+    // Heads of a work run side by side: their keys are neighbours in memory, and on MI300X a head stays on an XCD if
+    // there are 8.
+    let kv_heads = k.shape(2);
+    let index = CUBE_POS / kv_heads;
+    if index >= params.works {
+        terminate!();
+    }
+    let work = work_at(works, index);
+    let rows = work.request.qo_len * params.group;
+    if work.first_row >= rows {
+        terminate!();
+    }
+    let head = CUBE_POS % kv_heads;
+    let mut shared = Shared::<[Quad]>::new_aligned_slice(comptime!(variant.shared_quads::<M, F>()), 128usize);
+    let mut few = false;
+    if comptime!(variant.few.is_some()) {
+        few = rows <= comptime!(variant.few_rows::<F>());
+    }
+    if few {
+        if comptime!(variant.few.is_some()) {
+            let output = output.with_vector_size_mut::<F::Run>();
+            let tiles = comptime!(variant.few.unwrap_or(variant.many));
+            attend::<F, E>(
+                q,
+                k,
+                v,
+                output,
+                lse,
+                workspace,
+                &work,
+                head,
+                table,
+                params,
+                &mut shared,
+                comptime!(variant.soft_cap),
+                tiles,
+            );
+        }
+    } else {
+        attend::<M, E>(
+            q,
+            k,
+            v,
+            output,
+            lse,
+            workspace,
+            &work,
+            head,
+            table,
+            params,
+            &mut shared,
+            comptime!(variant.soft_cap),
+            comptime!(variant.many),
+        );
+    }
+}
+
+/// One work, with tiles of one size.
+#[allow(clippy::too_many_arguments, reason = "the buffers of the kernel")]
+#[cube]
+fn attend<U: MatrixUnit, E: Float>(
+    q: &Tensor<Quad>,
+    k: &Tensor<Quad>,
+    v: &Tensor<Quad>,
+    output: &mut [Vector<E, U::Run>],
+    lse: &mut ComptimeOption<Box<[f32]>>,
+    workspace: &mut ComptimeOption<Box<[Vector<f32, Const<2>>]>>,
+    work: &Work,
+    kv_head: usize,
+    table: &Table,
+    params: &TiledParams,
+    shared: &mut [Quad],
+    #[comptime] capped: bool,
+    #[comptime] tiles: Tiles,
 ) {
     let rows = comptime!(tiles.rows(U::ROWS));
     let lane = UNIT_POS_X as usize;
     let plane = UNIT_POS_Y as usize;
     let unit = UNIT_POS as usize;
-
-    // Heads of a piece run side by side: their keys are neighbours in memory, and on MI300X a head stays on an XCD if
-    // there are 8. The heaviest tiles of causal attention, at the end of a request, go first.
-    let kv_heads = k.shape(2);
-    let mut row_tile = 0usize;
-    let mut cube = CUBE_POS;
-    if comptime!(variant.split) {
-        row_tile = cube % params.row_tiles;
-        cube /= params.row_tiles;
-    }
-    let kv_head = cube % kv_heads;
-    let piece = cube / kv_heads;
-    if piece >= params.pieces {
-        terminate!();
-    }
-    let found = if comptime!(variant.split) {
-        key_piece(table, piece, params.chunk, q.shape(0), k.shape(1))
-    } else {
-        query_piece(table, params.pieces - 1 - piece, params.group, rows, q.shape(0), k.shape(1))
-    };
-    let request = found.request;
-    let mut chunk_start = 0usize;
-    let mut chunk_end = request.kv_len;
-    if comptime!(variant.split) {
-        chunk_start = found.number * params.chunk;
-        chunk_end = min(chunk_end, chunk_start + params.chunk);
-    } else {
-        row_tile = found.number;
-    }
     let group = params.group;
+    let request = &work.request;
     let owned = Rows {
         first_token: request.first_token,
-        first: row_tile * rows,
+        first: work.first_row,
         end: request.qo_len * group,
         group,
         first_head: kv_head * group,
     };
-    if owned.first >= owned.end || (comptime!(variant.split) && chunk_start >= chunk_end) {
-        terminate!();
-    }
 
-    // Queries of the first and the last row, and the keys that they see: all see those from `every` on, none beyond.
+    // Queries of the first and the last row, and the keys that all rows see: from `every_start` to `every_end`.
     let first_query = owned.first / group;
     let last_query = (min(owned.first + rows, owned.end) - 1) / group;
-    let (any_start, every_end) = visible(&request, first_query, params.causal, params.window_left);
-    let (every_start, any_end) = visible(&request, last_query, params.causal, params.window_left);
-    let start = max(any_start, chunk_start);
-    let end = min(any_end, chunk_end);
-    let every_end = min(every_end, chunk_end);
+    let (_, every_end) = visible(request, first_query, params.causal, params.window_left);
+    let (every_start, _) = visible(request, last_query, params.causal, params.window_left);
+    let (start, end) = (work.start, work.end);
+    let every_end = min(every_end, end);
 
-    let mut shared = Shared::<[Quad]>::new_aligned_slice(comptime!(shared_quads::<U>(tiles)), 128usize);
     let mut staged = Array::<Quad>::new(comptime!(U::staged_quads(tiles)));
-    let heads = kv_head * k.stride(2);
-    let v_heads = kv_head * v.stride(2);
+    let heads = kv_head * k.stride(2) + origin(table, request, k.stride(1));
+    let v_heads = kv_head * v.stride(2) + origin(table, request, v.stride(1));
 
-    U::fetch_queries(q, &owned, &mut shared, unit, tiles);
+    U::fetch_queries(q, &owned, shared, unit, tiles);
     let cube_keys = comptime!(tiles.cube_keys());
     let stage_quads = comptime!(tiles.stage_quads());
     let ahead = comptime!(if tiles.stages > 1 { tiles.stages - 1 } else { 1 });
@@ -139,17 +197,17 @@ pub(crate) fn tiled<U: MatrixUnit, E: Float, O: Float>(
             heads,
             v_heads,
             table,
-            &request,
+            request,
             start + comptime!(i * cube_keys),
             end,
-            &mut shared,
+            shared,
             comptime!(i * stage_quads).runtime(),
             unit,
             &mut staged,
             tiles,
         );
     }
-    let queries = U::load_queries(q, &owned, &shared, lane, plane, tiles);
+    let queries = U::load_queries(q, &owned, &*shared, lane, plane, tiles);
 
     let columns = comptime!(tiles.keys / U::COLUMNS);
     let elements = comptime!(tiles.dims.vo.div_ceil(U::COLUMNS));
@@ -162,14 +220,14 @@ pub(crate) fn tiled<U: MatrixUnit, E: Float, O: Float>(
     }
     let mut softmax = new_softmax(lane_rows);
     let first_row = plane % tiles.row_planes * comptime!(tiles.row_tiles * U::ROWS);
-    let factor = if comptime!(variant.soft_cap) { LOG2_E.runtime() } else { params.scale * LOG2_E };
+    let factor = if comptime!(capped) { LOG2_E.runtime() } else { params.scale * LOG2_E };
     // The lane's first key in a tile.
     let first_key = plane / tiles.row_planes * tiles.keys + U::column(lane);
 
     let mut stage = 0usize;
     let mut at = start;
     while at < end {
-        U::arrive(&mut shared, stage, unit, &mut staged, end - at, tiles);
+        U::arrive(shared, stage, unit, &mut staged, end - at, tiles);
         let mut next = stage + comptime!(ahead * stage_quads);
         if comptime!(tiles.stages == 1) {
             next = 0usize;
@@ -182,19 +240,19 @@ pub(crate) fn tiled<U: MatrixUnit, E: Float, O: Float>(
             heads,
             v_heads,
             table,
-            &request,
+            request,
             at + comptime!(ahead * cube_keys),
             end,
-            &mut shared,
+            shared,
             next,
             unit,
             &mut staged,
             tiles,
         );
 
-        U::scores::<E>(&queries, &staged, &shared, stage, lane, plane, &mut scores, tiles);
+        U::scores::<E>(&queries, &staged, &*shared, stage, lane, plane, &mut scores, tiles);
 
-        if comptime!(variant.soft_cap) {
+        if comptime!(capped) {
             soft_cap::<U>(&mut scores, params.scale, params.soft_cap, tiles);
         }
         if at < every_start || at + cube_keys > every_end {
@@ -202,7 +260,7 @@ pub(crate) fn tiled<U: MatrixUnit, E: Float, O: Float>(
             for r in 0..lane_rows {
                 let row = first_row + row_of::<U>(lane, r);
                 let query = min(owned.first + row, owned.end - 1) / group;
-                let (start, end_of_row) = visible(&request, query, params.causal, params.window_left);
+                let (start, end_of_row) = visible(request, query, params.causal, params.window_left);
                 let key = (at + first_key) as u32;
                 mask::<U>(&mut scores, r, key, start as u32, min(end_of_row, end) as u32, tiles);
             }
@@ -219,7 +277,7 @@ pub(crate) fn tiled<U: MatrixUnit, E: Float, O: Float>(
             }
         }
 
-        U::weigh::<E>(&scores, &shared, stage, lane, plane, &mut sums, tiles);
+        U::weigh::<E>(&scores, &*shared, stage, lane, plane, &mut sums, tiles);
 
         stage += stage_quads;
         if stage == comptime!(tiles.stages * stage_quads) {
@@ -232,62 +290,23 @@ pub(crate) fn tiled<U: MatrixUnit, E: Float, O: Float>(
         softmax.totals[r] = U::row_sum(softmax.totals[r]);
     }
     if comptime!(tiles.key_planes > 1) {
-        merge_planes::<U>(&mut shared, lane, plane, &mut softmax, &mut sums, factor, tiles);
+        merge_planes::<U>(shared, lane, plane, &mut softmax, &mut sums, factor, tiles);
     }
 
-    // Nothing visible, or nothing but -inf: the sums are 0 and stay 0.
-    let q_heads = q.shape(1);
-    if plane < tiles.row_planes {
-        #[unroll]
-        for r in 0..lane_rows {
-            let row = first_row + row_of::<U>(lane, r);
-            let (token, head, valid) = place(&owned, row);
-            let mut to = token * q_heads + head;
-            if comptime!(variant.split) {
-                // Pieces, then the tokens of the longest request, then heads.
-                let longest = params.row_tiles * rows;
-                to = (piece * kv_heads + kv_head) * longest + owned.first + row;
-            }
-            if valid {
-                let total = softmax.totals[r];
-                let norm = 1.0f32 / select(total == 0.0f32, 1.0f32, total);
-                #[unroll]
-                for i in 0..elements {
-                    let tile = sums[comptime!(r / U::LANE_ROWS * elements + i)];
-                    #[unroll]
-                    for e in 0..comptime!(U::ACC) {
-                        if comptime!(U::lane_row(e) == r % U::LANE_ROWS && U::step(0, e) % U::RUN == 0) {
-                            let mut run = Vector::<f32, U::Run>::empty();
-                            #[unroll]
-                            for o in 0..comptime!(U::RUN) {
-                                run.insert(o, tile.extract(comptime!(e + o)) * norm);
-                            }
-                            let element = U::column(lane) + comptime!(U::step(i, e));
-                            if comptime!(tiles.dims.vo.is_multiple_of(U::COLUMNS)) || element < tiles.dims.vo
-                            {
-                                output[(to * tiles.dims.vo + element) / comptime!(U::RUN)] =
-                                    narrow::<O, U::Run>(run);
-                            }
-                        }
-                    }
-                }
-                #[comptime]
-                match lse {
-                    ComptimeOption::Some(lse) => {
-                        if U::column(lane) == 0 {
-                            if comptime!(variant.split) {
-                                // Their sum would be rounded where logits are large.
-                                lse[2 * to] = softmax.maxima[r];
-                                lse[2 * to + 1] = total;
-                            } else {
-                                let value = softmax.maxima[r] * factor + total.ln() * LOG2_E;
-                                lse[to] = select(total == 0.0f32, f32::NEG_INFINITY, value);
-                            }
-                        }
-                    }
-                    ComptimeOption::None => {}
-                }
-            }
-        }
-    }
+    store::<U, E>(
+        output,
+        lse,
+        workspace,
+        work,
+        &owned,
+        kv_head,
+        &softmax,
+        &sums,
+        factor,
+        q.shape(1),
+        params.partial_rows,
+        lane,
+        plane,
+        tiles,
+    );
 }

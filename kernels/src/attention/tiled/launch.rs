@@ -1,151 +1,142 @@
-use cubecl::{client::Client, ir::FloatKind, prelude::*};
+use cubecl::{client::Client, prelude::*};
 
 use super::super::batch::TableArgs;
 use super::super::blueprint::Problem;
 use super::super::launch::Operands;
+use super::super::plan::{Planned, WORDS};
 use super::blueprint::{Tiled, Unit};
-use super::combine::{PartialsLaunch, combine};
+use super::combine::{CombineParamsLaunch, combine};
 use super::kernel::{TiledParamsLaunch, Variant, tiled};
 use crate::grid::{cover, elementwise};
-use crate::tensor::addresses;
+use crate::tensor::{addresses, contiguous, shape};
 use crate::unit::{MatrixUnit, Mfma16, Mfma32, MmaSync, Scalar1, Scalar32, Scalar64};
 use crate::{DeviceProfile, Result};
 
 const KERNEL: &str = "attention";
 
-/// Runs the tiled kernel, and with a chunk [`combine`] after it. `operands` and `blueprint` have been checked.
+/// Runs the tiled kernel, and [`combine`] after it if there is something to merge. `operands` and blueprints have been
+/// checked.
 pub(in super::super) fn launch(
     client: &Client,
     operands: Operands,
-    table: impl Fn() -> TableArgs,
+    table: TableArgs,
     problem: &Problem,
-    blueprint: Tiled,
+    tiles: (Tiled, Option<Tiled>),
+    planned: Planned,
 ) -> Result<()> {
-    match blueprint.unit {
-        Unit::MmaSync => launch_on::<MmaSync>(client, operands, table, problem, blueprint),
-        Unit::Mfma16 => launch_on::<Mfma16>(client, operands, table, problem, blueprint),
-        Unit::Mfma32 => launch_on::<Mfma32>(client, operands, table, problem, blueprint),
-        Unit::Scalar1 => launch_on::<Scalar1>(client, operands, table, problem, blueprint),
-        Unit::Scalar32 => launch_on::<Scalar32>(client, operands, table, problem, blueprint),
-        Unit::Scalar64 => launch_on::<Scalar64>(client, operands, table, problem, blueprint),
-    }
+    type On = fn(&Client, Operands, TableArgs, &Problem, (Tiled, Option<Tiled>), Planned) -> Result<()>;
+    let (many, few) = (tiles.0.unit, tiles.1.map(|few| few.unit));
+    let on: On = match (many, few) {
+        (Unit::MmaSync, _) => launch_on::<MmaSync, MmaSync>,
+        (Unit::Mfma16, _) => launch_on::<Mfma16, Mfma16>,
+        (Unit::Mfma32, Some(Unit::Mfma16)) => launch_on::<Mfma32, Mfma16>,
+        (Unit::Mfma32, _) => launch_on::<Mfma32, Mfma32>,
+        (Unit::Scalar1, _) => launch_on::<Scalar1, Scalar1>,
+        (Unit::Scalar32, _) => launch_on::<Scalar32, Scalar32>,
+        (Unit::Scalar64, _) => launch_on::<Scalar64, Scalar64>,
+    };
+    on(client, operands, table, problem, tiles, planned)
 }
 
-fn launch_on<U: MatrixUnit>(
+fn launch_on<M: MatrixUnit, F: MatrixUnit>(
     client: &Client,
     operands: Operands,
-    table: impl Fn() -> TableArgs,
+    table: TableArgs,
     problem: &Problem,
-    blueprint: Tiled,
+    (many, few): (Tiled, Option<Tiled>),
+    planned: Planned,
 ) -> Result<()> {
     let Operands { q, k, v, output, lse, causal, window_left, soft_cap, scale } = operands;
-    let tiles = blueprint.tiles(problem);
-    let rows = blueprint.rows();
-    let group = problem.group();
-    let (tokens, keys) = (q.shape[0], k.shape[1]);
-    let single = problem.requests == 1 && matches!(table(), TableArgs::Single);
-    let longest = problem.most_rows().div_ceil(rows);
-    let pieces = match (blueprint.chunk, single) {
-        (Some(chunk), true) => problem.keys.div_ceil(chunk),
-        (Some(chunk), false) => problem.keys / chunk + problem.requests,
-        (None, true) => longest,
-        (None, false) => tokens * group / rows + problem.requests,
+    let Planned { works, merges, merge_rows, partial_rows, workspace, .. } = planned;
+    let lists = |argument, list: Option<&TensorBinding>| match list {
+        Some(list) => {
+            contiguous(KERNEL, argument, list, &[list.size()])?;
+            match list.size() % WORDS {
+                0 => Ok(list.size() / WORDS),
+                _ => Err(shape(KERNEL, argument, list, format!("[{WORDS} numbers each]"))),
+            }
+        }
+        None => Ok(0),
     };
-    let row_tiles = if blueprint.chunk.is_some() { longest } else { 1 };
+    let (count, merge_count) = (lists("works", works.as_ref())?, lists("merges", merges.as_ref())?);
+    let Some(works) = works else {
+        return Ok(());
+    };
+    let vo = problem.dims.vo;
+    let workspace =
+        (partial_rows > 0).then(|| workspace.unwrap_or_else(|| buffer(client, partial_rows * (vo + 2))));
+    if let Some(workspace) = &workspace {
+        contiguous(KERNEL, "workspace", workspace, &[partial_rows * (vo + 2)])?;
+    }
+
     let device = DeviceProfile::of(client);
-    let cubes = pieces * problem.kv_heads * row_tiles;
-    let count = cover(KERNEL, cubes, device.max_cubes)?;
+    let (kv_heads, q_heads) = (problem.kv_heads, problem.q_heads);
+    let cubes = cover(KERNEL, count * kv_heads, device.max_cubes)?;
     let size = problem.dtype.size();
-    let address = addresses(&[(&q, size), (&k, size), (&v, size), (&output, size)]);
-    let dim = CubeDim::new_2d(U::PLANE as u32, tiles.planes() as u32);
+    let mut address = addresses(&[(&q, size), (&k, size), (&v, size), (&output, size)]);
+    if let Some(workspace) = &workspace {
+        address = address.max(addresses(&[(workspace, 4)]));
+    }
+    let tiles = many.tiles(problem);
+    let dim = CubeDim::new_2d(M::PLANE as u32, tiles.planes() as u32);
     let params = TiledParamsLaunch::new(
         scale,
         soft_cap.unwrap_or(0.0),
         window_left,
         causal as u32,
-        group,
-        pieces,
-        blueprint.chunk.unwrap_or(0),
-        row_tiles,
+        problem.group(),
+        count,
+        partial_rows,
     );
-    let variant = Variant { split: blueprint.chunk.is_some(), soft_cap: soft_cap.is_some() };
-    let f32 = FloatKind::F32.into();
-
-    let Some(chunk) = blueprint.chunk else {
-        // SAFETY: a cube beyond the last piece, or with none of its request's rows, stops. Rows are clamped to the
-        // request's own, so queries are read, and output and lse written, at tokens and heads within the shapes that
-        // `check` compared. Keys are clamped below the last one that a row sees; their pages and offsets are in bounds
-        // by the contract on index tensors. Quads stay within a head, which they divide, and every stride is a
-        // multiple of them. Shared memory is indexed by rows, keys and quads of the tiles that sized it.
-        unsafe {
-            tiled::launch_unchecked::<U>(
-                client,
-                count,
-                dim,
-                address,
-                q.into_tensor_arg(),
-                k.into_tensor_arg(),
-                v.into_tensor_arg(),
-                output.into_tensor_arg(),
-                lse.map(TensorBinding::into_buffer_arg).into(),
-                table(),
-                params,
-                tiles,
-                variant,
-                [problem.dtype, problem.dtype],
-            );
-        }
-        return Ok(());
-    };
-
-    let partial_rows = pieces * problem.kv_heads * row_tiles * rows;
-    let partial = buffer(client, &[partial_rows, problem.dims.vo]);
-    let sums = buffer(client, &[partial_rows, 2]);
-    let (kv_heads, q_heads) = (problem.kv_heads, problem.q_heads);
-    let address = address.max(addresses(&[(&partial, 4)]));
-    let vectors = problem.dims.vo / 4;
-    let total = tokens * q_heads * vectors;
-    let (combine_count, combine_dim) = elementwise(KERNEL, client, total)?;
-    let partials = PartialsLaunch::new(
-        if soft_cap.is_some() { 1.0 } else { scale },
-        chunk,
-        row_tiles * rows,
-        q_heads,
-        kv_heads,
-        tokens,
-        keys,
-        total,
-    );
-    // SAFETY: as above, and partial results are written and read at a row of a tile of a piece, for which there is room.
-    // A row reads those chunks that its request's keys reach into, each of which a cube has written.
+    let few = few.map(|few| few.tiles(problem));
+    let variant = Variant { many: tiles, few, soft_cap: soft_cap.is_some() };
+    // SAFETY: a cube beyond the last work, or with one that has no rows, stops. By the contract on plans a work lies within
+    // its request, and that within the tokens: rows are clamped to the request's own, so queries are read, and output and lse
+    // written, at tokens and heads within the shapes that `check` compared. Keys are clamped below the end of the work, which
+    // no request's keys reach beyond; their pages and offsets are in bounds by the contract on index tensors. Quads stay
+    // within a head, which they divide, and every stride is a multiple of them. Shared memory is indexed by rows, keys and
+    // quads of the tiles that sized it. Partial results go to rows of the workspace below `partial_rows`, by the contract.
     unsafe {
-        tiled::launch_unchecked::<U>(
+        tiled::launch_unchecked::<M, F>(
             client,
-            count,
+            cubes,
             dim,
             address,
             q.into_tensor_arg(),
             k.into_tensor_arg(),
             v.into_tensor_arg(),
-            partial.clone().into_tensor_arg(),
-            Some(sums.clone().into_buffer_arg()).into(),
-            table(),
+            output.clone().into_buffer_arg(),
+            lse.clone().map(TensorBinding::into_buffer_arg).into(),
+            workspace.clone().map(TensorBinding::into_buffer_arg).into(),
+            works.into_buffer_arg(),
+            table,
             params,
-            tiles,
             variant,
-            [problem.dtype, f32],
+            problem.dtype,
         );
+    }
+
+    let (Some(merges), Some(workspace)) = (merges, workspace) else {
+        return Ok(());
+    };
+    let vectors = vo / 4;
+    let total = merge_count * kv_heads * merge_rows * vectors;
+    let (cubes, dim) = elementwise(KERNEL, client, total)?;
+    let scale = if soft_cap.is_some() { 1.0 } else { scale };
+    let params = CombineParamsLaunch::new(scale, q_heads, kv_heads, partial_rows, merge_rows, total);
+    // SAFETY: a unit beyond the last merge, or beyond its rows, stops. By the contract on plans a merge lies within its
+    // request, and its chunks within the rows of the workspace, each of which a cube has written.
+    unsafe {
         combine::launch_unchecked(
             client,
-            combine_count,
-            combine_dim,
+            cubes,
+            dim,
             address,
-            partial.into_buffer_arg(),
-            sums.into_buffer_arg(),
+            workspace.into_buffer_arg(),
             output.into_buffer_arg(),
             lse.map(TensorBinding::into_buffer_arg).into(),
-            table(),
-            partials,
+            merges.into_buffer_arg(),
+            params,
             vectors,
             problem.dtype,
         );
@@ -153,13 +144,9 @@ fn launch_on<U: MatrixUnit>(
     Ok(())
 }
 
-/// A contiguous f32 buffer with anything in it.
-fn buffer(client: &Client, shape: &[usize]) -> TensorBinding {
-    let mut strides = vec![1; shape.len()];
-    for axis in (1..shape.len()).rev() {
-        strides[axis - 1] = strides[axis] * shape[axis];
-    }
-    let handle = client.empty(shape.iter().product::<usize>() * 4);
-    // SAFETY: the buffer is as long as the shape at these strides.
-    unsafe { TensorBinding::from_raw_parts(handle, strides.into(), shape.to_vec().into()) }
+/// Room for `len` f32, with anything in it.
+fn buffer(client: &Client, len: usize) -> TensorBinding {
+    let handle = client.empty(len * size_of::<f32>());
+    // SAFETY: the buffer is as long as the shape.
+    unsafe { TensorBinding::from_raw_parts(handle, [1].into(), [len].into()) }
 }

@@ -7,6 +7,7 @@ mod kernel;
 mod launch;
 mod merge;
 mod softmax;
+mod store;
 
 pub use blueprint::{Tiled, Unit};
 pub(super) use launch::launch;

@@ -5,7 +5,8 @@ use burn_flex::Layout;
 
 use super::super::float::Float;
 use super::*;
-use crate::extension::{PagedIndex, RaggedIndex};
+use crate::extension::{BatchLayout, MaybeFloats};
+use crate::plan::Launch;
 
 struct Random(u64);
 
@@ -27,7 +28,6 @@ impl Random {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
-    Single,
     Ragged,
     Paged(KvLayout),
 }
@@ -81,6 +81,27 @@ fn floats(tensor: &FlexTensor) -> Vec<f32> {
     }
 }
 
+/// The lists in one tensor; of a paged batch also pages, lengths of last pages, page size and layout.
+fn batch(
+    qo_indptr: &[usize],
+    kv_indptr: &[usize],
+    pages: Option<(&[usize], &[usize], usize, KvLayout)>,
+) -> Batch<Flex> {
+    let mut index = vec![];
+    let mut add = |list: &[usize]| {
+        let first = index.len();
+        index.extend_from_slice(list);
+        first..index.len()
+    };
+    let [qo_indptr, kv_indptr] = [qo_indptr, kv_indptr].map(&mut add);
+    let pages = pages.map(|(indices, last, page_size, layout)| {
+        let [indices, last_page_len] = [indices, last].map(&mut add);
+        PagesLayout { last_page_len, indices, page_size, layout }
+    });
+    let layout = BatchLayout { qo_indptr, kv_indptr, pages, launch: Launch::default() };
+    Batch { index: ints(index), workspace: MaybeFloats::None, layout }
+}
+
 impl Case {
     fn check<E: Float>(&self, random: &mut Random) {
         let (tokens, keys) = (self.qo_lens.iter().sum::<usize>(), self.kv_lens.iter().sum::<usize>());
@@ -94,18 +115,13 @@ impl Case {
         let margin = random.below(3);
         let q_tensor = with_margin::<E>(&q, &[tokens, q_heads, self.dim], margin);
         let (batch, k_tensor, v_tensor) = match self.kind {
-            Kind::Single | Kind::Ragged => {
+            Kind::Ragged => {
                 let k = with_margin::<E>(&k, &[keys, self.kv_heads, self.dim], margin);
                 let v = with_margin::<E>(&v, &[keys, self.kv_heads, self.dim_vo], 2 * margin);
-                let index = RaggedIndex {
-                    qo_indptr: ints(indptr(&self.qo_lens)),
-                    kv_indptr: ints(indptr(&self.kv_lens)),
-                    max_qo_len: self.qo_lens.iter().copied().max().unwrap_or(0),
-                };
-                (if self.kind == Kind::Single { Batch::Single } else { Batch::Ragged(index) }, k, v)
+                (batch(&indptr(&self.qo_lens), &indptr(&self.kv_lens), None), k, v)
             }
             Kind::Paged(layout) => {
-                let (index, places, pages) = self.pages(layout, random);
+                let (batch, places, pages) = self.pages(layout, random);
                 let pool = |values: &[f32], dim: usize| {
                     let mut pool = vec![f32::NAN; pages * self.page_size * self.kv_heads * dim];
                     for (row, values) in values.chunks_exact(dim).enumerate() {
@@ -123,7 +139,7 @@ impl Case {
                     };
                     with_margin::<E>(&pool, &[pages, a, b, dim], 0)
                 };
-                (Batch::Paged(index), pool(&k, self.dim), pool(&v, self.dim_vo))
+                (batch, pool(&k, self.dim), pool(&v, self.dim_vo))
             }
         };
         let Attended::WithLse(output, lse) = attention::<E>(q_tensor, k_tensor, v_tensor, batch, self.params)
@@ -163,7 +179,7 @@ impl Case {
         }
     }
 
-    fn pages(&self, layout: KvLayout, random: &mut Random) -> (PagedIndex<Flex>, Vec<(usize, usize)>, usize) {
+    fn pages(&self, layout: KvLayout, random: &mut Random) -> (Batch<Flex>, Vec<(usize, usize)>, usize) {
         let counts: Vec<usize> = self.kv_lens.iter().map(|len| len.div_ceil(self.page_size)).collect();
         let used: usize = counts.iter().sum();
         let pages = used + 3;
@@ -179,16 +195,9 @@ impl Case {
         }
         let mut indices = order[..used].to_vec();
         indices.extend((used == 0).then_some(0));
-        let index = PagedIndex {
-            qo_indptr: ints(indptr(&self.qo_lens)),
-            kv_indptr: ints(indptr(&counts)),
-            indices: ints(indices),
-            last_page_len: ints(last),
-            max_qo_len: self.qo_lens.iter().copied().max().unwrap_or(0),
-            page_size: self.page_size,
-            layout,
-        };
-        (index, places, pages)
+        let lists = (&indices[..], &last[..], self.page_size, layout);
+        let batch = batch(&indptr(&self.qo_lens), &indptr(&counts), Some(lists));
+        (batch, places, pages)
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -248,11 +257,8 @@ fn pick<T: Copy>(random: &mut Random, from: &[T]) -> T {
 fn random_problems_agree_with_f64() {
     for seed in 1..=150 {
         let mut random = Random(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
-        let kind = pick(
-            &mut random,
-            &[Kind::Single, Kind::Ragged, Kind::Paged(KvLayout::Nhd), Kind::Paged(KvLayout::Hnd)],
-        );
-        let requests = if kind == Kind::Single { 1 } else { 1 + random.below(4) };
+        let kind = pick(&mut random, &[Kind::Ragged, Kind::Paged(KvLayout::Nhd), Kind::Paged(KvLayout::Hnd)]);
+        let requests = 1 + random.below(4);
         let decode = random.below(3) == 0;
         let dim = pick(&mut random, &[8, 16, 24, 40, 59, 64, 72, 80, 128]);
         let case = Case {
@@ -295,7 +301,7 @@ fn causal_with(tokens: usize, change: impl Fn(&mut [f32], &mut [f32], &mut [f32]
     let [q, k, v] = [q, k, v].map(|x| with_margin::<f32>(&x, &[tokens, 1, 16], 0));
     let params =
         AttentionParams { causal: true, window_left: None, soft_cap: None, scale: 0.25, return_lse: false };
-    match attention::<f32>(q, k, v, Batch::Single, params) {
+    match attention::<f32>(q, k, v, batch(&[0, tokens], &[0, tokens], None), params) {
         Attended::WithoutLse(output) | Attended::WithLse(output, _) => floats(&output),
     }
 }

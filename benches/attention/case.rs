@@ -1,0 +1,177 @@
+//! A batch on a device, and a row of the table.
+
+use std::time::Instant;
+
+use burn_flashinfer_kernels::attention::{
+    Alignment, Attention, Batch, Choice, HeadDims, Plan, Planned, Problem, Span, Split, launch,
+};
+use burn_flashinfer_kernels::{DeviceProfile, KvLayout};
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::*;
+
+use crate::device::Device;
+
+pub const PAGE: usize = 16;
+
+pub struct Bench {
+    pub device: Device,
+    pub csv: String,
+}
+
+/// The shape of a row.
+#[derive(Clone)]
+pub struct Shape {
+    pub op: &'static str,
+    pub dtype: (&'static str, FloatKind),
+    pub lengths: Vec<(usize, usize)>,
+    pub q_heads: usize,
+    pub kv_heads: usize,
+    pub dim: usize,
+    pub causal: bool,
+    pub paged: bool,
+    pub choice: Choice,
+    pub split: Split,
+}
+
+#[derive(Clone)]
+pub struct Inputs {
+    pub q: TensorBinding,
+    pub k: TensorBinding,
+    pub v: TensorBinding,
+    pub output: TensorBinding,
+    /// Row pointers of queries and keys.
+    pub indptr: [TensorBinding; 2],
+    pub planned: Planned,
+    /// Page indices and lengths of the last pages.
+    pub pages: Option<[TensorBinding; 2]>,
+}
+
+impl Bench {
+    pub fn inputs(&self, s: &Shape, seed: u32) -> Inputs {
+        let (tokens, keys) = (total(&s.lengths, |l| l.0), total(&s.lengths, |l| l.1));
+        let indptr = |of: fn(&(usize, usize)) -> usize, unit: usize| {
+            let mut at = 0;
+            let ends = s.lengths.iter().map(|l| {
+                at += of(l).div_ceil(unit) as i32;
+                at
+            });
+            self.device.ints(std::iter::once(0).chain(ends).collect())
+        };
+        let kv = if s.paged {
+            vec![total(&s.lengths, |l| l.1.div_ceil(PAGE)), PAGE, s.kv_heads, s.dim]
+        } else {
+            vec![keys, s.kv_heads, s.dim]
+        };
+        let indices = s.paged.then(|| {
+            // Shuffled pages.
+            let mut pages: Vec<i32> = (0..kv[0] as i32).collect();
+            let mut x = u64::from(seed) * 2 + 1;
+            for i in (1..pages.len()).rev() {
+                x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                pages.swap(i, (x >> 33) as usize % (i + 1));
+            }
+            let last = s.lengths.iter().map(|l| ((l.1 - 1) % PAGE + 1) as i32).collect();
+            [self.device.ints(pages), self.device.ints(last)]
+        });
+        Inputs {
+            q: self.device.random(s.dtype.1, &[tokens, s.q_heads, s.dim], 3 * seed),
+            k: self.device.random(s.dtype.1, &kv, 3 * seed + 1),
+            v: self.device.random(s.dtype.1, &kv, 3 * seed + 2),
+            output: self.device.random(s.dtype.1, &[tokens, s.q_heads, s.dim], 0),
+            indptr: [indptr(|l| l.0, 1), indptr(|l| l.1, if s.paged { PAGE } else { 1 })],
+            planned: self.plan(s).upload(&self.device.client),
+            pages: indices,
+        }
+    }
+
+    pub fn run(&self, s: &Shape, inputs: &Inputs) {
+        self.attend(s, inputs, None);
+    }
+
+    pub fn attend(&self, s: &Shape, inputs: &Inputs, lse: Option<TensorBinding>) {
+        let ([qo_indptr, kv_indptr], pages) = (inputs.indptr.clone(), inputs.pages.clone());
+        let batch = match pages {
+            None => Batch::Ragged { qo_indptr, kv_indptr },
+            Some([indices, last_page_len]) => {
+                Batch::Paged { qo_indptr, kv_indptr, indices, last_page_len, layout: KvLayout::Nhd }
+            }
+        };
+        let problem = Attention {
+            q: inputs.q.clone(),
+            k: inputs.k.clone(),
+            v: inputs.v.clone(),
+            output: inputs.output.clone(),
+            lse,
+            batch,
+            causal: s.causal,
+            window_left: None,
+            soft_cap: None,
+            scale: (s.dim as f32).powf(-0.5),
+        };
+        let (client, dtype) = (&self.device.client, ElemType::Float(s.dtype.1));
+        launch(client, problem, dtype, inputs.planned.clone()).expect("launches");
+    }
+
+    /// A row of the table; milliseconds.
+    pub fn row(&mut self, s: &Shape) -> f64 {
+        let elements = |l: &(usize, usize)| 2 * (l.0 * s.q_heads + l.1 * s.kv_heads) * s.dim;
+        let bytes =
+            ElemType::Float(s.dtype.1).size() as f64 * s.lengths.iter().map(elements).sum::<usize>() as f64;
+        let pairs = |l: &(usize, usize)| {
+            // As is usual, causal attention counts half a square, and what lies before it.
+            (l.0 * l.1) as f64 - if s.causal && l.0 > 1 { (l.0 * l.0) as f64 / 2.0 } else { 0.0 }
+        };
+        let flops = 4.0 * s.lengths.iter().map(pairs).sum::<f64>() * (s.q_heads * s.dim) as f64;
+        let sets = (4e8 / bytes).ceil().clamp(2.0, 24.0) as u32;
+        let inputs: Vec<_> = (0..sets).map(|seed| self.inputs(s, seed + 1)).collect();
+        self.device.wait();
+        let first = Instant::now();
+        self.run(s, &inputs[0]);
+        self.device.wait();
+        let first = first.elapsed();
+
+        let ms =
+            self.device.replayed(&|| inputs.iter().for_each(|inputs| self.run(s, inputs))) / f64::from(sets);
+        let (q, kv) = s.lengths[s.lengths.len() - 1];
+        let heads = format!("{}/{} heads d {}", s.q_heads, s.kv_heads, s.dim);
+        let line = format!(
+            "{},burn-flashinfer,{},{},{q},{kv},{ms:.5},{:.2},{:.1},,{heads}{} first {:.2} s; {}",
+            s.op,
+            s.dtype.0,
+            s.lengths.len(),
+            flops / ms / 1e9,
+            bytes / ms / 1e6,
+            if s.causal { " causal" } else { " full" },
+            first.as_secs_f64(),
+            self.plan(s).to_string().replace(',', ";"),
+        );
+        self.say(line);
+        ms
+    }
+
+    /// One line of the table.
+    pub fn say(&mut self, line: String) {
+        println!("{line}");
+        self.csv += &(line + "\n");
+    }
+
+    pub fn plan(&self, s: &Shape) -> Plan {
+        let device = DeviceProfile::of(&self.device.client);
+        let spans = Span::following(s.lengths.iter().copied(), if s.paged { PAGE } else { 1 });
+        let problem = Problem {
+            dims: HeadDims { qk: s.dim, vo: s.dim },
+            dtype: ElemType::Float(s.dtype.1),
+            q_heads: s.q_heads,
+            kv_heads: s.kv_heads,
+            scale: 1.0,
+            align: Alignment { qk: 64, vo: 64 },
+            causal: s.causal,
+            window_left: None,
+        };
+        Plan::new(&device, &problem, &spans, s.choice, s.split).expect("a plan")
+    }
+}
+
+pub fn total(lengths: &[(usize, usize)], of: fn(&(usize, usize)) -> usize) -> usize {
+    lengths.iter().map(of).sum()
+}

@@ -1,0 +1,330 @@
+//! Where the keys of a tile are split, and in which order the pieces run.
+//!
+//! A machine takes cubes in their order, each as soon as a core has room. So the order is the schedule: longest first is
+//! greedy balancing, and running it through a heap of cores on the host tells when the last one ends. The candidates are
+//! no split, and splits into pieces of which each core has one, two, three, or four; the one that ends first is taken, with
+//! what merging costs, and of equals the one with the fewest pieces. This sees what the last round of cubes leaves idle.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use super::super::blueprint::{Blueprint, Problem};
+use super::super::tiled::Tiled;
+use super::{Limits, MERGE_ROWS, Span, Split};
+
+/// Costs are in sixteenths of the time in which a core reads a key of a head of 128 elements in bf16, 16 ns on an H200.
+const KEY: u64 = 16;
+/// What a cube costs before it reads its first key and after its last one: about 1.5 µs.
+const CUBE: u64 = 96 * KEY;
+/// The launch that merges: about 3 µs.
+const MERGE: u64 = 190 * KEY;
+/// Rows by which a core multiplies a key in the time in which it reads one (H200: 330 TFLOP/s beside 4.2 TB/s).
+const ROWS_PER_KEY: u64 = 78;
+/// Pieces for each core at most.
+const WAVES: u64 = 4;
+
+/// Tiles of one size.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Class {
+    rows: usize,
+    /// Keys that a cube takes at a time.
+    keys: usize,
+    per_key: u64,
+    /// Cubes that a core needs to be busy.
+    resident: u64,
+}
+
+/// The tiles of a blueprint.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Classes {
+    many: Class,
+    /// For requests of no more rows than this has, if they have tiles of their own.
+    few: Option<Class>,
+}
+
+impl Class {
+    fn of(tiled: &Tiled) -> Self {
+        let rows = tiled.rows();
+        // With few rows a core is busy reading, and one cube has enough loads in flight (1 x 16384 keys, H200: 2149 GB/s
+        // with one, 1996 with two). With many, a second cube works while the first one waits (64 queries over 32768 shared
+        // keys: 0.168 ms against 0.207).
+        let resident = if tiled.row_planes > 1 { 2 } else { 1 };
+        let per_key = (rows as u64 * KEY / ROWS_PER_KEY).max(KEY) * resident;
+        Self { rows, keys: tiled.cube_keys(), per_key, resident }
+    }
+
+    fn cost(&self, keys: u64) -> u64 {
+        CUBE * self.resident + keys.next_multiple_of(self.keys as u64) * self.per_key
+    }
+
+    /// Keys of a piece that costs `budget`, beside what every cube costs.
+    fn keys_for(&self, budget: u64) -> u64 {
+        // With fewer than 4 tiles of keys merging costs more than it gains.
+        (budget / self.per_key).max(3 * self.keys as u64 + 1).next_multiple_of(self.keys as u64)
+    }
+}
+
+impl Classes {
+    /// The tiles of a blueprint; none if it has no use for a list of works.
+    pub(super) fn of(blueprint: &Blueprint) -> Option<Self> {
+        match blueprint {
+            Blueprint::Portable(_) => None,
+            Blueprint::Tiled(tiled) => Some(Self { many: Class::of(tiled), few: None }),
+            Blueprint::Mixed(mixed) => {
+                let (many, few) = (Class::of(&mixed.many), Class::of(&mixed.few));
+                // They share the cores.
+                let few = Class { per_key: few.per_key * many.resident, resident: many.resident, ..few };
+                Some(Self { many, few: Some(few) })
+            }
+        }
+    }
+
+    fn for_rows(&self, rows: usize) -> (&Class, bool) {
+        match &self.few {
+            Some(few) if rows <= few.rows => (few, true),
+            _ => (&self.many, false),
+        }
+    }
+
+    fn of_tile(&self, tile: &Tile) -> &Class {
+        match &self.few {
+            Some(few) if tile.few => few,
+            _ => &self.many,
+        }
+    }
+
+    /// See [`super::Plan::limits`].
+    pub(super) fn limits(
+        &self,
+        problem: &Problem,
+        cores: Option<usize>,
+        spans: &[Span],
+        keys: usize,
+        split: Split,
+    ) -> Limits {
+        let group = problem.group();
+        let rows: usize = spans.iter().map(|span| span.qo_len * group).sum();
+        let longest = spans.iter().map(|span| span.qo_len * group).max().unwrap_or(0);
+        let more = if longest > self.many.rows { rows / self.many.rows } else { 0 };
+        let tiles = spans.len() + more;
+        let chunks = match split {
+            Split::Never => 0,
+            // All but the last of a tile have so many keys, or more, and no tile more keys than there are.
+            Split::Every(every) => keys / every.max(1) * (1 + longest / self.many.rows),
+            // All but the last of a tile cost no less than the budget that all share.
+            Split::Auto => (WAVES * self.machines(problem, cores)) as usize,
+        };
+        Limits {
+            works: tiles + chunks,
+            merges: if longest > MERGE_ROWS { tiles + rows / MERGE_ROWS } else { tiles },
+            // A tile with two pieces or more has at most twice as many as there are whole ones in it.
+            partial_rows: (2 * chunks).min(tiles + chunks) * longest.min(self.many.rows) * problem.kv_heads,
+            merge_rows: longest.min(MERGE_ROWS),
+        }
+    }
+
+    /// Cubes that run at a time, for each key head: the heads of a piece run side by side.
+    fn machines(&self, problem: &Problem, cores: Option<usize>) -> u64 {
+        (cores.unwrap_or(1) as u64 * self.many.resident / problem.kv_heads as u64).max(1)
+    }
+}
+
+/// A tile of rows, and the keys that any of them sees.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tile {
+    pub request: u32,
+    pub first_row: u32,
+    pub rows: u32,
+    start: u32,
+    end: u32,
+    few: bool,
+}
+
+/// A tile over a chunk of its keys.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Item {
+    pub tile: u32,
+    pub chunk: u32,
+    pub chunks: u32,
+    pub start: u32,
+    pub end: u32,
+    cost: u64,
+    few: bool,
+}
+
+/// Items in the order in which they run.
+pub(super) struct Schedule {
+    pub items: Vec<Item>,
+    /// When the last core ends, and when all would if they were equally busy.
+    pub longest: u64,
+    pub mean: u64,
+}
+
+/// The tiles of all requests: the request with the heaviest tile first, and of each the heaviest tile first, which with a
+/// causal mask is the last. So what runs side by side reads the same keys: 16 x 3208 tokens at 322 TFLOP/s on an H200, where
+/// the heaviest tiles of all requests first made 297.
+pub(super) fn tiles(classes: &Classes, problem: &Problem, spans: &[Span]) -> Vec<Tile> {
+    let group = problem.group();
+    let heaviest = |span: &Span| {
+        let (class, _) = classes.for_rows(span.qo_len * group);
+        let (start, end) = problem.visible(span, span.qo_len.saturating_sub(1));
+        class.cost(end.saturating_sub(start) as u64)
+    };
+    let mut order: Vec<_> =
+        spans.iter().zip(0_u32..).map(|(span, request)| (Reverse(heaviest(span)), request)).collect();
+    order.sort_unstable();
+    let mut tiles = Vec::with_capacity(spans.len());
+    for (_, request) in order {
+        let span = &spans[request as usize];
+        let rows = span.qo_len * group;
+        let (class, few) = classes.for_rows(rows);
+        let mut end_row = rows;
+        while end_row > 0 {
+            let first_row = (end_row - 1) / class.rows * class.rows;
+            let (start, _) = problem.visible(span, first_row / group);
+            let (_, end) = problem.visible(span, (end_row - 1) / group);
+            tiles.push(Tile {
+                request,
+                first_row: first_row as u32,
+                rows: (end_row - first_row) as u32,
+                start: start.min(end) as u32,
+                end: end as u32,
+                few,
+            });
+            end_row = first_row;
+        }
+    }
+    tiles
+}
+
+/// Splits and orders the tiles.
+pub(super) fn schedule(
+    classes: &Classes,
+    tiles: &[Tile],
+    problem: &Problem,
+    cores: Option<usize>,
+    split: Split,
+) -> Schedule {
+    let machines = classes.machines(problem, cores);
+    let whole = Pieces::of(classes, tiles, problem, |_, _| u64::MAX);
+    match split {
+        Split::Never => whole.schedule(classes, machines),
+        Split::Every(keys) => {
+            let every = |class: &Class, _| (keys.max(1) as u64).next_multiple_of(class.keys as u64);
+            Pieces::of(classes, tiles, problem, every).schedule(classes, machines)
+        }
+        // So many small ones that the last round does not matter.
+        Split::Auto if cores.is_none() || 16 * whole.heaviest <= whole.all / machines => Schedule {
+            longest: whole.all / machines + whole.heaviest,
+            mean: whole.all / machines,
+            items: whole.ordered(classes),
+        },
+        Split::Auto => {
+            let mut best = whole.schedule(classes, machines);
+            let ideal = best.mean;
+            // Within 6% of even there is nothing to gain.
+            let waves = if 16 * best.longest <= 17 * best.mean { 0 } else { WAVES };
+            for wave in 1..=waves {
+                // Chunks of a tile are as even as whole tiles of keys allow.
+                let even = |class: &Class, keys: u64| {
+                    let chunks = keys.div_ceil(class.keys_for(ideal.div_ceil(wave))).max(1);
+                    keys.div_ceil(chunks).next_multiple_of(class.keys as u64).max(1)
+                };
+                let candidate = Pieces::of(classes, tiles, problem, even).schedule(classes, machines);
+                if candidate.longest < best.longest {
+                    best = candidate;
+                }
+            }
+            best
+        }
+    }
+}
+
+/// Tiles in chunks.
+struct Pieces {
+    items: Vec<Item>,
+    /// Cost of all, and of the heaviest.
+    all: u64,
+    heaviest: u64,
+    /// Whether a tile has several chunks.
+    split: bool,
+}
+
+impl Pieces {
+    /// The tiles in chunks of as many keys as `chunk` says for the keys of a tile: a multiple of what a cube takes at a time.
+    fn of(classes: &Classes, tiles: &[Tile], problem: &Problem, chunk: impl Fn(&Class, u64) -> u64) -> Self {
+        // What a row of partial results costs, written and read, in keys.
+        let per_key = (problem.dims.qk + problem.dims.vo) * problem.dtype.size();
+        let per_row = (8 * problem.dims.vo) as u64 * KEY / per_key.max(1) as u64;
+        let mut pieces =
+            Self { items: Vec::with_capacity(2 * tiles.len()), all: 0, heaviest: 0, split: false };
+        for (tile, at) in tiles.iter().zip(0..) {
+            let class = classes.of_tile(tile);
+            let keys = u64::from(tile.end - tile.start);
+            let chunk = chunk(class, keys);
+            let chunks = keys.div_ceil(chunk).max(1);
+            pieces.split |= chunks > 1;
+            let partial = if chunks > 1 { u64::from(tile.rows) * per_row } else { 0 };
+            for number in 0..chunks {
+                let start = number.saturating_mul(chunk);
+                let end = start.saturating_add(chunk).min(keys);
+                let cost = class.cost(end - start) + partial;
+                pieces.all += cost;
+                pieces.heaviest = pieces.heaviest.max(cost);
+                pieces.items.push(Item {
+                    tile: at,
+                    chunk: number as u32,
+                    chunks: chunks as u32,
+                    start: tile.start + start as u32,
+                    end: tile.start + end as u32,
+                    cost,
+                    few: tile.few,
+                });
+            }
+        }
+        pieces
+    }
+
+    /// In the order in which they run.
+    fn ordered(mut self, classes: &Classes) -> Vec<Item> {
+        if self.split {
+            // The longest first, of equals those of a tile side by side.
+            self.items.sort_unstable_by_key(|item| (Reverse(item.cost), item.tile, item.chunk));
+        }
+        if classes.few.is_some() { interleaved(self.items) } else { self.items }
+    }
+
+    /// In the order in which they run, on as many machines, each of which takes the next when it is done with one.
+    fn schedule(self, classes: &Classes, machines: u64) -> Schedule {
+        let (all, merge) = (self.all, if self.split { MERGE } else { 0 });
+        let items = self.ordered(classes);
+        let mut ends: BinaryHeap<Reverse<u64>> = (0..machines).map(|_| Reverse(0)).collect();
+        for item in &items {
+            if let Some(mut first) = ends.peek_mut() {
+                first.0 += item.cost;
+            }
+        }
+        let longest = ends.into_iter().map(|Reverse(end)| end).max().unwrap_or(0) + merge;
+        Schedule { items, longest, mean: all / machines }
+    }
+}
+
+/// Both kinds of items side by side from the beginning to the end, so that a core that multiplies also reads.
+fn interleaved(items: Vec<Item>) -> Vec<Item> {
+    let costs = |few| items.iter().filter(|item| item.few == few).map(|item| item.cost).sum::<u64>().max(1);
+    let (all_few, all_many) = (u128::from(costs(true)), u128::from(costs(false)));
+    let (few, many): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| item.few);
+    let mut order = Vec::with_capacity(few.len() + many.len());
+    let (mut few, mut many) = (few.into_iter().peekable(), many.into_iter().peekable());
+    let (mut few_done, mut many_done) = (0, 0);
+    while few.peek().is_some() || many.peek().is_some() {
+        let next_few =
+            many.peek().is_none() || (few.peek().is_some() && few_done * all_many <= many_done * all_few);
+        let (from, done) = if next_few { (&mut few, &mut few_done) } else { (&mut many, &mut many_done) };
+        if let Some(item) = from.next() {
+            *done += u128::from(item.cost);
+            order.push(item);
+        }
+    }
+    order
+}

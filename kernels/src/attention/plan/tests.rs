@@ -1,0 +1,237 @@
+//! Properties of plans of random batches. The seed is printed; `BURN_FLASHINFER_TEST_SEED` sets it.
+
+use cubecl::ir::{ElemType, FloatKind};
+
+use super::super::blueprint::{Alignment, HeadDims};
+use super::*;
+use crate::isa::Arch;
+
+const H200: DeviceProfile = DeviceProfile {
+    plane: 32,
+    max_units: 1024,
+    max_cubes: [i32::MAX as u32, 65535, 65535],
+    shared_memory: 227 << 10,
+    load_bytes: 16,
+    max_vector: 16,
+    arch: Arch::Sm(90),
+    cores: Some(132),
+    cpu_cores: None,
+};
+
+const MI300X: DeviceProfile =
+    DeviceProfile { plane: 64, shared_memory: 64 << 10, arch: Arch::Gfx(0x942), cores: Some(304), ..H200 };
+
+struct Random(u64);
+
+impl Random {
+    fn seeded() -> Self {
+        let seed = std::env::var("BURN_FLASHINFER_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+        let now = || std::time::UNIX_EPOCH.elapsed().map_or(1, |time| time.as_nanos() as u64);
+        let seed = seed.unwrap_or_else(now);
+        println!("BURN_FLASHINFER_TEST_SEED={seed}");
+        Self(seed)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) as usize % n
+    }
+
+    /// Mostly short, sometimes long, sometimes nothing.
+    fn length(&mut self) -> usize {
+        match self.below(8) {
+            0 => 0,
+            1 => 1,
+            2..6 => self.below(300),
+            _ => self.below(20_000),
+        }
+    }
+}
+
+fn problem(random: &mut Random) -> Problem {
+    let kv_heads = [1, 2, 8, 32][random.below(4)];
+    let dim = [64, 128, 256][random.below(3)];
+    Problem {
+        dims: HeadDims { qk: dim, vo: dim },
+        dtype: ElemType::Float([FloatKind::BF16, FloatKind::F32][random.below(2)]),
+        q_heads: kv_heads * [1, 4, 7, 16][random.below(4)],
+        kv_heads,
+        scale: 0.1,
+        align: Alignment { qk: 64, vo: 64 },
+        causal: random.below(2) == 0,
+        window_left: [None, Some(0), Some(100), Some(5000)][random.below(4)],
+    }
+}
+
+fn batch(random: &mut Random) -> Vec<Span> {
+    let decoding = random.below(2) == 0;
+    let lengths: Vec<_> = (0..1 + random.below(40))
+        .map(|_| {
+            let keys = random.length();
+            let queries = if decoding { 1 } else { random.length() % 200 };
+            (queries.min(keys), keys)
+        })
+        .collect();
+    Span::following(lengths, 16)
+}
+
+#[test]
+fn every_key_of_every_row_is_in_one_work() {
+    let mut random = Random::seeded();
+    for _ in 0..300 {
+        let (problem, spans) = (problem(&mut random), batch(&mut random));
+        let device = [H200, MI300X][random.below(2)];
+        let split = [Split::Auto, Split::Never, Split::Every(100 + random.below(2000))][random.below(3)];
+        let plan = Plan::new(&device, &problem, &spans, Choice::Auto, split).expect("a plan");
+        // Its rows find their requests by themselves.
+        if let Blueprint::Portable(_) = plan.blueprint() {
+            assert_eq!((plan.works(), plan.partial_rows()), (&[][..], 0));
+            continue;
+        }
+        let what = format!("{problem:?} {spans:?} {split:?}");
+        let group = problem.group();
+        // Of each request's tiles: first row, and the works' ranges of keys with where their partial results go.
+        let mut tiles = std::collections::BTreeMap::<(usize, usize), Vec<(usize, usize, i32)>>::new();
+        for work in plan.works().chunks_exact(WORDS) {
+            let [first_token, qo_len, kv_len, first, row, start, end] =
+                [0, 1, 2, 3, 4, 5, 6].map(|at| work[at] as usize);
+            let span = Span { first_token, qo_len, first, kv_len };
+            let request = spans.iter().position(|&other| other == span).expect("a request");
+            tiles.entry((request, row)).or_default().push((start, end, work[7]));
+        }
+        let mut partial_rows = vec![];
+        for (at, ((request, row), works)) in tiles.iter_mut().enumerate() {
+            works.sort_unstable();
+            let span = &spans[*request];
+            let rows = span.qo_len * group;
+            let next = tiles_after(&plan, span, *row, rows);
+            let visible = (*row..next).map(|row| problem.visible(span, row / group));
+            let start = visible.clone().map(|keys| keys.0).min().unwrap_or(0);
+            let end = visible.map(|keys| keys.1).max().unwrap_or(0);
+            assert_eq!(
+                (works[0].0.min(end), works[works.len() - 1].1),
+                (start.min(end), end),
+                "{what}: tile {at}"
+            );
+            assert!(works.windows(2).all(|pair| pair[0].1 == pair[1].0), "{what}: {works:?}");
+            assert_eq!(works.len() == 1, works[0].2 < 0, "{what}: {works:?}");
+            for (chunk, work) in works.iter().enumerate().filter(|_| works.len() > 1) {
+                let stored = (next - row) * problem.kv_heads;
+                assert_eq!(work.2 as usize, works[0].2 as usize + chunk * stored, "{what}");
+                partial_rows.push((work.2 as usize, stored));
+            }
+        }
+        // Partial results fill the workspace without gap or overlap.
+        partial_rows.sort_unstable();
+        let end = partial_rows.iter().fold(0, |end, &(start, rows)| {
+            assert_eq!(start, end, "{what}");
+            end + rows
+        });
+        assert_eq!(end, plan.partial_rows(), "{what}");
+        // Every row of a tile that was split is merged once, and no other.
+        let merged: usize =
+            plan.merges().chunks_exact(WORDS).map(|merge| merge[2] as usize * merge[3] as usize).sum();
+        assert_eq!(merged * problem.kv_heads, plan.partial_rows(), "{what}");
+        assert!(
+            plan.merges().chunks_exact(WORDS).all(|merge| merge[2] as usize <= plan.merge_rows()),
+            "{what}"
+        );
+        let covered: usize = tiles.len();
+        let wanted: usize = spans.iter().filter(|span| span.qo_len > 0).count();
+        assert!(covered >= wanted, "{what}");
+    }
+}
+
+/// Where the tile that begins at `row` ends.
+fn tiles_after(plan: &Plan, span: &Span, row: usize, rows: usize) -> usize {
+    let later = plan.works().chunks_exact(WORDS).filter(|work| work[0] as usize == span.first_token);
+    let later = later.filter(|work| work[1] as usize == span.qo_len && work[3] as usize == span.first);
+    later.map(|work| work[4] as usize).filter(|&first| first > row).min().unwrap_or(rows)
+}
+
+#[test]
+fn plans_stay_within_their_limits() {
+    let mut random = Random::seeded();
+    for _ in 0..300 {
+        let (problem, spans) = (problem(&mut random), batch(&mut random));
+        let device = [H200, MI300X][random.below(2)];
+        let split = [Split::Auto, Split::Never, Split::Every(100 + random.below(2000))][random.below(3)];
+        let plan = Plan::new(&device, &problem, &spans, Choice::Auto, split).expect("a plan");
+        let keys = spans.iter().map(|span| span.kv_len).sum();
+        let limits = plan.limits(&device, &problem, &spans, keys, split);
+        let needs = Limits {
+            works: plan.works().len() / WORDS,
+            merges: plan.merges().len() / WORDS,
+            partial_rows: plan.partial_rows(),
+            merge_rows: plan.merge_rows(),
+        };
+        assert!(
+            needs.works <= limits.works
+                && needs.merges <= limits.merges
+                && needs.partial_rows <= limits.partial_rows
+                && needs.merge_rows <= limits.merge_rows,
+            "{needs:?} of {limits:?}: {problem:?} {spans:?}"
+        );
+    }
+}
+
+/// Works run in their order on cores that are all the same: how much later than on average the last one ends.
+#[test]
+fn skewed_lengths_are_balanced() {
+    let problem = Problem {
+        dims: HeadDims { qk: 128, vo: 128 },
+        dtype: ElemType::Float(FloatKind::BF16),
+        q_heads: 32,
+        kv_heads: 8,
+        scale: 0.1,
+        align: Alignment { qk: 64, vo: 64 },
+        causal: true,
+        window_left: None,
+    };
+    // 64 requests by Zipf, of 4096 keys on average, and the longest 32768.
+    let keys: Vec<usize> = (1..=64).map(|rank| (32768.0 / f64::from(rank).powf(0.66)) as usize).collect();
+    let decode = Span::following(keys.iter().map(|&keys| (1, keys)), 16);
+    let prefill = Span::following(keys.iter().map(|&keys| (keys / 8, keys / 8)), 16);
+    for device in [H200, MI300X] {
+        for (spans, least) in [(&decode, 90), (&prefill, 93)] {
+            let plan = Plan::new(&device, &problem, spans, Choice::Auto, Split::Auto).expect("a plan");
+            assert!(100 * plan.mean >= least * plan.longest, "{plan}");
+            let whole = Plan::new(&device, &problem, spans, Choice::Auto, Split::Never).expect("a plan");
+            assert!(plan.longest <= whole.longest, "{plan} beside {whole}");
+        }
+    }
+}
+
+#[test]
+fn a_fixed_split_does_not_depend_on_the_batch() {
+    let mut random = Random::seeded();
+    for _ in 0..100 {
+        let (problem, spans) = (problem(&mut random), batch(&mut random));
+        let split = Split::Every(100 + random.below(2000));
+        let plan = |spans: &[Span]| Plan::new(&H200, &problem, spans, Choice::Auto, split).expect("a plan");
+        let all = plan(&spans);
+        for span in &spans {
+            let alone = plan(std::slice::from_ref(span));
+            assert_eq!(alone.blueprint(), all.blueprint());
+            // The works of this request, but for where partial results lie and the order.
+            let works = |plan: &Plan| {
+                let own = plan.works().chunks_exact(WORDS).filter(|work| {
+                    (work[0], work[1], work[3])
+                        == (span.first_token as i32, span.qo_len as i32, span.first as i32)
+                });
+                let mut works: Vec<_> = own.map(|work| (work[4], work[5], work[6], work[7] < 0)).collect();
+                works.sort_unstable();
+                works
+            };
+            assert_eq!(works(&alone), works(&all), "{span:?} of {spans:?}");
+        }
+    }
+}
+
+#[test]
+fn numbers_that_no_kernel_counts_are_refused() {
+    let problem = problem(&mut Random(1));
+    let spans = [Span { first_token: 0, qo_len: 1, first: 0, kv_len: 1 << 31 }];
+    let refusal = Plan::new(&H200, &problem, &spans, Choice::Auto, Split::Auto);
+    assert!(matches!(refusal, Err(Refusal::Range { argument: "keys", .. })), "{refusal:?}");
+}

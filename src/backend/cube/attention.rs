@@ -1,0 +1,142 @@
+//! Attention: plans of batches, and their launches.
+
+use std::ops::Range;
+
+use burn::backend::{DType, DispatchDevice, cubecl::dtype_to_storage_type, tensor::FloatTensor};
+use burn::tensor::{Bytes, Device};
+use burn_cubecl::{CubeBackend, cubecl::prelude::TensorBinding, tensor::CubeTensor};
+use burn_flashinfer_kernels::{
+    DeviceProfile, Refusal,
+    attention::{
+        self as kernels, Alignment, Attention, Choice, HeadDims, Limits, Plan, Planned, Problem, Span, Split,
+        launch,
+    },
+};
+
+use super::{empty_like, in_rows, launched, layout_of};
+use crate::extension::{Attended, AttentionParams, Batch, Launch, MaybeFloats, PagesLayout};
+use crate::plan::{KvSplit, PlanConfig};
+
+/// Plans a batch on a device of CubeCL; on another there is no plan. With `keys`, what it may have at most, also says what
+/// plans of as many requests and queries need room for. `launch` is what was chosen before, and remains.
+pub(crate) fn plan(
+    device: &Device,
+    config: &PlanConfig,
+    spans: &[Span],
+    launch: Option<&Launch>,
+    keys: Option<usize>,
+) -> Option<Result<(Plan, Option<Limits>), Refusal>> {
+    let device = device.clone().inner();
+    let DispatchDevice::Cube(device) = device.as_dispatch() else {
+        return None;
+    };
+    let profile = DeviceProfile::of(&device.client());
+    // Rows as they lie in contiguous tensors: a tensor with others takes a kernel that can.
+    let aligned = |dim: usize| 1 << dim.trailing_zeros().min(6);
+    let params = config.params();
+    let problem = Problem {
+        dims: HeadDims { qk: config.head_dim, vo: config.head_dim_v },
+        dtype: dtype_to_storage_type(config.dtype),
+        q_heads: config.q_heads,
+        kv_heads: config.kv_heads,
+        scale: params.scale,
+        align: Alignment { qk: aligned(config.head_dim), vo: aligned(config.head_dim_v) },
+        causal: params.causal,
+        window_left: params.window_left,
+    };
+    let split = match config.split {
+        KvSplit::Auto => Split::Auto,
+        KvSplit::Fixed(keys) => Split::Every(keys),
+        KvSplit::Never => Split::Never,
+    };
+    let choice = launch.and_then(|launch| launch.blueprint).map_or(Choice::Auto, Choice::Exactly);
+    Some(Plan::new(&profile, &problem, spans, choice, split).map(|plan| {
+        let limits = keys.map(|keys| plan.limits(&profile, &problem, spans, keys, split));
+        (plan, limits)
+    }))
+}
+
+pub(super) fn batch_attention(
+    q: FloatTensor<CubeBackend>,
+    k: FloatTensor<CubeBackend>,
+    v: FloatTensor<CubeBackend>,
+    batch: Batch<CubeBackend>,
+    params: AttentionParams,
+) -> Attended<CubeBackend> {
+    let (q, k, v) = (in_rows(q), in_rows(k), in_rows(v));
+    let [tokens, heads] = [q.meta.shape()[0], q.meta.shape()[1]];
+    let dim = v.meta.shape()[v.meta.num_dims() - 1];
+    let output = empty_like(&q, [tokens, heads, dim].into(), q.dtype);
+    let lse = params.return_lse.then(|| empty_like(&q, [tokens, heads].into(), DType::F32));
+    if tokens > 0 {
+        let (client, dtype) = (q.client.clone(), dtype_to_storage_type(q.dtype));
+        let (requests, planned) = lists(batch);
+        let attention = Attention {
+            q: q.binding(),
+            k: k.binding(),
+            v: v.binding(),
+            output: output.clone().binding(),
+            lse: lse.clone().map(CubeTensor::binding),
+            batch: requests,
+            causal: params.causal,
+            window_left: params.window_left,
+            soft_cap: params.soft_cap,
+            scale: params.scale,
+        };
+        launched(launch(&client, attention, dtype, planned));
+    }
+    match lse {
+        Some(lse) => Attended::WithLse(output, lse),
+        None => Attended::WithoutLse(output),
+    }
+}
+
+/// The lists of a batch, each as a part of the index tensor.
+fn lists(batch: Batch<CubeBackend>) -> (kernels::Batch, Planned) {
+    let Batch { index, workspace, layout } = batch;
+    let list = |range: &Range<usize>| part(&index, range);
+    let some = |range: &Range<usize>| (!range.is_empty()).then(|| part(&index, range));
+    let (qo_indptr, kv_indptr) = (list(&layout.qo_indptr), list(&layout.kv_indptr));
+    let requests = match &layout.pages {
+        None => kernels::Batch::Ragged { qo_indptr, kv_indptr },
+        Some(PagesLayout { last_page_len, indices, layout, .. }) => kernels::Batch::Paged {
+            qo_indptr,
+            kv_indptr,
+            indices: list(indices),
+            last_page_len: list(last_page_len),
+            layout: layout_of(*layout),
+        },
+    };
+    let launch = &layout.launch;
+    let planned = Planned {
+        blueprint: launch.blueprint,
+        forced: false,
+        works: some(&launch.works),
+        merges: some(&launch.merges),
+        merge_rows: launch.merge_rows,
+        partial_rows: launch.partial_rows,
+        workspace: match workspace {
+            MaybeFloats::None => None,
+            // A larger one is as good.
+            MaybeFloats::Some(workspace) => Some(workspace.binding()),
+        },
+    };
+    (requests, planned)
+}
+
+/// The numbers of `range`, where they are.
+fn part(index: &CubeTensor, range: &Range<usize>) -> TensorBinding {
+    let (size, len) = (index.dtype.size(), index.meta.shape()[0]);
+    let bytes = |numbers: usize| (numbers * size) as u64;
+    let handle = index.handle.clone().offset_start(bytes(range.start)).offset_end(bytes(len - range.end));
+    let (client, device) = (index.client.clone(), index.device.clone());
+    CubeTensor::new_contiguous(client, device, [range.len()].into(), handle, index.dtype).binding()
+}
+
+/// Overwrites the front of a buffer, whoever else holds it: a captured graph reads it where it is.
+pub(super) fn write_ints(buffer: CubeTensor, values: Vec<i32>) -> CubeTensor {
+    let behind = (buffer.meta.shape()[0] - values.len()) * size_of::<i32>();
+    let handle = buffer.handle.clone().offset_end(behind as u64);
+    buffer.client.write(&handle, Bytes::from_elems(values));
+    buffer
+}

@@ -1,0 +1,131 @@
+//! What a plan is made for.
+
+use burn::tensor::{DType, Device};
+
+use crate::check;
+use crate::error::{Error, Result};
+use crate::extension::AttentionParams;
+use crate::options::AttentionOptions;
+
+/// The largest head dimension of queries, keys and values: what every kernel can hold in registers and shared memory.
+pub(crate) const MAX_HEAD_DIM: usize = 1024;
+
+/// How the keys of a request are split among the cores of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KvSplit {
+    /// So that the batch ends soonest: it depends on all requests.
+    #[default]
+    Auto,
+    /// Into chunks of so many keys, rounded up to what a kernel takes at a time (at most 128), whatever else is in the batch.
+    /// So a request gets the same bits in every batch, alone or with others, at the price of some balance. (FlashInfer's
+    /// `fixed_split_size`, with tiles of queries that do not depend on the batch either.)
+    Fixed(usize),
+    /// Not at all.
+    Never,
+}
+
+/// What a plan is made for, beside the batch: heads, element type, options.
+///
+/// ```
+/// use burn::tensor::DType;
+/// use burn_flashinfer::{AttentionOptions, KvSplit, PlanConfig};
+///
+/// // Llama 3 8B.
+/// let config = PlanConfig::new(32, 8, 128, DType::BF16).options(AttentionOptions::new().causal(true));
+/// let reproducible = config.split(KvSplit::Fixed(512));
+/// # let _ = reproducible;
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PlanConfig {
+    pub(crate) q_heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) head_dim_v: usize,
+    pub(crate) dtype: DType,
+    pub(crate) options: AttentionOptions,
+    pub(crate) split: KvSplit,
+}
+
+impl PlanConfig {
+    /// Attention of `q_heads` heads of `head_dim` elements of type `dtype` over `kv_heads` heads of keys and values.
+    pub const fn new(q_heads: usize, kv_heads: usize, head_dim: usize, dtype: DType) -> Self {
+        Self {
+            q_heads,
+            kv_heads,
+            head_dim,
+            head_dim_v: head_dim,
+            dtype,
+            options: AttentionOptions::new(),
+            split: KvSplit::Auto,
+        }
+    }
+
+    /// The head dimension of values and outputs, if it is not that of queries and keys.
+    pub const fn head_dim_v(mut self, head_dim_v: usize) -> Self {
+        self.head_dim_v = head_dim_v;
+        self
+    }
+
+    /// Mask, scale, soft cap, and whether to return the LSE.
+    pub const fn options(mut self, options: AttentionOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// How keys are split among cores.
+    pub const fn split(mut self, split: KvSplit) -> Self {
+        self.split = split;
+        self
+    }
+
+    pub(crate) fn check(&self, op: &'static str, device: &Device) -> Result<()> {
+        let refuse = |argument, got: usize, expected: String| {
+            Err(Error::Value { op, argument, got: got.to_string(), expected })
+        };
+        self.options.check(op)?;
+        check::device(op, "device", device)?;
+        check::float(op, "dtype", self.dtype, device)?;
+        for (argument, dim) in [("head_dim", self.head_dim), ("head_dim_v", self.head_dim_v)] {
+            if !(1..=MAX_HEAD_DIM).contains(&dim) {
+                return refuse(argument, dim, format!("1 to {MAX_HEAD_DIM}"));
+            }
+        }
+        if self.q_heads == 0 || self.q_heads > i32::MAX as usize {
+            return refuse("q_heads", self.q_heads, format!("1 to {}", i32::MAX));
+        }
+        if self.kv_heads == 0 || !self.q_heads.is_multiple_of(self.kv_heads) {
+            return refuse(
+                "kv_heads",
+                self.kv_heads,
+                format!("a divisor of the {} query heads", self.q_heads),
+            );
+        }
+        if self.split == KvSplit::Fixed(0) {
+            return refuse("split", 0, "at least 1 key".into());
+        }
+        Ok(())
+    }
+
+    /// A right-aligned causal mask would leave the first queries without any key.
+    pub(crate) fn check_causal(
+        &self,
+        op: &'static str,
+        request: usize,
+        queries: usize,
+        keys: usize,
+    ) -> Result<()> {
+        if self.options.causal && queries > keys {
+            return Err(Error::Value {
+                op,
+                argument: "causal",
+                got: format!("true with {queries} queries and {keys} keys in request {request}"),
+                expected: "at least as many keys as queries".into(),
+            });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn params(&self) -> AttentionParams {
+        self.options.params(self.head_dim)
+    }
+}

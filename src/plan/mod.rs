@@ -1,0 +1,15 @@
+//! Plans: who computes what of a batch, decided once for all layers.
+
+mod config;
+mod paged;
+mod ragged;
+mod schedule;
+
+pub use config::{KvSplit, PlanConfig};
+pub use paged::PagedPlan;
+pub use ragged::RaggedPlan;
+pub use schedule::Launch;
+
+pub(crate) use config::MAX_HEAD_DIM;
+pub(crate) use paged::decode_rows;
+pub(crate) use schedule::{KeysOf, Requests, Schedule};

@@ -1,0 +1,281 @@
+//! Plans over keys and values in pages.
+
+use burn::tensor::{Device, Tensor};
+
+use super::config::PlanConfig;
+use super::schedule::{Capacity, KeysOf, Requests, Schedule};
+use crate::check::{Floats, same_device, shape};
+use crate::error::{Error, Result};
+use crate::indptr::Indptr;
+use crate::kv_pages::KvPages;
+use crate::ops::{AttentionOutput, attend};
+use crate::page_table::PageTable;
+
+/// Who computes what of a batch whose keys and values lie in pages: made once for a batch, run by every layer.
+///
+/// Requests may decode, prefill, and append to a cached prefix in one batch: on devices with matrix cores all of them run in
+/// one launch, with tiles for many queries and tiles for few side by side, so that what reads runs beside what multiplies.
+///
+/// Planning is host work alone (tens of microseconds) and one copy to the device; it reads nothing back. Keys are split
+/// among cores where that ends the batch sooner, by a model of what each piece costs, causal masks and windows counted; the
+/// partial results lie in a workspace that the plan owns. (FlashInfer's `plan` and `run`, with the work lists of its
+/// `BatchAttention`, <https://docs.flashinfer.ai>.)
+///
+/// ```
+/// use burn::tensor::{DType, Device, Distribution, Tensor};
+/// use burn_flashinfer::{
+///     AttentionOptions, CacheConfig, Indptr, PagedKvCache, PagedPlan, PlanConfig, append_paged_kv,
+/// };
+///
+/// # fn main() -> burn_flashinfer::Result<()> {
+/// let device = Device::default();
+/// let (layers, q_heads, kv_heads, head_dim) = (2, 8, 2, 64);
+/// let mut cache = PagedKvCache::new(&CacheConfig::new(layers, 16, 8, kv_heads, head_dim), &device)?;
+/// let options = AttentionOptions::new().causal(true);
+/// let config = PlanConfig::new(q_heads, kv_heads, head_dim, DType::F32).options(options);
+///
+/// // A prompt of 20 tokens, and one of 3.
+/// let growth = [(cache.create(), 20), (cache.create(), 3)];
+/// let slots = cache.reserve(&growth)?;
+/// let table = cache.page_table(&growth.map(|(sequence, _)| sequence))?;
+/// let plan = PagedPlan::new(&config, &Indptr::from_lengths(&[20, 3], &device)?, &table)?;
+/// for layer in 0..layers {
+///     let q = Tensor::<3>::random([23, q_heads, head_dim], Distribution::Default, &device);
+///     let k = Tensor::<3>::random([23, kv_heads, head_dim], Distribution::Default, &device);
+///     append_paged_kv(cache.layer_mut(layer)?, k.clone(), k, &slots)?;
+///     assert_eq!(plan.run(q, cache.layer(layer)?)?.output.dims(), [23, q_heads, head_dim]);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct PagedPlan {
+    config: PlanConfig,
+    schedule: Schedule,
+    tokens: usize,
+    page_size: usize,
+    pages_needed: usize,
+    capacity: Option<Capacity>,
+}
+
+impl PagedPlan {
+    /// Plans a batch: request `r` has the query tokens `qo_indptr[r]..qo_indptr[r + 1]`, and the keys of row `r` of `table`.
+    ///
+    /// # Errors
+    ///
+    /// If `config` is not one that the device can take; if row pointer and page table do not fit each other, or the mask
+    /// (a causal one wants at least as many keys as queries).
+    pub fn new(config: &PlanConfig, qo_indptr: &Indptr, table: &PageTable) -> Result<Self> {
+        const OP: &str = "PagedPlan::new";
+        let device = table.device();
+        config.check(OP, &device)?;
+        same_device(OP, "qo_indptr", &qo_indptr.device(), &device)?;
+        check_requests(OP, config, qo_indptr.as_slice(), table)?;
+        Self::of(OP, config, qo_indptr.as_slice(), table)
+    }
+
+    /// Plans a batch of requests with one query token each.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn decode(config: &PlanConfig, table: &PageTable) -> Result<Self> {
+        const OP: &str = "PagedPlan::decode";
+        config.check(OP, &table.device())?;
+        let rows = decode_rows(table.requests());
+        check_requests(OP, config, &rows, table)?;
+        Self::of(OP, config, &rows, table)
+    }
+
+    fn of(op: &'static str, config: &PlanConfig, rows: &[usize], table: &PageTable) -> Result<Self> {
+        let requests = Requests { qo_indptr: rows, kv: KeysOf::Paged(table) };
+        let schedule = Schedule::new(op, config, requests, &table.device())?.with_workspace(config);
+        Ok(Self {
+            config: *config,
+            schedule,
+            tokens: rows.last().copied().unwrap_or(0),
+            page_size: table.page_size(),
+            pages_needed: table.pages_needed(),
+            capacity: None,
+        })
+    }
+
+    /// A plan that every batch of decoding requests within `capacity` can be written into, for now one without keys.
+    pub(super) fn fixed(
+        op: &'static str,
+        config: &PlanConfig,
+        capacity: Capacity,
+        page_size: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        config.check(op, device)?;
+        let empty = vec![0; capacity.requests];
+        let table = PageTable::upload(op, vec![0; capacity.requests + 1], vec![], &empty, page_size, device)?;
+        let rows = decode_rows(capacity.requests);
+        let requests = Requests { qo_indptr: &rows, kv: KeysOf::Paged(&table) };
+        let schedule = Schedule::fixed(op, config, requests, &capacity, device)?;
+        Ok(Self {
+            config: *config,
+            schedule,
+            tokens: capacity.requests,
+            page_size,
+            pages_needed: 0,
+            capacity: Some(capacity),
+        })
+    }
+
+    /// Plans another batch in place of this one, with the buffers of this one where they are large enough.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new), and if the pages are on another device. The plan is as it was then.
+    pub fn update(&mut self, qo_indptr: &Indptr, table: &PageTable) -> Result<()> {
+        const OP: &str = "PagedPlan::update";
+        same_device(OP, "qo_indptr", &qo_indptr.device(), &table.device())?;
+        self.replan(OP, qo_indptr.as_slice(), table, &[])
+    }
+
+    /// Plans another batch of requests with one query token each in place of this one.
+    ///
+    /// # Errors
+    ///
+    /// As [`update`](Self::update).
+    pub fn update_decode(&mut self, table: &PageTable) -> Result<()> {
+        self.replan("PagedPlan::update_decode", &decode_rows(table.requests()), table, &[])
+    }
+
+    /// `extra`: what a fixed plan carries along.
+    pub(super) fn replan(
+        &mut self,
+        op: &'static str,
+        rows: &[usize],
+        table: &PageTable,
+        extra: &[i32],
+    ) -> Result<()> {
+        same_device(op, "table", &table.device(), &self.schedule.index().device())?;
+        check_requests(op, &self.config, rows, table)?;
+        if let Some(capacity) = &self.capacity {
+            let refuse = |got: String, expected: String| {
+                Err(Error::Value {
+                    op,
+                    argument: "table",
+                    got,
+                    expected: format!("{expected}, the capacity"),
+                })
+            };
+            if table.requests() > capacity.requests {
+                return refuse(
+                    format!("of {} requests", table.requests()),
+                    format!("at most {} requests", capacity.requests),
+                );
+            }
+            let pages = table.indices().len();
+            if pages > capacity.pages {
+                return refuse(format!("of {pages} pages"), format!("at most {} pages", capacity.pages));
+            }
+            if table.page_size() != self.page_size {
+                return refuse(
+                    format!("of pages of {} tokens", table.page_size()),
+                    format!("pages of {} tokens", self.page_size),
+                );
+            }
+        }
+        let requests = Requests { qo_indptr: rows, kv: KeysOf::Paged(table) };
+        let fixed = self.capacity.as_ref().map(|capacity| (capacity, extra));
+        self.schedule.update(op, &self.config, requests, fixed)?;
+        (self.page_size, self.pages_needed) = (table.page_size(), table.pages_needed());
+        if self.capacity.is_none() {
+            self.tokens = rows.last().copied().unwrap_or(0);
+            self.schedule.grow_workspace(&self.config);
+        }
+        Ok(())
+    }
+
+    /// Attention of `q` `[tokens, q_heads, head_dim]`, the query tokens of all requests one after the other, over the keys
+    /// and values of one layer.
+    ///
+    /// # Errors
+    ///
+    /// If tensors do not fit the plan in number of tokens, heads, head dimension, element type, page size, order of axes or
+    /// device; if the pool has fewer pages than the page table names; if a tensor requires a gradient.
+    pub fn run(&self, q: Tensor<3>, pages: &KvPages) -> Result<AttentionOutput> {
+        const OP: &str = "PagedPlan::run";
+        let (config, pool) = (&self.config, pages.shape());
+        let floats = Floats::first(OP, "q", &q)?;
+        floats.like("pages", pages.k())?;
+        floats.on_device("plan", &self.schedule.index().device())?;
+        let refuse = |argument, got: String, expected: String| {
+            Err(Error::Value { op: OP, argument, got, expected: format!("{expected}, as planned") })
+        };
+        if q.dtype() != config.dtype {
+            let (got, expected) = (format!("{:?}", q.dtype()), format!("{:?}, as planned", config.dtype));
+            return Err(Error::Dtype { op: OP, argument: "q", got, expected });
+        }
+        let planned = [self.tokens, config.q_heads, config.head_dim];
+        if q.dims() != planned {
+            return Err(shape(OP, "q", &q.dims(), format!("{planned:?}, as planned")));
+        }
+        let heads = (pool.kv_heads, pool.k_dim, pool.v_dim);
+        let planned = (config.kv_heads, config.head_dim, config.head_dim_v);
+        if heads != planned {
+            let (kv_heads, k_dim, v_dim) = planned;
+            let expected = format!("{kv_heads} heads of {k_dim} elements (values of {v_dim}), as planned");
+            return Err(shape(OP, "pages", &pages.k().dims(), expected));
+        }
+        if pool.page_size != self.page_size {
+            let got = format!("of pages of {} tokens", pool.page_size);
+            return refuse("pages", got, format!("pages of {} tokens", self.page_size));
+        }
+        if self.pages_needed > pool.pages {
+            let got = format!("a pool of {} pages", pool.pages);
+            return refuse("pages", got, format!("at least {} pages", self.pages_needed));
+        }
+        if let Some(layout) = config.options.kv_layout
+            && layout != pages.layout()
+        {
+            return refuse("pages", format!("{:?}", pages.layout()), format!("{layout:?}"));
+        }
+        let (k, v) = (pages.k().clone(), pages.v().clone());
+        Ok(attend(q, k, v, self.schedule.batch(pages.layout()), config.params()))
+    }
+
+    /// Query tokens of all requests: the rows of `q`.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Bytes on the device that the plan holds for partial results; nothing that a caller must size.
+    pub fn workspace_bytes(&self) -> usize {
+        self.schedule.workspace_bytes()
+    }
+
+    /// What runs, how the work is divided, and how evenly.
+    pub fn explain(&self) -> String {
+        self.schedule.explain()
+    }
+
+    pub(super) fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+}
+
+/// The row pointer of requests of one query each.
+pub(crate) fn decode_rows(requests: usize) -> Vec<usize> {
+    (0..=requests).collect()
+}
+
+fn check_requests(op: &'static str, config: &PlanConfig, rows: &[usize], table: &PageTable) -> Result<()> {
+    let requests = rows.len() - 1;
+    if requests != table.requests() {
+        return Err(Error::Value {
+            op,
+            argument: "qo_indptr",
+            got: format!("of {requests} requests"),
+            expected: format!("of {} requests, as `table`", table.requests()),
+        });
+    }
+    for (request, (rows, &keys)) in rows.windows(2).zip(table.kv_lengths()).enumerate() {
+        config.check_causal(op, request, rows[1] - rows[0], keys)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,356 @@
+//! The lists of a batch in one tensor.
+
+use std::ops::Range;
+
+use burn::backend::Dispatch;
+use burn::tensor::{DType, Device, Int, Tensor};
+
+use super::config::PlanConfig;
+use crate::error::Result;
+use crate::extension::{Batch, BatchLayout, FlashInferBackend, MaybeFloats, PagesLayout};
+use crate::indptr::{index, upload};
+use crate::options::KvLayout;
+use crate::page_table::PageTable;
+
+#[cfg(feature = "cube")]
+use burn_flashinfer_kernels::attention as kernels;
+
+/// Lists begin at multiples of this many numbers: devices bind buffers at multiples of 256 bytes.
+const ALIGN: usize = 64;
+
+/// What the kernels run for a [`Batch`], and by which lists.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Launch {
+    /// Ranges of the index tensor.
+    pub(crate) works: Range<usize>,
+    pub(crate) merges: Range<usize>,
+    pub(crate) merge_rows: usize,
+    pub(crate) partial_rows: usize,
+    /// None on Flex, which needs no plan.
+    #[cfg(feature = "cube")]
+    pub(crate) blueprint: Option<kernels::Blueprint>,
+}
+
+/// The requests of a batch, checked.
+#[derive(Clone, Copy)]
+pub(crate) struct Requests<'a> {
+    pub qo_indptr: &'a [usize],
+    pub kv: KeysOf<'a>,
+}
+
+/// Where the keys of each request are.
+#[derive(Clone, Copy)]
+pub(crate) enum KeysOf<'a> {
+    Ragged(&'a [usize]),
+    Paged(&'a PageTable),
+}
+
+/// What a fixed schedule has room for: requests of one query token each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Capacity {
+    pub requests: usize,
+    /// Entries of page tables, of all requests together.
+    pub pages: usize,
+    /// Numbers of each request that the caller adds.
+    pub extra: usize,
+}
+
+/// Lists of numbers in a row.
+#[derive(Default)]
+struct Lists {
+    words: Vec<i32>,
+}
+
+impl Lists {
+    /// A list with room for `room` numbers: zeros behind it.
+    fn add(&mut self, list: impl IntoIterator<Item = i32>, room: usize) -> Range<usize> {
+        let first = self.words.len();
+        self.words.extend(list);
+        let end = (first + room).max(self.words.len());
+        self.words.resize(end.next_multiple_of(ALIGN), 0);
+        first..end
+    }
+}
+
+/// A batch on a device, and who computes what.
+#[derive(Debug, Clone)]
+pub(crate) struct Schedule {
+    index: Tensor<1, Int>,
+    workspace: Option<Tensor<1>>,
+    layout: BatchLayout,
+    /// Which lists the caller added.
+    pub extra: Range<usize>,
+    explanation: Explanation,
+}
+
+/// What was chosen and why.
+#[derive(Debug, Clone)]
+enum Explanation {
+    #[cfg(feature = "cube")]
+    Kernels(Box<kernels::Plan>),
+    Native,
+}
+
+impl Schedule {
+    /// Plans a batch: on the host alone, and then one copy to the device.
+    pub(crate) fn new(
+        op: &'static str,
+        config: &PlanConfig,
+        requests: Requests<'_>,
+        device: &Device,
+    ) -> Result<Self> {
+        let planned = Planned::new(op, config, requests, device, None)?;
+        let Lists { words } = planned.lists;
+        Ok(Self {
+            index: upload(words, device),
+            workspace: None,
+            layout: planned.layout,
+            extra: planned.extra,
+            explanation: planned.explanation,
+        })
+    }
+
+    /// Plans another batch in place of this one, in the same buffers if they are large enough. `fixed`: with everything
+    /// where it was, and so that no launch changes; the lists of the caller are `extra`.
+    pub(crate) fn update(
+        &mut self,
+        op: &'static str,
+        config: &PlanConfig,
+        requests: Requests<'_>,
+        fixed: Option<(&Capacity, &[i32])>,
+    ) -> Result<()> {
+        let device = self.index.device();
+        let fixed =
+            fixed.map(|(capacity, extra)| Fixed { capacity, extra, launch: Some(&self.layout.launch) });
+        let planned = Planned::new(op, config, requests, &device, fixed)?;
+        let Lists { words } = planned.lists;
+        if words.len() > self.index.dims()[0] {
+            self.index = upload(words, &device);
+        } else {
+            let buffer = self.index.extract().into_dispatch();
+            self.index = Tensor::from_dispatch(Dispatch::write_ints(buffer, words));
+        }
+        (self.layout, self.extra, self.explanation) = (planned.layout, planned.extra, planned.explanation);
+        Ok(())
+    }
+
+    /// A schedule that every batch within `capacity` can be written into, made for `requests`.
+    pub(crate) fn fixed(
+        op: &'static str,
+        config: &PlanConfig,
+        requests: Requests<'_>,
+        capacity: &Capacity,
+        device: &Device,
+    ) -> Result<Self> {
+        let fixed = Fixed { capacity, extra: &[], launch: None };
+        let planned = Planned::new(op, config, requests, device, Some(fixed))?;
+        // The pages come last, so that an update copies no more of them than there are.
+        let Lists { mut words } = planned.lists;
+        let end = planned.layout.pages.as_ref().map_or(0, |pages| pages.indices.start + capacity.pages);
+        words.resize(end.max(words.len()).next_multiple_of(ALIGN), 0);
+        Ok(Self {
+            index: upload(words, device),
+            workspace: None,
+            layout: planned.layout,
+            extra: planned.extra,
+            explanation: planned.explanation,
+        }
+        .with_workspace(config))
+    }
+
+    /// With room for partial results of its own.
+    pub(crate) fn with_workspace(mut self, config: &PlanConfig) -> Self {
+        self.grow_workspace(config);
+        self
+    }
+
+    pub(crate) fn grow_workspace(&mut self, config: &PlanConfig) {
+        let needed = self.layout.launch.partial_rows * (config.head_dim_v + 2);
+        let has = self.workspace.as_ref().map_or(0, |workspace| workspace.dims()[0]);
+        if needed > has {
+            self.workspace = Some(Tensor::empty([needed], (&self.index.device(), DType::F32)));
+        }
+    }
+
+    pub(crate) fn workspace_bytes(&self) -> usize {
+        self.workspace.as_ref().map_or(0, |workspace| workspace.dims()[0] * size_of::<f32>())
+    }
+
+    pub(crate) fn index(&self) -> &Tensor<1, Int> {
+        &self.index
+    }
+
+    /// The batch as the backend takes it, of pages of this order if it has pages.
+    pub(crate) fn batch(&self, layout: KvLayout) -> Batch<Dispatch> {
+        let mut lists = self.layout.clone();
+        if let Some(pages) = &mut lists.pages {
+            pages.layout = layout;
+        }
+        let workspace = match &self.workspace {
+            Some(workspace) if lists.launch.partial_rows > 0 => {
+                MaybeFloats::Some(workspace.clone().into_dispatch())
+            }
+            _ => MaybeFloats::None,
+        };
+        Batch { index: self.index.clone().into_dispatch(), workspace, layout: lists }
+    }
+
+    pub(crate) fn explain(&self) -> String {
+        match &self.explanation {
+            #[cfg(feature = "cube")]
+            Explanation::Kernels(plan) => plan.to_string(),
+            Explanation::Native => "native code, parallel over requests, key heads and queries".into(),
+        }
+    }
+}
+
+/// How a fixed schedule is written.
+#[derive(Clone, Copy)]
+struct Fixed<'a> {
+    capacity: &'a Capacity,
+    extra: &'a [i32],
+    /// What was chosen before and must remain.
+    launch: Option<&'a Launch>,
+}
+
+/// A schedule that is not yet on the device.
+struct Planned {
+    lists: Lists,
+    layout: BatchLayout,
+    extra: Range<usize>,
+    explanation: Explanation,
+}
+
+impl Planned {
+    fn new(
+        op: &'static str,
+        config: &PlanConfig,
+        requests: Requests<'_>,
+        device: &Device,
+        fixed: Option<Fixed<'_>>,
+    ) -> Result<Self> {
+        let mut lists = Lists::default();
+        // Row pointers have been checked to fit `i32` when they were made.
+        let ints = |values: &[usize]| values.iter().map(|&value| value as i32).collect::<Vec<_>>();
+        let rows = fixed.map_or(0, |fixed| fixed.capacity.requests + 1);
+        let mut qo = ints(requests.qo_indptr);
+        let mut kv = ints(match requests.kv {
+            KeysOf::Ragged(indptr) => indptr,
+            KeysOf::Paged(table) => table.indptr(),
+        });
+        // What a fixed schedule has more room for are requests of one query without keys, which get zeros.
+        while qo.len() < rows {
+            qo.push(qo.last().map_or(0, |&end| end + 1));
+            kv.push(kv.last().copied().unwrap_or(0));
+        }
+        let (launch, works, merges, explanation) =
+            launch(op, config, requests, device, fixed.as_ref(), rows)?;
+        let qo_indptr = lists.add(qo, 0);
+        let kv_indptr = lists.add(kv, 0);
+        let works = lists.add(works, launch.works.len());
+        let merges = lists.add(merges, launch.merges.len());
+        let room = fixed.map_or(0, |fixed| fixed.capacity.extra * fixed.capacity.requests);
+        let extra = lists.add(fixed.map_or(&[][..], |fixed| fixed.extra).iter().copied(), room);
+        let pages = match requests.kv {
+            KeysOf::Ragged(_) => None,
+            KeysOf::Paged(table) => {
+                let page_size = table.page_size();
+                let last = table.kv_lengths().iter().map(|&len| match len {
+                    0 => 0,
+                    len => ((len - 1) % page_size + 1) as i32,
+                });
+                let last_page_len = lists.add(last, rows.saturating_sub(1));
+                let mut entries = Vec::with_capacity(table.indices().len().max(1));
+                for (at, &page) in table.indices().iter().enumerate() {
+                    entries.push(index(op, "table", at, page)?);
+                }
+                // Never empty: not every runtime can bind an empty buffer. Nothing reads the filler.
+                let indices = lists.add(entries, 1);
+                Some(PagesLayout { last_page_len, indices, page_size, layout: KvLayout::Nhd })
+            }
+        };
+        let launch = Launch { works, merges, ..launch };
+        let layout = BatchLayout { qo_indptr, kv_indptr, pages, launch };
+        Ok(Self { lists, layout, extra, explanation })
+    }
+}
+
+/// Works, merges, and how long their lists must be.
+type Planning = (Launch, Vec<i32>, Vec<i32>, Explanation);
+
+#[cfg(not(feature = "cube"))]
+fn launch(
+    _: &'static str,
+    _: &PlanConfig,
+    _: Requests<'_>,
+    _: &Device,
+    _: Option<&Fixed<'_>>,
+    _: usize,
+) -> Result<Planning> {
+    Ok((Launch::default(), vec![], vec![], Explanation::Native))
+}
+
+/// Asks the kernels for a plan, if the device is one of theirs.
+#[cfg(feature = "cube")]
+fn launch(
+    op: &'static str,
+    config: &PlanConfig,
+    requests: Requests<'_>,
+    device: &Device,
+    fixed: Option<&Fixed<'_>>,
+    rows: usize,
+) -> Result<Planning> {
+    let mut spans = requests.spans();
+    while spans.len() + 1 < rows {
+        let first_token = spans.last().map_or(0, |last| last.first_token + last.qo_len);
+        spans.push(kernels::Span { first_token, qo_len: 1, first: 0, kv_len: 0 });
+    }
+    let page_size = if let KeysOf::Paged(table) = requests.kv { table.page_size() } else { 1 };
+    let keys = fixed.map(|fixed| fixed.capacity.pages.saturating_mul(page_size));
+    let before = fixed.and_then(|fixed| fixed.launch);
+    let Some(planned) = crate::backend::plan(device, config, &spans, before, keys) else {
+        return Ok((Launch::default(), vec![], vec![], Explanation::Native));
+    };
+    let (plan, limits) = planned.map_err(|refusal| {
+        let got = format!("more than a kernel can count ({refusal})");
+        crate::Error::Value { op, argument: "batch", got, expected: "fewer or shorter requests".into() }
+    })?;
+    let limits = limits.unwrap_or(kernels::Limits {
+        works: plan.works().len() / kernels::WORDS,
+        merges: plan.merges().len() / kernels::WORDS,
+        merge_rows: plan.merge_rows(),
+        partial_rows: plan.partial_rows(),
+    });
+    let launch = Launch {
+        works: 0..limits.works * kernels::WORDS,
+        merges: 0..limits.merges * kernels::WORDS,
+        merge_rows: limits.merge_rows,
+        partial_rows: limits.partial_rows,
+        blueprint: Some(plan.blueprint()),
+    };
+    let (works, merges) = (plan.works().to_vec(), plan.merges().to_vec());
+    Ok((launch, works, merges, Explanation::Kernels(Box::new(plan))))
+}
+
+impl Requests<'_> {
+    /// Queries and keys of each request.
+    pub(crate) fn lengths(&self) -> impl Iterator<Item = (usize, usize)> {
+        let keys = move |request: usize| match self.kv {
+            KeysOf::Ragged(indptr) => indptr.get(request..request + 2).map_or(0, |rows| rows[1] - rows[0]),
+            KeysOf::Paged(table) => table.kv_lengths().get(request).copied().unwrap_or(0),
+        };
+        self.qo_indptr.windows(2).enumerate().map(move |(request, rows)| (rows[1] - rows[0], keys(request)))
+    }
+
+    #[cfg(feature = "cube")]
+    fn spans(&self) -> Vec<kernels::Span> {
+        let firsts = match self.kv {
+            KeysOf::Ragged(indptr) => indptr,
+            KeysOf::Paged(table) => table.indptr(),
+        };
+        let starts = self.qo_indptr.iter().zip(firsts);
+        let span =
+            |((&first_token, &first), (qo_len, kv_len))| kernels::Span { first_token, qo_len, first, kv_len };
+        starts.zip(self.lengths()).map(span).collect()
+    }
+}
