@@ -18,7 +18,7 @@ use burn_flashinfer_kernels::append::{Append, launch as append_paged_kv};
 use burn_flashinfer_kernels::attention::{
     Alignment, Attention, Batch, Blueprint, Choice, HeadDims, Portable, Problem, Tiled, Unit, launch,
 };
-use burn_flashinfer_kernels::merge::{Merge, launch as merge_state};
+use burn_flashinfer_kernels::merge::{Merge, State, States, launch as merge_state};
 use burn_flashinfer_kernels::norm::{Norm, Scaling, launch as norm};
 use burn_flashinfer_kernels::rope::{Rope, Style, launch as apply_rope};
 use burn_flashinfer_kernels::{DeviceProfile, KvLayout};
@@ -256,12 +256,13 @@ impl Bench {
                 bench.attend(&levels[0], shared, Some(s_a.clone()));
                 bench.attend(&levels[1], &own, Some(s_b.clone()));
                 let merge = Merge {
-                    v_a: shared.output.clone(),
-                    s_a: s_a.clone(),
-                    v_b: own.output.clone(),
-                    s_b: s_b.clone(),
-                    v: v.clone(),
-                    s: s.clone(),
+                    states: States::Two {
+                        a: State { v: shared.output.clone(), s: s_a.clone() },
+                        b: State { v: own.output.clone(), s: s_b.clone() },
+                        mask: None,
+                    },
+                    v: Some(v.clone()),
+                    s: Some(s.clone()),
                 };
                 merge_state(&bench.device.client, merge, dtype).expect("launches");
             }
