@@ -173,50 +173,47 @@ fn share(
 impl Level {
     /// The shared pages of some groups; every other request is a group without pages.
     fn shared(op: &'static str, shared: &[Group], table: &PageTable, qo: &Indptr) -> Result<Self> {
+        let alone = |request: usize| Group { requests: request..request + 1, pages: 0..0 };
         let mut groups = Vec::new();
         let mut next = 0;
-        for Group { requests, pages } in shared {
-            groups.extend((next..requests.start).map(|alone| (alone..alone + 1, 0..0)));
-            groups.push((requests.clone(), pages.clone()));
-            next = requests.end;
+        for group in shared {
+            groups.extend((next..group.requests.start).map(alone));
+            groups.push(group.clone());
+            next = group.requests.end;
         }
-        groups.extend((next..table.requests()).map(|alone| (alone..alone + 1, 0..0)));
-        let last = |pages: &Range<usize>, _| if pages.is_empty() { 0 } else { table.page_size() };
-        Self::upload(op, &groups, last, table, qo)
+        groups.extend((next..table.requests()).map(alone));
+        Self::upload(op, &groups, |_| table.page_size(), table, qo)
     }
 
     /// What is left of each request's pages after those that were taken.
     fn own(op: &'static str, taken: &[usize], table: &PageTable, qo: &Indptr) -> Result<Self> {
-        let groups: Vec<_> = taken
-            .iter()
-            .enumerate()
-            .map(|(request, &taken)| (request..request + 1, taken..table.pages(request).len()))
-            .collect();
-        let last = |pages: &Range<usize>, request: usize| match pages.is_empty() {
-            true => 0,
-            false => (table.kv_lengths()[request] - 1) % table.page_size() + 1,
+        let left = |(request, &taken): (usize, &usize)| Group {
+            requests: request..request + 1,
+            pages: taken..table.pages(request).len(),
         };
+        let groups: Vec<Group> = taken.iter().enumerate().map(left).collect();
+        let last = |request: usize| (table.kv_lengths()[request] - 1) % table.page_size() + 1;
         Self::upload(op, &groups, last, table, qo)
     }
 
-    /// `groups`: requests, and which pages of their first; `last` tells from both how many tokens the last page has.
+    /// `last`: how many tokens the last page has that a group takes of its first request, if it takes any.
     fn upload(
         op: &'static str,
-        groups: &[(Range<usize>, Range<usize>)],
-        last: impl Fn(&Range<usize>, usize) -> usize,
+        groups: &[Group],
+        last: impl Fn(usize) -> usize,
         table: &PageTable,
         qo: &Indptr,
     ) -> Result<Self> {
         let device = &table.device();
         let (mut indptr, mut indices, mut last_page_len, mut rows) = (vec![0], vec![], vec![], vec![0]);
-        for (requests, pages) in groups {
+        for Group { requests, pages } in groups {
             indices.extend_from_slice(&table.pages(requests.start)[pages.clone()]);
             indptr.push(indices.len());
-            last_page_len.push(last(pages, requests.start));
+            last_page_len.push(if pages.is_empty() { 0 } else { last(requests.start) });
             rows.push(qo.as_slice()[requests.end]);
         }
         Ok(Self {
-            ends: groups.iter().map(|(requests, _)| requests.end).collect(),
+            ends: groups.iter().map(|group| group.requests.end).collect(),
             qo_indptr: Indptr::new(&rows, device)?,
             table: PageTable::upload(op, indptr, indices, &last_page_len, table.page_size(), device)?,
         })

@@ -193,13 +193,25 @@ pub trait FlashInferBackend: Backend {
         style: RopeStyle,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// Merges two attention states: `v` `[tokens, heads, head_dim]`, `s` `[tokens, heads]` (base 2, f32).
-    #[fusion(meta = |v_a, s_a, _, _| (v_a.clone(), s_a.clone()))]
+    /// Merges two attention states of each token: `v` `[tokens, heads, head_dim]`, `s` `[tokens, heads]` (base 2, f32). Where
+    /// `mask` `[tokens]` (`i32`) is 0, the first one stays as it is. In place of `v_a` and `s_a` when they have no other owner.
+    #[fusion(meta = |v_a, s_a, _, _, _| (v_a.clone(), s_a.clone()))]
     fn merge_state(
         v_a: FloatTensor<Self>,
         s_a: FloatTensor<Self>,
         v_b: FloatTensor<Self>,
         s_b: FloatTensor<Self>,
+        #[extension_type] mask: MaybeInts<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// Merges the attention states of each token: `v` `[tokens, states, heads, head_dim]`, `s` `[tokens, states, heads]`
+    /// (base 2, f32). With `indptr` `[tokens + 1]` (`i32`) `v` is `[rows, heads, head_dim]`, `s` `[rows, heads]`, and those of
+    /// token `t` are the rows `indptr[t]..indptr[t + 1]`. There is at least one state or row.
+    #[fusion(meta = fused::merged)]
+    fn merge_states(
+        v: FloatTensor<Self>,
+        s: FloatTensor<Self>,
+        #[extension_type] indptr: MaybeInts<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// `x / sqrt(mean(x^2) + epsilon) * weight` over the rows of `x` `[rows, width]`, in f32, rounded once.
@@ -304,7 +316,7 @@ pub trait FlashInferBackend: Backend {
 /// Shapes of outputs that Fusion must know before anything runs.
 #[cfg(feature = "fusion")]
 mod fused {
-    use super::{AttendedMetadata, AttentionParams, BatchMetadata};
+    use super::{AttendedMetadata, AttentionParams, BatchMetadata, MaybeIntsMetadata};
     use burn::{
         backend::fusion::custom::TensorSpec,
         tensor::{DType, Shape},
@@ -312,6 +324,21 @@ mod fused {
 
     pub(super) fn f32s(shape: Shape) -> TensorSpec {
         TensorSpec::new(shape, DType::F32)
+    }
+
+    /// One state for each token.
+    pub(super) fn merged(
+        v: &TensorSpec,
+        _s: &TensorSpec,
+        indptr: &MaybeIntsMetadata,
+    ) -> (TensorSpec, TensorSpec) {
+        let axes = v.shape.num_dims();
+        let [heads, dim] = [v.shape[axes - 2], v.shape[axes - 1]];
+        let tokens = match indptr {
+            MaybeIntsMetadata::None => v.shape[0],
+            MaybeIntsMetadata::Some(indptr) => indptr.shape[0] - 1,
+        };
+        (TensorSpec::new([tokens, heads, dim].into(), v.dtype), f32s([tokens, heads].into()))
     }
 
     /// Tokens, and whether they are some.

@@ -8,7 +8,8 @@
 //! | [`batch_prefill_paged`], [`batch_decode_paged`] | attention over keys and values in pages |
 //! | [`cascade_attention`] | attention over pages that requests share, each read once |
 //! | [`append_paged_kv`] | writes new keys and values into pages, in place |
-//! | [`merge_state`] | combines attention over two sets of keys |
+//! | [`merge_state`], [`merge_state_in_place`] | combines attention over two sets of keys |
+//! | [`merge_states`], [`variable_length_merge_states`] | combines attention over any number of them |
 //! | [`apply_rope`] | rotary position embedding |
 //! | [`rms_norm`], [`gemma_rms_norm`], [`layer_norm`] | normalisation |
 //! | [`fused_add_rms_norm`], [`gemma_fused_add_rms_norm`] | normalisation after adding a residual, in place |
@@ -79,7 +80,8 @@ pub use ops::{
     AttentionOutput, Rope, RopeConfig, RopeScaling, append_paged_kv, apply_rope, batch_decode_paged,
     batch_prefill_paged, batch_prefill_ragged, cascade_attention, fused_add_rms_norm, gelu_and_mul,
     gelu_tanh_and_mul, gemma_fused_add_rms_norm, gemma_rms_norm, layer_norm, matmul_nt, merge_state,
-    rms_norm, silu_and_mul, single_decode, single_prefill,
+    merge_state_in_place, merge_states, rms_norm, silu_and_mul, single_decode, single_prefill,
+    variable_length_merge_states,
 };
 pub use options::{AttentionOptions, KvLayout};
 pub use page_table::{PageTable, SlotMapping};

@@ -6,7 +6,7 @@ use std::time::Instant;
 use burn_flashinfer_kernels::KvLayout;
 use burn_flashinfer_kernels::append::{Append, launch as append_paged_kv};
 use burn_flashinfer_kernels::attention::{Choice, Split};
-use burn_flashinfer_kernels::merge::{Merge, launch as merge_state};
+use burn_flashinfer_kernels::merge::{Merge, State, States, launch as merge_state};
 use burn_flashinfer_kernels::norm::{Norm, Scaling, launch as norm};
 use burn_flashinfer_kernels::rope::{Rope, Style, launch as apply_rope};
 use cubecl::ir::{ElemType, FloatKind};
@@ -111,12 +111,13 @@ impl Bench {
                 bench.attend(&levels[0], shared, Some(s_a.clone()));
                 bench.attend(&levels[1], &own, Some(s_b.clone()));
                 let merge = Merge {
-                    v_a: shared.output.clone(),
-                    s_a: s_a.clone(),
-                    v_b: own.output.clone(),
-                    s_b: s_b.clone(),
-                    v: v.clone(),
-                    s: s.clone(),
+                    states: States::Two {
+                        a: State { v: shared.output.clone(), s: s_a.clone() },
+                        b: State { v: own.output.clone(), s: s_b.clone() },
+                        mask: None,
+                    },
+                    v: Some(v.clone()),
+                    s: Some(s.clone()),
                 };
                 merge_state(&bench.device.client, merge, dtype).expect("launches");
             }

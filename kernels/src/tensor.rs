@@ -28,12 +28,15 @@ pub(crate) fn by_slot(mut pages: TensorBinding, layout: KvLayout) -> TensorBindi
 
 /// Contiguous `[tokens, heads, head_dim]` as one page.
 pub(crate) fn one_page(tokens: TensorBinding) -> TensorBinding {
-    let (shape, strides) = (tokens.shape.to_vec(), tokens.strides.to_vec());
-    TensorBinding {
-        shape: [&[1], shape.as_slice()].concat().into(),
-        strides: [&[0], strides.as_slice()].concat().into(),
-        ..tokens
-    }
+    with_axis(tokens, 0)
+}
+
+/// The tensor with an axis of one element before axis `at`.
+pub(crate) fn with_axis(tensor: TensorBinding, at: usize) -> TensorBinding {
+    let (mut shape, mut strides) = (tensor.shape.to_vec(), tensor.strides.to_vec());
+    shape.insert(at, 1);
+    strides.insert(at, 0);
+    TensorBinding { shape: shape.into(), strides: strides.into(), ..tensor }
 }
 
 /// Refuses a tensor unless it has `rank` axes and the elements of the last lie side by side.

@@ -68,8 +68,19 @@ impl<B: FlashInferBackend, C: CheckpointStrategy> FlashInferBackend for Autodiff
         s_a: FloatTensor<Self>,
         v_b: FloatTensor<Self>,
         s_b: FloatTensor<Self>,
+        mask: MaybeInts<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (v, s) = B::merge_state(Self::inner(v_a), Self::inner(s_a), Self::inner(v_b), Self::inner(s_b));
+        let (v_a, s_a) = (Self::inner(v_a), Self::inner(s_a));
+        let (v, s) = B::merge_state(v_a, s_a, Self::inner(v_b), Self::inner(s_b), ints(mask));
+        (Self::from_inner(v), Self::from_inner(s))
+    }
+
+    fn merge_states(
+        v: FloatTensor<Self>,
+        s: FloatTensor<Self>,
+        indptr: MaybeInts<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (v, s) = B::merge_states(Self::inner(v), Self::inner(s), ints(indptr));
         (Self::from_inner(v), Self::from_inner(s))
     }
 
@@ -164,11 +175,7 @@ impl<B: FlashInferBackend, C: CheckpointStrategy> FlashInferBackend for Autodiff
         min_p: MaybeFloats<Self>,
         draws: IntTensor<Self>,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
-        let top_k = match top_k {
-            MaybeInts::None => MaybeInts::None,
-            MaybeInts::Some(top_k) => MaybeInts::Some(top_k),
-        };
-        B::sample_probs(Self::inner(probs), top_k, inner(top_p), inner(min_p), draws)
+        B::sample_probs(Self::inner(probs), ints(top_k), inner(top_p), inner(min_p), draws)
     }
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -180,5 +187,13 @@ fn inner<B: FlashInferBackend, C: CheckpointStrategy>(floats: MaybeFloats<Autodi
     match floats {
         MaybeFloats::None => MaybeFloats::None,
         MaybeFloats::Some(floats) => MaybeFloats::Some(Autodiff::<B, C>::inner(floats)),
+    }
+}
+
+/// Integer tensors are the same on both sides.
+fn ints<B: FlashInferBackend, C: CheckpointStrategy>(ints: MaybeInts<Autodiff<B, C>>) -> MaybeInts<B> {
+    match ints {
+        MaybeInts::None => MaybeInts::None,
+        MaybeInts::Some(ints) => MaybeInts::Some(ints),
     }
 }

@@ -3,6 +3,8 @@
 //! Nothing is copied but a tensor whose last axis has gaps, or a page pool that has another owner.
 
 mod attention;
+mod merge;
+mod norm;
 mod sampling;
 
 use std::fmt::Debug;
@@ -27,8 +29,6 @@ use burn_flashinfer_kernels::{
     self as kernels,
     activation::{self, ActAndMul},
     append::{self, Append},
-    merge::{self, Merge},
-    norm::{self, Add, Norm, Scaling},
     rope::{self, Rope},
 };
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
@@ -144,22 +144,17 @@ impl FlashInferBackend for CubeBackend {
         s_a: FloatTensor<Self>,
         v_b: FloatTensor<Self>,
         s_b: FloatTensor<Self>,
+        mask: MaybeInts<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let v = empty_like(&v_a, v_a.meta.shape().clone(), v_a.dtype);
-        let s = empty_like(&s_a, s_a.meta.shape().clone(), s_a.dtype);
-        if v.meta.num_elements() > 0 {
-            let (client, dtype) = (v.client.clone(), dtype_to_storage_type(v.dtype));
-            let merge = Merge {
-                v_a: in_rows(v_a).binding(),
-                s_a: in_rows(s_a).binding(),
-                v_b: in_rows(v_b).binding(),
-                s_b: in_rows(s_b).binding(),
-                v: v.clone().binding(),
-                s: s.clone().binding(),
-            };
-            launched(merge::launch(&client, merge, dtype));
-        }
-        (v, s)
+        merge::merge_state(v_a, s_a, v_b, s_b, mask)
+    }
+
+    fn merge_states(
+        v: FloatTensor<Self>,
+        s: FloatTensor<Self>,
+        indptr: MaybeInts<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        merge::merge_states(v, s, indptr)
     }
 
     fn rms_norm(
@@ -168,7 +163,7 @@ impl FlashInferBackend for CubeBackend {
         epsilon: f32,
         style: RmsNormStyle,
     ) -> FloatTensor<Self> {
-        normalised(x, scaling(weight, style), epsilon)
+        norm::rms_norm(x, weight, epsilon, style)
     }
 
     fn fused_add_rms_norm(
@@ -178,22 +173,7 @@ impl FlashInferBackend for CubeBackend {
         epsilon: f32,
         style: RmsNormStyle,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (x, residual) = (in_rows(x), into_contiguous(residual));
-        let (y, sum) = (fresh(&x), fresh(&residual));
-        let results =
-            (y.clone().unwrap_or_else(|| x.clone()), sum.clone().unwrap_or_else(|| residual.clone()));
-        if x.meta.num_elements() > 0 {
-            let (client, dtype) = (x.client.clone(), dtype_to_storage_type(x.dtype));
-            let norm = Norm {
-                x: x.binding(),
-                add: Some(Add { residual: residual.binding(), sum: sum.map(CubeTensor::binding) }),
-                scaling: scaling(weight, style).0,
-                y: y.map(CubeTensor::binding),
-                epsilon,
-            };
-            launched(norm::launch(&client, norm, dtype, dtype));
-        }
-        results
+        norm::fused_add_rms_norm(x, residual, weight, epsilon, style)
     }
 
     fn layer_norm_rows(
@@ -202,9 +182,7 @@ impl FlashInferBackend for CubeBackend {
         beta: FloatTensor<Self>,
         epsilon: f32,
     ) -> FloatTensor<Self> {
-        let weight_dtype = gamma.dtype;
-        let (gamma, beta) = (into_contiguous(gamma).binding(), into_contiguous(beta).binding());
-        normalised(x, (Scaling::Layer { gamma, beta }, weight_dtype), epsilon)
+        norm::layer_norm_rows(x, gamma, beta, epsilon)
     }
 
     fn act_and_mul(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
@@ -299,29 +277,6 @@ fn fresh(input: &CubeTensor) -> Option<CubeTensor> {
         && input.can_mut()
         && input.is_nonoverlapping();
     (!in_place).then(|| empty_like(input, input.meta.shape().clone(), input.dtype))
-}
-
-/// What a root mean square is scaled with, and the type of it.
-fn scaling(weight: CubeTensor, style: RmsNormStyle) -> (Scaling, DType) {
-    let dtype = weight.dtype;
-    let weight = into_contiguous(weight).binding();
-    match style {
-        RmsNormStyle::Plain => (Scaling::Rms(weight), dtype),
-        RmsNormStyle::Gemma => (Scaling::GemmaRms(weight), dtype),
-    }
-}
-
-/// The norms of rows, in a tensor of their own.
-fn normalised(x: CubeTensor, (scaling, weight_dtype): (Scaling, DType), epsilon: f32) -> CubeTensor {
-    let y = empty_like(&x, x.meta.shape().clone(), x.dtype);
-    if y.meta.num_elements() > 0 {
-        let client = x.client.clone();
-        let dtypes = [x.dtype, weight_dtype].map(dtype_to_storage_type);
-        let norm =
-            Norm { x: in_rows(x).binding(), add: None, scaling, y: Some(y.clone().binding()), epsilon };
-        launched(norm::launch(&client, norm, dtypes[0], dtypes[1]));
-    }
-    y
 }
 
 /// `x · weight`, slowly, for what Burn refuses: without autotuning it has one kernel, which for most shapes wants more

@@ -1,9 +1,11 @@
 //! Attention over pages that requests share.
 
-use burn::tensor::{DType, Tensor};
+use std::iter;
+
+use burn::tensor::Tensor;
 
 use super::attention::{AttentionOutput, paged};
-use super::merge::merge_state;
+use super::merge::{merge_state, merge_states};
 use crate::cascade::Cascade;
 use crate::error::{Error, Result};
 use crate::kv_pages::KvPages;
@@ -13,8 +15,8 @@ use crate::options::AttentionOptions;
 /// [`batch_decode_paged`](crate::batch_decode_paged)) of the batch that `cascade` was made of, but each shared page is
 /// read once for all requests that share it.
 ///
-/// `q`: `[tokens, q_heads, head_dim]`. The levels are merged in their order, in f32; with more than two of them what each
-/// level found is kept in f32 until all are.
+/// `q`: `[tokens, q_heads, head_dim]`. What the levels found, each rounded once, is merged in one pass, in f32
+/// ([`merge_states`](crate::merge_states)).
 ///
 /// # Errors
 ///
@@ -39,26 +41,24 @@ pub fn cascade_attention(
             expected: "none, as requests share keys".into(),
         });
     }
-    let dtype = q.dtype();
-    let exact = |tensor: Tensor<3>| if shared.len() > 1 { tensor.cast(DType::F32) } else { tensor };
-    let all_keys = options.causal(false).return_lse(true);
-    let own_options = options.return_lse(options.return_lse || !shared.is_empty());
-    // The own keys first: they alone can be refused for a causal mask.
-    let attended = paged(OP, NAMES, q.clone(), own.qo_indptr.as_slice(), pages, &own.table, &own_options)?;
-    let mut merged: Option<(Tensor<3>, Tensor<2>)> = None;
-    for level in shared {
-        let found = paged(OP, NAMES, q.clone(), level.qo_indptr.as_slice(), pages, &level.table, &all_keys)?;
-        if let Some(lse) = found.lse {
-            let output = exact(found.output);
-            merged = Some(match merged {
-                Some((before, before_lse)) => merge_state(before, before_lse, output, lse)?,
-                None => (output, lse),
-            });
-        }
+    if shared.is_empty() {
+        return paged(OP, NAMES, q, own.qo_indptr.as_slice(), pages, &own.table, options);
     }
-    let (Some((before, before_lse)), Some(lse)) = (merged, attended.lse.clone()) else {
-        return Ok(attended);
+    let own_keys = options.return_lse(true);
+    let all_keys = own_keys.causal(false);
+    // The own keys first: they alone can be refused for a causal mask.
+    let mut states = Vec::with_capacity(1 + shared.len());
+    for (level, options) in iter::once((own, &own_keys)).chain(shared.iter().map(|level| (level, &all_keys)))
+    {
+        let found = paged(OP, NAMES, q.clone(), level.qo_indptr.as_slice(), pages, &level.table, options)?;
+        states.extend(found.lse.map(|lse| (found.output, lse)));
+    }
+    let (output, lse) = match <[_; 2]>::try_from(states) {
+        Ok([(v_a, s_a), (v_b, s_b)]) => merge_state(v_a, s_a, v_b, s_b)?,
+        Err(states) => {
+            let (v, s): (Vec<_>, Vec<_>) = states.into_iter().unzip();
+            merge_states(Tensor::stack(v, 1), Tensor::stack(s, 1))?
+        }
     };
-    let (output, lse) = merge_state(before, before_lse, exact(attended.output), lse)?;
-    Ok(AttentionOutput { output: output.cast(dtype), lse: options.return_lse.then_some(lse) })
+    Ok(AttentionOutput { output, lse: options.return_lse.then_some(lse) })
 }

@@ -19,6 +19,6 @@ pub use attention::{
 pub(crate) use attention::{attend, by_token};
 pub use cascade::cascade_attention;
 pub use linear::matmul_nt;
-pub use merge::merge_state;
+pub use merge::{merge_state, merge_state_in_place, merge_states, variable_length_merge_states};
 pub use norm::{fused_add_rms_norm, gemma_fused_add_rms_norm, gemma_rms_norm, layer_norm, rms_norm};
 pub use rope::{Rope, RopeConfig, RopeScaling, apply_rope};

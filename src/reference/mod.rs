@@ -24,6 +24,7 @@
 //! # }
 //! ```
 
+mod merge;
 mod rows;
 mod sampling;
 
@@ -33,6 +34,7 @@ use crate::error::{Error, Result};
 use crate::extension::RopeStyle;
 use crate::options::{AttentionOptions, KvLayout};
 
+pub use merge::{merge_state, merge_state_in_place, merge_states, variable_length_merge_states};
 pub use sampling::{
     Chain, Filter, apply_penalties, chain_speculative_sampling, distribution, renormalised, softmax,
     top_k_mask_logits,
@@ -291,41 +293,6 @@ pub fn append_paged_kv(pages: &mut Pages, new: &Heads, slots: &[Option<usize>]) 
         }
     }
     Ok(())
-}
-
-/// [`merge_state`](crate::merge_state): with `m = max(s_a, s_b)`, `w_a = 2^(s_a - m)` and `w_b = 2^(s_b - m)`
-///
-/// `v = (w_a v_a + w_b v_b) / (w_a + w_b)`, `s = m + log2(w_a + w_b)`;
-///
-/// a state whose LSE is `-inf` does not count, and two of them give output 0 and LSE `-inf`.
-///
-/// # Errors
-///
-/// If the shapes differ.
-pub fn merge_state(a: &State, b: &State) -> Result<State> {
-    const OP: &str = "reference::merge_state";
-    if b.output.shape != a.output.shape {
-        return Err(shape(OP, "b", &b.output.shape, format!("{:?}, as `a`", a.output.shape)));
-    }
-    let [tokens, heads, dim] = a.output.shape;
-    for (argument, lse) in [("a", &a.lse), ("b", &b.lse)] {
-        check_len(OP, argument, lse.len(), &[tokens, heads])?;
-    }
-    let mut values = Vec::with_capacity(a.output.values.len());
-    let mut lse = Vec::with_capacity(a.lse.len());
-    for (row, (&s_a, &s_b)) in a.lse.iter().zip(&b.lse).enumerate() {
-        let weights = |s: f64, other: f64| match s {
-            f64::NEG_INFINITY => 0.0,
-            s => (s - s.max(other)).exp2(),
-        };
-        let (w_a, w_b) = (weights(s_a, s_b), weights(s_b, s_a));
-        for element in row * dim..(row + 1) * dim {
-            let part = |w: f64, v: f64| if w == 0.0 { 0.0 } else { w / (w_a + w_b) * v };
-            values.push(part(w_a, a.output.values[element]) + part(w_b, b.output.values[element]));
-        }
-        lse.push(s_a.max(s_b) + (w_a + w_b).log2());
-    }
-    Ok(State { output: Heads { shape: a.output.shape, values }, lse })
 }
 
 /// [`apply_rope`](crate::apply_rope) for the queries, or for the keys. With the angle `a = positions[t] · f` of a pair

@@ -1,11 +1,12 @@
 //! Autodiff devices: inference runs as on the device inside, a gradient is refused.
 
-use burn::tensor::{DType, Device, Distribution, Tensor};
+use burn::tensor::{Bool, DType, Device, Distribution, Tensor};
 use burn_flashinfer::{
     AttentionOptions, Indptr, KvLayout, KvPages, PageTable, Positions, Rope, RopeConfig, SlotMapping,
     append_paged_kv, apply_rope, batch_decode_paged, batch_prefill_paged, batch_prefill_ragged,
     fused_add_rms_norm, gelu_and_mul, gelu_tanh_and_mul, gemma_fused_add_rms_norm, gemma_rms_norm,
-    layer_norm, matmul_nt, merge_state, rms_norm, silu_and_mul, single_decode, single_prefill,
+    layer_norm, matmul_nt, merge_state, merge_state_in_place, merge_states, rms_norm, silu_and_mul,
+    single_decode, single_prefill, variable_length_merge_states,
 };
 
 use crate::support::{Host, Rng, Target, bits, devices, refused};
@@ -74,6 +75,14 @@ impl Inputs {
         keep(pages.into_tensors().0.flatten(0, 1), None);
         let (v, s) = merge_state(x(), self.s.clone(), x().neg(), self.s.clone().neg()).expect("it fits");
         keep(v, Some(s));
+        let s = || self.s.clone();
+        let mask = Tensor::<1, Bool>::from_data([true, false, true], device);
+        let (v, s_new) = merge_state_in_place(x(), s(), x().neg(), s().neg(), Some(mask)).expect("it fits");
+        keep(v, Some(s_new));
+        let (v, s_new) = merge_states(x().unsqueeze_dim(1), s().unsqueeze_dim(1)).expect("it fits");
+        keep(v, Some(s_new));
+        let (v, s_new) = variable_length_merge_states(x(), s(), &self.qo).expect("it fits");
+        keep(v, Some(s_new));
         let (q, k) = apply_rope(x(), k(), &self.rope, &self.positions).expect("it fits");
         keep(q, None);
         keep(k, None);
@@ -162,6 +171,18 @@ fn gradients_are_refused() {
             refused(merge_state(x(), gs(), x(), s()), refusal("merge_state", "s_a"));
             refused(merge_state(x(), s(), gx(), s()), refusal("merge_state", "v_b"));
             refused(merge_state(x(), s(), x(), gs()), refusal("merge_state", "s_b"));
+            let into = |v, s, v_other, s_other| merge_state_in_place(v, s, v_other, s_other, None);
+            let op = "merge_state_in_place";
+            refused(into(gx(), s(), x(), s()), refusal(op, "v"));
+            refused(into(x(), gs(), x(), s()), refusal(op, "s"));
+            refused(into(x(), s(), gx(), s()), refusal(op, "v_other"));
+            refused(into(x(), s(), x(), gs()), refusal(op, "s_other"));
+            let many = |v: Tensor<3>, s: Tensor<2>| merge_states(v.unsqueeze_dim(1), s.unsqueeze_dim(1));
+            refused(many(gx(), s()), refusal("merge_states", "v"));
+            refused(many(x(), gs()), refusal("merge_states", "s"));
+            let ragged = |v, s| variable_length_merge_states(v, s, &i.qo);
+            refused(ragged(gx(), s()), refusal("variable_length_merge_states", "v"));
+            refused(ragged(x(), gs()), refusal("variable_length_merge_states", "s"));
             refused(apply_rope(gx(), k(), &i.rope, &i.positions), refusal("apply_rope", "q"));
             refused(apply_rope(x(), gk(), &i.rope, &i.positions), refusal("apply_rope", "k"));
             let (gweight, gmatrix) = (track(&i.weight, computed), track(&i.matrix, computed));
@@ -215,6 +236,12 @@ fn mixed_with_the_device_inside() {
         let (x, w) = (|| outside.x.clone(), || inside.weight.clone());
         mixed(fused_add_rms_norm(x(), inside.x.clone(), w(), 1e-6).map(drop));
         mixed(layer_norm(x(), outside.weight.clone(), w(), 1e-6).map(drop));
+        let s = || inside.s.clone();
+        mixed(merge_state_in_place(x(), s(), inside.x.clone(), s(), None).map(drop));
+        let mask = Tensor::<1, Bool>::full([3], true, plain);
+        let s = || outside.s.clone();
+        mixed(merge_state_in_place(x(), s(), x(), s(), Some(mask)).map(drop));
+        mixed(variable_length_merge_states(x(), s(), &inside.qo).map(drop));
         mixed(matmul_nt(inside.x.clone(), outside.matrix.clone()).map(drop));
         mixed(apply_rope(outside.x.clone(), outside.k.clone(), &inside.rope, &inside.positions).map(drop));
         let options = AttentionOptions::new();

@@ -1,10 +1,9 @@
-//! Append, RoPE, merge, norms and activations.
+//! Append, RoPE, norms and activations.
 
 use burn_flashinfer_kernels::{
     KvLayout,
     activation::{self, ActAndMul, Activation},
     append::{self, Append},
-    merge::{self, Merge},
     norm::{self, Add, Norm, Scaling},
     rope::{self, Rope, Style},
 };
@@ -119,44 +118,6 @@ fn rope_rotates_pairs_and_copies_the_rest() {
                 assert_close(&what, &outputs[i].read(&client), &rotated(|x| x), &baseline);
             }
         }
-    }
-}
-
-#[test]
-fn merge_weighs_by_lse() {
-    let client = client();
-    let mut random = Random::new(3);
-    let (tokens, heads, dim) = (5, 3, 17);
-    for dtype in TYPES {
-        let v = [(); 2].map(|_| random.floats(tokens * heads * dim, dtype, 1.0));
-        let mut s = [(); 2].map(|_| random.floats(tokens * heads, Type::F32, 20.0));
-        let empty = f64::NEG_INFINITY;
-        [s[0][0], s[1][0], s[0][1], s[1][2]] = [empty; 4];
-        let device = |i: usize| {
-            let v = Device::new(&client, dtype, &v[i], &[tokens, heads, dim]).binding();
-            (v, Device::new(&client, Type::F32, &s[i], &[tokens, heads]).binding())
-        };
-        let ((v_a, s_a), (v_b, s_b)) = (device(0), device(1));
-        let v_out = Device::poisoned(&client, dtype, &[tokens, heads, dim]);
-        let s_out = Device::poisoned(&client, Type::F32, &[tokens, heads]);
-        let merge = Merge { v_a, s_a, v_b, s_b, v: v_out.binding(), s: s_out.binding() };
-        merge::launch(&client, merge, dtype.elem()).expect("launches");
-
-        let (mut wanted_v, mut wanted_s) = (vec![], vec![]);
-        for row in 0..tokens * heads {
-            let (a, b) = (s[0][row], s[1][row]);
-            let m = a.max(b);
-            let base = if m == empty { 0.0 } else { m };
-            let (w_a, w_b) = ((a - base).exp2(), (b - base).exp2());
-            wanted_s.push(base + (w_a + w_b).log2());
-            for at in row * dim..(row + 1) * dim {
-                let merged = (w_a * v[0][at] + w_b * v[1][at]) / (w_a + w_b);
-                wanted_v.push(if m == empty { 0.0 } else { merged });
-            }
-        }
-        let rounded = |xs: &[f64], dtype: Type| xs.iter().map(|&x| dtype.round(x)).collect::<Vec<_>>();
-        assert_close("v", &v_out.read(&client), &wanted_v, &rounded(&wanted_v, dtype));
-        assert_close("s", &s_out.read(&client), &wanted_s, &rounded(&wanted_s, Type::F32));
     }
 }
 

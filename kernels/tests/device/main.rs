@@ -10,5 +10,6 @@
 mod attention;
 mod elements;
 mod host;
+mod merge;
 mod sampling;
 mod tiled;

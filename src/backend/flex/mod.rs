@@ -7,6 +7,7 @@ mod float;
 mod gumbel;
 mod likely;
 mod matmul;
+mod merge;
 mod norm;
 mod penalties;
 mod rows;
@@ -90,8 +91,18 @@ impl FlashInferBackend for Flex {
         s_a: FloatTensor<Self>,
         v_b: FloatTensor<Self>,
         s_b: FloatTensor<Self>,
+        mask: MaybeInts<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        by_dtype!(v_a.dtype(), rows::merge(v_a, s_a, v_b, s_b))
+        let (a, b) = (merge::State { v: v_a, s: s_a }, merge::State { v: v_b, s: s_b });
+        by_dtype!(a.v.dtype(), merge::two(a, b, ints(mask)))
+    }
+
+    fn merge_states(
+        v: FloatTensor<Self>,
+        s: FloatTensor<Self>,
+        indptr: MaybeInts<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        by_dtype!(v.dtype(), merge::many(merge::State { v, s }, ints(indptr)))
     }
 
     fn rms_norm(
@@ -188,11 +199,7 @@ impl FlashInferBackend for Flex {
             MaybeFloats::None => None,
             MaybeFloats::Some(floats) => Some(widened(floats)),
         };
-        let top_k = match top_k {
-            MaybeInts::None => None,
-            MaybeInts::Some(top_k) => Some(view::indices(top_k).storage().to_vec()),
-        };
-        let filters = sampling::Filters { top_k, top_p: floats(top_p), min_p: floats(min_p) };
+        let filters = sampling::Filters { top_k: ints(top_k), top_p: floats(top_p), min_p: floats(min_p) };
         sampling::sample_probs(probs, &filters, draws)
     }
 
@@ -204,4 +211,12 @@ impl FlashInferBackend for Flex {
 /// The elements of a tensor of one axis, in f32.
 fn widened(tensor: FlexTensor) -> Vec<f32> {
     by_dtype!(tensor.dtype(), view::widened(tensor))
+}
+
+/// The elements of an integer tensor of one axis, if there is one.
+fn ints(tensor: MaybeInts<Flex>) -> Option<Vec<i32>> {
+    match tensor {
+        MaybeInts::None => None,
+        MaybeInts::Some(tensor) => Some(view::indices(tensor).storage().to_vec()),
+    }
 }

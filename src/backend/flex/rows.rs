@@ -1,6 +1,5 @@
-//! Operations that go row by row: cache writes, RoPE, merging.
+//! Operations that go row by row: cache writes, RoPE.
 
-use burn::tensor::DType;
 use burn_flex::FlexTensor;
 
 use super::float::Float;
@@ -68,39 +67,4 @@ pub(super) fn rope<E: Float>(
         }
     }
     view::tensor(rotated, [tokens, heads, dim], dtype)
-}
-
-/// Merges two attention states.
-pub(super) fn merge<E: Float>(
-    v_a: FlexTensor,
-    s_a: FlexTensor,
-    v_b: FlexTensor,
-    s_b: FlexTensor,
-) -> (FlexTensor, FlexTensor) {
-    let dtype = v_a.dtype();
-    let (v_a, v_b, s_a, s_b) = (with_rows(v_a), with_rows(v_b), with_rows(s_a), with_rows(s_b));
-    let [tokens, heads, dim] = dims(&v_a);
-    let (a, b): (Rows<'_, E, 2>, Rows<'_, E, 2>) = (Rows::of(&v_a), Rows::of(&v_b));
-    let (s_a, s_b): (Rows<'_, f32, 1>, Rows<'_, f32, 1>) = (Rows::of(&s_a), Rows::of(&s_b));
-    let mut values = Vec::with_capacity(tokens * heads * dim);
-    let mut lse = Vec::with_capacity(tokens * heads);
-    for token in 0..tokens {
-        let (s_a, s_b) = (s_a.row([token]), s_b.row([token]));
-        for head in 0..heads {
-            let (s_a, s_b) = (s_a[head], s_b[head]);
-            let maximum = s_a.max(s_b);
-            let weight = |s: f32| if s == f32::NEG_INFINITY { 0.0 } else { (s - maximum).exp2() };
-            let (w_a, w_b) = (weight(s_a), weight(s_b));
-            let sum = w_a + w_b;
-            let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
-            // What has no weight may hold anything, NaN too.
-            let part = |weight: f32, value: E| if weight == 0.0 { 0.0 } else { weight * value.widen() };
-            let (row_a, row_b) = (a.row([token, head]), b.row([token, head]));
-            values.extend(
-                row_a.iter().zip(row_b).map(|(&x, &y)| E::narrow((part(w_a, x) + part(w_b, y)) * scale)),
-            );
-            lse.push(if sum == 0.0 { f32::NEG_INFINITY } else { maximum + sum.log2() });
-        }
-    }
-    (view::tensor(values, [tokens, heads, dim], dtype), view::tensor(lse, [tokens, heads], DType::F32))
 }

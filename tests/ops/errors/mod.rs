@@ -4,11 +4,12 @@ mod attention;
 mod rows;
 mod sampling;
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 use burn_flashinfer::{
     AttentionOptions, Indptr, KvLayout, KvPages, PageTable, Positions, Rope, RopeConfig, SlotMapping,
     append_paged_kv, apply_rope, batch_decode_paged, batch_prefill_ragged, fused_add_rms_norm, layer_norm,
-    matmul_nt, merge_state, rms_norm, silu_and_mul, single_prefill,
+    matmul_nt, merge_state, merge_state_in_place, merge_states, rms_norm, silu_and_mul, single_prefill,
+    variable_length_merge_states,
 };
 
 use crate::support::{Target, devices, refused, say};
@@ -92,6 +93,19 @@ fn types() {
             refused(matmul_nt(d([1, 2, 8]), f64s([8, 8], device)), refusal("matmul_nt", "x"));
             let s = || zeros([1, 2], device);
             refused(merge_state(d([1, 2, 8]), s(), d([1, 2, 8]), s()), refusal("merge_state", "v_a"));
+            refused(
+                merge_state_in_place(d([1, 2, 8]), s(), d([1, 2, 8]), s(), None),
+                refusal("merge_state_in_place", "v"),
+            );
+            refused(
+                merge_states(f64s([1, 3, 2, 8], device), zeros([1, 3, 2], device)),
+                refusal("merge_states", "v"),
+            );
+            let rows = Indptr::new(&[0, 1], device).expect("valid");
+            refused(
+                variable_length_merge_states(d([1, 2, 8]), s(), &rows),
+                refusal("variable_length_merge_states", "v"),
+            );
             let pool = || f64s([2, 2, 2, 8], device);
             refused(KvPages::new(pool(), pool(), KvLayout::Nhd), refusal("KvPages::new", "k"));
             refused(
@@ -122,6 +136,23 @@ fn types() {
         refused(
             merge_state(z(shape), s(), z(shape), halves([1, 2], device)),
             "merge_state: `s_b` is of type F16, expected F32",
+        );
+        refused(
+            merge_state_in_place(z(shape), s(), h(shape), s(), None),
+            other("merge_state_in_place", "v_other"),
+        );
+        refused(
+            merge_state_in_place(z(shape), s(), z(shape), halves([1, 2], device), None),
+            "merge_state_in_place: `s_other` is of type F16, expected F32",
+        );
+        refused(
+            merge_states(zeros([1, 3, 2, 8], device), halves([1, 3, 2], device)),
+            "merge_states: `s` is of type F16, expected F32",
+        );
+        let rows = Indptr::new(&[0, 1], device).expect("valid");
+        refused(
+            variable_length_merge_states(z(shape), halves([1, 2], device), &rows),
+            "variable_length_merge_states: `s` is of type F16, expected F32",
         );
         let pool = || zeros([2, 2, 2, 8], device);
         refused(
@@ -167,8 +198,20 @@ fn mixed_devices() {
         let s = || zeros([1, 2], device);
         refused(merge_state(z(shape), zeros([1, 2], &other), z(shape), s()), elsewhere("merge_state", "s_a"));
         refused(merge_state(z(shape), s(), far(shape), s()), elsewhere("merge_state", "v_b"));
+        let op = "merge_state_in_place";
+        refused(merge_state_in_place(z(shape), s(), far(shape), s(), None), elsewhere(op, "v_other"));
+        let mask = Tensor::<1, Bool>::from_data([true], &other);
+        refused(merge_state_in_place(z(shape), s(), z(shape), s(), Some(mask)), elsewhere(op, "mask"));
+        refused(
+            merge_states(zeros([1, 3, 2, 8], device), zeros([1, 3, 2], &other)),
+            elsewhere("merge_states", "s"),
+        );
         let near_indptr = Indptr::new(&[0, 1], device).expect("valid");
         let far_indptr = Indptr::new(&[0, 1], &other).expect("valid");
+        refused(
+            variable_length_merge_states(z(shape), s(), &far_indptr),
+            elsewhere("variable_length_merge_states", "indptr"),
+        );
         for (qo, kv, argument) in
             [(&far_indptr, &near_indptr, "qo_indptr"), (&near_indptr, &far_indptr, "kv_indptr")]
         {

@@ -1,9 +1,11 @@
 //! Bad arguments of page pools and of the operations that go row by row.
 
+use burn::tensor::{Bool, Tensor};
 use burn_flashinfer::{
-    KvLayout, KvPages, PageTable, Positions, Rope, RopeConfig, SlotMapping, append_paged_kv, apply_rope,
-    fused_add_rms_norm, gelu_and_mul, gelu_tanh_and_mul, gemma_fused_add_rms_norm, gemma_rms_norm,
-    layer_norm, matmul_nt, merge_state, rms_norm, silu_and_mul,
+    Indptr, KvLayout, KvPages, PageTable, Positions, Rope, RopeConfig, SlotMapping, append_paged_kv,
+    apply_rope, fused_add_rms_norm, gelu_and_mul, gelu_tanh_and_mul, gemma_fused_add_rms_norm,
+    gemma_rms_norm, layer_norm, matmul_nt, merge_state, merge_state_in_place, merge_states, rms_norm,
+    silu_and_mul, variable_length_merge_states,
 };
 
 use super::{Paged, halves, zeros};
@@ -87,6 +89,50 @@ fn merge() {
         refused(
             merge_state(z([2, 3, 8]), s([2, 3]), z([2, 3, 8]), s([2, 1])),
             "merge_state: `s_b` has shape [2, 1], expected [2, 3], as `v_a`",
+        );
+        refused(
+            merge_state(z([2, 3, 0]), s([2, 3]), z([2, 3, 0]), s([2, 3])),
+            "merge_state: `v_a` has shape [2, 3, 0], expected a last axis that is not empty",
+        );
+        let into = |v_other, s_other, mask: Option<Tensor<1, Bool>>| {
+            merge_state_in_place(z([2, 3, 8]), s([2, 3]), z(v_other), s(s_other), mask)
+        };
+        refused(
+            into([3, 3, 8], [2, 3], None),
+            "merge_state_in_place: `v_other` has shape [3, 3, 8], expected [2, 3, 8], as `v`",
+        );
+        refused(
+            into([2, 3, 8], [3, 3], None),
+            "merge_state_in_place: `s_other` has shape [3, 3], expected [2, 3], as `v`",
+        );
+        refused(
+            into([2, 3, 8], [2, 3], Some(Tensor::from_data([true; 3], &target.device))),
+            "merge_state_in_place: `mask` has shape [3], expected [2], the tokens of `v`",
+        );
+    }
+}
+
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
+#[test]
+fn merge_many() {
+    for target in devices() {
+        let device = &target.device;
+        refused(
+            merge_states(zeros([2, 5, 3, 8], device), zeros([2, 3, 5], device)),
+            "merge_states: `s` has shape [2, 3, 5], expected [2, 5, 3], as `v`",
+        );
+        refused(
+            merge_states(zeros([2, 5, 3, 0], device), zeros([2, 5, 3], device)),
+            "merge_states: `v` has shape [2, 5, 3, 0], expected a last axis that is not empty",
+        );
+        let rows = Indptr::new(&[0, 2, 4], device).expect("valid");
+        refused(
+            variable_length_merge_states(zeros([5, 3, 8], device), zeros([5, 3], device), &rows),
+            "variable_length_merge_states: `indptr[2]` is 4, expected 5, the rows of `v`",
+        );
+        refused(
+            variable_length_merge_states(zeros([4, 3, 8], device), zeros([3, 3], device), &rows),
+            "variable_length_merge_states: `s` has shape [3, 3], expected [4, 3], as `v`",
         );
     }
 }
