@@ -4,6 +4,7 @@ mod activation;
 mod append;
 mod attention;
 mod cascade;
+mod copy;
 mod linear;
 mod merge;
 mod norm;
@@ -17,6 +18,7 @@ pub use attention::{
     single_prefill,
 };
 pub use cascade::cascade_attention;
+pub use copy::{PageCopies, copy_pages};
 pub use linear::matmul_nt;
 pub use merge::merge_state;
 pub use norm::{fused_add_rms_norm, gemma_fused_add_rms_norm, gemma_rms_norm, layer_norm, rms_norm};
