@@ -4,7 +4,8 @@ use super::{PagedKvCache, Sequence, SequenceId};
 use crate::error::{Error, Result};
 
 impl PagedKvCache {
-    /// How many of the first `tokens` a sequence that [starts with them](Self::create_with_prefix) would find computed.
+    /// How many of `tokens`, from the first on, a sequence that [starts with them](Self::create_with_prefix) would find
+    /// computed.
     ///
     /// Nothing is taken, and it does not count as a use: a scheduler may ask for every request that waits.
     pub fn match_prefix(&self, tokens: &[u32]) -> usize {

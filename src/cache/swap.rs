@@ -76,7 +76,8 @@ impl PagedKvCache {
             // Layer by layer: the device needs memory for a copy of one only.
             for layer in &self.layers {
                 let (k, v) = layer.gather(&pages);
-                let reading = Transaction::default().register(k.slice([0..len])).register(v.slice([0..len]));
+                let [k, v] = [k, v].map(|rows| rows.slice_dim(0, 0..len));
+                let reading = Transaction::default().register(k).register(v);
                 let read = reading.try_execute().map_err(|error| error.to_string());
                 let pair = read.and_then(|read| {
                     <[TensorData; 2]>::try_from(read).map_err(|read| format!("{} tensors", read.len()))

@@ -110,7 +110,7 @@ impl PageCopies {
 ///
 /// let copies = PageCopies::new(&[3, 3, 0], &[7, 1, 2], 16, 8, &device)?;
 /// copy_pages(&mut pages, &copies)?;
-/// let page = |page: usize| pages.k().clone().slice([page..page + 1]).into_data();
+/// let page = |page: usize| pages.k().clone().slice_dim(0, page..page + 1).into_data();
 /// assert_eq!((page(7), page(1), page(2)), (page(3), page(3), page(0)));
 /// # Ok(())
 /// # }

@@ -186,7 +186,8 @@ impl Model {
             assert_eq!(self.owned(id), expected, "{id:?} after what it shares was remembered");
         }
         self.counted.merged_pages += replaced.len() as u64;
-        self.touch(&self.owned(id));
+        // A page that it has cut back is no part of what is remembered.
+        self.touch(&self.owned(id)[..tokens.len() / self.page_size]);
     }
 
     pub fn forget(&mut self) {
