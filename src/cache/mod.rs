@@ -141,11 +141,7 @@ impl PagedKvCache {
         let Some(removed) = self.sequences.remove(&sequence) else {
             return Err(unknown("PagedKvCache::free", "sequence", sequence));
         };
-        // What it used up to now is not what is evicted next.
-        self.tree.touch(&removed.pages);
-        for page in removed.pages {
-            self.pool.release(page);
-        }
+        self.give_up(&removed.pages);
         Ok(())
     }
 
@@ -169,9 +165,8 @@ impl PagedKvCache {
             });
         }
         kept.len = len;
-        for page in kept.pages.split_off(len.div_ceil(page_size)) {
-            self.pool.release(page);
-        }
+        let dropped = kept.pages.split_off(len.div_ceil(page_size));
+        self.give_up(&dropped);
         Ok(())
     }
 
@@ -296,6 +291,15 @@ impl PagedKvCache {
 
     fn sequence(&self, op: &'static str, argument: &'static str, id: SequenceId) -> Result<&Sequence> {
         self.sequences.get(&id).ok_or_else(|| unknown(op, argument, id))
+    }
+
+    /// A sequence uses these pages no more, which it had one after the other. Up to now it did: they are not what is evicted
+    /// next.
+    fn give_up(&mut self, pages: &[usize]) {
+        self.tree.touch(pages);
+        for &page in pages {
+            self.pool.release(page);
+        }
     }
 
     /// Refuses layers whose pages are not those of the pool: a program may have put others in their place.

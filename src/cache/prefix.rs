@@ -44,7 +44,6 @@ impl PagedKvCache {
     /// ```
     pub fn create_with_prefix(&mut self, tokens: &[u32]) -> (SequenceId, usize) {
         let pages = self.tree.path(unless_last(tokens));
-        self.tree.touch(&pages);
         for &page in &pages {
             self.pool.share(page);
         }

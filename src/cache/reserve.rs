@@ -41,7 +41,6 @@ impl PagedKvCache {
             let Some(sequence) = self.sequences.get_mut(&id) else { continue };
             if copies_tail && let (Some(tail), Some(own)) = (sequence.pages.last_mut(), self.pool.take()) {
                 let shared = std::mem::replace(tail, own);
-                self.pool.release(shared);
                 from.push(shared);
                 to.push(own);
             }
@@ -53,6 +52,9 @@ impl PagedKvCache {
                 sequence.pages.push(page);
             }
             slots.extend(sequence.slots(first, self.page_size));
+        }
+        for shared in &from {
+            self.give_up(std::slice::from_ref(shared));
         }
         if !from.is_empty() {
             let copies = PageCopies::new(&from, &to, self.page_size, self.pool.pages(), &self.device)?;

@@ -141,9 +141,12 @@ impl Model {
     }
 
     pub fn truncate(&mut self, id: SequenceId, len: usize) {
+        let before = self.owned(id);
         let tokens = self.sequences.get_mut(&id).expect("alive");
         assert_eq!(self.cache.truncate(id, len).is_ok(), len <= tokens.len());
         tokens.truncate(len);
+        let dropped = &before[tokens.len().div_ceil(self.page_size)..];
+        self.touch(dropped);
     }
 
     /// How many of the first of these tokens the tree has.
@@ -162,7 +165,6 @@ impl Model {
         self.start(id, tokens[..matched].to_vec());
         let path: Vec<usize> = self.full_pages(&tokens[..matched]).map(|key| self.tree[key].page).collect();
         assert_eq!(self.owned(id), path, "a prefix in other pages than it is remembered in");
-        self.touch(&path);
         self.counted.hit_tokens += matched as u64;
         self.counted.missed_tokens += (tokens.len() - matched) as u64;
         id
@@ -227,7 +229,8 @@ impl Model {
         let result = self.cache.reserve(&lengths);
         let granted = self.granted(result, ("PagedKvCache::reserve", "growth"), needed, room, before);
         let Some(slots) = granted else { return false };
-        self.counted.copied_pages += copied as u64;
+        self.counted.copied_pages += copied.len() as u64;
+        copied.into_iter().for_each(|page| self.touch(&[page]));
 
         let mut new = Vec::new();
         for (id, tokens) in growth {
@@ -248,22 +251,23 @@ impl Model {
         true
     }
 
-    /// Pages that `growth` takes, and how many of them are copies of last pages that have another owner.
-    fn needed(&self, growth: &[(SequenceId, usize)]) -> (usize, usize) {
+    /// How many pages `growth` takes, and the shared last pages that some of them are copies of.
+    fn needed(&self, growth: &[(SequenceId, usize)]) -> (usize, Vec<usize>) {
         let mut owners = self.owners();
-        let (mut new, mut copied) = (0, 0);
+        let (mut new, mut copied) = (0, Vec::new());
         for &(id, tokens) in growth {
             let len = self.sequences[&id].len();
             new += (len + tokens).div_ceil(self.page_size) - len.div_ceil(self.page_size);
             if tokens > 0 && !len.is_multiple_of(self.page_size) {
-                let tail = owners.get_mut(&self.owned(id)[len / self.page_size]).expect("owned");
-                if *tail > 1 {
-                    *tail -= 1;
-                    copied += 1;
+                let tail = self.owned(id)[len / self.page_size];
+                let owners = owners.get_mut(&tail).expect("owned");
+                if *owners > 1 {
+                    *owners -= 1;
+                    copied.push(tail);
                 }
             }
         }
-        (new + copied, copied)
+        (new + copied.len(), copied)
     }
 
     /// The tree once `needed` pages are free, and how many are: fewer, if everything that no sequence uses was evicted.
