@@ -77,10 +77,22 @@ pub enum Error {
         argument: &'static str,
         /// Pages that the call would have taken.
         needed: usize,
-        /// Pages that are free.
+        /// Pages that are free, or remembered and used by no sequence: the call would have evicted them.
         free: usize,
         /// Pages in the pool.
         pages: usize,
+    },
+    /// The device failed to hand out what it holds.
+    #[error("{op}: reading `{argument}` from the device gave {got}, expected {expected}")]
+    Read {
+        /// The operation that failed.
+        op: &'static str,
+        /// The argument that was read.
+        argument: &'static str,
+        /// What the device said.
+        got: String,
+        /// What it was asked for.
+        expected: String,
     },
     /// The device has no implementation of the operation.
     #[error("{op}: `{argument}` is on {got}, which this build does not serve; expected {expected}")]

@@ -8,6 +8,7 @@
 //! | [`batch_prefill_paged`], [`batch_decode_paged`] | attention over keys and values in pages |
 //! | [`cascade_attention`] | attention over pages that requests share, each read once |
 //! | [`append_paged_kv`] | writes new keys and values into pages, in place |
+//! | [`copy_pages`] | copies whole pages, in place |
 //! | [`merge_state`], [`merge_state_in_place`] | combines attention over two sets of keys |
 //! | [`merge_states`], [`variable_length_merge_states`] | combines attention over any number of them |
 //! | [`apply_rope`] | rotary position embedding |
@@ -17,8 +18,9 @@
 //! | [`sampling`] | from logits to tokens |
 //! | [`matmul_nt`] | linear layer on weights as checkpoints store them |
 //!
-//! [`PagedKvCache`] manages pages for many sequences and shares them between forks; [`KvPages`], [`PageTable`] and
-//! [`SlotMapping`] are for programs that manage their own. Every operation exists once more in [`reference`](mod@reference),
+//! [`PagedKvCache`] manages pages for many sequences: it shares them between forks, remembers prefixes that come again, evicts
+//! the least recently used under pressure, and moves sequences to host memory and back; [`KvPages`], [`PageTable`],
+//! [`SlotMapping`] and [`PageCopies`] are for programs that manage their own. Every operation exists once more in [`reference`](mod@reference),
 //! slow and in f64.
 //!
 //! # Conventions
@@ -67,9 +69,10 @@ mod options;
 mod page_pool;
 mod page_table;
 mod plan;
+mod prefix_tree;
 pub mod reference;
 
-pub use cache::{CacheConfig, PagedKvCache, SequenceId};
+pub use cache::{CacheConfig, CacheStats, PagedKvCache, SequenceId, SwappedSequence};
 pub use cascade::Cascade;
 pub use check::check_support;
 pub use error::{Error, Result};
@@ -77,11 +80,11 @@ pub use extension::RopeStyle;
 pub use indptr::{Indptr, Positions};
 pub use kv_pages::KvPages;
 pub use ops::{
-    AttentionOutput, Rope, RopeConfig, RopeScaling, append_paged_kv, apply_rope, batch_decode_paged,
-    batch_prefill_paged, batch_prefill_ragged, cascade_attention, fused_add_rms_norm, gelu_and_mul,
-    gelu_tanh_and_mul, gemma_fused_add_rms_norm, gemma_rms_norm, layer_norm, matmul_nt, merge_state,
-    merge_state_in_place, merge_states, rms_norm, silu_and_mul, single_decode, single_prefill,
-    variable_length_merge_states,
+    AttentionOutput, PageCopies, Rope, RopeConfig, RopeScaling, append_paged_kv, apply_rope,
+    batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, cascade_attention, copy_pages,
+    fused_add_rms_norm, gelu_and_mul, gelu_tanh_and_mul, gemma_fused_add_rms_norm, gemma_rms_norm,
+    layer_norm, matmul_nt, merge_state, merge_state_in_place, merge_states, rms_norm, silu_and_mul,
+    single_decode, single_prefill, variable_length_merge_states,
 };
 pub use options::{AttentionOptions, KvLayout};
 pub use page_table::{PageTable, SlotMapping};

@@ -1,58 +1,107 @@
-//! Which pages of a pool are in use, and by how many sequences.
+//! Which pages of a pool are in use, by how many sequences, and which are kept for the prefix they hold.
 
 use crate::error::{Error, Result};
 
 /// A pool of pages with reference counts. It knows no tensor: a page is a number.
+///
+/// A page is free, or its owners are the sequences that use it and, at most once, the tree of prefixes that remembers it.
 #[derive(Debug, Clone)]
 pub(crate) struct PagePool {
-    /// Owners of each page.
-    owners: Vec<u32>,
+    pages: Vec<Page>,
     /// Free pages; the last one is handed out next.
     free: Vec<usize>,
+    /// How many pages are remembered and used by no sequence.
+    idle: usize,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Page {
+    users: u32,
+    remembered: bool,
 }
 
 impl PagePool {
     pub(crate) fn new(pages: usize) -> Self {
-        Self { owners: vec![0; pages], free: (0..pages).rev().collect() }
+        Self { pages: vec![Page::default(); pages], free: (0..pages).rev().collect(), idle: 0 }
     }
 
     pub(crate) fn pages(&self) -> usize {
-        self.owners.len()
+        self.pages.len()
     }
 
     pub(crate) fn free_pages(&self) -> usize {
         self.free.len()
     }
 
-    /// Refuses unless `needed` pages are free.
-    pub(crate) fn check_free(&self, op: &'static str, argument: &'static str, needed: usize) -> Result<()> {
-        let free = self.free.len();
+    /// Pages that only the tree of prefixes owns.
+    pub(crate) fn idle_pages(&self) -> usize {
+        self.idle
+    }
+
+    pub(crate) fn is_idle(&self, page: usize) -> bool {
+        let Page { users, remembered } = self.pages[page];
+        remembered && users == 0
+    }
+
+    /// Pages with more than one owner.
+    pub(crate) fn shared_pages(&self) -> usize {
+        (0..self.pages()).filter(|&page| self.owners(page) > 1).count()
+    }
+
+    /// Refuses unless `needed` pages are free or idle.
+    pub(crate) fn check_available(
+        &self,
+        op: &'static str,
+        argument: &'static str,
+        needed: usize,
+    ) -> Result<()> {
+        let free = self.free.len() + self.idle;
         if needed > free {
             return Err(Error::PoolExhausted { op, argument, needed, free, pages: self.pages() });
         }
         Ok(())
     }
 
-    /// A page with one owner, if one is free.
+    /// A page that one sequence uses, if one is free.
     pub(crate) fn take(&mut self) -> Option<usize> {
         let page = self.free.pop()?;
-        self.owners[page] = 1;
+        self.pages[page].users = 1;
         Some(page)
     }
 
-    /// One more owner for a page in use.
+    /// One more sequence uses a page that has an owner.
     pub(crate) fn share(&mut self, page: usize) {
-        self.owners[page] += 1;
+        self.idle -= usize::from(self.is_idle(page));
+        self.pages[page].users += 1;
     }
 
+    /// The sequences that use a page, and the tree if it remembers it.
     pub(crate) fn owners(&self, page: usize) -> u32 {
-        self.owners[page]
+        let Page { users, remembered } = self.pages[page];
+        users + u32::from(remembered)
     }
 
-    /// One owner fewer; the last one frees the page.
+    /// One sequence fewer uses a page; without an owner it is free.
     pub(crate) fn release(&mut self, page: usize) {
-        self.owners[page] -= 1;
-        if self.owners[page] == 0 {
+        self.pages[page].users -= 1;
+        self.idle += usize::from(self.is_idle(page));
+        self.free_without_owner(page);
+    }
+
+    /// The tree becomes an owner of a page that a sequence uses.
+    pub(crate) fn remember(&mut self, page: usize) {
+        self.pages[page].remembered = true;
+    }
+
+    /// The tree gives a page up; without an owner it is free.
+    pub(crate) fn forget(&mut self, page: usize) {
+        self.idle -= usize::from(self.is_idle(page));
+        self.pages[page].remembered = false;
+        self.free_without_owner(page);
+    }
+
+    fn free_without_owner(&mut self, page: usize) {
+        if self.owners(page) == 0 {
             self.free.push(page);
         }
     }

@@ -4,6 +4,7 @@ mod activation;
 mod append;
 mod attention;
 mod cascade;
+mod copy;
 mod linear;
 mod merge;
 mod norm;
@@ -18,6 +19,7 @@ pub use attention::{
 };
 pub(crate) use attention::{attend, by_token};
 pub use cascade::cascade_attention;
+pub use copy::{PageCopies, copy_pages};
 pub use linear::matmul_nt;
 pub use merge::{merge_state, merge_state_in_place, merge_states, variable_length_merge_states};
 pub use norm::{fused_add_rms_norm, gemma_fused_add_rms_norm, gemma_rms_norm, layer_norm, rms_norm};

@@ -10,6 +10,7 @@ mod autodiff;
 mod burn_ops;
 mod cache;
 mod cascade;
+mod copy;
 mod edges;
 mod errors;
 mod layer_norm;

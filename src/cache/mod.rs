@@ -1,55 +1,26 @@
 //! Keys and values of all layers of a model, in pages that sequences share.
 
+mod config;
+mod prefix;
+mod reserve;
+mod stats;
+mod swap;
+
 use std::collections::BTreeMap;
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::Device;
 
-use crate::check;
+use crate::check::{Floats, shape};
 use crate::error::{Error, Result};
-use crate::indptr::{Positions, index, upload};
-use crate::kv_pages::KvPages;
-use crate::ops::append_paged_kv;
-use crate::options::KvLayout;
+use crate::indptr::Positions;
+use crate::kv_pages::{KvPages, PageShape};
 use crate::page_pool::PagePool;
-use crate::page_table::{PageTable, SlotMapping};
+use crate::page_table::PageTable;
+use crate::prefix_tree::PrefixTree;
 
-/// The extents of a [`PagedKvCache`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CacheConfig {
-    layers: usize,
-    pages: usize,
-    page_size: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    layout: KvLayout,
-    dtype: DType,
-}
-
-impl CacheConfig {
-    /// `layers` layers, each with `pages` pages of `page_size` tokens of `kv_heads` heads of `head_dim` elements; in
-    /// [`KvLayout::Nhd`] and f32 unless set otherwise.
-    pub fn new(layers: usize, pages: usize, page_size: usize, kv_heads: usize, head_dim: usize) -> Self {
-        Self { layers, pages, page_size, kv_heads, head_dim, layout: KvLayout::Nhd, dtype: DType::F32 }
-    }
-
-    /// The order of the axes of a page.
-    pub fn layout(mut self, layout: KvLayout) -> Self {
-        self.layout = layout;
-        self
-    }
-
-    /// The type of an element: f32, f16 or bf16.
-    pub fn dtype(mut self, dtype: DType) -> Self {
-        self.dtype = dtype;
-        self
-    }
-
-    /// Bytes that the keys and values of all layers take.
-    pub fn bytes(&self) -> usize {
-        let elements = [self.layers, self.pages, self.page_size, self.kv_heads, self.head_dim];
-        elements.into_iter().fold(2 * self.dtype.size(), usize::saturating_mul)
-    }
-}
+pub use config::CacheConfig;
+pub use stats::CacheStats;
+pub use swap::SwappedSequence;
 
 /// A sequence of a [`PagedKvCache`]. Never used again once the sequence is freed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,11 +32,25 @@ struct Sequence {
     len: usize,
 }
 
+impl Sequence {
+    /// Where its tokens are, from token `first` on.
+    fn slots(&self, first: usize, page_size: usize) -> impl Iterator<Item = Option<usize>> {
+        (first..self.len).map(move |position| {
+            let page = self.pages.get(position / page_size)?;
+            Some(page * page_size + position % page_size)
+        })
+    }
+}
+
 /// Keys and values of all layers of a model for many sequences.
 ///
 /// The memory is taken once and divided into pages. A sequence takes pages as it grows and gives them back when it is
 /// freed. [Forks](Self::fork) share the pages of their common prefix; a fork that writes into a shared page gets its own
-/// copy of that page first.
+/// copy of that page first. So do sequences that [start](Self::create_with_prefix) with tokens that others computed, if the
+/// cache was told to [remember](Self::remember) them. A sequence may [wait](Self::swap_out) in host memory.
+///
+/// A call that is refused has changed nothing. Page tables are of the moment: make them after the calls that change
+/// sequences.
 ///
 /// One step of a model:
 ///
@@ -99,15 +84,12 @@ pub struct PagedKvCache {
     page_size: usize,
     device: Device,
     pool: PagePool,
+    /// Pages that are remembered. Whoever uses one of them uses all that lead to it.
+    tree: PrefixTree,
     sequences: BTreeMap<SequenceId, Sequence>,
     next_id: u64,
-}
-
-/// A page that a sequence must copy before it writes behind its `tokens` tokens.
-struct PageCopy {
-    from: usize,
-    to: usize,
-    tokens: usize,
+    /// What has been done so far; the fields that say how the cache is used now are left 0.
+    counted: CacheStats,
 }
 
 impl PagedKvCache {
@@ -118,55 +100,17 @@ impl PagedKvCache {
     /// If an extent is 0, or the device does not serve the type of the elements.
     pub fn new(config: &CacheConfig, device: &Device) -> Result<Self> {
         const OP: &str = "PagedKvCache::new";
-        let CacheConfig { layers, pages, page_size, kv_heads, head_dim, layout, dtype } = *config;
-        let extents = [
-            ("layers", layers),
-            ("pages", pages),
-            ("page_size", page_size),
-            ("kv_heads", kv_heads),
-            ("head_dim", head_dim),
-        ];
-        if let Some((argument, _)) = extents.into_iter().find(|&(_, extent)| extent == 0) {
-            return Err(Error::Value { op: OP, argument, got: "0".into(), expected: "at least 1".into() });
-        }
-        // A slot, `page * page_size + offset`, is an i32 on the device.
-        if pages.saturating_mul(page_size) > i32::MAX as usize {
-            return Err(Error::Value {
-                op: OP,
-                argument: "pages",
-                got: pages.to_string(),
-                expected: format!("at most {} pages of {page_size} tokens", i32::MAX as usize / page_size),
-            });
-        }
-        let bytes = [page_size, kv_heads, head_dim, dtype.size()];
-        if bytes
-            .into_iter()
-            .try_fold(pages, usize::checked_mul)
-            .is_none_or(|bytes| bytes > isize::MAX as usize)
-        {
-            return Err(Error::Value {
-                op: OP,
-                argument: "kv_heads",
-                got: kv_heads.to_string(),
-                expected: format!("a layer whose keys take at most {} bytes", isize::MAX),
-            });
-        }
-        check::device(OP, "device", device)?;
-        check::float(OP, "dtype", dtype, device)?;
-        let shape = match layout {
-            KvLayout::Nhd => [pages, page_size, kv_heads, head_dim],
-            KvLayout::Hnd => [pages, kv_heads, page_size, head_dim],
-        };
-        let zeros = || Tensor::<4>::zeros(shape, (device, dtype));
-        let layers =
-            (0..layers).map(|_| KvPages::new(zeros(), zeros(), layout)).collect::<Result<Vec<_>>>()?;
+        config.check(OP, device)?;
+        let layers = (0..config.layers).map(|_| config.new_layer(device)).collect::<Result<Vec<_>>>()?;
         Ok(Self {
             layers,
-            page_size,
+            page_size: config.page_size,
             device: device.clone(),
-            pool: PagePool::new(pages),
+            pool: PagePool::new(config.pages),
+            tree: PrefixTree::new(config.page_size),
             sequences: BTreeMap::new(),
             next_id: 0,
+            counted: CacheStats::default(),
         })
     }
 
@@ -188,7 +132,7 @@ impl PagedKvCache {
         Ok(self.insert(sequence))
     }
 
-    /// Gives the pages of `sequence` back, those that no fork still uses.
+    /// Gives the pages of `sequence` back, those that no other sequence uses and that are not [remembered](Self::remember).
     ///
     /// # Errors
     ///
@@ -197,9 +141,7 @@ impl PagedKvCache {
         let Some(removed) = self.sequences.remove(&sequence) else {
             return Err(unknown("PagedKvCache::free", "sequence", sequence));
         };
-        for page in removed.pages {
-            self.pool.release(page);
-        }
+        self.give_up(&removed.pages);
         Ok(())
     }
 
@@ -223,75 +165,9 @@ impl PagedKvCache {
             });
         }
         kept.len = len;
-        for page in kept.pages.split_off(len.div_ceil(page_size)) {
-            self.pool.release(page);
-        }
+        let dropped = kept.pages.split_off(len.div_ceil(page_size));
+        self.give_up(&dropped);
         Ok(())
-    }
-
-    /// Makes room for `tokens` more tokens in each `(sequence, tokens)`, for all or for none, and says where they go:
-    /// first all tokens of the first sequence, then those of the second, and so on.
-    ///
-    /// The lengths count the new tokens from now on: append their keys and values to every layer with
-    /// [`append_paged_kv`] before attention reads them.
-    ///
-    /// # Errors
-    ///
-    /// If a sequence is unknown or named twice, or the pool has not enough free pages.
-    pub fn reserve(&mut self, growth: &[(SequenceId, usize)]) -> Result<SlotMapping> {
-        const OP: &str = "PagedKvCache::reserve";
-        let mut needed = 0;
-        let mut seen: Vec<SequenceId> = growth.iter().map(|&(id, _)| id).collect();
-        seen.sort_unstable();
-        if let Some(twice) = seen.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(Error::Value {
-                op: OP,
-                argument: "growth",
-                got: format!("{:?} twice", twice[0]),
-                expected: "each sequence once".into(),
-            });
-        }
-        // Owners that give up a shared last page within this very call, so that the last of them may keep it.
-        let mut leaving: BTreeMap<usize, u32> = BTreeMap::new();
-        let mut copied = Vec::with_capacity(growth.len());
-        for &(id, tokens) in growth {
-            let sequence = self.sequence(OP, "growth", id)?;
-            let grown = sequence.len.saturating_add(tokens).div_ceil(self.page_size);
-            needed = grown.saturating_sub(sequence.pages.len()).saturating_add(needed);
-            let copies = self.shared_tail(sequence, tokens).is_some_and(|page| {
-                let left = leaving.entry(page).or_default();
-                let copies = self.pool.owners(page) - *left > 1;
-                *left += u32::from(copies);
-                copies
-            });
-            needed += usize::from(copies);
-            copied.push(copies);
-        }
-        self.pool.check_free(OP, "growth", needed)?;
-
-        let mut slots = Vec::new();
-        let mut copies = Vec::new();
-        for (&(id, tokens), copies_tail) in growth.iter().zip(copied) {
-            let Some(sequence) = self.sequences.get_mut(&id) else { continue };
-            if copies_tail && let (Some(tail), Some(to)) = (sequence.pages.last_mut(), self.pool.take()) {
-                let from = std::mem::replace(tail, to);
-                self.pool.release(from);
-                copies.push(PageCopy { from, to, tokens: sequence.len % self.page_size });
-            }
-            let first = sequence.len;
-            sequence.len += tokens;
-            while sequence.pages.len() * self.page_size < sequence.len
-                && let Some(page) = self.pool.take()
-            {
-                sequence.pages.push(page);
-            }
-            slots.extend((first..sequence.len).map(|position| {
-                let page = sequence.pages.get(position / self.page_size)?;
-                Some(page * self.page_size + position % self.page_size)
-            }));
-        }
-        self.copy_pages(&copies)?;
-        SlotMapping::from_slots(OP, &slots, self.page_size, &self.device)
     }
 
     /// The page table of these sequences, one request each.
@@ -359,7 +235,9 @@ impl PagedKvCache {
         self.layers.get(layer).ok_or_else(|| no_layer("PagedKvCache::layer", layer, layers))
     }
 
-    /// The pages of layer `layer`, to [append to](append_paged_kv).
+    /// The pages of layer `layer`, to [append to](crate::append_paged_kv).
+    ///
+    /// Pages that a program puts in their place must be as many, of the same size, on the same device.
     ///
     /// # Errors
     ///
@@ -383,9 +261,15 @@ impl PagedKvCache {
         self.sequences.is_empty()
     }
 
-    /// Pages that no sequence uses.
+    /// Pages that no sequence uses and that are not [remembered](Self::remember).
     pub fn free_pages(&self) -> usize {
         self.pool.free_pages()
+    }
+
+    /// Pages that [`reserve`](Self::reserve) could take: those that are free, and those that are remembered and that no
+    /// sequence uses.
+    pub fn available_pages(&self) -> usize {
+        self.pool.free_pages() + self.pool.idle_pages()
     }
 
     /// Pages in the pool.
@@ -409,34 +293,26 @@ impl PagedKvCache {
         self.sequences.get(&id).ok_or_else(|| unknown(op, argument, id))
     }
 
-    /// The partly filled last page of `sequence`, if `tokens` more tokens would be written into it.
-    fn shared_tail(&self, sequence: &Sequence, tokens: usize) -> Option<usize> {
-        let partly_filled = !sequence.len.is_multiple_of(self.page_size);
-        sequence
-            .pages
-            .last()
-            .copied()
-            .filter(|&page| tokens > 0 && partly_filled && self.pool.owners(page) > 1)
+    /// A sequence uses these pages no more, which it had one after the other. Up to now it did: they are not what is evicted
+    /// next.
+    fn give_up(&mut self, pages: &[usize]) {
+        self.tree.touch(pages);
+        for &page in pages {
+            self.pool.release(page);
+        }
     }
 
-    /// Copies the tokens of shared pages to the pages that replace them, in every layer.
-    fn copy_pages(&mut self, copies: &[PageCopy]) -> Result<()> {
-        const OP: &str = "PagedKvCache::reserve";
-        if copies.is_empty() {
-            return Ok(());
-        }
-        let mut from = Vec::with_capacity(copies.len());
-        let mut slots = Vec::with_capacity(copies.len() * self.page_size);
-        for (at, copy) in copies.iter().enumerate() {
-            from.push(index(OP, "growth", at, copy.from)?);
-            let first = copy.to * self.page_size;
-            slots.extend((0..self.page_size).map(|row| (row < copy.tokens).then_some(first + row)));
-        }
-        let from = upload(from, &self.device);
-        let slots = SlotMapping::from_slots(OP, &slots, self.page_size, &self.device)?;
-        for layer in &mut self.layers {
-            let (k, v) = layer.gather(&from);
-            append_paged_kv(layer, k, v, &slots)?;
+    /// Refuses layers whose pages are not those of the pool: a program may have put others in their place.
+    fn check_layers(&self, op: &'static str) -> Result<()> {
+        for layer in &self.layers {
+            let floats = Floats::first(op, "layer", layer.k())?;
+            floats.like("layer", layer.v())?;
+            floats.on_device("layer", &self.device)?;
+            let (PageShape { pages, page_size, .. }, expected) = (layer.shape(), self.pool.pages());
+            if (pages, page_size) != (expected, self.page_size) {
+                let expected = format!("{expected} pages of {} tokens", self.page_size);
+                return Err(shape(op, "layer", &layer.k().dims(), expected));
+            }
         }
         Ok(())
     }

@@ -1,0 +1,96 @@
+//! The extents of a cache.
+
+use burn::tensor::{DType, Device, Tensor};
+
+use crate::check;
+use crate::error::{Error, Result};
+use crate::kv_pages::KvPages;
+use crate::options::KvLayout;
+
+/// The extents of a [`PagedKvCache`](crate::PagedKvCache).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheConfig {
+    pub(super) layers: usize,
+    pub(super) pages: usize,
+    pub(super) page_size: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    layout: KvLayout,
+    dtype: DType,
+}
+
+impl CacheConfig {
+    /// `layers` layers, each with `pages` pages of `page_size` tokens of `kv_heads` heads of `head_dim` elements; in
+    /// [`KvLayout::Nhd`] and f32 unless set otherwise.
+    pub fn new(layers: usize, pages: usize, page_size: usize, kv_heads: usize, head_dim: usize) -> Self {
+        Self { layers, pages, page_size, kv_heads, head_dim, layout: KvLayout::Nhd, dtype: DType::F32 }
+    }
+
+    /// The order of the axes of a page.
+    pub fn layout(mut self, layout: KvLayout) -> Self {
+        self.layout = layout;
+        self
+    }
+
+    /// The type of an element: f32, f16 or bf16.
+    pub fn dtype(mut self, dtype: DType) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Bytes that the keys and values of all layers take.
+    pub fn bytes(&self) -> usize {
+        let elements = [self.layers, self.pages, self.page_size, self.kv_heads, self.head_dim];
+        elements.into_iter().fold(2 * self.dtype.size(), usize::saturating_mul)
+    }
+
+    /// Refuses extents that no pool on `device` can have.
+    pub(super) fn check(&self, op: &'static str, device: &Device) -> Result<()> {
+        let CacheConfig { layers, pages, page_size, kv_heads, head_dim, dtype, .. } = *self;
+        let extents = [
+            ("layers", layers),
+            ("pages", pages),
+            ("page_size", page_size),
+            ("kv_heads", kv_heads),
+            ("head_dim", head_dim),
+        ];
+        if let Some((argument, _)) = extents.into_iter().find(|&(_, extent)| extent == 0) {
+            return Err(Error::Value { op, argument, got: "0".into(), expected: "at least 1".into() });
+        }
+        // A slot, `page * page_size + offset`, is an i32 on the device.
+        if pages.saturating_mul(page_size) > i32::MAX as usize {
+            return Err(Error::Value {
+                op,
+                argument: "pages",
+                got: pages.to_string(),
+                expected: format!("at most {} pages of {page_size} tokens", i32::MAX as usize / page_size),
+            });
+        }
+        let bytes = [page_size, kv_heads, head_dim, dtype.size()];
+        if bytes
+            .into_iter()
+            .try_fold(pages, usize::checked_mul)
+            .is_none_or(|bytes| bytes > isize::MAX as usize)
+        {
+            return Err(Error::Value {
+                op,
+                argument: "kv_heads",
+                got: kv_heads.to_string(),
+                expected: format!("a layer whose keys take at most {} bytes", isize::MAX),
+            });
+        }
+        check::device(op, "device", device)?;
+        check::float(op, "dtype", dtype, device)
+    }
+
+    /// The pages of a layer, all 0.
+    pub(super) fn new_layer(&self, device: &Device) -> Result<KvPages> {
+        let CacheConfig { pages, page_size, kv_heads, head_dim, layout, dtype, .. } = *self;
+        let shape = match layout {
+            KvLayout::Nhd => [pages, page_size, kv_heads, head_dim],
+            KvLayout::Hnd => [pages, kv_heads, page_size, head_dim],
+        };
+        let zeros = || Tensor::<4>::zeros(shape, (device, dtype));
+        KvPages::new(zeros(), zeros(), layout)
+    }
+}

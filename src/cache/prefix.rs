@@ -1,0 +1,129 @@
+//! Prefixes that outlive their sequences.
+
+use super::{PagedKvCache, Sequence, SequenceId};
+use crate::error::{Error, Result};
+
+impl PagedKvCache {
+    /// How many of `tokens`, from the first on, a sequence that [starts with them](Self::create_with_prefix) would find
+    /// computed.
+    ///
+    /// Nothing is taken, and it does not count as a use: a scheduler may ask for every request that waits.
+    pub fn match_prefix(&self, tokens: &[u32]) -> usize {
+        self.tree.path(unless_last(tokens)).len() * self.page_size
+    }
+
+    /// A new sequence that has the longest [remembered](Self::remember) prefix of `tokens` already, and the length of that:
+    /// whole pages, which it shares, and never all of `tokens`, since the last one has to be computed for its logits. It
+    /// takes no page.
+    ///
+    /// ```
+    /// use burn::tensor::Device;
+    /// use burn_flashinfer::{CacheConfig, PagedKvCache};
+    ///
+    /// # fn main() -> burn_flashinfer::Result<()> {
+    /// // 8 pages of 4 tokens.
+    /// let mut cache = PagedKvCache::new(&CacheConfig::new(1, 8, 4, 2, 64), &Device::default())?;
+    /// let prompt = [1, 5, 8, 2, 7, 7, 3, 9, 4];
+    /// let (first, computed) = cache.create_with_prefix(&prompt);
+    /// assert_eq!(computed, 0);
+    /// let slots = cache.reserve(&[(first, prompt.len())])?;
+    /// // ... `append_paged_kv` of the keys and values of `prompt` to every layer, at `slots` ...
+    /// cache.remember(first, &prompt)?;
+    /// cache.free(first)?;
+    ///
+    /// // The second request computes only what is not in the two full pages.
+    /// let (second, computed) = cache.create_with_prefix(&[1, 5, 8, 2, 7, 7, 3, 9, 6, 6]);
+    /// assert_eq!((computed, cache.len(second)?), (8, 8));
+    /// assert_eq!(cache.match_prefix(&prompt[..8]), 4);
+    ///
+    /// cache.free(second)?;
+    /// cache.forget();
+    /// assert_eq!(cache.free_pages(), 8);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn create_with_prefix(&mut self, tokens: &[u32]) -> (SequenceId, usize) {
+        let pages = self.tree.path(unless_last(tokens));
+        for &page in &pages {
+            self.pool.share(page);
+        }
+        let len = pages.len() * self.page_size;
+        self.counted.hit_tokens += len as u64;
+        self.counted.missed_tokens += (tokens.len() - len) as u64;
+        (self.insert(Sequence { pages, len }), len)
+    }
+
+    /// Keeps the full pages of `sequence`, for [`create_with_prefix`](Self::create_with_prefix) to find them by its
+    /// `tokens`, also once it is freed: until they are [evicted](Self::reserve) or [forgotten](Self::forget).
+    ///
+    /// The keys and values of all its tokens must have been appended, in every layer. If a prefix is remembered already in
+    /// other pages, from a sequence that computed the same, `sequence` and its forks give theirs back and share those: page
+    /// tables made before are outdated.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such sequence; if `tokens` are not as many as it has; or if one of its pages is remembered with other
+    /// tokens.
+    pub fn remember(&mut self, sequence: SequenceId, tokens: &[u32]) -> Result<()> {
+        const OP: &str = "PagedKvCache::remember";
+        let Sequence { pages, len } = self.sequence(OP, "sequence", sequence)?;
+        if tokens.len() != *len {
+            return Err(Error::Value {
+                op: OP,
+                argument: "tokens",
+                got: format!("of length {}", tokens.len()),
+                expected: format!("{len}, one for each token of {sequence:?}"),
+            });
+        }
+        let mut pages: Vec<usize> = pages.iter().copied().take(len / self.page_size).collect();
+        let known = self.tree.path(tokens);
+        for (at, page) in pages.iter().enumerate() {
+            if known.get(at) != Some(page) && self.tree.contains(*page) {
+                let first = at * self.page_size;
+                return Err(Error::Value {
+                    op: OP,
+                    argument: "tokens",
+                    got: format!("other tokens than page {page} is remembered with"),
+                    expected: format!("what {sequence:?} has before token {}", first + self.page_size),
+                });
+            }
+        }
+        for (at, (page, &to)) in pages.iter_mut().zip(&known).enumerate() {
+            let from = std::mem::replace(page, to);
+            if from != to {
+                self.replace_page(at, from, to);
+                self.counted.merged_pages += 1;
+            }
+        }
+        self.tree.insert(tokens, &pages);
+        for &page in pages.iter().skip(known.len()) {
+            self.pool.remember(page);
+        }
+        Ok(())
+    }
+
+    /// Gives up all remembered pages. Those that no sequence uses are free.
+    pub fn forget(&mut self) {
+        for page in self.tree.clear() {
+            self.pool.forget(page);
+        }
+    }
+
+    /// Every sequence whose page number `at` is `from` uses `to`, of the same content, instead. All of them, so that what
+    /// comes behind may be remembered: who uses a page of the tree uses all that lead to it.
+    fn replace_page(&mut self, at: usize, from: usize, to: usize) {
+        for sequence in self.sequences.values_mut() {
+            if let Some(page) = sequence.pages.get_mut(at)
+                && *page == from
+            {
+                *page = to;
+                self.pool.share(to);
+                self.pool.release(from);
+            }
+        }
+    }
+}
+
+fn unless_last(tokens: &[u32]) -> &[u32] {
+    tokens.split_last().map_or(tokens, |(_, before)| before)
+}

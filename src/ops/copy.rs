@@ -1,0 +1,147 @@
+//! Copying whole pages within a pool.
+
+use std::collections::HashSet;
+
+use burn::tensor::{Device, Int, Tensor};
+
+use super::append_paged_kv;
+use crate::check::Floats;
+use crate::error::{Error, Result};
+use crate::indptr::{index, upload};
+use crate::kv_pages::KvPages;
+use crate::page_table::SlotMapping;
+
+/// Which pages of a pool become copies of which, for [`copy_pages`].
+///
+/// It is checked once, when it is made, and trusted from then on: make it once and use it in every layer.
+#[derive(Debug, Clone)]
+pub struct PageCopies {
+    len: usize,
+    /// One past the largest page.
+    end: usize,
+    from: Tensor<1, Int>,
+    to: SlotMapping,
+}
+
+impl PageCopies {
+    /// Page `to[i]` becomes a copy of page `from[i]`, in a pool of `pages` pages of `page_size` tokens. A page may be
+    /// copied more than once.
+    ///
+    /// # Errors
+    ///
+    /// If `page_size` is 0; if `from` and `to` differ in length; if a page is outside the pool; if `to` names a page twice,
+    /// or one that `from` names as well.
+    pub fn new(
+        from: &[usize],
+        to: &[usize],
+        page_size: usize,
+        pages: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        const OP: &str = "PageCopies::new";
+        if page_size == 0 {
+            let (got, expected) = ("0".into(), "at least 1".into());
+            return Err(Error::Value { op: OP, argument: "page_size", got, expected });
+        }
+        if from.len() != to.len() {
+            return Err(Error::Value {
+                op: OP,
+                argument: "to",
+                got: format!("of length {}", to.len()),
+                expected: format!("{}, the length of `from`", from.len()),
+            });
+        }
+        let refuse = |argument, at, page: usize, expected| {
+            Err(Error::Index { op: OP, argument, at, got: page.to_string(), expected })
+        };
+        for (argument, list) in [("from", from), ("to", to)] {
+            if let Some((at, &page)) = list.iter().enumerate().find(|&(_, &page)| page >= pages) {
+                return refuse(argument, at, page, format!("a page of the pool, below {pages}"));
+            }
+        }
+        let sources: HashSet<usize> = from.iter().copied().collect();
+        let mut written = HashSet::with_capacity(to.len());
+        for (at, &page) in to.iter().enumerate() {
+            if sources.contains(&page) {
+                return refuse("to", at, page, "a page that is not copied from as well".into());
+            }
+            if !written.insert(page) {
+                return refuse("to", at, page, "a page that is not copied to already".into());
+            }
+        }
+        let indices = from.iter().enumerate().map(|(at, &page)| index(OP, "from", at, page));
+        let slots = to.iter().flat_map(|page| {
+            let first = page.saturating_mul(page_size);
+            (0..page_size).map(move |row| Some(first.saturating_add(row)))
+        });
+        Ok(Self {
+            len: from.len(),
+            end: from.iter().chain(to).max().map_or(0, |&page| page + 1),
+            from: upload(indices.collect::<Result<Vec<_>>>()?, device),
+            to: SlotMapping::from_slots(OP, &slots.collect::<Vec<_>>(), page_size, device)?,
+        })
+    }
+
+    /// How many pages are copied.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// Copies whole pages of a layer, keys and values, bit for bit.
+///
+/// For each `i`, `pages[to[i]] = pages[from[i]]`, with the `from` and `to` that `copies` was [made of](PageCopies::new).
+/// Nothing but the pages `to` is written, and in place, as by [`append_paged_kv`].
+///
+/// ```
+/// use burn::tensor::{Device, Distribution, Tensor};
+/// use burn_flashinfer::{KvLayout, KvPages, PageCopies, copy_pages};
+///
+/// # fn main() -> burn_flashinfer::Result<()> {
+/// let device = Device::default();
+/// // 8 pages of 16 tokens, 2 heads of 64 elements.
+/// let random = || Tensor::<4>::random([8, 16, 2, 64], Distribution::Default, &device);
+/// let mut pages = KvPages::new(random(), random(), KvLayout::Nhd)?;
+///
+/// let copies = PageCopies::new(&[3, 3, 0], &[7, 1, 2], 16, 8, &device)?;
+/// copy_pages(&mut pages, &copies)?;
+/// let page = |page: usize| pages.k().clone().slice_dim(0, page..page + 1).into_data();
+/// assert_eq!((page(7), page(1), page(2)), (page(3), page(3), page(0)));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// If `copies` was made for another device, another page size or a larger pool, or a gradient is required. Nothing has been
+/// written then.
+pub fn copy_pages(pages: &mut KvPages, copies: &PageCopies) -> Result<()> {
+    const OP: &str = "copy_pages";
+    let pool = pages.shape();
+    let floats = Floats::first(OP, "pages", pages.k())?;
+    floats.like("pages", pages.v())?;
+    floats.on_device("copies", &copies.from.device())?;
+    let refuse = |got, expected| Err(Error::Value { op: OP, argument: "copies", got, expected });
+    if copies.to.page_size() != pool.page_size {
+        return refuse(
+            format!("of pages of {} tokens", copies.to.page_size()),
+            format!("pages of {} tokens, as `pages`", pool.page_size),
+        );
+    }
+    if copies.end > pool.pages {
+        return refuse(
+            format!("naming page {}", copies.end - 1),
+            format!("a page of the pool, below {}", pool.pages),
+        );
+    }
+    if copies.is_empty() {
+        return Ok(());
+    }
+    let (k, v) = pages.gather(&copies.from);
+    append_paged_kv(pages, k, v, &copies.to)
+}
