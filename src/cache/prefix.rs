@@ -7,7 +7,8 @@ impl PagedKvCache {
     /// How many of `tokens`, from the first on, a sequence that [starts with them](Self::create_with_prefix) would find
     /// computed.
     ///
-    /// Nothing is taken, and it does not count as a use: a scheduler may ask for every request that waits.
+    /// Nothing is taken, and it does not count as a use: a scheduler may ask for every request that waits. The example is at
+    /// [`create_with_prefix`](Self::create_with_prefix).
     pub fn match_prefix(&self, tokens: &[u32]) -> usize {
         self.tree.path(unless_last(tokens)).len() * self.page_size
     }
@@ -58,7 +59,7 @@ impl PagedKvCache {
     ///
     /// The keys and values of all its tokens must have been appended, in every layer. If a prefix is remembered already in
     /// other pages, from a sequence that computed the same, `sequence` and its forks give theirs back and share those: page
-    /// tables made before are outdated.
+    /// tables made before are outdated. The example is at [`create_with_prefix`](Self::create_with_prefix).
     ///
     /// # Errors
     ///
@@ -102,7 +103,7 @@ impl PagedKvCache {
         Ok(())
     }
 
-    /// Gives up all remembered pages. Those that no sequence uses are free.
+    /// Gives up all remembered pages, for instance when the weights of the model change. Those that no sequence uses are free.
     pub fn forget(&mut self) {
         for page in self.tree.clear() {
             self.pool.forget(page);

@@ -13,7 +13,8 @@ use crate::page_table::SlotMapping;
 
 /// Which pages of a pool become copies of which, for [`copy_pages`].
 ///
-/// It is checked once, when it is made, and trusted from then on: make it once and use it in every layer.
+/// It is checked once, when it is made, and trusted from then on: make it once and use it in every layer. The example
+/// is at [`copy_pages`].
 #[derive(Debug, Clone)]
 pub struct PageCopies {
     len: usize,

@@ -39,7 +39,7 @@ fn action() -> impl Strategy<Value = Action> {
     prop_oneof![
         1 => Just(Action::Create),
         2 => which.clone().prop_map(Action::Fork),
-        3 => which.clone().prop_map(Action::Free),
+        7 => which.clone().prop_map(Action::Free),
         2 => (which.clone(), 0..12_usize).prop_map(|(which, len)| Action::Truncate(which, len)),
         8 => prop::collection::vec((which.clone(), tokens(7)), 0..4).prop_map(Action::Append),
         4 => which.clone().prop_map(Action::Remember),
@@ -99,12 +99,14 @@ impl History {
         }
     }
 
-    /// A request as a server runs it: what is not remembered is computed, if there is room, and remembered.
+    /// A request as a server runs it: what is not remembered is computed and remembered, if there is room, else it is freed.
     fn request(&mut self, prompt: Vec<u32>) {
         let id = self.model.create_with_prefix(&prompt);
         let rest = prompt[self.model.sequences[&id].len()..].to_vec();
         if self.model.append(&[(id, rest)]) {
             self.model.remember(id);
+        } else {
+            self.model.free(id);
         }
         self.prompt = prompt;
         self.prompt.truncate(3 * self.model.page_size);

@@ -87,23 +87,22 @@ fn least_recently_used() {
     for target in devices() {
         let mut model = model(&target, 8);
         let texts = [0, 1, 2].map(|first| text(first, 8));
-        for tokens in &texts {
-            let id = request(&mut model, tokens);
-            model.free(id);
-        }
+        let ids = texts.each_ref().map(|tokens| request(&mut model, tokens));
+        // The oldest is given up last.
+        [1, 2, 0].into_iter().for_each(|which| model.free(ids[which]));
         assert_eq!((model.cache.free_pages(), model.cache.available_pages()), (2, 8));
         let matched = |model: &Model| {
             texts.each_ref().map(|tokens| model.cache.match_prefix(&[&tokens[..], &[0]].concat()))
         };
-        // The oldest is used once more, by a sequence that lives on; and looking is no use.
-        let holder = model.create_with_prefix(&[&texts[0][..], &[0]].concat());
+        // Looking is no use.
         assert_eq!(matched(&model), [8, 8, 8]);
         let growing = model.create();
         model.append(&[(growing, text(3, 12))]);
         assert_eq!(matched(&model), [8, 4, 8]);
         model.append(&[(growing, text(4, 12))]);
         assert_eq!(matched(&model), [8, 0, 0]);
-        // Only what the sequence uses is left.
+        // What is left is used by a sequence.
+        let holder = model.create_with_prefix(&[&texts[0][..], &[0]].concat());
         assert!(!model.append(&[(growing, text(5, 1))]));
         assert_eq!(matched(&model), [8, 0, 0]);
         model.free(holder);
