@@ -215,7 +215,8 @@ impl Level {
         Ok(Self {
             ends: groups.iter().map(|group| group.requests.end).collect(),
             qo_indptr: Indptr::new(&rows, device)?,
-            table: PageTable::upload(op, indptr, indices, &last_page_len, table.page_size(), device)?,
+            table: PageTable::trusted(op, indptr, indices, &last_page_len, table.page_size(), device)?
+                .of_the_time_of(table),
         })
     }
 }

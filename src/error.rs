@@ -68,6 +68,18 @@ pub enum Error {
         /// The condition it breaks.
         expected: String,
     },
+    /// A page table or plan of a time before its sequences changed.
+    #[error("{op}: `{argument}` is {got}, expected {expected}")]
+    Stale {
+        /// The operation that refused.
+        op: &'static str,
+        /// The argument at fault.
+        argument: &'static str,
+        /// What has changed since it was made.
+        got: String,
+        /// What would do.
+        expected: String,
+    },
     /// The page pool cannot hold what was asked for.
     #[error("{op}: `{argument}` needs {needed} more pages, but only {free} of {pages} are free")]
     PoolExhausted {
@@ -88,6 +100,18 @@ pub enum Error {
         /// The operation that failed.
         op: &'static str,
         /// The argument that was read.
+        argument: &'static str,
+        /// What the device said.
+        got: String,
+        /// What it was asked for.
+        expected: String,
+    },
+    /// The device failed to replay a captured step.
+    #[error("{op}: `{argument}` failed: {got}, expected {expected}")]
+    Replay {
+        /// The operation that failed.
+        op: &'static str,
+        /// The argument at fault.
         argument: &'static str,
         /// What the device said.
         got: String,

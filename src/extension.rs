@@ -171,8 +171,8 @@ pub trait FlashInferBackend: Backend {
 
     /// Writes token `t` of `k` and `v` `[tokens, kv_heads, head_dim]` to slot `slots[t]` of the pools, where slot
     /// `page * page_size + offset` is a token's place; a negative slot skips the token. In place when the pools have
-    /// no other owner.
-    #[fusion(meta = |k_pool, v_pool, _, _, _, _| (k_pool.clone(), v_pool.clone()))]
+    /// no other owner, or if they are `pinned` on devices that capture graphs.
+    #[fusion(meta = |k_pool, v_pool, _, _, _, _, _| (k_pool.clone(), v_pool.clone()))]
     fn append_paged_kv(
         k_pool: FloatTensor<Self>,
         v_pool: FloatTensor<Self>,
@@ -180,6 +180,7 @@ pub trait FlashInferBackend: Backend {
         v: FloatTensor<Self>,
         slots: IntTensor<Self>,
         layout: KvLayout,
+        pinned: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// Rotates the first `rotary_dim` elements of every head of `q` and `k` `[tokens, heads, head_dim]`. Row `p` of

@@ -186,6 +186,11 @@ impl Positions {
         Self::new(&positions, &indptr.device())
     }
 
+    /// Positions that are on the device already, below `end`.
+    pub(crate) fn of_tensor(tensor: Tensor<1, Int>, end: usize) -> Self {
+        Self { len: tensor.dims()[0], end, tensor }
+    }
+
     /// How many tokens there are.
     pub fn len(&self) -> usize {
         self.len

@@ -1,9 +1,12 @@
 //! The page pool of one layer.
 
+use std::sync::Arc;
+
 use burn::tensor::{Int, Tensor};
 
+use crate::cache::{Clock, Stamp};
 use crate::check;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::options::KvLayout;
 
 /// The keys and values of one layer, in pages.
@@ -15,6 +18,10 @@ pub struct KvPages {
     k: Tensor<4>,
     v: Tensor<4>,
     layout: KvLayout,
+    /// Whether new tokens are written in place while clones are alive.
+    pinned: bool,
+    /// Of the cache whose layer this is.
+    clock: Option<Arc<Clock>>,
 }
 
 /// The extents of a page pool.
@@ -54,7 +61,37 @@ impl KvPages {
                 format!("[{pages}, {rows}, {heads}, head_dim], as `k`"),
             ));
         }
-        Ok(Self { k, v, layout })
+        Ok(Self { k, v, layout, pinned: false, clock: None })
+    }
+
+    pub(crate) fn of_cache(mut self, clock: Arc<Clock>) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
+    pub(crate) fn pin(&mut self) {
+        self.pinned = true;
+    }
+
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pinned
+    }
+
+    /// Refuses a page table whose sequences have changed since it was made.
+    pub(crate) fn check_current(
+        &self,
+        op: &'static str,
+        argument: &'static str,
+        stamp: Option<&Arc<Stamp>>,
+    ) -> Result<()> {
+        match stamp.and_then(|stamp| stamp.outdated(self.clock.as_ref())) {
+            None => Ok(()),
+            Some(sequence) => {
+                let (got, expected) =
+                    (format!("older than a change of {sequence:?}"), "one made or updated after it".into());
+                Err(Error::Stale { op, argument, got, expected })
+            }
+        }
     }
 
     /// The keys.

@@ -62,6 +62,7 @@ mod check;
 mod draws;
 mod error;
 pub mod extension;
+mod graph;
 mod indptr;
 mod kv_pages;
 mod ops;
@@ -77,6 +78,7 @@ pub use cascade::Cascade;
 pub use check::check_support;
 pub use error::{Error, Result};
 pub use extension::RopeStyle;
+pub use graph::DecodeGraph;
 pub use indptr::{Indptr, Positions};
 pub use kv_pages::KvPages;
 pub use ops::{
@@ -88,7 +90,7 @@ pub use ops::{
 };
 pub use options::{AttentionOptions, KvLayout};
 pub use page_table::{PageTable, SlotMapping};
-pub use plan::{KvSplit, PagedPlan, PlanConfig, RaggedPlan};
+pub use plan::{CascadePlan, DecodeStep, KvSplit, PagedPlan, PlanConfig, RaggedPlan};
 
 /// Sampling: from logits to tokens, for a whole batch on the device, without sorting and without reading anything back.
 ///

@@ -1,9 +1,11 @@
 //! Which pages hold the keys and values of each request.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use burn::tensor::{Device, Int, Tensor};
 
+use crate::cache::Stamp;
 use crate::error::{Error, Result};
 use crate::indptr::{Indptr, index, row_pointer, upload};
 
@@ -34,6 +36,8 @@ pub struct PageTable {
     /// One past the largest page: how many pages a pool must have.
     end: usize,
     device: Device,
+    /// Of which moment it is, if a cache made it.
+    stamp: Option<Arc<Stamp>>,
 }
 
 impl PageTable {
@@ -122,7 +126,7 @@ impl PageTable {
                 }
             }
         }
-        Self::upload(OP, indptr.to_vec(), indices.to_vec(), last_page_len, page_size, device)
+        Self::trusted(OP, indptr.to_vec(), indices.to_vec(), last_page_len, page_size, device)
     }
 
     /// A page table that is right, but for numbers that may be too large.
@@ -130,7 +134,7 @@ impl PageTable {
     /// # Errors
     ///
     /// If a number does not fit the `i32` of the kernels.
-    pub(crate) fn upload(
+    pub(crate) fn trusted(
         op: &'static str,
         indptr: Vec<usize>,
         indices: Vec<usize>,
@@ -150,7 +154,22 @@ impl PageTable {
         index(op, "indptr", kv_lengths.len(), indices.len())?;
         let end = indices.iter().max().map_or(0, |&page| page + 1);
         index(op, "indices", indices.len(), end)?;
-        Ok(Self { page_size, end, indptr, indices, kv_lengths, device: device.clone() })
+        Ok(Self { page_size, end, indptr, indices, kv_lengths, device: device.clone(), stamp: None })
+    }
+
+    pub(crate) fn stamped(mut self, stamp: Stamp) -> Self {
+        self.stamp = Some(Arc::new(stamp));
+        self
+    }
+
+    /// Of the same moment as `other`.
+    pub(crate) fn of_the_time_of(mut self, other: &Self) -> Self {
+        self.stamp.clone_from(&other.stamp);
+        self
+    }
+
+    pub(crate) fn stamp(&self) -> Option<&Arc<Stamp>> {
+        self.stamp.as_ref()
     }
 
     /// How many requests there are.
@@ -291,6 +310,11 @@ impl SlotMapping {
             slots.extend((first..length).map(|position| table.slot(request, position)));
         }
         Self::from_slots(OP, &slots, table.page_size, &table.device())
+    }
+
+    /// Slots that are on the device already, in a pool of `pages` pages.
+    pub(crate) fn of_tensor(tensor: Tensor<1, Int>, pages: usize, page_size: usize) -> Self {
+        Self { len: tensor.dims()[0], end: pages.saturating_mul(page_size), page_size, tensor }
     }
 
     /// `slots` in a pool of pages of `page_size` tokens, copied to `device`.

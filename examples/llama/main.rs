@@ -76,6 +76,9 @@ struct Args {
     /// Write on past the end of a text
     #[arg(long)]
     ignore_eos: bool,
+    /// Capture a step as a graph and replay it, where the device can: one launch for each token
+    #[arg(long)]
+    graph: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -151,6 +154,7 @@ fn run(args: &Args) -> Result<()> {
         eos_tokens,
         page_size: args.page_size,
         layout,
+        graph: args.graph,
     };
     let requests: Vec<_> = tokens
         .iter()

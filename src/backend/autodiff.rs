@@ -45,10 +45,11 @@ impl<B: FlashInferBackend, C: CheckpointStrategy> FlashInferBackend for Autodiff
         v: FloatTensor<Self>,
         slots: IntTensor<Self>,
         layout: KvLayout,
+        pinned: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let (k_pool, v_pool) = (Self::inner(k_pool), Self::inner(v_pool));
         let (k_pool, v_pool) =
-            B::append_paged_kv(k_pool, v_pool, Self::inner(k), Self::inner(v), slots, layout);
+            B::append_paged_kv(k_pool, v_pool, Self::inner(k), Self::inner(v), slots, layout, pinned);
         (Self::from_inner(k_pool), Self::from_inner(v_pool))
     }
 

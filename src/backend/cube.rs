@@ -92,11 +92,13 @@ impl FlashInferBackend for CubeBackend {
         v: FloatTensor<Self>,
         slots: IntTensor<Self>,
         layout: KvLayout,
+        pinned: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         if slots.meta.num_elements() == 0 {
             return (k_pool, v_pool);
         }
-        let (k_pool, v_pool) = (owned(k_pool), owned(v_pool));
+        let writable = |pool| if pinned { in_rows(pool) } else { owned(pool) };
+        let (k_pool, v_pool) = (writable(k_pool), writable(v_pool));
         let (client, dtype) = (k_pool.client.clone(), dtype_to_storage_type(k_pool.dtype));
         let append = Append {
             k_pool: k_pool.clone().binding(),

@@ -1,5 +1,6 @@
 //! Keys and values of all layers of a model, in pages that sequences share.
 
+mod clock;
 mod config;
 mod prefix;
 mod reserve;
@@ -7,6 +8,7 @@ mod stats;
 mod swap;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use burn::tensor::Device;
 
@@ -18,6 +20,7 @@ use crate::page_pool::PagePool;
 use crate::page_table::PageTable;
 use crate::prefix_tree::PrefixTree;
 
+pub(crate) use clock::{Clock, Stamp};
 pub use config::CacheConfig;
 pub use stats::CacheStats;
 pub use swap::SwappedSequence;
@@ -88,6 +91,7 @@ pub struct PagedKvCache {
     tree: PrefixTree,
     sequences: BTreeMap<SequenceId, Sequence>,
     next_id: u64,
+    clock: Arc<Clock>,
     /// What has been done so far; the fields that say how the cache is used now are left 0.
     counted: CacheStats,
 }
@@ -101,7 +105,9 @@ impl PagedKvCache {
     pub fn new(config: &CacheConfig, device: &Device) -> Result<Self> {
         const OP: &str = "PagedKvCache::new";
         config.check(OP, device)?;
-        let layers = (0..config.layers).map(|_| config.new_layer(device)).collect::<Result<Vec<_>>>()?;
+        let clock = Arc::new(Clock::default());
+        let layer = |_| config.new_layer(device).map(|layer| layer.of_cache(clock.clone()));
+        let layers = (0..config.layers).map(layer).collect::<Result<Vec<_>>>()?;
         Ok(Self {
             layers,
             page_size: config.page_size,
@@ -110,6 +116,7 @@ impl PagedKvCache {
             tree: PrefixTree::new(config.page_size),
             sequences: BTreeMap::new(),
             next_id: 0,
+            clock,
             counted: CacheStats::default(),
         })
     }
@@ -142,6 +149,7 @@ impl PagedKvCache {
             return Err(unknown("PagedKvCache::free", "sequence", sequence));
         };
         self.give_up(&removed.pages);
+        self.clock.remove(sequence);
         Ok(())
     }
 
@@ -167,6 +175,7 @@ impl PagedKvCache {
         kept.len = len;
         let dropped = kept.pages.split_off(len.div_ceil(page_size));
         self.give_up(&dropped);
+        self.clock.touch(sequence);
         Ok(())
     }
 
@@ -198,7 +207,8 @@ impl PagedKvCache {
             });
         }
         // Not checked again: a sequence owns each of its pages once, and all are of the pool.
-        PageTable::upload(OP, indptr, indices, &last_page_len, self.page_size, &self.device)
+        let table = PageTable::trusted(OP, indptr, indices, &last_page_len, self.page_size, &self.device)?;
+        Ok(table.stamped(self.clock.stamp(sequences)))
     }
 
     /// The positions of the last `tokens` tokens of each `(sequence, tokens)`: what [`reserve`](Self::reserve) has just
@@ -282,10 +292,23 @@ impl PagedKvCache {
         self.page_size
     }
 
+    /// The device that holds the pages.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Keeps the pages where they are from now on: [`append_paged_kv`](crate::append_paged_kv) writes in place even while
+    /// clones of them are alive, which then see what is written. What a captured graph needs, for it knows them by their
+    /// place.
+    pub fn pin(&mut self) {
+        self.layers.iter_mut().for_each(KvPages::pin);
+    }
+
     fn insert(&mut self, sequence: Sequence) -> SequenceId {
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         self.sequences.insert(id, sequence);
+        self.clock.touch(id);
         id
     }
 

@@ -113,13 +113,14 @@ impl PagedKvCache {
     /// Every sequence whose page number `at` is `from` uses `to`, of the same content, instead. All of them, so that what
     /// comes behind may be remembered: who uses a page of the tree uses all that lead to it.
     fn replace_page(&mut self, at: usize, from: usize, to: usize) {
-        for sequence in self.sequences.values_mut() {
+        for (&id, sequence) in &mut self.sequences {
             if let Some(page) = sequence.pages.get_mut(at)
                 && *page == from
             {
                 *page = to;
                 self.pool.share(to);
                 self.pool.release(from);
+                self.clock.touch(id);
             }
         }
     }

@@ -30,11 +30,21 @@ impl PagedKvCache {
     /// shared page has to be copied in a layer that was [replaced](Self::layer_mut) by one that does not fit.
     pub fn reserve(&mut self, growth: &[(SequenceId, usize)]) -> Result<SlotMapping> {
         const OP: &str = "PagedKvCache::reserve";
-        let plan = self.plan(OP, growth)?;
+        let slots = self.reserve_slots(OP, growth)?;
+        SlotMapping::from_slots(OP, &slots, self.page_size, &self.device)
+    }
+
+    /// The same, on the host alone.
+    pub(crate) fn reserve_slots(
+        &mut self,
+        op: &'static str,
+        growth: &[(SequenceId, usize)],
+    ) -> Result<Vec<Option<usize>>> {
+        let plan = self.plan(op, growth)?;
         if plan.copies_tail.contains(&true) {
-            self.check_layers(OP)?;
+            self.check_layers(op)?;
         }
-        self.make_room(OP, "growth", plan.pages)?;
+        self.make_room(op, "growth", plan.pages)?;
 
         let (mut from, mut to, mut slots) = (Vec::new(), Vec::new(), Vec::new());
         for (&(id, tokens), copies_tail) in growth.iter().zip(plan.copies_tail) {
@@ -43,6 +53,9 @@ impl PagedKvCache {
                 let shared = std::mem::replace(tail, own);
                 from.push(shared);
                 to.push(own);
+            }
+            if tokens > 0 {
+                self.clock.touch(id);
             }
             let first = sequence.len;
             sequence.len += tokens;
@@ -63,7 +76,7 @@ impl PagedKvCache {
             }
             self.counted.copied_pages += from.len() as u64;
         }
-        SlotMapping::from_slots(OP, &slots, self.page_size, &self.device)
+        Ok(slots)
     }
 
     fn plan(&self, op: &'static str, growth: &[(SequenceId, usize)]) -> Result<Plan> {

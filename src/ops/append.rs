@@ -12,7 +12,8 @@ use crate::page_table::SlotMapping;
 ///
 /// `k`: `[tokens, kv_heads, head_dim]`, `v`: `[tokens, kv_heads, head_dim_v]`, `slots`: one for each token. It happens in
 /// place: nothing but the new rows is written and no page is copied, as long as `pages` is the only owner of its two
-/// tensors. (If a clone of one is alive, that tensor is copied first, as Burn does everywhere.)
+/// tensors. (If a clone of one is alive, that tensor is copied first, as Burn does everywhere; not so if its cache is
+/// [pinned](crate::PagedKvCache::pin).)
 ///
 /// # Errors
 ///
@@ -51,7 +52,7 @@ pub fn append_paged_kv(pages: &mut KvPages, k: Tensor<3>, v: Tensor<3>, slots: &
     if tokens == 0 {
         return Ok(());
     }
-    let layout = pages.layout();
+    let (layout, pinned) = (pages.layout(), pages.is_pinned());
     let slots = slots.tensor.clone().into_dispatch();
     pages.update(|k_pool, v_pool| {
         let (k_pool, v_pool) = Dispatch::append_paged_kv(
@@ -61,6 +62,7 @@ pub fn append_paged_kv(pages: &mut KvPages, k: Tensor<3>, v: Tensor<3>, slots: &
             v.into_dispatch(),
             slots,
             layout,
+            pinned,
         );
         (Tensor::from_dispatch(k_pool), Tensor::from_dispatch(v_pool))
     });

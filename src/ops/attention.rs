@@ -203,6 +203,7 @@ pub(super) fn paged(
             expected: format!("a page of the pool, below {}", pool.pages),
         });
     }
+    pages.check_current(op, table_name, table.stamp())?;
     let requests = qo_indptr.len() - 1;
     if requests != table.requests() {
         return Err(Error::Value {

@@ -31,28 +31,38 @@ pub fn cascade_attention(
     const OP: &str = "cascade_attention";
     const NAMES: [&str; 2] = ["cascade"; 2];
     let Cascade { own, shared, .. } = cascade;
-    if let Some(window) = options.window_left
-        && !shared.is_empty()
-    {
-        return Err(Error::Value {
-            op: OP,
+    check_shares(OP, options.window_left, cascade)?;
+    let own_keys = options.return_lse(options.return_lse || !shared.is_empty());
+    let all_keys = own_keys.causal(false);
+    // The own keys first: they alone can be refused for a causal mask.
+    let levels = iter::once((own, &own_keys)).chain(shared.iter().map(|level| (level, &all_keys)));
+    let found = levels.map(|(level, options)| {
+        paged(OP, NAMES, q.clone(), level.qo_indptr.as_slice(), pages, &level.table, options)
+    });
+    merge_levels(found.collect::<Result<_>>()?, options.return_lse)
+}
+
+/// Refuses a left window where requests share keys.
+pub(crate) fn check_shares(op: &'static str, window: Option<usize>, cascade: &Cascade) -> Result<()> {
+    match window {
+        Some(window) if !cascade.shared.is_empty() => Err(Error::Value {
+            op,
             argument: "window_left",
             got: window.to_string(),
             expected: "none, as requests share keys".into(),
-        });
+        }),
+        _ => Ok(()),
     }
-    if shared.is_empty() {
-        return paged(OP, NAMES, q, own.qo_indptr.as_slice(), pages, &own.table, options);
-    }
-    let own_keys = options.return_lse(true);
-    let all_keys = own_keys.causal(false);
-    // The own keys first: they alone can be refused for a causal mask.
-    let mut states = Vec::with_capacity(1 + shared.len());
-    for (level, options) in iter::once((own, &own_keys)).chain(shared.iter().map(|level| (level, &all_keys)))
-    {
-        let found = paged(OP, NAMES, q.clone(), level.qo_indptr.as_slice(), pages, &level.table, options)?;
-        states.extend(found.lse.map(|lse| (found.output, lse)));
-    }
+}
+
+/// What was found in each level, as attention over all of them.
+pub(crate) fn merge_levels(levels: Vec<AttentionOutput>, return_lse: bool) -> Result<AttentionOutput> {
+    let levels = match <[_; 1]>::try_from(levels) {
+        Ok([alone]) => return Ok(alone),
+        Err(levels) => levels,
+    };
+    let states: Vec<_> =
+        levels.into_iter().filter_map(|level| level.lse.map(|lse| (level.output, lse))).collect();
     let (output, lse) = match <[_; 2]>::try_from(states) {
         Ok([(v_a, s_a), (v_b, s_b)]) => merge_state(v_a, s_a, v_b, s_b)?,
         Err(states) => {
@@ -60,5 +70,5 @@ pub fn cascade_attention(
             merge_states(Tensor::stack(v, 1), Tensor::stack(s, 1))?
         }
     };
-    Ok(AttentionOutput { output, lse: options.return_lse.then_some(lse) })
+    Ok(AttentionOutput { output, lse: return_lse.then_some(lse) })
 }

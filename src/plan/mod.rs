@@ -1,14 +1,18 @@
 //! Plans: who computes what of a batch, decided once for all layers.
 
+mod cascade;
 mod config;
 mod paged;
 mod ragged;
 mod schedule;
+mod step;
 
+pub use cascade::CascadePlan;
 pub use config::{KvSplit, PlanConfig};
 pub use paged::PagedPlan;
 pub use ragged::RaggedPlan;
 pub use schedule::Launch;
+pub use step::DecodeStep;
 
 pub(crate) use config::MAX_HEAD_DIM;
 pub(crate) use paged::decode_rows;

@@ -1,9 +1,12 @@
 //! Plans over keys and values in pages.
 
+use std::sync::Arc;
+
 use burn::tensor::{Device, Tensor};
 
 use super::config::PlanConfig;
 use super::schedule::{Capacity, KeysOf, Requests, Schedule};
+use crate::cache::Stamp;
 use crate::check::{Floats, same_device, shape};
 use crate::error::{Error, Result};
 use crate::indptr::Indptr;
@@ -55,6 +58,8 @@ pub struct PagedPlan {
     tokens: usize,
     page_size: usize,
     pages_needed: usize,
+    /// Of which moment the page table is, if a cache made it.
+    stamp: Option<Arc<Stamp>>,
     capacity: Option<Capacity>,
 }
 
@@ -96,6 +101,7 @@ impl PagedPlan {
             tokens: rows.last().copied().unwrap_or(0),
             page_size: table.page_size(),
             pages_needed: table.pages_needed(),
+            stamp: table.stamp().cloned(),
             capacity: None,
         })
     }
@@ -110,7 +116,8 @@ impl PagedPlan {
     ) -> Result<Self> {
         config.check(op, device)?;
         let empty = vec![0; capacity.requests];
-        let table = PageTable::upload(op, vec![0; capacity.requests + 1], vec![], &empty, page_size, device)?;
+        let table =
+            PageTable::trusted(op, vec![0; capacity.requests + 1], vec![], &empty, page_size, device)?;
         let rows = decode_rows(capacity.requests);
         let requests = Requests { qo_indptr: &rows, kv: KeysOf::Paged(&table) };
         let schedule = Schedule::fixed(op, config, requests, &capacity, device)?;
@@ -120,6 +127,7 @@ impl PagedPlan {
             tokens: capacity.requests,
             page_size,
             pages_needed: 0,
+            stamp: None,
             capacity: Some(capacity),
         })
     }
@@ -184,6 +192,7 @@ impl PagedPlan {
         let fixed = self.capacity.as_ref().map(|capacity| (capacity, extra));
         self.schedule.update(op, &self.config, requests, fixed)?;
         (self.page_size, self.pages_needed) = (table.page_size(), table.pages_needed());
+        self.stamp = table.stamp().cloned();
         if self.capacity.is_none() {
             self.tokens = rows.last().copied().unwrap_or(0);
             self.schedule.grow_workspace(&self.config);
@@ -197,13 +206,15 @@ impl PagedPlan {
     /// # Errors
     ///
     /// If tensors do not fit the plan in number of tokens, heads, head dimension, element type, page size, order of axes or
-    /// device; if the pool has fewer pages than the page table names; if a tensor requires a gradient.
+    /// device; if the pool has fewer pages than the page table names; if sequences of the cache have changed since its page
+    /// table was made ([`Error::Stale`]); if a tensor requires a gradient.
     pub fn run(&self, q: Tensor<3>, pages: &KvPages) -> Result<AttentionOutput> {
         const OP: &str = "PagedPlan::run";
         let (config, pool) = (&self.config, pages.shape());
         let floats = Floats::first(OP, "q", &q)?;
         floats.like("pages", pages.k())?;
         floats.on_device("plan", &self.schedule.index().device())?;
+        pages.check_current(OP, "plan", self.stamp.as_ref())?;
         let refuse = |argument, got: String, expected: String| {
             Err(Error::Value { op: OP, argument, got, expected: format!("{expected}, as planned") })
         };
@@ -242,6 +253,10 @@ impl PagedPlan {
     /// Query tokens of all requests: the rows of `q`.
     pub fn tokens(&self) -> usize {
         self.tokens
+    }
+
+    pub(super) fn page_size(&self) -> usize {
+        self.page_size
     }
 
     /// Bytes on the device that the plan holds for partial results; nothing that a caller must size.

@@ -210,6 +210,7 @@ struct Fixed<'a> {
     capacity: &'a Capacity,
     extra: &'a [i32],
     /// What was chosen before and must remain.
+    #[cfg_attr(not(feature = "cube"), allow(dead_code, reason = "nothing is chosen without kernels"))]
     launch: Option<&'a Launch>,
 }
 

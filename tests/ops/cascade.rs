@@ -1,7 +1,10 @@
 //! Attention over pages that requests share.
 
 use burn::tensor::{DType, Device};
-use burn_flashinfer::{AttentionOptions, Cascade, Indptr, KvLayout, KvPages, PageTable, cascade_attention};
+use burn_flashinfer::{
+    AttentionOptions, Cascade, CascadePlan, Indptr, KvLayout, KvPages, PageTable, PlanConfig,
+    cascade_attention,
+};
 
 use crate::attention::on_devices;
 use crate::problem::{Case, Got, Paging, Problem};
@@ -50,8 +53,16 @@ fn cascade(problem: &Problem, paging: &Paging, device: &Device, least_saved: usi
 fn attend(problem: &Problem, paging: &Paging, target: &Target, layout: KvLayout, cascade: &Cascade) -> Got {
     let [k, v] = [&problem.k, &problem.v].map(|x| paging.pool(x, layout).tensor(&target.device));
     let pages = KvPages::new(k, v, layout).expect("pages that fit");
-    let q = problem.q.tensor(&target.device);
-    Got::of(cascade_attention(q, &pages, cascade, &problem.case.options()).expect("it fits"))
+    let q = || problem.q.tensor(&target.device);
+    let options = problem.case.options();
+    let got = Got::of(cascade_attention(q(), &pages, cascade, &options).expect("it fits"));
+    // The same as a plan.
+    let Case { kv_heads, group, dim, dtype, .. } = problem.case;
+    let config = PlanConfig::new(kv_heads * group, kv_heads, dim, dtype).options(options);
+    let plan = CascadePlan::new(&config, cascade).expect("a plan");
+    assert_eq!(plan.explain().lines().count(), cascade.levels());
+    assert_eq!(Got::of(plan.run(q(), &pages).expect("as planned")).bits(), got.bits());
+    got
 }
 
 /// Decoding and appending, over one level and over several, causal or not, in every type.

@@ -18,6 +18,7 @@ mod linear;
 mod merge;
 mod norm;
 mod paged;
+mod plan;
 mod problem;
 mod properties;
 mod refusals;

@@ -1,10 +1,12 @@
 //! Writing on from several prompts at once.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use burn::tensor::Tensor;
-use burn_flashinfer::{KvLayout, SequenceId};
+use burn_flashinfer::{DecodeGraph, KvLayout, SequenceId};
 
 use super::model::Llama;
 use super::sampling::{Sampler, Sampling};
@@ -27,6 +29,8 @@ pub struct Options {
     pub eos_tokens: Vec<u32>,
     pub page_size: usize,
     pub layout: KvLayout,
+    /// Whether steps are captured as a graph and replayed.
+    pub graph: bool,
 }
 
 /// Why a text ended.
@@ -93,14 +97,15 @@ pub fn generate(
         .collect::<Result<Vec<_>>>()?;
     ensure!(options.page_size > 0, "the page size is 0, expected at least 1");
     // Room for all of them to the end; the last token of a text is never read back.
-    let longest = requests.iter().zip(&limits).map(|(request, limit)| request.tokens.len() + limit - 1);
-    let pages = longest.map(|tokens| tokens.div_ceil(options.page_size)).sum();
-    let mut cache = model.new_cache(pages, options.page_size, options.layout)?;
+    let lengths = || requests.iter().zip(&limits).map(|(request, limit)| request.tokens.len() + limit - 1);
+    let pages = lengths().map(|tokens| tokens.div_ceil(options.page_size)).sum();
+    let cache = Rc::new(RefCell::new(model.new_cache(pages, options.page_size, options.layout)?));
 
     let mut stats = Stats::default();
     let mut running: Vec<Running> = Vec::with_capacity(requests.len());
     let start = Instant::now();
     for group in groups(requests) {
+        let mut cache = cache.borrow_mut();
         let prompts: Vec<_> = requests[group.clone()]
             .iter()
             .map(|request| (cache.create(), request.tokens.as_slice()))
@@ -126,9 +131,33 @@ pub fn generate(
     stats.prefill = start.elapsed();
 
     let start = Instant::now();
+    let steps = |running: &[Running]| -> Vec<_> {
+        running.iter().map(|one| (one.sequence, one.last_token)).collect()
+    };
+    let mut graph = None;
+    if options.graph && !running.is_empty() {
+        let max_len = lengths().max().unwrap_or(0);
+        let step = model.new_step(&cache.borrow(), running.len(), max_len)?;
+        let run = |cache: &mut _, step: &_| model.replayable(cache, step);
+        let captured = DecodeGraph::<_, Error>::capture(&cache, step, &steps(&running), run)?;
+        match captured.run_anew_because() {
+            None => tracing::debug!("captured a step"),
+            Some(why) => tracing::info!(why, "the device replays no graph; steps are run one by one"),
+        }
+        graph = Some(captured);
+    }
     while !running.is_empty() {
-        let step: Vec<_> = running.iter().map(|one| (one.sequence, one.last_token)).collect();
-        let logits = read(model.decode(&mut cache, &step)?)?;
+        let step = steps(&running);
+        let logits = match &mut graph {
+            None => model.decode(&mut cache.borrow_mut(), &step)?,
+            Some(graph) => {
+                model.check_tokens(step.iter().map(|(_, token)| token))?;
+                // Rows of texts that have ended come last.
+                graph.replay(&step)?.clone().narrow(0, 0, step.len())
+            }
+        };
+        let logits = read(logits)?;
+        let mut cache = cache.borrow_mut();
         let mut finished = Vec::new();
         for (one, logits) in running.iter_mut().zip(logits.chunks_exact(model.config.vocab_size)) {
             let event = one.advance(logits, options)?;

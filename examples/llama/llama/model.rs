@@ -1,16 +1,15 @@
 //! The model: embedding, layers of attention and feed-forward, logits.
 //!
-//! Everything that depends on which requests are in the batch (positions, row pointers, page table, slots) is made once
-//! for each step and shared by all layers.
+//! Everything that depends on which requests are in the batch (positions, slots, and the plan of attention) is made once for
+//! each step and shared by all layers.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, activation::silu};
 use burn_flashinfer::{
-    AttentionOptions, CacheConfig, Indptr, KvLayout, PagedKvCache, Positions, Rope, SequenceId,
-    append_paged_kv, apply_rope, batch_decode_paged, batch_prefill_ragged, check_support, matmul_nt,
-    rms_norm,
+    AttentionOptions, CacheConfig, DecodeStep, Indptr, KvLayout, PagedKvCache, PagedPlan, PlanConfig,
+    Positions, RaggedPlan, Rope, SequenceId, append_paged_kv, apply_rope, check_support, matmul_nt, rms_norm,
 };
 
 use super::config::Config;
@@ -22,7 +21,7 @@ pub struct Llama {
     pub device: Device,
     pub dtype: DType,
     rope: Rope,
-    attention: AttentionOptions,
+    attention: PlanConfig,
     /// `[vocab_size, hidden_size]`.
     embedding: Tensor<2>,
     layers: Vec<Layer>,
@@ -68,8 +67,14 @@ impl Llama {
         };
         check_support(device, dtype).context("choose another type with --dtype")?;
         let progress = begin(weights.bytes());
-        let loader = Loader { weights: &weights, device, dtype, progress: &progress };
+        let loader = Loader { weights: Some(&weights), device, dtype, progress: &progress };
         Self::from_weights(config, &loader)
+    }
+
+    /// A model of random weights: as fast as one that was trained.
+    #[allow(dead_code, reason = "the program loads weights; a benchmark need not")]
+    pub fn random(config: Config, device: &Device, dtype: DType) -> Result<Self> {
+        Self::from_weights(config, &Loader { weights: None, device, dtype, progress: &|_| {} })
     }
 
     fn from_weights(config: Config, loader: &Loader<'_>) -> Result<Self> {
@@ -86,8 +91,10 @@ impl Llama {
         // A device may report only now that it ran out of memory.
         loader.device.sync().context("cannot load the weights onto the device")?;
 
-        let attention = AttentionOptions::new().causal(true);
-        let attention = config.window_left.map_or(attention, |window| attention.window_left(window));
+        let options = AttentionOptions::new().causal(true);
+        let options = config.window_left.map_or(options, |window| options.window_left(window));
+        let attention =
+            PlanConfig::new(config.q_heads, config.kv_heads, config.head_dim, loader.dtype).options(options);
         let (device, dtype) = (loader.device.clone(), loader.dtype);
         Ok(Self { config, device, dtype, rope, attention, embedding, layers, norm, head })
     }
@@ -112,11 +119,12 @@ impl Llama {
         let slots = cache.reserve(&growth)?;
         let positions = cache.last_positions(&growth)?;
         let indptr = Indptr::from_lengths(&lengths, &self.device)?;
+        let plan = RaggedPlan::new(&self.attention, &indptr, &indptr)?;
 
-        let tokens = prompts.iter().flat_map(|(_, tokens)| *tokens).copied();
+        let tokens = self.tokens(prompts.iter().flat_map(|(_, tokens)| *tokens))?;
         let hidden = self.forward(tokens, &positions, |layer, q, k, v| {
             append_paged_kv(cache.layer_mut(layer)?, k.clone(), v.clone(), &slots)?;
-            Ok(batch_prefill_ragged(q, k, v, &indptr, &indptr, &self.attention)?.output)
+            Ok(plan.run(q, k, v)?.output)
         })?;
         let last = indptr.as_slice()[1..].iter().map(|&end| end - 1);
         self.logits(hidden.select(0, self.indices(last)))
@@ -128,14 +136,45 @@ impl Llama {
         let growth: Vec<_> = sequences.iter().map(|&sequence| (sequence, 1)).collect();
         let slots = cache.reserve(&growth)?;
         let positions = cache.last_positions(&growth)?;
-        let table = cache.page_table(&sequences)?;
+        let plan = PagedPlan::decode(&self.attention, &cache.page_table(&sequences)?)?;
 
-        let tokens = step.iter().map(|&(_, token)| token);
+        let tokens = self.tokens(step.iter().map(|(_, token)| token))?;
         let hidden = self.forward(tokens, &positions, |layer, q, k, v| {
             append_paged_kv(cache.layer_mut(layer)?, k, v, &slots)?;
-            Ok(batch_decode_paged(q, cache.layer(layer)?, &table, &self.attention)?.output)
+            Ok(plan.run(q, cache.layer(layer)?)?.output)
         })?;
         self.logits(hidden)
+    }
+
+    /// The buffers of a step of up to `sequences` sequences of up to `max_len` tokens, for [`replayable`](Self::replayable).
+    pub fn new_step(&self, cache: &PagedKvCache, sequences: usize, max_len: usize) -> Result<DecodeStep> {
+        Ok(DecodeStep::new(&self.attention, sequences, max_len, cache)?)
+    }
+
+    /// As [`decode`](Self::decode), but all that changes from step to step is on the device already, so that a graph can be
+    /// captured of it.
+    pub fn replayable(&self, cache: &mut PagedKvCache, step: &DecodeStep) -> Result<Tensor<2>> {
+        let hidden = self.forward(step.tokens(), &step.positions(), |layer, q, k, v| {
+            append_paged_kv(cache.layer_mut(layer)?, k, v, &step.slots())?;
+            Ok(step.plan().run(q, cache.layer(layer)?)?.output)
+        })?;
+        self.logits(hidden)
+    }
+
+    /// Refuses a token that the model does not know.
+    pub fn check_tokens<'a>(&self, tokens: impl Iterator<Item = &'a u32>) -> Result<()> {
+        let vocab_size = self.config.vocab_size;
+        match { tokens }.find(|&&token| token as usize >= vocab_size) {
+            None => Ok(()),
+            Some(token) => anyhow::bail!(
+                "token {token} is not among the {vocab_size} of the model; is this its tokenizer?"
+            ),
+        }
+    }
+
+    fn tokens<'a>(&self, tokens: impl Iterator<Item = &'a u32> + Clone) -> Result<Tensor<1, Int>> {
+        self.check_tokens(tokens.clone())?;
+        Ok(self.indices(tokens.map(|&token| token as usize)))
     }
 
     /// The logits `[tokens, vocab_size]` after every token of every prompt, one prompt after the other, without a cache.
@@ -144,10 +183,9 @@ impl Llama {
         let lengths: Vec<_> = prompts.iter().map(|tokens| tokens.len()).collect();
         let indptr = Indptr::from_lengths(&lengths, &self.device)?;
         let positions = Positions::continuing(&indptr, &vec![0; prompts.len()])?;
-        let tokens = prompts.iter().copied().flatten().copied();
-        let hidden = self.forward(tokens, &positions, |_, q, k, v| {
-            Ok(batch_prefill_ragged(q, k, v, &indptr, &indptr, &self.attention)?.output)
-        })?;
+        let plan = RaggedPlan::new(&self.attention, &indptr, &indptr)?;
+        let tokens = self.tokens(prompts.iter().copied().flatten())?;
+        let hidden = self.forward(tokens, &positions, |_, q, k, v| Ok(plan.run(q, k, v)?.output))?;
         self.logits(hidden)
     }
 
@@ -155,16 +193,12 @@ impl Llama {
     /// values `[tokens, kv_heads, head_dim]` of the new tokens. Returns `[tokens, hidden_size]`.
     fn forward(
         &self,
-        tokens: impl Iterator<Item = u32>,
+        tokens: Tensor<1, Int>,
         positions: &Positions,
         mut attend: impl FnMut(usize, Tensor<3>, Tensor<3>, Tensor<3>) -> Result<Tensor<3>>,
     ) -> Result<Tensor<2>> {
-        let Config { vocab_size, q_heads, kv_heads, head_dim, rms_norm_eps, .. } = self.config;
-        let tokens: Vec<_> = tokens.map(|token| token as usize).collect();
-        if let Some(token) = tokens.iter().find(|&&token| token >= vocab_size) {
-            anyhow::bail!("token {token} is not among the {vocab_size} of the model; is this its tokenizer?");
-        }
-        let mut x = self.embedding.clone().select(0, self.indices(tokens.into_iter()));
+        let Config { q_heads, kv_heads, head_dim, rms_norm_eps, .. } = self.config;
+        let mut x = self.embedding.clone().select(0, tokens);
         for (index, layer) in self.layers.iter().enumerate() {
             let normed = rms_norm(x.clone(), layer.attention_norm.clone(), rms_norm_eps)?;
             let qkv = layer.qkv.forward(normed)?;

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Distribution, Tensor, TensorData};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
@@ -135,7 +135,8 @@ fn float_dtype(name: &str, dtype: Dtype) -> Result<DType> {
 
 /// Copies weights to a device.
 pub struct Loader<'a> {
-    pub weights: &'a Weights,
+    /// Random ones if there are none.
+    pub weights: Option<&'a Weights>,
     pub device: &'a Device,
     /// The element type that every tensor is converted to.
     pub dtype: DType,
@@ -153,12 +154,15 @@ impl Loader<'_> {
     pub fn stacked<const D: usize>(&self, parts: &[(&str, [usize; D])]) -> Result<Tensor<D>> {
         let [(_, mut shape), ..] = *parts else { bail!("no tensor to load") };
         // All of them are checked first: what a file holds, memory can be found for.
-        let stored: Vec<_> =
-            parts.iter().map(|(name, shape)| self.find(name, shape)).collect::<Result<_>>()?;
+        let find = |weights| parts.iter().map(|(name, shape)| find(weights, name, shape)).collect();
+        let stored: Option<Vec<_>> = self.weights.map(find).transpose()?;
         shape[0] = parts.iter().map(|(_, shape)| shape[0]).sum();
+        let (Some(weights), Some(stored)) = (self.weights, stored) else {
+            return Ok(Tensor::random(shape, Distribution::Normal(0.0, 0.02), (self.device, self.dtype)));
+        };
         let mut bytes = Vec::with_capacity(shape.iter().product::<usize>() * self.dtype.size());
         for (stored, dtype) in stored {
-            let raw = &self.weights.files[stored.file][stored.bytes.clone()];
+            let raw = &weights.files[stored.file][stored.bytes.clone()];
             if dtype == self.dtype {
                 bytes.extend_from_slice(raw);
             } else {
@@ -170,14 +174,14 @@ impl Loader<'_> {
         let data = TensorData::try_from_bytes_vec(bytes, shape, self.dtype)?;
         Ok(Tensor::from_data(data, (self.device, self.dtype)))
     }
+}
 
-    fn find(&self, name: &str, shape: &[usize]) -> Result<(&Stored, DType)> {
-        let stored = self.weights.find(name)?;
-        ensure!(
-            stored.shape == shape,
-            "{name} has shape {:?}, expected {shape:?} from config.json",
-            stored.shape
-        );
-        Ok((stored, float_dtype(name, stored.dtype)?))
-    }
+fn find<'a>(weights: &'a Weights, name: &str, shape: &[usize]) -> Result<(&'a Stored, DType)> {
+    let stored = weights.find(name)?;
+    ensure!(
+        stored.shape == shape,
+        "{name} has shape {:?}, expected {shape:?} from config.json",
+        stored.shape
+    );
+    Ok((stored, float_dtype(name, stored.dtype)?))
 }

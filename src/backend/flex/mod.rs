@@ -63,6 +63,7 @@ impl FlashInferBackend for Flex {
         v: FloatTensor<Self>,
         slots: IntTensor<Self>,
         layout: KvLayout,
+        _pinned: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let slots = view::indices(slots);
         // Of the index tensor only one entry for each token counts: an empty one is padded.

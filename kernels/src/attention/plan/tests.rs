@@ -43,7 +43,8 @@ impl Random {
             0 => 0,
             1 => 1,
             2..6 => self.below(300),
-            _ => self.below(20_000),
+            6 => self.below(20_000),
+            _ => self.below(2_000_000),
         }
     }
 }
@@ -81,7 +82,8 @@ fn every_key_of_every_row_is_in_one_work() {
     for _ in 0..300 {
         let (problem, spans) = (problem(&mut random), batch(&mut random));
         let device = [H200, MI300X][random.below(2)];
-        let split = [Split::Auto, Split::Never, Split::Every(100 + random.below(2000))][random.below(3)];
+        let split =
+            [Split::Auto, Split::Never, Split::Every(10_000 + random.below(100_000))][random.below(3)];
         let plan = Plan::new(&device, &problem, &spans, Choice::Auto, split).expect("a plan");
         // Its rows find their requests by themselves.
         if let Blueprint::Portable(_) = plan.blueprint() {
@@ -155,7 +157,8 @@ fn plans_stay_within_their_limits() {
     for _ in 0..300 {
         let (problem, spans) = (problem(&mut random), batch(&mut random));
         let device = [H200, MI300X][random.below(2)];
-        let split = [Split::Auto, Split::Never, Split::Every(100 + random.below(2000))][random.below(3)];
+        let split =
+            [Split::Auto, Split::Never, Split::Every(10_000 + random.below(100_000))][random.below(3)];
         let plan = Plan::new(&device, &problem, &spans, Choice::Auto, split).expect("a plan");
         let keys = spans.iter().map(|span| span.kv_len).sum();
         let limits = plan.limits(&device, &problem, &spans, keys, split);
@@ -207,7 +210,7 @@ fn a_fixed_split_does_not_depend_on_the_batch() {
     let mut random = Random::seeded();
     for _ in 0..100 {
         let (problem, spans) = (problem(&mut random), batch(&mut random));
-        let split = Split::Every(100 + random.below(2000));
+        let split = Split::Every(10_000 + random.below(100_000));
         let plan = |spans: &[Span]| Plan::new(&H200, &problem, spans, Choice::Auto, split).expect("a plan");
         let all = plan(&spans);
         for span in &spans {

@@ -66,7 +66,11 @@ fn launch_on<M: MatrixUnit, F: MatrixUnit>(
     let workspace =
         (partial_rows > 0).then(|| workspace.unwrap_or_else(|| buffer(client, partial_rows * (vo + 2))));
     if let Some(workspace) = &workspace {
-        contiguous(KERNEL, "workspace", workspace, &[partial_rows * (vo + 2)])?;
+        contiguous(KERNEL, "workspace", workspace, &[workspace.size()])?;
+        let needed = partial_rows * (vo + 2);
+        if workspace.size() < needed {
+            return Err(shape(KERNEL, "workspace", workspace, format!("[{needed}] or more")));
+        }
     }
 
     let device = DeviceProfile::of(client);

@@ -1,0 +1,136 @@
+//! Decoding with a Llama of random weights in the shape of Llama 3 8B: step by step, and as a captured graph, beside what
+//! reading weights and cache takes.
+//!
+//! ```sh
+//! cargo bench --bench llama_step --no-default-features --features cuda,fusion -- [layers=32] [batch=1] [context=1024]
+//! ```
+//!
+//! prints one CSV line each. Tokens are those of all sequences together; every step reads the logits of each back.
+
+#[path = "../examples/llama/llama/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "the program and its tests use the rest")]
+mod llama;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Instant;
+
+use anyhow::{Context, Error, Result};
+use burn::tensor::{DType, Device, Distribution, Tensor};
+use burn_flashinfer::{AttentionOptions, DecodeGraph, KvLayout, SequenceId, single_decode};
+use llama::config::Config;
+use llama::model::Llama;
+
+const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "hidden_size": 4096,
+    "intermediate_size": 14336, "num_hidden_layers": LAYERS, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500000.0}"#;
+const PAGE: usize = 16;
+const STEPS: usize = 64;
+
+fn main() -> Result<()> {
+    let number = |name: &str, default: usize| -> Result<usize> {
+        let given = std::env::args().find_map(|argument| argument.strip_prefix(name).map(str::to_owned));
+        given.map_or(Ok(default), |given| given.parse().with_context(|| format!("{name}{given}")))
+    };
+    let (layers, batch, context) = (number("layers=", 32)?, number("batch=", 1)?, number("context=", 1024)?);
+    let (device, dtype) = (Device::default(), DType::BF16);
+    let folder = std::env::temp_dir().join(format!("llama-step-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    std::fs::write(folder.join("config.json"), CONFIG.replace("LAYERS", &layers.to_string()))?;
+    let config = Config::load(&folder);
+    std::fs::remove_dir_all(&folder)?;
+    let config = config?;
+    let weights = {
+        let Config { vocab_size, hidden_size, intermediate_size, q_heads, kv_heads, head_dim, .. } = config;
+        let layer = hidden_size * ((2 * q_heads + 2 * kv_heads) * head_dim + 3 * intermediate_size);
+        // Of the embedding only the rows of the tokens are read.
+        2 * (layers * layer + vocab_size * hidden_size)
+    };
+    let cached = 2 * 2 * layers * config.kv_heads * config.head_dim * batch * (context + STEPS / 2);
+    let model = Llama::random(config, &device, dtype)?;
+    let bandwidth = bandwidth(&device, dtype)?;
+    let limit = batch as f64 * bandwidth * 1e9 / (weights + cached) as f64;
+    println!("op,layers,batch,context,tokens_per_s,ms,share_of_limit,note");
+    println!(
+        "limit,{layers},{batch},{context},{limit:.1},{:.3},1,{bandwidth:.0} GB/s read",
+        1e3 * batch as f64 / limit
+    );
+
+    for graph in [false, true] {
+        let pages = batch * (context + 2 * STEPS).div_ceil(PAGE);
+        let cache = Rc::new(RefCell::new(model.new_cache(pages, PAGE, KvLayout::Nhd)?));
+        let sequences: Vec<SequenceId> = (0..batch).map(|_| cache.borrow_mut().create()).collect();
+        let prompt: Vec<u32> = (0..context as u32).map(|token| token * 37 % 128_000).collect();
+        for &sequence in &sequences {
+            model.prefill(&mut cache.borrow_mut(), &[(sequence, &prompt)])?;
+        }
+        let mut tokens: Vec<u32> = vec![1; batch];
+        let begin = Instant::now();
+        let mut replay = None;
+        if graph {
+            let step = model.new_step(&cache.borrow(), batch, context + 2 * STEPS)?;
+            let first: Vec<_> = sequences.iter().map(|&sequence| (sequence, 1)).collect();
+            let run = |cache: &mut _, step: &_| model.replayable(cache, step);
+            replay = Some(DecodeGraph::<_, Error>::capture(&cache, step, &first, run)?);
+        }
+        let mut times = Vec::new();
+        let mut first = 0.0;
+        for number in 0..STEPS + STEPS / 2 {
+            let start = Instant::now();
+            let step: Vec<_> = sequences.iter().copied().zip(tokens.iter().copied()).collect();
+            let logits = match &mut replay {
+                Some(graph) => graph.replay(&step)?.clone(),
+                None => model.decode(&mut cache.borrow_mut(), &step)?,
+            };
+            tokens = best(logits)?;
+            if number == 0 {
+                first = begin.elapsed().as_secs_f64();
+            } else if number >= STEPS / 2 {
+                times.push(start.elapsed().as_secs_f64());
+            }
+        }
+        times.sort_by(f64::total_cmp);
+        let median = times[times.len() / 2];
+        let rate = batch as f64 / median;
+        let name = match replay.as_ref().map(DecodeGraph::run_anew_because) {
+            None => "eager".into(),
+            Some(None) => "graph".into(),
+            Some(Some(why)) => format!("run anew ({})", why.replace([',', '\n'], ";")),
+        };
+        println!(
+            "{name},{layers},{batch},{context},{rate:.1},{:.3},{:.3},first step after {first:.2} s; last token {}",
+            1e3 * median,
+            rate / limit,
+            tokens[0]
+        );
+    }
+    Ok(())
+}
+
+/// GB/s at which attention of one token reads a cache of 4 GB.
+fn bandwidth(device: &Device, dtype: DType) -> Result<f64> {
+    let (keys, heads, dim) = (1 << 20, 8, 128);
+    let random = |shape: [usize; 3]| Tensor::<3>::random(shape, Distribution::Default, (device, dtype));
+    let (k, v) = (random([keys, heads, dim]), random([keys, heads, dim]));
+    let q = Tensor::<2>::random([4 * heads, dim], Distribution::Default, (device, dtype));
+    let mut times = Vec::new();
+    for _ in 0..10 {
+        device.sync()?;
+        let start = Instant::now();
+        single_decode(q.clone(), k.clone(), v.clone(), &AttentionOptions::new())?.output.into_data();
+        times.push(start.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(2.0 * 2.0 * (keys * heads * dim) as f64 / times[1] / 1e9)
+}
+
+/// The most likely token of each row.
+fn best(logits: Tensor<2>) -> Result<Vec<u32>> {
+    let vocab = logits.dims()[1];
+    let logits = logits.try_into_vec_as::<f32>().context("cannot read the logits from the device")?;
+    let row = |row: &[f32]| {
+        let pick = |best: (usize, f32), (at, &x): (usize, &f32)| if x > best.1 { (at, x) } else { best };
+        row.iter().enumerate().fold((0, f32::NEG_INFINITY), pick).0 as u32
+    };
+    Ok(logits.chunks_exact(vocab).map(row).collect())
+}

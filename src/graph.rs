@@ -1,0 +1,156 @@
+//! Decoding as a graph: captured once, replayed for every step.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use burn::backend::{Backend as _, BackendTypes, Dispatch};
+use burn::tensor::Device;
+
+use crate::cache::{PagedKvCache, SequenceId};
+use crate::error::Error;
+use crate::plan::DecodeStep;
+
+/// A decoding step that is captured once and replayed: hundreds of launches become one.
+///
+/// The launches of a step are always the same; what they read lies in the buffers of a [`DecodeStep`], which each
+/// [`replay`](Self::replay) rewrites in one copy, and in the cache, which is [pinned](PagedKvCache::pin) to where it is.
+/// Between replays the program may do anything with the cache: prefill new sequences, fork, free. On devices without graphs
+/// (a CPU, Flex) a replay runs the step anew, to the same results.
+///
+/// ```
+/// use burn::tensor::{DType, Device, Distribution, Tensor};
+/// use burn_flashinfer::{
+///     CacheConfig, DecodeGraph, DecodeStep, PagedKvCache, PlanConfig, append_paged_kv,
+/// };
+/// use std::cell::RefCell;
+/// use std::rc::Rc;
+///
+/// # fn main() -> burn_flashinfer::Result<()> {
+/// let device = Device::default();
+/// let mut cache = PagedKvCache::new(&CacheConfig::new(1, 16, 8, 2, 64), &device)?;
+/// let sequence = cache.create();
+/// let step = DecodeStep::new(&PlanConfig::new(8, 2, 64, DType::F32), 1, 100, &cache)?;
+/// // A model of one layer: an embedding of 10 tokens for queries, and one for keys and values.
+/// let queries = Tensor::<2>::random([10, 8 * 64], Distribution::Default, &device);
+/// let keys = Tensor::<2>::random([10, 2 * 64], Distribution::Default, &device);
+/// let cache = Rc::new(RefCell::new(cache));
+/// let mut decoder = DecodeGraph::capture(&cache, step, &[(sequence, 3)], |cache, step| {
+///     let q = queries.clone().select(0, step.tokens()).reshape([1, 8, 64]);
+///     let k = keys.clone().select(0, step.tokens()).reshape([1, 2, 64]);
+///     append_paged_kv(cache.layer_mut(0)?, k.clone(), k, &step.slots())?;
+///     step.plan().run(q, cache.layer(0)?)
+/// })?;
+/// for token in [3, 1, 4, 1, 5] {
+///     let attended = decoder.replay(&[(sequence, token)])?;
+///     assert_eq!(attended.output.dims(), [1, 8, 64]);
+/// }
+/// assert_eq!(cache.borrow().len(sequence)?, 5);
+/// # Ok(())
+/// # }
+/// ```
+pub struct DecodeGraph<'a, T, E = Error> {
+    cache: Rc<RefCell<PagedKvCache>>,
+    step: DecodeStep,
+    run: Box<dyn FnMut(&mut PagedKvCache, &DecodeStep) -> Result<T, E> + 'a>,
+    device: Device,
+    output: T,
+    graph: Result<DeviceGraph, String>,
+}
+
+type DeviceGraph = <Dispatch as BackendTypes>::GraphPrimitive;
+
+/// Runs before the capture: Fusion compiles and tunes in the first, allocates what it needs ever after in the second, and
+/// every buffer that the capture will take must have been there once.
+const WARM_UP: usize = 3;
+
+impl<'a, T, E: From<Error>> DecodeGraph<'a, T, E> {
+    /// Captures `run`, one decoding step of a model: for every layer it [appends](crate::append_paged_kv) to the cache at
+    /// [`DecodeStep::slots`] and attends as [`DecodeStep::plan`] says. To compile kernels and to allocate what the step needs
+    /// it is run a few times with `tokens`, after which the sequences are what they were.
+    ///
+    /// `run` must not copy to or read from the device; what it computes must depend on nothing that changes but the cache and
+    /// the step.
+    ///
+    /// # Errors
+    ///
+    /// As [`DecodeStep::update`], and what `run` returns.
+    pub fn capture(
+        cache: &Rc<RefCell<PagedKvCache>>,
+        mut step: DecodeStep,
+        tokens: &[(SequenceId, u32)],
+        run: impl FnMut(&mut PagedKvCache, &DecodeStep) -> Result<T, E> + 'a,
+    ) -> Result<Self, E> {
+        let mut run: Box<dyn FnMut(&mut PagedKvCache, &DecodeStep) -> Result<T, E> + 'a> = Box::new(run);
+        let lent = &mut *cache.borrow_mut();
+        lent.pin();
+        step.update(lent, tokens)?;
+        let device = lent.device().clone();
+        let captured = captured(&device, || run(lent, &step));
+        for &(sequence, _) in tokens {
+            let len = lent.len(sequence)?;
+            lent.truncate(sequence, len.saturating_sub(1))?;
+        }
+        let (output, graph) = captured?;
+        Ok(Self { cache: cache.clone(), step, run, device, output, graph })
+    }
+
+    /// One step: each sequence goes on with a token. Returns what `run` returned when it was captured, with the numbers of
+    /// this step in it until the next.
+    ///
+    /// # Errors
+    ///
+    /// As [`DecodeStep::update`], when nothing has changed; if the device fails; and what `run` returns.
+    pub fn replay(&mut self, tokens: &[(SequenceId, u32)]) -> Result<&T, E> {
+        let cache = &mut *self.cache.borrow_mut();
+        self.step.update(cache, tokens)?;
+        match &self.graph {
+            Ok(graph) => {
+                // SAFETY: every page of memory that the captured launches touched is guarded by the graph as long as it lives,
+                // so that nothing else can lie there. This is not `Send`: update, replay and what reads the output follow one
+                // another in the stream of this thread, as the capture did.
+                unsafe { Dispatch::graph_replay(self.device.as_dispatch(), graph) }.map_err(|error| {
+                    let (got, expected) = (error.to_string(), "a step of the captured launches".into());
+                    Error::Replay { op: "DecodeGraph::replay", argument: "graph", got, expected }
+                })?;
+            }
+            Err(_) => self.output = (self.run)(cache, &self.step)?,
+        }
+        Ok(&self.output)
+    }
+
+    /// Why the device does not replay the step by itself, so that it is run anew; nothing if it does.
+    pub fn run_anew_because(&self) -> Option<&str> {
+        self.graph.as_ref().err().map(String::as_str)
+    }
+}
+
+/// What `run` returns, and its launches as a graph, or why there is none.
+fn captured<T, E>(
+    device: &Device,
+    mut run: impl FnMut() -> Result<T, E>,
+) -> Result<(T, Result<DeviceGraph, String>), E> {
+    let on = device.as_dispatch();
+    let prepared = Dispatch::graph_prepare(on);
+    let warm_up = if prepared.is_ok() { WARM_UP } else { 1 };
+    for _ in 0..warm_up {
+        let output = run();
+        // Fusion computes nothing whose result is dropped before it is waited for. What fails is told by the capture.
+        let _ = Dispatch::sync(on);
+        if let Err(error) = output {
+            let _ = Dispatch::graph_stop_capture(on);
+            return Err(error);
+        }
+    }
+    match prepared.and_then(|()| Dispatch::graph_start_capture(on)) {
+        Ok(()) => {
+            let output = run();
+            // Also after an error: the window must be closed.
+            let graph = Dispatch::graph_stop_capture(on);
+            Ok((output?, graph.map_err(|error| error.to_string())))
+        }
+        Err(error) => {
+            let _ = Dispatch::graph_stop_capture(on);
+            Ok((run()?, Err(error.to_string())))
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! Plans of batches whose requests share pages.
+
+use burn::tensor::Tensor;
+
+use super::config::PlanConfig;
+use super::paged::PagedPlan;
+use crate::cascade::Cascade;
+use crate::error::Result;
+use crate::kv_pages::KvPages;
+use crate::ops::{AttentionOutput, check_shares, merge_levels};
+use crate::options::AttentionOptions;
+
+/// Who computes what of a batch whose requests share pages: a plan for each level of a [`Cascade`], made once and run by
+/// every layer. Each shared page is read once for all requests that share it.
+///
+/// ```
+/// use burn::tensor::{DType, Device, Distribution, Tensor};
+/// use burn_flashinfer::{Cascade, CascadePlan, Indptr, KvLayout, KvPages, PageTable, PlanConfig};
+///
+/// # fn main() -> burn_flashinfer::Result<()> {
+/// let device = Device::default();
+/// // Two requests that begin with pages 4 and 2.
+/// let table = PageTable::new(&[0, 3, 6], &[4, 2, 0, 4, 2, 1], &[5, 16], 16, 8, &device)?;
+/// let cascade = Cascade::new(&table, &Indptr::from_lengths(&[1, 1], &device)?, 1)?;
+/// let plan = CascadePlan::new(&PlanConfig::new(8, 2, 64, DType::F32), &cascade)?;
+/// let q = Tensor::<3>::random([2, 8, 64], Distribution::Default, &device);
+/// let pool = Tensor::<4>::random([8, 16, 2, 64], Distribution::Default, &device);
+/// let pages = KvPages::new(pool.clone(), pool, KvLayout::Nhd)?;
+/// assert_eq!(plan.run(q, &pages)?.output.dims(), [2, 8, 64]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct CascadePlan {
+    /// The requests' own keys, then what they share.
+    levels: Vec<PagedPlan>,
+    return_lse: bool,
+}
+
+impl CascadePlan {
+    /// Plans the levels of a cascade.
+    ///
+    /// # Errors
+    ///
+    /// As [`PagedPlan::new`], and if there is a left window although something is shared: a group of requests has no
+    /// positions.
+    pub fn new(config: &PlanConfig, cascade: &Cascade) -> Result<Self> {
+        let Cascade { own, shared, .. } = cascade;
+        check_shares("CascadePlan::new", config.options.window_left, cascade)?;
+        let plan = |options: AttentionOptions, level: &crate::cascade::Level| {
+            PagedPlan::new(&config.options(options), &level.qo_indptr, &level.table)
+        };
+        let return_lse = config.options.return_lse;
+        let own_keys = config.options.return_lse(return_lse || !shared.is_empty());
+        let mut levels = vec![plan(own_keys, own)?];
+        for level in shared {
+            levels.push(plan(own_keys.causal(false), level)?);
+        }
+        Ok(Self { levels, return_lse })
+    }
+
+    /// Attention of `q` `[tokens, q_heads, head_dim]`, the query tokens of all requests one after the other, over the keys
+    /// and values of one layer.
+    ///
+    /// # Errors
+    ///
+    /// As [`PagedPlan::run`].
+    pub fn run(&self, q: Tensor<3>, pages: &KvPages) -> Result<AttentionOutput> {
+        let found = self.levels.iter().map(|level| level.run(q.clone(), pages));
+        merge_levels(found.collect::<Result<_>>()?, self.return_lse)
+    }
+
+    /// Bytes on the device that the plans hold for partial results.
+    pub fn workspace_bytes(&self) -> usize {
+        self.levels.iter().map(PagedPlan::workspace_bytes).sum()
+    }
+
+    /// What runs for each level, how the work is divided, and how evenly; the requests' own keys come first.
+    pub fn explain(&self) -> String {
+        self.levels.iter().map(PagedPlan::explain).collect::<Vec<_>>().join("\n")
+    }
+}

@@ -1,0 +1,141 @@
+//! A decoding step whose every input lies in one buffer that never moves.
+
+use burn::tensor::{Int, Tensor};
+
+use super::config::PlanConfig;
+use super::paged::{PagedPlan, decode_rows};
+use super::schedule::Capacity;
+use crate::cache::{PagedKvCache, SequenceId};
+use crate::error::{Error, Result};
+use crate::indptr::{Positions, index};
+use crate::page_table::SlotMapping;
+
+/// Numbers of a request beside its part of the plan: token, position, slot.
+const EXTRA: usize = 3;
+
+/// All that changes from one decoding step to the next: tokens, positions, slots, page table and plan, in one buffer on the
+/// device that [`update`](Self::update) rewrites in one copy.
+///
+/// Its tensors are views of that buffer, and as many and as long in every step, so that the launches of a step do not change
+/// either: what [`DecodeGraph`](crate::DecodeGraph) captures and replays. Sequences that are missing to the full number get
+/// token 0 at position 0, write nothing, and read no key.
+#[derive(Debug)]
+pub struct DecodeStep {
+    plan: PagedPlan,
+    requests: usize,
+    max_len: usize,
+    pool_pages: usize,
+}
+
+impl DecodeStep {
+    /// Room for `requests` sequences of `cache`, none longer than `max_len` tokens.
+    ///
+    /// # Errors
+    ///
+    /// If `requests` or `max_len` is 0 or too large to count, or `config` is not one that the device can take.
+    pub fn new(config: &PlanConfig, requests: usize, max_len: usize, cache: &PagedKvCache) -> Result<Self> {
+        const OP: &str = "DecodeStep::new";
+        for (argument, got) in [("requests", requests), ("max_len", max_len)] {
+            if got == 0 {
+                let expected = "at least 1".into();
+                return Err(Error::Value { op: OP, argument, got: "0".into(), expected });
+            }
+        }
+        let pages = max_len.div_ceil(cache.page_size()).saturating_mul(requests);
+        index(OP, "max_len", 0, pages.saturating_mul(cache.page_size()))?;
+        let capacity = Capacity { requests, pages, extra: EXTRA };
+        let plan = PagedPlan::fixed(OP, config, capacity, cache.page_size(), cache.device())?;
+        Ok(Self { plan, requests, max_len, pool_pages: cache.pages() })
+    }
+
+    /// Makes room in `cache` for one more token of each sequence, and rewrites the buffer for the step that computes them:
+    /// `tokens` says which token each sequence goes on with.
+    ///
+    /// # Errors
+    ///
+    /// If there are too many sequences or too long ones, a sequence is unknown or named twice, or the pool has not enough free
+    /// pages. Nothing has changed then.
+    pub fn update(&mut self, cache: &mut PagedKvCache, tokens: &[(SequenceId, u32)]) -> Result<()> {
+        const OP: &str = "DecodeStep::update";
+        let refuse = |got: String, expected: String| {
+            Err(Error::Value {
+                op: OP,
+                argument: "tokens",
+                got,
+                expected: format!("{expected}, the capacity"),
+            })
+        };
+        if tokens.is_empty() || tokens.len() > self.requests {
+            return refuse(format!("of {} sequences", tokens.len()), format!("1 to {}", self.requests));
+        }
+        let mut positions = Vec::with_capacity(tokens.len());
+        for &(sequence, _) in tokens {
+            let len = cache.len(sequence)?;
+            if len >= self.max_len {
+                return refuse(format!("a sequence of {len} tokens"), format!("below {}", self.max_len));
+            }
+            positions.push(len);
+        }
+        if (cache.page_size(), cache.pages()) != (self.plan.page_size(), self.pool_pages) {
+            let got = format!("of {} pages of {} tokens", cache.pages(), cache.page_size());
+            let expected = format!("of {} pages of {} tokens", self.pool_pages, self.plan.page_size());
+            return Err(Error::Value { op: OP, argument: "cache", got, expected });
+        }
+        let growth: Vec<_> = tokens.iter().map(|&(sequence, _)| (sequence, 1)).collect();
+        let slots = cache.reserve_slots(OP, &growth)?;
+        let sequences: Vec<_> = tokens.iter().map(|&(sequence, _)| sequence).collect();
+        let table = cache.page_table(&sequences)?;
+
+        // Each list has room for all requests.
+        let mut extra = vec![0; EXTRA * self.requests];
+        let (token_list, rest) = extra.split_at_mut(self.requests);
+        let (position_list, slot_list) = rest.split_at_mut(self.requests);
+        slot_list.fill(-1);
+        for (to, &(_, token)) in token_list.iter_mut().zip(tokens) {
+            *to = index(OP, "tokens", 0, token as usize)?;
+        }
+        for (to, &position) in position_list.iter_mut().zip(&positions) {
+            *to = index(OP, "tokens", 0, position)?;
+        }
+        for (to, slot) in slot_list.iter_mut().zip(&slots) {
+            *to = slot.map_or(Ok(-1), |slot| index(OP, "tokens", 0, slot))?;
+        }
+        self.plan.replan(OP, &decode_rows(table.requests()), &table, &extra)
+    }
+
+    /// `[requests]`: the token of each sequence.
+    pub fn tokens(&self) -> Tensor<1, Int> {
+        self.list(0)
+    }
+
+    /// Where in its sequence each token is, for [`apply_rope`](crate::apply_rope).
+    pub fn positions(&self) -> Positions {
+        Positions::of_tensor(self.list(1), self.max_len)
+    }
+
+    /// Where the keys and values go, for [`append_paged_kv`](crate::append_paged_kv).
+    pub fn slots(&self) -> SlotMapping {
+        SlotMapping::of_tensor(self.list(2), self.pool_pages, self.plan.page_size())
+    }
+
+    /// Attention of the step: [`PagedPlan::run`].
+    pub fn plan(&self) -> &PagedPlan {
+        &self.plan
+    }
+
+    /// How many sequences it has room for: the rows of every tensor of the step.
+    pub fn requests(&self) -> usize {
+        self.requests
+    }
+
+    /// The longest that a sequence may be.
+    pub fn max_len(&self) -> usize {
+        self.max_len
+    }
+
+    fn list(&self, number: usize) -> Tensor<1, Int> {
+        let first = self.plan.schedule().extra.start + number * self.requests;
+        let ranges = [first..first + self.requests];
+        self.plan.schedule().index().clone().slice(ranges)
+    }
+}
