@@ -6,7 +6,9 @@
 //! | [`single_prefill`], [`single_decode`] | attention of one request with contiguous keys and values |
 //! | [`batch_prefill_ragged`] | attention of requests of different lengths, one after the other |
 //! | [`batch_prefill_paged`], [`batch_decode_paged`] | attention over keys and values in pages |
-//! | [`cascade_attention`] | attention over pages that requests share, each read once |
+//! | [`PagedPlan`], [`RaggedPlan`] | the same of any mix of requests, planned once for all layers |
+//! | [`cascade_attention`], [`CascadePlan`] | attention over pages that requests share, each read once |
+//! | [`DecodeStep`], [`DecodeGraph`] | a decoding step that is captured as a graph and replayed |
 //! | [`append_paged_kv`] | writes new keys and values into pages, in place |
 //! | [`copy_pages`] | copies whole pages, in place |
 //! | [`merge_state`], [`merge_state_in_place`] | combines attention over two sets of keys |
@@ -50,7 +52,7 @@
 //!
 //! Every argument is checked before anything is written, and every refusal is an [`Error`] that names the operation,
 //! the argument, what it got and what it wanted. Host-side indices are checked when they are made into a [`PageTable`],
-//! [`SlotMapping`], [`Indptr`] or [`Positions`], once for all layers of a model.
+//! [`SlotMapping`], [`Indptr`] or [`Positions`], once for all layers of a model; batches when they are planned.
 // A library leaves the choice of backends to the program; a build without any compiles, and refuses every device.
 #![cfg_attr(not(any(feature = "flex", feature = "cube")), allow(unused))]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]

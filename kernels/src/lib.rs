@@ -15,6 +15,7 @@ pub mod append;
 pub mod attention;
 mod grid;
 pub mod isa;
+pub mod linear;
 mod math;
 pub mod merge;
 pub mod norm;

@@ -29,6 +29,7 @@ use burn_flashinfer_kernels::{
     self as kernels,
     activation::{self, ActAndMul},
     append::{self, Append},
+    linear::{self, Linear},
     rope::{self, Rope},
 };
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
@@ -263,6 +264,13 @@ impl FlashInferBackend for CubeBackend {
         let [rows, columns] = [x.meta.shape()[0], weight.meta.shape()[0]];
         if rows == 0 {
             return empty_like(&x, [rows, columns].into(), x.dtype);
+        }
+        if linear::is_for(&x.client, rows) && weight.meta.strides()[1] == 1 {
+            let y = empty_like(&x, [rows, columns].into(), x.dtype);
+            let (client, dtype) = (x.client.clone(), dtype_to_storage_type(x.dtype));
+            let (x, weight) = (in_rows(x).binding(), in_rows(weight).binding());
+            launched(linear::launch(&client, Linear { x, weight, y: y.clone().binding() }, dtype));
+            return y;
         }
         // A view: Burn's product reads the weight column by column and accumulates f16 and bf16 in f32.
         let weight = Self::float_swap_dims(weight, 0, 1);

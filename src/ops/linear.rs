@@ -10,8 +10,8 @@ use crate::extension::FlashInferBackend;
 ///
 /// `x`: `[…, in]`, `weight`: `[out, in]`, as PyTorch and Hugging Face store it; the result is `[…, out]`. Products are
 /// accumulated in f32. On Flex the weights are read as they are, in f16 and bf16 too, which makes decoding on a CPU
-/// as fast as its memory. On CubeCL devices this is Burn's matrix product, which on NVIDIA GPUs rounds the factors to
-/// TF32 (10 bits behind the point) where they are f32.
+/// as fast as its memory. On GPUs products of up to 8 rows read each weight once; more rows, and CubeCL's CPU, take Burn's
+/// matrix product, which on NVIDIA GPUs rounds the factors to TF32 (10 bits behind the point) where they are f32.
 ///
 /// # Errors
 ///

@@ -30,7 +30,7 @@ use crate::options::AttentionOptions;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct CascadePlan {
     /// The requests' own keys, then what they share.
     levels: Vec<PagedPlan>,

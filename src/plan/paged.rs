@@ -22,7 +22,8 @@ use crate::page_table::PageTable;
 /// Planning is host work alone (tens of microseconds) and one copy to the device; it reads nothing back. Keys are split
 /// among cores where that ends the batch sooner, by a model of what each piece costs, causal masks and windows counted; the
 /// partial results lie in a workspace that the plan owns. (FlashInfer's `plan` and `run`, with the work lists of its
-/// `BatchAttention`, <https://docs.flashinfer.ai>.)
+/// `BatchAttention`, <https://docs.flashinfer.ai>.) A plan is of one thread at a time: two runs at once would share the
+/// workspace.
 ///
 /// ```
 /// use burn::tensor::{DType, Device, Distribution, Tensor};
@@ -51,7 +52,7 @@ use crate::page_table::PageTable;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct PagedPlan {
     config: PlanConfig,
     schedule: Schedule,

@@ -28,7 +28,7 @@ use crate::options::KvLayout;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct RaggedPlan {
     config: PlanConfig,
     schedule: Schedule,

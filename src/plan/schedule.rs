@@ -1,5 +1,7 @@
 //! The lists of a batch in one tensor.
 
+use std::cell::Cell;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use burn::backend::Dispatch;
@@ -73,10 +75,13 @@ impl Lists {
 }
 
 /// A batch on a device, and who computes what.
-#[derive(Debug, Clone)]
+///
+/// Not `Clone`, for an update writes over what both would have; not `Sync`, for two runs at once would share the workspace.
+#[derive(Debug)]
 pub(crate) struct Schedule {
     index: Tensor<1, Int>,
     workspace: Option<Tensor<1>>,
+    not_sync: PhantomData<Cell<()>>,
     layout: BatchLayout,
     /// Which lists the caller added.
     pub extra: Range<usize>,
@@ -84,7 +89,7 @@ pub(crate) struct Schedule {
 }
 
 /// What was chosen and why.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 enum Explanation {
     #[cfg(feature = "cube")]
     Kernels(Box<kernels::Plan>),
@@ -104,6 +109,7 @@ impl Schedule {
         Ok(Self {
             index: upload(words, device),
             workspace: None,
+            not_sync: PhantomData,
             layout: planned.layout,
             extra: planned.extra,
             explanation: planned.explanation,
@@ -151,6 +157,7 @@ impl Schedule {
         Ok(Self {
             index: upload(words, device),
             workspace: None,
+            not_sync: PhantomData,
             layout: planned.layout,
             extra: planned.extra,
             explanation: planned.explanation,

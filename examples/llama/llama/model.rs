@@ -6,10 +6,11 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use burn::tensor::{DType, Device, Int, Tensor, TensorData, activation::silu};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_flashinfer::{
     AttentionOptions, CacheConfig, DecodeStep, Indptr, KvLayout, PagedKvCache, PagedPlan, PlanConfig,
-    Positions, RaggedPlan, Rope, SequenceId, append_paged_kv, apply_rope, check_support, matmul_nt, rms_norm,
+    Positions, RaggedPlan, Rope, SequenceId, append_paged_kv, apply_rope, check_support, fused_add_rms_norm,
+    matmul_nt, rms_norm, silu_and_mul,
 };
 
 use super::config::Config;
@@ -190,7 +191,7 @@ impl Llama {
     }
 
     /// All layers. `attend` is given the number of the layer, the queries `[tokens, q_heads, head_dim]` and the keys and
-    /// values `[tokens, kv_heads, head_dim]` of the new tokens. Returns `[tokens, hidden_size]`.
+    /// values `[tokens, kv_heads, head_dim]` of the new tokens. Returns `[tokens, hidden_size]`, normalised.
     fn forward(
         &self,
         tokens: Tensor<1, Int>,
@@ -198,9 +199,15 @@ impl Llama {
         mut attend: impl FnMut(usize, Tensor<3>, Tensor<3>, Tensor<3>) -> Result<Tensor<3>>,
     ) -> Result<Tensor<2>> {
         let Config { q_heads, kv_heads, head_dim, rms_norm_eps, .. } = self.config;
-        let mut x = self.embedding.clone().select(0, tokens);
-        for (index, layer) in self.layers.iter().enumerate() {
-            let normed = rms_norm(x.clone(), layer.attention_norm.clone(), rms_norm_eps)?;
+        let mut residual = self.embedding.clone().select(0, tokens);
+        let norms = self.layers.iter().map(|layer| &layer.attention_norm).chain([&self.norm]);
+        let mut norms = norms.cloned();
+        let mut normed = match norms.next() {
+            Some(first) => rms_norm(residual.clone(), first, rms_norm_eps)?,
+            None => residual.clone(),
+        };
+        // What a part of a layer adds goes into the residual stream with the norm of the part that follows.
+        for ((index, layer), next_norm) in self.layers.iter().enumerate().zip(norms) {
             let qkv = layer.qkv.forward(normed)?;
             let [rows, _] = qkv.dims();
             // Cut only after the heads have an axis of their own: the parts are then views.
@@ -210,20 +217,19 @@ impl Llama {
             let v = qkv.narrow(1, q_heads + kv_heads, kv_heads);
             let (q, k) = apply_rope(q, k, &self.rope, positions)?;
             let attended = attend(index, q, k, v)?.reshape([rows, q_heads * head_dim]);
-            x = x + layer.output.forward(attended)?;
+            let added = layer.output.forward(attended)?;
+            let norm = layer.feed_forward_norm.clone();
+            (normed, residual) = fused_add_rms_norm(added, residual, norm, rms_norm_eps)?;
 
-            let normed = rms_norm(x.clone(), layer.feed_forward_norm.clone(), rms_norm_eps)?;
-            let [gate, up] = layer.gate_up.forward(normed)?.chunk(2, 1).try_into().map_err(|_| {
-                anyhow::anyhow!("the gate and up projections of layer {index} cannot be told apart")
-            })?;
-            x = x + layer.down.forward(silu(gate) * up)?;
+            let gated = silu_and_mul(layer.gate_up.forward(normed)?)?;
+            let added = layer.down.forward(gated)?;
+            (normed, residual) = fused_add_rms_norm(added, residual, next_norm, rms_norm_eps)?;
         }
-        Ok(x)
+        Ok(normed)
     }
 
     fn logits(&self, hidden: Tensor<2>) -> Result<Tensor<2>> {
-        let normed = rms_norm(hidden, self.norm.clone(), self.config.rms_norm_eps)?;
-        Ok(matmul_nt(normed, self.head.clone())?)
+        Ok(matmul_nt(hidden, self.head.clone())?)
     }
 
     fn indices(&self, values: impl Iterator<Item = usize>) -> Tensor<1, Int> {

@@ -102,7 +102,7 @@ fn updates() {
             let fresh = PagedPlan::new(&config(&case), &qo, &table).expect("a plan");
             let decodes = case.lengths.iter().all(|&(queries, _)| queries == 1);
             match &mut plan {
-                None => plan = Some(fresh.clone()),
+                None => plan = Some(PagedPlan::new(&config(&case), &qo, &table).expect("a plan")),
                 Some(plan) if decodes => plan.update_decode(&table).expect("an update"),
                 Some(plan) => plan.update(&qo, &table).expect("an update"),
             }
