@@ -51,12 +51,13 @@ use crate::plan::DecodeStep;
 pub struct DecodeGraph<'a, T, E = Error> {
     cache: Rc<RefCell<PagedKvCache>>,
     step: DecodeStep,
-    run: Box<dyn FnMut(&mut PagedKvCache, &DecodeStep) -> Result<T, E> + 'a>,
+    run: Run<'a, T, E>,
     device: Device,
     output: T,
     graph: Result<DeviceGraph, String>,
 }
 
+type Run<'a, T, E> = Box<dyn FnMut(&mut PagedKvCache, &DecodeStep) -> Result<T, E> + 'a>;
 type DeviceGraph = <Dispatch as BackendTypes>::GraphPrimitive;
 
 /// Runs before the capture: Fusion compiles and tunes in the first, allocates what it needs ever after in the second, and
@@ -80,7 +81,7 @@ impl<'a, T, E: From<Error>> DecodeGraph<'a, T, E> {
         tokens: &[(SequenceId, u32)],
         run: impl FnMut(&mut PagedKvCache, &DecodeStep) -> Result<T, E> + 'a,
     ) -> Result<Self, E> {
-        let mut run: Box<dyn FnMut(&mut PagedKvCache, &DecodeStep) -> Result<T, E> + 'a> = Box::new(run);
+        let mut run: Run<'a, T, E> = Box::new(run);
         let lent = &mut *cache.borrow_mut();
         lent.pin();
         step.update(lent, tokens)?;

@@ -35,8 +35,10 @@ const DEVICES: [(&str, DeviceProfile); 8] = [
     ("CPU", DeviceProfile { plane: 1, shared_memory: 1 << 20, cpu_cores: Some(8), ..GPU }),
 ];
 
-/// Name, and how many requests of which queries and keys.
-const SHAPES: [(&str, &[(usize, usize, usize)]); 10] = [
+/// How many requests, of how many queries and keys each.
+type Alike = (usize, usize, usize);
+
+const SHAPES: [(&str, &[Alike]); 10] = [
     ("prefill 1 x 1024", &[(1, 1024, 1024)]),
     ("prefill 1 x 8192", &[(1, 8192, 8192)]),
     ("prefill 16 x 512", &[(16, 512, 512)]),

@@ -135,7 +135,6 @@ impl DecodeStep {
 
     fn list(&self, number: usize) -> Tensor<1, Int> {
         let first = self.plan.schedule().extra.start + number * self.requests;
-        let ranges = [first..first + self.requests];
-        self.plan.schedule().index().clone().slice(ranges)
+        self.plan.schedule().index().clone().slice_dim(0, first..first + self.requests)
     }
 }

@@ -260,10 +260,10 @@ impl fmt::Display for Plan {
         if merges > 0 {
             write!(f, ", {} rows of partial results in {merges} merges", self.partial_rows)?;
         }
-        if self.longest > 0 {
-            write!(f, ", balanced to {}%", 100 * self.mean / self.longest)?;
+        match (100 * self.mean).checked_div(self.longest) {
+            Some(percent) => write!(f, ", balanced to {percent}%"),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
