@@ -53,14 +53,16 @@ impl Class {
         Self { rows, keys: tiled.cube_keys(), per_key, resident }
     }
 
-    fn cost(&self, keys: u64) -> u64 {
-        CUBE * self.resident + keys.next_multiple_of(self.keys as u64) * self.per_key
+    // In 32 bits: on the host a division of 64 takes three times as long, and there are thousands of tiles.
+    fn cost(&self, keys: u32) -> u64 {
+        CUBE * self.resident + u64::from(keys.next_multiple_of(self.keys as u32)) * self.per_key
     }
 
     /// Keys of a piece that costs `budget`, beside what every cube costs.
-    fn keys_for(&self, budget: u64) -> u64 {
+    fn keys_for(&self, budget: u64) -> u32 {
         // With fewer than 4 tiles of keys merging costs more than it gains.
-        (budget / self.per_key).max(3 * self.keys as u64 + 1).next_multiple_of(self.keys as u64)
+        let keys = (budget / self.per_key).clamp(3 * self.keys as u64 + 1, i32::MAX as u64);
+        (keys as u32).next_multiple_of(self.keys as u32)
     }
 }
 
@@ -168,21 +170,23 @@ pub(super) fn tiles(classes: &Classes, problem: &Problem, spans: &[Span]) -> Vec
     let heaviest = |span: &Span| {
         let (class, _) = classes.for_rows(span.qo_len * group);
         let (start, end) = problem.visible(span, span.qo_len.saturating_sub(1));
-        class.cost(end.saturating_sub(start) as u64)
+        class.cost(end.saturating_sub(start) as u32)
     };
     let mut order: Vec<_> =
         spans.iter().zip(0_u32..).map(|(span, request)| (Reverse(heaviest(span)), request)).collect();
     order.sort_unstable();
-    let mut tiles = Vec::with_capacity(spans.len());
+    let all: usize = spans.iter().map(|span| span.qo_len * group).sum();
+    let mut tiles = Vec::with_capacity(spans.len() + all / classes.many.rows);
     for (_, request) in order {
         let span = &spans[request as usize];
         let rows = span.qo_len * group;
         let (class, few) = classes.for_rows(rows);
+        let query = |row: usize| (row as u32 / group as u32) as usize;
         let mut end_row = rows;
+        let mut first_row = rows.saturating_sub(1) / class.rows * class.rows;
         while end_row > 0 {
-            let first_row = (end_row - 1) / class.rows * class.rows;
-            let (start, _) = problem.visible(span, first_row / group);
-            let (_, end) = problem.visible(span, (end_row - 1) / group);
+            let (start, _) = problem.visible(span, query(first_row));
+            let (_, end) = problem.visible(span, query(end_row - 1));
             tiles.push(Tile {
                 request,
                 first_row: first_row as u32,
@@ -192,6 +196,7 @@ pub(super) fn tiles(classes: &Classes, problem: &Problem, spans: &[Span]) -> Vec
                 few,
             });
             end_row = first_row;
+            first_row = first_row.saturating_sub(class.rows);
         }
     }
     tiles
@@ -206,11 +211,12 @@ pub(super) fn schedule(
     split: Split,
 ) -> Schedule {
     let machines = classes.machines(problem, cores);
-    let whole = Pieces::of(classes, tiles, problem, |_, _| u64::MAX);
+    let whole = Pieces::of(classes, tiles, problem, |_, keys| keys);
     match split {
         Split::Never => whole.schedule(classes, machines),
         Split::Every(keys) => {
-            let every = |class: &Class, _| (keys.max(1) as u64).next_multiple_of(class.keys as u64);
+            let keys = keys.clamp(1, i32::MAX as usize) as u32;
+            let every = |class: &Class, _| keys.next_multiple_of(class.keys as u32);
             Pieces::of(classes, tiles, problem, every).schedule(classes, machines)
         }
         // So many small ones that the last round does not matter.
@@ -226,9 +232,9 @@ pub(super) fn schedule(
             let waves = if 16 * best.longest <= 17 * best.mean { 0 } else { WAVES };
             for wave in 1..=waves {
                 // Chunks of a tile are as even as whole tiles of keys allow.
-                let even = |class: &Class, keys: u64| {
+                let even = |class: &Class, keys: u32| {
                     let chunks = keys.div_ceil(class.keys_for(ideal.div_ceil(wave))).max(1);
-                    keys.div_ceil(chunks).next_multiple_of(class.keys as u64).max(1)
+                    keys.div_ceil(chunks).next_multiple_of(class.keys as u32)
                 };
                 let candidate = Pieces::of(classes, tiles, problem, even).schedule(classes, machines);
                 if candidate.longest < best.longest {
@@ -251,18 +257,18 @@ struct Pieces {
 }
 
 impl Pieces {
-    /// The tiles in chunks of as many keys as `chunk` says for the keys of a tile: a multiple of what a cube takes at a time.
-    fn of(classes: &Classes, tiles: &[Tile], problem: &Problem, chunk: impl Fn(&Class, u64) -> u64) -> Self {
+    /// The tiles in chunks of as many keys as `chunk` says for the keys of a tile: all of them, or a multiple of what a cube
+    /// takes at a time.
+    fn of(classes: &Classes, tiles: &[Tile], problem: &Problem, chunk: impl Fn(&Class, u32) -> u32) -> Self {
         // What a row of partial results costs, written and read, in keys.
         let per_key = (problem.dims.qk + problem.dims.vo) * problem.dtype.size();
         let per_row = (8 * problem.dims.vo) as u64 * KEY / per_key.max(1) as u64;
-        let mut pieces =
-            Self { items: Vec::with_capacity(2 * tiles.len()), all: 0, heaviest: 0, split: false };
+        let mut pieces = Self { items: Vec::with_capacity(tiles.len()), all: 0, heaviest: 0, split: false };
         for (tile, at) in tiles.iter().zip(0..) {
             let class = classes.of_tile(tile);
-            let keys = u64::from(tile.end - tile.start);
+            let keys = tile.end - tile.start;
             let chunk = chunk(class, keys);
-            let chunks = keys.div_ceil(chunk).max(1);
+            let chunks = if chunk >= keys { 1 } else { keys.div_ceil(chunk) };
             pieces.split |= chunks > 1;
             let partial = if chunks > 1 { u64::from(tile.rows) * per_row } else { 0 };
             for number in 0..chunks {
@@ -273,10 +279,10 @@ impl Pieces {
                 pieces.heaviest = pieces.heaviest.max(cost);
                 pieces.items.push(Item {
                     tile: at,
-                    chunk: number as u32,
-                    chunks: chunks as u32,
-                    start: tile.start + start as u32,
-                    end: tile.start + end as u32,
+                    chunk: number,
+                    chunks,
+                    start: tile.start + start,
+                    end: tile.start + end,
                     cost,
                     few: tile.few,
                 });
