@@ -2,7 +2,7 @@
 //! reading weights and cache takes.
 //!
 //! ```sh
-//! cargo bench --bench llama_step --no-default-features --features cuda,fusion -- [layers=32] [batch=1] [context=1024]
+//! cargo bench --bench llama_step --no-default-features --features cuda,fusion -- [layers=32] [batch=1] [context=1024] [gbps=4460]
 //! ```
 //!
 //! prints one CSV line each. Tokens are those of all sequences together; every step reads the logits of each back.
@@ -16,8 +16,8 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Context, Error, Result};
-use burn::tensor::{DType, Device, Distribution, Tensor};
-use burn_flashinfer::{AttentionOptions, DecodeGraph, KvLayout, SequenceId, single_decode};
+use burn::tensor::{DType, Device, Tensor};
+use burn_flashinfer::{DecodeGraph, KvLayout, SequenceId};
 use llama::config::Config;
 use llama::model::Llama;
 
@@ -33,6 +33,8 @@ fn main() -> Result<()> {
         given.map_or(Ok(default), |given| given.parse().with_context(|| format!("{name}{given}")))
     };
     let (layers, batch, context) = (number("layers=", 32)?, number("batch=", 1)?, number("context=", 1024)?);
+    // What attention reads at on an H200: `benches/attention.rs`, 128 x 16384.
+    let bandwidth = number("gbps=", 4460)?;
     let (device, dtype) = (Device::default(), DType::BF16);
     let folder = std::env::temp_dir().join(format!("llama-step-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
@@ -48,11 +50,10 @@ fn main() -> Result<()> {
     };
     let cached = 2 * 2 * layers * config.kv_heads * config.head_dim * batch * (context + STEPS / 2);
     let model = Llama::random(config, &device, dtype)?;
-    let bandwidth = bandwidth(&device, dtype)?;
-    let limit = batch as f64 * bandwidth * 1e9 / (weights + cached) as f64;
+    let limit = (batch * bandwidth) as f64 * 1e9 / (weights + cached) as f64;
     println!("op,layers,batch,context,tokens_per_s,ms,share_of_limit,note");
     println!(
-        "limit,{layers},{batch},{context},{limit:.1},{:.3},1,{bandwidth:.0} GB/s read",
+        "limit,{layers},{batch},{context},{limit:.1},{:.3},1,{bandwidth} GB/s read",
         1e3 * batch as f64 / limit
     );
 
@@ -105,27 +106,6 @@ fn main() -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// GB/s at which attention of one token reads a cache of 4 GB, eight times in a row.
-fn bandwidth(device: &Device, dtype: DType) -> Result<f64> {
-    let (keys, heads, dim) = (1 << 20, 8, 128);
-    let random =
-        |shape: [usize; 3]| Tensor::<3>::random(shape, Distribution::Normal(0.0, 1.0), (device, dtype));
-    let (k, v) = (random([keys, heads, dim]), random([keys, heads, dim]));
-    let q = Tensor::<2>::random([4 * heads, dim], Distribution::Normal(0.0, 1.0), (device, dtype));
-    let mut times = Vec::new();
-    for _ in 0..6 {
-        device.sync()?;
-        let start = Instant::now();
-        let outputs: Vec<_> = (0..8)
-            .map(|_| Ok(single_decode(q.clone(), k.clone(), v.clone(), &AttentionOptions::new())?.output))
-            .collect::<Result<_>>()?;
-        Tensor::stack::<3>(outputs, 0).into_data();
-        times.push(start.elapsed().as_secs_f64() / 8.0);
-    }
-    times.sort_by(f64::total_cmp);
-    Ok(2.0 * 2.0 * (keys * heads * dim) as f64 / times[1] / 1e9)
 }
 
 /// The most likely token of each row.

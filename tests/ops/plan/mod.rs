@@ -79,6 +79,23 @@ fn every_split() {
     });
 }
 
+/// A request that is far longer than what one core reads, beside short ones.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
+#[test]
+fn long_requests() {
+    on_devices(1, &[Case::new(DType::BF16, 64, &[]).heads(1, 4)], |target, case| {
+        // Simulated or compiled for a CPU, keys take their time.
+        let longest = if ["flex", "cuda"].contains(&target.name) { 300_000 } else { 20_000 };
+        let case = Case { lengths: vec![(1, 700), (1, longest), (2, 5000)], ..case.clone() };
+        let problem = case.problem("long_requests");
+        let device = &target.device;
+        let table = problem.paging(16).table(device);
+        let plan = PagedPlan::new(&config(&case), &rows(&problem, device), &table).expect("a plan");
+        let got = run_paged(&plan, &problem, 16, device);
+        problem.check(&plan.explain(), target, &problem.expected(), &got);
+    });
+}
+
 /// One plan goes through batches that grow and shrink, and gives what a new one would.
 #[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
