@@ -79,6 +79,26 @@ fn every_split() {
     });
 }
 
+/// Lengths by Zipf's law, as the benchmark has them: decoding over pages, and ragged prefill.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
+#[test]
+fn skewed_lengths() {
+    let zipf =
+        |requests: u32, longest: f64| (1..=requests).map(move |rank| (longest / f64::from(rank)) as usize);
+    let decode: Vec<_> = zipf(64, 4096.0).map(|keys| (1, keys)).collect();
+    let prefill: Vec<_> = zipf(16, 512.0).map(|tokens| (tokens, tokens)).collect();
+    let cases = [&decode, &prefill].map(|lengths| Case::new(DType::BF16, 64, lengths).heads(1, 4).causal());
+    on_devices(1, &cases, |target, case| {
+        let (device, problem) = (&target.device, case.problem("skewed_lengths"));
+        let (qo, expected) = (rows(&problem, device), problem.expected());
+        let plan = PagedPlan::new(&config(case), &qo, &problem.paging(16).table(device)).expect("a plan");
+        let got = run_paged(&plan, &problem, 16, device);
+        problem.check(&plan.explain(), target, &expected, &got);
+        let got = problem.ragged(device, View::Whole, KvLayout::Nhd);
+        problem.check("ragged", target, &expected, &got);
+    });
+}
+
 /// A request that is far longer than what one core reads, beside short ones.
 #[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]

@@ -136,7 +136,13 @@ impl Plan {
         let tiles = split::tiles(&classes, problem, spans);
         let schedule = split::schedule(&classes, &tiles, problem, device.cores, split);
         (plan.longest, plan.mean) = (schedule.longest, schedule.mean);
-        plan.write(problem, spans, &tiles, &schedule.items)?;
+        match &schedule.items {
+            Some(items) => plan.write(problem, spans, &tiles, items)?,
+            None => {
+                plan.works.reserve(tiles.len() * WORDS);
+                tiles.iter().for_each(|tile| plan.work(spans, tile, tile.start, tile.end, -1));
+            }
+        }
         Ok(plan)
     }
 
@@ -172,7 +178,6 @@ impl Plan {
         self.works.reserve(items.len() * WORDS);
         for item in items {
             let tile = &tiles[item.tile as usize];
-            let span = &spans[tile.request as usize];
             let partial = match item.chunks {
                 1 => -1,
                 _ => {
@@ -180,11 +185,18 @@ impl Plan {
                     (partials[item.tile as usize] + before) as i32
                 }
             };
-            let words = [span.first_token, span.qo_len, span.kv_len, span.first, tile.first_row as usize];
-            self.works.extend(words.map(|word| word as i32));
-            self.works.extend([item.start as i32, item.end as i32, partial]);
+            self.work(spans, tile, item.start, item.end, partial);
         }
         Ok(())
+    }
+
+    /// Writes the work of a tile over a range of keys.
+    fn work(&mut self, spans: &[Span], tile: &Tile, start: u32, end: u32, partial: i32) {
+        let Span { first_token, qo_len, first, kv_len } = spans[tile.request as usize];
+        let [first_token, qo_len, kv_len, first] =
+            [first_token, qo_len, kv_len, first].map(|word| word as i32);
+        let [first_row, start, end] = [tile.first_row, start, end].map(|word| word as i32);
+        self.works.extend_from_slice(&[first_token, qo_len, kv_len, first, first_row, start, end, partial]);
     }
 
     /// What runs.

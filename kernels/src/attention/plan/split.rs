@@ -137,8 +137,8 @@ pub(super) struct Tile {
     pub request: u32,
     pub first_row: u32,
     pub rows: u32,
-    start: u32,
-    end: u32,
+    pub start: u32,
+    pub end: u32,
     few: bool,
 }
 
@@ -151,12 +151,12 @@ pub(super) struct Item {
     pub start: u32,
     pub end: u32,
     cost: u64,
-    few: bool,
 }
 
 /// Items in the order in which they run.
 pub(super) struct Schedule {
-    pub items: Vec<Item>,
+    /// The tiles as they are if there is nothing to split or to order: of thousands of them a list costs more than the rest.
+    pub items: Option<Vec<Item>>,
     /// When the last core ends, and when all would if they were equally busy.
     pub longest: u64,
     pub mean: u64,
@@ -211,22 +211,26 @@ pub(super) fn schedule(
     split: Split,
 ) -> Schedule {
     let machines = classes.machines(problem, cores);
-    let whole = Pieces::of(classes, tiles, problem, |_, keys| keys);
+    let whole = || Pieces::of(classes, tiles, problem, |_, keys| keys);
     match split {
-        Split::Never => whole.schedule(classes, machines),
+        Split::Never => whole().schedule(classes, machines, tiles),
         Split::Every(keys) => {
             let keys = keys.clamp(1, i32::MAX as usize) as u32;
             let every = |class: &Class, _| keys.next_multiple_of(class.keys as u32);
-            Pieces::of(classes, tiles, problem, every).schedule(classes, machines)
+            Pieces::of(classes, tiles, problem, every).schedule(classes, machines, tiles)
         }
-        // So many small ones that the last round does not matter.
-        Split::Auto if cores.is_none() || 16 * whole.heaviest <= whole.all / machines => Schedule {
-            longest: whole.all / machines + whole.heaviest,
-            mean: whole.all / machines,
-            items: whole.ordered(classes),
-        },
         Split::Auto => {
-            let mut best = whole.schedule(classes, machines);
+            let cost = |tile: &Tile| classes.of_tile(tile).cost(tile.end - tile.start);
+            let heaviest = |tiles: &[Tile]| tiles.iter().map(cost).max().unwrap_or(0);
+            let mean = tiles.iter().map(cost).sum::<u64>() / machines;
+            // The heaviest come first, so that the last round is of light ones: it ends late by one of those at most.
+            let last = &tiles[tiles.len().saturating_sub(8 * machines as usize)..];
+            let late = heaviest(last);
+            if cores.is_none() || (16 * late <= mean && heaviest(tiles) <= mean) {
+                let items = classes.few.is_some().then(|| whole().ordered(classes, tiles));
+                return Schedule { items, longest: mean + late, mean };
+            }
+            let mut best = whole().schedule(classes, machines, tiles);
             let ideal = best.mean;
             // Within 6% of even there is nothing to gain.
             let waves = if 16 * best.longest <= 17 * best.mean { 0 } else { WAVES };
@@ -236,7 +240,7 @@ pub(super) fn schedule(
                     let chunks = keys.div_ceil(class.keys_for(ideal.div_ceil(wave))).max(1);
                     keys.div_ceil(chunks).next_multiple_of(class.keys as u32)
                 };
-                let candidate = Pieces::of(classes, tiles, problem, even).schedule(classes, machines);
+                let candidate = Pieces::of(classes, tiles, problem, even).schedule(classes, machines, tiles);
                 if candidate.longest < best.longest {
                     best = candidate;
                 }
@@ -249,9 +253,8 @@ pub(super) fn schedule(
 /// Tiles in chunks.
 struct Pieces {
     items: Vec<Item>,
-    /// Cost of all, and of the heaviest.
+    /// Cost of all.
     all: u64,
-    heaviest: u64,
     /// Whether a tile has several chunks.
     split: bool,
 }
@@ -263,7 +266,7 @@ impl Pieces {
         // What a row of partial results costs, written and read, in keys.
         let per_key = (problem.dims.qk + problem.dims.vo) * problem.dtype.size();
         let per_row = (8 * problem.dims.vo) as u64 * KEY / per_key.max(1) as u64;
-        let mut pieces = Self { items: Vec::with_capacity(tiles.len()), all: 0, heaviest: 0, split: false };
+        let mut pieces = Self { items: Vec::with_capacity(tiles.len()), all: 0, split: false };
         for (tile, at) in tiles.iter().zip(0..) {
             let class = classes.of_tile(tile);
             let keys = tile.end - tile.start;
@@ -276,7 +279,6 @@ impl Pieces {
                 let end = start.saturating_add(chunk).min(keys);
                 let cost = class.cost(end - start) + partial;
                 pieces.all += cost;
-                pieces.heaviest = pieces.heaviest.max(cost);
                 pieces.items.push(Item {
                     tile: at,
                     chunk: number,
@@ -284,7 +286,6 @@ impl Pieces {
                     start: tile.start + start,
                     end: tile.start + end,
                     cost,
-                    few: tile.few,
                 });
             }
         }
@@ -292,18 +293,18 @@ impl Pieces {
     }
 
     /// In the order in which they run.
-    fn ordered(mut self, classes: &Classes) -> Vec<Item> {
+    fn ordered(mut self, classes: &Classes, tiles: &[Tile]) -> Vec<Item> {
         if self.split {
             // The longest first, of equals those of a tile side by side.
             self.items.sort_unstable_by_key(|item| (Reverse(item.cost), item.tile, item.chunk));
         }
-        if classes.few.is_some() { interleaved(self.items) } else { self.items }
+        if classes.few.is_some() { interleaved(self.items, tiles) } else { self.items }
     }
 
     /// In the order in which they run, on as many machines, each of which takes the next when it is done with one.
-    fn schedule(self, classes: &Classes, machines: u64) -> Schedule {
+    fn schedule(self, classes: &Classes, machines: u64, tiles: &[Tile]) -> Schedule {
         let (all, merge) = (self.all, if self.split { MERGE } else { 0 });
-        let items = self.ordered(classes);
+        let items = self.ordered(classes, tiles);
         let mut ends: BinaryHeap<Reverse<u64>> = (0..machines).map(|_| Reverse(0)).collect();
         for item in &items {
             if let Some(mut first) = ends.peek_mut() {
@@ -311,15 +312,17 @@ impl Pieces {
             }
         }
         let longest = ends.into_iter().map(|Reverse(end)| end).max().unwrap_or(0) + merge;
-        Schedule { items, longest, mean: all / machines }
+        Schedule { items: Some(items), longest, mean: all / machines }
     }
 }
 
 /// Both kinds of items side by side from the beginning to the end, so that a core that multiplies also reads.
-fn interleaved(items: Vec<Item>) -> Vec<Item> {
-    let costs = |few| items.iter().filter(|item| item.few == few).map(|item| item.cost).sum::<u64>().max(1);
+fn interleaved(items: Vec<Item>, tiles: &[Tile]) -> Vec<Item> {
+    let is_few = |item: &Item| tiles[item.tile as usize].few;
+    let costs =
+        |few| items.iter().filter(|item| is_few(item) == few).map(|item| item.cost).sum::<u64>().max(1);
     let (all_few, all_many) = (u128::from(costs(true)), u128::from(costs(false)));
-    let (few, many): (Vec<_>, Vec<_>) = items.into_iter().partition(|item| item.few);
+    let (few, many): (Vec<_>, Vec<_>) = items.into_iter().partition(is_few);
     let mut order = Vec::with_capacity(few.len() + many.len());
     let (mut few, mut many) = (few.into_iter().peekable(), many.into_iter().peekable());
     let (mut few_done, mut many_done) = (0, 0);

@@ -196,11 +196,12 @@ fn skewed_lengths_are_balanced() {
     let decode = Span::following(keys.iter().map(|&keys| (1, keys)), 16);
     let prefill = Span::following(keys.iter().map(|&keys| (keys / 8, keys / 8)), 16);
     for device in [H200, MI300X] {
-        for (spans, least) in [(&decode, 90), (&prefill, 93)] {
+        for spans in [&decode, &prefill] {
             let plan = Plan::new(&device, &problem, spans, Choice::Auto, Split::Auto).expect("a plan");
-            assert!(100 * plan.mean >= least * plan.longest, "{plan}");
+            assert!(100 * plan.mean >= 90 * plan.longest, "{plan}");
             let whole = Plan::new(&device, &problem, spans, Choice::Auto, Split::Never).expect("a plan");
-            assert!(plan.longest <= whole.longest, "{plan} beside {whole}");
+            // What is not split is as balanced as it needs to be; how late it ends is then a bound, not a schedule.
+            assert!(plan.merges().is_empty() || plan.longest < whole.longest, "{plan} beside {whole}");
         }
     }
 }
