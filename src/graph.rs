@@ -83,8 +83,8 @@ impl<'a, T, E: From<Error>> DecodeGraph<'a, T, E> {
     ) -> Result<Self, E> {
         let mut run: Run<'a, T, E> = Box::new(run);
         let lent = &mut *cache.borrow_mut();
-        lent.pin();
         step.update(lent, tokens)?;
+        lent.pin();
         let device = lent.device().clone();
         let captured = captured(&device, || run(lent, &step));
         for &(sequence, _) in tokens {

@@ -162,6 +162,14 @@ impl PageTable {
         self
     }
 
+    /// Of `requests` requests: those that are missing have no keys.
+    pub(crate) fn padded(mut self, requests: usize) -> Self {
+        let end = self.indices.len();
+        self.indptr.resize(requests + 1, end);
+        self.kv_lengths.resize(requests, 0);
+        self
+    }
+
     /// Of the same moment as `other`.
     pub(crate) fn of_the_time_of(mut self, other: &Self) -> Self {
         self.stamp.clone_from(&other.stamp);

@@ -116,9 +116,8 @@ impl PagedPlan {
         device: &Device,
     ) -> Result<Self> {
         config.check(op, device)?;
-        let empty = vec![0; capacity.requests];
         let table =
-            PageTable::trusted(op, vec![0; capacity.requests + 1], vec![], &empty, page_size, device)?;
+            PageTable::trusted(op, vec![0], vec![], &[], page_size, device)?.padded(capacity.requests);
         let rows = decode_rows(capacity.requests);
         let requests = Requests { qo_indptr: &rows, kv: KeysOf::Paged(&table) };
         let schedule = Schedule::fixed(op, config, requests, &capacity, device)?;
@@ -141,6 +140,7 @@ impl PagedPlan {
     pub fn update(&mut self, qo_indptr: &Indptr, table: &PageTable) -> Result<()> {
         const OP: &str = "PagedPlan::update";
         same_device(OP, "qo_indptr", &qo_indptr.device(), &table.device())?;
+        self.check_update(OP, qo_indptr.as_slice(), table)?;
         self.replan(OP, qo_indptr.as_slice(), table, &[])
     }
 
@@ -150,10 +150,18 @@ impl PagedPlan {
     ///
     /// As [`update`](Self::update).
     pub fn update_decode(&mut self, table: &PageTable) -> Result<()> {
-        self.replan("PagedPlan::update_decode", &decode_rows(table.requests()), table, &[])
+        const OP: &str = "PagedPlan::update_decode";
+        let rows = decode_rows(table.requests());
+        self.check_update(OP, &rows, table)?;
+        self.replan(OP, &rows, table, &[])
     }
 
-    /// `extra`: what a fixed plan carries along.
+    fn check_update(&self, op: &'static str, rows: &[usize], table: &PageTable) -> Result<()> {
+        same_device(op, "table", &table.device(), &self.schedule.index().device())?;
+        check_requests(op, &self.config, rows, table)
+    }
+
+    /// Plans a batch that was checked. `extra`: what a fixed plan carries along.
     pub(super) fn replan(
         &mut self,
         op: &'static str,
@@ -161,43 +169,13 @@ impl PagedPlan {
         table: &PageTable,
         extra: &[i32],
     ) -> Result<()> {
-        same_device(op, "table", &table.device(), &self.schedule.index().device())?;
-        check_requests(op, &self.config, rows, table)?;
-        if let Some(capacity) = &self.capacity {
-            let refuse = |got: String, expected: String| {
-                Err(Error::Value {
-                    op,
-                    argument: "table",
-                    got,
-                    expected: format!("{expected}, the capacity"),
-                })
-            };
-            if table.requests() > capacity.requests {
-                return refuse(
-                    format!("of {} requests", table.requests()),
-                    format!("at most {} requests", capacity.requests),
-                );
-            }
-            let pages = table.indices().len();
-            if pages > capacity.pages {
-                return refuse(format!("of {pages} pages"), format!("at most {} pages", capacity.pages));
-            }
-            if table.page_size() != self.page_size {
-                return refuse(
-                    format!("of pages of {} tokens", table.page_size()),
-                    format!("pages of {} tokens", self.page_size),
-                );
-            }
-        }
         let requests = Requests { qo_indptr: rows, kv: KeysOf::Paged(table) };
         let fixed = self.capacity.as_ref().map(|capacity| (capacity, extra));
         self.schedule.update(op, &self.config, requests, fixed)?;
         (self.page_size, self.pages_needed) = (table.page_size(), table.pages_needed());
         self.stamp = table.stamp().cloned();
-        if self.capacity.is_none() {
-            self.tokens = rows.last().copied().unwrap_or(0);
-            self.schedule.grow_workspace(&self.config);
-        }
+        self.tokens = rows.last().copied().unwrap_or(0);
+        self.schedule.grow_workspace(&self.config);
         Ok(())
     }
 

@@ -104,16 +104,13 @@ impl Schedule {
         requests: Requests<'_>,
         device: &Device,
     ) -> Result<Self> {
-        let planned = Planned::new(op, config, requests, device, None)?;
-        let Lists { words } = planned.lists;
-        Ok(Self {
-            index: upload(words, device),
-            workspace: None,
-            not_sync: PhantomData,
-            layout: planned.layout,
-            extra: planned.extra,
-            explanation: planned.explanation,
-        })
+        Ok(Self::uploaded(Planned::new(op, config, requests, device, None)?, device))
+    }
+
+    fn uploaded(planned: Planned, device: &Device) -> Self {
+        let Planned { lists: Lists { words }, layout, extra, explanation } = planned;
+        let index = upload(words, device);
+        Self { index, workspace: None, not_sync: PhantomData, layout, extra, explanation }
     }
 
     /// Plans another batch in place of this one, in the same buffers if they are large enough. `fixed`: with everything
@@ -149,20 +146,12 @@ impl Schedule {
         device: &Device,
     ) -> Result<Self> {
         let fixed = Fixed { capacity, extra: &[], launch: None };
-        let planned = Planned::new(op, config, requests, device, Some(fixed))?;
+        let mut planned = Planned::new(op, config, requests, device, Some(fixed))?;
         // The pages come last, so that an update copies no more of them than there are.
-        let Lists { mut words } = planned.lists;
         let end = planned.layout.pages.as_ref().map_or(0, |pages| pages.indices.start + capacity.pages);
+        let words = &mut planned.lists.words;
         words.resize(end.max(words.len()).next_multiple_of(ALIGN), 0);
-        Ok(Self {
-            index: upload(words, device),
-            workspace: None,
-            not_sync: PhantomData,
-            layout: planned.layout,
-            extra: planned.extra,
-            explanation: planned.explanation,
-        }
-        .with_workspace(config))
+        Ok(Self::uploaded(planned, device).with_workspace(config))
     }
 
     /// With room for partial results of its own.
@@ -238,25 +227,13 @@ impl Planned {
         fixed: Option<Fixed<'_>>,
     ) -> Result<Self> {
         let mut lists = Lists::default();
+        let (launch, explanation) = launch(op, config, requests, device, fixed.as_ref())?;
         // Row pointers have been checked to fit `i32` when they were made.
-        let ints = |values: &[usize]| values.iter().map(|&value| value as i32).collect::<Vec<_>>();
-        let rows = fixed.map_or(0, |fixed| fixed.capacity.requests + 1);
-        let mut qo = ints(requests.qo_indptr);
-        let mut kv = ints(match requests.kv {
-            KeysOf::Ragged(indptr) => indptr,
-            KeysOf::Paged(table) => table.indptr(),
-        });
-        // What a fixed schedule has more room for are requests of one query without keys, which get zeros.
-        while qo.len() < rows {
-            qo.push(qo.last().map_or(0, |&end| end + 1));
-            kv.push(kv.last().copied().unwrap_or(0));
-        }
-        let (launch, works, merges, explanation) =
-            launch(op, config, requests, device, fixed.as_ref(), rows)?;
-        let qo_indptr = lists.add(qo, 0);
-        let kv_indptr = lists.add(kv, 0);
-        let works = lists.add(works, launch.works.len());
-        let merges = lists.add(merges, launch.merges.len());
+        let [qo_indptr, kv_indptr] = [requests.qo_indptr, requests.kv_indptr()]
+            .map(|rows| lists.add(rows.iter().map(|&row| row as i32), 0));
+        let (works, merges) = explanation.lists();
+        let works = lists.add(works.iter().copied(), launch.works.len());
+        let merges = lists.add(merges.iter().copied(), launch.merges.len());
         let room = fixed.map_or(0, |fixed| fixed.capacity.extra * fixed.capacity.requests);
         let extra = lists.add(fixed.map_or(&[][..], |fixed| fixed.extra).iter().copied(), room);
         let pages = match requests.kv {
@@ -267,7 +244,7 @@ impl Planned {
                     0 => 0,
                     len => ((len - 1) % page_size + 1) as i32,
                 });
-                let last_page_len = lists.add(last, rows.saturating_sub(1));
+                let last_page_len = lists.add(last, 0);
                 let mut entries = Vec::with_capacity(table.indices().len().max(1));
                 for (at, &page) in table.indices().iter().enumerate() {
                     entries.push(index(op, "table", at, page)?);
@@ -283,61 +260,49 @@ impl Planned {
     }
 }
 
-/// Works, merges, and how long their lists must be.
-type Planning = (Launch, Vec<i32>, Vec<i32>, Explanation);
-
-#[cfg(not(feature = "cube"))]
-fn launch(
-    _: &'static str,
-    _: &PlanConfig,
-    _: Requests<'_>,
-    _: &Device,
-    _: Option<&Fixed<'_>>,
-    _: usize,
-) -> Result<Planning> {
-    Ok((Launch::default(), vec![], vec![], Explanation::Native))
-}
-
-/// Asks the kernels for a plan, if the device is one of theirs.
-#[cfg(feature = "cube")]
+/// What is launched and how long its lists must be, by a plan of the kernels if the device is one of theirs.
 fn launch(
     op: &'static str,
     config: &PlanConfig,
     requests: Requests<'_>,
     device: &Device,
     fixed: Option<&Fixed<'_>>,
-    rows: usize,
-) -> Result<Planning> {
-    let mut spans = requests.spans();
-    while spans.len() + 1 < rows {
-        let first_token = spans.last().map_or(0, |last| last.first_token + last.qo_len);
-        spans.push(kernels::Span { first_token, qo_len: 1, first: 0, kv_len: 0 });
+) -> Result<(Launch, Explanation)> {
+    #[cfg(feature = "cube")]
+    {
+        let page_size = if let KeysOf::Paged(table) = requests.kv { table.page_size() } else { 1 };
+        let keys = fixed.map(|fixed| fixed.capacity.pages.saturating_mul(page_size));
+        let before = fixed.and_then(|fixed| fixed.launch);
+        if let Some(planned) = crate::backend::plan(device, config, &requests.spans(), before, keys) {
+            let (plan, limits) = planned.map_err(|refusal| {
+                let got = format!("more than a kernel can count ({refusal})");
+                let expected = "fewer or shorter requests".into();
+                crate::Error::Value { op, argument: "batch", got, expected }
+            })?;
+            let limits = limits.unwrap_or(plan.needs());
+            let launch = Launch {
+                works: 0..limits.works * kernels::WORDS,
+                merges: 0..limits.merges * kernels::WORDS,
+                merge_rows: limits.merge_rows,
+                partial_rows: limits.partial_rows,
+                blueprint: Some(plan.blueprint()),
+            };
+            return Ok((launch, Explanation::Kernels(Box::new(plan))));
+        }
     }
-    let page_size = if let KeysOf::Paged(table) = requests.kv { table.page_size() } else { 1 };
-    let keys = fixed.map(|fixed| fixed.capacity.pages.saturating_mul(page_size));
-    let before = fixed.and_then(|fixed| fixed.launch);
-    let Some(planned) = crate::backend::plan(device, config, &spans, before, keys) else {
-        return Ok((Launch::default(), vec![], vec![], Explanation::Native));
-    };
-    let (plan, limits) = planned.map_err(|refusal| {
-        let got = format!("more than a kernel can count ({refusal})");
-        crate::Error::Value { op, argument: "batch", got, expected: "fewer or shorter requests".into() }
-    })?;
-    let limits = limits.unwrap_or(kernels::Limits {
-        works: plan.works().len() / kernels::WORDS,
-        merges: plan.merges().len() / kernels::WORDS,
-        merge_rows: plan.merge_rows(),
-        partial_rows: plan.partial_rows(),
-    });
-    let launch = Launch {
-        works: 0..limits.works * kernels::WORDS,
-        merges: 0..limits.merges * kernels::WORDS,
-        merge_rows: limits.merge_rows,
-        partial_rows: limits.partial_rows,
-        blueprint: Some(plan.blueprint()),
-    };
-    let (works, merges) = (plan.works().to_vec(), plan.merges().to_vec());
-    Ok((launch, works, merges, Explanation::Kernels(Box::new(plan))))
+    let _ = (op, config, requests, device, fixed);
+    Ok((Launch::default(), Explanation::Native))
+}
+
+impl Explanation {
+    /// Works and merges.
+    fn lists(&self) -> (&[i32], &[i32]) {
+        match self {
+            #[cfg(feature = "cube")]
+            Self::Kernels(plan) => (plan.works(), plan.merges()),
+            Self::Native => (&[], &[]),
+        }
+    }
 }
 
 impl Requests<'_> {
@@ -350,13 +315,17 @@ impl Requests<'_> {
         self.qo_indptr.windows(2).enumerate().map(move |(request, rows)| (rows[1] - rows[0], keys(request)))
     }
 
-    #[cfg(feature = "cube")]
-    fn spans(&self) -> Vec<kernels::Span> {
-        let firsts = match self.kv {
+    /// First key of each request, or where its pages begin.
+    fn kv_indptr(&self) -> &[usize] {
+        match self.kv {
             KeysOf::Ragged(indptr) => indptr,
             KeysOf::Paged(table) => table.indptr(),
-        };
-        let starts = self.qo_indptr.iter().zip(firsts);
+        }
+    }
+
+    #[cfg(feature = "cube")]
+    fn spans(&self) -> Vec<kernels::Span> {
+        let starts = self.qo_indptr.iter().zip(self.kv_indptr());
         let span =
             |((&first_token, &first), (qo_len, kv_len))| kernels::Span { first_token, qo_len, first, kv_len };
         starts.zip(self.lengths()).map(span).collect()

@@ -68,13 +68,17 @@ impl DecodeStep {
         if tokens.is_empty() || tokens.len() > self.requests {
             return refuse(format!("of {} sequences", tokens.len()), format!("1 to {}", self.requests));
         }
-        let mut positions = Vec::with_capacity(tokens.len());
-        for &(sequence, _) in tokens {
+        // Each list has room for all requests.
+        let mut extra = vec![0; EXTRA * self.requests];
+        let (token_list, rest) = extra.split_at_mut(self.requests);
+        let (position_list, slot_list) = rest.split_at_mut(self.requests);
+        for (at, &(sequence, token)) in tokens.iter().enumerate() {
             let len = cache.len(sequence)?;
             if len >= self.max_len {
                 return refuse(format!("a sequence of {len} tokens"), format!("below {}", self.max_len));
             }
-            positions.push(len);
+            token_list[at] = index(OP, "tokens", at, token as usize)?;
+            position_list[at] = index(OP, "tokens", at, len)?;
         }
         if (cache.page_size(), cache.pages()) != (self.plan.page_size(), self.pool_pages) {
             let got = format!("of {} pages of {} tokens", cache.pages(), cache.page_size());
@@ -84,23 +88,12 @@ impl DecodeStep {
         let growth: Vec<_> = tokens.iter().map(|&(sequence, _)| (sequence, 1)).collect();
         let slots = cache.reserve_slots(OP, &growth)?;
         let sequences: Vec<_> = tokens.iter().map(|&(sequence, _)| sequence).collect();
-        let table = cache.page_table(&sequences)?;
-
-        // Each list has room for all requests.
-        let mut extra = vec![0; EXTRA * self.requests];
-        let (token_list, rest) = extra.split_at_mut(self.requests);
-        let (position_list, slot_list) = rest.split_at_mut(self.requests);
+        let table = cache.page_table(&sequences)?.padded(self.requests);
         slot_list.fill(-1);
-        for (to, &(_, token)) in token_list.iter_mut().zip(tokens) {
-            *to = index(OP, "tokens", 0, token as usize)?;
+        for (at, (to, slot)) in slot_list.iter_mut().zip(&slots).enumerate() {
+            *to = slot.map_or(Ok(-1), |slot| index(OP, "tokens", at, slot))?;
         }
-        for (to, &position) in position_list.iter_mut().zip(&positions) {
-            *to = index(OP, "tokens", 0, position)?;
-        }
-        for (to, slot) in slot_list.iter_mut().zip(&slots) {
-            *to = slot.map_or(Ok(-1), |slot| index(OP, "tokens", 0, slot))?;
-        }
-        self.plan.replan(OP, &decode_rows(table.requests()), &table, &extra)
+        self.plan.replan(OP, &decode_rows(self.requests), &table, &extra)
     }
 
     /// `[requests]`: the token of each sequence.

@@ -216,6 +216,10 @@ fn what_does_not_fit_is_refused() {
     );
     let twice = step.update(&mut cache, &[(sequences[1], 0), (sequences[1], 0)]);
     assert!(matches!(twice, Err(Error::Value { .. })), "{twice:?}");
+    refused(
+        step.update(&mut cache, &[(sequences[1], u32::MAX)]),
+        "DecodeStep::update: `tokens[0]` is 4294967295, expected at most 2147483647",
+    );
     // Nothing has grown.
     assert_eq!(cache.len(sequences[1]).expect("alive"), 0);
     let mut other = PagedKvCache::new(&CacheConfig::new(1, 900, 8, HEADS[1], DIM), &device).expect("a cache");

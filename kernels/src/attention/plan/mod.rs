@@ -87,7 +87,8 @@ pub struct Plan {
     merge_rows: usize,
     longest: u64,
     mean: u64,
-    why: String,
+    /// Why there are no tiles.
+    why: Option<Refusal>,
 }
 
 impl Plan {
@@ -125,12 +126,10 @@ impl Plan {
             merge_rows: 0,
             longest: 0,
             mean: 0,
-            why: String::new(),
+            why: None,
         };
         let Some(classes) = Classes::of(&blueprint) else {
-            if let Err(refusal) = Tiled::auto(device, problem, spans, false) {
-                plan.why = refusal.to_string();
-            }
+            plan.why = Tiled::auto(device, problem, spans, false).err();
             return Ok(plan);
         };
         let tiles = split::tiles(&classes, problem, spans);
@@ -219,6 +218,16 @@ impl Plan {
         self.partial_rows
     }
 
+    /// What this plan needs room for.
+    pub fn needs(&self) -> Limits {
+        Limits {
+            works: self.works.len() / WORDS,
+            merges: self.merges.len() / WORDS,
+            partial_rows: self.partial_rows,
+            merge_rows: self.merge_rows,
+        }
+    }
+
     /// What plans of this blueprint and `split` need room for at most: batches of as many requests and query tokens as
     /// `spans`, none with more query tokens than the longest of these, and of up to `keys` keys in all.
     pub fn limits(
@@ -264,10 +273,10 @@ impl Plan {
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.blueprint)?;
-        if !self.why.is_empty() {
-            return write!(f, "; {}", self.why);
+        if let Some(refusal) = &self.why {
+            return write!(f, "; {refusal}");
         }
-        let (works, merges) = (self.works.len() / WORDS, self.merges.len() / WORDS);
+        let Limits { works, merges, .. } = self.needs();
         write!(f, "; {works} works a key head")?;
         if merges > 0 {
             write!(f, ", {} rows of partial results in {merges} merges", self.partial_rows)?;

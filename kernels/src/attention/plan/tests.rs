@@ -162,12 +162,7 @@ fn plans_stay_within_their_limits() {
         let plan = Plan::new(&device, &problem, &spans, Choice::Auto, split).expect("a plan");
         let keys = spans.iter().map(|span| span.kv_len).sum();
         let limits = plan.limits(&device, &problem, &spans, keys, split);
-        let needs = Limits {
-            works: plan.works().len() / WORDS,
-            merges: plan.merges().len() / WORDS,
-            partial_rows: plan.partial_rows(),
-            merge_rows: plan.merge_rows(),
-        };
+        let needs = plan.needs();
         assert!(
             needs.works <= limits.works
                 && needs.merges <= limits.merges
