@@ -152,8 +152,15 @@ impl PageTable {
             index(op, "last_page_len", request, length)?;
         }
         index(op, "indptr", kv_lengths.len(), indices.len())?;
-        let end = indices.iter().max().map_or(0, |&page| page + 1);
-        index(op, "indices", indices.len(), end)?;
+        let last_page = indices.iter().enumerate().max_by_key(|&(_, &page)| page);
+        let end = match last_page {
+            None => 0,
+            // Kernels read the number of a page; how many there are, the host alone.
+            Some((at, &page)) => {
+                index(op, "indices", at, page)?;
+                page + 1
+            }
+        };
         Ok(Self { page_size, end, indptr, indices, kv_lengths, device: device.clone(), stamp: None })
     }
 

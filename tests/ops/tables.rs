@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use burn_flashinfer::{Indptr, PageTable, Positions, SlotMapping};
+use burn_flashinfer::{Error, Indptr, PageTable, Positions, SlotMapping};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 
@@ -143,6 +143,26 @@ fn table() -> impl Strategy<Value = Table> {
         }
         table
     })
+}
+
+/// The largest page number is one; the next is refused where it stands.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
+#[test]
+fn the_last_page() {
+    let Some(target) = devices().into_iter().next() else { return };
+    let device = target.device;
+    let made = |page: usize| PageTable::new(&[0, 3], &[0, page, 1], &[1], 1, usize::MAX, &device);
+    assert_eq!(made(LIMIT).map(|table| table.pages(0).to_vec()), Ok(vec![0, LIMIT, 1]));
+    assert_eq!(
+        made(LIMIT + 1).map(|table| table.pages(0).to_vec()),
+        Err(Error::Index {
+            op: "PageTable::new",
+            argument: "indices",
+            at: 1,
+            got: "2147483648".into(),
+            expected: "at most 2147483647".into(),
+        })
+    );
 }
 
 #[cfg_attr(feature = "rocm", serial_test::serial(device))]
