@@ -89,17 +89,20 @@ impl Bench {
         let sets = self.sets(2 * bytes, three);
         self.row("rms_norm", shape, 2 * bytes, &sets, |([x, y, _], weight)| {
             let (x, y, scaling) = (x.clone(), Some(y.clone()), Scaling::Rms(weight.clone()));
-            norm(&client, Norm { x, add: None, scaling, y, epsilon: 1e-5 }, dtype, dtype).expect("launches");
+            norm(&client, Norm { x, add: None, scaling, y, quantized: None, epsilon: 1e-5 }, dtype, dtype)
+                .expect("launches");
         });
         self.row("fused_add_rms_norm", shape, 4 * bytes, &sets, |([x, y, _], weight)| {
             let (x, scaling) = (x.clone(), Scaling::Rms(weight.clone()));
             let add = Some(Add { residual: y.clone(), sum: None });
-            norm(&client, Norm { x, add, scaling, y: None, epsilon: 1e-5 }, dtype, dtype).expect("launches");
+            norm(&client, Norm { x, add, scaling, y: None, quantized: None, epsilon: 1e-5 }, dtype, dtype)
+                .expect("launches");
         });
         self.row("layer_norm", shape, 2 * bytes, &sets, |([x, y, _], weight)| {
             let scaling = Scaling::Layer { gamma: weight.clone(), beta: weight.clone() };
             let (x, y) = (x.clone(), Some(y.clone()));
-            norm(&client, Norm { x, add: None, scaling, y, epsilon: 1e-5 }, dtype, dtype).expect("launches");
+            norm(&client, Norm { x, add: None, scaling, y, quantized: None, epsilon: 1e-5 }, dtype, dtype)
+                .expect("launches");
         });
     }
 
@@ -112,7 +115,7 @@ impl Bench {
         });
         for (op, activation) in [("silu_and_mul", Activation::Silu), ("gelu_and_mul", Activation::Gelu)] {
             self.row(op, shape, 3 * bytes, &sets, |(x, y)| {
-                let act = ActAndMul { x: x.clone(), y: y.clone(), activation };
+                let act = ActAndMul { x: x.clone(), y: y.clone(), quantized: None, activation };
                 act_and_mul(&client, act, dtype).expect("launches");
             });
         }

@@ -91,6 +91,15 @@ pub(crate) fn wide_integers(op: &'static str, argument: &'static str, device: &D
     Ok(())
 }
 
+/// Refuses what cannot be added to a mean of squares.
+pub(crate) fn epsilon(op: &'static str, argument: &'static str, epsilon: f32) -> Result<()> {
+    if epsilon >= 0.0 && epsilon.is_finite() {
+        return Ok(());
+    }
+    let expected = "a finite number, at least 0".into();
+    Err(Error::Value { op, argument, got: epsilon.to_string(), expected })
+}
+
 /// Refuses two element types where one is needed.
 pub(crate) fn same_dtype(
     op: &'static str,

@@ -14,7 +14,9 @@ use burn::backend::{
     Backend, ExtensionType, backend_extension,
     tensor::{FloatTensor, IntTensor},
 };
+use burn::tensor::DType;
 
+use crate::fp8::Fp8;
 use crate::options::KvLayout;
 pub use crate::plan::Launch;
 
@@ -114,6 +116,112 @@ pub enum Activation {
     GeluTanh,
 }
 
+/// Rows of numbers, or of codes of 8 bits (`U8`).
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum Rows<B: Backend> {
+    /// Numbers.
+    Floats(FloatTensor<B>),
+    /// Codes.
+    Codes(IntTensor<B>),
+}
+
+/// A residual stream that was added to, and its norms.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub struct NormedSum<B: Backend> {
+    /// The norms.
+    #[extension_type]
+    pub normed: Rows<B>,
+    /// The sums.
+    pub sum: FloatTensor<B>,
+}
+
+/// What rows are rounded to, if not to their own type: a format, and the scale `[1]` (f32) that they are divided by.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub struct Rounding<B: Backend> {
+    /// The scale, if there is one.
+    #[extension_type]
+    pub scale: MaybeFloats<B>,
+    /// The format; there is one if there is a scale.
+    pub format: Option<Fp8>,
+}
+
+/// Keys and values, or pages of them: numbers, or codes of 8 bits (`U8`).
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum KvTensors<B: Backend> {
+    /// Numbers.
+    Floats(FloatTensor<B>, FloatTensor<B>),
+    /// Codes.
+    Codes(IntTensor<B>, IntTensor<B>),
+}
+
+/// The pages of a layer: `[pages, page_size, kv_heads, head_dim]`, or with heads before tokens.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub struct Pages<B: Backend> {
+    /// The pages.
+    #[extension_type]
+    pub tensors: KvTensors<B>,
+    /// What codes of keys and of values are multiplied with: f32, `[1]` or `[kv_heads]`.
+    #[extension_type]
+    pub scales: MaybeScales<B>,
+    /// What codes mean; there are some if there are scales.
+    pub format: Option<Fp8>,
+    /// Order of the axes of a page.
+    pub layout: KvLayout,
+    /// Whether they are written in place whoever else holds them, on devices that capture graphs.
+    pub pinned: bool,
+}
+
+/// Scales of keys and of values, or none.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum MaybeScales<B: Backend> {
+    /// There are none.
+    None,
+    /// Those of keys, those of values.
+    Some(FloatTensor<B>, FloatTensor<B>),
+}
+
+/// Root mean square norms of the heads of queries and of keys, or none.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum MaybeHeadNorm<B: Backend> {
+    /// There is none.
+    None,
+    /// The weights `[head_dim]` of queries and of keys, and what is added to the mean of the squares.
+    Some(FloatTensor<B>, FloatTensor<B>, f32),
+}
+
+/// The rotations of tokens.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub struct Rotations<B: Backend> {
+    /// `[max_positions, rotary_dim]` (f32): the cosines of a position, then its sines.
+    pub cos_sin: FloatTensor<B>,
+    /// `[tokens]` (`i32`): rows of `cos_sin`.
+    pub positions: IntTensor<B>,
+    /// The norm of each head before it is rotated.
+    #[extension_type]
+    pub norm: MaybeHeadNorm<B>,
+    /// The pairing.
+    pub style: RopeStyle,
+}
+
+/// Rotated queries, and the pages that the rotated keys went to.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub struct RotatedAndAppended<B: Backend> {
+    /// The queries.
+    pub q: FloatTensor<B>,
+    /// The pages.
+    #[extension_type]
+    pub pages: KvTensors<B>,
+}
+
 /// A float tensor, or none.
 #[derive(Debug, Clone, ExtensionType)]
 #[cfg_attr(feature = "fusion", extension_type(fusion))]
@@ -169,30 +277,55 @@ pub trait FlashInferBackend: Backend {
     #[fusion(meta = |buffer, _| buffer.clone())]
     fn write_ints(buffer: IntTensor<Self>, values: Vec<i32>) -> IntTensor<Self>;
 
-    /// Writes token `t` of `k` and `v` `[tokens, kv_heads, head_dim]` to slot `slots[t]` of the pools, where slot
-    /// `page * page_size + offset` is a token's place; a negative slot skips the token. In place when the pools have
-    /// no other owner, or if they are `pinned` on devices that capture graphs.
-    #[fusion(meta = |k_pool, v_pool, _, _, _, _, _| (k_pool.clone(), v_pool.clone()))]
+    /// Writes token `t` of `tokens`, `[tokens, kv_heads, head_dim]`, to slot `slots[t]` of `pages`, where slot
+    /// `page * page_size + offset` is a token's place; a negative slot skips the token. Numbers become codes where the pages
+    /// hold codes; codes remain what they are. In place when the pages have no other owner, or are pinned.
+    #[fusion(meta = |pages, _, _| pages.tensors.clone())]
     fn append_paged_kv(
-        k_pool: FloatTensor<Self>,
-        v_pool: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
+        #[extension_type] pages: Pages<Self>,
+        #[extension_type] tokens: KvTensors<Self>,
         slots: IntTensor<Self>,
-        layout: KvLayout,
-        pinned: bool,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+    ) -> KvTensors<Self>;
 
-    /// Rotates the first `rotary_dim` elements of every head of `q` and `k` `[tokens, heads, head_dim]`. Row `p` of
-    /// `cos_sin` `[max_positions, rotary_dim]` (f32) holds the cosines of position `p`, then the sines.
-    #[fusion(meta = |q, k, _, _, _| (q.clone(), k.clone()))]
+    /// What the slots hold: the codes of pages of codes if `dtype` is `U8`, and if not, numbers of that type. The rows of
+    /// negative slots are not defined.
+    #[fusion(meta = fused::gathered)]
+    fn gather_paged_kv(
+        #[extension_type] pages: Pages<Self>,
+        slots: IntTensor<Self>,
+        dtype: DType,
+    ) -> KvTensors<Self>;
+
+    /// Rotates the first `rotary_dim` elements of every head of `q` and `k` `[tokens, heads, head_dim]`; in place, where one
+    /// has no other owner.
+    #[fusion(meta = |q, k, _| (q.clone(), k.clone()))]
     fn apply_rope(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
-        cos_sin: FloatTensor<Self>,
-        positions: IntTensor<Self>,
-        style: RopeStyle,
+        #[extension_type] rotations: Rotations<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// [`apply_rope`](Self::apply_rope), then `x / scale` in 8 bits, with scales `[1]` or `[heads]` (f32).
+    #[fusion(meta = |q, k, _, _, _, _| (fused::codes(q), fused::codes(k)))]
+    fn rope_quantize_fp8(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        #[extension_type] rotations: Rotations<Self>,
+        q_scale: FloatTensor<Self>,
+        k_scale: FloatTensor<Self>,
+        format: Fp8,
+    ) -> (IntTensor<Self>, IntTensor<Self>);
+
+    /// [`apply_rope`](Self::apply_rope), whose keys go to the slots of pages, and with them the values.
+    #[fusion(meta = fused::rotated_and_appended)]
+    fn rope_append_paged_kv(
+        #[extension_type] pages: Pages<Self>,
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        #[extension_type] rotations: Rotations<Self>,
+        slots: IntTensor<Self>,
+    ) -> RotatedAndAppended<Self>;
 
     /// Merges two attention states of each token: `v` `[tokens, heads, head_dim]`, `s` `[tokens, heads]` (base 2, f32). Where
     /// `mask` `[tokens]` (`i32`) is 0, the first one stays as it is. In place of `v_a` and `s_a` when they have no other owner.
@@ -216,39 +349,46 @@ pub trait FlashInferBackend: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
     /// `x / sqrt(mean(x^2) + epsilon) * weight` over the rows of `x` `[rows, width]`, in f32, rounded once.
-    #[fusion(dtype = x, shape = x)]
+    #[fusion(meta = |x, _, rounding, _, _| fused::rounded(x.shape.clone(), x.dtype, rounding))]
     fn rms_norm(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
+        #[extension_type] rounding: Rounding<Self>,
         epsilon: f32,
         style: RmsNormStyle,
-    ) -> FloatTensor<Self>;
+    ) -> Rows<Self>;
 
     /// `t = x + residual` in f32; returns `rms_norm(t)` and `t`, each rounded once. In place of `x` and `residual` when
     /// they have no other owner.
-    #[fusion(meta = |x, residual, _, _, _| (x.clone(), residual.clone()))]
+    #[fusion(meta = fused::normed_sum)]
     fn fused_add_rms_norm(
         x: FloatTensor<Self>,
         residual: FloatTensor<Self>,
         weight: FloatTensor<Self>,
+        #[extension_type] rounding: Rounding<Self>,
         epsilon: f32,
         style: RmsNormStyle,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+    ) -> NormedSum<Self>;
 
     /// `(x - mean(x)) / sqrt(variance(x) + epsilon) * gamma + beta` over the rows of `x` `[rows, width]`, in f32, rounded
     /// once. `gamma` and `beta` are both of the type of `x`, or both f32.
     // Burn's backends have a `layer_norm` already.
-    #[fusion(dtype = x, shape = x)]
+    #[fusion(meta = |x, _, _, rounding, _| fused::rounded(x.shape.clone(), x.dtype, rounding))]
     fn layer_norm_rows(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
+        #[extension_type] rounding: Rounding<Self>,
         epsilon: f32,
-    ) -> FloatTensor<Self>;
+    ) -> Rows<Self>;
 
     /// `act(a) * b` for the halves `a` and `b` of each row of `x` `[rows, 2 * width]`, in f32, rounded once.
-    #[fusion(dtype = x, shape = { let mut shape = x.clone(); shape[1] /= 2; shape })]
-    fn act_and_mul(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
+    #[fusion(meta = |x, rounding, _| fused::rounded([x.shape[0], x.shape[1] / 2].into(), x.dtype, rounding))]
+    fn act_and_mul(
+        x: FloatTensor<Self>,
+        #[extension_type] rounding: Rounding<Self>,
+        activation: Activation,
+    ) -> Rows<Self>;
 
     /// `exp(x / t) / Σ exp(x / t)` over the rows of `logits` `[rows, vocab]` with their temperatures `t` `[rows]` (f32): in
     /// f32, the largest logits alone at temperature 0.
@@ -317,7 +457,12 @@ pub trait FlashInferBackend: Backend {
 /// Shapes of outputs that Fusion must know before anything runs.
 #[cfg(feature = "fusion")]
 mod fused {
-    use super::{AttendedMetadata, AttentionParams, BatchMetadata, MaybeIntsMetadata};
+    use super::{
+        AttendedMetadata, AttentionParams, BatchMetadata, KvTensorsMetadata, MaybeIntsMetadata,
+        NormedSumMetadata, PagesMetadata, RmsNormStyle, RotatedAndAppendedMetadata, RotationsMetadata,
+        RoundingMetadata, RowsMetadata,
+    };
+    use crate::options::KvLayout;
     use burn::{
         backend::fusion::custom::TensorSpec,
         tensor::{DType, Shape},
@@ -325,6 +470,54 @@ mod fused {
 
     pub(super) fn f32s(shape: Shape) -> TensorSpec {
         TensorSpec::new(shape, DType::F32)
+    }
+
+    /// Codes of as many numbers.
+    pub(super) fn codes(numbers: &TensorSpec) -> TensorSpec {
+        TensorSpec::new(numbers.shape.clone(), DType::U8)
+    }
+
+    /// Rows of numbers, or of codes if there is a format.
+    pub(super) fn rounded(shape: Shape, dtype: DType, rounding: &RoundingMetadata) -> RowsMetadata {
+        match rounding.format {
+            None => RowsMetadata::Floats(TensorSpec::new(shape, dtype)),
+            Some(_) => RowsMetadata::Codes(TensorSpec::new(shape, DType::U8)),
+        }
+    }
+
+    pub(super) fn normed_sum(
+        x: &TensorSpec,
+        residual: &TensorSpec,
+        _weight: &TensorSpec,
+        rounding: &RoundingMetadata,
+        _epsilon: &f32,
+        _style: &RmsNormStyle,
+    ) -> NormedSumMetadata {
+        NormedSumMetadata { normed: rounded(x.shape.clone(), x.dtype, rounding), sum: residual.clone() }
+    }
+
+    /// A token for each slot.
+    pub(super) fn gathered(pages: &PagesMetadata, slots: &TensorSpec, dtype: &DType) -> KvTensorsMetadata {
+        let heads = |pool: &TensorSpec| {
+            let kv_heads = if pages.layout == KvLayout::Nhd { pool.shape[2] } else { pool.shape[1] };
+            TensorSpec::new([slots.shape[0], kv_heads, pool.shape[3]].into(), *dtype)
+        };
+        let (KvTensorsMetadata::Floats(k, v) | KvTensorsMetadata::Codes(k, v)) = &pages.tensors;
+        match dtype {
+            DType::U8 => KvTensorsMetadata::Codes(heads(k), heads(v)),
+            _ => KvTensorsMetadata::Floats(heads(k), heads(v)),
+        }
+    }
+
+    pub(super) fn rotated_and_appended(
+        pages: &PagesMetadata,
+        q: &TensorSpec,
+        _k: &TensorSpec,
+        _v: &TensorSpec,
+        _rotations: &RotationsMetadata,
+        _slots: &TensorSpec,
+    ) -> RotatedAndAppendedMetadata {
+        RotatedAndAppendedMetadata { q: q.clone(), pages: pages.tensors.clone() }
     }
 
     /// One state for each token.

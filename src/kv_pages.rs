@@ -2,26 +2,38 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::cache::{Clock, Stamp};
 use crate::check;
 use crate::error::{Error, Result};
+use crate::extension::{KvTensors, MaybeScales, Pages};
+use crate::fp8::{self, Fp8};
 use crate::options::KvLayout;
+
+/// The backend behind Burn's tensors.
+type Dispatch = burn::backend::Dispatch;
 
 /// The keys and values of one layer, in pages.
 ///
 /// Both tensors are `[pages, page_size, kv_heads, head_dim]` ([`KvLayout::Nhd`]) or `[pages, kv_heads, page_size,
-/// head_dim]` ([`KvLayout::Hnd`]), of the same type and on the same device; their head dimensions may differ.
+/// head_dim]` ([`KvLayout::Hnd`]), of the same type and on the same device; their head dimensions may differ. They hold
+/// numbers ([`new`](Self::new)), or codes of 8 bits that take half the memory ([`new_fp8`](Self::new_fp8)).
 #[derive(Debug, Clone)]
 pub struct KvPages {
-    k: Tensor<4>,
-    v: Tensor<4>,
+    pool: Pool,
     layout: KvLayout,
     /// Whether new tokens are written in place while clones are alive.
     pinned: bool,
     /// Of the cache whose layer this is.
     clock: Option<Arc<Clock>>,
+}
+
+/// What the pages hold.
+#[derive(Debug, Clone)]
+enum Pool {
+    Floats(Tensor<4>, Tensor<4>),
+    Codes { k: Tensor<4, Int>, v: Tensor<4, Int>, format: Fp8, k_scale: Tensor<1>, v_scale: Tensor<1> },
 }
 
 /// The extents of a page pool.
@@ -48,20 +60,76 @@ impl KvPages {
         check::same_device(OP, "v", &v.device(), &k.device())?;
         check::float(OP, "k", k.dtype(), &k.device())?;
         check::same_dtype(OP, "v", v.dtype(), k.dtype())?;
-        let [k_dims, v_dims] = [k.dims(), v.dims()];
-        if k_dims.contains(&0) {
-            return Err(check::shape(OP, "k", &k_dims, "no empty axis"));
+        pair(OP, k.dims(), v.dims())?;
+        Ok(Self { pool: Pool::Floats(k, v), layout, pinned: false, clock: None })
+    }
+
+    /// Takes two tensors of codes (`U8`) as the pages of a layer. A number is `code * scale`, with scale 1 until
+    /// [`set_scales`](Self::set_scales).
+    ///
+    /// [`append_paged_kv`](crate::append_paged_kv) and [`rope_append_paged_kv`](crate::rope_append_paged_kv) round numbers to
+    /// codes, [`gather_paged_kv`](crate::gather_paged_kv) makes them numbers again. Attention does not read codes yet: it
+    /// refuses such pages.
+    ///
+    /// ```
+    /// use burn::tensor::{DType, Device, Int, Tensor};
+    /// use burn_flashinfer::{Fp8, KvLayout, KvPages, PageTable, SlotMapping, append_paged_kv, gather_paged_kv};
+    ///
+    /// # fn main() -> burn_flashinfer::Result<()> {
+    /// let device = Device::default();
+    /// // 8 pages of 16 tokens, 2 heads of 64 elements.
+    /// let codes = || Tensor::<4, Int>::zeros([8, 16, 2, 64], (&device, DType::U8));
+    /// let mut pages = KvPages::new_fp8(codes(), codes(), KvLayout::Nhd, Fp8::e4m3_of(&device))?;
+    /// pages.set_scales(Tensor::from_floats([0.05], &device), Tensor::from_floats([0.01, 0.02], &device))?;
+    ///
+    /// let table = PageTable::new(&[0, 1], &[5], &[3], 16, 8, &device)?;
+    /// let slots = SlotMapping::new(&table, &[Some(0); 3], &[0, 1, 2])?;
+    /// let new = Tensor::<3>::full([3, 2, 64], 0.4, (&device, DType::F32));
+    /// append_paged_kv(&mut pages, new.clone(), new, &slots)?;
+    ///
+    /// let (k, _v) = gather_paged_kv(&pages, &table, DType::F32)?;
+    /// // 0.4 is 8 times 0.05.
+    /// k.into_data().assert_approx_eq::<f32>(&Tensor::<3>::full([3, 2, 64], 0.4, &device).into_data(), Default::default());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If they are not `U8`, or as [`new`](Self::new).
+    pub fn new_fp8(k: Tensor<4, Int>, v: Tensor<4, Int>, layout: KvLayout, format: Fp8) -> Result<Self> {
+        const OP: &str = "KvPages::new_fp8";
+        fp8::codes(OP, "k", &k)?;
+        check::same_device(OP, "v", &v.device(), &k.device())?;
+        fp8::codes(OP, "v", &v)?;
+        pair(OP, k.dims(), v.dims())?;
+        let one = || Tensor::<1>::ones([1], (&k.device(), DType::F32));
+        let (k_scale, v_scale) = (one(), one());
+        let pool = Pool::Codes { k, v, format, k_scale, v_scale };
+        Ok(Self { pool, layout, pinned: false, clock: None })
+    }
+
+    /// What codes of keys and of values are multiplied with: f32, `[1]` or one for each head. They are trusted to be above
+    /// 0, and hold for the codes that are there already.
+    ///
+    /// # Errors
+    ///
+    /// If the pages hold no codes; if a scale is not f32, of another shape, on another device, or requires a gradient.
+    pub fn set_scales(&mut self, k_scale: Tensor<1>, v_scale: Tensor<1>) -> Result<()> {
+        const OP: &str = "KvPages::set_scales";
+        let (heads, device) = (self.shape().kv_heads, self.device());
+        let Pool::Codes { k_scale: k_old, v_scale: v_old, .. } = &mut self.pool else {
+            let got = format!("{:?} pages", self.dtype());
+            let expected = "pages of codes, of KvPages::new_fp8".into();
+            return Err(Error::Dtype { op: OP, argument: "self", got, expected });
+        };
+        for (argument, scale) in [("k_scale", &k_scale), ("v_scale", &v_scale)] {
+            check::same_device(OP, argument, &scale.device(), &device)?;
         }
-        if v_dims[..3] != k_dims[..3] || v_dims[3] == 0 {
-            let [pages, rows, heads, _] = k_dims;
-            return Err(check::shape(
-                OP,
-                "v",
-                &v_dims,
-                format!("[{pages}, {rows}, {heads}, head_dim], as `k`"),
-            ));
-        }
-        Ok(Self { k, v, layout, pinned: false, clock: None })
+        let k_scale = fp8::scales(OP, "k_scale", k_scale, heads)?;
+        let v_scale = fp8::scales(OP, "v_scale", v_scale, heads)?;
+        (*k_old, *v_old) = (k_scale, v_scale);
+        Ok(())
     }
 
     pub(crate) fn of_cache(mut self, clock: Arc<Clock>) -> Self {
@@ -71,10 +139,6 @@ impl KvPages {
 
     pub(crate) fn pin(&mut self) {
         self.pinned = true;
-    }
-
-    pub(crate) fn is_pinned(&self) -> bool {
-        self.pinned
     }
 
     /// Refuses a page table whose sequences have changed since it was made.
@@ -94,19 +158,87 @@ impl KvPages {
         }
     }
 
-    /// The keys.
-    pub fn k(&self) -> &Tensor<4> {
-        &self.k
+    /// The keys, if they are numbers.
+    pub fn k(&self) -> Option<&Tensor<4>> {
+        self.floats().map(|(k, _)| k)
     }
 
-    /// The values.
-    pub fn v(&self) -> &Tensor<4> {
-        &self.v
+    /// The values, if they are numbers.
+    pub fn v(&self) -> Option<&Tensor<4>> {
+        self.floats().map(|(_, v)| v)
     }
 
-    /// The two tensors.
-    pub fn into_tensors(self) -> (Tensor<4>, Tensor<4>) {
-        (self.k, self.v)
+    /// The codes of keys and of values, if they are codes.
+    pub fn codes(&self) -> Option<(&Tensor<4, Int>, &Tensor<4, Int>)> {
+        match &self.pool {
+            Pool::Floats(..) => None,
+            Pool::Codes { k, v, .. } => Some((k, v)),
+        }
+    }
+
+    /// What codes mean, if they are codes.
+    pub fn fp8(&self) -> Option<Fp8> {
+        match &self.pool {
+            Pool::Floats(..) => None,
+            Pool::Codes { format, .. } => Some(*format),
+        }
+    }
+
+    /// The keys and values, if they are numbers.
+    pub fn into_tensors(self) -> Option<(Tensor<4>, Tensor<4>)> {
+        match self.pool {
+            Pool::Floats(k, v) => Some((k, v)),
+            Pool::Codes { .. } => None,
+        }
+    }
+
+    /// The type of an element: of a number, or `U8`.
+    pub fn dtype(&self) -> DType {
+        match &self.pool {
+            Pool::Floats(k, _) => k.dtype(),
+            Pool::Codes { .. } => DType::U8,
+        }
+    }
+
+    /// The device of the pages.
+    pub fn device(&self) -> Device {
+        match &self.pool {
+            Pool::Floats(k, _) => k.device(),
+            Pool::Codes { k, .. } => k.device(),
+        }
+    }
+
+    fn floats(&self) -> Option<(&Tensor<4>, &Tensor<4>)> {
+        match &self.pool {
+            Pool::Floats(k, v) => Some((k, v)),
+            Pool::Codes { .. } => None,
+        }
+    }
+
+    /// Keys and values for attention.
+    ///
+    /// # Errors
+    ///
+    /// If they are codes.
+    pub(crate) fn numbers(&self, op: &'static str) -> Result<(&Tensor<4>, &Tensor<4>)> {
+        self.floats().ok_or_else(|| Error::Dtype {
+            op,
+            argument: "pages",
+            got: self.fp8().map_or_else(String::new, |format| format!("codes of {format:?}")),
+            expected: "F32, F16 or BF16 (gather_paged_kv makes them)".into(),
+        })
+    }
+
+    /// Refuses pages that are not on `device`, or through which a gradient would have to flow.
+    pub(crate) fn check(&self, op: &'static str, argument: &'static str, device: &Device) -> Result<()> {
+        check::device(op, argument, &self.device())?;
+        check::same_device(op, argument, &self.device(), device)?;
+        if let Some((k, v)) = self.floats() {
+            check::float(op, argument, k.dtype(), device)?;
+            check::no_gradient(op, argument, k)?;
+            check::no_gradient(op, argument, v)?;
+        }
+        Ok(())
     }
 
     /// The order of the axes of a page.
@@ -115,8 +247,7 @@ impl KvPages {
     }
 
     pub(crate) fn shape(&self) -> PageShape {
-        let [pages, a, b, k_dim] = self.k.dims();
-        let v_dim = self.v.dims()[3];
+        let ([pages, a, b, k_dim], [.., v_dim]) = self.dims();
         let (page_size, kv_heads) = match self.layout {
             KvLayout::Nhd => (a, b),
             KvLayout::Hnd => (b, a),
@@ -124,22 +255,68 @@ impl KvPages {
         PageShape { pages, page_size, kv_heads, k_dim, v_dim }
     }
 
-    /// Replaces both tensors by what `write` makes of them. They are moved out meanwhile, so that it is their only
-    /// owner and can write in place.
-    pub(crate) fn update(&mut self, write: impl FnOnce(Tensor<4>, Tensor<4>) -> (Tensor<4>, Tensor<4>)) {
-        (self.k, self.v) = write(self.k.extract(), self.v.extract());
+    /// The shapes of keys and values.
+    pub(crate) fn dims(&self) -> ([usize; 4], [usize; 4]) {
+        match &self.pool {
+            Pool::Floats(k, v) => (k.dims(), v.dims()),
+            Pool::Codes { k, v, .. } => (k.dims(), v.dims()),
+        }
     }
 
-    /// A copy of the keys and of the values of these pages, `[pages * page_size, kv_heads, head_dim]` each.
-    pub(crate) fn gather(&self, pages: &Tensor<1, Int>) -> (Tensor<3>, Tensor<3>) {
-        let rows = |pool: &Tensor<4>| {
-            let gathered = pool.clone().select(0, pages.clone());
-            let by_token = match self.layout {
-                KvLayout::Nhd => gathered,
-                KvLayout::Hnd => gathered.swap_dims(1, 2),
-            };
-            by_token.flatten(0, 1)
+    /// Replaces both tensors by what `write` makes of them. They are moved out meanwhile, so that it is their only
+    /// owner and can write in place.
+    pub(crate) fn update(&mut self, write: impl FnOnce(Pages<Dispatch>) -> KvTensors<Dispatch>) {
+        let (layout, pinned) = (self.layout, self.pinned);
+        let (tensors, scales, format) = match &mut self.pool {
+            Pool::Floats(k, v) => {
+                let tensors = KvTensors::Floats(k.extract().into_dispatch(), v.extract().into_dispatch());
+                (tensors, MaybeScales::None, None)
+            }
+            Pool::Codes { k, v, format, k_scale, v_scale } => {
+                let tensors = KvTensors::Codes(k.extract().into_dispatch(), v.extract().into_dispatch());
+                (tensors, scales(k_scale, v_scale), Some(*format))
+            }
         };
-        (rows(&self.k), rows(&self.v))
+        match (write(Pages { tensors, scales, format, layout, pinned }), &mut self.pool) {
+            (KvTensors::Floats(new_k, new_v), Pool::Floats(k, v)) => {
+                (*k, *v) = (Tensor::from_dispatch(new_k), Tensor::from_dispatch(new_v));
+            }
+            (KvTensors::Codes(new_k, new_v), Pool::Codes { k, v, .. }) => {
+                (*k, *v) = (Tensor::from_dispatch(new_k), Tensor::from_dispatch(new_v));
+            }
+            // `write` returns what it got.
+            _ => {}
+        }
     }
+
+    /// These pages as backends take them.
+    pub(crate) fn to_dispatch(&self) -> Pages<Dispatch> {
+        let (layout, pinned) = (self.layout, self.pinned);
+        let (tensors, scales, format) = match self.pool.clone() {
+            Pool::Floats(k, v) => {
+                (KvTensors::Floats(k.into_dispatch(), v.into_dispatch()), MaybeScales::None, None)
+            }
+            Pool::Codes { k, v, format, k_scale, v_scale } => {
+                let tensors = KvTensors::Codes(k.into_dispatch(), v.into_dispatch());
+                (tensors, scales(&k_scale, &v_scale), Some(format))
+            }
+        };
+        Pages { tensors, scales, format, layout, pinned }
+    }
+}
+
+fn scales(k: &Tensor<1>, v: &Tensor<1>) -> MaybeScales<Dispatch> {
+    MaybeScales::Some(k.clone().into_dispatch(), v.clone().into_dispatch())
+}
+
+/// Refuses keys and values that are not of one shape but for the last extent.
+fn pair(op: &'static str, k: [usize; 4], v: [usize; 4]) -> Result<()> {
+    if k.contains(&0) {
+        return Err(check::shape(op, "k", &k, "no empty axis"));
+    }
+    if v[..3] != k[..3] || v[3] == 0 {
+        let [pages, rows, heads, _] = k;
+        return Err(check::shape(op, "v", &v, format!("[{pages}, {rows}, {heads}, head_dim], as `k`")));
+    }
+    Ok(())
 }

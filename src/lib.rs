@@ -64,6 +64,7 @@ mod check;
 mod draws;
 mod error;
 pub mod extension;
+mod fp8;
 mod graph;
 mod indptr;
 mod kv_pages;
@@ -80,15 +81,19 @@ pub use cascade::Cascade;
 pub use check::check_support;
 pub use error::{Error, Result};
 pub use extension::RopeStyle;
+pub use fp8::{Fp8, Quantization};
 pub use graph::DecodeGraph;
 pub use indptr::{Indptr, Positions};
 pub use kv_pages::KvPages;
 pub use ops::{
-    AttentionOutput, PageCopies, Rope, RopeConfig, RopeScaling, append_paged_kv, apply_rope,
+    AttentionOutput, PageCopies, QkNorm, Qkv, Rope, RopeConfig, RopeScaling, append_paged_kv, apply_rope,
     batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, cascade_attention, copy_pages,
-    fused_add_rms_norm, gelu_and_mul, gelu_tanh_and_mul, gemma_fused_add_rms_norm, gemma_rms_norm,
-    layer_norm, matmul_nt, merge_state, merge_state_in_place, merge_states, rms_norm, silu_and_mul,
-    single_decode, single_prefill, variable_length_merge_states,
+    fused_add_rms_norm, fused_add_rms_norm_quant, gather_paged_kv, gelu_and_mul, gelu_and_mul_quant,
+    gelu_tanh_and_mul, gelu_tanh_and_mul_quant, gemma_fused_add_rms_norm, gemma_fused_add_rms_norm_quant,
+    gemma_rms_norm, gemma_rms_norm_quant, layer_norm, layer_norm_quant, matmul_nt, merge_state,
+    merge_state_in_place, merge_states, qk_rms_norm_rope, rms_norm, rms_norm_quant, rope_append_paged_kv,
+    rope_quantize_fp8, silu_and_mul, silu_and_mul_quant, single_decode, single_prefill,
+    variable_length_merge_states,
 };
 pub use options::{AttentionOptions, KvLayout};
 pub use page_table::{PageTable, SlotMapping};

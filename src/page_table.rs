@@ -230,6 +230,25 @@ impl PageTable {
         self.end
     }
 
+    /// The slots of all tokens, one request after the other.
+    ///
+    /// # Errors
+    ///
+    /// If a slot does not fit the `i32` of the kernels.
+    pub(crate) fn slots(&self, op: &'static str) -> Result<Vec<i32>> {
+        let mut slots = Vec::with_capacity(self.kv_lengths.iter().sum());
+        for (request, &length) in self.kv_lengths.iter().enumerate() {
+            for (page, &number) in self.pages(request).iter().enumerate() {
+                let tokens = self.page_size.min(length - page * self.page_size);
+                let first = number.saturating_mul(self.page_size);
+                for offset in 0..tokens {
+                    slots.push(index(op, "table", request, first.saturating_add(offset))?);
+                }
+            }
+        }
+        Ok(slots)
+    }
+
     /// The slot of token `position` of `request`: `page * page_size + offset in the page`.
     fn slot(&self, request: usize, position: usize) -> Option<usize> {
         if position >= *self.kv_lengths.get(request)? {

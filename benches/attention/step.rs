@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 use std::time::Instant;
 
 use burn_flashinfer_kernels::KvLayout;
-use burn_flashinfer_kernels::append::{Append, launch as append_paged_kv};
 use burn_flashinfer_kernels::attention::{Choice, Split};
 use burn_flashinfer_kernels::merge::{Merge, State, States, launch as merge_state};
 use burn_flashinfer_kernels::norm::{Norm, Scaling, launch as norm};
-use burn_flashinfer_kernels::rope::{Rope, Style, launch as apply_rope};
+use burn_flashinfer_kernels::pages::Pools;
+use burn_flashinfer_kernels::rope::{Rope, Style, To, launch as rope_append_paged_kv};
 use cubecl::ir::{ElemType, FloatKind};
 
 use crate::case::{Bench, Inputs, PAGE, Shape};
@@ -27,6 +27,7 @@ impl Bench {
             add: None,
             scaling: Scaling::Rms(random(&[width])),
             y: Some(random(&[tokens, width])),
+            quantized: None,
             epsilon: 1e-5,
         };
         let rope = Rope {
@@ -34,17 +35,15 @@ impl Bench {
             k: k.clone(),
             cos_sin: self.device.random(FloatKind::F32, &[tokens, base.dim], 2),
             positions: count(tokens),
-            q_out: heads(base.q_heads),
-            k_out: heads(base.kv_heads),
             style: Style::Halves,
-        };
-        let append = Append {
-            k_pool: random(&pool),
-            v_pool: random(&pool),
-            k: k.clone(),
-            v: k,
-            slots: count(tokens),
-            layout: KvLayout::Nhd,
+            norm: None,
+            q_out: Some(heads(base.q_heads)),
+            q_quantized: None,
+            to: To::Pages {
+                v: k,
+                pools: Pools { k: random(&pool), v: random(&pool), layout: KvLayout::Nhd, quantized: None },
+                slots: count(tokens),
+            },
         };
         let paged = Shape { paged: true, ..base.clone() };
         let prefill = Shape { lengths: vec![(tokens, tokens)], ..paged.clone() };
@@ -52,10 +51,9 @@ impl Bench {
         let [prompt, step] = [&prefill, &decode].map(|shape| self.inputs(shape, 1));
         let client = &self.device.client;
         type Call<'a> = Box<dyn FnOnce() + 'a>;
-        let calls: [(&str, Call); 5] = [
+        let calls: [(&str, Call); 4] = [
             ("rms_norm", Box::new(|| norm(client, rms, dtype, dtype).expect("launches"))),
-            ("rope", Box::new(|| apply_rope(client, rope, dtype).expect("launches"))),
-            ("append", Box::new(|| append_paged_kv(client, append, dtype).expect("launches"))),
+            ("rope and append", Box::new(|| rope_append_paged_kv(client, rope, dtype).expect("launches"))),
             ("prefill", Box::new(|| self.run(&prefill, &prompt))),
             ("decode", Box::new(|| self.run(&decode, &step))),
         ];

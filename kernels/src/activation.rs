@@ -2,8 +2,9 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
+use crate::fp8::{Fp8, Quantized, encode};
 use crate::grid::elementwise;
-use crate::math::{erfc, narrow};
+use crate::math::erfc;
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
 const KERNEL: &str = "act_and_mul";
@@ -19,14 +20,17 @@ pub enum Activation {
     GeluTanh,
 }
 
-/// `y = act(a) · b` for the halves `a` and `b` of a row of `x`. A unit computes one vector of `y`.
+/// `y = act(a) · b` for the halves `a` and `b` of a row of `x`, divided by `scale`, if there is one. A unit computes one
+/// vector of `y`.
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn act_and_mul<F: Float, N: Size>(
+fn act_and_mul<F: Float, Y: Numeric, N: Size>(
     x: &Tensor<Vector<F, N>>,
-    y: &mut Tensor<Vector<F, N>>,
+    y: &mut Tensor<Vector<Y, N>>,
+    scale: &ComptimeOption<Box<[f32]>>,
     total: usize,
     #[comptime] activation: Activation,
-    #[define(F)] _dtype: ElemType,
+    #[comptime] format: Option<Fp8>,
+    #[define(F, Y)] _dtypes: [ElemType; 2],
 ) {
     if ABSOLUTE_POS >= total {
         terminate!();
@@ -36,7 +40,15 @@ fn act_and_mul<F: Float, N: Size>(
     let at = row * x.stride(0) / N::value() + column;
     let a = Vector::<f32, N>::cast_from(x[at]);
     let b = Vector::<f32, N>::cast_from(x[at + vectors]);
-    y[ABSOLUTE_POS] = narrow::<F, N>(act::<N>(a, activation) * b);
+    let mut product = act::<N>(a, activation) * b;
+    #[comptime]
+    match scale {
+        ComptimeOption::Some(scale) => {
+            product = product * Vector::new(1.0f32 / scale[0]);
+        }
+        ComptimeOption::None => {}
+    }
+    y[ABSOLUTE_POS] = encode::<Y, N>(product, format);
 }
 
 #[cube]
@@ -70,6 +82,8 @@ pub struct ActAndMul {
     pub x: TensorBinding,
     /// `[rows, width]`, contiguous.
     pub y: TensorBinding,
+    /// If `y` takes codes: they have one scale.
+    pub quantized: Option<Quantized>,
     /// What the first half goes through.
     pub activation: Activation,
 }
@@ -80,13 +94,14 @@ pub struct ActAndMul {
 ///
 /// If the shapes do not fit each other. Nothing is launched then.
 pub fn launch(client: &Client, act: ActAndMul, dtype: ElemType) -> Result<()> {
-    let ActAndMul { x, y, activation } = act;
+    let ActAndMul { x, y, quantized, activation } = act;
     rows(KERNEL, "x", &x, 2)?;
     if !x.shape[1].is_multiple_of(2) {
         return Err(shape(KERNEL, "x", &x, "rows of an even number of elements"));
     }
     let width = x.shape[1] / 2;
     contiguous(KERNEL, "y", &y, &[x.shape[0], width])?;
+    Quantized::check_one(quantized.as_ref(), KERNEL)?;
     if y.size() == 0 {
         return Ok(());
     }
@@ -95,6 +110,8 @@ pub fn launch(client: &Client, act: ActAndMul, dtype: ElemType) -> Result<()> {
     let total = y.size() / lanes;
     let (count, dim) = elementwise(KERNEL, client, total)?;
     let address = addresses(&[(&x, dtype.size()), (&y, dtype.size())]);
+    let y_dtype = Quantized::element(quantized.as_ref(), dtype);
+    let (format, scale) = Quantized::unzip(quantized);
     // SAFETY: a unit beyond `total` stops; below it row and column are within y, and twice as many columns within x.
     unsafe {
         act_and_mul::launch_unchecked(
@@ -105,9 +122,11 @@ pub fn launch(client: &Client, act: ActAndMul, dtype: ElemType) -> Result<()> {
             lanes,
             x.into_tensor_arg(),
             y.into_tensor_arg(),
+            scale.into(),
             total,
             activation,
-            dtype,
+            format,
+            [dtype, y_dtype],
         );
     }
     Ok(())

@@ -1,25 +1,40 @@
-//! Writing new keys and values into pages.
+//! Writing new keys and values into pages, and reading them back.
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
+use crate::fp8::{Fp8, decode, encode};
 use crate::grid::elementwise;
-use crate::tensor::{KvLayout, Result, addresses, alignment, by_slot, contiguous, rows, shape, vector};
+use crate::math::widen;
+use crate::pages::{KvQuantized, Pools, row_of, scale_of, unzip};
+use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
-const KERNEL: &str = "append_paged_kv";
+/// Which way tokens go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Way {
+    /// Into pages.
+    Append,
+    /// Out of pages.
+    Gather,
+}
 
-/// `pool[slot(t) / page_size, slot(t) % page_size] = new[t]` for keys and values. A unit moves one vector of each.
+/// `pool[slot(t) / page_size, slot(t) % page_size] = tokens[t]` for keys and values, or the other way. A unit moves one vector
+/// of each.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn append_paged_kv<F: Float, N: Size>(
-    k_pool: &mut Tensor<Vector<F, N>>,
-    v_pool: &mut Tensor<Vector<F, N>>,
-    k: &Tensor<Vector<F, N>>,
-    v: &Tensor<Vector<F, N>>,
+fn move_tokens<F: Numeric, E: Numeric, N: Size>(
+    k_pool: &mut Tensor<Vector<E, N>>,
+    v_pool: &mut Tensor<Vector<E, N>>,
+    k: &mut Tensor<Vector<F, N>>,
+    v: &mut Tensor<Vector<F, N>>,
     slots: &[i32],
+    k_scale: &ComptimeOption<Box<[f32]>>,
+    v_scale: &ComptimeOption<Box<[f32]>>,
     page_size: usize,
     columns: usize,
     total: usize,
-    #[define(F)] _dtype: ElemType,
+    #[comptime] way: Way,
+    #[comptime] format: Option<Fp8>,
+    #[define(F, E)] _dtypes: [ElemType; 2],
 ) {
     if ABSOLUTE_POS >= total {
         terminate!();
@@ -30,95 +45,127 @@ fn append_paged_kv<F: Float, N: Size>(
     // A negative slot pads the batch.
     if slots[token] >= 0 {
         let slot = usize::cast_from(slots[token]);
-        let (page, offset) = (slot / page_size, slot % page_size);
-        if column < k.shape(2) {
-            let to = page * k_pool.stride(0) + offset * k_pool.stride(1) + head * k_pool.stride(2) + column;
-            let from = token * k.stride(0) + head * k.stride(1) + column;
-            k_pool[to / N::value()] = k[from / N::value()];
-        }
-        if column < v.shape(2) {
-            let to = page * v_pool.stride(0) + offset * v_pool.stride(1) + head * v_pool.stride(2) + column;
-            let from = token * v.stride(0) + head * v.stride(1) + column;
-            v_pool[to / N::value()] = v[from / N::value()];
+        let (k_scale, v_scale) = (scale_of(k_scale, head), scale_of(v_scale, head));
+        move_vector::<F, E, N>(k_pool, k, slot, token, head, column, k_scale, page_size, way, format);
+        move_vector::<F, E, N>(v_pool, v, slot, token, head, column, v_scale, page_size, way, format);
+    }
+}
+
+#[allow(clippy::too_many_arguments, reason = "it stands for two lines of a kernel")]
+#[cube]
+fn move_vector<F: Numeric, E: Numeric, N: Size>(
+    pool: &mut Tensor<Vector<E, N>>,
+    tokens: &mut Tensor<Vector<F, N>>,
+    slot: usize,
+    token: usize,
+    head: usize,
+    column: usize,
+    scale: f32,
+    page_size: usize,
+    #[comptime] way: Way,
+    #[comptime] format: Option<Fp8>,
+) {
+    // The widths of keys and values may differ.
+    if column < tokens.shape(2) {
+        let row = row_of(slot, head, page_size, pool.stride(0), pool.stride(1), pool.stride(2));
+        let there = (row + column) / N::value();
+        let here = (token * tokens.stride(0) + head * tokens.stride(1) + column) / N::value();
+        #[comptime]
+        match (way, format) {
+            // Bit for bit.
+            (Way::Append, None) => pool[there] = Vector::cast_from(tokens[here]),
+            (Way::Gather, None) => tokens[here] = Vector::cast_from(pool[there]),
+            (Way::Append, Some(_)) => {
+                let x = widen::<F, N>(tokens[here]) * Vector::new(1.0f32 / scale);
+                pool[there] = encode::<E, N>(x, format);
+            }
+            (Way::Gather, Some(_)) => {
+                let x = decode::<E, N>(pool[there], format) * Vector::new(scale);
+                tokens[here] = encode::<F, N>(x, None);
+            }
         }
     }
 }
 
-/// New keys and values, and the pools that take them.
-pub struct Append {
-    /// Pages of keys, written in place.
-    pub k_pool: TensorBinding,
-    /// Pages of values, written in place.
-    pub v_pool: TensorBinding,
+/// Keys and values of tokens, and the pages that hold them.
+pub struct Tokens {
+    /// The pages.
+    pub pools: Pools,
     /// `[tokens, kv_heads, k_dim]`.
     pub k: TensorBinding,
     /// `[tokens, kv_heads, v_dim]`.
     pub v: TensorBinding,
     /// `[tokens]` of `i32`, contiguous: `page * page_size + offset` for each token, negative to skip it.
     pub slots: TensorBinding,
-    /// The order of the axes of a page.
-    pub layout: KvLayout,
 }
 
-/// Writes token `t` to slot `slots[t]`. The slots are trusted to lie in the pools, no two being the same.
+/// Writes token `t` of `k` and `v` to slot `slots[t]` of the pages: rounded to a code, if they hold codes, and bit for bit
+/// if not. The slots are trusted to lie in the pools, no two being the same.
 ///
 /// # Errors
 ///
 /// If the shapes do not fit each other. Nothing is launched then.
-pub fn launch(client: &Client, append: Append, dtype: ElemType) -> Result<()> {
-    let Append { k_pool, v_pool, k, v, slots, layout } = append;
-    for (argument, tensor, rank) in
-        [("k_pool", &k_pool, 4), ("v_pool", &v_pool, 4), ("k", &k, 3), ("v", &v, 3)]
-    {
-        rows(KERNEL, argument, tensor, rank)?;
-    }
-    let (k_pool, v_pool) = (by_slot(k_pool, layout), by_slot(v_pool, layout));
-    let [tokens, heads, k_dim] = [k.shape[0], k.shape[1], k.shape[2]];
+pub fn append(client: &Client, tokens: Tokens, dtype: ElemType) -> Result<()> {
+    launch("append_paged_kv", Way::Append, client, tokens, dtype)
+}
+
+/// Writes what slot `slots[t]` of the pages holds to token `t` of `k` and `v`, which are of type `dtype`. The slots are
+/// trusted to lie in the pools.
+///
+/// # Errors
+///
+/// As [`append`].
+pub fn gather(client: &Client, tokens: Tokens, dtype: ElemType) -> Result<()> {
+    launch("gather_paged_kv", Way::Gather, client, tokens, dtype)
+}
+
+fn launch(kernel: &'static str, way: Way, client: &Client, tokens: Tokens, dtype: ElemType) -> Result<()> {
+    let Tokens { pools, k, v, slots } = tokens;
+    rows(kernel, "k", &k, 3)?;
+    rows(kernel, "v", &v, 3)?;
+    let [count, heads, k_dim] = [k.shape[0], k.shape[1], k.shape[2]];
     let v_dim = v.shape[2];
-    if v.shape.to_vec() != [tokens, heads, v_dim] {
-        return Err(shape(KERNEL, "v", &v, format!("[{tokens}, {heads}, v_dim], as `k`")));
+    if v.shape.to_vec() != [count, heads, v_dim] {
+        return Err(shape(kernel, "v", &v, format!("[{count}, {heads}, v_dim], as `k`")));
     }
-    let page_size = k_pool.shape[1];
-    for (argument, pool, dim) in [("k_pool", &k_pool, k_dim), ("v_pool", &v_pool, v_dim)] {
-        if pool.shape.to_vec() != [k_pool.shape[0], page_size, heads, dim] {
-            return Err(shape(
-                KERNEL,
-                argument,
-                pool,
-                format!("pages of {page_size} slots of {heads} x {dim}"),
-            ));
-        }
-    }
-    contiguous(KERNEL, "slots", &slots, &[tokens])?;
-    if tokens * heads * k_dim * v_dim * k_pool.size() == 0 {
+    let pools = pools.by_slot(kernel, heads, [k_dim, v_dim])?;
+    contiguous(kernel, "slots", &slots, &[count])?;
+    if count * heads * k_dim * v_dim * pools.k.size() == 0 {
         return Ok(());
     }
 
-    let align = [&k_pool, &v_pool, &k, &v].map(alignment).into_iter().min().unwrap_or(1);
+    let align = [&pools.k, &pools.v, &k, &v].map(alignment).into_iter().min().unwrap_or(1);
     let width = vector(client, dtype, &[k_dim, v_dim], align);
     let columns = k_dim.max(v_dim) / width;
-    let total = tokens * heads * columns;
-    let (count, dim) = elementwise(KERNEL, client, total)?;
-    let size = dtype.size();
-    let address = addresses(&[(&k_pool, size), (&v_pool, size), (&k, size), (&v, size)]);
+    let total = count * heads * columns;
+    let (cubes, dim) = elementwise(kernel, client, total)?;
+    let element = KvQuantized::element(pools.quantized.as_ref(), dtype);
+    let [size, page_element] = [dtype.size(), element.size()];
+    let address = addresses(&[(&pools.k, page_element), (&pools.v, page_element), (&k, size), (&v, size)]);
+    let page_size = pools.k.shape[1];
+    let (format, [k_scale, v_scale]) = unzip(pools.quantized);
     // SAFETY: a unit beyond `total` stops; below it token, head and column are within `k` or `v`, as the guards on the
     // column see to. Page and offset are within the pools by the contract on slots. The width divides every offset.
     unsafe {
-        append_paged_kv::launch_unchecked(
+        move_tokens::launch_unchecked(
             client,
-            count,
+            cubes,
             dim,
             address,
             width,
-            k_pool.into_tensor_arg(),
-            v_pool.into_tensor_arg(),
+            pools.k.into_tensor_arg(),
+            pools.v.into_tensor_arg(),
             k.into_tensor_arg(),
             v.into_tensor_arg(),
             slots.into_buffer_arg(),
+            k_scale.into(),
+            v_scale.into(),
             page_size,
             columns,
             total,
-            dtype,
+            way,
+            format,
+            [dtype, element],
         );
     }
     Ok(())

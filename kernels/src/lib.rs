@@ -13,6 +13,7 @@
 pub mod activation;
 pub mod append;
 pub mod attention;
+mod fp8;
 mod grid;
 pub mod isa;
 pub mod linear;
@@ -21,6 +22,7 @@ pub mod merge;
 pub mod norm;
 #[cfg(feature = "compilers")]
 pub mod offline;
+pub mod pages;
 mod profile;
 mod refusal;
 pub mod rope;
@@ -29,6 +31,7 @@ mod team;
 mod tensor;
 mod unit;
 
+pub use fp8::{Fp8, Quantized};
 pub use profile::DeviceProfile;
 pub use refusal::Refusal;
 pub use tensor::{KvLayout, Result};

@@ -90,8 +90,8 @@ pub(crate) fn ln_near(f: f32, exponent: f32) -> f32 {
 /// On a CPU without bf16 instructions this is done on the bits: where LLVM sees that numbers come from bf16, it may compute
 /// with them in bf16, and calls the function that [`narrow`] avoids.
 #[cube]
-pub(crate) fn widen<F: Float, N: Size>(x: Vector<F, N>) -> Vector<f32, N> {
-    let by_bits = narrows_by_bits::<F>();
+pub(crate) fn widen<E: Numeric, N: Size>(x: Vector<E, N>) -> Vector<f32, N> {
+    let by_bits = narrows_by_bits::<E>();
     if comptime!(by_bits) {
         let bits = Vector::<u32, N>::cast_from(Vector::<u16, N>::reinterpret(x));
         Vector::reinterpret(bits << Vector::new(16u32))
@@ -100,13 +100,13 @@ pub(crate) fn widen<F: Float, N: Size>(x: Vector<F, N>) -> Vector<f32, N> {
     }
 }
 
-/// `x` rounded to `F`, ties to even.
+/// `x` rounded to the float type `E`, ties to even.
 ///
 /// On a CPU without bf16 instructions LLVM calls a library function to round to bf16, which libgcc has only since
 /// version 13; so there it is done on the bits: what is added carries into the upper half if the lower half rounds up.
 #[cube]
-pub(crate) fn narrow<F: Float, N: Size>(x: Vector<f32, N>) -> Vector<F, N> {
-    let by_bits = narrows_by_bits::<F>();
+pub(crate) fn narrow<E: Numeric, N: Size>(x: Vector<f32, N>) -> Vector<E, N> {
+    let by_bits = narrows_by_bits::<E>();
     if comptime!(by_bits) {
         let bits = Vector::<u32, N>::reinterpret(x);
         let upper = bits >> Vector::new(16u32);
@@ -127,14 +127,14 @@ pub(crate) fn narrow_one<F: Float>(x: f32) -> F {
 }
 
 #[cube]
-fn narrows_by_bits<F: Float>() -> comptime_type!(bool) {
+fn narrows_by_bits<E: Numeric>() -> comptime_type!(bool) {
     let hardware = comptime::hardware_properties();
-    let elem = elem_type::<F>();
+    let elem = elem_type::<E>();
     comptime!(hardware.num_cpu_cores.is_some() && elem == ElemType::Float(FloatKind::BF16))
 }
 
 #[cube]
 #[allow(clippy::extra_unused_type_parameters, reason = "the expansion uses it")]
-fn elem_type<F: Float>() -> comptime_type!(ElemType) {
-    intrinsic!(|scope| F::elem_type(scope))
+fn elem_type<E: Numeric>() -> comptime_type!(ElemType) {
+    intrinsic!(|scope| E::elem_type(scope))
 }

@@ -2,20 +2,28 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
+use crate::fp8::{Fp8, Quantized, encode};
 use crate::math::narrow;
 use crate::team::{Team, total};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
 const KERNEL: &str = "norm";
 
+/// Vectors of a row that a unit keeps in registers, at most.
+const HELD: usize = 8;
+
 /// Who works on a row, and what is made of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Blueprint {
     team: Team,
+    /// Vectors of a row that each unit keeps in registers; if 0, it reads them anew in each pass.
+    held: usize,
     /// Whether the mean is subtracted first.
     centred: bool,
     /// Whether what scales is 1 more than the weight.
     one_more: bool,
+    /// What the norms are rounded to, if not to the type of `x`.
+    format: Option<Fp8>,
 }
 
 /// With `t = x + residual`, or `x` alone, and `m` the mean of `t`, or 0:
@@ -23,25 +31,27 @@ struct Blueprint {
 /// ```text
 /// y = (t - m) / sqrt(mean((t - m)²) + epsilon) · weight + bias
 /// ```
-/// `U` units own a row: unit `u` takes the vectors `u, u + U, ..`, and every unit adds the partial sums in the same order.
-/// A cube is one row, or `rows` rows of one unit each.
+/// divided by `scale`, if there is one. `U` units own a row: unit `u` takes the vectors `u, u + U, ..`. A cube is one row, or
+/// `rows` rows of one unit each.
 ///
 /// `y` may be `x`, and `sum` the residual: a unit writes an element after the last time that it reads it, and no other
-/// unit reads it. Hence `t` is computed again in each pass instead of being kept in `sum`, whose type would round it.
+/// unit reads it. Hence `t` is not kept in `sum`, whose type would round it, but in registers or computed again.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn norm<F: Float, W: Float, N: Size>(
+fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
     x: &Tensor<Vector<F, N>>,
     residual: &ComptimeOption<Box<[Vector<F, N>]>>,
     weight: &Tensor<Vector<W, N>>,
     bias: &ComptimeOption<Box<[Vector<W, N>]>>,
-    y: &mut Tensor<Vector<F, N>>,
+    scale: &ComptimeOption<Box<[f32]>>,
+    y: &mut Tensor<Vector<Y, N>>,
     sum: &mut ComptimeOption<Box<[Vector<F, N>]>>,
     epsilon: f32,
     #[comptime] blueprint: Blueprint,
-    #[define(F, W)] _dtypes: [ElemType; 2],
+    #[define(F, W, Y)] _dtypes: [ElemType; 3],
 ) {
     let (rows, units) = comptime!((blueprint.team.rows, blueprint.team.units));
+    let held = comptime!(blueprint.held);
     let unit = UNIT_POS as usize % units;
     let row = CUBE_POS * rows + UNIT_POS as usize / units;
     if row >= x.shape(0) {
@@ -51,28 +61,46 @@ fn norm<F: Float, W: Float, N: Size>(
     let vectors = width / N::value();
     let start = row * x.stride(0) / N::value();
     let dense = row * vectors;
+    let turns = if comptime!(held > 0) { held.runtime() } else { vectors.div_ceil(units) };
+
+    // All loads of a row are in flight before the first is waited for.
+    let mut kept = Array::<Vector<f32, N>>::new(comptime!(if held > 0 { held } else { 1 }));
+    if comptime!(held > 0) {
+        #[unroll]
+        for turn in 0..held {
+            let i = unit + turn * units;
+            kept[turn] = Vector::new(0.0f32);
+            if i < vectors {
+                kept[turn] = added::<F, N>(x, residual, start + i, dense + i);
+            }
+        }
+    }
 
     let mut mean = Vector::<f32, N>::new(0.0f32);
     if comptime!(blueprint.centred) {
         let mut part = Vector::<f32, N>::new(0.0f32);
-        let mut i = unit;
-        while i < vectors {
-            part += added::<F, N>(x, residual, start + i, dense + i);
-            i += units;
+        #[unroll(held > 0)]
+        for turn in 0..turns {
+            let i = unit + turn * units;
+            if i < vectors {
+                part += again::<F, N>(&kept, turn, x, residual, start + i, dense + i, held);
+            }
         }
         mean = Vector::new(total(part.vector_sum(), unit, units) / f32::cast_from(width));
     }
 
     let mut squares = Vector::<f32, N>::new(0.0f32);
     let mut distances = Vector::<f32, N>::new(0.0f32);
-    let mut i = unit;
-    while i < vectors {
-        let value = added::<F, N>(x, residual, start + i, dense + i) - mean;
-        squares += value * value;
-        if comptime!(blueprint.centred) {
-            distances += value;
+    #[unroll(held > 0)]
+    for turn in 0..turns {
+        let i = unit + turn * units;
+        if i < vectors {
+            let value = again::<F, N>(&kept, turn, x, residual, start + i, dense + i, held) - mean;
+            squares += value * value;
+            if comptime!(blueprint.centred) {
+                distances += value;
+            }
         }
-        i += units;
     }
     let mut variance = total(squares.vector_sum(), unit, units) / f32::cast_from(width);
     // By how much the mean was rounded: beside a small deviation it is not little.
@@ -82,33 +110,57 @@ fn norm<F: Float, W: Float, N: Size>(
         variance = max(variance - off * off, 0.0f32);
         rest = Vector::new(off);
     }
-    let scale = Vector::<f32, N>::new(1.0f32 / (variance + epsilon).sqrt());
+    let factor = Vector::<f32, N>::new(1.0f32 / (variance + epsilon).sqrt());
 
-    let mut i = unit;
-    while i < vectors {
-        let value = added::<F, N>(x, residual, start + i, dense + i);
-        #[comptime]
-        match sum {
-            ComptimeOption::Some(sum) => {
-                sum[dense + i] = narrow::<F, N>(value);
+    #[unroll(held > 0)]
+    for turn in 0..turns {
+        let i = unit + turn * units;
+        if i < vectors {
+            let value = again::<F, N>(&kept, turn, x, residual, start + i, dense + i, held);
+            #[comptime]
+            match sum {
+                ComptimeOption::Some(sum) => {
+                    sum[dense + i] = narrow::<F, N>(value);
+                }
+                ComptimeOption::None => {}
             }
-            ComptimeOption::None => {}
-        }
-        let mut factor = Vector::<f32, N>::cast_from(weight[i]);
-        if comptime!(blueprint.one_more) {
-            factor += Vector::new(1.0f32);
-        }
-        let mut normed = (value - mean - rest) * scale * factor;
-        #[comptime]
-        match bias {
-            ComptimeOption::Some(bias) => {
-                normed += Vector::cast_from(bias[i]);
+            let mut gain = Vector::<f32, N>::cast_from(weight[i]);
+            if comptime!(blueprint.one_more) {
+                gain += Vector::new(1.0f32);
             }
-            ComptimeOption::None => {}
+            let mut normed = (value - mean - rest) * factor * gain;
+            #[comptime]
+            match bias {
+                ComptimeOption::Some(bias) => {
+                    normed += Vector::cast_from(bias[i]);
+                }
+                ComptimeOption::None => {}
+            }
+            #[comptime]
+            match scale {
+                ComptimeOption::Some(scale) => {
+                    normed = normed * Vector::new(1.0f32 / scale[0]);
+                }
+                ComptimeOption::None => {}
+            }
+            y[dense + i] = encode::<Y, N>(normed, blueprint.format);
         }
-        y[dense + i] = narrow::<F, N>(normed);
-        i += units;
     }
+}
+
+/// What a unit has kept of its turn, or reads again.
+#[allow(clippy::too_many_arguments, reason = "it stands for a line of a kernel")]
+#[cube]
+fn again<F: Float, N: Size>(
+    kept: &Array<Vector<f32, N>>,
+    turn: usize,
+    x: &Tensor<Vector<F, N>>,
+    residual: &ComptimeOption<Box<[Vector<F, N>]>>,
+    at: usize,
+    dense: usize,
+    #[comptime] held: usize,
+) -> Vector<f32, N> {
+    if comptime!(held > 0) { kept[turn] } else { added::<F, N>(x, residual, at, dense) }
 }
 
 /// `x[at] + residual[dense]`, in f32.
@@ -140,6 +192,8 @@ pub struct Norm {
     pub scaling: Scaling,
     /// As `x`, contiguous. Without it the norms replace `x`, which is contiguous then.
     pub y: Option<TensorBinding>,
+    /// If `y` takes codes: they have one scale.
+    pub quantized: Option<Quantized>,
     /// Added to the mean of the squares.
     pub epsilon: f32,
 }
@@ -173,7 +227,7 @@ pub enum Scaling {
 ///
 /// If the shapes do not fit each other. Nothing is launched then.
 pub fn launch(client: &Client, norm: Norm, dtype: ElemType, weight_dtype: ElemType) -> Result<()> {
-    let Norm { x, add, scaling, y, epsilon } = norm;
+    let Norm { x, add, scaling, y, quantized, epsilon } = norm;
     rows(KERNEL, "x", &x, 2)?;
     let [row_count, width] = [x.shape[0], x.shape[1]];
     let like_x = [row_count, width];
@@ -191,6 +245,10 @@ pub fn launch(client: &Client, norm: Norm, dtype: ElemType, weight_dtype: ElemTy
         contiguous(KERNEL, "residual", residual, &like_x)?;
         contiguous(KERNEL, "sum", sum.as_ref().unwrap_or(residual), &like_x)?;
     }
+    Quantized::check_one(quantized.as_ref(), KERNEL)?;
+    if quantized.is_some() && y.is_none() {
+        return Err(shape(KERNEL, "y", &x, "a tensor of codes"));
+    }
     if width == 0 {
         return Err(shape(KERNEL, "x", &x, "rows that are not empty"));
     }
@@ -200,11 +258,19 @@ pub fn launch(client: &Client, norm: Norm, dtype: ElemType, weight_dtype: ElemTy
 
     let narrowest = if dtype.size() >= weight_dtype.size() { dtype } else { weight_dtype };
     let lanes = vector(client, narrowest, &[width], alignment(&x));
-    let (team, count, dim) = Team::of(KERNEL, client, row_count, width / lanes, 256)?;
+    let vectors = width / lanes;
+    // More units than these only where they must hold more.
+    let most = vectors.div_ceil(HELD).next_multiple_of(256);
+    let (team, count, dim) =
+        Team::of(KERNEL, client, row_count, vectors, u32::try_from(most).unwrap_or(u32::MAX))?;
+    let turns = vectors.div_ceil(team.units);
+    let held = if team.units > 1 && turns <= HELD { turns } else { 0 };
     // All that is contiguous is as large as `y`, `x` with its gaps may be larger, and repeated rows smaller.
     let dense = y.as_ref().unwrap_or(&x);
     let address = addresses(&[(&x, dtype.size()), (dense, dtype.size()), (&weight, weight_dtype.size())]);
-    let blueprint = Blueprint { team, centred, one_more };
+    let y_dtype = Quantized::element(quantized.as_ref(), dtype);
+    let (format, scale) = Quantized::unzip(quantized);
+    let blueprint = Blueprint { team, held, centred, one_more, format };
     // Places of `x` and `residual` among the buffers.
     let y = y.map_or_else(|| x.as_alias(0), TensorBinding::into_tensor_arg);
     let (residual, sum) = match add {
@@ -231,11 +297,12 @@ pub fn launch(client: &Client, norm: Norm, dtype: ElemType, weight_dtype: ElemTy
             residual.into(),
             weight.into_tensor_arg(),
             beta.map(TensorBinding::into_buffer_arg).into(),
+            scale.into(),
             y,
             sum.into(),
             epsilon,
             blueprint,
-            [dtype, weight_dtype],
+            [dtype, weight_dtype, y_dtype],
         );
     }
     Ok(())

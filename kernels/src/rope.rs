@@ -1,12 +1,20 @@
-//! Rotary position embedding.
+//! Rotary position embedding, and what stands beside it between the projections and attention: the norm of each head, the
+//! rounding to 8 bits, the write to pages.
 
-use cubecl::{client::Client, ir::ElemType, prelude::*};
+use cubecl::{
+    client::Client,
+    ir::{ElemType, FloatKind},
+    prelude::*,
+};
 
-use crate::grid::elementwise;
-use crate::math::narrow_one;
-use crate::tensor::{Result, addresses, contiguous, rows, shape};
+use crate::DeviceProfile;
+use crate::fp8::{Fp8, Quantized, encode};
+use crate::grid::cover;
+use crate::math::widen;
+use crate::pages::{KvQuantized, Pools, row_of, scale_of, unzip};
+use crate::tensor::{KvLayout, Result, addresses, alignment, contiguous, one_page, rows, shape, vector};
 
-const KERNEL: &str = "apply_rope";
+const KERNEL: &str = "rope";
 
 /// How the elements of a head are paired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -17,72 +25,290 @@ pub enum Style {
     Interleaved,
 }
 
-/// `(a, b) -> (a cos - b sin, b cos + a sin)` for each pair, at the angle of the token's position. A unit computes one
-/// element of `q_out` or, in the heads after those of `q`, of `k_out`.
+/// Who works on a head, and what is made of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Blueprint {
+    style: Style,
+    /// Units of a head.
+    units: usize,
+    /// Heads of a cube.
+    heads: usize,
+    q_format: Option<Fp8>,
+    kv_format: Option<Fp8>,
+}
+
+/// `(a, b) -> (a cos - b sin, b cos + a sin)` for each pair of a head of `q` and `k`, at the angle of the token's position.
+/// With weights, the head is first divided by its root mean square and multiplied with them. Heads of `v` only move.
+///
+/// A unit has some pairs of vectors of a head: of first elements and of second ones where it is rotated, and of neighbours
+/// where it is not. It reads both before it writes them and no other unit does either, so outputs may be inputs.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn apply_rope<F: Float>(
-    q: &Tensor<F>,
-    k: &Tensor<F>,
-    cos_sin: &Tensor<f32>,
+fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
+    q: &Tensor<Vector<F, N>>,
+    k: &Tensor<Vector<F, N>>,
+    v: &Tensor<Vector<F, N>>,
+    cos_sin: &Tensor<Vector<f32, M>>,
     positions: &[i32],
-    q_out: &mut Tensor<F>,
-    k_out: &mut Tensor<F>,
+    q_out: &mut Tensor<Vector<Q, N>>,
+    k_out: &mut Tensor<Vector<K, N>>,
+    v_out: &mut Tensor<Vector<K, N>>,
+    slots: &ComptimeOption<Box<[i32]>>,
+    q_weight: &ComptimeOption<Box<[Vector<F, N>]>>,
+    k_weight: &ComptimeOption<Box<[Vector<F, N>]>>,
+    q_scale: &ComptimeOption<Box<[f32]>>,
+    k_scale: &ComptimeOption<Box<[f32]>>,
+    v_scale: &ComptimeOption<Box<[f32]>>,
+    epsilon: f32,
+    v_heads: usize,
     rotary_dim: usize,
+    page_size: usize,
     total: usize,
-    #[comptime] style: Style,
-    #[define(F)] _dtype: ElemType,
+    #[comptime] blueprint: Blueprint,
+    #[define(F, Q, K)] _dtypes: [ElemType; 3],
 ) {
-    if ABSOLUTE_POS >= total {
-        terminate!();
+    let units = comptime!(blueprint.units);
+    let unit = UNIT_POS as usize % units;
+    let row = CUBE_POS * comptime!(blueprint.heads) + UNIT_POS as usize / units;
+    let (q_heads, k_heads) = (q.shape(1), k.shape(1));
+    let heads = q_heads + k_heads + v_heads;
+    let (token, head) = (row / heads, row % heads);
+    // Who has no row still waits with the others.
+    let is_row = row < total;
+    let is_q = is_row && head < q_heads;
+    let is_k = is_row && head >= q_heads && head < q_heads + k_heads;
+    let (k_head, v_head) = (head - min(q_heads, head), head - min(q_heads + k_heads, head));
+    let q_row = token * q.stride(0) + head * q.stride(1);
+    let k_row = token * k.stride(0) + k_head * k.stride(1);
+
+    let mut factor = 1.0f32;
+    if comptime!(q_weight.is_some()) {
+        let mut part = 0.0f32;
+        if is_q {
+            part = squares::<F, N>(q, q_row, unit, units);
+        } else if is_k {
+            part = squares::<F, N>(k, k_row, unit, units);
+        }
+        let sum = sum_of_row(part, blueprint);
+        factor = 1.0f32 / (sum / f32::cast_from(q.shape(2)) + epsilon).sqrt();
     }
-    let (q_heads, k_heads, dim) = (q.shape(1), k.shape(1), q.shape(2));
-    let column = ABSOLUTE_POS % dim;
-    let head = ABSOLUTE_POS / dim % (q_heads + k_heads);
-    let token = ABSOLUTE_POS / dim / (q_heads + k_heads);
-    let angles = usize::cast_from(positions[token]) * cos_sin.stride(0);
-    if head < q_heads {
-        let row = token * q.stride(0) + head * q.stride(1);
-        q_out[(token * q_heads + head) * dim + column] =
-            rotated::<F>(q, row, column, cos_sin, angles, rotary_dim, style);
-    } else {
-        let head = head - q_heads;
-        let row = token * k.stride(0) + head * k.stride(1);
-        k_out[(token * k_heads + head) * dim + column] =
-            rotated::<F>(k, row, column, cos_sin, angles, rotary_dim, style);
+
+    if is_row {
+        let angles = usize::cast_from(positions[token]) * cos_sin.stride(0);
+        if is_q {
+            let to = (token * q_heads + head) * q.shape(2);
+            let scale = scale_of(q_scale, head);
+            rotate::<F, Q, N, M>(
+                q,
+                q_row,
+                q_out,
+                to,
+                q_weight,
+                factor,
+                scale,
+                cos_sin,
+                angles,
+                rotary_dim,
+                unit,
+                blueprint,
+                blueprint.q_format,
+            );
+        } else {
+            let slot = slot_of(slots, token);
+            if slot >= 0i32 {
+                let slot = usize::cast_from(slot);
+                let format = comptime!(blueprint.kv_format);
+                if is_k {
+                    let to =
+                        row_of(slot, k_head, page_size, k_out.stride(0), k_out.stride(1), k_out.stride(2));
+                    let scale = scale_of(k_scale, k_head);
+                    rotate::<F, K, N, M>(
+                        k, k_row, k_out, to, k_weight, factor, scale, cos_sin, angles, rotary_dim, unit,
+                        blueprint, format,
+                    );
+                } else {
+                    let to =
+                        row_of(slot, v_head, page_size, v_out.stride(0), v_out.stride(1), v_out.stride(2));
+                    let scale = scale_of(v_scale, v_head);
+                    let row = token * v.stride(0) + v_head * v.stride(1);
+                    let no_weight = ComptimeOption::new_None();
+                    rotate::<F, K, N, M>(
+                        v, row, v_out, to, &no_weight, 1.0f32, scale, cos_sin, angles, 0usize, unit,
+                        blueprint, format,
+                    );
+                }
+            }
+        }
     }
 }
 
-/// Element `column` of the head that begins at `x[row]`, rotated by the angles at `cos_sin[angles]`.
+/// Where a token of keys and values goes: to its slot, or to its own row.
 #[cube]
-fn rotated<F: Float>(
-    x: &Tensor<F>,
+fn slot_of(slots: &ComptimeOption<Box<[i32]>>, token: usize) -> i32 {
+    #[comptime]
+    match slots {
+        ComptimeOption::Some(slots) => slots[token],
+        ComptimeOption::None => i32::cast_from(token),
+    }
+}
+
+/// What a unit has of `Σ x²` over the head that begins at `x[row]`.
+#[cube]
+fn squares<F: Float, N: Size>(
+    x: &Tensor<Vector<F, N>>,
     row: usize,
-    column: usize,
-    cos_sin: &Tensor<f32>,
+    unit: usize,
+    #[comptime] units: usize,
+) -> f32 {
+    let mut sum = Vector::<f32, N>::new(0.0f32);
+    let mut i = unit;
+    while i < x.shape(2) / N::value() {
+        let value = widen::<F, N>(x[row / N::value() + i]);
+        sum += value * value;
+        i += units;
+    }
+    sum.vector_sum()
+}
+
+/// The sum of `part` over the units of each row of a cube.
+#[cube]
+fn sum_of_row(part: f32, #[comptime] blueprint: Blueprint) -> f32 {
+    let units = comptime!(blueprint.units);
+    let mut sum = part;
+    if comptime!(units > 1) {
+        let mut parts = Shared::<[f32]>::new_slice(comptime!(blueprint.heads * units));
+        parts[UNIT_POS as usize] = part;
+        sync_cube();
+        let first = UNIT_POS as usize / units * units;
+        sum = 0.0f32;
+        for unit in 0..units {
+            sum += parts[first + unit];
+        }
+    }
+    sum
+}
+
+/// Rotates the head that begins at `x[row]` and writes it to `y[to]`, a unit some vectors of it.
+#[allow(clippy::too_many_arguments, reason = "it stands for three parts of a kernel")]
+#[cube]
+fn rotate<F: Float, E: Numeric, N: Size, M: Size>(
+    x: &Tensor<Vector<F, N>>,
+    row: usize,
+    y: &mut Tensor<Vector<E, N>>,
+    to: usize,
+    weight: &ComptimeOption<Box<[Vector<F, N>]>>,
+    factor: f32,
+    scale: f32,
+    cos_sin: &Tensor<Vector<f32, M>>,
     angles: usize,
     rotary_dim: usize,
-    #[comptime] style: Style,
-) -> F {
-    let mut value = f32::cast_from(x[row + column]);
-    if column < rotary_dim {
-        let half = rotary_dim / 2;
-        let (pair, first, partner) = match style {
-            Style::Halves => {
-                let first = column < half;
-                (column % half, first, select(first, column + half, column - min(half, column)))
+    unit: usize,
+    #[comptime] blueprint: Blueprint,
+    #[comptime] format: Option<Fp8>,
+) {
+    let vectors = x.shape(2) / N::value();
+    let pairs = rotary_dim / 2 / N::value();
+    let (from, to) = (row / N::value(), to / N::value());
+    let mut i = unit;
+    while 2 * i < vectors {
+        let is_rotated = i < pairs;
+        let (mut first, mut second) = (2 * i, 2 * i + 1);
+        if comptime!(blueprint.style == Style::Halves) {
+            first = select(is_rotated, i, first);
+            second = select(is_rotated, i + pairs, second);
+        }
+        // The last vector of an odd number is alone.
+        let partner = min(second, vectors - 1);
+        let mut a = scaled::<F, N>(x[from + first], weight, first, factor);
+        let mut b = scaled::<F, N>(x[from + partner], weight, partner, factor);
+        if is_rotated {
+            let cos = angles_at::<N, M>(cos_sin, angles + i * N::value());
+            let sin = angles_at::<N, M>(cos_sin, angles + rotary_dim / 2 + i * N::value());
+            match comptime!(blueprint.style) {
+                Style::Halves => {
+                    let rotated = a * cos - b * sin;
+                    b = b * cos + a * sin;
+                    a = rotated;
+                }
+                Style::Interleaved => {
+                    let (x, y) = (every_other::<N>(a, b, 0usize), every_other::<N>(a, b, 1usize));
+                    let (x, y) = (x * cos - y * sin, y * cos + x * sin);
+                    a = zipped::<N>(x, y, 0usize);
+                    b = zipped::<N>(x, y, 1usize);
+                }
             }
-            Style::Interleaved => {
-                let first = column % 2 != 1;
-                (column / 2, first, select(first, column + 1, column - min(1usize, column)))
-            }
-        };
-        let cos = cos_sin[angles + pair];
-        let sin = cos_sin[angles + half + pair];
-        let b = f32::cast_from(x[row + partner]);
-        value = value * cos + select(first, -b, b) * sin;
+        }
+        if comptime!(format.is_some()) {
+            a = a * Vector::new(1.0f32 / scale);
+            b = b * Vector::new(1.0f32 / scale);
+        }
+        y[to + first] = encode::<E, N>(a, format);
+        if second < vectors {
+            y[to + second] = encode::<E, N>(b, format);
+        }
+        i += comptime!(blueprint.units);
     }
-    narrow_one::<F>(value)
+}
+
+/// A vector of a head in f32, normalised if there is a weight.
+#[cube]
+fn scaled<F: Float, N: Size>(
+    x: Vector<F, N>,
+    weight: &ComptimeOption<Box<[Vector<F, N>]>>,
+    column: usize,
+    factor: f32,
+) -> Vector<f32, N> {
+    let x = widen::<F, N>(x);
+    #[comptime]
+    match weight {
+        ComptimeOption::Some(weight) => x * Vector::new(factor) * widen::<F, N>(weight[column]),
+        ComptimeOption::None => x,
+    }
+}
+
+/// `N` numbers of the table, whose vectors may be shorter.
+#[cube]
+fn angles_at<N: Size, M: Size>(table: &Tensor<Vector<f32, M>>, at: usize) -> Vector<f32, N> {
+    let (lanes, width) = (N::value(), M::value());
+    let mut angles = Vector::<f32, N>::new(0.0f32);
+    #[unroll]
+    for part in 0..comptime!(lanes / width) {
+        let some = table[at / width + part];
+        #[unroll]
+        for lane in 0..width {
+            angles.insert(comptime!(part * width + lane), some.extract(lane));
+        }
+    }
+    angles
+}
+
+/// Elements `offset`, `offset + 2`, .. of `a` and then `b`.
+#[cube]
+fn every_other<N: Size>(a: Vector<f32, N>, b: Vector<f32, N>, #[comptime] offset: usize) -> Vector<f32, N> {
+    let lanes = N::value();
+    let mut taken = a;
+    #[unroll]
+    for lane in 0..lanes {
+        let at = comptime!(2 * lane + offset);
+        let element = if comptime!(at < lanes) { a.extract(at) } else { b.extract(comptime!(at - lanes)) };
+        taken.insert(lane, element);
+    }
+    taken
+}
+
+/// Undoes [`every_other`]: the first half of `x_0, y_0, x_1, y_1, ..`, or the second.
+#[cube]
+fn zipped<N: Size>(x: Vector<f32, N>, y: Vector<f32, N>, #[comptime] half: usize) -> Vector<f32, N> {
+    let lanes = N::value();
+    let mut both = x;
+    #[unroll]
+    for lane in 0..lanes {
+        let at = comptime!(half * lanes + lane);
+        let pair = comptime!(at / 2);
+        let element = if comptime!(at % 2 == 0) { x.extract(pair) } else { y.extract(pair) };
+        both.insert(lane, element);
+    }
+    both
 }
 
 /// Queries and keys, and where their rotations go.
@@ -95,28 +321,121 @@ pub struct Rope {
     pub cos_sin: TensorBinding,
     /// `[tokens]` of `i32`, contiguous.
     pub positions: TensorBinding,
-    /// As `q`, contiguous.
-    pub q_out: TensorBinding,
-    /// As `k`, contiguous.
-    pub k_out: TensorBinding,
     /// The pairing.
     pub style: Style,
+    /// The norm of each head before it is rotated.
+    pub norm: Option<HeadNorm>,
+    /// As `q`, contiguous. Without it the rotations replace `q`, which is contiguous then.
+    pub q_out: Option<TensorBinding>,
+    /// If `q_out` takes codes, with a scale for all heads or one for each.
+    pub q_quantized: Option<Quantized>,
+    /// Where keys go.
+    pub to: To,
 }
 
-/// Rotates the first `rotary_dim` elements of every head and copies the others. The positions are trusted to be rows of
-/// `cos_sin`.
+/// Root mean square norms of heads of queries and of keys.
+pub struct HeadNorm {
+    /// `[head_dim]`, contiguous.
+    pub q_weight: TensorBinding,
+    /// `[head_dim]`, contiguous.
+    pub k_weight: TensorBinding,
+    /// Added to the mean of the squares.
+    pub epsilon: f32,
+}
+
+/// Where rotated keys go.
+pub enum To {
+    /// They replace `k`, which is contiguous.
+    InPlace,
+    /// As `k`, contiguous; as codes, if there is a scale: one for all heads or one for each.
+    Tensor(TensorBinding, Option<Quantized>),
+    /// Into pages, and with them the values.
+    Pages {
+        /// `[tokens, k_heads, v_dim]`.
+        v: TensorBinding,
+        /// The pages.
+        pools: Pools,
+        /// `[tokens]` of `i32`, contiguous: `page * page_size + offset` for each token, negative to skip it.
+        slots: TensorBinding,
+    },
+}
+
+/// Where keys and values go, as pages.
+struct Places {
+    k_out: TensorBinding,
+    /// The values; where there are none, the keys, of which no head is one.
+    v: TensorBinding,
+    v_heads: usize,
+    v_out: TensorBinding,
+    slots: Option<TensorBinding>,
+    quantized: Option<KvQuantized>,
+    in_place: bool,
+}
+
+impl Places {
+    fn of(to: To, k: &TensorBinding) -> Result<Self> {
+        let [tokens, heads, dim] = [k.shape[0], k.shape[1], k.shape[2]];
+        // A token for each slot of one page.
+        let keys_alone = |k_out: TensorBinding, quantized: Option<Quantized>, in_place| {
+            contiguous(KERNEL, "k_out", &k_out, &[tokens, heads, dim])?;
+            let quantized = quantized.map(|Quantized { format, scale }| KvQuantized {
+                format,
+                k_scale: scale.clone(),
+                v_scale: scale,
+            });
+            let pools =
+                Pools { k: one_page(k_out.clone()), v: one_page(k_out), layout: KvLayout::Nhd, quantized };
+            let Pools { k: k_out, v: v_out, quantized, .. } = pools.by_slot(KERNEL, heads, [dim; 2])?;
+            Ok(Self { k_out, v: k.clone(), v_heads: 0, v_out, slots: None, quantized, in_place })
+        };
+        match to {
+            To::InPlace => keys_alone(k.clone(), None, true),
+            To::Tensor(k_out, quantized) => keys_alone(k_out, quantized, false),
+            To::Pages { v, pools, slots } => {
+                rows(KERNEL, "v", &v, 3)?;
+                let v_dim = v.shape[2];
+                if v.shape.to_vec() != [tokens, heads, v_dim] {
+                    let expected = format!("[{tokens}, {heads}, v_dim], as `k`");
+                    return Err(shape(KERNEL, "v", &v, expected));
+                }
+                contiguous(KERNEL, "slots", &slots, &[tokens])?;
+                let Pools { k: k_out, v: v_out, quantized, .. } =
+                    pools.by_slot(KERNEL, heads, [dim, v_dim])?;
+                Ok(Self { k_out, v, v_heads: heads, v_out, slots: Some(slots), quantized, in_place: false })
+            }
+        }
+    }
+}
+
+/// Units of a head, and heads of a cube.
+fn team(client: &Client, vectors: usize) -> (usize, usize) {
+    let device = DeviceProfile::of(client);
+    match device.cpu_cores {
+        // Units are threads here: a head each.
+        Some(cores) => (1, cores as usize),
+        None => {
+            let units = vectors.next_power_of_two().min(32);
+            (units, (device.max_units as usize).min(256) / units)
+        }
+    }
+}
+
+/// Rotates the first `rotary_dim` elements of every head of `q` and `k`, after its norm if there is one, and moves the
+/// others. Inputs are of type `dtype`. Positions are trusted to be rows of `cos_sin`; slots to lie in the pools, no two being
+/// the same.
 ///
 /// # Errors
 ///
 /// If the shapes do not fit each other. Nothing is launched then.
 pub fn launch(client: &Client, rope: Rope, dtype: ElemType) -> Result<()> {
-    let Rope { q, k, cos_sin, positions, q_out, k_out, style } = rope;
+    let Rope { q, k, cos_sin, positions, style, norm, q_out, q_quantized, to } = rope;
     rows(KERNEL, "q", &q, 3)?;
     rows(KERNEL, "k", &k, 3)?;
     rows(KERNEL, "cos_sin", &cos_sin, 2)?;
     let [tokens, q_heads, dim] = [q.shape[0], q.shape[1], q.shape[2]];
     let k_heads = k.shape[1];
-    if k.shape.to_vec() != [tokens, k_heads, dim] {
+    let like_k = [tokens, k_heads, dim];
+    if k.shape.to_vec() != like_k {
         return Err(shape(KERNEL, "k", &k, format!("[{tokens}, k_heads, {dim}], as `q`")));
     }
     let rotary_dim = cos_sin.shape[1];
@@ -124,35 +443,93 @@ pub fn launch(client: &Client, rope: Rope, dtype: ElemType) -> Result<()> {
         return Err(shape(KERNEL, "cos_sin", &cos_sin, format!("an even number of columns up to {dim}")));
     }
     contiguous(KERNEL, "positions", &positions, &[tokens])?;
-    contiguous(KERNEL, "q_out", &q_out, &[tokens, q_heads, dim])?;
-    contiguous(KERNEL, "k_out", &k_out, &[tokens, k_heads, dim])?;
-    let total = tokens * (q_heads + k_heads) * dim;
-    if tokens * q_heads * k_heads * dim == 0 || cos_sin.size() == 0 {
-        return if total == 0 { Ok(()) } else { Err(shape(KERNEL, "q", &q, "no empty axis but the first")) };
+    contiguous(KERNEL, "q_out", q_out.as_ref().unwrap_or(&q), &[tokens, q_heads, dim])?;
+    if let Some(HeadNorm { q_weight, k_weight, .. }) = &norm {
+        contiguous(KERNEL, "q_weight", q_weight, &[dim])?;
+        contiguous(KERNEL, "k_weight", k_weight, &[dim])?;
+    }
+    if let Some(Quantized { scale, .. }) = &q_quantized {
+        let scales = if scale.size() == 1 { 1 } else { q_heads };
+        contiguous(KERNEL, "q_scale", scale, &[scales])?;
+    }
+    let to = Places::of(to, &k)?;
+    if tokens == 0 {
+        return Ok(());
+    }
+    if q_heads * k_heads * dim * cos_sin.size() * to.v.size() == 0 {
+        return Err(shape(KERNEL, "q", &q, "no empty axis but the first"));
     }
 
-    let (count, cube_dim) = elementwise(KERNEL, client, total)?;
+    let outputs = [q_out.as_ref().unwrap_or(&q), &to.k_out, &to.v_out];
+    let align = [&q, &k, &to.v].into_iter().chain(outputs).map(alignment).min().unwrap_or(1);
+    let v_dim = to.v.shape[2];
+    let lanes = vector(client, dtype, &[rotary_dim / 2, dim, v_dim], align);
+    let f32s = ElemType::Float(FloatKind::F32);
+    let angles = vector(client, f32s, &[lanes, rotary_dim / 2], alignment(&cos_sin));
+    let total = tokens * (q_heads + k_heads + to.v_heads);
+    let (units, heads) = team(client, (dim.max(v_dim) / lanes).div_ceil(2));
+    let device = DeviceProfile::of(client);
+    let count = cover(KERNEL, total.div_ceil(heads), device.max_cubes)?;
     let size = dtype.size();
-    let address = addresses(&[(&q, size), (&k, size), (&cos_sin, 4), (&q_out, size), (&k_out, size)]);
-    // SAFETY: a unit beyond `total` stops; below it token, head and column are within `q` or `k`, and the outputs have
-    // their shapes, contiguous. A partner is within the first `rotary_dim <= head_dim` elements. Positions are rows of
-    // `cos_sin` by contract.
+    let address = addresses(&[
+        (&q, size),
+        (&k, size),
+        (&to.v, size),
+        (&cos_sin, 4),
+        (outputs[0], size),
+        (outputs[1], size),
+        (outputs[2], size),
+    ]);
+    let page_size = to.k_out.shape[1];
+    let element = KvQuantized::element(to.quantized.as_ref(), dtype);
+    let q_dtype = Quantized::element(q_quantized.as_ref(), dtype);
+    let (q_format, q_scale) = Quantized::unzip(q_quantized);
+    let (kv_format, [k_scale, v_scale]) = unzip(to.quantized);
+    let blueprint = Blueprint { style, units, heads, q_format, kv_format };
+    let (q_weight, k_weight, epsilon) = match norm {
+        None => (None, None, 0.0),
+        Some(HeadNorm { q_weight, k_weight, epsilon }) => {
+            (Some(q_weight.into_buffer_arg()), Some(k_weight.into_buffer_arg()), epsilon)
+        }
+    };
+    // Places of `q` and `k` among the buffers.
+    let q_out = q_out.map_or_else(|| q.as_alias(0), TensorBinding::into_tensor_arg);
+    let [k_out, v_out] = [to.k_out, to.v_out].map(|out| match to.in_place {
+        true => out.as_alias(1),
+        false => out.into_tensor_arg(),
+    });
+    // SAFETY: a row beyond `total` does nothing; below it token and head are within `q`, `k` or `v`, of which the outputs
+    // have the shapes. Vectors stay below the head dimension, which `lanes` divides, as it does half of what is rotated.
+    // Positions are rows of `cos_sin`, and slots within the pools, by contract. There is shared memory for each unit.
     unsafe {
-        apply_rope::launch_unchecked(
+        rope::launch_unchecked(
             client,
             count,
-            cube_dim,
+            CubeDim::new_1d((units * heads) as u32),
             address,
+            lanes,
+            angles,
             q.into_tensor_arg(),
             k.into_tensor_arg(),
+            to.v.into_tensor_arg(),
             cos_sin.into_tensor_arg(),
             positions.into_buffer_arg(),
-            q_out.into_tensor_arg(),
-            k_out.into_tensor_arg(),
+            q_out,
+            k_out,
+            v_out,
+            to.slots.map(TensorBinding::into_buffer_arg).into(),
+            q_weight.into(),
+            k_weight.into(),
+            q_scale.into(),
+            k_scale.into(),
+            v_scale.into(),
+            epsilon,
+            to.v_heads,
             rotary_dim,
+            page_size,
             total,
-            style,
-            dtype,
+            blueprint,
+            [dtype, q_dtype, element],
         );
     }
     Ok(())

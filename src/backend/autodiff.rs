@@ -9,11 +9,14 @@ use burn::backend::{
     tensor::{FloatTensor, IntTensor},
 };
 
+use burn::tensor::DType;
+
 use crate::extension::{
-    Activation, Attended, AttentionParams, Batch, FlashInferBackend, Limit, MaybeFloats, MaybeInts,
-    RmsNormStyle, RopeStyle,
+    Activation, Attended, AttentionParams, Batch, FlashInferBackend, KvTensors, Limit, MaybeFloats,
+    MaybeHeadNorm, MaybeInts, MaybeScales, NormedSum, Pages, RmsNormStyle, RotatedAndAppended, Rotations,
+    Rounding, Rows,
 };
-use crate::options::KvLayout;
+use crate::fp8::Fp8;
 
 impl<B: FlashInferBackend, C: CheckpointStrategy> FlashInferBackend for Autodiff<B, C> {
     fn batch_attention(
@@ -39,29 +42,51 @@ impl<B: FlashInferBackend, C: CheckpointStrategy> FlashInferBackend for Autodiff
     }
 
     fn append_paged_kv(
-        k_pool: FloatTensor<Self>,
-        v_pool: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
+        pages: Pages<Self>,
+        tokens: KvTensors<Self>,
         slots: IntTensor<Self>,
-        layout: KvLayout,
-        pinned: bool,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (k_pool, v_pool) = (Self::inner(k_pool), Self::inner(v_pool));
-        let (k_pool, v_pool) =
-            B::append_paged_kv(k_pool, v_pool, Self::inner(k), Self::inner(v), slots, layout, pinned);
-        (Self::from_inner(k_pool), Self::from_inner(v_pool))
+    ) -> KvTensors<Self> {
+        outside(B::append_paged_kv(inner_pages(pages), inside(tokens), slots))
+    }
+
+    fn gather_paged_kv(pages: Pages<Self>, slots: IntTensor<Self>, dtype: DType) -> KvTensors<Self> {
+        outside(B::gather_paged_kv(inner_pages(pages), slots, dtype))
     }
 
     fn apply_rope(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
-        cos_sin: FloatTensor<Self>,
-        positions: IntTensor<Self>,
-        style: RopeStyle,
+        rotations: Rotations<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (q, k) = B::apply_rope(Self::inner(q), Self::inner(k), Self::inner(cos_sin), positions, style);
+        let (q, k) = B::apply_rope(Self::inner(q), Self::inner(k), inner_rotations(rotations));
         (Self::from_inner(q), Self::from_inner(k))
+    }
+
+    fn rope_quantize_fp8(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        rotations: Rotations<Self>,
+        q_scale: FloatTensor<Self>,
+        k_scale: FloatTensor<Self>,
+        format: Fp8,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        let rotations = inner_rotations(rotations);
+        let [q, k, q_scale, k_scale] = [q, k, q_scale, k_scale].map(Self::inner);
+        B::rope_quantize_fp8(q, k, rotations, q_scale, k_scale, format)
+    }
+
+    fn rope_append_paged_kv(
+        pages: Pages<Self>,
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        rotations: Rotations<Self>,
+        slots: IntTensor<Self>,
+    ) -> RotatedAndAppended<Self> {
+        let (pages, rotations) = (inner_pages(pages), inner_rotations(rotations));
+        let [q, k, v] = [q, k, v].map(Self::inner);
+        let RotatedAndAppended { q, pages } = B::rope_append_paged_kv(pages, q, k, v, rotations, slots);
+        RotatedAndAppended { q: Self::from_inner(q), pages: outside(pages) }
     }
 
     fn merge_state(
@@ -88,35 +113,40 @@ impl<B: FlashInferBackend, C: CheckpointStrategy> FlashInferBackend for Autodiff
     fn rms_norm(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
+        rounding: Rounding<Self>,
         epsilon: f32,
         style: RmsNormStyle,
-    ) -> FloatTensor<Self> {
-        Self::from_inner(B::rms_norm(Self::inner(x), Self::inner(weight), epsilon, style))
+    ) -> Rows<Self> {
+        rows(B::rms_norm(Self::inner(x), Self::inner(weight), inner_rounding(rounding), epsilon, style))
     }
 
     fn fused_add_rms_norm(
         x: FloatTensor<Self>,
         residual: FloatTensor<Self>,
         weight: FloatTensor<Self>,
+        rounding: Rounding<Self>,
         epsilon: f32,
         style: RmsNormStyle,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (x, residual) = (Self::inner(x), Self::inner(residual));
-        let (y, sum) = B::fused_add_rms_norm(x, residual, Self::inner(weight), epsilon, style);
-        (Self::from_inner(y), Self::from_inner(sum))
+    ) -> NormedSum<Self> {
+        let [x, residual, weight] = [x, residual, weight].map(Self::inner);
+        let rounding = inner_rounding(rounding);
+        let NormedSum { normed, sum } = B::fused_add_rms_norm(x, residual, weight, rounding, epsilon, style);
+        NormedSum { normed: rows(normed), sum: Self::from_inner(sum) }
     }
 
     fn layer_norm_rows(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
+        rounding: Rounding<Self>,
         epsilon: f32,
-    ) -> FloatTensor<Self> {
-        Self::from_inner(B::layer_norm_rows(Self::inner(x), Self::inner(gamma), Self::inner(beta), epsilon))
+    ) -> Rows<Self> {
+        let [x, gamma, beta] = [x, gamma, beta].map(Self::inner);
+        rows(B::layer_norm_rows(x, gamma, beta, inner_rounding(rounding), epsilon))
     }
 
-    fn act_and_mul(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
-        Self::from_inner(B::act_and_mul(Self::inner(x), activation))
+    fn act_and_mul(x: FloatTensor<Self>, rounding: Rounding<Self>, activation: Activation) -> Rows<Self> {
+        rows(B::act_and_mul(Self::inner(x), inner_rounding(rounding), activation))
     }
 
     fn softmax_with_temperature(
@@ -189,6 +219,57 @@ fn inner<B: FlashInferBackend, C: CheckpointStrategy>(floats: MaybeFloats<Autodi
         MaybeFloats::None => MaybeFloats::None,
         MaybeFloats::Some(floats) => MaybeFloats::Some(Autodiff::<B, C>::inner(floats)),
     }
+}
+
+fn rows<B: FlashInferBackend, C: CheckpointStrategy>(rows: Rows<B>) -> Rows<Autodiff<B, C>> {
+    match rows {
+        Rows::Floats(rows) => Rows::Floats(Autodiff::<B, C>::from_inner(rows)),
+        Rows::Codes(codes) => Rows::Codes(codes),
+    }
+}
+
+fn inner_rounding<B: FlashInferBackend, C: CheckpointStrategy>(
+    Rounding { scale, format }: Rounding<Autodiff<B, C>>,
+) -> Rounding<B> {
+    Rounding { scale: inner(scale), format }
+}
+
+fn inside<B: FlashInferBackend, C: CheckpointStrategy>(tensors: KvTensors<Autodiff<B, C>>) -> KvTensors<B> {
+    let inner = Autodiff::<B, C>::inner;
+    match tensors {
+        KvTensors::Floats(k, v) => KvTensors::Floats(inner(k), inner(v)),
+        KvTensors::Codes(k, v) => KvTensors::Codes(k, v),
+    }
+}
+
+fn outside<B: FlashInferBackend, C: CheckpointStrategy>(tensors: KvTensors<B>) -> KvTensors<Autodiff<B, C>> {
+    let outer = Autodiff::<B, C>::from_inner;
+    match tensors {
+        KvTensors::Floats(k, v) => KvTensors::Floats(outer(k), outer(v)),
+        KvTensors::Codes(k, v) => KvTensors::Codes(k, v),
+    }
+}
+
+fn inner_pages<B: FlashInferBackend, C: CheckpointStrategy>(
+    Pages { tensors, scales, format, layout, pinned }: Pages<Autodiff<B, C>>,
+) -> Pages<B> {
+    let inner = Autodiff::<B, C>::inner;
+    let scales = match scales {
+        MaybeScales::None => MaybeScales::None,
+        MaybeScales::Some(k, v) => MaybeScales::Some(inner(k), inner(v)),
+    };
+    Pages { tensors: inside(tensors), scales, format, layout, pinned }
+}
+
+fn inner_rotations<B: FlashInferBackend, C: CheckpointStrategy>(
+    Rotations { cos_sin, positions, norm, style }: Rotations<Autodiff<B, C>>,
+) -> Rotations<B> {
+    let inner = Autodiff::<B, C>::inner;
+    let norm = match norm {
+        MaybeHeadNorm::None => MaybeHeadNorm::None,
+        MaybeHeadNorm::Some(q, k, epsilon) => MaybeHeadNorm::Some(inner(q), inner(k), epsilon),
+    };
+    Rotations { cos_sin: inner(cos_sin), positions, norm, style }
 }
 
 /// Integer tensors are the same on both sides.

@@ -5,6 +5,7 @@
 mod attention;
 mod merge;
 mod norm;
+mod pages;
 mod sampling;
 
 use std::fmt::Debug;
@@ -26,20 +27,20 @@ use burn_cubecl::{
     tensor::CubeTensor,
 };
 use burn_flashinfer_kernels::{
-    self as kernels,
+    self as kernels, Quantized,
     activation::{self, ActAndMul},
-    append::{self, Append},
+    isa::{Arch, Instruction},
     linear::{self, Linear},
-    rope::{self, Rope},
 };
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::{launch::launch_ref, multi_level};
 use cubek::std::InputBinding;
 
 use crate::extension::{
-    Activation, Attended, AttentionParams, Batch, FlashInferBackend, Limit, MaybeFloats, MaybeInts,
-    RmsNormStyle, RopeStyle,
+    Activation, Attended, AttentionParams, Batch, FlashInferBackend, KvTensors, Limit, MaybeFloats,
+    MaybeInts, NormedSum, Pages, RmsNormStyle, RotatedAndAppended, Rotations, Rounding, Rows,
 };
+use crate::fp8::Fp8;
 use crate::options::KvLayout;
 
 /// The element types that `device` takes instead, if it cannot take `dtype`.
@@ -65,6 +66,18 @@ pub(crate) fn unsupported_dtype(device: &CubeDevice, dtype: DType) -> Option<Str
 
 pub(crate) use attention::plan;
 
+/// Whether `device` keeps integers of 8 bits.
+pub(crate) fn has_bytes(device: &CubeDevice) -> bool {
+    let client = device.client();
+    let usage = client.properties().type_usage(dtype_to_storage_type(DType::U8));
+    usage.is_superset(TypeUsage::Buffer | TypeUsage::Conversion)
+}
+
+/// Whether the 8-bit floats that `device` computes with are those without a negative zero.
+pub(crate) fn has_fnuz(device: &CubeDevice) -> bool {
+    Instruction::CvtFp8Fnuz.exists_on(Arch::of(&device.client()))
+}
+
 /// Whether `device` computes with integers of 64 bits.
 pub(crate) fn has_wide_integers(device: &CubeDevice) -> bool {
     let client = device.client();
@@ -87,59 +100,46 @@ impl FlashInferBackend for CubeBackend {
     }
 
     fn append_paged_kv(
-        k_pool: FloatTensor<Self>,
-        v_pool: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
+        pages: Pages<Self>,
+        tokens: KvTensors<Self>,
         slots: IntTensor<Self>,
-        layout: KvLayout,
-        pinned: bool,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        if slots.meta.num_elements() == 0 {
-            return (k_pool, v_pool);
-        }
-        let writable = |pool| if pinned { in_rows(pool) } else { owned(pool) };
-        let (k_pool, v_pool) = (writable(k_pool), writable(v_pool));
-        let (client, dtype) = (k_pool.client.clone(), dtype_to_storage_type(k_pool.dtype));
-        let append = Append {
-            k_pool: k_pool.clone().binding(),
-            v_pool: v_pool.clone().binding(),
-            k: in_rows(k).binding(),
-            v: in_rows(v).binding(),
-            slots: index(slots),
-            layout: layout_of(layout),
-        };
-        launched(append::launch(&client, append, dtype));
-        (k_pool, v_pool)
+    ) -> KvTensors<Self> {
+        pages::append_paged_kv(pages, tokens, slots)
+    }
+
+    fn gather_paged_kv(pages: Pages<Self>, slots: IntTensor<Self>, dtype: DType) -> KvTensors<Self> {
+        pages::gather_paged_kv(pages, slots, dtype)
     }
 
     fn apply_rope(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
-        cos_sin: FloatTensor<Self>,
-        positions: IntTensor<Self>,
-        style: RopeStyle,
+        rotations: Rotations<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (q, k) = (in_rows(q), in_rows(k));
-        let q_out = empty_like(&q, q.meta.shape().clone(), q.dtype);
-        let k_out = empty_like(&k, k.meta.shape().clone(), k.dtype);
-        if q.meta.shape()[0] > 0 {
-            let (client, dtype) = (q.client.clone(), dtype_to_storage_type(q.dtype));
-            let rope = Rope {
-                q: q.binding(),
-                k: k.binding(),
-                cos_sin: in_rows(cos_sin).binding(),
-                positions: index(positions),
-                q_out: q_out.clone().binding(),
-                k_out: k_out.clone().binding(),
-                style: match style {
-                    RopeStyle::Halves => rope::Style::Halves,
-                    RopeStyle::Interleaved => rope::Style::Interleaved,
-                },
-            };
-            launched(rope::launch(&client, rope, dtype));
-        }
-        (q_out, k_out)
+        pages::apply_rope(q, k, rotations)
+    }
+
+    fn rope_quantize_fp8(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        rotations: Rotations<Self>,
+        q_scale: FloatTensor<Self>,
+        k_scale: FloatTensor<Self>,
+        format: Fp8,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        pages::rope_quantize_fp8(q, k, rotations, [q_scale, k_scale], format)
+    }
+
+    fn rope_append_paged_kv(
+        pages: Pages<Self>,
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        rotations: Rotations<Self>,
+        slots: IntTensor<Self>,
+    ) -> RotatedAndAppended<Self> {
+        let (q, pages) = pages::rope_append_paged_kv(pages, [q, k, v], rotations, slots);
+        RotatedAndAppended { q, pages }
     }
 
     fn merge_state(
@@ -163,39 +163,43 @@ impl FlashInferBackend for CubeBackend {
     fn rms_norm(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
+        rounding: Rounding<Self>,
         epsilon: f32,
         style: RmsNormStyle,
-    ) -> FloatTensor<Self> {
-        norm::rms_norm(x, weight, epsilon, style)
+    ) -> Rows<Self> {
+        norm::rms_norm(x, weight, rounding, epsilon, style)
     }
 
     fn fused_add_rms_norm(
         x: FloatTensor<Self>,
         residual: FloatTensor<Self>,
         weight: FloatTensor<Self>,
+        rounding: Rounding<Self>,
         epsilon: f32,
         style: RmsNormStyle,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        norm::fused_add_rms_norm(x, residual, weight, epsilon, style)
+    ) -> NormedSum<Self> {
+        norm::fused_add_rms_norm(x, residual, weight, rounding, epsilon, style)
     }
 
     fn layer_norm_rows(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
+        rounding: Rounding<Self>,
         epsilon: f32,
-    ) -> FloatTensor<Self> {
-        norm::layer_norm_rows(x, gamma, beta, epsilon)
+    ) -> Rows<Self> {
+        norm::layer_norm_rows(x, gamma, beta, rounding, epsilon)
     }
 
-    fn act_and_mul(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
+    fn act_and_mul(x: FloatTensor<Self>, rounding: Rounding<Self>, activation: Activation) -> Rows<Self> {
         let [rows, width] = [x.meta.shape()[0], x.meta.shape()[1] / 2];
-        let y = empty_like(&x, [rows, width].into(), x.dtype);
+        let y = rounded_like(&x, [rows, width].into(), &rounding);
         if y.meta.num_elements() > 0 {
             let (client, dtype) = (x.client.clone(), dtype_to_storage_type(x.dtype));
             let act = ActAndMul {
                 x: in_rows(x).binding(),
                 y: y.clone().binding(),
+                quantized: quantized(rounding),
                 activation: match activation {
                     Activation::Silu => activation::Activation::Silu,
                     Activation::Gelu => activation::Activation::Gelu,
@@ -204,7 +208,7 @@ impl FlashInferBackend for CubeBackend {
             };
             launched(activation::launch(&client, act, dtype));
         }
-        y
+        rows(y)
     }
 
     fn softmax_with_temperature(
@@ -348,6 +352,34 @@ fn empty_like(tensor: &CubeTensor, shape: Shape, dtype: DType) -> CubeTensor {
     let bytes = shape.num_elements() * dtype.size();
     let handle = tensor.client.empty(bytes);
     CubeTensor::new_contiguous(tensor.client.clone(), tensor.device.clone(), shape, handle, dtype)
+}
+
+/// Room for rows of numbers like those of `tensor`, or of codes.
+fn rounded_like(tensor: &CubeTensor, shape: Shape, rounding: &Rounding<CubeBackend>) -> CubeTensor {
+    empty_like(tensor, shape, rounding.format.map_or(tensor.dtype, |_| DType::U8))
+}
+
+/// Numbers or codes, whichever they are.
+fn rows(tensor: CubeTensor) -> Rows<CubeBackend> {
+    if tensor.dtype == DType::U8 { Rows::Codes(tensor) } else { Rows::Floats(tensor) }
+}
+
+/// Rounding as the kernels take it.
+fn quantized(rounding: Rounding<CubeBackend>) -> Option<Quantized> {
+    match (rounding.scale, rounding.format) {
+        (MaybeFloats::Some(scale), Some(format)) => {
+            Some(Quantized { format: fp8(format), scale: into_contiguous(scale).binding() })
+        }
+        _ => None,
+    }
+}
+
+fn fp8(format: Fp8) -> kernels::Fp8 {
+    match format {
+        Fp8::E4m3 => kernels::Fp8::E4m3,
+        Fp8::E4m3Fnuz => kernels::Fp8::E4m3Fnuz,
+        Fp8::E5m2 => kernels::Fp8::E5m2,
+    }
 }
 
 fn layout_of(layout: KvLayout) -> kernels::KvLayout {

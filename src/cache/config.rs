@@ -1,9 +1,10 @@
 //! The extents of a cache.
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::check;
 use crate::error::{Error, Result};
+use crate::fp8::{self, Fp8};
 use crate::kv_pages::KvPages;
 use crate::options::KvLayout;
 
@@ -17,13 +18,24 @@ pub struct CacheConfig {
     head_dim: usize,
     layout: KvLayout,
     dtype: DType,
+    /// The format, if `dtype` is `U8`.
+    fp8: Option<Fp8>,
 }
 
 impl CacheConfig {
     /// `layers` layers, each with `pages` pages of `page_size` tokens of `kv_heads` heads of `head_dim` elements; in
     /// [`KvLayout::Nhd`] and f32 unless set otherwise.
     pub fn new(layers: usize, pages: usize, page_size: usize, kv_heads: usize, head_dim: usize) -> Self {
-        Self { layers, pages, page_size, kv_heads, head_dim, layout: KvLayout::Nhd, dtype: DType::F32 }
+        Self {
+            layers,
+            pages,
+            page_size,
+            kv_heads,
+            head_dim,
+            layout: KvLayout::Nhd,
+            dtype: DType::F32,
+            fp8: None,
+        }
     }
 
     /// The order of the axes of a page.
@@ -34,7 +46,14 @@ impl CacheConfig {
 
     /// The type of an element: f32, f16 or bf16.
     pub fn dtype(mut self, dtype: DType) -> Self {
-        self.dtype = dtype;
+        (self.dtype, self.fp8) = (dtype, None);
+        self
+    }
+
+    /// Codes of 8 bits instead of numbers, as [`KvPages::new_fp8`] has them. Their scales are 1 until each layer is given
+    /// [others](KvPages::set_scales).
+    pub fn fp8(mut self, format: Fp8) -> Self {
+        (self.dtype, self.fp8) = (DType::U8, Some(format));
         self
     }
 
@@ -46,7 +65,7 @@ impl CacheConfig {
 
     /// Refuses extents that no pool on `device` can have.
     pub(super) fn check(&self, op: &'static str, device: &Device) -> Result<()> {
-        let CacheConfig { layers, pages, page_size, kv_heads, head_dim, dtype, .. } = *self;
+        let CacheConfig { layers, pages, page_size, kv_heads, head_dim, dtype, fp8, .. } = *self;
         let extents = [
             ("layers", layers),
             ("pages", pages),
@@ -80,16 +99,23 @@ impl CacheConfig {
             });
         }
         check::device(op, "device", device)?;
-        check::float(op, "dtype", dtype, device)
+        match fp8 {
+            None => check::float(op, "dtype", dtype, device),
+            Some(_) => fp8::bytes(op, "fp8", device),
+        }
     }
 
     /// The pages of a layer, all 0.
     pub(super) fn new_layer(&self, device: &Device) -> Result<KvPages> {
-        let CacheConfig { pages, page_size, kv_heads, head_dim, layout, dtype, .. } = *self;
+        let CacheConfig { pages, page_size, kv_heads, head_dim, layout, dtype, fp8, .. } = *self;
         let shape = match layout {
             KvLayout::Nhd => [pages, page_size, kv_heads, head_dim],
             KvLayout::Hnd => [pages, kv_heads, page_size, head_dim],
         };
+        if let Some(format) = fp8 {
+            let zeros = || Tensor::<4, Int>::zeros(shape, (device, dtype));
+            return KvPages::new_fp8(zeros(), zeros(), layout, format);
+        }
         let zeros = || Tensor::<4>::zeros(shape, (device, dtype));
         KvPages::new(zeros(), zeros(), layout)
     }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use burn::tensor::Device;
 
-use crate::check::{Floats, shape};
+use crate::check::shape;
 use crate::error::{Error, Result};
 use crate::indptr::Positions;
 use crate::kv_pages::{KvPages, PageShape};
@@ -328,13 +328,11 @@ impl PagedKvCache {
     /// Refuses layers whose pages are not those of the pool: a program may have put others in their place.
     fn check_layers(&self, op: &'static str) -> Result<()> {
         for layer in &self.layers {
-            let floats = Floats::first(op, "layer", layer.k())?;
-            floats.like("layer", layer.v())?;
-            floats.on_device("layer", &self.device)?;
+            layer.check(op, "layer", &self.device)?;
             let (PageShape { pages, page_size, .. }, expected) = (layer.shape(), self.pool.pages());
             if (pages, page_size) != (expected, self.page_size) {
                 let expected = format!("{expected} pages of {} tokens", self.page_size);
-                return Err(shape(op, "layer", &layer.k().dims(), expected));
+                return Err(shape(op, "layer", &layer.dims().0, expected));
             }
         }
         Ok(())

@@ -1,12 +1,13 @@
 //! Sequences that wait in host memory.
 
-use burn::tensor::{Tensor, TensorData, Transaction};
+use burn::tensor::{Int, Tensor, TensorData, Transaction};
 
 use super::{PagedKvCache, Sequence, SequenceId};
 use crate::check;
 use crate::error::{Error, Result};
-use crate::indptr::{index, upload};
-use crate::ops::append_paged_kv;
+use crate::extension::KvTensors;
+use crate::fp8::Fp8;
+use crate::ops::{read, write};
 use crate::page_table::SlotMapping;
 
 /// The keys and values of a sequence in host memory, out of a [`PagedKvCache`].
@@ -15,8 +16,17 @@ use crate::page_table::SlotMapping;
 #[derive(Debug, Clone)]
 pub struct SwappedSequence {
     len: usize,
-    /// Keys and values of each layer, `[len, kv_heads, head_dim]`; of no layer if there is no token.
-    layers: Vec<[TensorData; 2]>,
+    /// Of each layer; of none if there is no token.
+    layers: Vec<Layer>,
+}
+
+/// Keys and values of a layer, `[len, kv_heads, head_dim]`.
+#[derive(Debug, Clone)]
+struct Layer {
+    k: TensorData,
+    v: TensorData,
+    /// What they mean, if they are codes. Their scales are those of the pages.
+    format: Option<Fp8>,
 }
 
 impl SwappedSequence {
@@ -32,7 +42,7 @@ impl SwappedSequence {
 
     /// Bytes that it takes in host memory.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().flatten().map(|data| data.bytes().len()).sum()
+        self.layers.iter().map(|layer| layer.k.bytes().len() + layer.v.bytes().len()).sum()
     }
 }
 
@@ -66,28 +76,33 @@ impl PagedKvCache {
     /// [replaced](Self::layer_mut) by one that does not fit. The sequence is as it was then.
     pub fn swap_out(&mut self, sequence: SequenceId) -> Result<SwappedSequence> {
         const OP: &str = "PagedKvCache::swap_out";
-        let Sequence { pages, len } = self.sequence(OP, "sequence", sequence)?;
-        let len = *len;
+        let found = self.sequence(OP, "sequence", sequence)?;
+        let len = found.len;
         let mut layers = Vec::new();
         if len > 0 {
             self.check_layers(OP)?;
-            let pages = pages.iter().enumerate().map(|(at, &page)| index(OP, "sequence", at, page));
-            let pages = upload(pages.collect::<Result<Vec<_>>>()?, &self.device);
+            let slots: Vec<_> = found.slots(0, self.page_size).collect();
+            let slots = SlotMapping::from_slots(OP, &slots, self.page_size, &self.device)?;
             // Layer by layer: the device needs memory for a copy of one only.
             for layer in &self.layers {
-                let (k, v) = layer.gather(&pages);
-                let [k, v] = [k, v].map(|rows| rows.slice_dim(0, 0..len));
-                let reading = Transaction::default().register(k).register(v);
-                let read = reading.try_execute().map_err(|error| error.to_string());
-                let pair = read.and_then(|read| {
-                    <[TensorData; 2]>::try_from(read).map_err(|read| format!("{} tensors", read.len()))
-                });
-                layers.push(pair.map_err(|got| Error::Read {
+                let both = Transaction::default();
+                let reading = match read(layer, slots.tensor.clone(), layer.dtype()) {
+                    KvTensors::Floats(k, v) => {
+                        let [k, v] = [k, v].map(Tensor::<3>::from_dispatch);
+                        both.register(k).register(v)
+                    }
+                    KvTensors::Codes(k, v) => {
+                        let [k, v] = [k, v].map(Tensor::<3, Int>::from_dispatch);
+                        both.register(k).register(v)
+                    }
+                };
+                let [k, v] = to_host(reading).map_err(|got| Error::Read {
                     op: OP,
                     argument: "sequence",
                     got,
                     expected: "its keys and values".into(),
-                })?);
+                })?;
+                layers.push(Layer { k, v, format: layer.fp8() });
             }
         }
         self.free(sequence)?;
@@ -115,12 +130,16 @@ impl PagedKvCache {
         let sequence = Sequence { pages, len: swapped.len };
         let slots: Vec<_> = sequence.slots(0, self.page_size).collect();
         let slots = SlotMapping::from_slots(OP, &slots, self.page_size, &self.device)?;
-        for (layer, rows) in self.layers.iter_mut().zip(&swapped.layers) {
-            let [k, v] = rows.each_ref().map(|rows| {
-                let dtype = rows.dtype();
-                Tensor::<3>::from_data(rows.clone(), (&self.device, dtype))
-            });
-            append_paged_kv(layer, k, v, &slots)?;
+        for (layer, Layer { k, v, format }) in self.layers.iter_mut().zip(&swapped.layers) {
+            let (device, dtype, rows) = (&self.device, k.dtype(), [k, v].map(Clone::clone));
+            let tokens = if format.is_some() {
+                let [k, v] = rows.map(|rows| Tensor::<3, Int>::from_data(rows, (device, dtype)));
+                KvTensors::Codes(k.into_dispatch(), v.into_dispatch())
+            } else {
+                let [k, v] = rows.map(|rows| Tensor::<3>::from_data(rows, (device, dtype)));
+                KvTensors::Floats(k.into_dispatch(), v.into_dispatch())
+            };
+            write(layer, tokens, &slots);
         }
         self.counted.swapped_in_tokens += swapped.len as u64;
         Ok(self.insert(sequence))
@@ -134,7 +153,7 @@ impl PagedKvCache {
             let (got, expected) = (format!("of {} layers", swapped.layers.len()), layers.to_string());
             return Err(Error::Value { op, argument, got, expected });
         }
-        for (layer, [k, v]) in self.layers.iter().zip(&swapped.layers) {
+        for (layer, Layer { k, v, format }) in self.layers.iter().zip(&swapped.layers) {
             let pool = layer.shape();
             for (rows, dim) in [(k, pool.k_dim), (v, pool.v_dim)] {
                 let expected = [swapped.len, pool.kv_heads, dim];
@@ -146,9 +165,20 @@ impl PagedKvCache {
                         format!("{expected:?}, as the cache has it"),
                     ));
                 }
-                check::same_dtype(op, argument, rows.dtype(), layer.k().dtype())?;
+                check::same_dtype(op, argument, rows.dtype(), layer.dtype())?;
+            }
+            if *format != layer.fp8() {
+                let [got, expected] = [*format, layer.fp8()].map(|format| format!("{format:?}"));
+                let expected = format!("{expected}, as the cache has it");
+                return Err(Error::Value { op, argument, got, expected });
             }
         }
         Ok(())
     }
+}
+
+/// Reads keys and values, or says why the device does not.
+fn to_host(reading: Transaction) -> std::result::Result<[TensorData; 2], String> {
+    let read = reading.try_execute().map_err(|error| error.to_string())?;
+    <[TensorData; 2]>::try_from(read).map_err(|read| format!("{} tensors", read.len()))
 }

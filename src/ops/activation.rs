@@ -1,10 +1,14 @@
 //! Gated activations.
 
-use burn::{backend::Dispatch, tensor::Tensor};
+use burn::{
+    backend::Dispatch,
+    tensor::{Int, Tensor},
+};
 
 use crate::check::{Floats, shape};
 use crate::error::Result;
-use crate::extension::{Activation, FlashInferBackend};
+use crate::extension::{Activation, FlashInferBackend, Rows};
+use crate::fp8::{Quantization, check_quantization, coded, numbers, rounding};
 
 /// Multiplies the second half of the last axis with the first one through SiLU: `a / (1 + exp(-a)) * b`, where `a` is
 /// `x[…, ..width]` and `b` is `x[…, width..]`.
@@ -15,7 +19,23 @@ use crate::extension::{Activation, FlashInferBackend};
 ///
 /// If the last axis of `x` is odd, its type or device is not one of this crate's, or it requires a gradient.
 pub fn silu_and_mul<const D: usize>(x: Tensor<D>) -> Result<Tensor<D>> {
-    act_and_mul("silu_and_mul", x, Activation::Silu)
+    const OP: &str = "silu_and_mul";
+    let (products, dims) = act_and_mul(OP, x, Activation::Silu, None)?;
+    numbers(OP, products, dims)
+}
+
+/// [`silu_and_mul`] in 8 bits: divided by the scale of `quantization`, and rounded once.
+///
+/// # Errors
+///
+/// As [`silu_and_mul`], and if the scale is on another device.
+pub fn silu_and_mul_quant<const D: usize>(
+    x: Tensor<D>,
+    quantization: &Quantization,
+) -> Result<Tensor<D, Int>> {
+    const OP: &str = "silu_and_mul_quant";
+    let (products, dims) = act_and_mul(OP, x, Activation::Silu, Some(quantization))?;
+    coded(OP, products, dims)
 }
 
 /// [`silu_and_mul`] with GELU: `a/2 * (1 + erf(a / sqrt(2))) * b`.
@@ -24,7 +44,23 @@ pub fn silu_and_mul<const D: usize>(x: Tensor<D>) -> Result<Tensor<D>> {
 ///
 /// As [`silu_and_mul`].
 pub fn gelu_and_mul<const D: usize>(x: Tensor<D>) -> Result<Tensor<D>> {
-    act_and_mul("gelu_and_mul", x, Activation::Gelu)
+    const OP: &str = "gelu_and_mul";
+    let (products, dims) = act_and_mul(OP, x, Activation::Gelu, None)?;
+    numbers(OP, products, dims)
+}
+
+/// [`gelu_and_mul`] in 8 bits: divided by the scale of `quantization`, and rounded once.
+///
+/// # Errors
+///
+/// As [`silu_and_mul`], and if the scale is on another device.
+pub fn gelu_and_mul_quant<const D: usize>(
+    x: Tensor<D>,
+    quantization: &Quantization,
+) -> Result<Tensor<D, Int>> {
+    const OP: &str = "gelu_and_mul_quant";
+    let (products, dims) = act_and_mul(OP, x, Activation::Gelu, Some(quantization))?;
+    coded(OP, products, dims)
 }
 
 /// [`silu_and_mul`] with GELU by `tanh`: `a/2 * (1 + tanh(sqrt(2/π) * (a + 0.044715 a³))) * b`.
@@ -33,18 +69,42 @@ pub fn gelu_and_mul<const D: usize>(x: Tensor<D>) -> Result<Tensor<D>> {
 ///
 /// As [`silu_and_mul`].
 pub fn gelu_tanh_and_mul<const D: usize>(x: Tensor<D>) -> Result<Tensor<D>> {
-    act_and_mul("gelu_tanh_and_mul", x, Activation::GeluTanh)
+    const OP: &str = "gelu_tanh_and_mul";
+    let (products, dims) = act_and_mul(OP, x, Activation::GeluTanh, None)?;
+    numbers(OP, products, dims)
 }
 
-fn act_and_mul<const D: usize>(op: &'static str, x: Tensor<D>, activation: Activation) -> Result<Tensor<D>> {
+/// [`gelu_tanh_and_mul`] in 8 bits: divided by the scale of `quantization`, and rounded once.
+///
+/// # Errors
+///
+/// As [`silu_and_mul`], and if the scale is on another device.
+pub fn gelu_tanh_and_mul_quant<const D: usize>(
+    x: Tensor<D>,
+    quantization: &Quantization,
+) -> Result<Tensor<D, Int>> {
+    const OP: &str = "gelu_tanh_and_mul_quant";
+    let (products, dims) = act_and_mul(OP, x, Activation::GeluTanh, Some(quantization))?;
+    coded(OP, products, dims)
+}
+
+fn act_and_mul<const D: usize>(
+    op: &'static str,
+    x: Tensor<D>,
+    activation: Activation,
+    quantization: Option<&Quantization>,
+) -> Result<(Rows<Dispatch>, [usize; D])> {
     Floats::first(op, "x", &x)?;
+    if let Some(quantization) = quantization {
+        check_quantization(op, quantization, &x.device())?;
+    }
     let mut dims = x.dims();
     let width = dims[D - 1];
     if !width.is_multiple_of(2) {
         return Err(shape(op, "x", &dims, "an even last axis"));
     }
     let x = x.reshape([dims[..D - 1].iter().product(), width]);
-    let y: Tensor<2> = Tensor::from_dispatch(Dispatch::act_and_mul(x.into_dispatch(), activation));
+    let products = Dispatch::act_and_mul(x.into_dispatch(), rounding(quantization), activation);
     dims[D - 1] = width / 2;
-    Ok(y.reshape(dims))
+    Ok((products, dims))
 }

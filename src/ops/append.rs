@@ -1,18 +1,25 @@
-//! Writing new keys and values into pages.
+//! Writing keys and values into pages, and reading them back.
 
-use burn::{backend::Dispatch, tensor::Tensor};
+use burn::{
+    backend::Dispatch,
+    tensor::{DType, Device, Int, Tensor},
+};
 
-use crate::check::{Floats, shape};
+use crate::check::{self, Floats, shape};
 use crate::error::{Error, Result};
-use crate::extension::FlashInferBackend;
+use crate::extension::{FlashInferBackend, KvTensors};
+use crate::indptr::upload;
 use crate::kv_pages::KvPages;
-use crate::page_table::SlotMapping;
+use crate::page_table::{PageTable, SlotMapping};
 
 /// Writes the keys and values of new tokens to their slots in the pages of a layer.
 ///
-/// `k`: `[tokens, kv_heads, head_dim]`, `v`: `[tokens, kv_heads, head_dim_v]`, `slots`: one for each token. It happens in
-/// place: nothing but the new rows is written and no page is copied, as long as `pages` is the only owner of its two
-/// tensors. (If a clone of one is alive, that tensor is copied first, as Burn does everywhere; not so if its cache is
+/// `k`: `[tokens, kv_heads, head_dim]`, `v`: `[tokens, kv_heads, head_dim_v]`, `slots`: one for each token. Pages of numbers
+/// are of the type of `k` and `v`, which are copied bit for bit; to pages of [codes](KvPages::new_fp8) the numbers are
+/// divided by the scale and rounded.
+///
+/// It happens in place: nothing but the new rows is written and no page is copied, as long as `pages` is the only owner of
+/// its two tensors. (If a clone of one is alive, that tensor is copied first, as Burn does everywhere; not so if its cache is
 /// [pinned](crate::PagedKvCache::pin).)
 ///
 /// # Errors
@@ -20,22 +27,51 @@ use crate::page_table::SlotMapping;
 /// If shapes, types or devices do not fit together, or a slot is outside the pool. Nothing has been written then.
 pub fn append_paged_kv(pages: &mut KvPages, k: Tensor<3>, v: Tensor<3>, slots: &SlotMapping) -> Result<()> {
     const OP: &str = "append_paged_kv";
-    let pool = pages.shape();
-    let floats = Floats::first(OP, "pages", pages.k())?;
-    floats.like("pages", pages.v())?;
-    floats.like("k", &k)?;
+    let floats = Floats::first(OP, "k", &k)?;
     floats.like("v", &v)?;
-    floats.on_device("slots", &slots.tensor.device())?;
+    fits(OP, pages, k.dims(), v.dims(), k.dtype(), &k.device(), slots)?;
+    if slots.len() > 0 {
+        let tokens = KvTensors::Floats(k.into_dispatch(), v.into_dispatch());
+        write(pages, tokens, slots);
+    }
+    Ok(())
+}
+
+/// Keys and values as they lie in pages: numbers or codes.
+pub(crate) type Tokens = KvTensors<Dispatch>;
+
+/// Writes tokens that fit, bit for bit.
+pub(crate) fn write(pages: &mut KvPages, tokens: Tokens, slots: &SlotMapping) {
+    let slots = slots.tensor.clone().into_dispatch();
+    pages.update(|pages| Dispatch::append_paged_kv(pages, tokens, slots));
+}
+
+/// Refuses keys and values that do not fit pages or slots.
+pub(super) fn fits(
+    op: &'static str,
+    pages: &KvPages,
+    k: [usize; 3],
+    v: [usize; 3],
+    dtype: DType,
+    device: &Device,
+    slots: &SlotMapping,
+) -> Result<()> {
+    let pool = pages.shape();
+    pages.check(op, "pages", device)?;
+    if pages.fp8().is_none() {
+        check::same_dtype(op, "pages", pages.dtype(), dtype)?;
+    }
+    check::same_device(op, "slots", &slots.tensor.device(), device)?;
     let tokens = slots.len();
-    for (argument, dims, dim) in [("k", k.dims(), pool.k_dim), ("v", v.dims(), pool.v_dim)] {
+    for (argument, dims, dim) in [("k", k, pool.k_dim), ("v", v, pool.v_dim)] {
         let expected = [tokens, pool.kv_heads, dim];
         if dims != expected {
-            return Err(shape(OP, argument, &dims, format!("{expected:?}, as `slots` and `pages` have it")));
+            return Err(shape(op, argument, &dims, format!("{expected:?}, as `slots` and `pages` have it")));
         }
     }
     if slots.page_size() != pool.page_size {
         return Err(Error::Value {
-            op: OP,
+            op,
             argument: "slots",
             got: format!("of pages of {} tokens", slots.page_size()),
             expected: format!("pages of {} tokens, as `pages`", pool.page_size),
@@ -43,28 +79,69 @@ pub fn append_paged_kv(pages: &mut KvPages, k: Tensor<3>, v: Tensor<3>, slots: &
     }
     if slots.pages_needed() > pool.pages {
         return Err(Error::Value {
-            op: OP,
+            op,
             argument: "slots",
             got: format!("naming page {}", slots.pages_needed() - 1),
             expected: format!("a page of the pool, below {}", pool.pages),
         });
     }
-    if tokens == 0 {
-        return Ok(());
-    }
-    let (layout, pinned) = (pages.layout(), pages.is_pinned());
-    let slots = slots.tensor.clone().into_dispatch();
-    pages.update(|k_pool, v_pool| {
-        let (k_pool, v_pool) = Dispatch::append_paged_kv(
-            k_pool.into_dispatch(),
-            v_pool.into_dispatch(),
-            k.into_dispatch(),
-            v.into_dispatch(),
-            slots,
-            layout,
-            pinned,
-        );
-        (Tensor::from_dispatch(k_pool), Tensor::from_dispatch(v_pool))
-    });
     Ok(())
+}
+
+/// The keys and values of all tokens of a page table, one request after the other: `[tokens, kv_heads, head_dim]` and
+/// `[tokens, kv_heads, head_dim_v]`.
+///
+/// Numbers are copied bit for bit, and `dtype` is theirs; codes of [8 bits](KvPages::new_fp8) become numbers of type
+/// `dtype`: `code * scale` in f32, rounded once.
+///
+/// # Errors
+///
+/// If the table was made for another device, another page size or a larger pool, or is older than a change of its
+/// sequences; if `dtype` is not that of the numbers, or not one that the device takes; if a gradient is required.
+pub fn gather_paged_kv(pages: &KvPages, table: &PageTable, dtype: DType) -> Result<(Tensor<3>, Tensor<3>)> {
+    const OP: &str = "gather_paged_kv";
+    let pool = pages.shape();
+    pages.check(OP, "pages", &pages.device())?;
+    check::float(OP, "dtype", dtype, &pages.device())?;
+    if pages.fp8().is_none() {
+        check::same_dtype(OP, "dtype", dtype, pages.dtype())?;
+    }
+    check::same_device(OP, "table", &table.device(), &pages.device())?;
+    if table.page_size() != pool.page_size {
+        return Err(Error::Value {
+            op: OP,
+            argument: "table",
+            got: format!("of pages of {} tokens", table.page_size()),
+            expected: format!("pages of {} tokens, as `pages`", pool.page_size),
+        });
+    }
+    if table.pages_needed() > pool.pages {
+        return Err(Error::Value {
+            op: OP,
+            argument: "table",
+            got: format!("naming page {}", table.pages_needed() - 1),
+            expected: format!("a page of the pool, below {}", pool.pages),
+        });
+    }
+    pages.check_current(OP, "table", table.stamp())?;
+    let slots = table.slots(OP)?;
+    if slots.is_empty() {
+        let rows = |dim| Tensor::<3>::empty([0, pool.kv_heads, dim], (&pages.device(), dtype));
+        return Ok((rows(pool.k_dim), rows(pool.v_dim)));
+    }
+    match read(pages, upload(slots, &pages.device()), dtype) {
+        KvTensors::Floats(k, v) => Ok((Tensor::from_dispatch(k), Tensor::from_dispatch(v))),
+        // A backend makes numbers where numbers are asked for.
+        KvTensors::Codes(..) => Err(Error::Read {
+            op: OP,
+            argument: "pages",
+            got: "codes".into(),
+            expected: format!("numbers of type {dtype:?}"),
+        }),
+    }
+}
+
+/// What slots of `pages` hold, at least one: numbers of type `dtype`, or codes if it is `U8`.
+pub(crate) fn read(pages: &KvPages, slots: Tensor<1, Int>, dtype: DType) -> Tokens {
+    Dispatch::gather_paged_kv(pages.to_dispatch(), slots.into_dispatch(), dtype)
 }

@@ -178,14 +178,8 @@ pub(super) fn paged(
             expected: format!("{:?}, as the pages (or leave it unset)", pages.layout()),
         });
     }
-    let problem = Problem::new(
-        op,
-        &q,
-        ["pages", "pages"],
-        (pages.k(), pages.v()),
-        [pool.kv_heads, pool.k_dim],
-        options,
-    )?;
+    let problem =
+        Problem::new(op, &q, ["pages", "pages"], pages.numbers(op)?, [pool.kv_heads, pool.k_dim], options)?;
     same_device(op, table_name, &table.device(), &q.device())?;
     if table.page_size() != pool.page_size {
         return Err(Error::Value {
@@ -214,7 +208,8 @@ pub(super) fn paged(
         });
     }
     problem.check_total(qo_name, qo_indptr, "q", q.dims()[0])?;
-    let (k, v) = (pages.k().clone(), pages.v().clone());
+    let (k, v) = pages.numbers(op)?;
+    let (k, v) = (k.clone(), v.clone());
     problem.run_laid_out(q, k, v, qo_indptr, KeysOf::Paged(table), pages.layout())
 }
 

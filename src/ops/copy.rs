@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use burn::tensor::{Device, Int, Tensor};
 
-use super::append_paged_kv;
-use crate::check::Floats;
+use super::append::{read, write};
+use crate::check;
 use crate::error::{Error, Result};
 use crate::indptr::{index, upload};
 use crate::kv_pages::KvPages;
@@ -20,6 +20,7 @@ pub struct PageCopies {
     len: usize,
     /// One past the largest page.
     end: usize,
+    /// Slots, as many as `to` has.
     from: Tensor<1, Int>,
     to: SlotMapping,
 }
@@ -60,25 +61,32 @@ impl PageCopies {
                 return refuse(argument, at, page, format!("a page of the pool, below {pages}"));
             }
         }
-        let sources: HashSet<usize> = from.iter().copied().collect();
+        let copied: HashSet<usize> = from.iter().copied().collect();
         let mut written = HashSet::with_capacity(to.len());
         for (at, &page) in to.iter().enumerate() {
-            if sources.contains(&page) {
+            if copied.contains(&page) {
                 return refuse("to", at, page, "a page that is not copied from as well".into());
             }
             if !written.insert(page) {
                 return refuse("to", at, page, "a page that is not copied to already".into());
             }
         }
-        let indices = from.iter().enumerate().map(|(at, &page)| index(OP, "from", at, page));
-        let slots = to.iter().flat_map(|page| {
+        let slots_of = |page: usize| {
             let first = page.saturating_mul(page_size);
-            (0..page_size).map(move |row| Some(first.saturating_add(row)))
-        });
+            (0..page_size).map(move |row| first.saturating_add(row))
+        };
+        let mut sources = Vec::new();
+        for (at, &page) in from.iter().enumerate() {
+            index(OP, "from", at, page)?;
+            for slot in slots_of(page) {
+                sources.push(index(OP, "from", at, slot)?);
+            }
+        }
+        let slots = to.iter().flat_map(|&page| slots_of(page).map(Some));
         Ok(Self {
             len: from.len(),
             end: from.iter().chain(to).max().map_or(0, |&page| page + 1),
-            from: upload(indices.collect::<Result<Vec<_>>>()?, device),
+            from: upload(sources, device),
             to: SlotMapping::from_slots(OP, &slots.collect::<Vec<_>>(), page_size, device)?,
         })
     }
@@ -111,7 +119,7 @@ impl PageCopies {
 ///
 /// let copies = PageCopies::new(&[3, 3, 0], &[7, 1, 2], 16, 8, &device)?;
 /// copy_pages(&mut pages, &copies)?;
-/// let page = |page: usize| pages.k().clone().slice_dim(0, page..page + 1).into_data();
+/// let page = |page: usize| pages.k().map(|k| k.clone().slice_dim(0, page..page + 1).into_data());
 /// assert_eq!((page(7), page(1), page(2)), (page(3), page(3), page(0)));
 /// # Ok(())
 /// # }
@@ -124,9 +132,8 @@ impl PageCopies {
 pub fn copy_pages(pages: &mut KvPages, copies: &PageCopies) -> Result<()> {
     const OP: &str = "copy_pages";
     let pool = pages.shape();
-    let floats = Floats::first(OP, "pages", pages.k())?;
-    floats.like("pages", pages.v())?;
-    floats.on_device("copies", &copies.from.device())?;
+    pages.check(OP, "pages", &pages.device())?;
+    check::same_device(OP, "copies", &copies.to.tensor.device(), &pages.device())?;
     let refuse = |got, expected| Err(Error::Value { op: OP, argument: "copies", got, expected });
     if copies.to.page_size() != pool.page_size {
         return refuse(
@@ -143,6 +150,7 @@ pub fn copy_pages(pages: &mut KvPages, copies: &PageCopies) -> Result<()> {
     if copies.is_empty() {
         return Ok(());
     }
-    let (k, v) = pages.gather(&copies.from);
-    append_paged_kv(pages, k, v, &copies.to)
+    let tokens = read(pages, copies.from.clone(), pages.dtype());
+    write(pages, tokens, &copies.to);
+    Ok(())
 }

@@ -11,8 +11,12 @@ mod norm;
 mod rope;
 pub(crate) mod sampling;
 
-pub use activation::{gelu_and_mul, gelu_tanh_and_mul, silu_and_mul};
-pub use append::append_paged_kv;
+pub use activation::{
+    gelu_and_mul, gelu_and_mul_quant, gelu_tanh_and_mul, gelu_tanh_and_mul_quant, silu_and_mul,
+    silu_and_mul_quant,
+};
+pub use append::{append_paged_kv, gather_paged_kv};
+pub(crate) use append::{read, write};
 pub use attention::{
     AttentionOutput, batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, single_decode,
     single_prefill,
@@ -23,5 +27,11 @@ pub(crate) use cascade::{check_shares, merge_levels};
 pub use copy::{PageCopies, copy_pages};
 pub use linear::matmul_nt;
 pub use merge::{merge_state, merge_state_in_place, merge_states, variable_length_merge_states};
-pub use norm::{fused_add_rms_norm, gemma_fused_add_rms_norm, gemma_rms_norm, layer_norm, rms_norm};
-pub use rope::{Rope, RopeConfig, RopeScaling, apply_rope};
+pub use norm::{
+    fused_add_rms_norm, fused_add_rms_norm_quant, gemma_fused_add_rms_norm, gemma_fused_add_rms_norm_quant,
+    gemma_rms_norm, gemma_rms_norm_quant, layer_norm, layer_norm_quant, rms_norm, rms_norm_quant,
+};
+pub use rope::{
+    QkNorm, Qkv, Rope, RopeConfig, RopeScaling, apply_rope, qk_rms_norm_rope, rope_append_paged_kv,
+    rope_quantize_fp8,
+};

@@ -2,12 +2,13 @@
 
 use burn::{
     backend::Dispatch,
-    tensor::{DType, Tensor},
+    tensor::{DType, Int, Tensor},
 };
 
-use crate::check::{Floats, shape};
-use crate::error::{Error, Result};
-use crate::extension::{FlashInferBackend, RmsNormStyle};
+use crate::check::{self, Floats, shape};
+use crate::error::Result;
+use crate::extension::{FlashInferBackend, NormedSum, RmsNormStyle, Rows};
+use crate::fp8::{Quantization, check_quantization, coded, numbers, rounding};
 
 /// Root-mean-square normalisation of the last axis: `x / sqrt(mean(x²) + epsilon) * weight`.
 ///
@@ -18,7 +19,40 @@ use crate::extension::{FlashInferBackend, RmsNormStyle};
 /// If shapes, types or devices do not fit together, `epsilon` is negative or not finite, or a tensor requires a
 /// gradient.
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f32) -> Result<Tensor<D>> {
-    rms("rms_norm", x, weight, epsilon, RmsNormStyle::Plain)
+    const OP: &str = "rms_norm";
+    let dims = x.dims();
+    numbers(OP, rms(OP, x, weight, epsilon, RmsNormStyle::Plain, None)?, dims)
+}
+
+/// [`rms_norm`] in 8 bits: divided by the scale of `quantization`, and rounded once.
+///
+/// ```
+/// use burn::tensor::{DType, Device, Distribution, Tensor};
+/// use burn_flashinfer::{Fp8, Quantization, rms_norm_quant};
+///
+/// # fn main() -> burn_flashinfer::Result<()> {
+/// let device = Device::default();
+/// let x = Tensor::<2>::random([3, 64], Distribution::Default, &device);
+/// let scale = Tensor::<1>::from_floats([0.01], &device);
+/// let quantization = Quantization::new(Fp8::e4m3_of(&device), scale)?;
+/// let codes = rms_norm_quant(x, Tensor::ones([64], &device), 1e-5, &quantization)?;
+/// assert_eq!((codes.dims(), codes.dtype()), ([3, 64], DType::U8));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// As [`rms_norm`], and if the scale is on another device.
+pub fn rms_norm_quant<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<1>,
+    epsilon: f32,
+    quantization: &Quantization,
+) -> Result<Tensor<D, Int>> {
+    const OP: &str = "rms_norm_quant";
+    let dims = x.dims();
+    coded(OP, rms(OP, x, weight, epsilon, RmsNormStyle::Plain, Some(quantization))?, dims)
 }
 
 /// [`rms_norm`] as Gemma has it: `x / sqrt(mean(x²) + epsilon) * (1 + weight)`.
@@ -27,7 +61,25 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f32) -
 ///
 /// As [`rms_norm`].
 pub fn gemma_rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f32) -> Result<Tensor<D>> {
-    rms("gemma_rms_norm", x, weight, epsilon, RmsNormStyle::Gemma)
+    const OP: &str = "gemma_rms_norm";
+    let dims = x.dims();
+    numbers(OP, rms(OP, x, weight, epsilon, RmsNormStyle::Gemma, None)?, dims)
+}
+
+/// [`gemma_rms_norm`] in 8 bits.
+///
+/// # Errors
+///
+/// As [`rms_norm_quant`].
+pub fn gemma_rms_norm_quant<const D: usize>(
+    x: Tensor<D>,
+    weight: Tensor<1>,
+    epsilon: f32,
+    quantization: &Quantization,
+) -> Result<Tensor<D, Int>> {
+    const OP: &str = "gemma_rms_norm_quant";
+    let dims = x.dims();
+    coded(OP, rms(OP, x, weight, epsilon, RmsNormStyle::Gemma, Some(quantization))?, dims)
 }
 
 /// Adds `x` to the residual stream and normalises the sum: with `t = x + residual`, returns
@@ -47,7 +99,28 @@ pub fn fused_add_rms_norm<const D: usize>(
     weight: Tensor<1>,
     epsilon: f32,
 ) -> Result<(Tensor<D>, Tensor<D>)> {
-    fused_add_rms("fused_add_rms_norm", x, residual, weight, epsilon, RmsNormStyle::Plain)
+    const OP: &str = "fused_add_rms_norm";
+    let dims = x.dims();
+    let (normed, sum) = fused_add_rms(OP, x, residual, weight, epsilon, RmsNormStyle::Plain, None)?;
+    Ok((numbers(OP, normed, dims)?, sum))
+}
+
+/// [`fused_add_rms_norm`], whose norms are in 8 bits; the sums are not.
+///
+/// # Errors
+///
+/// As [`rms_norm_quant`].
+pub fn fused_add_rms_norm_quant<const D: usize>(
+    x: Tensor<D>,
+    residual: Tensor<D>,
+    weight: Tensor<1>,
+    epsilon: f32,
+    quantization: &Quantization,
+) -> Result<(Tensor<D, Int>, Tensor<D>)> {
+    const OP: &str = "fused_add_rms_norm_quant";
+    let (dims, style) = (x.dims(), RmsNormStyle::Plain);
+    let (normed, sum) = fused_add_rms(OP, x, residual, weight, epsilon, style, Some(quantization))?;
+    Ok((coded(OP, normed, dims)?, sum))
 }
 
 /// [`fused_add_rms_norm`] as Gemma has it: multiplied by `1 + weight`.
@@ -61,7 +134,28 @@ pub fn gemma_fused_add_rms_norm<const D: usize>(
     weight: Tensor<1>,
     epsilon: f32,
 ) -> Result<(Tensor<D>, Tensor<D>)> {
-    fused_add_rms("gemma_fused_add_rms_norm", x, residual, weight, epsilon, RmsNormStyle::Gemma)
+    const OP: &str = "gemma_fused_add_rms_norm";
+    let dims = x.dims();
+    let (normed, sum) = fused_add_rms(OP, x, residual, weight, epsilon, RmsNormStyle::Gemma, None)?;
+    Ok((numbers(OP, normed, dims)?, sum))
+}
+
+/// [`gemma_fused_add_rms_norm`], whose norms are in 8 bits; the sums are not.
+///
+/// # Errors
+///
+/// As [`rms_norm_quant`].
+pub fn gemma_fused_add_rms_norm_quant<const D: usize>(
+    x: Tensor<D>,
+    residual: Tensor<D>,
+    weight: Tensor<1>,
+    epsilon: f32,
+    quantization: &Quantization,
+) -> Result<(Tensor<D, Int>, Tensor<D>)> {
+    const OP: &str = "gemma_fused_add_rms_norm_quant";
+    let (dims, style) = (x.dims(), RmsNormStyle::Gemma);
+    let (normed, sum) = fused_add_rms(OP, x, residual, weight, epsilon, style, Some(quantization))?;
+    Ok((coded(OP, normed, dims)?, sum))
 }
 
 /// Normalisation of the last axis to mean 0 and variance 1:
@@ -79,7 +173,36 @@ pub fn layer_norm<const D: usize>(
     epsilon: f32,
 ) -> Result<Tensor<D>> {
     const OP: &str = "layer_norm";
-    let floats = Floats::first(OP, "x", &x)?;
+    let dims = x.dims();
+    numbers(OP, layer(OP, x, gamma, beta, epsilon, None)?, dims)
+}
+
+/// [`layer_norm`] in 8 bits.
+///
+/// # Errors
+///
+/// As [`rms_norm_quant`].
+pub fn layer_norm_quant<const D: usize>(
+    x: Tensor<D>,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    epsilon: f32,
+    quantization: &Quantization,
+) -> Result<Tensor<D, Int>> {
+    const OP: &str = "layer_norm_quant";
+    let dims = x.dims();
+    coded(OP, layer(OP, x, gamma, beta, epsilon, Some(quantization))?, dims)
+}
+
+fn layer<const D: usize>(
+    op: &'static str,
+    x: Tensor<D>,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    epsilon: f32,
+    quantization: Option<&Quantization>,
+) -> Result<Rows<Dispatch>> {
+    let floats = Floats::first(op, "x", &x)?;
     if gamma.dtype() == DType::F32 {
         floats.f32("gamma", &gamma)?;
         floats.f32("beta", &beta)?;
@@ -87,15 +210,14 @@ pub fn layer_norm<const D: usize>(
         floats.like("gamma", &gamma)?;
         floats.like("beta", &beta)?;
     }
-    let [rows, width] = rows(OP, &x, &[("gamma", &gamma), ("beta", &beta)], epsilon)?;
-    let dims = x.dims();
-    let y: Tensor<2> = Tensor::from_dispatch(Dispatch::layer_norm_rows(
-        x.reshape([rows, width]).into_dispatch(),
+    let shape = rows(op, &x, &[("gamma", &gamma), ("beta", &beta)], epsilon, quantization)?;
+    Ok(Dispatch::layer_norm_rows(
+        x.reshape(shape).into_dispatch(),
         gamma.into_dispatch(),
         beta.into_dispatch(),
+        rounding(quantization),
         epsilon,
-    ));
-    Ok(y.reshape(dims))
+    ))
 }
 
 fn rms<const D: usize>(
@@ -104,13 +226,12 @@ fn rms<const D: usize>(
     weight: Tensor<1>,
     epsilon: f32,
     style: RmsNormStyle,
-) -> Result<Tensor<D>> {
+    quantization: Option<&Quantization>,
+) -> Result<Rows<Dispatch>> {
     Floats::first(op, "x", &x)?.like("weight", &weight)?;
-    let [rows, width] = rows(op, &x, &[("weight", &weight)], epsilon)?;
-    let dims = x.dims();
-    let x = x.reshape([rows, width]).into_dispatch();
-    let y: Tensor<2> = Tensor::from_dispatch(Dispatch::rms_norm(x, weight.into_dispatch(), epsilon, style));
-    Ok(y.reshape(dims))
+    let shape = rows(op, &x, &[("weight", &weight)], epsilon, quantization)?;
+    let x = x.reshape(shape).into_dispatch();
+    Ok(Dispatch::rms_norm(x, weight.into_dispatch(), rounding(quantization), epsilon, style))
 }
 
 fn fused_add_rms<const D: usize>(
@@ -120,24 +241,25 @@ fn fused_add_rms<const D: usize>(
     weight: Tensor<1>,
     epsilon: f32,
     style: RmsNormStyle,
-) -> Result<(Tensor<D>, Tensor<D>)> {
+    quantization: Option<&Quantization>,
+) -> Result<(Rows<Dispatch>, Tensor<D>)> {
     let floats = Floats::first(op, "x", &x)?;
     floats.like("residual", &residual)?;
     floats.like("weight", &weight)?;
-    let [rows, width] = rows(op, &x, &[("weight", &weight)], epsilon)?;
+    let rows = rows(op, &x, &[("weight", &weight)], epsilon, quantization)?;
     let dims = x.dims();
     if residual.dims() != dims {
         return Err(shape(op, "residual", &residual.dims(), format!("{dims:?}, as `x`")));
     }
-    let (y, sum) = Dispatch::fused_add_rms_norm(
-        x.reshape([rows, width]).into_dispatch(),
-        residual.reshape([rows, width]).into_dispatch(),
+    let NormedSum { normed, sum } = Dispatch::fused_add_rms_norm(
+        x.reshape(rows).into_dispatch(),
+        residual.reshape(rows).into_dispatch(),
         weight.into_dispatch(),
+        rounding(quantization),
         epsilon,
         style,
     );
-    let [y, sum] = [y, sum].map(|rows| Tensor::<2>::from_dispatch(rows).reshape(dims));
-    Ok((y, sum))
+    Ok((normed, Tensor::<2>::from_dispatch(sum).reshape(dims)))
 }
 
 /// `x` as rows, if each of `columns` has one element for each of their columns and `epsilon` is one.
@@ -146,15 +268,12 @@ fn rows<const D: usize>(
     x: &Tensor<D>,
     columns: &[(&'static str, &Tensor<1>)],
     epsilon: f32,
+    quantization: Option<&Quantization>,
 ) -> Result<[usize; 2]> {
-    if !(epsilon >= 0.0 && epsilon.is_finite()) {
-        return Err(Error::Value {
-            op,
-            argument: "epsilon",
-            got: epsilon.to_string(),
-            expected: "a finite number, at least 0".into(),
-        });
+    if let Some(quantization) = quantization {
+        check_quantization(op, quantization, &x.device())?;
     }
+    check::epsilon(op, "epsilon", epsilon)?;
     let dims = x.dims();
     let width = dims[D - 1];
     if width == 0 {

@@ -191,7 +191,8 @@ impl PagedPlan {
         const OP: &str = "PagedPlan::run";
         let (config, pool) = (&self.config, pages.shape());
         let floats = Floats::first(OP, "q", &q)?;
-        floats.like("pages", pages.k())?;
+        let (k, v) = pages.numbers(OP)?;
+        floats.like("pages", k)?;
         floats.on_device("plan", &self.schedule.index().device())?;
         pages.check_current(OP, "plan", self.stamp.as_ref())?;
         let refuse = |argument, got: String, expected: String| {
@@ -210,7 +211,7 @@ impl PagedPlan {
         if heads != planned {
             let (kv_heads, k_dim, v_dim) = planned;
             let expected = format!("{kv_heads} heads of {k_dim} elements (values of {v_dim}), as planned");
-            return Err(shape(OP, "pages", &pages.k().dims(), expected));
+            return Err(shape(OP, "pages", &k.dims(), expected));
         }
         if pool.page_size != self.page_size {
             let got = format!("of pages of {} tokens", pool.page_size);
@@ -225,7 +226,7 @@ impl PagedPlan {
         {
             return refuse("pages", format!("{:?}", pages.layout()), format!("{layout:?}"));
         }
-        let (k, v) = (pages.k().clone(), pages.v().clone());
+        let (k, v) = (k.clone(), v.clone());
         Ok(attend(q, k, v, self.schedule.batch(pages.layout()), config.params()))
     }
 

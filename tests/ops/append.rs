@@ -80,7 +80,7 @@ fn scattered(
     let mut pages = KvPages::new(k_tensor, v_tensor, layout).expect("pages that fit");
     append_paged_kv(&mut pages, k.view(view, &target.device), v.view(view, &target.device), &mapping)
         .expect("it fits");
-    let (got_k, got_v) = pages.into_tensors();
+    let (got_k, got_v) = pages.into_tensors().expect("numbers");
     let what = format!("{} {dtype:?} {layout:?} pages of {page_size} {view:?}", target.name);
     assert!(Host::of(got_k).values == expected(&k_pool, layout, &k, &slots), "keys, {what}");
     assert!(Host::of(got_v).values == expected(&v_pool, layout, &v, &slots), "values, {what}");
@@ -109,7 +109,7 @@ fn last_tokens_bit_for_bit() {
             append_paged_kv(&mut pages, k.tensor(&target.device), v.tensor(&target.device), &mapping)
                 .expect("it fits");
             let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-            let (got_k, got_v) = pages.into_tensors();
+            let (got_k, got_v) = pages.into_tensors().expect("numbers");
             assert_eq!(bits(Host::of(got_k).values), bits(expected(&k_pool, KvLayout::Nhd, &k, &slots)));
             assert_eq!(bits(Host::of(got_v).values), bits(expected(&v_pool, KvLayout::Nhd, &v, &slots)));
         }
@@ -132,11 +132,11 @@ fn clones_keep_their_numbers() {
             let before = Host::of(whole.clone()).values;
             let half = |first: usize| whole.clone().slice(first..first + 9);
             let mut pages = KvPages::new(half(0), half(9), KvLayout::Nhd).expect("pages that fit");
-            let clone = pages.k().clone();
+            let clone = pages.k().expect("numbers").clone();
             append_paged_kv(&mut pages, new.tensor(&target.device), new.tensor(&target.device), &mapping)
                 .expect("it fits");
             let slots = [Some(35)];
-            let (got_k, got_v) = pages.into_tensors();
+            let (got_k, got_v) = pages.into_tensors().expect("numbers");
             // Not `assert_eq`, which would print thousands of numbers.
             let same = |what, got: &Host<4>, wanted: &[f32]| {
                 assert!(got.values == wanted, "{what} on {}, {dtype:?}", target.name);
@@ -166,7 +166,7 @@ fn no_tokens() {
         let mapping = SlotMapping::new(&table(5, &target.device), &[None, None], &[0, 0]).expect("no slots");
         let padding = || Host::full([2, 2, 40], DTYPES[0], 1.0).tensor(&target.device);
         append_paged_kv(&mut pages, padding(), padding(), &mapping).expect("it fits");
-        let (k, v) = pages.into_tensors();
+        let (k, v) = pages.into_tensors().expect("numbers");
         assert_eq!((Host::of(k).values, Host::of(v).values), (k_pool.values, v_pool.values));
     }
 }
@@ -186,19 +186,19 @@ fn in_place() {
                 let zeros = || Tensor::<4>::zeros(shape, (&target.device, dtype));
                 let mut pages = KvPages::new(zeros(), zeros(), layout).expect("pages that fit");
                 step(&target, &mut pages, dtype, 0);
-                let before = [pages.k(), pages.v()].map(address);
+                let before = [pages.k().expect("numbers"), pages.v().expect("numbers")].map(address);
                 for at in 1..100 {
                     step(&target, &mut pages, dtype, at);
                     // Not after every step, so that a lazy backend may gather some.
                     if at % 7 == 1 {
-                        let after = [pages.k(), pages.v()].map(address);
+                        let after = [pages.k().expect("numbers"), pages.v().expect("numbers")].map(address);
                         assert_eq!(after, before, "step {at} moved the pages on {}", target.name);
                     }
                 }
                 // The measure sees a copy when there is one: a clone of the pages is alive.
                 let clone = pages.clone();
                 step(&target, &mut pages, dtype, 100);
-                let after = [pages.k(), pages.v()].map(address);
+                let after = [pages.k().expect("numbers"), pages.v().expect("numbers")].map(address);
                 assert!(after[0] != before[0] && after[1] != before[1], "{}: {after:?}", target.name);
                 drop(clone);
             }

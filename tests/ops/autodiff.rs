@@ -72,7 +72,7 @@ impl Inputs {
         let q = x().slice(0..2);
         let attended = batch_decode_paged(q, &pages, &self.table, &options).expect("it fits");
         keep(attended.output, attended.lse);
-        keep(pages.into_tensors().0.flatten(0, 1), None);
+        keep(pages.into_tensors().expect("numbers").0.flatten(0, 1), None);
         let (v, s) = merge_state(x(), self.s.clone(), x().neg(), self.s.clone().neg()).expect("it fits");
         keep(v, Some(s));
         let s = || self.s.clone();
@@ -163,7 +163,7 @@ fn gradients_are_refused() {
             refused(batch_decode_paged(q, &plain, &i.table, &options), refusal("batch_decode_paged", "q"));
             refused(append_paged_kv(&mut plain, gk(), k(), &i.slots), refusal("append_paged_kv", "k"));
             refused(append_paged_kv(&mut plain, k(), gk(), &i.slots), refusal("append_paged_kv", "v"));
-            assert_eq!(bits(plain.k().clone()), bits(pool()), "a refused call wrote");
+            assert_eq!(bits(plain.k().expect("numbers").clone()), bits(pool()), "a refused call wrote");
             for mut pages in [pages(gpool(), pool()), pages(pool(), gpool())] {
                 refused(append_paged_kv(&mut pages, k(), k(), &i.slots), refusal("append_paged_kv", "pages"));
             }

@@ -208,7 +208,12 @@ fn cache() {
             let table = cache.page_table(&[a, b]).expect("alive");
             let pages = [0, 1].map(|request| table.pages(request).to_vec());
             let layer = cache.layer(1).expect("a layer");
-            (cache.free_pages(), table.kv_lengths().to_vec(), pages, bits(layer.k().clone()))
+            (
+                cache.free_pages(),
+                table.kv_lengths().to_vec(),
+                pages,
+                bits(layer.k().expect("numbers").clone()),
+            )
         };
         let before = state(&cache);
         let unknown = |op: &str, argument: &str, id: SequenceId| {

@@ -3,9 +3,10 @@
 use burn_flashinfer_kernels::{
     KvLayout,
     activation::{self, ActAndMul, Activation},
-    append::{self, Append},
+    append::{Tokens, append},
     norm::{self, Add, Norm, Scaling},
-    rope::{self, Rope, Style},
+    pages::Pools,
+    rope::{self, Rope, Style, To},
 };
 
 use crate::host::{Device, Random, TYPES, Type, assert_close, client, ints};
@@ -28,15 +29,14 @@ fn append_writes_its_slots_and_no_other() {
                 let [k, v] = [(k_dim, 0), (v_dim, 1)].map(|(dim, i)| {
                     Device::new(&client, dtype, &new[i], &[slots.len(), heads, dim]).binding()
                 });
-                let append = Append {
-                    k_pool: pools[0].binding(),
-                    v_pool: pools[1].binding(),
+                let [k_pool, v_pool] = [0, 1].map(|i| pools[i].binding());
+                let tokens = Tokens {
+                    pools: Pools { k: k_pool, v: v_pool, layout, quantized: None },
                     k,
                     v,
                     slots: ints(&client, &slots),
-                    layout,
                 };
-                append::launch(&client, append, dtype.elem()).expect("launches");
+                append(&client, tokens, dtype.elem()).expect("launches");
                 for (i, dim) in [k_dim, v_dim].into_iter().enumerate() {
                     let mut wanted = vec![f64::NAN; pages * page_size * heads * dim];
                     for (token, &slot) in slots.iter().enumerate().filter(|(_, slot)| **slot >= 0) {
@@ -89,8 +89,10 @@ fn rope_rotates_pairs_and_copies_the_rest() {
                 k,
                 cos_sin: Device::new(&client, Type::F32, &angles, &[positions, rotary]).binding(),
                 positions: ints(&client, &at),
-                q_out: outputs[0].binding(),
-                k_out: outputs[1].binding(),
+                norm: None,
+                q_out: Some(outputs[0].binding()),
+                q_quantized: None,
+                to: To::Tensor(outputs[1].binding(), None),
                 style,
             };
             rope::launch(&client, rope, dtype.elem()).expect("launches");
@@ -146,6 +148,7 @@ fn norms_divide_by_the_root_mean_square() {
                     _ => Scaling::Rms(column(&weight)),
                 },
                 y: Some(y.binding()),
+                quantized: None,
                 epsilon: 1e-5,
             };
             norm::launch(&client, norm, dtype.elem(), columns.elem()).expect("launches");
@@ -195,6 +198,7 @@ fn norms_in_place() {
                 add: Some(Add { residual: inputs[1].binding(), sum }),
                 scaling: Scaling::Rms(Device::new(&client, dtype, &weight, &[264]).binding()),
                 y,
+                quantized: None,
                 epsilon: 1e-5,
             };
             norm::launch(&client, norm, dtype.elem(), dtype.elem()).expect("launches");
@@ -223,6 +227,7 @@ fn activations_gate_the_other_half() {
             let act_and_mul = ActAndMul {
                 x: Device::strided(&client, dtype, &x, &[3, 2 * width], &strides).binding(),
                 y: y.binding(),
+                quantized: None,
                 activation,
             };
             activation::launch(&client, act_and_mul, dtype.elem()).expect("launches");

@@ -13,14 +13,13 @@ use crate::extension::Activation;
 const PARALLEL: usize = 1 << 15;
 
 /// `act(a) · b` for the halves `a` and `b` of the rows of `x`.
-pub(super) fn act_and_mul<E: Float>(x: FlexTensor, activation: Activation) -> FlexTensor {
-    let dtype = x.dtype();
+pub(super) fn act_and_mul<E: Float, Y: Float>(x: FlexTensor, activation: Activation) -> FlexTensor {
     let x = with_rows(x);
     let [rows, width] = dims(&x);
     let width = width / 2;
     let source: Rows<'_, E, 1> = Rows::of(&x);
-    let mut products = vec![E::narrow(0.0); rows * width];
-    let one = |(row, y): (usize, &mut [E])| {
+    let mut products = vec![Y::narrow(0.0); rows * width];
+    let one = |(row, y): (usize, &mut [Y])| {
         let (a, b) = source.row([row]).split_at(width);
         gated(a, b, activation, y);
     };
@@ -31,23 +30,23 @@ pub(super) fn act_and_mul<E: Float>(x: FlexTensor, activation: Activation) -> Fl
             products.par_chunks_exact_mut(width).enumerate().for_each(one);
         }
     }
-    view::tensor(products, [rows, width], dtype)
+    view::tensor(products, [rows, width], Y::dtype())
 }
 
 per_instruction_set! {
     /// `y = act(a) · b`.
-    fn gated<E: Float>(a: &[E], b: &[E], activation: Activation, y: &mut [E]) {
+    fn gated<E: Float, Y: Float>(a: &[E], b: &[E], activation: Activation, y: &mut [Y]) {
         match_target! {
-            "x86_64+avx512f" => gated_body::<E, true>(a, b, activation, y),
-            "x86_64+avx2+fma" => gated_body::<E, true>(a, b, activation, y),
-            "aarch64+neon" => gated_body::<E, true>(a, b, activation, y),
-            _ => gated_body::<E, false>(a, b, activation, y),
+            "x86_64+avx512f" => gated_body::<E, Y, true>(a, b, activation, y),
+            "x86_64+avx2+fma" => gated_body::<E, Y, true>(a, b, activation, y),
+            "aarch64+neon" => gated_body::<E, Y, true>(a, b, activation, y),
+            _ => gated_body::<E, Y, false>(a, b, activation, y),
         }
     }
 }
 
 #[inline(always)]
-fn gated_body<E: Float, const FMA: bool>(a: &[E], b: &[E], activation: Activation, y: &mut [E]) {
+fn gated_body<E: Float, Y: Float, const FMA: bool>(a: &[E], b: &[E], activation: Activation, y: &mut [Y]) {
     match activation {
         Activation::Silu => each(a, b, y, |a| swish::<FMA>(a, a)),
         Activation::Gelu => each(a, b, y, gelu::<FMA>),
@@ -60,9 +59,9 @@ fn gated_body<E: Float, const FMA: bool>(a: &[E], b: &[E], activation: Activatio
 }
 
 #[inline(always)]
-fn each<E: Float>(a: &[E], b: &[E], y: &mut [E], act: impl Fn(f32) -> f32) {
+fn each<E: Float, Y: Float>(a: &[E], b: &[E], y: &mut [Y], act: impl Fn(f32) -> f32) {
     for ((y, a), b) in y.iter_mut().zip(a).zip(b) {
-        *y = E::narrow(act(a.widen()) * b.widen());
+        *y = Y::narrow(act(a.widen()) * b.widen());
     }
 }
 

@@ -9,8 +9,9 @@ mod likely;
 mod matmul;
 mod merge;
 mod norm;
+mod pages;
 mod penalties;
-mod rows;
+mod rope;
 mod sampling;
 mod scratch;
 mod simd;
@@ -25,10 +26,11 @@ use burn::tensor::{DType, bf16, f16};
 use burn_flex::FlexTensor;
 
 use crate::extension::{
-    Activation, Attended, AttentionParams, Batch, FlashInferBackend, Limit, MaybeFloats, MaybeInts,
-    RmsNormStyle, RopeStyle,
+    Activation, Attended, AttentionParams, Batch, FlashInferBackend, KvTensors, Limit, MaybeFloats,
+    MaybeHeadNorm, MaybeInts, MaybeScales, NormedSum, Pages, RmsNormStyle, RopeStyle, RotatedAndAppended,
+    Rotations, Rounding, Rows,
 };
-use crate::options::KvLayout;
+use crate::fp8::Fp8;
 
 /// Calls a function for the element type of a tensor. `check::float` lets no other type through.
 macro_rules! by_dtype {
@@ -37,6 +39,25 @@ macro_rules! by_dtype {
             DType::F16 => $module::$function::<f16>($($argument),*),
             DType::BF16 => $module::$function::<bf16>($($argument),*),
             _ => $module::$function::<f32>($($argument),*),
+        }
+    };
+}
+
+/// Calls a function for the element type of a tensor: rows of that type, or in f32 on their way to codes.
+macro_rules! rounded {
+    ($rounding:expr, $dtype:expr, $module:ident::$function:ident($($argument:expr),*)) => {
+        match (codes_of_rows($rounding), $dtype) {
+            (None, DType::F16) => Rows::Floats($module::$function::<f16, f16>($($argument),*)),
+            (None, DType::BF16) => Rows::Floats($module::$function::<bf16, bf16>($($argument),*)),
+            (None, _) => Rows::Floats($module::$function::<f32, f32>($($argument),*)),
+            (Some(codes), dtype) => {
+                let wide = match dtype {
+                    DType::F16 => $module::$function::<f16, f32>($($argument),*),
+                    DType::BF16 => $module::$function::<bf16, f32>($($argument),*),
+                    _ => $module::$function::<f32, f32>($($argument),*),
+                };
+                Rows::Codes(pages::quantized(wide, &codes))
+            }
         }
     };
 }
@@ -57,34 +78,107 @@ impl FlashInferBackend for Flex {
     }
 
     fn append_paged_kv(
-        k_pool: FloatTensor<Self>,
-        v_pool: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
+        pages: Pages<Self>,
+        tokens: KvTensors<Self>,
         slots: IntTensor<Self>,
-        layout: KvLayout,
-        _pinned: bool,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+    ) -> KvTensors<Self> {
         let slots = view::indices(slots);
-        // Of the index tensor only one entry for each token counts: an empty one is padded.
-        let slots: &[i32] = &slots.storage()[..view::dims::<3>(&k)[0]];
-        let write = |pool: FlexTensor, new: FlexTensor| {
-            by_dtype!(new.dtype(), rows::append(pool, new, slots, layout))
-        };
-        (write(k_pool, k), write(v_pool, v))
+        let codes = codes(pages.scales, pages.format);
+        let layout = pages.layout;
+        match (pages.tensors, tokens) {
+            (KvTensors::Codes(k_pool, v_pool), KvTensors::Floats(k, v)) => {
+                let write = |pool: FlexTensor, new: FlexTensor, codes: &pages::Codes| {
+                    let slots = of_tokens(&slots, &new);
+                    by_dtype!(new.dtype(), pages::append_codes(pool, new, slots, layout, codes))
+                };
+                let [k_codes, v_codes] = &codes;
+                KvTensors::Codes(write(k_pool, k, k_codes), write(v_pool, v, v_codes))
+            }
+            (pools, KvTensors::Floats(k, v) | KvTensors::Codes(k, v)) => {
+                let write = |pool: FlexTensor, new: FlexTensor| {
+                    let slots = of_tokens(&slots, &new);
+                    pages::append_copies(pool, new, slots, layout)
+                };
+                match pools {
+                    KvTensors::Floats(k_pool, v_pool) => {
+                        KvTensors::Floats(write(k_pool, k), write(v_pool, v))
+                    }
+                    KvTensors::Codes(k_pool, v_pool) => KvTensors::Codes(write(k_pool, k), write(v_pool, v)),
+                }
+            }
+        }
+    }
+
+    fn gather_paged_kv(pages: Pages<Self>, slots: IntTensor<Self>, dtype: DType) -> KvTensors<Self> {
+        let slots = view::indices(slots);
+        let slots: &[i32] = slots.storage();
+        let layout = pages.layout;
+        match pages.tensors {
+            KvTensors::Floats(k, v) => {
+                let [k, v] = [k, v].map(|pool| pages::gather_copies(pool, slots, layout));
+                KvTensors::Floats(k, v)
+            }
+            KvTensors::Codes(k, v) if dtype == DType::U8 => {
+                let [k, v] = [k, v].map(|pool| pages::gather_copies(pool, slots, layout));
+                KvTensors::Codes(k, v)
+            }
+            KvTensors::Codes(k, v) => {
+                let [k_codes, v_codes] = codes(pages.scales, pages.format);
+                let read = |pool: FlexTensor, codes: &pages::Codes| {
+                    by_dtype!(dtype, pages::gather_codes(pool, slots, layout, codes))
+                };
+                KvTensors::Floats(read(k, &k_codes), read(v, &v_codes))
+            }
+        }
     }
 
     fn apply_rope(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
-        cos_sin: FloatTensor<Self>,
-        positions: IntTensor<Self>,
-        style: RopeStyle,
+        rotations: Rotations<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let positions = view::indices(positions);
-        let rotate =
-            |x: FlexTensor| by_dtype!(x.dtype(), rows::rope(x, &cos_sin, positions.storage(), style));
-        (rotate(q), rotate(k))
+        let by = Rotation::of(rotations);
+        (by.rotated(q, 0), by.rotated(k, 1))
+    }
+
+    fn rope_quantize_fp8(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        rotations: Rotations<Self>,
+        q_scale: FloatTensor<Self>,
+        k_scale: FloatTensor<Self>,
+        format: Fp8,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        let by = Rotation::of(rotations);
+        let quantized = |x: FlexTensor, which: usize, scale: FlexTensor| {
+            pages::quantized(by.rotated_wide(x, which), &pages::Codes { format, scales: widened(scale) })
+        };
+        (quantized(q, 0, q_scale), quantized(k, 1, k_scale))
+    }
+
+    fn rope_append_paged_kv(
+        pages: Pages<Self>,
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        rotations: Rotations<Self>,
+        slots: IntTensor<Self>,
+    ) -> RotatedAndAppended<Self> {
+        let by = Rotation::of(rotations);
+        let q = by.rotated(q, 0);
+        let pages = match pages.tensors {
+            KvTensors::Floats(..) => {
+                let tokens = KvTensors::Floats(by.rotated(k, 1), v);
+                Self::append_paged_kv(pages, tokens, slots)
+            }
+            // What becomes codes is rounded once: from f32, the values as well, so that both are of one type.
+            KvTensors::Codes(..) => {
+                let v = by_dtype!(v.dtype(), view::wide(v));
+                let tokens = KvTensors::Floats(by.rotated_wide(k, 1), v);
+                Self::append_paged_kv(pages, tokens, slots)
+            }
+        };
+        RotatedAndAppended { q, pages }
     }
 
     fn merge_state(
@@ -109,34 +203,50 @@ impl FlashInferBackend for Flex {
     fn rms_norm(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
+        rounding: Rounding<Self>,
         epsilon: f32,
         style: RmsNormStyle,
-    ) -> FloatTensor<Self> {
-        by_dtype!(x.dtype(), norm::rms_norm(x, weight, epsilon, style))
+    ) -> Rows<Self> {
+        let factors = norm::factors(widened(weight), style);
+        rounded!(rounding, x.dtype(), norm::rms_norm(x, &factors, epsilon))
     }
 
     fn fused_add_rms_norm(
         x: FloatTensor<Self>,
         residual: FloatTensor<Self>,
         weight: FloatTensor<Self>,
+        rounding: Rounding<Self>,
         epsilon: f32,
         style: RmsNormStyle,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        by_dtype!(x.dtype(), norm::fused_add_rms_norm(x, residual, weight, epsilon, style))
+    ) -> NormedSum<Self> {
+        let factors = norm::factors(widened(weight), style);
+        match codes_of_rows(rounding) {
+            None => {
+                let (normed, sum) =
+                    by_dtype!(x.dtype(), norm::fused_add_rms_norm(x, residual, &factors, epsilon));
+                NormedSum { normed: Rows::Floats(normed), sum }
+            }
+            Some(codes) => {
+                let (wide, sum) =
+                    by_dtype!(x.dtype(), norm::fused_add_rms_norm_wide(x, residual, &factors, epsilon));
+                NormedSum { normed: Rows::Codes(pages::quantized(wide, &codes)), sum }
+            }
+        }
     }
 
     fn layer_norm_rows(
         x: FloatTensor<Self>,
         gamma: FloatTensor<Self>,
         beta: FloatTensor<Self>,
+        rounding: Rounding<Self>,
         epsilon: f32,
-    ) -> FloatTensor<Self> {
+    ) -> Rows<Self> {
         let (gamma, beta) = (widened(gamma), widened(beta));
-        by_dtype!(x.dtype(), norm::layer_norm(x, gamma, beta, epsilon))
+        rounded!(rounding, x.dtype(), norm::layer_norm(x, &gamma, &beta, epsilon))
     }
 
-    fn act_and_mul(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
-        by_dtype!(x.dtype(), activation::act_and_mul(x, activation))
+    fn act_and_mul(x: FloatTensor<Self>, rounding: Rounding<Self>, activation: Activation) -> Rows<Self> {
+        rounded!(rounding, x.dtype(), activation::act_and_mul(x, activation))
     }
 
     fn softmax_with_temperature(
@@ -206,6 +316,66 @@ impl FlashInferBackend for Flex {
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         by_dtype!(x.dtype(), matmul::matmul_nt(x, weight))
+    }
+}
+
+/// What the codes of keys and of values mean; without scales there are none.
+fn codes(scales: MaybeScales<Flex>, format: Option<Fp8>) -> [pages::Codes; 2] {
+    let format = format.unwrap_or(Fp8::E4m3);
+    let scales = match scales {
+        MaybeScales::None => [vec![1.0], vec![1.0]],
+        MaybeScales::Some(k, v) => [k, v].map(widened),
+    };
+    scales.map(|scales| pages::Codes { format, scales })
+}
+
+/// What the codes of rows mean, if they are to be codes.
+fn codes_of_rows(rounding: Rounding<Flex>) -> Option<pages::Codes> {
+    match (rounding.scale, rounding.format) {
+        (MaybeFloats::Some(scale), Some(format)) => Some(pages::Codes { format, scales: widened(scale) }),
+        _ => None,
+    }
+}
+
+/// Of an index tensor only one entry for each token counts: an empty one is padded.
+fn of_tokens<'a>(slots: &'a FlexTensor, tokens: &FlexTensor) -> &'a [i32] {
+    &slots.storage()[..view::dims::<3>(tokens)[0]]
+}
+
+/// Rotations of queries and of keys, taken apart.
+struct Rotation {
+    cos_sin: FlexTensor,
+    positions: FlexTensor,
+    norms: Option<[rope::HeadNorm; 2]>,
+    style: RopeStyle,
+}
+
+impl Rotation {
+    fn of(Rotations { cos_sin, positions, norm, style }: Rotations<Flex>) -> Self {
+        let norms = match norm {
+            MaybeHeadNorm::None => None,
+            MaybeHeadNorm::Some(q, k, epsilon) => {
+                Some([q, k].map(|weight| rope::HeadNorm { weight: widened(weight), epsilon }))
+            }
+        };
+        Self { cos_sin: view::with_rows(cos_sin), positions: view::indices(positions), norms, style }
+    }
+
+    fn by(&self) -> rope::Rotations<'_> {
+        let Self { cos_sin, positions, style, .. } = self;
+        rope::Rotations { cos_sin, positions: positions.storage(), style: *style }
+    }
+
+    /// Queries (0) or keys (1), rotated.
+    fn rotated(&self, x: FlexTensor, which: usize) -> FlexTensor {
+        let norm = self.norms.as_ref().map(|norms| &norms[which]);
+        by_dtype!(x.dtype(), rope::rope(x, &self.by(), norm))
+    }
+
+    /// The same in f32.
+    fn rotated_wide(&self, x: FlexTensor, which: usize) -> FlexTensor {
+        let norm = self.norms.as_ref().map(|norms| &norms[which]);
+        by_dtype!(x.dtype(), rope::rope_wide(x, &self.by(), norm))
     }
 }
 

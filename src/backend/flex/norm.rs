@@ -1,5 +1,6 @@
 //! Norms of rows: a row is widened, and added to, once and stays in the processor's cache.
 
+use burn::tensor::DType;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
@@ -13,27 +14,21 @@ use crate::extension::RmsNormStyle;
 const PARALLEL: usize = 1 << 16;
 
 /// Root-mean-square norm of the rows of `x` `[rows, width]`.
-pub(super) fn rms_norm<E: Float>(
-    x: FlexTensor,
-    weight: FlexTensor,
-    epsilon: f32,
-    style: RmsNormStyle,
-) -> FlexTensor {
-    let factors = factors::<E>(weight, style);
-    normalised::<E>(x, |wide, row| {
+pub(super) fn rms_norm<E: Float, Y: Float>(x: FlexTensor, factors: &[f32], epsilon: f32) -> FlexTensor {
+    normalised::<E, Y>(x, |wide, row| {
         let scale = 1.0 / (dot(wide, wide) / wide.len() as f32 + epsilon).sqrt();
-        scaled(wide, scale, &factors, None, row);
+        scaled(wide, scale, factors, None, row);
     })
 }
 
 /// Norm of the rows after subtracting their means.
-pub(super) fn layer_norm<E: Float>(
+pub(super) fn layer_norm<E: Float, Y: Float>(
     x: FlexTensor,
-    gamma: Vec<f32>,
-    beta: Vec<f32>,
+    gamma: &[f32],
+    beta: &[f32],
     epsilon: f32,
 ) -> FlexTensor {
-    normalised::<E>(x, |wide, row| {
+    normalised::<E, Y>(x, |wide, row| {
         let width = wide.len() as f32;
         // The second time by what the mean was rounded: beside a small deviation it is not little.
         for _ in 0..2 {
@@ -41,7 +36,7 @@ pub(super) fn layer_norm<E: Float>(
             wide.iter_mut().for_each(|x| *x -= mean);
         }
         let scale = 1.0 / (dot(wide, wide) / width + epsilon).sqrt();
-        scaled(wide, scale, &gamma, Some(&beta), row);
+        scaled(wide, scale, gamma, Some(beta), row);
     })
 }
 
@@ -49,11 +44,9 @@ pub(super) fn layer_norm<E: Float>(
 pub(super) fn fused_add_rms_norm<E: Float>(
     x: FlexTensor,
     residual: FlexTensor,
-    weight: FlexTensor,
+    factors: &[f32],
     epsilon: f32,
-    style: RmsNormStyle,
 ) -> (FlexTensor, FlexTensor) {
-    let factors = factors::<E>(weight, style);
     let [rows, width] = dims(&x);
     let (mut x, mut residual) = (view::dense(x), view::dense(residual));
     let ys = &mut x.storage_mut::<E>()[..rows * width];
@@ -62,7 +55,7 @@ pub(super) fn fused_add_rms_norm<E: Float>(
         with_scratch(width, |wide| {
             added(y, sum, wide);
             let scale = 1.0 / (dot(wide, wide) / width as f32 + epsilon).sqrt();
-            scaled(wide, scale, &factors, None, y);
+            scaled(wide, scale, factors, None, y);
         });
     };
     if rows * width < PARALLEL {
@@ -73,23 +66,42 @@ pub(super) fn fused_add_rms_norm<E: Float>(
     (x, residual)
 }
 
+/// The same, but the norms in f32, for what rounds them otherwise.
+pub(super) fn fused_add_rms_norm_wide<E: Float>(
+    x: FlexTensor,
+    residual: FlexTensor,
+    factors: &[f32],
+    epsilon: f32,
+) -> (FlexTensor, FlexTensor) {
+    let [rows, width] = dims(&x);
+    let (x, mut residual) = (view::dense(x), view::dense(residual));
+    let sums = &mut residual.storage_mut::<E>()[..rows * width];
+    let mut normed = vec![0.0_f32; rows * width];
+    let one = |((wide, x), sum): ((&mut [f32], &[E]), &mut [E])| {
+        added(x, sum, wide);
+        let scale = 1.0 / (dot(wide, wide) / width as f32 + epsilon).sqrt();
+        wide.iter_mut().zip(factors).for_each(|(x, factor)| *x = *x * scale * factor);
+    };
+    let rows_of_x = x.storage::<E>()[..rows * width].par_chunks_exact(width);
+    normed.par_chunks_exact_mut(width).zip(rows_of_x).zip(sums.par_chunks_exact_mut(width)).for_each(one);
+    (view::tensor(normed, [rows, width], DType::F32), residual)
+}
+
 /// What the columns are multiplied by.
-fn factors<E: Float>(weight: FlexTensor, style: RmsNormStyle) -> Vec<f32> {
-    let mut factors = view::widened::<E>(weight);
+pub(super) fn factors(mut weight: Vec<f32>, style: RmsNormStyle) -> Vec<f32> {
     if style == RmsNormStyle::Gemma {
-        factors.iter_mut().for_each(|factor| *factor += 1.0);
+        weight.iter_mut().for_each(|factor| *factor += 1.0);
     }
-    factors
+    weight
 }
 
 /// The rows of `x`, each of which `norm` makes of its widened elements.
-fn normalised<E: Float>(x: FlexTensor, norm: impl Fn(&mut [f32], &mut [E]) + Sync) -> FlexTensor {
-    let dtype = x.dtype();
+fn normalised<E: Float, Y: Float>(x: FlexTensor, norm: impl Fn(&mut [f32], &mut [Y]) + Sync) -> FlexTensor {
     let x = with_rows(x);
     let [rows, width] = dims(&x);
     let source: Rows<'_, E, 1> = Rows::of(&x);
-    let mut normed = vec![E::narrow(0.0); rows * width];
-    let one = |(row, y): (usize, &mut [E])| {
+    let mut normed = vec![Y::narrow(0.0); rows * width];
+    let one = |(row, y): (usize, &mut [Y])| {
         with_scratch(width, |wide| {
             super::float::widen_row(source.row([row]), wide);
             norm(wide, y);
@@ -100,7 +112,7 @@ fn normalised<E: Float>(x: FlexTensor, norm: impl Fn(&mut [f32], &mut [E]) + Syn
     } else {
         normed.par_chunks_exact_mut(width).enumerate().for_each(one);
     }
-    view::tensor(normed, [rows, width], dtype)
+    view::tensor(normed, [rows, width], Y::dtype())
 }
 
 per_instruction_set! {

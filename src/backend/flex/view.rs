@@ -1,6 +1,6 @@
 //! Tensors as rows of elements that lie side by side.
 
-use burn::tensor::{DType, Shape};
+use burn::tensor::{DType, Element, Shape};
 use burn_flex::{FlexTensor, Layout};
 
 use super::float::Float;
@@ -22,7 +22,7 @@ pub(super) fn with_rows(tensor: FlexTensor) -> FlexTensor {
     }
 }
 
-impl<'a, E: Float, const D: usize> Rows<'a, E, D> {
+impl<'a, E: Element + bytemuck::Pod, const D: usize> Rows<'a, E, D> {
     /// The rows of a tensor of `D + 1` axes that went through [`with_rows`].
     pub(super) fn of(tensor: &'a FlexTensor) -> Self {
         let layout = tensor.layout();
@@ -65,6 +65,14 @@ pub(super) fn indices(tensor: FlexTensor) -> FlexTensor {
 pub(super) fn widened<E: Float>(tensor: FlexTensor) -> Vec<f32> {
     let tensor = with_rows(tensor);
     Rows::<E, 0>::of(&tensor).row([]).iter().map(|x| x.widen()).collect()
+}
+
+/// `tensor` `[tokens, heads, head_dim]` in f32.
+pub(super) fn wide<E: Float>(tensor: FlexTensor) -> FlexTensor {
+    let tensor = dense(tensor);
+    let shape = dims::<3>(&tensor);
+    let elements = &tensor.storage::<E>()[..shape.iter().product()];
+    self::tensor(elements.iter().map(|x| x.widen()).collect(), shape, DType::F32)
 }
 
 /// `tensor`, or a copy of it, whose storage is exactly its elements in order.

@@ -78,9 +78,12 @@ fn extents() {
             assert_eq!((cache.free_pages(), cache.page_size()), (5, 4));
             for layer in 0..3 {
                 let pages = cache.layer(layer).expect("a layer");
-                assert_eq!((pages.k().dims(), pages.v().dims()), ([5, 2, 4, 8], [5, 2, 4, 8]));
-                assert_eq!((pages.k().dtype(), pages.layout()), (dtype, KvLayout::Hnd));
-                assert!(Host::of(pages.v().clone()).values.iter().all(|&x| x == 0.0));
+                assert_eq!(
+                    (pages.k().expect("numbers").dims(), pages.v().expect("numbers").dims()),
+                    ([5, 2, 4, 8], [5, 2, 4, 8])
+                );
+                assert_eq!((pages.dtype(), pages.layout()), (dtype, KvLayout::Hnd));
+                assert!(Host::of(pages.v().expect("numbers").clone()).values.iter().all(|&x| x == 0.0));
             }
         }
     }

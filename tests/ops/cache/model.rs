@@ -201,7 +201,7 @@ impl Model {
         self.touch(&self.owned(id));
         let swapped = self.cache.swap_out(id).expect("alive");
         let tokens = self.sequences.remove(&id).expect("alive");
-        let dtype = self.cache.layer(0).expect("a layer").k().dtype();
+        let dtype = self.cache.layer(0).expect("a layer").dtype();
         assert_eq!(swapped.len(), tokens.len());
         assert_eq!(swapped.bytes(), 2 * LAYERS * tokens.len() * ROW * dtype.size());
         self.counted.swapped_out_tokens += tokens.len() as u64;
@@ -244,7 +244,7 @@ impl Model {
             let pages = self.cache.layer_mut(layer).expect("a layer");
             let [k, v] = [0, 1].map(|part| {
                 let value = |i| element(new[i / ROW], layer, part, i % ROW);
-                Host::from_fn([new.len(), HEADS, DIM], pages.k().dtype(), value).tensor(&self.device)
+                Host::from_fn([new.len(), HEADS, DIM], pages.dtype(), value).tensor(&self.device)
             });
             append_paged_kv(pages, k, v, &slots).expect("it fits");
         }
@@ -372,7 +372,7 @@ impl Model {
         let stored: Vec<(Vec<usize>, &[u32])> = of_sequences.chain(of_tree).collect();
         for layer in 0..LAYERS {
             let pages = self.cache.layer(layer).expect("a layer");
-            for (part, tensor) in [(0, pages.k()), (1, pages.v())] {
+            for (part, tensor) in [(0, pages.k().expect("numbers")), (1, pages.v().expect("numbers"))] {
                 let pool = Host::of(tensor.clone());
                 let pool = Pages::new(pool.shape, self.layout, pool.f64()).expect("a pool");
                 for (owned, tokens) in &stored {

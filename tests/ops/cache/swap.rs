@@ -20,7 +20,7 @@ fn read(cache: &PagedKvCache, layers: usize, id: SequenceId) -> Vec<Vec<u64>> {
     let mut rows = Vec::new();
     for layer in 0..layers {
         let pages = cache.layer(layer).expect("a layer");
-        for tensor in [pages.k(), pages.v()] {
+        for tensor in [pages.k().expect("numbers"), pages.v().expect("numbers")] {
             let pool = Host::of(tensor.clone());
             let pool = reference::Pages::new(pool.shape, pages.layout(), pool.f64()).expect("a pool");
             let got = reference::gather_pages(&pool, table.pages(0), last).expect("a valid table");
@@ -34,7 +34,7 @@ fn append(cache: &mut PagedKvCache, layers: usize, slots: &SlotMapping, rng: &mu
     for layer in 0..layers {
         let pages = cache.layer_mut(layer).expect("a layer");
         let [k, v] = [0, 1].map(|_| {
-            let mut rows = Host::random([slots.len(), HEADS, DIM], pages.k().dtype(), rng);
+            let mut rows = Host::random([slots.len(), HEADS, DIM], pages.dtype(), rng);
             rows.values[..3].copy_from_slice(&[f32::INFINITY, -0.0, f32::NAN]);
             rows.tensor(&target.device)
         });

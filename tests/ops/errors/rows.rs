@@ -38,7 +38,7 @@ fn append() {
         let device = &target.device;
         let z = |shape: [usize; 3]| zeros(shape, device);
         let Paged { mut pages, slots, .. } = Paged::new(device);
-        let before = [bits(pages.k().clone()), bits(pages.v().clone())];
+        let before = [bits(pages.k().expect("numbers").clone()), bits(pages.v().expect("numbers").clone())];
         let good = [1, 2, 8];
         for (k, v, argument, shape) in [
             ([2, 2, 8], good, "k", "[2, 2, 8]"),
@@ -68,7 +68,11 @@ fn append() {
             append_paged_kv(&mut pages, z(good), z(good), &other),
             "append_paged_kv: `slots` is naming page 6, expected a page of the pool, below 6",
         );
-        assert_eq!([bits(pages.k().clone()), bits(pages.v().clone())], before, "a refused call wrote");
+        assert_eq!(
+            [bits(pages.k().expect("numbers").clone()), bits(pages.v().expect("numbers").clone())],
+            before,
+            "a refused call wrote"
+        );
     }
 }
 

@@ -1,0 +1,163 @@
+//! Numbers of 8 bits: what they are rounded to, and back.
+
+use cubecl::{
+    ir::{ElemType, UIntKind},
+    prelude::*,
+};
+
+use crate::math::{narrow, widen};
+use crate::tensor::{Result, contiguous};
+
+/// A format of 8 bits: sign, exponent, mantissa.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fp8 {
+    /// Four bits of exponent, three of mantissa, up to 448, NaN but no infinity (OCP).
+    E4m3,
+    /// As [`E4m3`](Self::E4m3) of half the size, up to 240; one NaN, no infinity, no negative zero (AMD CDNA3).
+    E4m3Fnuz,
+    /// Five bits of exponent, two of mantissa, up to 57344: the upper half of an f16 (OCP).
+    E5m2,
+}
+
+impl Fp8 {
+    /// Bits of the mantissa.
+    const fn mantissa(self) -> u32 {
+        match self {
+            Self::E4m3 | Self::E4m3Fnuz => 3,
+            Self::E5m2 => 2,
+        }
+    }
+
+    /// What is added to an exponent.
+    const fn bias(self) -> u32 {
+        match self {
+            Self::E4m3 => 7,
+            Self::E4m3Fnuz => 8,
+            Self::E5m2 => 15,
+        }
+    }
+
+    /// The largest number.
+    const fn max(self) -> f32 {
+        match self {
+            Self::E4m3 => 448.0,
+            Self::E4m3Fnuz => 240.0,
+            Self::E5m2 => 57344.0,
+        }
+    }
+
+    const fn nan(self) -> u32 {
+        match self {
+            Self::E4m3 | Self::E5m2 => 0x7f,
+            Self::E4m3Fnuz => 0x80,
+        }
+    }
+
+    /// `2^exponent`.
+    const fn power(exponent: i32) -> f32 {
+        f32::from_bits(((127 + exponent) as u32) << 23)
+    }
+}
+
+/// That a tensor holds codes, one byte each, and what they mean: a number is `code · scale`.
+pub struct Quantized {
+    /// What a code means.
+    pub format: Fp8,
+    /// f32, contiguous: `[1]`, or `[heads]` where a tensor has heads.
+    pub scale: TensorBinding,
+}
+
+impl Quantized {
+    /// The type of the elements of a tensor: of floats of type `dtype`, or of codes.
+    pub(crate) fn element(quantized: Option<&Self>, dtype: ElemType) -> ElemType {
+        if quantized.is_some() { ElemType::UInt(UIntKind::U8) } else { dtype }
+    }
+
+    /// The format, and the scale as an argument of a kernel.
+    pub(crate) fn unzip(quantized: Option<Self>) -> (Option<Fp8>, Option<BufferArg>) {
+        quantized.map(|Self { format, scale }| (format, scale.into_buffer_arg())).unzip()
+    }
+
+    /// Refuses all but one scale.
+    pub(crate) fn check_one(quantized: Option<&Self>, kernel: &'static str) -> Result<()> {
+        quantized.map_or(Ok(()), |quantized| contiguous(kernel, "scale", &quantized.scale, &[1]))
+    }
+}
+
+/// `x` as memory holds it: rounded to `E`, ties to even, or to the nearest code, which numbers beyond the largest take
+/// too.
+#[cube]
+pub(crate) fn encode<E: Numeric, N: Size>(
+    x: Vector<f32, N>,
+    #[comptime] format: Option<Fp8>,
+) -> Vector<E, N> {
+    #[comptime]
+    match format {
+        None => narrow::<E, N>(x),
+        Some(format) => Vector::cast_from(code::<N>(x, format)),
+    }
+}
+
+/// What [`encode`] has written, exactly.
+#[cube]
+pub(crate) fn decode<E: Numeric, N: Size>(
+    x: Vector<E, N>,
+    #[comptime] format: Option<Fp8>,
+) -> Vector<f32, N> {
+    #[comptime]
+    match format {
+        None => widen::<E, N>(x),
+        Some(format) => number::<N>(Vector::cast_from(x), format),
+    }
+}
+
+/// On the bits of f32, since not every device converts. A number that is normal in the format drops mantissa bits, rounded,
+/// and changes its bias; a smaller one is counted in units of the smallest, which adding the f32 whose last bit is that
+/// unit does.
+#[cube]
+fn code<N: Size>(x: Vector<f32, N>, #[comptime] format: Fp8) -> Vector<u32, N> {
+    let (dropped, bias) = comptime!((23 - format.mantissa(), format.bias()));
+    let (least, unit_last) =
+        comptime!((Fp8::power(1 - bias as i32), Fp8::power(24 - bias as i32 - format.mantissa() as i32)));
+    let sign = (Vector::<u32, N>::reinterpret(x) >> Vector::new(24u32)) & Vector::new(0x80u32);
+    let size = min(x.abs(), Vector::new(comptime!(format.max())));
+    let bits = Vector::<u32, N>::reinterpret(size);
+    let half = Vector::new(comptime!((1u32 << (dropped - 1)) - 1));
+    let even = (bits >> Vector::new(dropped)) & Vector::new(1u32);
+    let normal = ((bits + half + even) >> Vector::new(dropped))
+        - Vector::new(comptime!((127 - bias) << format.mantissa()));
+    let counted = Vector::<u32, N>::reinterpret(size + Vector::new(unit_last))
+        - Vector::new(comptime!(unit_last.to_bits()));
+    let magnitude = select_many(size.less_than(&Vector::new(least)), counted, normal);
+    let mut code = magnitude | sign;
+    if comptime!(matches!(format, Fp8::E4m3Fnuz)) {
+        // Where a zero would have its sign, this format has its NaN.
+        code = select_many(magnitude.equal(&Vector::new(0u32)), magnitude, code);
+    }
+    select_many(x.is_nan(), Vector::new(comptime!(format.nan())), code)
+}
+
+#[cube]
+fn number<N: Size>(code: Vector<u32, N>, #[comptime] format: Fp8) -> Vector<f32, N> {
+    let (mantissa, bias) = comptime!((format.mantissa(), format.bias()));
+    let sign = (code & Vector::new(0x80u32)) << Vector::new(24u32);
+    let magnitude = code & Vector::new(0x7fu32);
+    let rebias = comptime!((127 - bias) << 23);
+    let normal = (magnitude << Vector::new(comptime!(23 - mantissa))) + Vector::new(rebias);
+    // Not by a product with a subnormal f32, which devices may take for 0.
+    let unit = comptime!(Fp8::power(1 - bias as i32 - mantissa as i32));
+    let counted = Vector::<u32, N>::reinterpret(Vector::<f32, N>::cast_from(magnitude) * Vector::new(unit));
+    let is_small = magnitude.less_than(&Vector::new(comptime!(1u32 << mantissa)));
+    let number = Vector::<f32, N>::reinterpret(select_many(is_small, counted, normal) | sign);
+    let nan = Vector::new(f32::NAN);
+    match format {
+        Fp8::E4m3 => select_many(magnitude.equal(&Vector::new(0x7fu32)), nan, number),
+        Fp8::E4m3Fnuz => select_many(code.equal(&Vector::new(0x80u32)), nan, number),
+        Fp8::E5m2 => {
+            let infinity =
+                Vector::<f32, N>::reinterpret(Vector::new(comptime!(f32::INFINITY.to_bits())) | sign);
+            let number = select_many(magnitude.equal(&Vector::new(0x7cu32)), infinity, number);
+            select_many(magnitude.greater_than(&Vector::new(0x7cu32)), nan, number)
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Keys and values in pages, as numbers or as codes of 8 bits.
+
+use cubecl::{
+    ir::{ElemType, UIntKind},
+    prelude::*,
+};
+
+use crate::fp8::Fp8;
+use crate::tensor::{KvLayout, Result, by_slot, contiguous, rows, shape};
+
+/// The pages of a layer, and what they hold.
+pub struct Pools {
+    /// Pages of keys.
+    pub k: TensorBinding,
+    /// Pages of values.
+    pub v: TensorBinding,
+    /// The order of the axes of a page.
+    pub layout: KvLayout,
+    /// If they hold codes, and not numbers of the type of the other tensors.
+    pub quantized: Option<KvQuantized>,
+}
+
+/// That pages hold codes, one byte each: a number is `code · scale`.
+pub struct KvQuantized {
+    /// What a code means.
+    pub format: Fp8,
+    /// `[1]` or `[kv_heads]` of f32, contiguous.
+    pub k_scale: TensorBinding,
+    /// As `k_scale`.
+    pub v_scale: TensorBinding,
+}
+
+impl Pools {
+    /// These pages as `[pages, slots, kv_heads, head_dim]`, if they hold so many heads of so many elements.
+    pub(crate) fn by_slot(
+        self,
+        kernel: &'static str,
+        heads: usize,
+        [k_dim, v_dim]: [usize; 2],
+    ) -> Result<Self> {
+        rows(kernel, "k_pool", &self.k, 4)?;
+        rows(kernel, "v_pool", &self.v, 4)?;
+        let (k, v) = (by_slot(self.k, self.layout), by_slot(self.v, self.layout));
+        let [pages, page_size] = [k.shape[0], k.shape[1]];
+        for (argument, pool, dim) in [("k_pool", &k, k_dim), ("v_pool", &v, v_dim)] {
+            if pool.shape.to_vec() != [pages, page_size, heads, dim] {
+                let expected = format!("{pages} pages of {page_size} slots of {heads} x {dim}");
+                return Err(shape(kernel, argument, pool, expected));
+            }
+        }
+        if let Some(KvQuantized { k_scale, v_scale, .. }) = &self.quantized {
+            for (argument, scale) in [("k_scale", k_scale), ("v_scale", v_scale)] {
+                let scales = if scale.size() == 1 { 1 } else { heads };
+                contiguous(kernel, argument, scale, &[scales])?;
+            }
+        }
+        Ok(Self { k, v, layout: KvLayout::Nhd, quantized: self.quantized })
+    }
+}
+
+impl KvQuantized {
+    /// The type of the elements of pages: of codes, or of numbers of type `dtype`.
+    pub(crate) fn element(quantized: Option<&Self>, dtype: ElemType) -> ElemType {
+        if quantized.is_some() { ElemType::UInt(UIntKind::U8) } else { dtype }
+    }
+}
+
+/// The format, and the scales of keys and of values as arguments of a kernel.
+pub(crate) fn unzip(quantized: Option<KvQuantized>) -> (Option<Fp8>, [Option<BufferArg>; 2]) {
+    match quantized {
+        None => (None, [None, None]),
+        Some(KvQuantized { format, k_scale, v_scale }) => {
+            (Some(format), [k_scale, v_scale].map(|scale| Some(scale.into_buffer_arg())))
+        }
+    }
+}
+
+/// Where the row of a head in a slot begins, in elements of pages with these strides.
+#[cube]
+pub(crate) fn row_of(
+    slot: usize,
+    head: usize,
+    page_size: usize,
+    page_stride: usize,
+    slot_stride: usize,
+    head_stride: usize,
+) -> usize {
+    slot / page_size * page_stride + slot % page_size * slot_stride + head * head_stride
+}
+
+/// What a code of this head is multiplied with: 1, if it is a number.
+#[cube]
+pub(crate) fn scale_of(scale: &ComptimeOption<Box<[f32]>>, head: usize) -> f32 {
+    #[comptime]
+    match scale {
+        // One for all heads, or one for each.
+        ComptimeOption::Some(scale) => scale[min(head, scale.len() - 1)],
+        ComptimeOption::None => 1.0f32,
+    }
+}

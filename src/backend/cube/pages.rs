@@ -1,0 +1,175 @@
+//! Launches of what writes to pages and reads them, and of RoPE.
+
+use burn::backend::{DType, cubecl::dtype_to_storage_type};
+use burn_cubecl::{kernel::into_contiguous, tensor::CubeTensor};
+use burn_flashinfer_kernels::{
+    Quantized,
+    append::{Tokens, append, gather},
+    pages::{KvQuantized, Pools},
+    rope::{HeadNorm, Rope, Style, To, launch as rope},
+};
+
+use super::{empty_like, fp8, fresh, in_rows, index, launched, layout_of, owned};
+use crate::extension::{KvTensors, MaybeHeadNorm, MaybeScales, Pages, RopeStyle, Rotations};
+use crate::fp8::Fp8;
+use crate::options::KvLayout;
+
+type Cube = burn_cubecl::CubeBackend;
+
+/// Pages to write to: themselves if they have no other owner, copies if they have.
+fn writable(pages: Pages<Cube>) -> Pages<Cube> {
+    let own = |pool: CubeTensor| if pages.pinned { in_rows(pool) } else { owned(pool) };
+    let tensors = match pages.tensors {
+        KvTensors::Floats(k, v) => KvTensors::Floats(own(k), own(v)),
+        KvTensors::Codes(k, v) => KvTensors::Codes(own(k), own(v)),
+    };
+    Pages { tensors, ..pages }
+}
+
+/// Pages as the kernels take them.
+fn pools(pages: Pages<Cube>) -> Pools {
+    let (KvTensors::Floats(k, v) | KvTensors::Codes(k, v)) = pages.tensors;
+    let quantized = match (pages.scales, pages.format) {
+        (MaybeScales::Some(k_scale, v_scale), Some(format)) => {
+            let [k_scale, v_scale] = [k_scale, v_scale].map(|scale| into_contiguous(scale).binding());
+            Some(KvQuantized { format: fp8(format), k_scale, v_scale })
+        }
+        _ => None,
+    };
+    let [k, v] = [k, v].map(|pool| in_rows(pool).binding());
+    Pools { k, v, layout: layout_of(pages.layout), quantized }
+}
+
+/// These pages without their scales: whose codes are moved as they are.
+fn raw(pages: Pages<Cube>) -> Pages<Cube> {
+    Pages { scales: MaybeScales::None, format: None, ..pages }
+}
+
+pub(super) fn append_paged_kv(
+    pages: Pages<Cube>,
+    tokens: KvTensors<Cube>,
+    slots: CubeTensor,
+) -> KvTensors<Cube> {
+    if slots.meta.num_elements() == 0 {
+        return pages.tensors;
+    }
+    let pages = writable(pages);
+    let written = pages.tensors.clone();
+    let (k, v, pages) = match tokens {
+        KvTensors::Floats(k, v) => (k, v, pages),
+        KvTensors::Codes(k, v) => (k, v, raw(pages)),
+    };
+    let (client, dtype) = (k.client.clone(), dtype_to_storage_type(k.dtype));
+    let [k, v] = [k, v].map(|rows| in_rows(rows).binding());
+    launched(append(&client, Tokens { pools: pools(pages), k, v, slots: index(slots) }, dtype));
+    written
+}
+
+pub(super) fn gather_paged_kv(pages: Pages<Cube>, slots: CubeTensor, dtype: DType) -> KvTensors<Cube> {
+    let tokens = slots.meta.num_elements();
+    let (KvTensors::Floats(k, v) | KvTensors::Codes(k, v)) = &pages.tensors;
+    let [k, v] = [k, v].map(|pool| {
+        let shape = pool.meta.shape();
+        let heads = if pages.layout == KvLayout::Nhd { shape[2] } else { shape[1] };
+        empty_like(pool, [tokens, heads, shape[3]].into(), dtype)
+    });
+    if tokens > 0 {
+        let pages = if dtype == DType::U8 { raw(pages) } else { pages };
+        let (client, element) = (k.client.clone(), dtype_to_storage_type(dtype));
+        let [k, v] = [&k, &v].map(|rows| rows.clone().binding());
+        launched(gather(&client, Tokens { pools: pools(pages), k, v, slots: index(slots) }, element));
+    }
+    match dtype {
+        DType::U8 => KvTensors::Codes(k, v),
+        _ => KvTensors::Floats(k, v),
+    }
+}
+
+/// A launch of RoPE on queries and keys.
+struct Rotation {
+    q: CubeTensor,
+    k: CubeTensor,
+    by: Rotations<Cube>,
+}
+
+impl Rotation {
+    fn launch(self, q_out: Option<CubeTensor>, q_quantized: Option<Quantized>, to: To) {
+        let Self { q, k, by } = self;
+        let (client, dtype) = (q.client.clone(), dtype_to_storage_type(q.dtype));
+        let norm = match by.norm {
+            MaybeHeadNorm::None => None,
+            MaybeHeadNorm::Some(q_weight, k_weight, epsilon) => {
+                let [q_weight, k_weight] =
+                    [q_weight, k_weight].map(|weight| into_contiguous(weight).binding());
+                Some(HeadNorm { q_weight, k_weight, epsilon })
+            }
+        };
+        let launch = Rope {
+            q: q.binding(),
+            k: k.binding(),
+            cos_sin: in_rows(by.cos_sin).binding(),
+            positions: index(by.positions),
+            style: match by.style {
+                RopeStyle::Halves => Style::Halves,
+                RopeStyle::Interleaved => Style::Interleaved,
+            },
+            norm,
+            q_out: q_out.map(CubeTensor::binding),
+            q_quantized,
+            to,
+        };
+        launched(rope(&client, launch, dtype));
+    }
+}
+
+/// A scale for codes of `format`.
+fn quantized(format: Fp8, scale: CubeTensor) -> Option<Quantized> {
+    Some(Quantized { format: fp8(format), scale: into_contiguous(scale).binding() })
+}
+
+pub(super) fn apply_rope(q: CubeTensor, k: CubeTensor, by: Rotations<Cube>) -> (CubeTensor, CubeTensor) {
+    let (q, k) = (in_rows(q), in_rows(k));
+    // One that is copied leaves the other in place.
+    let (q_out, k_out) = (fresh(&q), fresh(&k));
+    let results = (q_out.clone().unwrap_or_else(|| q.clone()), k_out.clone().unwrap_or_else(|| k.clone()));
+    if q.meta.shape()[0] > 0 {
+        let to = k_out.map_or(To::InPlace, |k_out| To::Tensor(k_out.binding(), None));
+        Rotation { q, k, by }.launch(q_out, None, to);
+    }
+    results
+}
+
+pub(super) fn rope_quantize_fp8(
+    q: CubeTensor,
+    k: CubeTensor,
+    by: Rotations<Cube>,
+    [q_scale, k_scale]: [CubeTensor; 2],
+    format: Fp8,
+) -> (CubeTensor, CubeTensor) {
+    let (q, k) = (in_rows(q), in_rows(k));
+    let [q_out, k_out] = [&q, &k].map(|x| empty_like(x, x.meta.shape().clone(), DType::U8));
+    if q.meta.shape()[0] > 0 {
+        let to = To::Tensor(k_out.clone().binding(), quantized(format, k_scale));
+        Rotation { q, k, by }.launch(Some(q_out.clone()), quantized(format, q_scale), to);
+    }
+    (q_out, k_out)
+}
+
+pub(super) fn rope_append_paged_kv(
+    pages: Pages<Cube>,
+    [q, k, v]: [CubeTensor; 3],
+    by: Rotations<Cube>,
+    slots: CubeTensor,
+) -> (CubeTensor, KvTensors<Cube>) {
+    let (q, k, v) = (in_rows(q), in_rows(k), in_rows(v));
+    if q.meta.shape()[0] == 0 {
+        return (q, pages.tensors);
+    }
+    let pages = writable(pages);
+    let written = pages.tensors.clone();
+    let q_out = fresh(&q);
+    let rotated = q_out.clone().unwrap_or_else(|| q.clone());
+    let to = To::Pages { v: v.binding(), pools: pools(pages), slots: index(slots) };
+    Rotation { q, k, by }.launch(q_out, None, to);
+    (rotated, written)
+}

@@ -1,0 +1,292 @@
+//! Numbers of 8 bits.
+
+use burn::backend::Dispatch;
+use burn::tensor::{DType, Device, Int, Tensor};
+
+use crate::check;
+use crate::error::{Error, Result};
+use crate::extension::{MaybeFloats, Rounding, Rows};
+
+/// A format of 8 bits: sign, exponent, mantissa. Tensors hold its codes as `U8`, and a number is `code * scale`.
+///
+/// Numbers are rounded to the nearest code, ties to even, and those beyond the largest to it; NaN stays NaN.
+///
+/// ```
+/// use burn_flashinfer::Fp8;
+///
+/// assert_eq!(Fp8::E4m3.decode(Fp8::E4m3.encode(0.3)), 0.3125);
+/// assert_eq!(Fp8::E4m3.decode(Fp8::E4m3.encode(1e6)), Fp8::E4m3.max());
+/// assert!(Fp8::E5m2.decode(Fp8::E5m2.encode(f32::NAN)).is_nan());
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fp8 {
+    /// Four bits of exponent, three of mantissa, up to 448; NaN, but no infinity (OCP `e4m3fn`).
+    E4m3,
+    /// Half of [`E4m3`](Self::E4m3), up to 240; one NaN, no infinity, no negative zero: what AMD CDNA3 computes with.
+    E4m3Fnuz,
+    /// Five bits of exponent, two of mantissa, up to 57344: the upper half of an f16 (OCP).
+    E5m2,
+}
+
+impl Fp8 {
+    /// The format with three bits of mantissa that `device` computes with: [`E4m3Fnuz`](Self::E4m3Fnuz) on CDNA3,
+    /// [`E4m3`](Self::E4m3) on all others. Any device takes any format.
+    pub fn e4m3_of(device: &Device) -> Self {
+        #[cfg(feature = "cube")]
+        if let burn::backend::DispatchDevice::Cube(device) = device.clone().inner().as_dispatch()
+            && crate::backend::has_fnuz(device)
+        {
+            return Self::E4m3Fnuz;
+        }
+        let _ = device;
+        Self::E4m3
+    }
+
+    /// The largest number.
+    pub const fn max(self) -> f32 {
+        match self {
+            Self::E4m3 => 448.0,
+            Self::E4m3Fnuz => 240.0,
+            Self::E5m2 => 57344.0,
+        }
+    }
+
+    /// Bits of the mantissa, and what is added to an exponent.
+    pub(crate) const fn layout(self) -> (u32, u32) {
+        match self {
+            Self::E4m3 => (3, 7),
+            Self::E4m3Fnuz => (3, 8),
+            Self::E5m2 => (2, 15),
+        }
+    }
+
+    const fn nan(self) -> u8 {
+        match self {
+            Self::E4m3 | Self::E5m2 => 0x7f,
+            Self::E4m3Fnuz => 0x80,
+        }
+    }
+
+    /// The code nearest to `x`.
+    #[inline(always)]
+    pub const fn encode(self, x: f32) -> u8 {
+        let (mantissa, bias) = self.layout();
+        let size = if x.abs() > self.max() { self.max() } else { x.abs() };
+        // A number that is normal in the format drops bits of its mantissa and changes its bias; a smaller one is counted in
+        // units of the smallest, by adding the f32 whose last bit is that unit.
+        let dropped = 23 - mantissa;
+        let bits = size.to_bits();
+        let even = (bits >> dropped) & 1;
+        let rounded = bits.wrapping_add((1 << (dropped - 1)) - 1).wrapping_add(even) >> dropped;
+        let normal = rounded.wrapping_sub((127 - bias) << mantissa);
+        let units = f32::from_bits((127 + 24 - bias - mantissa) << 23);
+        let counted = (size + units).to_bits().wrapping_sub(units.to_bits());
+        let is_normal = size >= f32::from_bits((128 - bias) << 23);
+        let magnitude = if is_normal { normal } else { counted };
+        let sign = (x.to_bits() >> 24) & 0x80;
+        // Where a zero would have its sign, that format has its NaN.
+        let sign = if matches!(self, Self::E4m3Fnuz) && magnitude == 0 { 0 } else { sign };
+        if x.is_nan() { self.nan() } else { (magnitude | sign) as u8 }
+    }
+
+    /// The number of a code, exactly.
+    #[inline(always)]
+    pub const fn decode(self, code: u8) -> f32 {
+        let (mantissa, bias) = self.layout();
+        let (sign, magnitude) = ((code as u32 & 0x80) << 24, code as u32 & 0x7f);
+        let is_nan = match self {
+            Self::E4m3 => magnitude == 0x7f,
+            Self::E4m3Fnuz => code == 0x80,
+            Self::E5m2 => magnitude > 0x7c,
+        };
+        if is_nan {
+            return f32::NAN;
+        }
+        if matches!(self, Self::E5m2) && magnitude == 0x7c {
+            return f32::from_bits(sign | f32::INFINITY.to_bits());
+        }
+        let normal = (magnitude << (23 - mantissa)) + ((127 - bias) << 23);
+        let unit = f32::from_bits((128 - bias - mantissa) << 23);
+        let counted = (magnitude as f32 * unit).to_bits();
+        let is_small = magnitude < 1 << mantissa;
+        f32::from_bits(sign | if is_small { counted } else { normal })
+    }
+}
+
+/// How an operation rounds its result to 8 bits: it is divided by `scale` first.
+#[derive(Debug, Clone)]
+pub struct Quantization {
+    pub(crate) format: Fp8,
+    pub(crate) scale: Tensor<1>,
+}
+
+impl Quantization {
+    /// To `format`, with `scale` `[1]` of f32: a number is `code * scale`. It is trusted to be above 0.
+    ///
+    /// # Errors
+    ///
+    /// If `scale` is not one f32, or requires a gradient.
+    pub fn new(format: Fp8, scale: Tensor<1>) -> Result<Self> {
+        let scale = scales("Quantization::new", "scale", scale, 1)?;
+        Ok(Self { format, scale })
+    }
+}
+
+/// Rounding for a backend: to codes, or to the type of the rows.
+pub(crate) fn rounding(quantization: Option<&Quantization>) -> Rounding<Dispatch> {
+    match quantization {
+        None => Rounding { scale: MaybeFloats::None, format: None },
+        Some(Quantization { format, scale }) => {
+            let scale = MaybeFloats::Some(scale.clone().into_dispatch());
+            Rounding { scale, format: Some(*format) }
+        }
+    }
+}
+
+/// Refuses a quantisation on another device than `device`, or one without integers of 8 bits.
+pub(crate) fn check_quantization(
+    op: &'static str,
+    quantization: &Quantization,
+    device: &Device,
+) -> Result<()> {
+    check::same_device(op, "quantization", &quantization.scale.device(), device)?;
+    bytes(op, "quantization", device)
+}
+
+/// Rows that were not to become codes.
+pub(crate) fn numbers<const D: usize>(
+    op: &'static str,
+    rows: Rows<Dispatch>,
+    dims: [usize; D],
+) -> Result<Tensor<D>> {
+    match rows {
+        Rows::Floats(rows) => Ok(Tensor::<2>::from_dispatch(rows).reshape(dims)),
+        Rows::Codes(_) => Err(wrong_rows(op, "codes", "numbers")),
+    }
+}
+
+/// Rows that were to become codes.
+pub(crate) fn coded<const D: usize>(
+    op: &'static str,
+    rows: Rows<Dispatch>,
+    dims: [usize; D],
+) -> Result<Tensor<D, Int>> {
+    match rows {
+        Rows::Codes(rows) => Ok(Tensor::<2, Int>::from_dispatch(rows).reshape(dims)),
+        Rows::Floats(_) => Err(wrong_rows(op, "numbers", "codes")),
+    }
+}
+
+/// A backend that does not do what the extension asks of it.
+fn wrong_rows(op: &'static str, got: &str, expected: &str) -> Error {
+    Error::Read { op, argument: "x", got: got.into(), expected: expected.into() }
+}
+
+/// Refuses all but one scale, or one for each of `heads`.
+pub(crate) fn scales(
+    op: &'static str,
+    argument: &'static str,
+    scale: Tensor<1>,
+    heads: usize,
+) -> Result<Tensor<1>> {
+    check::device(op, argument, &scale.device())?;
+    if scale.dtype() != DType::F32 {
+        let got = format!("{:?}", scale.dtype());
+        return Err(Error::Dtype { op, argument, got, expected: "F32".into() });
+    }
+    check::no_gradient(op, argument, &scale)?;
+    if scale.dims() != [1] && scale.dims() != [heads] {
+        let expected = if heads == 1 { "[1]".into() } else { format!("[1] or [{heads}], one for each head") };
+        return Err(check::shape(op, argument, &scale.dims(), expected));
+    }
+    Ok(scale)
+}
+
+/// Refuses tensors that do not hold codes, and devices that cannot.
+pub(crate) fn codes<const D: usize>(
+    op: &'static str,
+    argument: &'static str,
+    tensor: &Tensor<D, Int>,
+) -> Result<()> {
+    if tensor.dtype() != DType::U8 {
+        let got = format!("{:?}", tensor.dtype());
+        return Err(Error::Dtype { op, argument, got, expected: "U8".into() });
+    }
+    bytes(op, argument, &tensor.device())
+}
+
+/// Refuses devices that have no integers of 8 bits.
+pub(crate) fn bytes(op: &'static str, argument: &'static str, device: &Device) -> Result<()> {
+    check::device(op, argument, device)?;
+    #[cfg(feature = "cube")]
+    if let burn::backend::DispatchDevice::Cube(inner) = device.clone().inner().as_dispatch()
+        && !crate::backend::has_bytes(inner)
+    {
+        let expected = "a device with integers of 8 bits".into();
+        return Err(Error::Unsupported { op, argument, got: format!("{device:?}"), expected });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FORMATS: [Fp8; 3] = [Fp8::E4m3, Fp8::E4m3Fnuz, Fp8::E5m2];
+
+    /// By definition: `(-1)^s · 2^(e - bias) · 1.m`, and `0.m` of the exponent 1 where `e` is 0.
+    fn by_definition(format: Fp8, code: u8) -> f64 {
+        let (mantissa, bias) = format.layout();
+        let (e, m) = (i32::from(code & 0x7f) >> mantissa, f64::from(code & ((1 << mantissa) - 1)));
+        let m = m / f64::from(1 << mantissa);
+        let power = |e: i32| 2f64.powi(e - bias as i32);
+        let size = if e == 0 { power(1) * m } else { power(e) * (1.0 + m) };
+        if code & 0x80 == 0 { size } else { -size }
+    }
+
+    #[test]
+    fn every_code_is_its_number() {
+        for format in FORMATS {
+            let special: &[u8] = match format {
+                Fp8::E4m3 => &[0x7f, 0xff],
+                Fp8::E4m3Fnuz => &[0x80],
+                Fp8::E5m2 => &[0x7d, 0x7e, 0x7f, 0xfd, 0xfe, 0xff],
+            };
+            for code in 0..=u8::MAX {
+                let number = format.decode(code);
+                if special.contains(&code) {
+                    assert!(number.is_nan(), "{format:?} {code:#x}");
+                } else if format == Fp8::E5m2 && code & 0x7f == 0x7c {
+                    assert_eq!(number, if code < 0x80 { f32::INFINITY } else { f32::NEG_INFINITY });
+                } else {
+                    assert_eq!(f64::from(number), by_definition(format, code), "{format:?} {code:#x}");
+                    assert_eq!(format.encode(number), code, "{format:?} {number}");
+                }
+            }
+        }
+    }
+
+    /// Between each number and the next: below, at and above the middle.
+    #[test]
+    fn rounds_to_the_nearest_and_ties_to_even() {
+        for format in FORMATS {
+            let last = format.encode(format.max());
+            for code in 0..last {
+                let (low, high) = (format.decode(code), format.decode(code + 1));
+                let middle = f32::midpoint(low, high);
+                let even = code + code % 2;
+                for (x, wanted) in [(middle.next_down(), code), (middle, even), (middle.next_up(), code + 1)]
+                {
+                    assert_eq!(format.encode(x), wanted, "{format:?} {x}");
+                    let negative = if wanted == 0 && format == Fp8::E4m3Fnuz { 0 } else { wanted | 0x80 };
+                    assert_eq!(format.encode(-x), negative, "{format:?} -{x}");
+                }
+            }
+            for x in [format.max() * 1.5, f32::MAX, f32::INFINITY] {
+                assert_eq!((format.encode(x), format.encode(-x)), (last, last | 0x80));
+            }
+            assert!(format.decode(format.encode(f32::NAN)).is_nan());
+            assert_eq!(format.encode(f32::MIN_POSITIVE / 2.0), 0);
+        }
+    }
+}
