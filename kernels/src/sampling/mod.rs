@@ -10,6 +10,7 @@ mod logits;
 mod mass;
 mod penalties;
 mod probs;
+mod search;
 mod softmax;
 mod speculative;
 
