@@ -118,51 +118,69 @@ impl Bench {
         }
     }
 
+    /// Of Gaussian logits: divided by a temperature of 1, where thousands of tokens are likely, and of 1/4, where few are.
     fn sampling(&mut self, shape: [usize; 2]) {
         let [rows, vocab] = shape;
         let (bytes, dtype) = (rows * vocab * 4, ElemType::Float(F32));
         let client = self.device.client.clone();
-        let ones = self.filled(rows, 1.0);
-        let top_p = self.filled(rows, 0.9);
-        let top_k = self.device.ints(vec![50; rows]);
+        let [top_p, min_p] = [0.9, 0.1].map(|value| self.filled(rows, value));
+        let top_k = self.device.ints(vec![40; rows]);
         let words = (0..rows as i32).flat_map(|row| [7, 0, row, 3, 0, row]).collect();
         let mut draws = self.device.ints(words);
         draws.shape = [rows, DRAW_WORDS].to_vec().into();
         draws.strides = [DRAW_WORDS, 1].to_vec().into();
         let outcome = [0, 1].map(|_| self.device.ints(vec![0; rows]));
-        let sets = self.sets(bytes, |d, seed| [seed, seed + 1].map(|seed| d.random(F32, &shape, seed)));
-        self.row("softmax", shape, 2 * bytes, &sets, |[logits, probs]| {
-            let (logits, probs) = (logits.clone(), probs.clone());
-            softmax(&client, Softmax { logits, temperature: ones.clone(), probs }, dtype).expect("launches");
-        });
-        let sample = |probs: &TensorBinding, top_k: Option<&TensorBinding>, top_p: Option<&TensorBinding>| {
-            let [samples, valid] = outcome.clone();
-            let (probs, draws) = (probs.clone(), draws.clone());
-            let (top_k, top_p) = (top_k.cloned(), top_p.cloned());
-            let sample = SampleProbs { probs, top_k, top_p, min_p: None, draws, samples, valid };
-            sample_probs(&client, sample).expect("launches");
-        };
-        self.row("sampling_from_probs", shape, bytes, &sets, |[_, probs]| sample(probs, None, None));
-        self.row("top_p_sampling_from_probs", shape, bytes, &sets, |[_, probs]| {
-            sample(probs, None, Some(&top_p))
-        });
-        self.row("top_k_sampling_from_probs", shape, bytes, &sets, |[_, probs]| {
-            sample(probs, Some(&top_k), None)
-        });
-        self.row("top_k_top_p_sampling_from_probs", shape, bytes, &sets, |[_, probs]| {
-            sample(probs, Some(&top_k), Some(&top_p));
-        });
-        self.row("sampling_from_logits", shape, bytes, &sets, |[logits, _]| {
-            let [samples, valid] = outcome.clone();
-            let (logits, draws) = (logits.clone(), draws.clone());
-            let sample = SampleLogits { logits, temperature: ones.clone(), draws, samples, valid };
-            sample_logits(&client, sample, dtype).expect("launches");
-        });
-        self.row("top_p_renorm_probs", shape, 2 * bytes, &sets, |[logits, probs]| {
-            let (x, y, by) = (probs.clone(), logits.clone(), Limit::TopP(top_p.clone()));
-            let keep = KeepLikely { x, by, y, output: Output::Renormalised };
-            keep_likely(&client, keep, dtype).expect("launches");
-        });
+        let sets = self.sets(bytes, |d, seed| [0, 1, 2].map(|i| d.random(F32, &shape, seed + i)));
+        for (kind, temperature) in [("", 1.0), (" peaked", 0.25)] {
+            let temperature = self.filled(rows, temperature);
+            let name = |op: &str| format!("{op}{kind}");
+            self.row(&name("softmax"), shape, 2 * bytes, &sets, |[logits, probs, _]| {
+                let (logits, probs) = (logits.clone(), probs.clone());
+                let temperature = temperature.clone();
+                softmax(&client, Softmax { logits, temperature, probs }, dtype).expect("launches");
+            });
+            self.row(&name("sampling_from_logits"), shape, bytes, &sets, |[logits, ..]| {
+                let [samples, valid] = outcome.clone();
+                let (logits, draws, temperature) = (logits.clone(), draws.clone(), temperature.clone());
+                let sample = SampleLogits { logits, temperature, draws, samples, valid };
+                sample_logits(&client, sample, dtype).expect("launches");
+            });
+            for (op, filters) in [
+                ("sampling_from_probs", 0),
+                ("top_k_sampling_from_probs", 1),
+                ("top_p_sampling_from_probs", 2),
+                ("top_k_top_p_sampling_from_probs", 3),
+                ("min_p_sampling_from_probs", 4),
+            ] {
+                self.row(&name(op), shape, bytes, &sets, |[_, probs, _]| {
+                    let [samples, valid] = outcome.clone();
+                    let of =
+                        |bit: usize, filter: &TensorBinding| (filters & bit != 0).then(|| filter.clone());
+                    let sample = SampleProbs {
+                        probs: probs.clone(),
+                        top_k: of(1, &top_k),
+                        top_p: of(2, &top_p),
+                        min_p: of(4, &min_p),
+                        draws: draws.clone(),
+                        samples,
+                        valid,
+                    };
+                    sample_probs(&client, sample).expect("launches");
+                });
+            }
+            for (op, by_count, output) in [
+                ("top_k_renorm_probs", true, Output::Renormalised),
+                ("top_p_renorm_probs", false, Output::Renormalised),
+                ("top_k_mask_logits", true, Output::Masked),
+            ] {
+                self.row(&name(op), shape, 2 * bytes, &sets, |[logits, probs, y]| {
+                    let x = if output == Output::Masked { logits } else { probs }.clone();
+                    let by = if by_count { Limit::TopK(top_k.clone()) } else { Limit::TopP(top_p.clone()) };
+                    let keep = KeepLikely { x, by, y: y.clone(), output };
+                    keep_likely(&client, keep, dtype).expect("launches");
+                });
+            }
+        }
     }
 }
 
@@ -174,7 +192,7 @@ fn main() {
         bench.norms(shape);
         bench.activations(shape);
     }
-    for shape in [[128, 128256], [1, 128256]] {
+    for shape in [[128, 128_256], [8, 128_256], [1, 128_256]] {
         bench.copy([shape[0], 2 * shape[1]]);
         bench.sampling(shape);
     }
