@@ -301,3 +301,86 @@ fn the_likely_are_kept() {
         }
     }
 }
+
+/// More numbers where the threshold is than there is room for candidates: equals, numbers that differ in their last bits
+/// only, most of the mass in one of them, or none above 2^-40.
+#[test]
+fn crowds_at_the_threshold() {
+    let client = client();
+    let mut random = Random::new(26);
+    let vocab = 12_000;
+    let close = |at: f64, by: f64, random: &mut Random| at * (1.0 + by * random.unit());
+    let rows: Vec<Vec<f64>> = (0..6)
+        .map(|kind| {
+            let mut p = |i: usize| match kind {
+                0 => 1e-4,
+                1 => [1e-4, 2e-4][i % 2],
+                2 => close(1e-4, 1e-4, &mut random),
+                3 if i == 77 => 0.9,
+                3 => close(1e-5, 0.9, &mut random),
+                4 => close(1e-13, 0.99, &mut random),
+                _ => close(1e-4, 0.005, &mut random),
+            };
+            (0..vocab).map(|i| Type::F32.round(p(i))).collect()
+        })
+        .collect();
+    let probs = rows.concat();
+    let top_k = [1, 5000, 6000, 7, 4097, 11_999];
+    let top_p = [0.5, 0.9, 0.7, 0.95, 1e-9, 0.31].map(|p| Type::F32.round(p));
+    for by_count in [true, false] {
+        let counts = |row: usize, least: f64| {
+            let above = || rows[row].iter().filter(|p| **p > least);
+            match by_count {
+                true => above().count() < top_k[row] as usize,
+                false => above().map(|&p| mass(p)).sum::<u64>() < mass(top_p[row]).max(1),
+            }
+        };
+        let least: Vec<f64> = (0..rows.len())
+            .map(|row| {
+                let mut sorted = rows[row].clone();
+                sorted.sort_by(f64::total_cmp);
+                sorted[sorted.partition_point(|&p| !counts(row, p))]
+            })
+            .collect();
+        let tensor = Device::new(&client, Type::F32, &probs, &[rows.len(), vocab]);
+        let limit = || match by_count {
+            true => ints(&client, &top_k),
+            false => Device::new(&client, Type::F32, &top_p, &[rows.len()]).binding(),
+        };
+        let y = Device::poisoned(&client, Type::F32, &[rows.len(), vocab]);
+        let by = if by_count { Limit::TopK(limit()) } else { Limit::TopP(limit()) };
+        let keep = KeepLikely { x: tensor.binding(), by, y: y.binding(), output: Output::Renormalised };
+        keep_likely(&client, keep, Type::F32.elem()).expect("launches");
+        let kept = y.read(&client);
+        for (at, (kept, p)) in kept.iter().zip(&probs).enumerate() {
+            let row = at / vocab;
+            assert_eq!(*kept > 0.0, *p >= least[row], "by count {by_count}: row {row}, {p} at {at}");
+        }
+        let draws = Draws::new(rows.len(), 3, &mut random);
+        let got = draws.samples(&client, |samples, valid| {
+            let sample = SampleProbs {
+                probs: tensor.binding(),
+                top_k: by_count.then(limit),
+                top_p: (!by_count).then(limit),
+                min_p: None,
+                draws: draws.binding(&client),
+                samples,
+                valid,
+            };
+            sample_probs(&client, sample).expect("launches");
+        });
+        for (draw, got) in got.into_iter().enumerate() {
+            let row = draw / 3;
+            let masses = || rows[row].iter().map(|&p| if p >= least[row] { mass(p) } else { 0 });
+            let words = draws.words(draw, 0);
+            let random = u128::from(words[0]) << 32 | u128::from(words[1]);
+            let mut rest = ((u128::from(masses().sum::<u64>()) * random) >> 64) as u64;
+            let wanted = masses().position(|mass| {
+                let is_here = rest < mass;
+                rest = rest.wrapping_sub(mass);
+                is_here
+            });
+            assert_eq!(got, wanted, "by count {by_count}: draw {draw}");
+        }
+    }
+}
