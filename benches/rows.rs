@@ -10,8 +10,8 @@ mod device;
 use burn_flashinfer_kernels::activation::{ActAndMul, Activation, launch as act_and_mul};
 use burn_flashinfer_kernels::norm::{Add, Norm, Scaling, launch as norm};
 use burn_flashinfer_kernels::sampling::{
-    DRAW_WORDS, KeepLikely, Limit, Output, SampleLogits, SampleProbs, Softmax, keep_likely, sample_logits,
-    sample_probs, softmax,
+    self, DRAW_WORDS, KeepLikely, Limit, Output, SampleLogits, SampleProbs, Softmax, TopK, keep_likely,
+    sample_logits, sample_probs, softmax,
 };
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
@@ -131,6 +131,15 @@ impl Bench {
         draws.strides = [DRAW_WORDS, 1].to_vec().into();
         let outcome = [0, 1].map(|_| self.device.ints(vec![0; rows]));
         let sets = self.sets(bytes, |d, seed| [0, 1, 2].map(|i| d.random(F32, &shape, seed + i)));
+        for k in [40, 2048] {
+            let values = self.device.random(F32, &[rows, k], 1);
+            let mut ids = self.device.ints(vec![0; rows * k]);
+            (ids.shape, ids.strides) = (values.shape.clone(), values.strides.clone());
+            self.row(&format!("top_k {k}"), shape, bytes, &sets, |[x, ..]| {
+                let (x, values, ids) = (x.clone(), values.clone(), ids.clone());
+                sampling::top_k(&client, TopK { x, values, ids }, dtype).expect("launches");
+            });
+        }
         for (kind, temperature) in [("", 1.0), (" peaked", 0.25)] {
             let temperature = self.filled(rows, temperature);
             let name = |op: &str| format!("{op}{kind}");

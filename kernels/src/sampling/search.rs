@@ -14,6 +14,7 @@
 use cubecl::prelude::*;
 
 use super::mass::{ZERO, key_of, mass, mass_of_key};
+use super::top_k::MOST_TOP_K;
 use crate::DeviceProfile;
 use crate::math::widen;
 use crate::team::{Team, group_max, group_sum, group_sums, meet};
@@ -46,7 +47,7 @@ const LOW: usize = 0;
 const HIGH: usize = 1;
 const FROM_LOW: usize = 2;
 const FROM_HIGH: usize = 3;
-const COLLECTED: usize = 4;
+pub(crate) const COLLECTED: usize = 4;
 /// Bits that a candidate's key takes, as a difference; the others are its segment.
 const KEY_BITS: u32 = 29;
 
@@ -73,7 +74,7 @@ impl Search {
     /// A search without limits, in rows of `vocab` numbers.
     pub(crate) fn new(device: &DeviceProfile, team: Team, lanes: usize, vocab: usize) -> Self {
         // 32 KiB at most, beside 4 KiB of sums.
-        let most = if device.shared_memory >= 40 << 10 { 4096 } else { 1024 };
+        let most = if device.shared_memory >= 40 << 10 { 4096 } else { MOST_TOP_K };
         let size = vocab.next_power_of_two().clamp(64, most);
         Self {
             team,
@@ -101,7 +102,7 @@ impl Search {
     }
 
     /// The least key that may count.
-    fn least(self) -> u32 {
+    pub(crate) fn least(self) -> u32 {
         if self.of_probs { ZERO + 1 } else { 1 }
     }
 
@@ -159,14 +160,14 @@ pub(crate) struct Kept {
 /// The shared memory of a cube, and where in it a row has its part: it is one of several, or the only one.
 #[derive(CubeType)]
 pub(crate) struct Memory {
-    tallies: Shared<[Atomic<u32>]>,
+    pub tallies: Shared<[Atomic<u32>]>,
     /// What a key exceeds the bracket's lower end by, and its segment.
-    candidates: Shared<[u32]>,
+    pub candidates: Shared<[u32]>,
     /// `[SLOTS, groups]` for each row.
     sums: Shared<[u64]>,
     /// `[FOUND]` for each row.
     found: Shared<[Atomic<u32>]>,
-    row: usize,
+    pub row: usize,
     pub unit: usize,
 }
 
@@ -224,7 +225,12 @@ impl Memory {
         self.found[self.row * FOUND + which].load()
     }
 
-    fn find(&self, which: usize, value: u32) {
+    /// A place for one more that is collected.
+    pub(crate) fn collected(&self) -> u32 {
+        self.found[self.row * FOUND + COLLECTED].fetch_add(1u32)
+    }
+
+    pub(crate) fn find(&self, which: usize, value: u32) {
         self.found[self.row * FOUND + which].store(value);
     }
 }
@@ -598,7 +604,7 @@ fn collect<F: Float, N: Size>(
                         }
                         if comptime!(search.is_limited()) {
                             if key >= low && !counts {
-                                let at = memory.found[memory.row * FOUND + COLLECTED].fetch_add(1u32);
+                                let at = memory.collected();
                                 // There is room for all of them.
                                 if at < comptime!(candidates as u32) {
                                     let candidate = (key - bracket.low) | u32::cast_from(segment) << KEY_BITS;

@@ -1,8 +1,8 @@
 //! Softmax and sampling, beside the same arithmetic on the host.
 
 use burn_flashinfer_kernels::sampling::{
-    DRAW_WORDS, KeepLikely, Limit, Output, SampleLogits, SampleProbs, Softmax, keep_likely, sample_logits,
-    sample_probs, softmax,
+    DRAW_WORDS, KeepLikely, Limit, Output, SampleLogits, SampleProbs, Softmax, TopK, keep_likely,
+    sample_logits, sample_probs, softmax, top_k,
 };
 use cubecl::{client::Client, prelude::TensorBinding, server::Handle};
 
@@ -381,6 +381,45 @@ fn crowds_at_the_threshold() {
                 is_here
             });
             assert_eq!(got, wanted, "by count {by_count}: draw {draw}");
+        }
+    }
+}
+
+/// Sorted, the first of equals first and NaN last, whatever the type; among more equals than there is room for, too.
+#[test]
+fn the_largest_are_sorted() {
+    let client = client();
+    let mut random = Random::new(27);
+    for dtype in TYPES {
+        for (vocab, k) in [(1, 1), (7, 7), (111, 5), (514, 514), (4099, 300), (9000, 2048)] {
+            let mut x = random.floats(3 * vocab, dtype, 8.0);
+            // Of a row of few values most are equal; one is of NaN and of what there is below all others.
+            (0..vocab).for_each(|i| x[vocab + i] = [1.0, -1.0, 1.0, 2.0][random.below(64) / 20]);
+            x[vocab..2 * vocab].iter_mut().step_by(50).for_each(|x| *x = f64::INFINITY);
+            x[2 * vocab..].iter_mut().skip(3).for_each(|x| *x = f64::NEG_INFINITY);
+            x[2 * vocab..].iter_mut().step_by(2).for_each(|x| *x = f64::NAN);
+            let strided = Device::strided(&client, dtype, &x, &[3, vocab], &[vocab + 8, 1]);
+            let values = Device::poisoned(&client, dtype, &[3, k]);
+            let ids = upload(&client, &vec![-1; 3 * k]);
+            let top =
+                TopK { x: strided.binding(), values: values.binding(), ids: binding(&ids, &[3, k], &[k, 1]) };
+            top_k(&client, top, dtype.elem()).expect("launches");
+            let got = values.read(&client);
+            let bytes = client.read_one_unchecked(ids);
+            let ids = bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap()) as usize);
+            let sorted = |row: &[f64]| {
+                let mut order: Vec<usize> = (0..vocab).collect();
+                let size = |id: usize| if row[id].is_nan() { (0, 0.0) } else { (1, row[id]) };
+                order.sort_by(|&a, &b| size(b).partial_cmp(&size(a)).unwrap());
+                order
+            };
+            let orders: Vec<Vec<usize>> = x.chunks_exact(vocab).map(sorted).collect();
+            for (at, id) in ids.take(3 * k).enumerate() {
+                let (row, order) = (&x[at / k * vocab..][..vocab], &orders[at / k]);
+                let what = format!("{dtype:?}, {k} of {vocab}, row {}, place {}", at / k, at % k);
+                assert_eq!(id, order[at % k], "{what}");
+                assert!(got[at] == row[id] || (got[at].is_nan() && row[id].is_nan()), "{what}: {}", got[at]);
+            }
         }
     }
 }
