@@ -8,11 +8,15 @@
 mod device;
 
 use burn_flashinfer_kernels::activation::{ActAndMul, Activation, launch as act_and_mul};
+use burn_flashinfer_kernels::append::{Tokens, append};
 use burn_flashinfer_kernels::norm::{Add, Norm, Scaling, launch as norm};
+use burn_flashinfer_kernels::pages::{KvQuantized, Pools};
+use burn_flashinfer_kernels::rope::{HeadNorm, Rope, Style, To, launch as apply_rope};
 use burn_flashinfer_kernels::sampling::{
-    DRAW_WORDS, KeepLikely, Limit, Output, SampleLogits, SampleProbs, Softmax, keep_likely, sample_logits,
-    sample_probs, softmax,
+    self, DRAW_WORDS, KeepLikely, Limit, Output, SampleLogits, SampleProbs, Softmax, TopK, keep_likely,
+    sample_logits, sample_probs, softmax,
 };
+use burn_flashinfer_kernels::{Fp8, KvLayout, Quantized};
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 use device::{Device, tensor};
@@ -106,6 +110,124 @@ impl Bench {
         });
     }
 
+    /// Norms and products in 8 bits: half as many bytes are written.
+    fn quantized(&mut self, shape: [usize; 2]) {
+        let [rows, width] = shape;
+        let (elements, dtype) = (rows * width, ElemType::Float(BF16));
+        let client = self.device.client.clone();
+        let scale = self.filled(1, 0.05);
+        let e4m3 = || Some(Quantized { format: Fp8::E4m3, scale: scale.clone() });
+        let sets = self.sets(3 * elements, |d, seed| {
+            let codes = d.ints(vec![0; elements.div_ceil(4)]);
+            let codes = TensorBinding { shape: shape.into(), strides: [width, 1].into(), ..codes };
+            (d.random(BF16, &shape, seed), d.random(BF16, &[width], seed), codes)
+        });
+        self.row("rms_norm_quant", shape, 3 * elements, &sets, |(x, weight, codes)| {
+            let (x, y, scaling) = (x.clone(), Some(codes.clone()), Scaling::Rms(weight.clone()));
+            let norm_quant = Norm { x, add: None, scaling, y, quantized: e4m3(), epsilon: 1e-5 };
+            norm(&client, norm_quant, dtype, dtype).expect("launches");
+        });
+        let sets = self.sets(5 * elements, |d, seed| {
+            let codes = d.ints(vec![0; elements.div_ceil(4)]);
+            let codes = TensorBinding { shape: shape.into(), strides: [width, 1].into(), ..codes };
+            (d.random(BF16, &[rows, 2 * width], seed), codes)
+        });
+        self.row("silu_and_mul_quant", shape, 5 * elements, &sets, |(x, codes)| {
+            let (x, y) = (x.clone(), codes.clone());
+            let act = ActAndMul { x, y, quantized: e4m3(), activation: Activation::Silu };
+            act_and_mul(&client, act, dtype).expect("launches");
+        });
+    }
+
+    /// RoPE and cache writes of 32 query and 8 key heads of 128 elements.
+    fn heads(&mut self, tokens: usize) {
+        let (q_heads, kv_heads, dim, page) = (32, 8, 128, 16);
+        let (q_bytes, kv_bytes) = (tokens * q_heads * dim * 2, tokens * kv_heads * dim * 2);
+        let (shape, dtype) = ([tokens, (q_heads + 2 * kv_heads) * dim], ElemType::Float(BF16));
+        let client = self.device.client.clone();
+        let count = || self.device.ints((0..tokens as i32).collect());
+        let cos_sin = self.device.random(F32, &[tokens, dim], 2);
+        let (positions, slots, scale) = (count(), count(), self.filled(1, 0.05));
+        let pool = [tokens.div_ceil(page), page, kv_heads, dim];
+        let sets = self.sets(2 * (q_bytes + 2 * kv_bytes), |d, seed| {
+            let codes = || {
+                let codes = d.ints(vec![0; pool.iter().product::<usize>() / 4]);
+                let strides = [page * kv_heads * dim, kv_heads * dim, dim, 1];
+                TensorBinding { shape: pool.into(), strides: strides.into(), ..codes }
+            };
+            let new = |heads, seed| d.random(BF16, &[tokens, heads, dim], seed);
+            (
+                [new(q_heads, seed), new(q_heads, seed + 1)],
+                [new(kv_heads, seed + 2), new(kv_heads, seed + 3)],
+                [d.random(BF16, &pool, seed + 4), d.random(BF16, &pool, seed + 5)],
+                [codes(), codes()],
+            )
+        });
+        let head_norm = self.device.random(BF16, &[dim], 3);
+        let bench = |q: &[TensorBinding; 2], k: &TensorBinding, norm: bool, to: To| {
+            let norm = norm.then(|| HeadNorm {
+                q_weight: head_norm.clone(),
+                k_weight: head_norm.clone(),
+                epsilon: 1e-6,
+            });
+            let rope = Rope {
+                q: q[0].clone(),
+                k: k.clone(),
+                cos_sin: cos_sin.clone(),
+                positions: positions.clone(),
+                style: Style::Halves,
+                norm,
+                q_out: Some(q[1].clone()),
+                q_quantized: None,
+                to,
+            };
+            apply_rope(&client, rope, dtype).expect("launches");
+        };
+        let pools = |[k, v]: &[TensorBinding; 2], quantized: bool| Pools {
+            k: k.clone(),
+            v: v.clone(),
+            layout: KvLayout::Nhd,
+            quantized: quantized.then(|| KvQuantized {
+                format: Fp8::E4m3,
+                k_scale: scale.clone(),
+                v_scale: scale.clone(),
+            }),
+        };
+        self.row("rope", shape, 2 * (q_bytes + kv_bytes), &sets, |(q, [k, v], ..)| {
+            bench(q, k, false, To::Tensor(v.clone(), None));
+        });
+        self.row("rope in place", shape, 2 * (q_bytes + kv_bytes), &sets, |(q, [k, _], ..)| {
+            let rope = Rope {
+                q: q[0].clone(),
+                k: k.clone(),
+                cos_sin: cos_sin.clone(),
+                positions: positions.clone(),
+                style: Style::Halves,
+                norm: None,
+                q_out: None,
+                q_quantized: None,
+                to: To::InPlace,
+            };
+            apply_rope(&client, rope, dtype).expect("launches");
+        });
+        self.row("append", shape, 4 * kv_bytes, &sets, |(_, [k, v], paged, _)| {
+            let tokens =
+                Tokens { pools: pools(paged, false), k: k.clone(), v: v.clone(), slots: slots.clone() };
+            append(&client, tokens, dtype).expect("launches");
+        });
+        for (op, norm, fp8, written) in [
+            ("rope_append", false, false, 2 * kv_bytes),
+            ("qk_rms_norm_rope_append", true, false, 2 * kv_bytes),
+            ("rope_append fp8", false, true, kv_bytes),
+        ] {
+            let bytes = 2 * q_bytes + 2 * kv_bytes + written;
+            self.row(op, shape, bytes, &sets, |(q, [k, v], paged, codes)| {
+                let pools = pools(if fp8 { codes } else { paged }, fp8);
+                bench(q, k, norm, To::Pages { v: v.clone(), pools, slots: slots.clone() });
+            });
+        }
+    }
+
     fn activations(&mut self, shape: [usize; 2]) {
         let [rows, width] = shape;
         let (bytes, dtype) = (rows * width * 2, ElemType::Float(BF16));
@@ -121,51 +243,78 @@ impl Bench {
         }
     }
 
+    /// Of Gaussian logits: divided by a temperature of 1, where thousands of tokens are likely, and of 1/4, where few are.
     fn sampling(&mut self, shape: [usize; 2]) {
         let [rows, vocab] = shape;
         let (bytes, dtype) = (rows * vocab * 4, ElemType::Float(F32));
         let client = self.device.client.clone();
-        let ones = self.filled(rows, 1.0);
-        let top_p = self.filled(rows, 0.9);
-        let top_k = self.device.ints(vec![50; rows]);
+        let [top_p, min_p] = [0.9, 0.1].map(|value| self.filled(rows, value));
+        let top_k = self.device.ints(vec![40; rows]);
         let words = (0..rows as i32).flat_map(|row| [7, 0, row, 3, 0, row]).collect();
         let mut draws = self.device.ints(words);
         draws.shape = [rows, DRAW_WORDS].to_vec().into();
         draws.strides = [DRAW_WORDS, 1].to_vec().into();
         let outcome = [0, 1].map(|_| self.device.ints(vec![0; rows]));
-        let sets = self.sets(bytes, |d, seed| [seed, seed + 1].map(|seed| d.random(F32, &shape, seed)));
-        self.row("softmax", shape, 2 * bytes, &sets, |[logits, probs]| {
-            let (logits, probs) = (logits.clone(), probs.clone());
-            softmax(&client, Softmax { logits, temperature: ones.clone(), probs }, dtype).expect("launches");
-        });
-        let sample = |probs: &TensorBinding, top_k: Option<&TensorBinding>, top_p: Option<&TensorBinding>| {
-            let [samples, valid] = outcome.clone();
-            let (probs, draws) = (probs.clone(), draws.clone());
-            let (top_k, top_p) = (top_k.cloned(), top_p.cloned());
-            let sample = SampleProbs { probs, top_k, top_p, min_p: None, draws, samples, valid };
-            sample_probs(&client, sample).expect("launches");
-        };
-        self.row("sampling_from_probs", shape, bytes, &sets, |[_, probs]| sample(probs, None, None));
-        self.row("top_p_sampling_from_probs", shape, bytes, &sets, |[_, probs]| {
-            sample(probs, None, Some(&top_p))
-        });
-        self.row("top_k_sampling_from_probs", shape, bytes, &sets, |[_, probs]| {
-            sample(probs, Some(&top_k), None)
-        });
-        self.row("top_k_top_p_sampling_from_probs", shape, bytes, &sets, |[_, probs]| {
-            sample(probs, Some(&top_k), Some(&top_p));
-        });
-        self.row("sampling_from_logits", shape, bytes, &sets, |[logits, _]| {
-            let [samples, valid] = outcome.clone();
-            let (logits, draws) = (logits.clone(), draws.clone());
-            let sample = SampleLogits { logits, temperature: ones.clone(), draws, samples, valid };
-            sample_logits(&client, sample, dtype).expect("launches");
-        });
-        self.row("top_p_renorm_probs", shape, 2 * bytes, &sets, |[logits, probs]| {
-            let (x, y, by) = (probs.clone(), logits.clone(), Limit::TopP(top_p.clone()));
-            let keep = KeepLikely { x, by, y, output: Output::Renormalised };
-            keep_likely(&client, keep, dtype).expect("launches");
-        });
+        let sets = self.sets(bytes, |d, seed| [0, 1, 2].map(|i| d.random(F32, &shape, seed + i)));
+        for k in [40, 2048] {
+            let values = self.device.random(F32, &[rows, k], 1);
+            let mut ids = self.device.ints(vec![0; rows * k]);
+            (ids.shape, ids.strides) = (values.shape.clone(), values.strides.clone());
+            self.row(&format!("top_k {k}"), shape, bytes, &sets, |[x, ..]| {
+                let (x, values, ids) = (x.clone(), values.clone(), ids.clone());
+                sampling::top_k(&client, TopK { x, values, ids }, dtype).expect("launches");
+            });
+        }
+        for (kind, temperature) in [("", 1.0), (" peaked", 0.25)] {
+            let temperature = self.filled(rows, temperature);
+            let name = |op: &str| format!("{op}{kind}");
+            self.row(&name("softmax"), shape, 2 * bytes, &sets, |[logits, probs, _]| {
+                let (logits, probs) = (logits.clone(), probs.clone());
+                let temperature = temperature.clone();
+                softmax(&client, Softmax { logits, temperature, probs }, dtype).expect("launches");
+            });
+            self.row(&name("sampling_from_logits"), shape, bytes, &sets, |[logits, ..]| {
+                let [samples, valid] = outcome.clone();
+                let (logits, draws, temperature) = (logits.clone(), draws.clone(), temperature.clone());
+                let sample = SampleLogits { logits, temperature, draws, samples, valid };
+                sample_logits(&client, sample, dtype).expect("launches");
+            });
+            for (op, filters) in [
+                ("sampling_from_probs", 0),
+                ("top_k_sampling_from_probs", 1),
+                ("top_p_sampling_from_probs", 2),
+                ("top_k_top_p_sampling_from_probs", 3),
+                ("min_p_sampling_from_probs", 4),
+            ] {
+                self.row(&name(op), shape, bytes, &sets, |[_, probs, _]| {
+                    let [samples, valid] = outcome.clone();
+                    let of =
+                        |bit: usize, filter: &TensorBinding| (filters & bit != 0).then(|| filter.clone());
+                    let sample = SampleProbs {
+                        probs: probs.clone(),
+                        top_k: of(1, &top_k),
+                        top_p: of(2, &top_p),
+                        min_p: of(4, &min_p),
+                        draws: draws.clone(),
+                        samples,
+                        valid,
+                    };
+                    sample_probs(&client, sample).expect("launches");
+                });
+            }
+            for (op, by_count, output) in [
+                ("top_k_renorm_probs", true, Output::Renormalised),
+                ("top_p_renorm_probs", false, Output::Renormalised),
+                ("top_k_mask_logits", true, Output::Masked),
+            ] {
+                self.row(&name(op), shape, 2 * bytes, &sets, |[logits, probs, y]| {
+                    let x = if output == Output::Masked { logits } else { probs }.clone();
+                    let by = if by_count { Limit::TopK(top_k.clone()) } else { Limit::TopP(top_p.clone()) };
+                    let keep = KeepLikely { x, by, y: y.clone(), output };
+                    keep_likely(&client, keep, dtype).expect("launches");
+                });
+            }
+        }
     }
 }
 
@@ -176,8 +325,12 @@ fn main() {
         bench.copy(shape);
         bench.norms(shape);
         bench.activations(shape);
+        bench.quantized(shape);
     }
-    for shape in [[128, 128256], [1, 128256]] {
+    for tokens in [8192, 64] {
+        bench.heads(tokens);
+    }
+    for shape in [[128, 128_256], [8, 128_256], [1, 128_256]] {
         bench.copy([shape[0], 2 * shape[1]]);
         bench.sampling(shape);
     }

@@ -4,6 +4,7 @@ use cubecl::{client::Client, prelude::*};
 
 use crate::DeviceProfile;
 use crate::grid::cover;
+use crate::isa::{Arch, nvidia};
 use crate::tensor::Result;
 
 /// Who works on a row: a cube is one row, or `rows` rows of one unit each.
@@ -13,9 +14,18 @@ pub(crate) struct Team {
     pub rows: usize,
     /// Units of a row.
     pub units: usize,
+    /// Neighbours that exchange numbers without shared memory.
+    pub group: usize,
+    /// Whether all lanes of a plane can be waited for when they exchange numbers, wherever they are.
+    is_nvidia: bool,
 }
 
 impl Team {
+    /// How many groups a row has.
+    pub(crate) fn groups(self) -> usize {
+        self.units / self.group
+    }
+
     /// The team for `rows` rows of `vectors` vectors, of at most `most` units, and the launch that has it.
     pub(crate) fn of(
         kernel: &'static str,
@@ -35,7 +45,10 @@ impl Team {
             }
         };
         let count = cover(kernel, rows.div_ceil(cube_rows as usize), device.max_cubes)?;
-        let team = Self { rows: cube_rows as usize, units: units as usize };
+        // A plane may be narrower than the widest that a device has.
+        let group = units.min(device.plane).min(32) as usize;
+        let is_nvidia = matches!(device.arch, Arch::Sm(_));
+        let team = Self { rows: cube_rows as usize, units: units as usize, group, is_nvidia };
         Ok((team, count, CubeDim::new_1d(units * cube_rows)))
     }
 }
@@ -105,4 +118,60 @@ fn groups(units: usize) -> usize {
         groups *= 2;
     }
     groups
+}
+
+/// The number of the unit `1 << step` away in the group.
+#[cube]
+fn exchanged(x: u32, #[comptime] step: u32, #[comptime] team: Team) -> u32 {
+    if comptime!(team.is_nvidia) {
+        // CubeCL asks which lanes are active, and would not wait for the others of a plane that has diverged.
+        u32::reinterpret(nvidia::shuffle_xor(f32::reinterpret(x), comptime!(1usize << step)))
+    } else {
+        plane_shuffle_xor(x, comptime!(1u32 << step))
+    }
+}
+
+/// [`exchanged`], in two halves.
+#[cube]
+fn exchanged_wide(x: u64, #[comptime] step: u32, #[comptime] team: Team) -> u64 {
+    let low = exchanged(u32::cast_from(x & 0xffff_ffffu64), step, team);
+    let high = exchanged(u32::cast_from(x >> 32u64), step, team);
+    (u64::cast_from(high) << 32u64) + u64::cast_from(low)
+}
+
+/// The sum over the units of a group, in each.
+#[cube]
+pub(crate) fn group_sum(part: u64, #[comptime] team: Team) -> u64 {
+    let mut sum = part;
+    #[unroll]
+    for step in 0..comptime!(team.group.ilog2()) {
+        sum += exchanged_wide(sum, step, team);
+    }
+    sum
+}
+
+/// The largest of a group.
+#[cube]
+pub(crate) fn group_max(part: u32, #[comptime] team: Team) -> u32 {
+    let mut highest = part;
+    #[unroll]
+    for step in 0..comptime!(team.group.ilog2()) {
+        highest = max(highest, exchanged(highest, step, team));
+    }
+    highest
+}
+
+/// The sum over the units of a group, and over those that come after this one.
+#[cube]
+pub(crate) fn group_sums(part: u64, unit: usize, #[comptime] team: Team) -> (u64, u64) {
+    let mut sum = part;
+    let mut later = 0u64;
+    #[unroll]
+    for step in 0..comptime!(team.group.ilog2()) {
+        let other = exchanged_wide(sum, step, team);
+        let is_later = (unit >> comptime!(step as usize)) & 1 == 0;
+        later += select(is_later, other, 0u64);
+        sum += other;
+    }
+    (sum, later)
 }

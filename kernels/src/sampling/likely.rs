@@ -1,31 +1,19 @@
 //! The most likely tokens of each row: their probabilities made a distribution, or the logits of all others masked.
 //!
-//! What counts reaches a threshold, the smallest number above which there is less than a limit: fewer than `top_k` tokens,
-//! or less than `top_p` probability. Numbers are compared as integers in the same order. After a first pass over the row,
-//! which finds their range, each pass tries eight of them between the highest that is known to be too low and the lowest
-//! that is known not to be, and it narrows these two to what there is in the row: the search ends when that is one number.
+//! What counts reaches from a number on, the smallest above which there is less than a limit, which is
+//! [searched](super::search) for: fewer than `top_k` tokens, or less than `top_p` probability. With two passes over the row
+//! for that, and one that writes, it is read three times and written once.
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use super::mass::{Place, fold, helpers, limit_of, mass, sum_at};
+use super::mass::limit_of;
+use super::search::{IN_FLIGHT, Limits, Memory, Row, SEGMENTS, Search, countable, load, search_row};
+use crate::DeviceProfile;
 use crate::math::{narrow, widen};
-use crate::team::{Team, meet};
+use crate::team::Team;
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
 const KERNEL: &str = "keep_likely";
-/// Thresholds that a pass tries.
-const PIVOTS: usize = 8;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Blueprint {
-    team: Team,
-    lanes: usize,
-    /// Units that add up one sum.
-    helpers: usize,
-    /// Whether the limit is one of tokens, not of probability.
-    by_count: bool,
-    output: Output,
-}
 
 /// What becomes of the numbers of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -42,197 +30,70 @@ fn keep_likely<F: Float, N: Size>(
     top_k: &ComptimeOption<Box<[i32]>>,
     top_p: &ComptimeOption<Box<[f32]>>,
     y: &mut Tensor<Vector<F, N>>,
-    #[comptime] blueprint: Blueprint,
+    #[comptime] search: Search,
+    #[comptime] output: Output,
     #[define(F)] _dtype: ElemType,
 ) {
-    let (rows, units) = comptime!((blueprint.team.rows, blueprint.team.units));
-    let (helpers, lanes, by_count) = comptime!((blueprint.helpers, blueprint.lanes, blueprint.by_count));
+    let (rows, units) = comptime!((search.team.rows, search.team.units));
     let unit = UNIT_POS as usize % units;
     let part = UNIT_POS as usize / units;
-    let row = CUBE_POS * rows + part;
-    if row >= x.shape(0) {
+    let at = CUBE_POS * rows + part;
+    if at >= x.shape(0) {
         terminate!();
     }
-    let vectors = x.shape(1) / lanes;
-    let start = row * x.stride(0) / lanes;
-
-    let mut limit = u64::MAX.runtime();
+    let vectors = x.shape(1) / search.lanes;
+    let row = Row::new(at * x.stride(0) / search.lanes, vectors);
+    let mut limits = Limits::none();
     #[comptime]
     match top_k {
         ComptimeOption::Some(top_k) => {
-            limit = u64::cast_from(max(top_k[row], 1i32));
+            limits.most = u64::cast_from(max(top_k[at], 1i32));
         }
         ComptimeOption::None => {}
     }
     #[comptime]
     match top_p {
         ComptimeOption::Some(top_p) => {
-            limit = limit_of(top_p[row]);
+            limits.limit = limit_of(top_p[at]);
         }
         ComptimeOption::None => {}
     }
 
-    let mut parts = Shared::<[u64]>::new_slice(rows * PIVOTS * units);
-    let mut sums = Shared::<[u64]>::new_slice(rows * PIVOTS * helpers);
-    let mut lows = Shared::<[u32]>::new_slice(rows * units);
-    let mut highs = Shared::<[u32]>::new_slice(rows * units);
-    let place = Place { parts: part * PIVOTS * units, sums: part * PIVOTS * helpers };
-    let own = part * units + unit;
-
-    let mut weights = Array::<u64>::new(PIVOTS);
-    weights[0] = 0u64;
-    let mut lowest = u32::MAX.runtime();
-    let mut highest = 0u32;
-    let mut i = unit;
-    while i < vectors {
-        let vector = widen::<F, N>(x[start + i]);
-        #[unroll]
-        for lane in 0..lanes {
-            let value = vector.extract(lane);
-            let key = key_of(value);
-            weights[0] += select(key > 0u32, weight_of(value, by_count), 0u64);
-            lowest = select(key > 0u32, min(lowest, key), lowest);
-            highest = max(highest, key);
+    let mut memory = Memory::new(part, unit, search);
+    let kept = search_row::<F, N>(x, &row, &limits, &mut memory, search);
+    let mut sum = 0u64;
+    if comptime!(search.sums) {
+        for segment in 0..SEGMENTS {
+            sum += memory.total(segment, search);
         }
-        i += units;
     }
-    parts[place.parts + unit] = weights[0];
-    lows[own] = lowest;
-    highs[own] = highest;
-    fold(&parts, &mut sums, &place, unit, units, helpers, 1usize);
-    let (lowest, highest) = range_of(&lows, &highs, part * units, units);
-    // How much is above `low`, which is too low; nothing is above `high`.
-    let mut above = sum_at(&sums, &place, 0usize, helpers);
-    let keeps_all = above < limit;
-    let mut low = select(keeps_all, 0u32, lowest - 1u32);
-    let mut high = select(keeps_all, 0u32, highest);
-    meet(units);
-
-    while high > low + 1u32 {
-        let step = max((high - low) / (PIVOTS as u32 + 1u32), 1u32);
-        #[unroll]
-        for j in 0..PIVOTS {
-            weights[j] = 0u64;
-        }
-        let mut lowest = u32::MAX.runtime();
-        let mut highest = 0u32;
-        let mut i = unit;
-        while i < vectors {
-            let vector = widen::<F, N>(x[start + i]);
-            #[unroll]
-            for lane in 0..lanes {
-                let value = vector.extract(lane);
-                let key = key_of(value);
-                let weight = weight_of(value, by_count);
-                let is_inside = key > low && key <= high;
-                lowest = select(is_inside, min(lowest, key), lowest);
-                highest = select(is_inside, max(highest, key), highest);
-                #[unroll]
-                for j in 0..PIVOTS {
-                    weights[j] += select(key > pivot_of(low, high, step, j), weight, 0u64);
-                }
-            }
-            i += units;
-        }
-        #[unroll]
-        for j in 0..PIVOTS {
-            parts[place.parts + j * units + unit] = weights[j];
-        }
-        lows[own] = lowest;
-        highs[own] = highest;
-        fold(&parts, &mut sums, &place, unit, units, helpers, PIVOTS);
-        let (lowest, highest) = range_of(&lows, &highs, part * units, units);
-
-        let mut next_low = low;
-        let mut next_high = high;
-        for j in 0..PIVOTS {
-            let pivot = pivot_of(low, high, step, j);
-            let weight = sum_at(&sums, &place, j, helpers);
-            let is_low = weight >= limit;
-            // Pivots rise: the last that is too low counts, and the first that is not.
-            next_low = select(is_low, pivot, next_low);
-            above = select(is_low, weight, above);
-            next_high = select(is_low, next_high, min(next_high, pivot));
-        }
-        low = max(next_low, lowest - 1u32);
-        high = min(next_high, highest);
-        meet(units);
-    }
-
-    if comptime!(blueprint.output == Output::Renormalised && by_count) {
-        // So far tokens were counted.
-        let mut mass_kept = 0u64;
-        let mut i = unit;
-        while i < vectors {
-            let vector = widen::<F, N>(x[start + i]);
-            #[unroll]
-            for lane in 0..lanes {
-                let value = vector.extract(lane);
-                mass_kept += select(key_of(value) >= high, mass(value), 0u64);
-            }
-            i += units;
-        }
-        parts[place.parts + unit] = mass_kept;
-        fold(&parts, &mut sums, &place, unit, units, helpers, 1usize);
-        above = sum_at(&sums, &place, 0usize, helpers);
-    }
-
     // 2^-40
-    let sum = f32::cast_from(above) * 9.094_947e-13_f32;
-    let mut i = unit;
-    while i < vectors {
-        let vector = widen::<F, N>(x[start + i]);
-        let mut kept = Vector::<f32, N>::new(0.0f32);
+    let sum = f32::cast_from(sum) * 9.094_947e-13_f32;
+    let mut first = 0usize;
+    while first < vectors {
+        let read = load(x, &row, first + unit, units);
         #[unroll]
-        for lane in 0..lanes {
-            let value = vector.extract(lane);
-            let counts = key_of(value) >= high;
-            let output = if comptime!(blueprint.output == Output::Masked) {
-                select(counts, value, f32::NEG_INFINITY)
-            } else {
-                select(counts && value > 0.0f32, value / sum, 0.0f32)
-            };
-            let output = select(value.is_nan(), value, output);
-            kept.insert(lane, output);
+        for f in 0..IN_FLIGHT {
+            let i = first + unit + comptime!(f * units);
+            if i < vectors {
+                let vector = widen::<F, N>(read[f]);
+                let mut changed = Vector::<f32, N>::new(0.0f32);
+                #[unroll]
+                for lane in 0..search.lanes {
+                    let value = vector.extract(lane);
+                    let counts = countable(value, search) >= kept.least;
+                    let of_value = if comptime!(output == Output::Masked) {
+                        select(counts, value, f32::NEG_INFINITY)
+                    } else {
+                        select(counts, value / sum, 0.0f32)
+                    };
+                    changed.insert(lane, select(value.is_nan(), value, of_value));
+                }
+                y[at * vectors + i] = narrow::<F, N>(changed);
+            }
         }
-        y[row * vectors + i] = narrow::<F, N>(kept);
-        i += units;
+        first += comptime!(IN_FLIGHT * units);
     }
-}
-
-/// Threshold `j` of those that a pass tries.
-#[cube]
-fn pivot_of(low: u32, high: u32, step: u32, j: usize) -> u32 {
-    min(low + step * (u32::cast_from(j) + 1u32), high)
-}
-
-/// The range of the numbers that the units of a row have found.
-#[cube]
-fn range_of(lows: &[u32], highs: &[u32], first: usize, #[comptime] units: usize) -> (u32, u32) {
-    let mut lowest = u32::MAX.runtime();
-    let mut highest = 0u32;
-    for u in 0..units {
-        lowest = min(lowest, lows[first + u]);
-        highest = max(highest, highs[first + u]);
-    }
-    (lowest, highest)
-}
-
-/// What a number adds to what is above a threshold.
-#[cube]
-fn weight_of(value: f32, #[comptime] by_count: bool) -> u64 {
-    if comptime!(by_count) { 1u64.runtime() } else { mass(value) }
-}
-
-/// An integer for each number, in the same order: 0 for NaN.
-#[cube]
-fn key_of(x: f32) -> u32 {
-    let bits = u32::reinterpret(x);
-    let sign = 0x8000_0000u32;
-    let key = select(bits >= sign, !bits, bits | sign);
-    // One for both zeros.
-    let key = select(x == 0.0f32, sign, key);
-    select(x.is_nan(), 0u32, key)
 }
 
 /// Rows, how much of them counts, and where they go.
@@ -278,13 +139,20 @@ pub fn launch(client: &Client, keep: KeepLikely, dtype: ElemType) -> Result<()> 
     }
 
     let lanes = vector(client, dtype, &[vocab], alignment(&x));
-    let (team, cubes, dim) = Team::of(KERNEL, client, row_count, vocab / lanes, 256)?;
+    let (team, cubes, dim) = Team::of(KERNEL, client, row_count, vocab / lanes, 1024)?;
     let address = addresses(&[(&x, dtype.size()), (&y, dtype.size())]);
-    let blueprint = Blueprint { team, lanes, helpers: helpers(team.units, PIVOTS), by_count, output };
+    let search = Search {
+        by_count,
+        by_mass: !by_count,
+        of_probs: output == Output::Renormalised,
+        sums: output == Output::Renormalised,
+        ..Search::new(&DeviceProfile::of(client), team, lanes, vocab)
+    };
     let limit = limit.into_buffer_arg();
     let (top_k, top_p) = if by_count { (Some(limit), None) } else { (None, Some(limit)) };
     // SAFETY: a unit beyond the last row stops; a vector is below those of a row, which x and y share, as limits are one
-    // for each row. What is in shared memory has a place for each unit, or helper, of each row of the cube.
+    // for each row. Shared memory has a place for each group, bucket and candidate of each row of the cube, and no bucket or
+    // candidate beyond is written.
     unsafe {
         keep_likely::launch_unchecked(
             client,
@@ -296,7 +164,8 @@ pub fn launch(client: &Client, keep: KeepLikely, dtype: ElemType) -> Result<()> 
             top_k.into(),
             top_p.into(),
             y.into_tensor_arg(),
-            blueprint,
+            search,
+            output,
             dtype,
         );
     }

@@ -1,4 +1,5 @@
-//! Sampling of tokens: from logits, from probabilities, and from the likely ones of them, without sorting.
+//! Sampling of tokens: from logits, from probabilities, and from the likely ones of them, without sorting; and the largest
+//! numbers of a row, sorted.
 //!
 //! A row is one cube's (or on a CPU one unit's), and nothing is read back to the host. Random numbers are those of
 //! Philox 4x32-10, a function of the draw alone. What decides which token is drawn is computed in integers, whose sums do not
@@ -10,8 +11,10 @@ mod logits;
 mod mass;
 mod penalties;
 mod probs;
+mod search;
 mod softmax;
 mod speculative;
+mod top_k;
 
 pub use draw::DRAW_WORDS;
 pub use likely::{KeepLikely, Limit, Output, launch as keep_likely};
@@ -20,3 +23,4 @@ pub use penalties::{Penalties, launch as apply_penalties};
 pub use probs::{SampleProbs, launch as sample_probs};
 pub use softmax::{Softmax, launch as softmax};
 pub use speculative::{Assemble, COUNTS, Speculative, launch as judge, launch_assemble as assemble};
+pub use top_k::{MOST_TOP_K, TopK, launch as top_k};

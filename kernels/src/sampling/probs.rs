@@ -1,19 +1,10 @@
-//! Sampling from probabilities, from all or from the likely ones, by rejection.
+//! Sampling from probabilities, from all or from the likely ones.
 //!
-//! A token is accepted if fewer than `top_k` tokens are more likely, these have together a mass below `top_p`, and it is at
-//! least `min_p` times as likely as the most likely one. A row goes through
-//!
-//! | pass | over | finds |
-//! |---|---|---|
-//! | first | the row | masses of its segments, the largest probability, NaN |
-//! | with `min_p` | the row | masses of what reaches the threshold |
-//! | a round: draw | one segment | a token with probability `p` among those above `low` |
-//! | a round: judge | the row | masses and counts above `p`, and above the middle of `p` and `high` |
-//!
-//! Until a token is accepted `low` rises: to `p`, and `high` falls to the middle, if what is above the middle would be
-//! accepted; to the middle if not. The judging pass has the masses of the next round's segments, whichever it is. So a
-//! token accepted at once takes two passes and a segment, and each further round one and a segment more. On a model of 32000
-//! Gaussian logits of deviation 1 to 3 that came to 2.4 passes for `top_p` 0.9, 3.1 for 0.5, and 3.2 to 5.1 for `top_k` 50.
+//! A token counts if fewer than `top_k` tokens are more likely, these have together a mass below `top_p`, and it is at
+//! least `min_p` times as likely as the most likely one: so it does from a probability on, which is [searched](super::search)
+//! for. The token is the first at which the masses of those that count, added up, exceed a random part of their sum. It is
+//! looked for in the segment of the row where that happens. Two passes over the row and a segment, whatever the filters;
+//! without any, one and a segment.
 
 use cubecl::{
     client::Client,
@@ -22,24 +13,13 @@ use cubecl::{
 };
 
 use super::draw::{DRAW_WORDS, below, draw_of, philox};
-use super::mass::{
-    Pass, Place, Row, SEGMENTS, SUMS, find, fold, helpers, limit_of, mass_of, sum_above, sum_of,
-};
+use super::mass::{limit_of, mass};
+use super::search::{IN_FLIGHT, Kept, Limits, Memory, Row, SEGMENTS, Search, countable, load, search_row};
 use crate::DeviceProfile;
-use crate::team::{Team, highest, total};
+use crate::team::{Team, group_sums, meet};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
 const KERNEL: &str = "sample_probs";
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Blueprint {
-    team: Team,
-    lanes: usize,
-    /// Units that add up one sum.
-    helpers: usize,
-    /// The pass that judges a token.
-    judging: Pass,
-}
 
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -52,10 +32,9 @@ fn sample_probs<N: Size>(
     samples: &mut [i32],
     valid: &mut [i32],
     total_draws: usize,
-    #[comptime] blueprint: Blueprint,
+    #[comptime] search: Search,
 ) {
-    let (rows, units) = comptime!((blueprint.team.rows, blueprint.team.units));
-    let (helpers, lanes, judging) = comptime!((blueprint.helpers, blueprint.lanes, blueprint.judging));
+    let (rows, units) = comptime!((search.team.rows, search.team.units));
     let unit = UNIT_POS as usize % units;
     let part = UNIT_POS as usize / units;
     let at = CUBE_POS * rows + part;
@@ -63,90 +42,126 @@ fn sample_probs<N: Size>(
         terminate!();
     }
     let draw = draw_of(draws, at);
-    let vectors = probs.shape(1) / lanes;
-    let row = Row { start: draw.row * probs.stride(0) / lanes, vectors, segment: vectors.div_ceil(SEGMENTS) };
-
-    let mut parts = Shared::<[u64]>::new_slice(rows * 2 * SUMS * units);
-    let mut sums = Shared::<[u64]>::new_slice(rows * 2 * SUMS * helpers);
-    let mut runs = Shared::<[u64]>::new_slice(units);
-    let place = Place { parts: part * 2 * SUMS * units, sums: part * 2 * SUMS * helpers };
-
-    let found =
-        sum_above::<N>(probs, &row, 0.0f32, 2.0f32, &mut parts, &place, unit, units, lanes, Pass::First);
-    fold(&parts, &mut sums, &place, unit, units, helpers, 2 * SUMS);
-    let largest = highest(found.highest, unit, units);
-    let nans = total(f32::cast_from(found.nans), unit, units);
-
-    let mut low = 0.0f32;
-    let mut high = largest;
-    let mut pivot = 0usize;
-    let mut filtered = false.runtime();
-    let mut most = u64::cast_from(u32::MAX);
-    let mut limit = u64::MAX.runtime();
+    let vectors = probs.shape(1) / search.lanes;
+    let row = Row::new(draw.row * probs.stride(0) / search.lanes, vectors);
+    let mut limits = Limits::none();
     #[comptime]
     match top_k {
         ComptimeOption::Some(top_k) => {
-            most = u64::cast_from(max(top_k[draw.row], 1i32));
-            filtered = true;
+            limits.most = u64::cast_from(max(top_k[draw.row], 1i32));
         }
         ComptimeOption::None => {}
     }
     #[comptime]
     match top_p {
         ComptimeOption::Some(top_p) => {
-            limit = limit_of(top_p[draw.row]);
-            filtered = true;
+            limits.limit = limit_of(top_p[draw.row]);
         }
         ComptimeOption::None => {}
     }
     #[comptime]
     match min_p {
         ComptimeOption::Some(min_p) => {
-            let threshold = min_p[draw.row] * largest;
-            // Without a limit, NaN is none.
-            let threshold = select(threshold > largest, largest, threshold);
-            if threshold > 0.0f32 {
-                // The next number below.
-                low = f32::reinterpret(u32::reinterpret(threshold) - 1u32);
-                sum_above::<N>(probs, &row, low, 2.0f32, &mut parts, &place, unit, units, lanes, Pass::Low);
-                fold(&parts, &mut sums, &place, unit, units, helpers, 2 * SUMS);
-            }
+            limits.floor = min_p[draw.row];
         }
         ComptimeOption::None => {}
     }
 
-    let mut mass_above = mass_of(&sums, &place, pivot, helpers);
-    let mut id = 0u32;
-    let mut round = 0u32;
-    let is_valid = nans == 0.0f32 && mass_above > 0u64;
-    let mut searching = is_valid;
-    while searching {
-        let target = below(mass_above, &philox(round, &draw));
-        let token =
-            find::<N>(probs, &row, low, target, &sums, &place, pivot, &mut runs, unit, units, helpers, lanes);
-        id = token.id;
-        round += 1u32;
-        searching = filtered;
-        if filtered {
-            let middle = (token.p + high) * 0.5f32;
-            sum_above::<N>(probs, &row, token.p, middle, &mut parts, &place, unit, units, lanes, judging);
-            fold(&parts, &mut sums, &place, unit, units, helpers, 2 * SUMS);
-            let above = mass_of(&sums, &place, 0usize, helpers);
-            let above_middle = mass_of(&sums, &place, 1usize, helpers);
-            let count = sum_of(&sums, &place, 0usize, SEGMENTS, helpers);
-            let count_middle = sum_of(&sums, &place, 1usize, SEGMENTS, helpers);
-            searching = count >= most || above >= limit;
-            let descend = count_middle < most && above_middle < limit;
-            low = select(descend, token.p, middle);
-            high = select(descend, middle, high);
-            pivot = select(descend, 0usize, 1usize);
-            mass_above = select(descend, above, above_middle);
-        }
+    let mut memory = Memory::new(part, unit, search);
+    let kept = search_row::<f32, N>(probs, &row, &limits, &mut memory, search);
+    let mut sum = 0u64;
+    for segment in 0..SEGMENTS {
+        sum += memory.total(segment, search);
+    }
+    let is_valid = !kept.has_nan && sum > 0u64;
+    if is_valid {
+        let target = below(sum, &philox(0u32, &draw));
+        find::<N>(probs, &row, &kept, target, at, samples, &mut memory, search);
     }
     if unit == 0 {
-        samples[at] = i32::cast_from(select(is_valid, id, 0u32));
         valid[at] = select(is_valid, 1i32, 0i32);
+        if !is_valid {
+            samples[at] = 0i32;
+        }
     }
+}
+
+/// Writes the first token at which the masses of those that count, added up, exceed `target`, which is below their sum. Of
+/// its segment each unit has a run; that in which it is writes it.
+#[allow(clippy::too_many_arguments, reason = "a row, a target, and where the token goes")]
+#[cube]
+fn find<N: Size>(
+    probs: &Tensor<Vector<f32, N>>,
+    row: &Row,
+    kept: &Kept,
+    target: u64,
+    at: usize,
+    samples: &mut [i32],
+    memory: &mut Memory,
+    #[comptime] search: Search,
+) {
+    let (units, team) = comptime!((search.team.units, search.team));
+    let unit = memory.unit;
+    let mut rest = target;
+    let mut segment = 0usize;
+    let mut in_segment = memory.total(0usize, search);
+    while rest >= in_segment && segment + 1 < SEGMENTS {
+        rest -= in_segment;
+        segment += 1;
+        in_segment = memory.total(segment, search);
+    }
+
+    let first = segment * row.segment;
+    let end = min(first + row.segment, row.vectors);
+    let run = (end - first).div_ceil(units);
+    let first = first + unit * run;
+    let end = min(first + run, end);
+    let mut sum = 0u64;
+    let mut i = first;
+    while i < end {
+        let read = load(probs, row, i, 1usize);
+        #[unroll]
+        for f in 0..IN_FLIGHT {
+            if i + f < end {
+                #[unroll]
+                for lane in 0..search.lanes {
+                    sum += mass_kept(read[f].extract(lane), kept, search);
+                }
+            }
+        }
+        i += IN_FLIGHT;
+    }
+    // All have read the masses of segments.
+    meet(units);
+    let (of_group, later) = group_sums(sum, unit, team);
+    memory.put(0usize, of_group, search);
+    meet(units);
+    let before = memory.sum(0usize, 0usize, unit / comptime!(team.group), search) + of_group - later - sum;
+    if rest >= before && rest < before + sum {
+        rest -= before;
+        let mut id = 0u32;
+        let mut is_found = false.runtime();
+        let mut i = first;
+        while !is_found && i < end {
+            let vector = probs[row.start + i];
+            #[unroll]
+            for lane in 0..search.lanes {
+                let m = mass_kept(vector.extract(lane), kept, search);
+                let is_here = !is_found && rest < m;
+                id = select(is_here, u32::cast_from(i * search.lanes + lane), id);
+                rest = select(is_found || is_here, rest, rest - m);
+                is_found = is_found || is_here;
+            }
+            i += 1;
+        }
+        samples[at] = i32::cast_from(id);
+    }
+}
+
+/// The mass of a probability that counts.
+#[cube]
+fn mass_kept(p: f32, kept: &Kept, #[comptime] search: Search) -> u64 {
+    select(countable(p, search) >= kept.least, mass(p), 0u64)
 }
 
 /// Probabilities, which of them count, and where the samples go.
@@ -194,15 +209,18 @@ pub fn launch(client: &Client, sample: SampleProbs) -> Result<()> {
 
     let dtype = ElemType::Float(FloatKind::F32);
     let lanes = vector(client, dtype, &[vocab], alignment(&probs));
-    // 104 bytes of shared memory for each.
-    let most = if DeviceProfile::of(client).shared_memory >= 56 << 10 { 512 } else { 256 };
-    let (team, cubes, dim) = Team::of(KERNEL, client, count, vocab / lanes, most)?;
+    let device = DeviceProfile::of(client);
+    let (team, cubes, dim) = Team::of(KERNEL, client, count, vocab / lanes, 1024)?;
     let address = addresses(&[(&probs, 4), (&draws, 4)]);
-    let judging = if top_k.is_some() { Pass::Counted } else { Pass::Both };
-    let blueprint = Blueprint { team, lanes, helpers: helpers(team.units, 2 * SUMS), judging };
+    let search = Search {
+        by_count: top_k.is_some(),
+        by_mass: top_p.is_some(),
+        has_floor: min_p.is_some(),
+        ..Search::new(&device, team, lanes, vocab)
+    };
     // SAFETY: a unit beyond the last draw stops. The rows that the draws name are below that of probs and of the filters:
-    // their caller checked it. A vector read is below the vectors of a row; what is in shared memory has a place for each
-    // unit, or helper, of each row of the cube.
+    // their caller checked it. A vector read is below the vectors of a row; shared memory has a place for each group, bucket
+    // and candidate of each row of the cube, and no bucket or candidate beyond is written.
     unsafe {
         sample_probs::launch_unchecked(
             client,
@@ -218,7 +236,7 @@ pub fn launch(client: &Client, sample: SampleProbs) -> Result<()> {
             samples.into_buffer_arg(),
             valid.into_buffer_arg(),
             count,
-            blueprint,
+            search,
         );
     }
     Ok(())

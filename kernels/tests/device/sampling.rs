@@ -1,8 +1,8 @@
 //! Softmax and sampling, beside the same arithmetic on the host.
 
 use burn_flashinfer_kernels::sampling::{
-    DRAW_WORDS, KeepLikely, Limit, Output, SampleLogits, SampleProbs, Softmax, keep_likely, sample_logits,
-    sample_probs, softmax,
+    DRAW_WORDS, KeepLikely, Limit, Output, SampleLogits, SampleProbs, Softmax, TopK, keep_likely,
+    sample_logits, sample_probs, softmax, top_k,
 };
 use cubecl::{client::Client, prelude::TensorBinding, server::Handle};
 
@@ -298,6 +298,128 @@ fn the_likely_are_kept() {
             assert!(got.iter().zip(&wanted).all(|(got, wanted)| (*got > 0.0) == (*wanted > 0.0)));
             let baseline: Vec<f64> = wanted.iter().map(|&p| Type::F32.round(p)).collect();
             assert_close(&format!("{vocab} by count {by_count}"), &got, &wanted, &baseline);
+        }
+    }
+}
+
+/// More numbers where the threshold is than there is room for candidates: equals, numbers that differ in their last bits
+/// only, most of the mass in one of them, or none above 2^-40.
+#[test]
+fn crowds_at_the_threshold() {
+    let client = client();
+    let mut random = Random::new(26);
+    let vocab = 12_000;
+    let close = |at: f64, by: f64, random: &mut Random| at * (1.0 + by * random.unit());
+    let rows: Vec<Vec<f64>> = (0..6)
+        .map(|kind| {
+            let mut p = |i: usize| match kind {
+                0 => 1e-4,
+                1 => [1e-4, 2e-4][i % 2],
+                2 => close(1e-4, 1e-4, &mut random),
+                3 if i == 77 => 0.9,
+                3 => close(1e-5, 0.9, &mut random),
+                4 => close(1e-13, 0.99, &mut random),
+                _ => close(1e-4, 0.005, &mut random),
+            };
+            (0..vocab).map(|i| Type::F32.round(p(i))).collect()
+        })
+        .collect();
+    let probs = rows.concat();
+    let top_k = [1, 5000, 6000, 7, 4097, 11_999];
+    let top_p = [0.5, 0.9, 0.7, 0.95, 1e-9, 0.31].map(|p| Type::F32.round(p));
+    for by_count in [true, false] {
+        let counts = |row: usize, least: f64| {
+            let above = || rows[row].iter().filter(|p| **p > least);
+            match by_count {
+                true => above().count() < top_k[row] as usize,
+                false => above().map(|&p| mass(p)).sum::<u64>() < mass(top_p[row]).max(1),
+            }
+        };
+        let least: Vec<f64> = (0..rows.len())
+            .map(|row| {
+                let mut sorted = rows[row].clone();
+                sorted.sort_by(f64::total_cmp);
+                sorted[sorted.partition_point(|&p| !counts(row, p))]
+            })
+            .collect();
+        let tensor = Device::new(&client, Type::F32, &probs, &[rows.len(), vocab]);
+        let limit = || match by_count {
+            true => ints(&client, &top_k),
+            false => Device::new(&client, Type::F32, &top_p, &[rows.len()]).binding(),
+        };
+        let y = Device::poisoned(&client, Type::F32, &[rows.len(), vocab]);
+        let by = if by_count { Limit::TopK(limit()) } else { Limit::TopP(limit()) };
+        let keep = KeepLikely { x: tensor.binding(), by, y: y.binding(), output: Output::Renormalised };
+        keep_likely(&client, keep, Type::F32.elem()).expect("launches");
+        let kept = y.read(&client);
+        for (at, (kept, p)) in kept.iter().zip(&probs).enumerate() {
+            let row = at / vocab;
+            assert_eq!(*kept > 0.0, *p >= least[row], "by count {by_count}: row {row}, {p} at {at}");
+        }
+        let draws = Draws::new(rows.len(), 3, &mut random);
+        let got = draws.samples(&client, |samples, valid| {
+            let sample = SampleProbs {
+                probs: tensor.binding(),
+                top_k: by_count.then(limit),
+                top_p: (!by_count).then(limit),
+                min_p: None,
+                draws: draws.binding(&client),
+                samples,
+                valid,
+            };
+            sample_probs(&client, sample).expect("launches");
+        });
+        for (draw, got) in got.into_iter().enumerate() {
+            let row = draw / 3;
+            let masses = || rows[row].iter().map(|&p| if p >= least[row] { mass(p) } else { 0 });
+            let words = draws.words(draw, 0);
+            let random = u128::from(words[0]) << 32 | u128::from(words[1]);
+            let mut rest = ((u128::from(masses().sum::<u64>()) * random) >> 64) as u64;
+            let wanted = masses().position(|mass| {
+                let is_here = rest < mass;
+                rest = rest.wrapping_sub(mass);
+                is_here
+            });
+            assert_eq!(got, wanted, "by count {by_count}: draw {draw}");
+        }
+    }
+}
+
+/// Sorted, the first of equals first and NaN last, whatever the type; among more equals than there is room for, too.
+#[test]
+fn the_largest_are_sorted() {
+    let client = client();
+    let mut random = Random::new(27);
+    for dtype in TYPES {
+        for (vocab, k) in [(1, 1), (7, 7), (111, 5), (514, 514), (4099, 300), (9000, 2048)] {
+            let mut x = random.floats(3 * vocab, dtype, 8.0);
+            // Of a row of few values most are equal; one is of NaN and of what there is below all others.
+            (0..vocab).for_each(|i| x[vocab + i] = [1.0, -1.0, 1.0, 2.0][random.below(64) / 20]);
+            x[vocab..2 * vocab].iter_mut().step_by(50).for_each(|x| *x = f64::INFINITY);
+            x[2 * vocab..].iter_mut().skip(3).for_each(|x| *x = f64::NEG_INFINITY);
+            x[2 * vocab..].iter_mut().step_by(2).for_each(|x| *x = f64::NAN);
+            let strided = Device::strided(&client, dtype, &x, &[3, vocab], &[vocab + 8, 1]);
+            let values = Device::poisoned(&client, dtype, &[3, k]);
+            let ids = upload(&client, &vec![-1; 3 * k]);
+            let top =
+                TopK { x: strided.binding(), values: values.binding(), ids: binding(&ids, &[3, k], &[k, 1]) };
+            top_k(&client, top, dtype.elem()).expect("launches");
+            let got = values.read(&client);
+            let bytes = client.read_one_unchecked(ids);
+            let ids = bytes.chunks_exact(4).map(|b| i32::from_le_bytes(b.try_into().unwrap()) as usize);
+            let sorted = |row: &[f64]| {
+                let mut order: Vec<usize> = (0..vocab).collect();
+                let size = |id: usize| if row[id].is_nan() { (0, 0.0) } else { (1, row[id]) };
+                order.sort_by(|&a, &b| size(b).partial_cmp(&size(a)).unwrap());
+                order
+            };
+            let orders: Vec<Vec<usize>> = x.chunks_exact(vocab).map(sorted).collect();
+            for (at, id) in ids.take(3 * k).enumerate() {
+                let (row, order) = (&x[at / k * vocab..][..vocab], &orders[at / k]);
+                let what = format!("{dtype:?}, {k} of {vocab}, row {}, place {}", at / k, at % k);
+                assert_eq!(id, order[at % k], "{what}");
+                assert!(got[at] == row[id] || (got[at].is_nan() && row[id].is_nan()), "{what}: {}", got[at]);
+            }
         }
     }
 }

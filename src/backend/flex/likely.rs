@@ -20,11 +20,7 @@ pub(super) fn renorm_probs(probs: FlexTensor, by: &Limit) -> FlexTensor {
     each_row::<f32>(probs, |row, probs| {
         let (least, mut above) = match by {
             Limit::TopK(top_k) => threshold(probs, most(top_k[row]), |_| 1),
-            Limit::TopP(top_p) => {
-                // Masses are rounded, so that they may add up to more than 1; without a limit, NaN is none.
-                let limit = if top_p[row] < 1.0 { mass(top_p[row]).max(1) } else { u64::MAX };
-                threshold(probs, limit, mass)
-            }
+            Limit::TopP(top_p) => threshold(probs, limit(top_p[row]), mass),
         };
         if matches!(by, Limit::TopK(_)) {
             above = probs.iter().filter(|p| **p >= least).map(|&p| mass(p)).sum();
@@ -50,13 +46,20 @@ pub(super) fn top_k_mask_logits<E: Float>(logits: FlexTensor, top_k: &[i32]) -> 
     })
 }
 
-fn most(top_k: i32) -> u64 {
+/// What there are to be fewer of above.
+pub(super) fn most(top_k: i32) -> u64 {
     top_k.max(1) as u64
+}
+
+/// What there is to be less of above. Masses are rounded, so that they may add up to more than 1: from 1 on there is no
+/// limit, nor with NaN.
+pub(super) fn limit(top_p: f32) -> u64 {
+    if top_p < 1.0 { mass(top_p).max(1) } else { u64::MAX }
 }
 
 /// The smallest number above which there is less than `limit`, `-inf` if there is nowhere as much, and how much there is
 /// from it on.
-fn threshold(row: &[f32], limit: u64, weight: impl Fn(f32) -> u64) -> (f32, u64) {
+pub(super) fn threshold(row: &[f32], limit: u64, weight: impl Fn(f32) -> u64) -> (f32, u64) {
     let mut candidates: Vec<f32> = row.iter().copied().filter(|x| !x.is_nan()).collect();
     // Of what is larger than all candidates.
     let mut above = 0;

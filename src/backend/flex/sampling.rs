@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::draw::Draw;
 use super::float::Float;
 use super::gumbel::{self, Best};
+use super::likely;
 use super::simd::{self, per_instruction_set};
 use super::view::{self, Rows, dims, with_rows};
 use crate::draws::DRAW_WORDS;
@@ -101,7 +102,7 @@ pub(super) struct Filters {
     pub min_p: Option<Vec<f32>>,
 }
 
-/// A token of the likely ones for each draw, by rejection, and whether there is one.
+/// A token of the likely ones for each draw, and whether there is one.
 pub(super) fn sample_probs(
     probs: FlexTensor,
     filters: &Filters,
@@ -114,75 +115,35 @@ pub(super) fn sample_probs(
 
 fn sample_row(probs: &[f32], filters: &Filters, draw: &Draw) -> Option<usize> {
     let at = |filter: &Option<Vec<f32>>| filter.as_ref().map(|filter| filter[draw.row]);
-    let (top_p, min_p) = (at(&filters.top_p), at(&filters.min_p));
-    let most = filters.top_k.as_ref().map_or(u64::MAX, |top_k| top_k[draw.row].max(1) as u64);
-    // Masses are rounded, so that they may add up to more than 1; without a limit, NaN is none.
-    let limit = top_p.filter(|&p| p < 1.0).map_or(u64::MAX, |p| mass(p).max(1));
     if probs.iter().any(|p| p.is_nan()) {
         return None;
     }
-    let largest = probs.iter().fold(0.0, |max, &p| if p > max { p } else { max });
-    let mut low = 0.0;
-    if let Some(min_p) = min_p {
-        let threshold = min_p * largest;
-        let threshold = if threshold > largest { largest } else { threshold };
-        if threshold > 0.0 {
-            low = threshold.next_down();
-        }
+    let mut least = 0.0;
+    if let Some(top_k) = &filters.top_k {
+        least = likely::threshold(probs, likely::most(top_k[draw.row]), |_| 1).0;
     }
-    let mut high = largest;
-    let mut mass_above = above(probs, low).mass;
-    if mass_above == 0 {
-        return None;
+    if let Some(top_p) = at(&filters.top_p) {
+        least = likely::threshold(probs, likely::limit(top_p), mass).0.max(least);
     }
-    for round in 0.. {
-        let target = below(mass_above, draw.words(round));
-        let (id, p) = find(probs, low, target)?;
-        if filters.top_k.is_none() && filters.top_p.is_none() {
-            return Some(id);
-        }
-        let middle = (p + high) * 0.5;
-        let [over, over_middle] = [above(probs, p), above(probs, middle)];
-        let fits = |above: &Above| above.count < most && above.mass < limit;
-        if fits(&over) {
-            return Some(id);
-        }
-        if fits(&over_middle) {
-            (low, high, mass_above) = (p, middle, over.mass);
-        } else {
-            (low, mass_above) = (middle, over_middle.mass);
-        }
+    if let Some(min_p) = at(&filters.min_p) {
+        let largest = probs.iter().fold(0.0, |max, &p| if p > max { p } else { max });
+        let floor = min_p * largest;
+        // NaN is no floor.
+        least = if floor > largest { largest } else { floor }.max(least);
     }
-    None
+    let masses = || probs.iter().map(|&p| if p >= least { mass(p) } else { 0 });
+    let sum = masses().sum();
+    let mut rest = below(sum, draw.words(0));
+    masses().position(|mass| {
+        let is_here = rest < mass;
+        rest = rest.wrapping_sub(mass);
+        is_here
+    })
 }
 
 /// A token of a row without filters.
 pub(super) fn draw_from(probs: &[f32], draw: &Draw) -> Option<usize> {
     sample_row(probs, &Filters { top_k: None, top_p: None, min_p: None }, draw)
-}
-
-/// What is above a probability.
-struct Above {
-    mass: u64,
-    count: u64,
-}
-
-fn above(probs: &[f32], low: f32) -> Above {
-    let sum = |sum: Above, &p: &f32| {
-        if p > low { Above { mass: sum.mass + mass(p), count: sum.count + 1 } } else { sum }
-    };
-    probs.iter().fold(Above { mass: 0, count: 0 }, sum)
-}
-
-/// The first token at which the masses of those above `low`, added up, exceed `target`, and its probability.
-fn find(probs: &[f32], low: f32, target: u64) -> Option<(usize, f32)> {
-    let mut rest = target;
-    probs.iter().enumerate().filter(|(_, p)| **p > low).find_map(|(id, &p)| {
-        let mass = mass(p);
-        let is_here = rest < mass;
-        rest = rest.wrapping_sub(mass);
-        is_here.then_some((id, p))
-    })
 }
 
 /// A probability as a multiple of 2^-40, rounded down, but at least 1 if it is positive; above 2 it counts as 2.

@@ -1,0 +1,293 @@
+//! The largest numbers of each row, in order.
+//!
+//! The smallest of them is [searched](super::search) for. Those that are larger, and those that equal it as far as there is
+//! room, are put in shared memory in whatever order they are found, and sorted there by size and place. Only where there is
+//! no room for all equals are the first of them looked for, in order.
+
+use cubecl::{client::Client, ir::ElemType, prelude::*};
+
+use super::mass::key_of;
+use super::search::{COLLECTED, IN_FLIGHT, Limits, Memory, MemoryExpand, Row, Search, load, search_row};
+use crate::DeviceProfile;
+use crate::math::widen;
+use crate::team::{Team, group_sum, group_sums, meet};
+use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
+
+const KERNEL: &str = "top_k";
+/// The most numbers of a row that can be asked for.
+pub const MOST_TOP_K: usize = 2048;
+
+/// `values` and `ids` `[rows, k]` of the largest numbers, NaN last, the first of equals first.
+#[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn top_k<F: Float, N: Size>(
+    x: &Tensor<Vector<F, N>>,
+    values: &mut [F],
+    ids: &mut [i32],
+    k: usize,
+    #[comptime] search: Search,
+    #[define(F)] _dtype: ElemType,
+) {
+    let (rows, units) = comptime!((search.team.rows, search.team.units));
+    let unit = UNIT_POS as usize % units;
+    let part = UNIT_POS as usize / units;
+    let at = CUBE_POS * rows + part;
+    if at >= x.shape(0) {
+        terminate!();
+    }
+    let vectors = x.shape(1) / search.lanes;
+    let row = Row::new(at * x.stride(0) / search.lanes, vectors);
+    let mut limits = Limits::none();
+    limits.most = k as u64;
+    let mut memory = Memory::new(part, unit, search);
+    let kept = search_row::<F, N>(x, &row, &limits, &mut memory, search);
+    // If all count there may be too few, and NaN is next.
+    let least = select(kept.least == comptime!(search.least()), 0u32, kept.least);
+
+    let mut larger = 0u32;
+    let mut equal = 0u32;
+    memory.start_list(search);
+    let mut first = 0usize;
+    while first < vectors {
+        let read = load(x, &row, first + unit, units);
+        #[unroll]
+        for f in 0..IN_FLIGHT {
+            let i = first + unit + comptime!(f * units);
+            if i < vectors {
+                let vector = widen::<F, N>(read[f]);
+                #[unroll]
+                for lane in 0..search.lanes {
+                    let key = key_of(vector.extract(lane));
+                    larger += select(key > least, 1u32, 0u32);
+                    equal += select(key == least, 1u32, 0u32);
+                    if key >= least {
+                        memory.append(key, u32::cast_from(i * search.lanes + lane), search);
+                    }
+                }
+            }
+        }
+        first += comptime!(IN_FLIGHT * units);
+    }
+    let larger = memory.total_of(0usize, u64::cast_from(larger), search);
+    let mut listed = larger + memory.total_of(1usize, u64::cast_from(equal), search);
+    if listed > comptime!(search.size as u64) {
+        list_in_order::<F, N>(x, &row, least, usize::cast_from(larger), k, &mut memory, search);
+        listed = k as u64;
+    }
+    sort(usize::cast_from(listed), &mut memory, search);
+
+    let mut i = unit;
+    while i < k {
+        let id = memory.listed_id(i, search);
+        let place = usize::cast_from(id);
+        let vector = x[row.start + place / search.lanes];
+        let mut value = vector.extract(0usize);
+        #[unroll]
+        for lane in 1..search.lanes {
+            value = select(place % search.lanes == lane, vector.extract(lane), value);
+        }
+        values[at * k + i] = value;
+        ids[at * k + i] = i32::cast_from(id);
+        i += units;
+    }
+}
+
+/// Lists what is larger than `least`, and of what equals it the first, until there are `k`.
+#[cube]
+fn list_in_order<F: Float, N: Size>(
+    x: &Tensor<Vector<F, N>>,
+    row: &Row,
+    least: u32,
+    larger: usize,
+    k: usize,
+    memory: &mut Memory,
+    #[comptime] search: Search,
+) {
+    let (units, team) = comptime!((search.team.units, search.team));
+    let unit = memory.unit;
+    memory.start_list(search);
+    let mut i = unit;
+    while i < row.vectors {
+        let vector = widen::<F, N>(x[row.start + i]);
+        #[unroll]
+        for lane in 0..search.lanes {
+            let key = key_of(vector.extract(lane));
+            if key > least {
+                memory.append(key, u32::cast_from(i * search.lanes + lane), search);
+            }
+        }
+        i += units;
+    }
+    // A vector for each unit at a time: where its equals go is known by how many the others have.
+    let mut next = larger;
+    let mut first = 0usize;
+    while first < row.vectors && next < k {
+        let i = first + unit;
+        let vector = widen::<F, N>(x[row.start + min(i, row.vectors - 1)]);
+        let mut equal = 0u64;
+        #[unroll]
+        for lane in 0..search.lanes {
+            let is_equal = i < row.vectors && key_of(vector.extract(lane)) == least;
+            equal += select(is_equal, 1u64, 0u64);
+        }
+        let (of_group, later) = group_sums(equal, unit, team);
+        // All have read the sums of the last round.
+        meet(units);
+        memory.put(0usize, of_group, search);
+        meet(units);
+        let before = memory.sum(0usize, 0usize, unit / comptime!(team.group), search);
+        let mut place = next + usize::cast_from(before + of_group - later - equal);
+        #[unroll]
+        for lane in 0..search.lanes {
+            if i < row.vectors && key_of(vector.extract(lane)) == least {
+                if place < k {
+                    memory.list(place, least, u32::cast_from(i * search.lanes + lane), search);
+                }
+                place += 1;
+            }
+        }
+        next += usize::cast_from(memory.total(0usize, search));
+        first += units;
+    }
+    meet(units);
+}
+
+/// Sorts a list, the largest first and of equals the first, by a bitonic network.
+#[cube]
+fn sort(listed: usize, memory: &mut Memory, #[comptime] search: Search) {
+    let units = comptime!(search.team.units);
+    let mut size = 1usize.runtime();
+    while size < listed {
+        size *= 2;
+    }
+    let mut i = listed + memory.unit;
+    while i < size {
+        memory.list(i, 0u32, u32::MAX.runtime(), search);
+        i += units;
+    }
+    meet(units);
+    let mut run = 2usize.runtime();
+    while run <= size {
+        let mut stride = run / 2;
+        while stride > 0 {
+            let mut pair = memory.unit;
+            while pair < size / 2 {
+                let a = 2 * pair - pair % stride;
+                memory.order(a, a + stride, a / run % 2 == 0, search);
+                pair += units;
+            }
+            meet(units);
+            stride /= 2;
+        }
+        run *= 2;
+    }
+}
+
+#[cube]
+impl Memory {
+    /// Begins a list of numbers and their places. What shared memory had before is read no more.
+    fn start_list(&mut self, #[comptime] search: Search) {
+        meet(comptime!(search.team.units));
+        if self.unit == 0 {
+            self.find(COLLECTED, 0u32);
+        }
+        meet(comptime!(search.team.units));
+    }
+
+    fn append(&mut self, key: u32, id: u32, #[comptime] search: Search) {
+        let at = self.collected();
+        if at < comptime!(search.size as u32) {
+            self.list(usize::cast_from(at), key, id, search);
+        }
+    }
+
+    fn list(&mut self, at: usize, key: u32, id: u32, #[comptime] search: Search) {
+        let at = self.row * comptime!(search.size) + at;
+        self.candidates[at] = key;
+        self.tallies[at].store(id);
+    }
+
+    fn listed_id(&self, at: usize, #[comptime] search: Search) -> u32 {
+        self.tallies[self.row * comptime!(search.size) + at].load()
+    }
+
+    /// The one of two that comes first goes to `a`, or to `b`.
+    fn order(&mut self, a: usize, b: usize, first_to_a: bool, #[comptime] search: Search) {
+        let row = self.row * comptime!(search.size);
+        let key_a = self.candidates[row + a];
+        let key_b = self.candidates[row + b];
+        let id_a = self.listed_id(a, search);
+        let id_b = self.listed_id(b, search);
+        let is_a_first = key_a > key_b || (key_a == key_b && id_a < id_b);
+        if is_a_first != first_to_a {
+            self.list(a, key_b, id_b, search);
+            self.list(b, key_a, id_a, search);
+        }
+    }
+
+    /// The sum over all units of the row.
+    fn total_of(&mut self, slot: usize, part: u64, #[comptime] search: Search) -> u64 {
+        self.put(slot, group_sum(part, search.team), search);
+        meet(comptime!(search.team.units));
+        self.total(slot, search)
+    }
+}
+
+/// Rows, and where their largest numbers go.
+pub struct TopK {
+    /// `[rows, vocab]`.
+    pub x: TensorBinding,
+    /// `[rows, k]`, contiguous, of the type of `x`: the largest first, NaN last, the first of equals first.
+    pub values: TensorBinding,
+    /// `[rows, k]` of i32, contiguous: where they are.
+    pub ids: TensorBinding,
+}
+
+/// Finds the `k` largest numbers of each row, at most [`MOST_TOP_K`].
+///
+/// # Errors
+///
+/// If the shapes do not fit each other. Nothing is launched then.
+pub fn launch(client: &Client, top: TopK, dtype: ElemType) -> Result<()> {
+    let TopK { x, values, ids } = top;
+    rows(KERNEL, "x", &x, 2)?;
+    let [row_count, vocab] = [x.shape[0], x.shape[1]];
+    let k = values.shape.last().copied().unwrap_or(0);
+    contiguous(KERNEL, "values", &values, &[row_count, k])?;
+    contiguous(KERNEL, "ids", &ids, &[row_count, k])?;
+    if vocab > i32::MAX as usize || k > vocab.min(MOST_TOP_K) {
+        let expected = format!("at most {MOST_TOP_K} columns, and those of `x`");
+        return Err(shape(KERNEL, "values", &values, expected));
+    }
+    if row_count == 0 || k == 0 {
+        return Ok(());
+    }
+    let lanes = vector(client, dtype, &[vocab], alignment(&x));
+    let (team, cubes, dim) = Team::of(KERNEL, client, row_count, vocab / lanes, 1024)?;
+    let address = addresses(&[(&x, dtype.size()), (&values, dtype.size()), (&ids, 4)]);
+    let search = Search {
+        by_count: true,
+        of_probs: false,
+        sums: false,
+        ..Search::new(&DeviceProfile::of(client), team, lanes, vocab)
+    };
+    // SAFETY: a unit beyond the last row stops. A vector read is below those of a row, and k numbers of a row are written, of
+    // which as many are listed: k is no more than a row has. Shared memory has a place for each group, bucket and candidate
+    // of each row of the cube, and k is no more than there are of the latter.
+    unsafe {
+        top_k::launch_unchecked(
+            client,
+            cubes,
+            dim,
+            address,
+            lanes,
+            x.into_tensor_arg(),
+            values.into_buffer_arg(),
+            ids.into_buffer_arg(),
+            k,
+            search,
+            dtype,
+        );
+    }
+    Ok(())
+}
