@@ -2,9 +2,10 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use crate::fp8::{Fp8, Quantized, encode};
+use crate::fp8::{Code, Quantized, encode};
 use crate::grid::elementwise;
-use crate::math::erfc;
+use crate::isa::Machine;
+use crate::math::{erfc, exp, reciprocal};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
 const KERNEL: &str = "act_and_mul";
@@ -29,7 +30,8 @@ fn act_and_mul<F: Float, Y: Numeric, N: Size>(
     scale: &ComptimeOption<Box<[f32]>>,
     total: usize,
     #[comptime] activation: Activation,
-    #[comptime] format: Option<Fp8>,
+    #[comptime] machine: Machine,
+    #[comptime] code: Option<Code>,
     #[define(F, Y)] _dtypes: [ElemType; 2],
 ) {
     if ABSOLUTE_POS >= total {
@@ -40,7 +42,7 @@ fn act_and_mul<F: Float, Y: Numeric, N: Size>(
     let at = row * x.stride(0) / N::value() + column;
     let a = Vector::<f32, N>::cast_from(x[at]);
     let b = Vector::<f32, N>::cast_from(x[at + vectors]);
-    let mut product = act::<N>(a, activation) * b;
+    let mut product = act::<N>(a, activation, machine) * b;
     #[comptime]
     match scale {
         ComptimeOption::Some(scale) => {
@@ -48,32 +50,36 @@ fn act_and_mul<F: Float, Y: Numeric, N: Size>(
         }
         ComptimeOption::None => {}
     }
-    y[ABSOLUTE_POS] = encode::<Y, N>(product, format);
+    y[ABSOLUTE_POS] = encode::<Y, N>(product, code);
 }
 
 #[cube]
-fn act<N: Size>(a: Vector<f32, N>, #[comptime] activation: Activation) -> Vector<f32, N> {
+fn act<N: Size>(
+    a: Vector<f32, N>,
+    #[comptime] activation: Activation,
+    #[comptime] machine: Machine,
+) -> Vector<f32, N> {
     #[comptime]
     match activation {
-        Activation::Silu => swish::<N>(a, a),
+        Activation::Silu => swish::<N>(a, a, machine),
         Activation::Gelu => {
-            let above =
-                erfc::<N>(a.abs() * Vector::new(std::f32::consts::FRAC_1_SQRT_2)) * Vector::new(0.5f32);
+            let above = erfc::<N>(a.abs() * Vector::new(std::f32::consts::FRAC_1_SQRT_2), machine)
+                * Vector::new(0.5f32);
             let is_negative = a.less_than(&Vector::new(0.0f32));
             a * select_many(is_negative, above, Vector::new(1.0f32) - above)
         }
         // (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u))
         Activation::GeluTanh => {
             let cubic = a + Vector::new(0.044_715_f32) * a * a * a;
-            swish::<N>(a, Vector::new(1.595_769_f32) * cubic)
+            swish::<N>(a, Vector::new(1.595_769_f32) * cubic, machine)
         }
     }
 }
 
 /// `a / (1 + exp(-u))`.
 #[cube]
-fn swish<N: Size>(a: Vector<f32, N>, u: Vector<f32, N>) -> Vector<f32, N> {
-    a / (Vector::new(1.0f32) + (-u).exp())
+fn swish<N: Size>(a: Vector<f32, N>, u: Vector<f32, N>, #[comptime] machine: Machine) -> Vector<f32, N> {
+    a * reciprocal::<N>(Vector::new(1.0f32) + exp::<N>(-u, machine), machine)
 }
 
 /// Rows of two halves, and where the products go.
@@ -111,7 +117,7 @@ pub fn launch(client: &Client, act: ActAndMul, dtype: ElemType) -> Result<()> {
     let (count, dim) = elementwise(KERNEL, client, total)?;
     let address = addresses(&[(&x, dtype.size()), (&y, dtype.size())]);
     let y_dtype = Quantized::element(quantized.as_ref(), dtype);
-    let (format, scale) = Quantized::unzip(quantized);
+    let (code, scale) = Quantized::unzip(quantized, client);
     // SAFETY: a unit beyond `total` stops; below it row and column are within y, and twice as many columns within x.
     unsafe {
         act_and_mul::launch_unchecked(
@@ -125,7 +131,8 @@ pub fn launch(client: &Client, act: ActAndMul, dtype: ElemType) -> Result<()> {
             scale.into(),
             total,
             activation,
-            format,
+            Machine::of(client),
+            code,
             [dtype, y_dtype],
         );
     }

@@ -1,8 +1,8 @@
 //! Writing new keys and values into pages, and reading them back.
 
-use cubecl::{client::Client, ir::ElemType, prelude::*};
+use cubecl::{client::Client, ir::ElemType, prelude::*, std::FastDivmod};
 
-use crate::fp8::{Fp8, decode, encode};
+use crate::fp8::{Code, decode, encode};
 use crate::grid::elementwise;
 use crate::math::widen;
 use crate::pages::{KvQuantized, Pools, row_of, scale_of, unzip};
@@ -29,25 +29,26 @@ fn move_tokens<F: Numeric, E: Numeric, N: Size>(
     slots: &[i32],
     k_scale: &ComptimeOption<Box<[f32]>>,
     v_scale: &ComptimeOption<Box<[f32]>>,
-    page_size: usize,
-    columns: usize,
+    page_size: FastDivmod<usize>,
+    columns: FastDivmod<usize>,
+    heads: FastDivmod<usize>,
     total: usize,
     #[comptime] way: Way,
-    #[comptime] format: Option<Fp8>,
+    #[comptime] code: Option<Code>,
     #[define(F, E)] _dtypes: [ElemType; 2],
 ) {
     if ABSOLUTE_POS >= total {
         terminate!();
     }
-    let column = ABSOLUTE_POS % columns * N::value();
-    let head = ABSOLUTE_POS / columns % k.shape(1);
-    let token = ABSOLUTE_POS / columns / k.shape(1);
+    let (row, column) = columns.div_mod(ABSOLUTE_POS);
+    let (token, head) = heads.div_mod(row);
+    let column = column * N::value();
     // A negative slot pads the batch.
     if slots[token] >= 0 {
         let slot = usize::cast_from(slots[token]);
         let (k_scale, v_scale) = (scale_of(k_scale, head), scale_of(v_scale, head));
-        move_vector::<F, E, N>(k_pool, k, slot, token, head, column, k_scale, page_size, way, format);
-        move_vector::<F, E, N>(v_pool, v, slot, token, head, column, v_scale, page_size, way, format);
+        move_vector::<F, E, N>(k_pool, k, slot, token, head, column, k_scale, page_size, way, code);
+        move_vector::<F, E, N>(v_pool, v, slot, token, head, column, v_scale, page_size, way, code);
     }
 }
 
@@ -61,9 +62,9 @@ fn move_vector<F: Numeric, E: Numeric, N: Size>(
     head: usize,
     column: usize,
     scale: f32,
-    page_size: usize,
+    page_size: FastDivmod<usize>,
     #[comptime] way: Way,
-    #[comptime] format: Option<Fp8>,
+    #[comptime] code: Option<Code>,
 ) {
     // The widths of keys and values may differ.
     if column < tokens.shape(2) {
@@ -71,16 +72,16 @@ fn move_vector<F: Numeric, E: Numeric, N: Size>(
         let there = (row + column) / N::value();
         let here = (token * tokens.stride(0) + head * tokens.stride(1) + column) / N::value();
         #[comptime]
-        match (way, format) {
+        match (way, code) {
             // Bit for bit.
             (Way::Append, None) => pool[there] = Vector::cast_from(tokens[here]),
             (Way::Gather, None) => tokens[here] = Vector::cast_from(pool[there]),
             (Way::Append, Some(_)) => {
                 let x = widen::<F, N>(tokens[here]) * Vector::new(1.0f32 / scale);
-                pool[there] = encode::<E, N>(x, format);
+                pool[there] = encode::<E, N>(x, code);
             }
             (Way::Gather, Some(_)) => {
-                let x = decode::<E, N>(pool[there], format) * Vector::new(scale);
+                let x = decode::<E, N>(pool[there], code) * Vector::new(scale);
                 tokens[here] = encode::<F, N>(x, None);
             }
         }
@@ -143,7 +144,7 @@ fn launch(kernel: &'static str, way: Way, client: &Client, tokens: Tokens, dtype
     let [size, page_element] = [dtype.size(), element.size()];
     let address = addresses(&[(&pools.k, page_element), (&pools.v, page_element), (&k, size), (&v, size)]);
     let page_size = pools.k.shape[1];
-    let (format, [k_scale, v_scale]) = unzip(pools.quantized);
+    let (code, [k_scale, v_scale]) = unzip(pools.quantized, client);
     // SAFETY: a unit beyond `total` stops; below it token, head and column are within `k` or `v`, as the guards on the
     // column see to. Page and offset are within the pools by the contract on slots. The width divides every offset.
     unsafe {
@@ -162,9 +163,10 @@ fn launch(kernel: &'static str, way: Way, client: &Client, tokens: Tokens, dtype
             v_scale.into(),
             page_size,
             columns,
+            heads,
             total,
             way,
-            format,
+            code,
             [dtype, element],
         );
     }

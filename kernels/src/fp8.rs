@@ -1,10 +1,12 @@
 //! Numbers of 8 bits: what they are rounded to, and back.
 
 use cubecl::{
+    client::Client,
     ir::{ElemType, UIntKind},
     prelude::*,
 };
 
+use crate::isa::{Arch, Instruction, Machine, amd, nvidia};
 use crate::math::{narrow, widen};
 use crate::tensor::{Result, contiguous};
 
@@ -59,6 +61,26 @@ impl Fp8 {
     }
 }
 
+/// A format, and whose instructions make its codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Code {
+    format: Fp8,
+    machine: Machine,
+}
+
+impl Code {
+    /// By the instructions of a device, if it has some for this format.
+    pub(crate) fn of(format: Fp8, client: &Client) -> Self {
+        let arch = Arch::of(client);
+        let machine = match format {
+            Fp8::E4m3 | Fp8::E5m2 if Instruction::CvtFp8.exists_on(arch) => Machine::Nvidia,
+            Fp8::E4m3Fnuz if Instruction::CvtFp8Fnuz.exists_on(arch) => Machine::Amd,
+            _ => Machine::Portable,
+        };
+        Self { format, machine }
+    }
+}
+
 /// That a tensor holds codes, one byte each, and what they mean: a number is `code · scale`.
 pub struct Quantized {
     /// What a code means.
@@ -74,8 +96,8 @@ impl Quantized {
     }
 
     /// The format, and the scale as an argument of a kernel.
-    pub(crate) fn unzip(quantized: Option<Self>) -> (Option<Fp8>, Option<BufferArg>) {
-        quantized.map(|Self { format, scale }| (format, scale.into_buffer_arg())).unzip()
+    pub(crate) fn unzip(quantized: Option<Self>, client: &Client) -> (Option<Code>, Option<BufferArg>) {
+        quantized.map(|Self { format, scale }| (Code::of(format, client), scale.into_buffer_arg())).unzip()
     }
 
     /// Refuses all but one scale.
@@ -87,35 +109,74 @@ impl Quantized {
 /// `x` as memory holds it: rounded to `E`, ties to even, or to the nearest code, which numbers beyond the largest take
 /// too.
 #[cube]
-pub(crate) fn encode<E: Numeric, N: Size>(
-    x: Vector<f32, N>,
-    #[comptime] format: Option<Fp8>,
-) -> Vector<E, N> {
+pub(crate) fn encode<E: Numeric, N: Size>(x: Vector<f32, N>, #[comptime] code: Option<Code>) -> Vector<E, N> {
     #[comptime]
-    match format {
+    match code {
         None => narrow::<E, N>(x),
-        Some(format) => Vector::cast_from(code::<N>(x, format)),
+        Some(Code { format, machine }) => {
+            let lanes = N::value();
+            let codes = if comptime!(lanes.is_multiple_of(4) && machine != Machine::Portable) {
+                converted::<N>(x, format, machine)
+            } else {
+                rounded::<N>(x, format)
+            };
+            Vector::cast_from(codes)
+        }
     }
 }
 
 /// What [`encode`] has written, exactly.
 #[cube]
-pub(crate) fn decode<E: Numeric, N: Size>(
-    x: Vector<E, N>,
-    #[comptime] format: Option<Fp8>,
-) -> Vector<f32, N> {
+pub(crate) fn decode<E: Numeric, N: Size>(x: Vector<E, N>, #[comptime] code: Option<Code>) -> Vector<f32, N> {
     #[comptime]
-    match format {
+    match code {
         None => widen::<E, N>(x),
-        Some(format) => number::<N>(Vector::cast_from(x), format),
+        Some(Code { format, .. }) => number::<N>(Vector::cast_from(x), format),
     }
+}
+
+/// By the instructions of a machine, which round four numbers at a time: on an H200 a norm in 8 bits took 0.082 ms by
+/// [`rounded`].
+#[cube]
+fn converted<N: Size>(
+    x: Vector<f32, N>,
+    #[comptime] format: Fp8,
+    #[comptime] machine: Machine,
+) -> Vector<u32, N> {
+    let quads = N::value() / 4;
+    let e5m2 = comptime!(matches!(format, Fp8::E5m2));
+    let mut codes = Vector::<u32, N>::new(0u32);
+    #[unroll]
+    for quad in 0..quads {
+        let mut four = Vector::<f32, Const<4>>::new(0.0f32);
+        #[unroll]
+        for lane in 0..4 {
+            four.insert(lane, x.extract(comptime!(4 * quad + lane)));
+        }
+        let word = match machine {
+            Machine::Nvidia => nvidia::to_fp8(four, e5m2),
+            _ => {
+                // This machine makes what is too large a NaN.
+                let most = Vector::new(comptime!(format.max()));
+                let least = Vector::new(comptime!(-format.max()));
+                let clamped = select_many(four.is_nan(), four, clamp(four, least, most));
+                amd::to_fp8(clamped, e5m2)
+            }
+        };
+        #[unroll]
+        for lane in 0..4 {
+            let byte = (word >> comptime!(8 * lane as u32)) & 0xffu32;
+            codes.insert(comptime!(4 * quad + lane), byte);
+        }
+    }
+    codes
 }
 
 /// On the bits of f32, since not every device converts. A number that is normal in the format drops mantissa bits, rounded,
 /// and changes its bias; a smaller one is counted in units of the smallest, which adding the f32 whose last bit is that
 /// unit does.
 #[cube]
-fn code<N: Size>(x: Vector<f32, N>, #[comptime] format: Fp8) -> Vector<u32, N> {
+fn rounded<N: Size>(x: Vector<f32, N>, #[comptime] format: Fp8) -> Vector<u32, N> {
     let (dropped, bias) = comptime!((23 - format.mantissa(), format.bias()));
     let (least, unit_last) =
         comptime!((Fp8::power(1 - bias as i32), Fp8::power(24 - bias as i32 - format.mantissa() as i32)));

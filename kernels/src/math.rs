@@ -5,6 +5,8 @@ use cubecl::{
     prelude::*,
 };
 
+use crate::isa::{Machine, amd, nvidia};
+
 /// `log2(e)`: turns natural logarithms into base 2.
 pub(crate) const LOG2_E: f32 = std::f32::consts::LOG2_E;
 
@@ -30,13 +32,51 @@ pub(crate) fn tanh(x: f32) -> f32 {
     select(a < 0.55f32, near, far)
 }
 
+/// `exp(x)` and `1 / x` to a few ulp, by the instructions a machine has for them: for functions that a kernel computes of
+/// every element, where the exact ones would take longer than the memory does.
+#[cube]
+pub(crate) fn exp<N: Size>(x: Vector<f32, N>, #[comptime] machine: Machine) -> Vector<f32, N> {
+    let lanes = N::value();
+    match machine {
+        Machine::Portable => x.exp(),
+        _ => {
+            let mut power = x * Vector::new(LOG2_E);
+            #[unroll]
+            for lane in 0..lanes {
+                let of_two = match machine {
+                    Machine::Nvidia => nvidia::exp2(power.extract(lane)),
+                    _ => amd::exp2(power.extract(lane)),
+                };
+                power.insert(lane, of_two);
+            }
+            power
+        }
+    }
+}
+
+/// See [`exp`].
+#[cube]
+pub(crate) fn reciprocal<N: Size>(x: Vector<f32, N>, #[comptime] machine: Machine) -> Vector<f32, N> {
+    let lanes = N::value();
+    if comptime!(machine == Machine::Nvidia) {
+        let mut inverse = x;
+        #[unroll]
+        for lane in 0..lanes {
+            inverse.insert(lane, nvidia::reciprocal(x.extract(lane)));
+        }
+        inverse
+    } else {
+        Vector::new(1.0f32) / x
+    }
+}
+
 /// The part of a normal distribution above `x >= 0`, twice: `erfc(x)`, to about 1e-7 relative but for the error of `x²`.
 ///
 /// With `t = 1 / (1 + x/2)` it is `t·exp(p(t) - x²)`; `p` interpolates at Chebyshev nodes on `0 <= x <= 10`. The library
 /// function is missing on ROCm without its device libraries.
 #[cube]
-pub(crate) fn erfc<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
-    let t = Vector::new(1.0f32) / (Vector::new(1.0f32) + Vector::new(0.5f32) * x);
+pub(crate) fn erfc<N: Size>(x: Vector<f32, N>, #[comptime] machine: Machine) -> Vector<f32, N> {
+    let t = reciprocal::<N>(Vector::new(1.0f32) + Vector::new(0.5f32) * x, machine);
     let p = Vector::new(0.148_046_05_f32) * t - Vector::new(0.697_536_6_f32);
     let p = p * t + Vector::new(1.195_327_6_f32);
     let p = p * t - Vector::new(0.746_469_9_f32);
@@ -46,7 +86,7 @@ pub(crate) fn erfc<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     let p = p * t + Vector::new(0.385_283_62_f32);
     let p = p * t + Vector::new(0.998_782_46_f32);
     let p = p * t - Vector::new(1.265_454_9_f32);
-    t * (p - x * x).exp()
+    t * exp::<N>(p - x * x, machine)
 }
 
 /// `ln(x)` of a normal number, to about 1e-7 relative where it is not near 0.

@@ -2,7 +2,7 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use crate::fp8::{Fp8, Quantized, encode};
+use crate::fp8::{Code, Quantized, encode};
 use crate::math::narrow;
 use crate::team::{Team, total};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
@@ -23,7 +23,7 @@ struct Blueprint {
     /// Whether what scales is 1 more than the weight.
     one_more: bool,
     /// What the norms are rounded to, if not to the type of `x`.
-    format: Option<Fp8>,
+    code: Option<Code>,
 }
 
 /// With `t = x + residual`, or `x` alone, and `m` the mean of `t`, or 0:
@@ -63,16 +63,15 @@ fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
     let dense = row * vectors;
     let turns = if comptime!(held > 0) { held.runtime() } else { vectors.div_ceil(units) };
 
-    // All loads of a row are in flight before the first is waited for.
+    // All loads of a row are in flight before the first is waited for: hence not in branches, but once more the last one.
     let mut kept = Array::<Vector<f32, N>>::new(comptime!(if held > 0 { held } else { 1 }));
+    let mut gains = Array::<Vector<W, N>>::new(comptime!(if held > 0 { held } else { 1 }));
     if comptime!(held > 0) {
         #[unroll]
         for turn in 0..held {
-            let i = unit + turn * units;
-            kept[turn] = Vector::new(0.0f32);
-            if i < vectors {
-                kept[turn] = added::<F, N>(x, residual, start + i, dense + i);
-            }
+            let i = min(unit + turn * units, vectors - 1);
+            kept[turn] = added::<F, N>(x, residual, start + i, dense + i);
+            gains[turn] = weight[i];
         }
     }
 
@@ -86,7 +85,7 @@ fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
                 part += again::<F, N>(&kept, turn, x, residual, start + i, dense + i, held);
             }
         }
-        mean = Vector::new(total(part.vector_sum(), unit, units) / f32::cast_from(width));
+        mean = Vector::new(total(part.vector_sum(), unit, blueprint.team) / f32::cast_from(width));
     }
 
     let mut squares = Vector::<f32, N>::new(0.0f32);
@@ -102,11 +101,11 @@ fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
             }
         }
     }
-    let mut variance = total(squares.vector_sum(), unit, units) / f32::cast_from(width);
+    let mut variance = total(squares.vector_sum(), unit, blueprint.team) / f32::cast_from(width);
     // By how much the mean was rounded: beside a small deviation it is not little.
     let mut rest = Vector::<f32, N>::new(0.0f32);
     if comptime!(blueprint.centred) {
-        let off = total(distances.vector_sum(), unit, units) / f32::cast_from(width);
+        let off = total(distances.vector_sum(), unit, blueprint.team) / f32::cast_from(width);
         variance = max(variance - off * off, 0.0f32);
         rest = Vector::new(off);
     }
@@ -124,7 +123,8 @@ fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
                 }
                 ComptimeOption::None => {}
             }
-            let mut gain = Vector::<f32, N>::cast_from(weight[i]);
+            let gain = if comptime!(held > 0) { gains[turn] } else { weight[i] };
+            let mut gain = Vector::<f32, N>::cast_from(gain);
             if comptime!(blueprint.one_more) {
                 gain += Vector::new(1.0f32);
             }
@@ -143,7 +143,7 @@ fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
                 }
                 ComptimeOption::None => {}
             }
-            y[dense + i] = encode::<Y, N>(normed, blueprint.format);
+            y[dense + i] = encode::<Y, N>(normed, blueprint.code);
         }
     }
 }
@@ -269,8 +269,8 @@ pub fn launch(client: &Client, norm: Norm, dtype: ElemType, weight_dtype: ElemTy
     let dense = y.as_ref().unwrap_or(&x);
     let address = addresses(&[(&x, dtype.size()), (dense, dtype.size()), (&weight, weight_dtype.size())]);
     let y_dtype = Quantized::element(quantized.as_ref(), dtype);
-    let (format, scale) = Quantized::unzip(quantized);
-    let blueprint = Blueprint { team, held, centred, one_more, format };
+    let (code, scale) = Quantized::unzip(quantized, client);
+    let blueprint = Blueprint { team, held, centred, one_more, code };
     // Places of `x` and `residual` among the buffers.
     let y = y.map_or_else(|| x.as_alias(0), TensorBinding::into_tensor_arg);
     let (residual, sum) = match add {

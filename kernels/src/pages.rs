@@ -1,11 +1,13 @@
 //! Keys and values in pages, as numbers or as codes of 8 bits.
 
 use cubecl::{
+    client::Client,
     ir::{ElemType, UIntKind},
     prelude::*,
+    std::FastDivmod,
 };
 
-use crate::fp8::Fp8;
+use crate::fp8::{Code, Fp8};
 use crate::tensor::{KvLayout, Result, by_slot, contiguous, rows, shape};
 
 /// The pages of a layer, and what they hold.
@@ -66,11 +68,14 @@ impl KvQuantized {
 }
 
 /// The format, and the scales of keys and of values as arguments of a kernel.
-pub(crate) fn unzip(quantized: Option<KvQuantized>) -> (Option<Fp8>, [Option<BufferArg>; 2]) {
+pub(crate) fn unzip(
+    quantized: Option<KvQuantized>,
+    client: &Client,
+) -> (Option<Code>, [Option<BufferArg>; 2]) {
     match quantized {
         None => (None, [None, None]),
         Some(KvQuantized { format, k_scale, v_scale }) => {
-            (Some(format), [k_scale, v_scale].map(|scale| Some(scale.into_buffer_arg())))
+            (Some(Code::of(format, client)), [k_scale, v_scale].map(|scale| Some(scale.into_buffer_arg())))
         }
     }
 }
@@ -80,12 +85,13 @@ pub(crate) fn unzip(quantized: Option<KvQuantized>) -> (Option<Fp8>, [Option<Buf
 pub(crate) fn row_of(
     slot: usize,
     head: usize,
-    page_size: usize,
+    page_size: FastDivmod<usize>,
     page_stride: usize,
     slot_stride: usize,
     head_stride: usize,
 ) -> usize {
-    slot / page_size * page_stride + slot % page_size * slot_stride + head * head_stride
+    let (page, offset) = page_size.div_mod(slot);
+    page * page_stride + offset * slot_stride + head * head_stride
 }
 
 /// What a code of this head is multiplied with: 1, if it is a number.

@@ -5,13 +5,13 @@ use cubecl::{
     client::Client,
     ir::{ElemType, FloatKind},
     prelude::*,
+    std::FastDivmod,
 };
 
-use crate::DeviceProfile;
-use crate::fp8::{Fp8, Quantized, encode};
-use crate::grid::cover;
+use crate::fp8::{Code, Quantized, encode};
 use crate::math::widen;
 use crate::pages::{KvQuantized, Pools, row_of, scale_of, unzip};
+use crate::team::{self, Team};
 use crate::tensor::{KvLayout, Result, addresses, alignment, contiguous, one_page, rows, shape, vector};
 
 const KERNEL: &str = "rope";
@@ -29,12 +29,9 @@ pub enum Style {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Blueprint {
     style: Style,
-    /// Units of a head.
-    units: usize,
-    /// Heads of a cube.
-    heads: usize,
-    q_format: Option<Fp8>,
-    kv_format: Option<Fp8>,
+    team: Team,
+    q_code: Option<Code>,
+    kv_code: Option<Code>,
 }
 
 /// `(a, b) -> (a cos - b sin, b cos + a sin)` for each pair of a head of `q` and `k`, at the angle of the token's position.
@@ -60,19 +57,18 @@ fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
     k_scale: &ComptimeOption<Box<[f32]>>,
     v_scale: &ComptimeOption<Box<[f32]>>,
     epsilon: f32,
-    v_heads: usize,
     rotary_dim: usize,
-    page_size: usize,
+    heads: FastDivmod<usize>,
+    page_size: FastDivmod<usize>,
     total: usize,
     #[comptime] blueprint: Blueprint,
     #[define(F, Q, K)] _dtypes: [ElemType; 3],
 ) {
-    let units = comptime!(blueprint.units);
+    let (rows, units) = comptime!((blueprint.team.rows, blueprint.team.units));
     let unit = UNIT_POS as usize % units;
-    let row = CUBE_POS * comptime!(blueprint.heads) + UNIT_POS as usize / units;
+    let row = CUBE_POS * rows + UNIT_POS as usize / units;
     let (q_heads, k_heads) = (q.shape(1), k.shape(1));
-    let heads = q_heads + k_heads + v_heads;
-    let (token, head) = (row / heads, row % heads);
+    let (token, head) = heads.div_mod(row);
     // Who has no row still waits with the others.
     let is_row = row < total;
     let is_q = is_row && head < q_heads;
@@ -89,7 +85,7 @@ fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
         } else if is_k {
             part = squares::<F, N>(k, k_row, unit, units);
         }
-        let sum = sum_of_row(part, blueprint);
+        let sum = team::total(part, unit, blueprint.team);
         factor = 1.0f32 / (sum / f32::cast_from(q.shape(2)) + epsilon).sqrt();
     }
 
@@ -111,20 +107,20 @@ fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
                 rotary_dim,
                 unit,
                 blueprint,
-                blueprint.q_format,
+                blueprint.q_code,
             );
         } else {
             let slot = slot_of(slots, token);
             if slot >= 0i32 {
                 let slot = usize::cast_from(slot);
-                let format = comptime!(blueprint.kv_format);
+                let code = comptime!(blueprint.kv_code);
                 if is_k {
                     let to =
                         row_of(slot, k_head, page_size, k_out.stride(0), k_out.stride(1), k_out.stride(2));
                     let scale = scale_of(k_scale, k_head);
                     rotate::<F, K, N, M>(
                         k, k_row, k_out, to, k_weight, factor, scale, cos_sin, angles, rotary_dim, unit,
-                        blueprint, format,
+                        blueprint, code,
                     );
                 } else {
                     let to =
@@ -134,7 +130,7 @@ fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
                     let no_weight = ComptimeOption::new_None();
                     rotate::<F, K, N, M>(
                         v, row, v_out, to, &no_weight, 1.0f32, scale, cos_sin, angles, 0usize, unit,
-                        blueprint, format,
+                        blueprint, code,
                     );
                 }
             }
@@ -170,24 +166,6 @@ fn squares<F: Float, N: Size>(
     sum.vector_sum()
 }
 
-/// The sum of `part` over the units of each row of a cube.
-#[cube]
-fn sum_of_row(part: f32, #[comptime] blueprint: Blueprint) -> f32 {
-    let units = comptime!(blueprint.units);
-    let mut sum = part;
-    if comptime!(units > 1) {
-        let mut parts = Shared::<[f32]>::new_slice(comptime!(blueprint.heads * units));
-        parts[UNIT_POS as usize] = part;
-        sync_cube();
-        let first = UNIT_POS as usize / units * units;
-        sum = 0.0f32;
-        for unit in 0..units {
-            sum += parts[first + unit];
-        }
-    }
-    sum
-}
-
 /// Rotates the head that begins at `x[row]` and writes it to `y[to]`, a unit some vectors of it.
 #[allow(clippy::too_many_arguments, reason = "it stands for three parts of a kernel")]
 #[cube]
@@ -204,7 +182,7 @@ fn rotate<F: Float, E: Numeric, N: Size, M: Size>(
     rotary_dim: usize,
     unit: usize,
     #[comptime] blueprint: Blueprint,
-    #[comptime] format: Option<Fp8>,
+    #[comptime] code: Option<Code>,
 ) {
     let vectors = x.shape(2) / N::value();
     let pairs = rotary_dim / 2 / N::value();
@@ -238,15 +216,15 @@ fn rotate<F: Float, E: Numeric, N: Size, M: Size>(
                 }
             }
         }
-        if comptime!(format.is_some()) {
+        if comptime!(code.is_some()) {
             a = a * Vector::new(1.0f32 / scale);
             b = b * Vector::new(1.0f32 / scale);
         }
-        y[to + first] = encode::<E, N>(a, format);
+        y[to + first] = encode::<E, N>(a, code);
         if second < vectors {
-            y[to + second] = encode::<E, N>(b, format);
+            y[to + second] = encode::<E, N>(b, code);
         }
-        i += comptime!(blueprint.units);
+        i += comptime!(blueprint.team.units);
     }
 }
 
@@ -407,19 +385,6 @@ impl Places {
     }
 }
 
-/// Units of a head, and heads of a cube.
-fn team(client: &Client, vectors: usize) -> (usize, usize) {
-    let device = DeviceProfile::of(client);
-    match device.cpu_cores {
-        // Units are threads here: a head each.
-        Some(cores) => (1, cores as usize),
-        None => {
-            let units = vectors.next_power_of_two().min(32);
-            (units, (device.max_units as usize).min(256) / units)
-        }
-    }
-}
-
 /// Rotates the first `rotary_dim` elements of every head of `q` and `k`, after its norm if there is one, and moves the
 /// others. Inputs are of type `dtype`. Positions are trusted to be rows of `cos_sin`; slots to lie in the pools, no two being
 /// the same.
@@ -466,10 +431,10 @@ pub fn launch(client: &Client, rope: Rope, dtype: ElemType) -> Result<()> {
     let lanes = vector(client, dtype, &[rotary_dim / 2, dim, v_dim], align);
     let f32s = ElemType::Float(FloatKind::F32);
     let angles = vector(client, f32s, &[lanes, rotary_dim / 2], alignment(&cos_sin));
-    let total = tokens * (q_heads + k_heads + to.v_heads);
-    let (units, heads) = team(client, (dim.max(v_dim) / lanes).div_ceil(2));
-    let device = DeviceProfile::of(client);
-    let count = cover(KERNEL, total.div_ceil(heads), device.max_cubes)?;
+    let heads = q_heads + k_heads + to.v_heads;
+    let total = tokens * heads;
+    let pairs = (dim.max(v_dim) / lanes).div_ceil(2);
+    let (team, count, cube_dim) = Team::of_neighbours(KERNEL, client, total, pairs)?;
     let size = dtype.size();
     let address = addresses(&[
         (&q, size),
@@ -483,9 +448,9 @@ pub fn launch(client: &Client, rope: Rope, dtype: ElemType) -> Result<()> {
     let page_size = to.k_out.shape[1];
     let element = KvQuantized::element(to.quantized.as_ref(), dtype);
     let q_dtype = Quantized::element(q_quantized.as_ref(), dtype);
-    let (q_format, q_scale) = Quantized::unzip(q_quantized);
-    let (kv_format, [k_scale, v_scale]) = unzip(to.quantized);
-    let blueprint = Blueprint { style, units, heads, q_format, kv_format };
+    let (q_code, q_scale) = Quantized::unzip(q_quantized, client);
+    let (kv_code, [k_scale, v_scale]) = unzip(to.quantized, client);
+    let blueprint = Blueprint { style, team, q_code, kv_code };
     let (q_weight, k_weight, epsilon) = match norm {
         None => (None, None, 0.0),
         Some(HeadNorm { q_weight, k_weight, epsilon }) => {
@@ -500,12 +465,12 @@ pub fn launch(client: &Client, rope: Rope, dtype: ElemType) -> Result<()> {
     });
     // SAFETY: a row beyond `total` does nothing; below it token and head are within `q`, `k` or `v`, of which the outputs
     // have the shapes. Vectors stay below the head dimension, which `lanes` divides, as it does half of what is rotated.
-    // Positions are rows of `cos_sin`, and slots within the pools, by contract. There is shared memory for each unit.
+    // Positions are rows of `cos_sin`, and slots within the pools, by contract.
     unsafe {
         rope::launch_unchecked(
             client,
             count,
-            CubeDim::new_1d((units * heads) as u32),
+            cube_dim,
             address,
             lanes,
             angles,
@@ -524,8 +489,8 @@ pub fn launch(client: &Client, rope: Rope, dtype: ElemType) -> Result<()> {
             k_scale.into(),
             v_scale.into(),
             epsilon,
-            to.v_heads,
             rotary_dim,
+            heads,
             page_size,
             total,
             blueprint,

@@ -35,6 +35,31 @@ impl Arch {
     }
 }
 
+/// Whose instructions a kernel may be made of where there is more than one way to do something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Machine {
+    /// NVIDIA, since Ampere.
+    Nvidia,
+    /// AMD CDNA.
+    Amd,
+    /// Any.
+    Portable,
+}
+
+impl Machine {
+    /// That of a device.
+    pub(crate) fn of(client: &Client) -> Self {
+        let arch = Arch::of(client);
+        if Instruction::MmaSync.exists_on(arch) {
+            Self::Nvidia
+        } else if Instruction::MfmaF16.exists_on(arch) {
+            Self::Amd
+        } else {
+            Self::Portable
+        }
+    }
+}
+
 impl std::fmt::Display for Arch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -12,4 +12,5 @@ pub(crate) mod nvidia;
 #[cfg(all(test, feature = "compilers"))]
 mod tests;
 
+pub(crate) use arch::Machine;
 pub use arch::{Arch, Instruction};

@@ -52,8 +52,8 @@ fn softmax<F: Float, N: Size>(
         sums += weights::<N>(x, largest, inverse);
         i += units;
     }
-    let of_row = highest(largest, unit, units);
-    let sum = total(sums.vector_sum() * weight_of(largest, of_row, inverse), unit, units);
+    let of_row = highest(largest, unit, team);
+    let sum = total(sums.vector_sum() * weight_of(largest, of_row, inverse), unit, team);
     // A row of -inf has no probability. A temperature below 0, or NaN, is no temperature.
     let scale = select(sum == 0.0f32, 0.0f32, 1.0f32 / sum);
     let scale = Vector::<f32, N>::new(select(t >= 0.0f32, scale, f32::NAN));

@@ -45,6 +45,38 @@ pub(crate) fn exp2(x: f32) -> f32 {
     })
 }
 
+/// `1 / x` to 1 ulp, denormals flushed: `rcp.approx.ftz.f32`.
+#[cube_op(name = "flashinfer.rcp")]
+#[result_ty(same_as = x)]
+#[op_traits(Pure, CanMaterialize)]
+pub struct RcpOp {
+    pub x: Value,
+}
+lower!(RcpOp);
+
+#[cfg(feature = "compilers")]
+impl RcpOp {
+    fn ptx(&self, ctx: &Context) -> Ptx {
+        Ptx {
+            text: "rcp.approx.ftz.f32 $0, $1;".into(),
+            output: Some((Register::F32, 1)),
+            inputs: vec![(Register::F32, 1, self.x(ctx))],
+            effect: false,
+        }
+    }
+}
+
+/// [`RcpOp`].
+#[cube]
+#[allow(unused_variables, reason = "the expansion uses them")]
+pub(crate) fn reciprocal(x: f32) -> f32 {
+    intrinsic!(|scope| {
+        let x = x.read_value(scope);
+        let op = RcpOp::new(scope.ctx_mut(), x);
+        scope.register_with_result(&op).into()
+    })
+}
+
 /// Two floats rounded to f16 or bf16, `low` in the low bits: `cvt.rn.f16x2.f32`, `cvt.rn.bf16x2.f32`.
 #[cube_op(name = "flashinfer.cvt_pack")]
 #[result_ty(argument)]

@@ -45,8 +45,8 @@ mod arithmetic;
 mod copy;
 mod matrix;
 
-pub(crate) use arithmetic::{exp2, pack, shuffle_xor};
-#[allow(unused_imports, reason = "fp8 caches are to come; until then a test lowers them")]
-pub(crate) use arithmetic::{from_fp8, to_fp8};
+#[allow(unused_imports, reason = "attention over 8-bit pages is to come; until then a test lowers it")]
+pub(crate) use arithmetic::from_fp8;
+pub(crate) use arithmetic::{exp2, pack, reciprocal, shuffle_xor, to_fp8};
 pub(crate) use copy::{cp_async, cp_async_commit, cp_async_wait, shared_address};
 pub(crate) use matrix::{ldmatrix, mma};
