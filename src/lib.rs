@@ -10,10 +10,13 @@
 //! | [`cascade_attention`], [`CascadePlan`] | attention over pages that requests share, each read once |
 //! | [`DecodeStep`], [`DecodeGraph`] | a decoding step that is captured as a graph and replayed |
 //! | [`append_paged_kv`] | writes new keys and values into pages, in place |
+//! | [`gather_paged_kv`] | reads pages back |
 //! | [`copy_pages`] | copies whole pages, in place |
 //! | [`merge_state`], [`merge_state_in_place`] | combines attention over two sets of keys |
 //! | [`merge_states`], [`variable_length_merge_states`] | combines attention over any number of them |
-//! | [`apply_rope`] | rotary position embedding |
+//! | [`apply_rope`], [`qk_rms_norm_rope`] | rotary position embedding, after the norm of each head |
+//! | [`rope_append_paged_kv`] | the same, and the write to pages, in one launch |
+//! | [`rope_quantize_fp8`], [`rms_norm_quant`], [`silu_and_mul_quant`] and so on | with results in 8 bits |
 //! | [`rms_norm`], [`gemma_rms_norm`], [`layer_norm`] | normalisation |
 //! | [`fused_add_rms_norm`], [`gemma_fused_add_rms_norm`] | normalisation after adding a residual, in place |
 //! | [`silu_and_mul`], [`gelu_and_mul`], [`gelu_tanh_and_mul`] | gated activations |

@@ -2,10 +2,10 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*, std::FastDivmod};
 
-use crate::fp8::{Code, decode, encode};
+use crate::fp8::{Code, decode, encode, scale_of};
 use crate::grid::elementwise;
 use crate::math::widen;
-use crate::pages::{KvQuantized, Pools, row_of, scale_of, unzip};
+use crate::pages::{KvQuantized, Pools, row_of, unzip};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
 /// Which way tokens go.
@@ -34,7 +34,8 @@ fn move_tokens<F: Numeric, E: Numeric, N: Size>(
     heads: FastDivmod<usize>,
     total: usize,
     #[comptime] way: Way,
-    #[comptime] code: Option<Code>,
+    #[comptime] k_code: Option<Code>,
+    #[comptime] v_code: Option<Code>,
     #[define(F, E)] _dtypes: [ElemType; 2],
 ) {
     if ABSOLUTE_POS >= total {
@@ -46,9 +47,9 @@ fn move_tokens<F: Numeric, E: Numeric, N: Size>(
     // A negative slot pads the batch.
     if slots[token] >= 0 {
         let slot = usize::cast_from(slots[token]);
-        let (k_scale, v_scale) = (scale_of(k_scale, head), scale_of(v_scale, head));
-        move_vector::<F, E, N>(k_pool, k, slot, token, head, column, k_scale, page_size, way, code);
-        move_vector::<F, E, N>(v_pool, v, slot, token, head, column, v_scale, page_size, way, code);
+        let (k_scale, v_scale) = (scale_of(k_scale, head, k_code), scale_of(v_scale, head, v_code));
+        move_vector::<F, E, N>(k_pool, k, slot, token, head, column, k_scale, page_size, way, k_code);
+        move_vector::<F, E, N>(v_pool, v, slot, token, head, column, v_scale, page_size, way, v_code);
     }
 }
 
@@ -144,7 +145,7 @@ fn launch(kernel: &'static str, way: Way, client: &Client, tokens: Tokens, dtype
     let [size, page_element] = [dtype.size(), element.size()];
     let address = addresses(&[(&pools.k, page_element), (&pools.v, page_element), (&k, size), (&v, size)]);
     let page_size = pools.k.shape[1];
-    let (code, [k_scale, v_scale]) = unzip(pools.quantized, client);
+    let [(k_code, k_scale), (v_code, v_scale)] = unzip(pools.quantized, client);
     // SAFETY: a unit beyond `total` stops; below it token, head and column are within `k` or `v`, as the guards on the
     // column see to. Page and offset are within the pools by the contract on slots. The width divides every offset.
     unsafe {
@@ -166,7 +167,8 @@ fn launch(kernel: &'static str, way: Way, client: &Client, tokens: Tokens, dtype
             heads,
             total,
             way,
-            code,
+            k_code,
+            v_code,
             [dtype, element],
         );
     }

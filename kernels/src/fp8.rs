@@ -66,18 +66,20 @@ impl Fp8 {
 pub(crate) struct Code {
     format: Fp8,
     machine: Machine,
+    /// Whether each head has a scale of its own.
+    of_heads: bool,
 }
 
 impl Code {
     /// By the instructions of a device, if it has some for this format.
-    pub(crate) fn of(format: Fp8, client: &Client) -> Self {
+    pub(crate) fn of(format: Fp8, scale: &TensorBinding, client: &Client) -> Self {
         let arch = Arch::of(client);
         let machine = match format {
             Fp8::E4m3 | Fp8::E5m2 if Instruction::CvtFp8.exists_on(arch) => Machine::Nvidia,
             Fp8::E4m3Fnuz if Instruction::CvtFp8Fnuz.exists_on(arch) => Machine::Amd,
             _ => Machine::Portable,
         };
-        Self { format, machine }
+        Self { format, machine, of_heads: scale.size() > 1 }
     }
 }
 
@@ -97,12 +99,36 @@ impl Quantized {
 
     /// The format, and the scale as an argument of a kernel.
     pub(crate) fn unzip(quantized: Option<Self>, client: &Client) -> (Option<Code>, Option<BufferArg>) {
-        quantized.map(|Self { format, scale }| (Code::of(format, client), scale.into_buffer_arg())).unzip()
+        quantized
+            .map(|Self { format, scale }| (Code::of(format, &scale, client), scale.into_buffer_arg()))
+            .unzip()
     }
 
     /// Refuses all but one scale.
     pub(crate) fn check_one(quantized: Option<&Self>, kernel: &'static str) -> Result<()> {
         quantized.map_or(Ok(()), |quantized| contiguous(kernel, "scale", &quantized.scale, &[1]))
+    }
+}
+
+/// What a code of a head is multiplied with: 1, if it is a number.
+#[cube]
+pub(crate) fn scale_of(
+    scale: &ComptimeOption<Box<[f32]>>,
+    head: usize,
+    #[comptime] code: Option<Code>,
+) -> f32 {
+    // Not by the length of the buffer, which may be more than what was asked for.
+    let of_heads = comptime!(code.is_some_and(|code| code.of_heads));
+    #[comptime]
+    match scale {
+        ComptimeOption::Some(scale) => {
+            if comptime!(of_heads) {
+                scale[head]
+            } else {
+                scale[0]
+            }
+        }
+        ComptimeOption::None => 1.0f32,
     }
 }
 
@@ -113,7 +139,7 @@ pub(crate) fn encode<E: Numeric, N: Size>(x: Vector<f32, N>, #[comptime] code: O
     #[comptime]
     match code {
         None => narrow::<E, N>(x),
-        Some(Code { format, machine }) => {
+        Some(Code { format, machine, .. }) => {
             let lanes = N::value();
             let codes = if comptime!(lanes.is_multiple_of(4) && machine != Machine::Portable) {
                 converted::<N>(x, format, machine)

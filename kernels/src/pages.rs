@@ -67,16 +67,15 @@ impl KvQuantized {
     }
 }
 
-/// The format, and the scales of keys and of values as arguments of a kernel.
+/// What codes of keys and of values mean, and their scales as arguments of a kernel.
 pub(crate) fn unzip(
     quantized: Option<KvQuantized>,
     client: &Client,
-) -> (Option<Code>, [Option<BufferArg>; 2]) {
+) -> [(Option<Code>, Option<BufferArg>); 2] {
     match quantized {
-        None => (None, [None, None]),
-        Some(KvQuantized { format, k_scale, v_scale }) => {
-            (Some(Code::of(format, client)), [k_scale, v_scale].map(|scale| Some(scale.into_buffer_arg())))
-        }
+        None => [(None, None), (None, None)],
+        Some(KvQuantized { format, k_scale, v_scale }) => [k_scale, v_scale]
+            .map(|scale| (Some(Code::of(format, &scale, client)), Some(scale.into_buffer_arg()))),
     }
 }
 
@@ -92,15 +91,4 @@ pub(crate) fn row_of(
 ) -> usize {
     let (page, offset) = page_size.div_mod(slot);
     page * page_stride + offset * slot_stride + head * head_stride
-}
-
-/// What a code of this head is multiplied with: 1, if it is a number.
-#[cube]
-pub(crate) fn scale_of(scale: &ComptimeOption<Box<[f32]>>, head: usize) -> f32 {
-    #[comptime]
-    match scale {
-        // One for all heads, or one for each.
-        ComptimeOption::Some(scale) => scale[min(head, scale.len() - 1)],
-        ComptimeOption::None => 1.0f32,
-    }
 }

@@ -8,9 +8,9 @@ use cubecl::{
     std::FastDivmod,
 };
 
-use crate::fp8::{Code, Quantized, encode};
+use crate::fp8::{Code, Quantized, encode, scale_of};
 use crate::math::widen;
-use crate::pages::{KvQuantized, Pools, row_of, scale_of, unzip};
+use crate::pages::{KvQuantized, Pools, row_of, unzip};
 use crate::team::{self, Team};
 use crate::tensor::{KvLayout, Result, addresses, alignment, contiguous, one_page, rows, shape, vector};
 
@@ -31,7 +31,8 @@ struct Blueprint {
     style: Style,
     team: Team,
     q_code: Option<Code>,
-    kv_code: Option<Code>,
+    k_code: Option<Code>,
+    v_code: Option<Code>,
 }
 
 /// `(a, b) -> (a cos - b sin, b cos + a sin)` for each pair of a head of `q` and `k`, at the angle of the token's position.
@@ -93,7 +94,7 @@ fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
         let angles = usize::cast_from(positions[token]) * cos_sin.stride(0);
         if is_q {
             let to = (token * q_heads + head) * q.shape(2);
-            let scale = scale_of(q_scale, head);
+            let scale = scale_of(q_scale, head, blueprint.q_code);
             rotate::<F, Q, N, M>(
                 q,
                 q_row,
@@ -113,24 +114,45 @@ fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
             let slot = slot_of(slots, token);
             if slot >= 0i32 {
                 let slot = usize::cast_from(slot);
-                let code = comptime!(blueprint.kv_code);
                 if is_k {
                     let to =
                         row_of(slot, k_head, page_size, k_out.stride(0), k_out.stride(1), k_out.stride(2));
-                    let scale = scale_of(k_scale, k_head);
+                    let scale = scale_of(k_scale, k_head, blueprint.k_code);
                     rotate::<F, K, N, M>(
-                        k, k_row, k_out, to, k_weight, factor, scale, cos_sin, angles, rotary_dim, unit,
-                        blueprint, code,
+                        k,
+                        k_row,
+                        k_out,
+                        to,
+                        k_weight,
+                        factor,
+                        scale,
+                        cos_sin,
+                        angles,
+                        rotary_dim,
+                        unit,
+                        blueprint,
+                        blueprint.k_code,
                     );
                 } else {
                     let to =
                         row_of(slot, v_head, page_size, v_out.stride(0), v_out.stride(1), v_out.stride(2));
-                    let scale = scale_of(v_scale, v_head);
+                    let scale = scale_of(v_scale, v_head, blueprint.v_code);
                     let row = token * v.stride(0) + v_head * v.stride(1);
                     let no_weight = ComptimeOption::new_None();
                     rotate::<F, K, N, M>(
-                        v, row, v_out, to, &no_weight, 1.0f32, scale, cos_sin, angles, 0usize, unit,
-                        blueprint, code,
+                        v,
+                        row,
+                        v_out,
+                        to,
+                        &no_weight,
+                        1.0f32,
+                        scale,
+                        cos_sin,
+                        angles,
+                        0usize,
+                        unit,
+                        blueprint,
+                        blueprint.v_code,
                     );
                 }
             }
@@ -449,8 +471,8 @@ pub fn launch(client: &Client, rope: Rope, dtype: ElemType) -> Result<()> {
     let element = KvQuantized::element(to.quantized.as_ref(), dtype);
     let q_dtype = Quantized::element(q_quantized.as_ref(), dtype);
     let (q_code, q_scale) = Quantized::unzip(q_quantized, client);
-    let (kv_code, [k_scale, v_scale]) = unzip(to.quantized, client);
-    let blueprint = Blueprint { style, team, q_code, kv_code };
+    let [(k_code, k_scale), (v_code, v_scale)] = unzip(to.quantized, client);
+    let blueprint = Blueprint { style, team, q_code, k_code, v_code };
     let (q_weight, k_weight, epsilon) = match norm {
         None => (None, None, 0.0),
         Some(HeadNorm { q_weight, k_weight, epsilon }) => {

@@ -208,7 +208,7 @@ impl FlashInferBackend for CubeBackend {
             };
             launched(activation::launch(&client, act, dtype));
         }
-        rows(y)
+        rows_of(y)
     }
 
     fn softmax_with_temperature(
@@ -360,7 +360,7 @@ fn rounded_like(tensor: &CubeTensor, shape: Shape, rounding: &Rounding<CubeBacke
 }
 
 /// Numbers or codes, whichever they are.
-fn rows(tensor: CubeTensor) -> Rows<CubeBackend> {
+fn rows_of(tensor: CubeTensor) -> Rows<CubeBackend> {
     if tensor.dtype == DType::U8 { Rows::Codes(tensor) } else { Rows::Floats(tensor) }
 }
 

@@ -219,8 +219,9 @@ fn pages_of_codes() {
                 .flat_map(|format| [(format, KvLayout::Nhd, false), (format, KvLayout::Hnd, true)])
             {
                 let what = format!("{format:?} {layout:?} {dtype:?} on {}", target.name);
-                let scales: [Vec<f32>; 2] = [(); 2]
-                    .map(|()| (0..if of_heads { heads } else { 1 }).map(|_| 0.01 + rng.normal().abs() / 4.0));
+                let scales: [Vec<f32>; 2] = [(); 2].map(|()| {
+                    (0..if of_heads { heads } else { 1 }).map(|_| 0.01 + rng.normal().abs() / 4.0).collect()
+                });
                 let scale = |part: usize, head: usize| scales[part][if of_heads { head } else { 0 }];
                 let shapes = dims.map(|dim| shape_of(layout, page_size, heads, dim));
                 let pools = shapes.map(|shape| random_codes(shape, format, rng));

@@ -9,8 +9,8 @@ use anyhow::{Context, Result, ensure};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_flashinfer::{
     AttentionOptions, CacheConfig, DecodeStep, Indptr, KvLayout, PagedKvCache, PagedPlan, PlanConfig,
-    Positions, RaggedPlan, Rope, SequenceId, append_paged_kv, apply_rope, check_support, fused_add_rms_norm,
-    matmul_nt, rms_norm, silu_and_mul,
+    Positions, Qkv, RaggedPlan, Rope, SequenceId, append_paged_kv, apply_rope, check_support,
+    fused_add_rms_norm, matmul_nt, rms_norm, rope_append_paged_kv, silu_and_mul,
 };
 
 use super::config::Config;
@@ -123,7 +123,8 @@ impl Llama {
         let plan = RaggedPlan::new(&self.attention, &indptr, &indptr)?;
 
         let tokens = self.tokens(prompts.iter().flat_map(|(_, tokens)| *tokens))?;
-        let hidden = self.forward(tokens, &positions, |layer, q, k, v| {
+        let hidden = self.forward(tokens, |layer, Qkv { q, k, v }| {
+            let (q, k) = apply_rope(q, k, &self.rope, &positions)?;
             append_paged_kv(cache.layer_mut(layer)?, k.clone(), v.clone(), &slots)?;
             Ok(plan.run(q, k, v)?.output)
         })?;
@@ -140,9 +141,10 @@ impl Llama {
         let plan = PagedPlan::decode(&self.attention, &cache.page_table(&sequences)?)?;
 
         let tokens = self.tokens(step.iter().map(|(_, token)| token))?;
-        let hidden = self.forward(tokens, &positions, |layer, q, k, v| {
-            append_paged_kv(cache.layer_mut(layer)?, k, v, &slots)?;
-            Ok(plan.run(q, cache.layer(layer)?)?.output)
+        let hidden = self.forward(tokens, |layer, qkv| {
+            let pages = cache.layer_mut(layer)?;
+            let q = rope_append_paged_kv(pages, qkv, None, &self.rope, &positions, &slots)?;
+            Ok(plan.run(q, pages)?.output)
         })?;
         self.logits(hidden)
     }
@@ -155,9 +157,11 @@ impl Llama {
     /// As [`decode`](Self::decode), but all that changes from step to step is on the device already, so that a graph can be
     /// captured of it.
     pub fn replayable(&self, cache: &mut PagedKvCache, step: &DecodeStep) -> Result<Tensor<2>> {
-        let hidden = self.forward(step.tokens(), &step.positions(), |layer, q, k, v| {
-            append_paged_kv(cache.layer_mut(layer)?, k, v, &step.slots())?;
-            Ok(step.plan().run(q, cache.layer(layer)?)?.output)
+        let (positions, slots) = (step.positions(), step.slots());
+        let hidden = self.forward(step.tokens(), |layer, qkv| {
+            let pages = cache.layer_mut(layer)?;
+            let q = rope_append_paged_kv(pages, qkv, None, &self.rope, &positions, &slots)?;
+            Ok(step.plan().run(q, pages)?.output)
         })?;
         self.logits(hidden)
     }
@@ -186,17 +190,19 @@ impl Llama {
         let positions = Positions::continuing(&indptr, &vec![0; prompts.len()])?;
         let plan = RaggedPlan::new(&self.attention, &indptr, &indptr)?;
         let tokens = self.tokens(prompts.iter().copied().flatten())?;
-        let hidden = self.forward(tokens, &positions, |_, q, k, v| Ok(plan.run(q, k, v)?.output))?;
+        let hidden = self.forward(tokens, |_, Qkv { q, k, v }| {
+            let (q, k) = apply_rope(q, k, &self.rope, &positions)?;
+            Ok(plan.run(q, k, v)?.output)
+        })?;
         self.logits(hidden)
     }
 
-    /// All layers. `attend` is given the number of the layer, the queries `[tokens, q_heads, head_dim]` and the keys and
-    /// values `[tokens, kv_heads, head_dim]` of the new tokens. Returns `[tokens, hidden_size]`, normalised.
+    /// All layers. `attend` is given the number of the layer and the queries `[tokens, q_heads, head_dim]`, keys and values
+    /// `[tokens, kv_heads, head_dim]` of the new tokens, not yet rotated. Returns `[tokens, hidden_size]`, normalised.
     fn forward(
         &self,
         tokens: Tensor<1, Int>,
-        positions: &Positions,
-        mut attend: impl FnMut(usize, Tensor<3>, Tensor<3>, Tensor<3>) -> Result<Tensor<3>>,
+        mut attend: impl FnMut(usize, Qkv) -> Result<Tensor<3>>,
     ) -> Result<Tensor<2>> {
         let Config { q_heads, kv_heads, head_dim, rms_norm_eps, .. } = self.config;
         let mut residual = self.embedding.clone().select(0, tokens);
@@ -215,8 +221,7 @@ impl Llama {
             let q = qkv.clone().narrow(1, 0, q_heads);
             let k = qkv.clone().narrow(1, q_heads, kv_heads);
             let v = qkv.narrow(1, q_heads + kv_heads, kv_heads);
-            let (q, k) = apply_rope(q, k, &self.rope, positions)?;
-            let attended = attend(index, q, k, v)?.reshape([rows, q_heads * head_dim]);
+            let attended = attend(index, Qkv { q, k, v })?.reshape([rows, q_heads * head_dim]);
             let added = layer.output.forward(attended)?;
             let norm = layer.feed_forward_norm.clone();
             (normed, residual) = fused_add_rms_norm(added, residual, norm, rms_norm_eps)?;

@@ -4,7 +4,7 @@ use burn::backend::{DType, cubecl::dtype_to_storage_type};
 use burn_cubecl::{CubeBackend, kernel::into_contiguous, tensor::CubeTensor};
 use burn_flashinfer_kernels::norm::{self, Add, Norm, Scaling};
 
-use super::{fresh, in_rows, launched, quantized, rounded_like, rows};
+use super::{fresh, in_rows, launched, quantized, rounded_like, rows_of};
 use crate::extension::{NormedSum, RmsNormStyle, Rounding, Rows};
 
 pub(super) fn rms_norm(
@@ -45,7 +45,7 @@ pub(super) fn fused_add_rms_norm(
         };
         launched(norm::launch(&client, norm, dtype, dtype));
     }
-    NormedSum { normed: rows(normed), sum: summed }
+    NormedSum { normed: rows_of(normed), sum: summed }
 }
 
 pub(super) fn layer_norm_rows(
@@ -91,5 +91,5 @@ fn normalised(
         };
         launched(norm::launch(&client, norm, dtypes[0], dtypes[1]));
     }
-    rows(y)
+    rows_of(y)
 }
