@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use burn::backend::{
     Backend, ExtensionType, backend_extension,
-    tensor::{FloatTensor, IntTensor},
+    tensor::{BoolTensor, FloatTensor, IntTensor},
 };
 
 use crate::options::KvLayout;
@@ -112,6 +112,26 @@ pub enum Activation {
     Gelu,
     /// `a / 2 * (1 + tanh(sqrt(2 / pi) * (a + 0.044715 a^3)))`.
     GeluTanh,
+}
+
+/// Which bit of a byte is the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum BitOrder {
+    /// The highest, as numpy has it.
+    #[default]
+    Big,
+    /// The lowest, as the masks of attention have it.
+    Little,
+}
+
+/// Segments of bits that each begin with a byte of their own.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum BitSegments<B: Backend> {
+    /// All bits are one.
+    One,
+    /// `[segments + 1]` each (`i32`): the first bit of each, and the first byte.
+    Many(IntTensor<B>, IntTensor<B>),
 }
 
 /// A float tensor, or none.
@@ -309,6 +329,24 @@ pub trait FlashInferBackend: Backend {
         draws: IntTensor<Self>,
     ) -> (IntTensor<Self>, IntTensor<Self>);
 
+    /// The bits of each segment eight to a byte, `bytes` of them (`U8`); zeros fill up the last one of each.
+    #[fusion(meta = |_, _, bytes, _| fused::bytes(*bytes))]
+    fn pack_bits(
+        bits: BoolTensor<Self>,
+        #[extension_type] segments: BitSegments<Self>,
+        bytes: usize,
+        order: BitOrder,
+    ) -> IntTensor<Self>;
+
+    /// What `pack_bits` made bytes (`U8`) of, one of its `bits` to a byte (`U8`) that is 0 or 1.
+    #[fusion(meta = |_, _, bits, _| fused::bytes(*bits))]
+    fn unpack_bits(
+        bytes: IntTensor<Self>,
+        #[extension_type] segments: BitSegments<Self>,
+        bits: usize,
+        order: BitOrder,
+    ) -> IntTensor<Self>;
+
     /// `x · weightᵀ` for `x` `[rows, in]` and `weight` `[out, in]`, accumulated in f32.
     #[fusion(dtype = x, shape = { let mut shape = x.clone(); shape[1] = weight[0]; shape })]
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -325,6 +363,10 @@ mod fused {
 
     pub(super) fn f32s(shape: Shape) -> TensorSpec {
         TensorSpec::new(shape, DType::F32)
+    }
+
+    pub(super) fn bytes(len: usize) -> TensorSpec {
+        TensorSpec::new([len].into(), DType::U8)
     }
 
     /// One state for each token.

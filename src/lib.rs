@@ -18,6 +18,7 @@
 //! | [`fused_add_rms_norm`], [`gemma_fused_add_rms_norm`] | normalisation after adding a residual, in place |
 //! | [`silu_and_mul`], [`gelu_and_mul`], [`gelu_tanh_and_mul`] | gated activations |
 //! | [`sampling`] | from logits to tokens |
+//! | [`packbits`], [`segment_packbits`], [`unpackbits`], [`segment_unpackbits`] | masks, eight bits to a byte |
 //! | [`matmul_nt`] | linear layer on weights as checkpoints store them |
 //!
 //! [`PagedKvCache`] manages pages for many sequences: it shares them between forks, remembers prefixes that come again, evicts
@@ -79,7 +80,7 @@ pub use cache::{CacheConfig, CacheStats, PagedKvCache, SequenceId, SwappedSequen
 pub use cascade::Cascade;
 pub use check::check_support;
 pub use error::{Error, Result};
-pub use extension::RopeStyle;
+pub use extension::{BitOrder, RopeStyle};
 pub use graph::DecodeGraph;
 pub use indptr::{Indptr, Positions};
 pub use kv_pages::KvPages;
@@ -87,8 +88,9 @@ pub use ops::{
     AttentionOutput, PageCopies, Rope, RopeConfig, RopeScaling, append_paged_kv, apply_rope,
     batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, cascade_attention, copy_pages,
     fused_add_rms_norm, gelu_and_mul, gelu_tanh_and_mul, gemma_fused_add_rms_norm, gemma_rms_norm,
-    layer_norm, matmul_nt, merge_state, merge_state_in_place, merge_states, rms_norm, silu_and_mul,
-    single_decode, single_prefill, variable_length_merge_states,
+    layer_norm, matmul_nt, merge_state, merge_state_in_place, merge_states, packbits, rms_norm,
+    segment_packbits, segment_unpackbits, silu_and_mul, single_decode, single_prefill, unpackbits,
+    variable_length_merge_states,
 };
 pub use options::{AttentionOptions, KvLayout};
 pub use page_table::{PageTable, SlotMapping};

@@ -13,6 +13,7 @@
 pub mod activation;
 pub mod append;
 pub mod attention;
+pub mod bits;
 mod grid;
 pub mod isa;
 pub mod linear;

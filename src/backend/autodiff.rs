@@ -6,12 +6,12 @@
 use burn::backend::{
     Autodiff, AutodiffBackend as _,
     autodiff::checkpoint::strategy::CheckpointStrategy,
-    tensor::{FloatTensor, IntTensor},
+    tensor::{BoolTensor, FloatTensor, IntTensor},
 };
 
 use crate::extension::{
-    Activation, Attended, AttentionParams, Batch, FlashInferBackend, Limit, MaybeFloats, MaybeInts,
-    RmsNormStyle, RopeStyle,
+    Activation, Attended, AttentionParams, Batch, BitOrder, BitSegments, FlashInferBackend, Limit,
+    MaybeFloats, MaybeInts, RmsNormStyle, RopeStyle,
 };
 use crate::options::KvLayout;
 
@@ -179,6 +179,24 @@ impl<B: FlashInferBackend, C: CheckpointStrategy> FlashInferBackend for Autodiff
         B::sample_probs(Self::inner(probs), ints(top_k), inner(top_p), inner(min_p), draws)
     }
 
+    fn pack_bits(
+        bits: BoolTensor<Self>,
+        segments: BitSegments<Self>,
+        bytes: usize,
+        order: BitOrder,
+    ) -> IntTensor<Self> {
+        B::pack_bits(bits, bit_segments(segments), bytes, order)
+    }
+
+    fn unpack_bits(
+        bytes: IntTensor<Self>,
+        segments: BitSegments<Self>,
+        bits: usize,
+        order: BitOrder,
+    ) -> IntTensor<Self> {
+        B::unpack_bits(bytes, bit_segments(segments), bits, order)
+    }
+
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::from_inner(B::matmul_nt(Self::inner(x), Self::inner(weight)))
     }
@@ -196,5 +214,14 @@ fn ints<B: FlashInferBackend, C: CheckpointStrategy>(ints: MaybeInts<Autodiff<B,
     match ints {
         MaybeInts::None => MaybeInts::None,
         MaybeInts::Some(ints) => MaybeInts::Some(ints),
+    }
+}
+
+fn bit_segments<B: FlashInferBackend, C: CheckpointStrategy>(
+    segments: BitSegments<Autodiff<B, C>>,
+) -> BitSegments<B> {
+    match segments {
+        BitSegments::One => BitSegments::One,
+        BitSegments::Many(bits, bytes) => BitSegments::Many(bits, bytes),
     }
 }

@@ -3,6 +3,7 @@
 //! Nothing is copied but a tensor whose last axis has gaps, or a page pool that has another owner.
 
 mod attention;
+mod bits;
 mod merge;
 mod norm;
 mod sampling;
@@ -13,7 +14,7 @@ use burn::backend::{
     DType,
     cubecl::dtype_to_storage_type,
     ops::FloatTensorOps,
-    tensor::{FloatTensor, IntTensor},
+    tensor::{BoolTensor, FloatTensor, IntTensor},
 };
 use burn::tensor::Shape;
 use burn_cubecl::{
@@ -37,8 +38,8 @@ use cubek::matmul::{launch::launch_ref, multi_level};
 use cubek::std::InputBinding;
 
 use crate::extension::{
-    Activation, Attended, AttentionParams, Batch, FlashInferBackend, Limit, MaybeFloats, MaybeInts,
-    RmsNormStyle, RopeStyle,
+    Activation, Attended, AttentionParams, Batch, BitOrder, BitSegments, FlashInferBackend, Limit,
+    MaybeFloats, MaybeInts, RmsNormStyle, RopeStyle,
 };
 use crate::options::KvLayout;
 
@@ -69,6 +70,11 @@ pub(crate) use attention::plan;
 pub(crate) fn has_wide_integers(device: &CubeDevice) -> bool {
     let client = device.client();
     client.properties().type_usage(dtype_to_storage_type(DType::U64)).contains(TypeUsage::Arithmetic)
+}
+
+/// Whether `device` has tensors of bytes.
+pub(crate) fn has_bytes(device: &CubeDevice) -> bool {
+    kernels::bits::has_bytes(&device.client())
 }
 
 impl FlashInferBackend for CubeBackend {
@@ -258,6 +264,24 @@ impl FlashInferBackend for CubeBackend {
         draws: IntTensor<Self>,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
         sampling::sample_probs(probs, top_k, top_p, min_p, draws)
+    }
+
+    fn pack_bits(
+        bits: BoolTensor<Self>,
+        segments: BitSegments<Self>,
+        bytes: usize,
+        order: BitOrder,
+    ) -> IntTensor<Self> {
+        bits::pack(bits, segments, bytes, order)
+    }
+
+    fn unpack_bits(
+        bytes: IntTensor<Self>,
+        segments: BitSegments<Self>,
+        bits: usize,
+        order: BitOrder,
+    ) -> IntTensor<Self> {
+        bits::unpack(bytes, segments, bits, order)
     }
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -3,6 +3,7 @@
 mod activation;
 mod append;
 mod attention;
+mod bits;
 mod cascade;
 mod copy;
 mod linear;
@@ -18,6 +19,7 @@ pub use attention::{
     single_prefill,
 };
 pub(crate) use attention::{attend, by_token};
+pub use bits::{packbits, segment_packbits, segment_unpackbits, unpackbits};
 pub use cascade::cascade_attention;
 pub(crate) use cascade::{check_shares, merge_levels};
 pub use copy::{PageCopies, copy_pages};

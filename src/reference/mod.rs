@@ -24,6 +24,7 @@
 //! # }
 //! ```
 
+mod bits;
 mod merge;
 mod rows;
 mod sampling;
@@ -34,6 +35,7 @@ use crate::error::{Error, Result};
 use crate::extension::RopeStyle;
 use crate::options::{AttentionOptions, KvLayout};
 
+pub use bits::{packbits, segment_packbits, segment_unpackbits, unpackbits};
 pub use merge::{merge_state, merge_state_in_place, merge_states, variable_length_merge_states};
 pub use sampling::{
     Chain, Filter, apply_penalties, chain_speculative_sampling, distribution, renormalised, softmax,

@@ -7,6 +7,7 @@ mod add_norm;
 mod append;
 mod attention;
 mod autodiff;
+mod bits;
 mod burn_ops;
 mod cache;
 mod cascade;

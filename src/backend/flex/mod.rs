@@ -2,6 +2,7 @@
 
 mod activation;
 mod attention;
+mod bits;
 mod draw;
 mod float;
 mod gumbel;
@@ -19,14 +20,14 @@ mod view;
 
 use burn::backend::{
     Flex,
-    tensor::{FloatTensor, IntTensor},
+    tensor::{BoolTensor, FloatTensor, IntTensor},
 };
 use burn::tensor::{DType, bf16, f16};
 use burn_flex::FlexTensor;
 
 use crate::extension::{
-    Activation, Attended, AttentionParams, Batch, FlashInferBackend, Limit, MaybeFloats, MaybeInts,
-    RmsNormStyle, RopeStyle,
+    Activation, Attended, AttentionParams, Batch, BitOrder, BitSegments, FlashInferBackend, Limit,
+    MaybeFloats, MaybeInts, RmsNormStyle, RopeStyle,
 };
 use crate::options::KvLayout;
 
@@ -202,6 +203,24 @@ impl FlashInferBackend for Flex {
         };
         let filters = sampling::Filters { top_k: ints(top_k), top_p: floats(top_p), min_p: floats(min_p) };
         sampling::sample_probs(probs, &filters, draws)
+    }
+
+    fn pack_bits(
+        bits: BoolTensor<Self>,
+        segments: BitSegments<Self>,
+        bytes: usize,
+        order: BitOrder,
+    ) -> IntTensor<Self> {
+        bits::pack(bits, segments, bytes, order)
+    }
+
+    fn unpack_bits(
+        bytes: IntTensor<Self>,
+        segments: BitSegments<Self>,
+        bits: usize,
+        order: BitOrder,
+    ) -> IntTensor<Self> {
+        bits::unpack(bytes, segments, bits, order)
     }
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {

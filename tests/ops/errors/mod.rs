@@ -1,6 +1,7 @@
 //! Every bad argument of every operation on tensors: the refusal, word for word, and that nothing was written.
 
 mod attention;
+mod bits;
 mod rows;
 mod sampling;
 
