@@ -114,6 +114,16 @@ pub enum Activation {
     GeluTanh,
 }
 
+/// The order of the axes of matrices that rows are multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum WeightLayout {
+    /// `[matrices, d_in, d_out]`: the rows of a matrix are its inputs.
+    #[default]
+    RowMajor,
+    /// `[matrices, d_out, d_in]`: the rows of a matrix are its outputs, as checkpoints have it.
+    ColumnMajor,
+}
+
 /// Which bit of a byte is the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum BitOrder {
@@ -347,6 +357,18 @@ pub trait FlashInferBackend: Backend {
         order: BitOrder,
     ) -> IntTensor<Self>;
 
+    /// `x[r] · weights[i]` for the rows `r` and the matrix `i` of each of `works`, accumulated in f32: `x` `[rows, d_in]`,
+    /// `weights` `[matrices, d_in, d_out]`, or as `layout` says. `works` (`i32`) has for each the first row, the end of its
+    /// rows, at most `tile_rows` and at least one, and the matrix; each row is in one of them, and there is a row.
+    #[fusion(meta = |x, weights, _, _, layout| fused::products(x, weights, *layout))]
+    fn segment_gemm(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        works: IntTensor<Self>,
+        tile_rows: usize,
+        layout: WeightLayout,
+    ) -> FloatTensor<Self>;
+
     /// `x · weightᵀ` for `x` `[rows, in]` and `weight` `[out, in]`, accumulated in f32.
     #[fusion(dtype = x, shape = { let mut shape = x.clone(); shape[1] = weight[0]; shape })]
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
@@ -355,7 +377,7 @@ pub trait FlashInferBackend: Backend {
 /// Shapes of outputs that Fusion must know before anything runs.
 #[cfg(feature = "fusion")]
 mod fused {
-    use super::{AttendedMetadata, AttentionParams, BatchMetadata, MaybeIntsMetadata};
+    use super::{AttendedMetadata, AttentionParams, BatchMetadata, MaybeIntsMetadata, WeightLayout};
     use burn::{
         backend::fusion::custom::TensorSpec,
         tensor::{DType, Shape},
@@ -363,6 +385,11 @@ mod fused {
 
     pub(super) fn f32s(shape: Shape) -> TensorSpec {
         TensorSpec::new(shape, DType::F32)
+    }
+
+    pub(super) fn products(x: &TensorSpec, weights: &TensorSpec, layout: WeightLayout) -> TensorSpec {
+        let outputs = if layout == WeightLayout::RowMajor { 2 } else { 1 };
+        TensorSpec::new([x.shape[0], weights.shape[outputs]].into(), x.dtype)
     }
 
     pub(super) fn bytes(len: usize) -> TensorSpec {

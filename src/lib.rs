@@ -20,6 +20,7 @@
 //! | [`sampling`] | from logits to tokens |
 //! | [`packbits`], [`segment_packbits`], [`unpackbits`], [`segment_unpackbits`] | masks, eight bits to a byte |
 //! | [`matmul_nt`] | linear layer on weights as checkpoints store them |
+//! | [`segment_gemm`], [`SegmentGemm`] | segments of rows times matrices of their own: grouped layers, LoRA |
 //!
 //! [`PagedKvCache`] manages pages for many sequences: it shares them between forks, remembers prefixes that come again, evicts
 //! the least recently used under pressure, and moves sequences to host memory and back; [`KvPages`], [`PageTable`],
@@ -80,7 +81,7 @@ pub use cache::{CacheConfig, CacheStats, PagedKvCache, SequenceId, SwappedSequen
 pub use cascade::Cascade;
 pub use check::check_support;
 pub use error::{Error, Result};
-pub use extension::{BitOrder, RopeStyle};
+pub use extension::{BitOrder, RopeStyle, WeightLayout};
 pub use graph::DecodeGraph;
 pub use indptr::{Indptr, Positions};
 pub use kv_pages::KvPages;
@@ -88,13 +89,13 @@ pub use ops::{
     AttentionOutput, PageCopies, Rope, RopeConfig, RopeScaling, append_paged_kv, apply_rope,
     batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, cascade_attention, copy_pages,
     fused_add_rms_norm, gelu_and_mul, gelu_tanh_and_mul, gemma_fused_add_rms_norm, gemma_rms_norm,
-    layer_norm, matmul_nt, merge_state, merge_state_in_place, merge_states, packbits, rms_norm,
+    layer_norm, matmul_nt, merge_state, merge_state_in_place, merge_states, packbits, rms_norm, segment_gemm,
     segment_packbits, segment_unpackbits, silu_and_mul, single_decode, single_prefill, unpackbits,
     variable_length_merge_states,
 };
 pub use options::{AttentionOptions, KvLayout};
 pub use page_table::{PageTable, SlotMapping};
-pub use plan::{CascadePlan, DecodeStep, KvSplit, PagedPlan, PlanConfig, RaggedPlan};
+pub use plan::{CascadePlan, DecodeStep, KvSplit, PagedPlan, PlanConfig, RaggedPlan, SegmentGemm};
 
 /// Sampling: from logits to tokens, for a whole batch on the device, without sorting and without reading anything back.
 ///

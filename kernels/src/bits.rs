@@ -30,10 +30,10 @@ pub struct Segments {
     pub bytes: TensorBinding,
 }
 
-/// The segment that owns place `at`: the last that begins there or before, which skips empty ones.
+/// Which of so many segments owns place `at`: the last that begins there or before, which skips empty ones.
 #[cube]
-fn owner(indptr: &[i32], at: usize) -> usize {
-    let (mut low, mut high) = (0usize, indptr.len() - 1);
+fn owner(indptr: &[i32], segments: usize, at: usize) -> usize {
+    let (mut low, mut high) = (0usize, segments);
     while high - low > 1 {
         let middle = (low + high) / 2;
         if usize::cast_from(indptr[middle]) <= at {
@@ -64,6 +64,7 @@ fn pack_bits<B: Int>(
     byte_indptr: &ComptimeOption<Box<[i32]>>,
     bytes: &mut [u8],
     total_bits: usize,
+    segments: usize,
     total: usize,
     #[comptime] order: BitOrder,
     #[define(B)] _dtype: ElemType,
@@ -80,7 +81,7 @@ fn pack_bits<B: Int>(
             #[comptime]
             match byte_indptr {
                 ComptimeOption::Some(byte_indptr) => {
-                    let segment = owner(byte_indptr, ABSOLUTE_POS);
+                    let segment = owner(byte_indptr, segments, ABSOLUTE_POS);
                     let byte = ABSOLUTE_POS - usize::cast_from(byte_indptr[segment]);
                     first = usize::cast_from(bit_indptr[segment]) + byte * 8;
                     end = usize::cast_from(bit_indptr[segment + 1]);
@@ -108,6 +109,7 @@ fn unpack_bits(
     bit_indptr: &ComptimeOption<Box<[i32]>>,
     byte_indptr: &ComptimeOption<Box<[i32]>>,
     bits: &mut [u8],
+    segments: usize,
     total: usize,
     #[comptime] order: BitOrder,
 ) {
@@ -123,7 +125,7 @@ fn unpack_bits(
             #[comptime]
             match byte_indptr {
                 ComptimeOption::Some(byte_indptr) => {
-                    let segment = owner(bit_indptr, ABSOLUTE_POS);
+                    let segment = owner(bit_indptr, segments, ABSOLUTE_POS);
                     let within = ABSOLUTE_POS - usize::cast_from(bit_indptr[segment]);
                     byte = usize::cast_from(byte_indptr[segment]) + within / 8;
                     bit = within % 8;
@@ -169,7 +171,7 @@ pub fn pack(client: &Client, pack: PackBits, dtype: ElemType) -> Result<()> {
     }
     let (count, dim) = elementwise(PACK, client, total)?;
     let address = addresses(&[(&bits, dtype.size()), (&bytes, 1)]);
-    let (bit_indptr, byte_indptr) = buffers(segments);
+    let (bit_indptr, byte_indptr, segments) = buffers(segments);
     // SAFETY: a unit beyond the last byte stops. Bits are read below `total_bits`, or by the contract on row pointers below
     // the end of a segment, which is not beyond it.
     unsafe {
@@ -183,6 +185,7 @@ pub fn pack(client: &Client, pack: PackBits, dtype: ElemType) -> Result<()> {
             byte_indptr.into(),
             bytes.into_buffer_arg(),
             total_bits,
+            segments,
             total,
             order,
             dtype,
@@ -217,7 +220,7 @@ pub fn unpack(client: &Client, unpack: UnpackBits) -> Result<()> {
     }
     let (count, dim) = elementwise(UNPACK, client, total)?;
     let address = addresses(&[(&bits, 1), (&bytes, 1)]);
-    let (bit_indptr, byte_indptr) = buffers(segments);
+    let (bit_indptr, byte_indptr, segments) = buffers(segments);
     // SAFETY: a unit beyond the last bit stops. The byte of a bit is below their number, which `check` compared, or by the
     // contract on row pointers within its segment.
     unsafe {
@@ -230,6 +233,7 @@ pub fn unpack(client: &Client, unpack: UnpackBits) -> Result<()> {
             bit_indptr.into(),
             byte_indptr.into(),
             bits.into_buffer_arg(),
+            segments,
             total,
             order,
         );
@@ -256,9 +260,13 @@ fn check(
     Ok(())
 }
 
-fn buffers(segments: Option<Segments>) -> (Option<BufferArg>, Option<BufferArg>) {
+/// The row pointers, and how many segments they have.
+fn buffers(segments: Option<Segments>) -> (Option<BufferArg>, Option<BufferArg>, usize) {
     match segments {
-        Some(Segments { bits, bytes }) => (Some(bits.into_buffer_arg()), Some(bytes.into_buffer_arg())),
-        None => (None, None),
+        Some(Segments { bits, bytes }) => {
+            let count = bits.size() - 1;
+            (Some(bits.into_buffer_arg()), Some(bytes.into_buffer_arg()), count)
+        }
+        None => (None, None, 0),
     }
 }

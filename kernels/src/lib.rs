@@ -26,6 +26,7 @@ mod profile;
 mod refusal;
 pub mod rope;
 pub mod sampling;
+pub mod segment_gemm;
 mod team;
 mod tensor;
 mod unit;

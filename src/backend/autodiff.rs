@@ -11,7 +11,7 @@ use burn::backend::{
 
 use crate::extension::{
     Activation, Attended, AttentionParams, Batch, BitOrder, BitSegments, FlashInferBackend, Limit,
-    MaybeFloats, MaybeInts, RmsNormStyle, RopeStyle,
+    MaybeFloats, MaybeInts, RmsNormStyle, RopeStyle, WeightLayout,
 };
 use crate::options::KvLayout;
 
@@ -195,6 +195,16 @@ impl<B: FlashInferBackend, C: CheckpointStrategy> FlashInferBackend for Autodiff
         order: BitOrder,
     ) -> IntTensor<Self> {
         B::unpack_bits(bytes, bit_segments(segments), bits, order)
+    }
+
+    fn segment_gemm(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        works: IntTensor<Self>,
+        tile_rows: usize,
+        layout: WeightLayout,
+    ) -> FloatTensor<Self> {
+        Self::from_inner(B::segment_gemm(Self::inner(x), Self::inner(weights), works, tile_rows, layout))
     }
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {

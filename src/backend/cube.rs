@@ -7,6 +7,7 @@ mod bits;
 mod merge;
 mod norm;
 mod sampling;
+mod segment_gemm;
 
 use std::fmt::Debug;
 
@@ -39,7 +40,7 @@ use cubek::std::InputBinding;
 
 use crate::extension::{
     Activation, Attended, AttentionParams, Batch, BitOrder, BitSegments, FlashInferBackend, Limit,
-    MaybeFloats, MaybeInts, RmsNormStyle, RopeStyle,
+    MaybeFloats, MaybeInts, RmsNormStyle, RopeStyle, WeightLayout,
 };
 use crate::options::KvLayout;
 
@@ -282,6 +283,16 @@ impl FlashInferBackend for CubeBackend {
         order: BitOrder,
     ) -> IntTensor<Self> {
         bits::unpack(bytes, segments, bits, order)
+    }
+
+    fn segment_gemm(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        works: IntTensor<Self>,
+        tile_rows: usize,
+        layout: WeightLayout,
+    ) -> FloatTensor<Self> {
+        segment_gemm::segment_gemm(x, weights, works, tile_rows, layout)
     }
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {

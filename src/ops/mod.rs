@@ -11,6 +11,7 @@ mod merge;
 mod norm;
 mod rope;
 pub(crate) mod sampling;
+mod segment_gemm;
 
 pub use activation::{gelu_and_mul, gelu_tanh_and_mul, silu_and_mul};
 pub use append::append_paged_kv;
@@ -27,3 +28,4 @@ pub use linear::matmul_nt;
 pub use merge::{merge_state, merge_state_in_place, merge_states, variable_length_merge_states};
 pub use norm::{fused_add_rms_norm, gemma_fused_add_rms_norm, gemma_rms_norm, layer_norm, rms_norm};
 pub use rope::{Rope, RopeConfig, RopeScaling, apply_rope};
+pub use segment_gemm::segment_gemm;

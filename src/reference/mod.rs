@@ -44,7 +44,7 @@ pub use sampling::{
 
 pub use rows::{
     fused_add_rms_norm, gelu_and_mul, gelu_tanh_and_mul, gemma_fused_add_rms_norm, gemma_rms_norm,
-    layer_norm, matmul_nt, rms_norm, silu_and_mul,
+    layer_norm, matmul_nt, rms_norm, segment_gemm, silu_and_mul,
 };
 
 /// Numbers of shape `[tokens, heads, head_dim]`, the last axis contiguous.

@@ -25,5 +25,6 @@ mod properties;
 mod refusals;
 mod rope;
 mod sampling;
+mod segment_gemm;
 mod support;
 mod tables;

@@ -14,6 +14,7 @@ mod penalties;
 mod rows;
 mod sampling;
 mod scratch;
+mod segment_gemm;
 mod simd;
 mod speculative;
 mod view;
@@ -27,7 +28,7 @@ use burn_flex::FlexTensor;
 
 use crate::extension::{
     Activation, Attended, AttentionParams, Batch, BitOrder, BitSegments, FlashInferBackend, Limit,
-    MaybeFloats, MaybeInts, RmsNormStyle, RopeStyle,
+    MaybeFloats, MaybeInts, RmsNormStyle, RopeStyle, WeightLayout,
 };
 use crate::options::KvLayout;
 
@@ -221,6 +222,16 @@ impl FlashInferBackend for Flex {
         order: BitOrder,
     ) -> IntTensor<Self> {
         bits::unpack(bytes, segments, bits, order)
+    }
+
+    fn segment_gemm(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        works: IntTensor<Self>,
+        _tile_rows: usize,
+        layout: WeightLayout,
+    ) -> FloatTensor<Self> {
+        by_dtype!(x.dtype(), segment_gemm::segment_gemm(x, weights, works, layout))
     }
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {

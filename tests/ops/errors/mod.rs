@@ -4,6 +4,7 @@ mod attention;
 mod bits;
 mod rows;
 mod sampling;
+mod segment_gemm;
 
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 use burn_flashinfer::{
