@@ -100,6 +100,19 @@ pub(crate) fn epsilon(op: &'static str, argument: &'static str, epsilon: f32) ->
     Err(Error::Value { op, argument, got: epsilon.to_string(), expected })
 }
 
+/// Refuses a device without tensors of bytes.
+pub(crate) fn bytes(op: &'static str, argument: &'static str, device: &Device) -> Result<()> {
+    #[cfg(feature = "cube")]
+    if let DispatchDevice::Cube(inner) = device.clone().inner().as_dispatch()
+        && !crate::backend::has_bytes(inner)
+    {
+        let expected = "a device with integers of 8 bits".into();
+        return Err(Error::Unsupported { op, argument, got: format!("{device:?}"), expected });
+    }
+    let _ = (op, argument, device);
+    Ok(())
+}
+
 /// Refuses two element types where one is needed.
 pub(crate) fn same_dtype(
     op: &'static str,

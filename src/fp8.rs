@@ -150,7 +150,7 @@ pub(crate) fn check_quantization(
     device: &Device,
 ) -> Result<()> {
     check::same_device(op, "quantization", &quantization.scale.device(), device)?;
-    bytes(op, "quantization", device)
+    check::bytes(op, "quantization", device)
 }
 
 /// Rows that were not to become codes.
@@ -212,20 +212,8 @@ pub(crate) fn codes<const D: usize>(
         let got = format!("{:?}", tensor.dtype());
         return Err(Error::Dtype { op, argument, got, expected: "U8".into() });
     }
-    bytes(op, argument, &tensor.device())
-}
-
-/// Refuses devices that have no integers of 8 bits.
-pub(crate) fn bytes(op: &'static str, argument: &'static str, device: &Device) -> Result<()> {
-    check::device(op, argument, device)?;
-    #[cfg(feature = "cube")]
-    if let burn::backend::DispatchDevice::Cube(inner) = device.clone().inner().as_dispatch()
-        && !crate::backend::has_bytes(inner)
-    {
-        let expected = "a device with integers of 8 bits".into();
-        return Err(Error::Unsupported { op, argument, got: format!("{device:?}"), expected });
-    }
-    Ok(())
+    check::device(op, argument, &tensor.device())?;
+    check::bytes(op, argument, &tensor.device())
 }
 
 #[cfg(test)]

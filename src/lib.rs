@@ -21,7 +21,9 @@
 //! | [`fused_add_rms_norm`], [`gemma_fused_add_rms_norm`] | normalisation after adding a residual, in place |
 //! | [`silu_and_mul`], [`gelu_and_mul`], [`gelu_tanh_and_mul`] | gated activations |
 //! | [`sampling`] | from logits to tokens |
+//! | [`packbits`], [`segment_packbits`], [`unpackbits`], [`segment_unpackbits`] | masks, eight bits to a byte |
 //! | [`matmul_nt`] | linear layer on weights as checkpoints store them |
+//! | [`segment_gemm`], [`SegmentGemm`] | segments of rows times matrices of their own: grouped layers, LoRA |
 //!
 //! [`PagedKvCache`] manages pages for many sequences: it shares them between forks, remembers prefixes that come again, evicts
 //! the least recently used under pressure, and moves sequences to host memory and back; [`KvPages`], [`PageTable`],
@@ -83,7 +85,7 @@ pub use cache::{CacheConfig, CacheStats, PagedKvCache, SequenceId, SwappedSequen
 pub use cascade::Cascade;
 pub use check::check_support;
 pub use error::{Error, Result};
-pub use extension::RopeStyle;
+pub use extension::{BitOrder, RopeStyle, WeightLayout};
 pub use fp8::{Fp8, Quantization};
 pub use graph::DecodeGraph;
 pub use indptr::{Indptr, Positions};
@@ -94,13 +96,14 @@ pub use ops::{
     fused_add_rms_norm, fused_add_rms_norm_quant, gather_paged_kv, gelu_and_mul, gelu_and_mul_quant,
     gelu_tanh_and_mul, gelu_tanh_and_mul_quant, gemma_fused_add_rms_norm, gemma_fused_add_rms_norm_quant,
     gemma_rms_norm, gemma_rms_norm_quant, layer_norm, layer_norm_quant, matmul_nt, merge_state,
-    merge_state_in_place, merge_states, qk_rms_norm_rope, rms_norm, rms_norm_quant, rope_append_paged_kv,
-    rope_quantize_fp8, silu_and_mul, silu_and_mul_quant, single_decode, single_prefill,
+    merge_state_in_place, merge_states, packbits, qk_rms_norm_rope, rms_norm, rms_norm_quant,
+    rope_append_paged_kv, rope_quantize_fp8, segment_gemm, segment_packbits, segment_unpackbits,
+    silu_and_mul, silu_and_mul_quant, single_decode, single_prefill, unpackbits,
     variable_length_merge_states,
 };
 pub use options::{AttentionOptions, KvLayout};
 pub use page_table::{PageTable, SlotMapping};
-pub use plan::{CascadePlan, DecodeStep, KvSplit, PagedPlan, PlanConfig, RaggedPlan};
+pub use plan::{CascadePlan, DecodeStep, KvSplit, PagedPlan, PlanConfig, RaggedPlan, SegmentGemm};
 
 /// Sampling: from logits to tokens, for a whole batch on the device, without sorting and without reading anything back.
 ///

@@ -13,6 +13,7 @@
 pub mod activation;
 pub mod append;
 pub mod attention;
+pub mod bits;
 mod fp8;
 mod grid;
 pub mod isa;
@@ -27,6 +28,7 @@ mod profile;
 mod refusal;
 pub mod rope;
 pub mod sampling;
+pub mod segment_gemm;
 mod team;
 mod tensor;
 mod unit;

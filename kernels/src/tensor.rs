@@ -100,6 +100,14 @@ pub(crate) fn alignment(tensor: &TensorBinding) -> usize {
         .fold(64, |align, stride| if stride == 0 { align } else { align.min(1 << stride.trailing_zeros()) })
 }
 
+/// Elements to which the first is aligned.
+pub(crate) fn offset_alignment(tensor: &TensorBinding, elem_size: usize) -> usize {
+    match tensor.handle.offset_start {
+        None | Some(0) => 64,
+        Some(offset) => (1 << offset.trailing_zeros().min(8)) / elem_size,
+    }
+}
+
 /// The largest power of 2 up to `limit` that divides `n`.
 pub(crate) fn divisor(n: usize, limit: usize) -> usize {
     let mut power = 1;

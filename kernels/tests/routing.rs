@@ -1,4 +1,5 @@
-//! Which kernel each problem gets on each device, or why not a faster one: `routing.txt`, line by line. After a change
+//! Which kernel each problem gets on each device, or why not a faster one: `routing.txt`, and `routing_products.txt` for
+//! products of segments, line by line. After a change
 //! of the choice, `UPDATE_ROUTING=1 cargo test -p burn-flashinfer-kernels --test routing` writes the file anew; what
 //! changed is then seen in review.
 
@@ -9,6 +10,7 @@ use burn_flashinfer_kernels::{
     DeviceProfile,
     attention::{Alignment, Choice, HeadDims, Plan, Problem, Span, Split},
     isa::Arch,
+    segment_gemm,
 };
 use cubecl::ir::{ElemType, FloatKind};
 
@@ -85,13 +87,46 @@ fn every_problem_gets_the_kernel_of_the_table() {
             }
         }
     }
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/routing.txt");
+    compare("routing.txt", &table);
+}
+
+#[test]
+fn every_product_gets_the_kernel_of_the_table() {
+    let mut table = String::new();
+    for (device, profile) in DEVICES {
+        for tile_rows in [1, 4, 16, 64, 128] {
+            for [d_in, d_out] in [[4096, 4096], [4096, 16], [16, 4096], [100, 100]] {
+                for (name, dtype) in
+                    [("f32", FloatKind::F32), ("f16", FloatKind::F16), ("bf16", FloatKind::BF16)]
+                {
+                    // The order of the axes matters where matrices are read, not where tiles are multiplied.
+                    for by_input in [true, false].into_iter().take(if tile_rows > 4 { 1 } else { 2 }) {
+                        let dtype = ElemType::Float(dtype);
+                        let problem =
+                            segment_gemm::Problem { d_in, d_out, dtype, align: 8, by_input, tile_rows };
+                        let chosen = segment_gemm::Blueprint::auto(&profile, &problem);
+                        let order = if by_input { "row major" } else { "column major" };
+                        let _ = writeln!(
+                            table,
+                            "{device} | {tile_rows} rows | {name} {d_in} to {d_out}, {order} | {chosen:?}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+    compare("routing_products.txt", &table);
+}
+
+/// Compares a table with the file of this name, or writes it there.
+fn compare(name: &str, table: &str) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name);
     if std::env::var_os("UPDATE_ROUTING").is_some() {
-        std::fs::write(&file, &table).expect("the table can be written");
+        std::fs::write(&file, table).expect("the table can be written");
     }
     let golden = std::fs::read_to_string(&file).expect("the table is there");
     for (line, (got, wanted)) in table.lines().zip(golden.lines()).enumerate() {
-        assert_eq!(got, wanted, "line {} of routing.txt", line + 1);
+        assert_eq!(got, wanted, "line {} of {name}", line + 1);
     }
     assert_eq!(table.lines().count(), golden.lines().count());
 }

@@ -6,15 +6,15 @@
 use burn::backend::{
     Autodiff, AutodiffBackend as _,
     autodiff::checkpoint::strategy::CheckpointStrategy,
-    tensor::{FloatTensor, IntTensor},
+    tensor::{BoolTensor, FloatTensor, IntTensor},
 };
 
 use burn::tensor::DType;
 
 use crate::extension::{
-    Activation, Attended, AttentionParams, Batch, FlashInferBackend, KvTensors, Limit, MaybeFloats,
-    MaybeHeadNorm, MaybeInts, MaybeScales, NormedSum, Pages, RmsNormStyle, RotatedAndAppended, Rotations,
-    Rounding, Rows,
+    Activation, Attended, AttentionParams, Batch, BitOrder, BitSegments, FlashInferBackend, KvTensors, Limit,
+    MaybeFloats, MaybeHeadNorm, MaybeInts, MaybeScales, NormedSum, Pages, RmsNormStyle, RotatedAndAppended,
+    Rotations, Rounding, Rows, WeightLayout,
 };
 use crate::fp8::Fp8;
 
@@ -209,6 +209,34 @@ impl<B: FlashInferBackend, C: CheckpointStrategy> FlashInferBackend for Autodiff
         B::sample_probs(Self::inner(probs), ints(top_k), inner(top_p), inner(min_p), draws)
     }
 
+    fn pack_bits(
+        bits: BoolTensor<Self>,
+        segments: BitSegments<Self>,
+        bytes: usize,
+        order: BitOrder,
+    ) -> IntTensor<Self> {
+        B::pack_bits(bits, bit_segments(segments), bytes, order)
+    }
+
+    fn unpack_bits(
+        bytes: IntTensor<Self>,
+        segments: BitSegments<Self>,
+        bits: usize,
+        order: BitOrder,
+    ) -> IntTensor<Self> {
+        B::unpack_bits(bytes, bit_segments(segments), bits, order)
+    }
+
+    fn segment_gemm(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        works: IntTensor<Self>,
+        tile_rows: usize,
+        layout: WeightLayout,
+    ) -> FloatTensor<Self> {
+        Self::from_inner(B::segment_gemm(Self::inner(x), Self::inner(weights), works, tile_rows, layout))
+    }
+
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::from_inner(B::matmul_nt(Self::inner(x), Self::inner(weight)))
     }
@@ -277,5 +305,14 @@ fn ints<B: FlashInferBackend, C: CheckpointStrategy>(ints: MaybeInts<Autodiff<B,
     match ints {
         MaybeInts::None => MaybeInts::None,
         MaybeInts::Some(ints) => MaybeInts::Some(ints),
+    }
+}
+
+fn bit_segments<B: FlashInferBackend, C: CheckpointStrategy>(
+    segments: BitSegments<Autodiff<B, C>>,
+) -> BitSegments<B> {
+    match segments {
+        BitSegments::One => BitSegments::One,
+        BitSegments::Many(bits, bytes) => BitSegments::Many(bits, bytes),
     }
 }

@@ -3,10 +3,12 @@
 //! Nothing is copied but a tensor whose last axis has gaps, or a page pool that has another owner.
 
 mod attention;
+mod bits;
 mod merge;
 mod norm;
 mod pages;
 mod sampling;
+mod segment_gemm;
 
 use std::fmt::Debug;
 
@@ -14,7 +16,7 @@ use burn::backend::{
     DType,
     cubecl::dtype_to_storage_type,
     ops::FloatTensorOps,
-    tensor::{FloatTensor, IntTensor},
+    tensor::{BoolTensor, FloatTensor, IntTensor},
 };
 use burn::tensor::Shape;
 use burn_cubecl::{
@@ -37,8 +39,9 @@ use cubek::matmul::{launch::launch_ref, multi_level};
 use cubek::std::InputBinding;
 
 use crate::extension::{
-    Activation, Attended, AttentionParams, Batch, FlashInferBackend, KvTensors, Limit, MaybeFloats,
-    MaybeInts, NormedSum, Pages, RmsNormStyle, RotatedAndAppended, Rotations, Rounding, Rows,
+    Activation, Attended, AttentionParams, Batch, BitOrder, BitSegments, FlashInferBackend, KvTensors, Limit,
+    MaybeFloats, MaybeInts, NormedSum, Pages, RmsNormStyle, RotatedAndAppended, Rotations, Rounding, Rows,
+    WeightLayout,
 };
 use crate::fp8::Fp8;
 use crate::options::KvLayout;
@@ -66,13 +69,6 @@ pub(crate) fn unsupported_dtype(device: &CubeDevice, dtype: DType) -> Option<Str
 
 pub(crate) use attention::plan;
 
-/// Whether `device` keeps integers of 8 bits.
-pub(crate) fn has_bytes(device: &CubeDevice) -> bool {
-    let client = device.client();
-    let usage = client.properties().type_usage(dtype_to_storage_type(DType::U8));
-    usage.is_superset(TypeUsage::Buffer | TypeUsage::Conversion)
-}
-
 /// Whether the 8-bit floats that `device` computes with are those without a negative zero.
 pub(crate) fn has_fnuz(device: &CubeDevice) -> bool {
     Instruction::CvtFp8Fnuz.exists_on(Arch::of(&device.client()))
@@ -82,6 +78,11 @@ pub(crate) fn has_fnuz(device: &CubeDevice) -> bool {
 pub(crate) fn has_wide_integers(device: &CubeDevice) -> bool {
     let client = device.client();
     client.properties().type_usage(dtype_to_storage_type(DType::U64)).contains(TypeUsage::Arithmetic)
+}
+
+/// Whether `device` has tensors of bytes.
+pub(crate) fn has_bytes(device: &CubeDevice) -> bool {
+    kernels::bits::has_bytes(&device.client())
 }
 
 impl FlashInferBackend for CubeBackend {
@@ -262,6 +263,34 @@ impl FlashInferBackend for CubeBackend {
         draws: IntTensor<Self>,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
         sampling::sample_probs(probs, top_k, top_p, min_p, draws)
+    }
+
+    fn pack_bits(
+        bits: BoolTensor<Self>,
+        segments: BitSegments<Self>,
+        bytes: usize,
+        order: BitOrder,
+    ) -> IntTensor<Self> {
+        bits::pack(bits, segments, bytes, order)
+    }
+
+    fn unpack_bits(
+        bytes: IntTensor<Self>,
+        segments: BitSegments<Self>,
+        bits: usize,
+        order: BitOrder,
+    ) -> IntTensor<Self> {
+        bits::unpack(bytes, segments, bits, order)
+    }
+
+    fn segment_gemm(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        works: IntTensor<Self>,
+        tile_rows: usize,
+        layout: WeightLayout,
+    ) -> FloatTensor<Self> {
+        segment_gemm::segment_gemm(x, weights, works, tile_rows, layout)
     }
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {

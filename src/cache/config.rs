@@ -4,7 +4,7 @@ use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::check;
 use crate::error::{Error, Result};
-use crate::fp8::{self, Fp8};
+use crate::fp8::Fp8;
 use crate::kv_pages::KvPages;
 use crate::options::KvLayout;
 
@@ -101,7 +101,7 @@ impl CacheConfig {
         check::device(op, "device", device)?;
         match fp8 {
             None => check::float(op, "dtype", dtype, device),
-            Some(_) => fp8::bytes(op, "fp8", device),
+            Some(_) => check::bytes(op, "fp8", device),
         }
     }
 

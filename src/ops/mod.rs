@@ -3,6 +3,7 @@
 mod activation;
 mod append;
 mod attention;
+mod bits;
 mod cascade;
 mod copy;
 mod linear;
@@ -10,6 +11,7 @@ mod merge;
 mod norm;
 mod rope;
 pub(crate) mod sampling;
+mod segment_gemm;
 
 pub use activation::{
     gelu_and_mul, gelu_and_mul_quant, gelu_tanh_and_mul, gelu_tanh_and_mul_quant, silu_and_mul,
@@ -22,6 +24,7 @@ pub use attention::{
     single_prefill,
 };
 pub(crate) use attention::{attend, by_token};
+pub use bits::{packbits, segment_packbits, segment_unpackbits, unpackbits};
 pub use cascade::cascade_attention;
 pub(crate) use cascade::{check_shares, merge_levels};
 pub use copy::{PageCopies, copy_pages};
@@ -35,3 +38,4 @@ pub use rope::{
     QkNorm, Qkv, Rope, RopeConfig, RopeScaling, apply_rope, qk_rms_norm_rope, rope_append_paged_kv,
     rope_quantize_fp8,
 };
+pub use segment_gemm::segment_gemm;

@@ -5,6 +5,7 @@ mod config;
 mod paged;
 mod ragged;
 mod schedule;
+mod segment_gemm;
 mod step;
 
 pub use cascade::CascadePlan;
@@ -12,6 +13,7 @@ pub use config::{KvSplit, PlanConfig};
 pub use paged::PagedPlan;
 pub use ragged::RaggedPlan;
 pub use schedule::Launch;
+pub use segment_gemm::SegmentGemm;
 pub use step::DecodeStep;
 
 pub(crate) use config::MAX_HEAD_DIM;

@@ -24,6 +24,7 @@
 //! # }
 //! ```
 
+mod bits;
 mod merge;
 mod rows;
 mod sampling;
@@ -34,6 +35,7 @@ use crate::error::{Error, Result};
 use crate::extension::RopeStyle;
 use crate::options::{AttentionOptions, KvLayout};
 
+pub use bits::{packbits, segment_packbits, segment_unpackbits, unpackbits};
 pub use merge::{merge_state, merge_state_in_place, merge_states, variable_length_merge_states};
 pub use sampling::{
     Chain, Filter, apply_penalties, chain_speculative_sampling, distribution, renormalised, softmax,
@@ -42,7 +44,7 @@ pub use sampling::{
 
 pub use rows::{
     fused_add_rms_norm, gelu_and_mul, gelu_tanh_and_mul, gemma_fused_add_rms_norm, gemma_rms_norm,
-    layer_norm, matmul_nt, rms_norm, silu_and_mul,
+    layer_norm, matmul_nt, rms_norm, segment_gemm, silu_and_mul,
 };
 
 /// Numbers of shape `[tokens, heads, head_dim]`, the last axis contiguous.

@@ -1,5 +1,6 @@
 //! Operations that go row by row: norms, activations, linear layers.
 
+use super::bits::check_indptr;
 use super::{check_len, dot, value};
 use crate::error::Result;
 
@@ -110,6 +111,38 @@ pub fn gelu_tanh_and_mul(x: &[f64], width: usize) -> Result<Vec<f64>> {
     act_and_mul("reference::gelu_tanh_and_mul", x, width, |a| {
         a / 2.0 * (1.0 + (std::f64::consts::FRAC_2_PI.sqrt() * (a + 0.044715 * a.powi(3))).tanh())
     })
+}
+
+/// [`segment_gemm`](crate::segment_gemm): `y[r, o] = Σ_i x[r, i] weights[w, i, o]` for the rows `r` of each segment and the
+/// matrix `w` that `weight_indices` has for it; `x` `[rows, d_in]`, `weights` `[matrices, d_in, d_out]`.
+///
+/// # Errors
+///
+/// If `indptr` is not a row pointer over the rows of `x`; if there is not one index for each segment, or no such matrix; if
+/// `x` or `weights` is no whole number of rows or matrices.
+pub fn segment_gemm(
+    x: &[f64],
+    weights: &[f64],
+    [d_in, d_out]: [usize; 2],
+    indptr: &[usize],
+    weight_indices: &[usize],
+) -> Result<Vec<f64>> {
+    const OP: &str = "reference::segment_gemm";
+    check_rows(OP, "x", x.len(), d_in)?;
+    check_rows(OP, "weights", weights.len(), d_in.saturating_mul(d_out))?;
+    check_indptr(OP, indptr, x.len() / d_in)?;
+    check_len(OP, "weight_indices", weight_indices.len(), &[indptr.len() - 1])?;
+    let mut y = Vec::with_capacity(x.len() / d_in * d_out);
+    for (segment, &index) in indptr.windows(2).zip(weight_indices) {
+        let Some(matrix) = weights.chunks_exact(d_in * d_out).nth(index) else {
+            return Err(value(OP, "weight_indices", index.to_string(), "the index of a matrix".into()));
+        };
+        for row in x[segment[0] * d_in..segment[1] * d_in].chunks_exact(d_in) {
+            let column = |o: usize| matrix.iter().skip(o).step_by(d_out);
+            y.extend((0..d_out).map(|o| row.iter().zip(column(o)).map(|(x, w)| x * w).sum::<f64>()));
+        }
+    }
+    Ok(y)
 }
 
 /// [`matmul_nt`](crate::matmul_nt): `y[r, o] = Σ_i x[r, i] weight[o, i]` for `x` `[rows, in]` and `weight` `[out, in]`.

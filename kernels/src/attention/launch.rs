@@ -4,7 +4,9 @@ use super::batch::{PagedLaunch, RaggedLaunch, TableArgs};
 use super::blueprint::{Alignment, Blueprint, HeadDims, Problem};
 use super::plan::Planned;
 use super::{portable, tiled};
-use crate::tensor::{KvLayout, Result, alignment, by_slot, contiguous, one_page, rows, shape};
+use crate::tensor::{
+    KvLayout, Result, alignment, by_slot, contiguous, offset_alignment, one_page, rows, shape,
+};
 use crate::{DeviceProfile, Refusal};
 
 const KERNEL: &str = "attention";
@@ -131,14 +133,6 @@ pub fn launch(client: &Client, attention: Attention, dtype: ElemType, planned: P
         Blueprint::Mixed(mixed) => (mixed.many, Some(mixed.few)),
     };
     tiled::launch(client, operands, table, &problem, tiles, planned)
-}
-
-/// Elements to which the first is aligned.
-fn offset_alignment(tensor: &TensorBinding, elem_size: usize) -> usize {
-    match tensor.handle.offset_start {
-        None | Some(0) => 64,
-        Some(offset) => (1 << offset.trailing_zeros().min(8)) / elem_size,
-    }
 }
 
 fn check(

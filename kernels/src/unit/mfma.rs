@@ -52,7 +52,7 @@ pub(crate) type Mfma32 = Mfma<Side32>;
 const PER_QUAD: usize = 8;
 
 /// Lanes with the same column.
-const fn groups<S: Side>() -> usize {
+pub(super) const fn groups<S: Side>() -> usize {
     64 / S::SIDE
 }
 
@@ -414,13 +414,13 @@ impl<S: Side> MatrixUnit for Mfma<S> {
 
 /// [`swizzle`] of the transposed values: lanes that write differ by 8 elements.
 #[cube]
-fn turn(element: usize, #[comptime] quads: usize) -> usize {
+pub(super) fn turn(element: usize, #[comptime] quads: usize) -> usize {
     swizzle(element + element / 8, quads)
 }
 
 /// Four elements of a quad.
 #[cube]
-fn half<E: Float>(quad: Quad, #[comptime] half: usize) -> Vector<E, Const<4>> {
+pub(super) fn half<E: Float>(quad: Quad, #[comptime] half: usize) -> Vector<E, Const<4>> {
     let mut words = Vector::<u32, Const<2>>::empty();
     words.insert(0usize, quad.extract(comptime!(2 * half)));
     words.insert(1usize, quad.extract(comptime!(2 * half + 1)));

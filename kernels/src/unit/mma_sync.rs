@@ -44,7 +44,7 @@ impl Layout for MmaSync {
 
 /// Byte of quad `quad` of row `row` of a matrix that begins at quad `first` of the stage.
 #[cube]
-fn address(base: u32, start: usize, row: usize, quad: usize, #[comptime] quads: usize) -> u32 {
+pub(super) fn address(base: u32, start: usize, row: usize, quad: usize, #[comptime] quads: usize) -> u32 {
     base + ((start + row * quads + (quad ^ swizzle(row, quads))) as u32) * 16u32
 }
 

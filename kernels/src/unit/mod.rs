@@ -8,6 +8,7 @@
 
 mod mfma;
 mod mma_sync;
+mod product;
 mod scalar;
 
 use cubecl::ir::{ElemType, FloatKind};
@@ -15,6 +16,7 @@ use cubecl::prelude::*;
 
 pub(crate) use mfma::{Mfma16, Mfma32};
 pub(crate) use mma_sync::MmaSync;
+pub(crate) use product::{ProductTiles, ProductUnit, product_quads, w_copy, x_copy};
 pub(crate) use scalar::{Scalar1, Scalar32, Scalar64};
 
 use crate::attention::HeadDims;

@@ -49,7 +49,7 @@ pub(crate) type Scalar32 = Scalar<Lanes32>;
 pub(crate) type Scalar64 = Scalar<Lanes64>;
 
 /// Columns of a lane.
-const RUN: usize = 4;
+pub(super) const RUN: usize = 4;
 
 /// Lanes side by side.
 const fn across<P: Lanes>() -> usize {
@@ -92,7 +92,7 @@ impl<P: Lanes> Layout for Scalar<P> {
 
 /// Quad `quad` of a key or query in rows of `quads`, where `turn` tells those apart that are read together.
 #[cube]
-fn turned(quad: usize, turn: usize, #[comptime] quads: usize) -> usize {
+pub(super) fn turned(quad: usize, turn: usize, #[comptime] quads: usize) -> usize {
     quad ^ (turn % comptime!(swizzle_period(quads)))
 }
 
@@ -290,7 +290,14 @@ impl<P: Lanes> MatrixUnit for Scalar<P> {
                             // Elements that are not there repeat the last ones; nobody stores them.
                             element = min(element, comptime!(tiles.dims.vo - RUN));
                         }
-                        let four = four_values::<E>(shared, values, key, element, tiles);
+                        let four = four_values::<E>(
+                            shared,
+                            values,
+                            key,
+                            element,
+                            comptime!(tiles.vo_quads()),
+                            comptime!(tiles.per_quad()),
+                        );
                         #[unroll]
                         for m in 0..tiles.row_tiles {
                             output[m * elements + t] = fma(rows[m], four, output[m * elements + t]);
@@ -330,7 +337,7 @@ impl<P: Lanes> MatrixUnit for Scalar<P> {
 
 /// The floats of a quad, the first `count` of 8.
 #[cube]
-fn floats<E: Float>(quad: Quad, #[comptime] count: usize) -> Vector<f32, Const<8>> {
+pub(super) fn floats<E: Float>(quad: Quad, #[comptime] count: usize) -> Vector<f32, Const<8>> {
     if comptime!(count == 4) {
         let mut floats = Vector::<f32, Const<8>>::empty();
         #[unroll]
@@ -343,20 +350,21 @@ fn floats<E: Float>(quad: Quad, #[comptime] count: usize) -> Vector<f32, Const<8
     }
 }
 
-/// Elements `element..element + 4` of a value.
+/// Elements `element..element + 4` of row `row`, the rows of `quads` beginning at `first`.
 #[cube]
-fn four_values<E: Float>(
+pub(super) fn four_values<E: Float>(
     shared: &[Quad],
-    values: usize,
-    key: usize,
+    first: usize,
+    row: usize,
     element: usize,
-    #[comptime] tiles: Tiles,
+    #[comptime] quads: usize,
+    #[comptime] per_quad: usize,
 ) -> Vector<f32, Const<4>> {
-    if comptime!(tiles.per_quad() == 4) {
-        Vector::reinterpret(shared[values + key * tiles.vo_quads() + element / 4])
+    if comptime!(per_quad == 4) {
+        Vector::reinterpret(shared[first + row * quads + element / 4])
     } else {
         let pairs = shared.with_vector_size::<Const<2>>();
-        let at = 2 * (values + key * tiles.vo_quads()) + element / 4;
+        let at = 2 * (first + row * quads) + element / 4;
         Vector::cast_from(Vector::<E, Const<4>>::reinterpret(pairs[at]))
     }
 }

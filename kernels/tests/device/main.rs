@@ -12,4 +12,5 @@ mod elements;
 mod host;
 mod merge;
 mod sampling;
+mod segment_gemm;
 mod tiled;

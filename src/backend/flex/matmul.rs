@@ -33,11 +33,21 @@ pub(super) fn matmul_nt<E: Float>(x: FlexTensor, weight: FlexTensor) -> FlexTens
     let ([rows, depth], [columns, _]) = (dims(&x), dims(&weight));
     let (x, weight): (Rows<'_, E, 1>, Rows<'_, E, 1>) = (Rows::of(&x), Rows::of(&weight));
     let mut output = vec![E::narrow(0.0); rows * columns];
+    rows_nt(x, weight, [rows, depth], &mut output);
+    view::tensor(output, [rows, columns], dtype)
+}
+
+/// `output = x · weightᵀ` for as many rows of `weight` as `output` has columns.
+pub(super) fn rows_nt<E: Float>(
+    x: Rows<'_, E, 1>,
+    weight: Rows<'_, E, 1>,
+    [rows, depth]: [usize; 2],
+    output: &mut [E],
+) {
     if !output.is_empty() && depth > 0 {
         let product = Product { x, weight, rows, depth };
-        if rows <= FEW_ROWS { product.few(&mut output) } else { product.many(&mut output) }
+        if rows <= FEW_ROWS { product.few(output) } else { product.many(output) }
     }
-    view::tensor(output, [rows, columns], dtype)
 }
 
 struct Product<'a, E> {

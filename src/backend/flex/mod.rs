@@ -2,6 +2,7 @@
 
 mod activation;
 mod attention;
+mod bits;
 mod draw;
 mod float;
 mod gumbel;
@@ -14,21 +15,22 @@ mod penalties;
 mod rope;
 mod sampling;
 mod scratch;
+mod segment_gemm;
 mod simd;
 mod speculative;
 mod view;
 
 use burn::backend::{
     Flex,
-    tensor::{FloatTensor, IntTensor},
+    tensor::{BoolTensor, FloatTensor, IntTensor},
 };
 use burn::tensor::{DType, bf16, f16};
 use burn_flex::FlexTensor;
 
 use crate::extension::{
-    Activation, Attended, AttentionParams, Batch, FlashInferBackend, KvTensors, Limit, MaybeFloats,
-    MaybeHeadNorm, MaybeInts, MaybeScales, NormedSum, Pages, RmsNormStyle, RopeStyle, RotatedAndAppended,
-    Rotations, Rounding, Rows,
+    Activation, Attended, AttentionParams, Batch, BitOrder, BitSegments, FlashInferBackend, KvTensors, Limit,
+    MaybeFloats, MaybeHeadNorm, MaybeInts, MaybeScales, NormedSum, Pages, RmsNormStyle, RopeStyle,
+    RotatedAndAppended, Rotations, Rounding, Rows, WeightLayout,
 };
 use crate::fp8::Fp8;
 
@@ -312,6 +314,34 @@ impl FlashInferBackend for Flex {
         };
         let filters = sampling::Filters { top_k: ints(top_k), top_p: floats(top_p), min_p: floats(min_p) };
         sampling::sample_probs(probs, &filters, draws)
+    }
+
+    fn pack_bits(
+        bits: BoolTensor<Self>,
+        segments: BitSegments<Self>,
+        bytes: usize,
+        order: BitOrder,
+    ) -> IntTensor<Self> {
+        bits::pack(bits, segments, bytes, order)
+    }
+
+    fn unpack_bits(
+        bytes: IntTensor<Self>,
+        segments: BitSegments<Self>,
+        bits: usize,
+        order: BitOrder,
+    ) -> IntTensor<Self> {
+        bits::unpack(bytes, segments, bits, order)
+    }
+
+    fn segment_gemm(
+        x: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        works: IntTensor<Self>,
+        _tile_rows: usize,
+        layout: WeightLayout,
+    ) -> FloatTensor<Self> {
+        by_dtype!(x.dtype(), segment_gemm::segment_gemm(x, weights, works, layout))
     }
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -49,6 +49,22 @@ impl<'a, E: Element + bytemuck::Pod, const D: usize> Rows<'a, E, D> {
     }
 }
 
+impl<'a, E: Float> Rows<'a, E, 1> {
+    /// The rows from `first` on.
+    pub(super) fn skip(&self, first: usize) -> Self {
+        Self { start: self.start + first as isize * self.strides[0], ..*self }
+    }
+}
+
+impl<'a, E: Float> Rows<'a, E, 2> {
+    /// The rows of matrix `at`.
+    pub(super) fn matrix(&self, at: usize) -> Rows<'a, E, 1> {
+        let [matrix, row] = self.strides;
+        let start = self.start + at as isize * matrix;
+        Rows { data: self.data, start, strides: [row], width: self.width }
+    }
+}
+
 /// The extents of a tensor.
 pub(super) fn dims<const D: usize>(tensor: &FlexTensor) -> [usize; D] {
     let mut dims = [0; D];

@@ -1,8 +1,10 @@
 //! Every bad argument of every operation on tensors: the refusal, word for word, and that nothing was written.
 
 mod attention;
+mod bits;
 mod rows;
 mod sampling;
+mod segment_gemm;
 
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 use burn_flashinfer::{

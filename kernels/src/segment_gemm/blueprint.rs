@@ -1,0 +1,196 @@
+use cubecl::ir::{ElemType, FloatKind};
+
+use super::FEW_ROWS;
+use crate::attention::Unit;
+use crate::isa::{Arch, Instruction};
+use crate::unit::{Mfma16, Mfma32, MmaSync, ProductTiles, Scalar32, Scalar64, product_quads};
+use crate::{DeviceProfile, Refusal, Result};
+
+const KERNEL: &str = "segment_gemm";
+
+/// What the choice depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Problem {
+    /// Elements of a row of `x`.
+    pub d_in: usize,
+    /// Elements of a row of `y`.
+    pub d_out: usize,
+    /// Type of all of them.
+    pub dtype: ElemType,
+    /// The most elements that one load of `x` or of a matrix may take.
+    pub align: usize,
+    /// Whether the rows of a matrix are its inputs.
+    pub by_input: bool,
+    /// The most rows of a work.
+    pub tile_rows: usize,
+}
+
+/// Which kernel runs, and how. Each distinct blueprint is a kernel to compile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Blueprint {
+    /// Plain multiplications, on every device.
+    Plain(Plain),
+    /// Tiles in shared memory.
+    Tiled(Tiled),
+}
+
+/// How one cube of the plain kernel works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Plain {
+    /// Rows that meet a number of the matrix once it is read.
+    pub rows: usize,
+    /// Columns, or vectors of them, of a cube.
+    pub across: usize,
+    /// Units that share a column, each with its part of the depth.
+    pub parts: usize,
+}
+
+/// How one cube of the tiled kernel works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tiled {
+    /// Who multiplies.
+    pub unit: Unit,
+    /// Tiles of rows that a plane owns.
+    pub row_tiles: usize,
+    /// Tiles of columns that a plane owns.
+    pub column_tiles: usize,
+    /// Planes with different rows.
+    pub row_planes: usize,
+    /// Planes with different columns.
+    pub column_planes: usize,
+    /// Quads of 16 bytes that are summed up at a time.
+    pub depth_quads: usize,
+    /// Stages in shared memory.
+    pub stages: usize,
+}
+
+impl Blueprint {
+    /// The blueprint for a problem on a device.
+    pub fn auto(device: &DeviceProfile, problem: &Problem) -> Self {
+        match Tiled::auto(device, problem) {
+            Ok(tiled) => Self::Tiled(tiled),
+            Err(_) => Self::Plain(Plain::auto(device, problem)),
+        }
+    }
+}
+
+impl Plain {
+    pub(super) fn auto(device: &DeviceProfile, problem: &Problem) -> Self {
+        let rows = if problem.tile_rows == 1 { 1 } else { FEW_ROWS };
+        let vectors = |extent: usize| extent.div_ceil(device.widest(problem.dtype.size()));
+        if let Some(cores) = device.cpu_cores {
+            // Units are threads here.
+            return Self { rows, across: cores as usize, parts: 1 };
+        }
+        let most = device.max_units.min(256) as usize;
+        let fitting = |wanted: usize, most: usize| wanted.next_power_of_two().min(most.max(1));
+        // Neighbours read neighbours: columns of a row of inputs, parts of a row of outputs. A part has 8 numbers at least.
+        if problem.by_input {
+            let across = fitting(vectors(problem.d_out), 32);
+            Self { rows, across, parts: fitting(problem.d_in / 8, most / across) }
+        } else {
+            let parts = fitting(vectors(problem.d_in), 32);
+            Self { rows, across: fitting(problem.d_out, most / parts), parts }
+        }
+    }
+}
+
+impl Tiled {
+    /// The choice, or why there is none.
+    fn auto(device: &DeviceProfile, problem: &Problem) -> Result<Self> {
+        let refused = |setting, got, expected: String| {
+            Err(Refusal::Blueprint { kernel: KERNEL, setting, got, expected })
+        };
+        if problem.tile_rows <= FEW_ROWS {
+            return refused("tile_rows", problem.tile_rows, format!("more than {FEW_ROWS}"));
+        }
+        let tiled = Self::of(device, problem)?;
+        let per_quad = 16 / problem.dtype.size();
+        for (setting, got) in [("d_in", problem.d_in), ("d_out", problem.d_out), ("stride", problem.align)] {
+            if !got.is_multiple_of(per_quad) {
+                return refused(setting, got, format!("a multiple of {per_quad}"));
+            }
+        }
+        let units = tiled.row_planes * tiled.column_planes * device.plane as usize;
+        if units > device.max_units as usize {
+            return refused("units", units, format!("at most {}", device.max_units));
+        }
+        let shared = tiled.shared_quads(problem) * 16;
+        if shared > device.shared_memory {
+            return refused("shared memory", shared, format!("at most {} bytes", device.shared_memory));
+        }
+        Ok(tiled)
+    }
+
+    /// Tiles of the rows of a work and 128 columns.
+    fn of(device: &DeviceProfile, problem: &Problem) -> Result<Self> {
+        let mfma = match problem.dtype {
+            ElemType::Float(FloatKind::F16) => Some(Instruction::MfmaF16),
+            ElemType::Float(FloatKind::BF16) => Some(Instruction::MfmaBf16),
+            _ => None,
+        };
+        // `[row tiles, column tiles, row planes, column planes]` for 128, 64 and 16 rows.
+        let (unit, depth_quads, stages, shapes) = match (device.arch, device.plane) {
+            (arch, 32) if mfma.is_some() && Instruction::MmaSync.exists_on(arch) => {
+                (Unit::MmaSync, 4, 4, [[4, 8, 2, 2], [2, 8, 2, 2], [1, 4, 1, 4]])
+            }
+            (arch, 64) if mfma.is_some_and(|mfma| mfma.exists_on(arch)) => {
+                let unit = if problem.tile_rows <= 16 { Unit::Mfma16 } else { Unit::Mfma32 };
+                (unit, 8, 1, [[2, 2, 2, 2], [1, 2, 2, 2], [1, 2, 1, 4]])
+            }
+            (Arch::Sm(_) | Arch::Gfx(_), 32) => {
+                (Unit::Scalar32, 8, 1, [[4, 2, 4, 4], [2, 4, 4, 2], [2, 2, 1, 4]])
+            }
+            (Arch::Sm(_) | Arch::Gfx(_), 64) => {
+                (Unit::Scalar64, 8, 1, [[4, 4, 2, 2], [2, 4, 2, 2], [1, 2, 1, 4]])
+            }
+            (_, plane) => {
+                return Err(Refusal::Blueprint {
+                    kernel: KERNEL,
+                    setting: "plane",
+                    got: plane as usize,
+                    expected: "32 or 64 lanes of an NVIDIA or AMD GPU".into(),
+                });
+            }
+        };
+        let [many, some, few] = shapes;
+        let [row_tiles, column_tiles, row_planes, column_planes] = match problem.tile_rows {
+            ..=16 => few,
+            17..=64 => some,
+            65..=128 => many,
+            rows => {
+                return Err(Refusal::Blueprint {
+                    kernel: KERNEL,
+                    setting: "tile_rows",
+                    got: rows,
+                    expected: "at most 128".into(),
+                });
+            }
+        };
+        Ok(Self { unit, row_tiles, column_tiles, row_planes, column_planes, depth_quads, stages })
+    }
+
+    fn shared_quads(&self, problem: &Problem) -> usize {
+        let tiles = self.tiles(problem);
+        match self.unit {
+            Unit::MmaSync => product_quads::<MmaSync>(tiles),
+            Unit::Mfma16 => product_quads::<Mfma16>(tiles),
+            Unit::Mfma32 => product_quads::<Mfma32>(tiles),
+            Unit::Scalar1 | Unit::Scalar32 => product_quads::<Scalar32>(tiles),
+            Unit::Scalar64 => product_quads::<Scalar64>(tiles),
+        }
+    }
+
+    pub(super) fn tiles(&self, problem: &Problem) -> ProductTiles {
+        ProductTiles {
+            row_tiles: self.row_tiles,
+            column_tiles: self.column_tiles,
+            row_planes: self.row_planes,
+            column_planes: self.column_planes,
+            depth: self.depth_quads * 16 / problem.dtype.size(),
+            stages: self.stages,
+            by_input: problem.by_input,
+            dtype: problem.dtype,
+        }
+    }
+}

@@ -1,0 +1,177 @@
+use cubecl::{client::Client, ir::ElemType, prelude::*};
+
+use super::blueprint::{Blueprint, Plain, Problem, Tiled};
+use super::{WORK_WORDS, plain, tiled};
+use crate::attention::Unit;
+use crate::grid::cover;
+use crate::tensor::{Result, addresses, alignment, contiguous, offset_alignment, rows, shape, vector};
+use crate::unit::{Mfma16, Mfma32, MmaSync, ProductUnit, Scalar32, Scalar64};
+use crate::{DeviceProfile, Refusal};
+
+const KERNEL: &str = "segment_gemm";
+
+/// Rows, and the matrices that segments of them are multiplied with. All floats are of one type.
+pub struct SegmentGemm {
+    /// `[rows, d_in]`.
+    pub x: TensorBinding,
+    /// `[matrices, d_in, d_out]`, or with `by_input` false `[matrices, d_out, d_in]`.
+    pub weights: TensorBinding,
+    /// `[rows, d_out]`, contiguous.
+    pub y: TensorBinding,
+    /// `[works, 3]` of `i32`, contiguous, as one axis: the first row of each work, the end of its rows, and its matrix.
+    pub works: TensorBinding,
+    /// The most rows of a work, at least 1: up to 4 for reading matrices, or 16, 64 or 128 for multiplying tiles.
+    pub tile_rows: usize,
+    /// Whether the rows of a matrix are its inputs.
+    pub by_input: bool,
+}
+
+/// Runs all works. What lies in `works` is trusted: rows within `x`, at most `tile_rows` and at least one of them, every row
+/// in one work, matrices within `weights`.
+///
+/// # Errors
+///
+/// If the shapes do not fit each other. Nothing is launched then.
+pub fn launch(client: &Client, gemm: SegmentGemm, dtype: ElemType) -> Result<()> {
+    let SegmentGemm { x, weights, y, works, tile_rows, by_input } = &gemm;
+    rows(KERNEL, "x", x, 2)?;
+    rows(KERNEL, "weights", weights, 3)?;
+    let (d_in, d_out) = match by_input {
+        true => (weights.shape[1], weights.shape[2]),
+        false => (weights.shape[2], weights.shape[1]),
+    };
+    if x.shape[1] != d_in {
+        return Err(shape(KERNEL, "x", x, format!("rows of {d_in}, as `weights`")));
+    }
+    contiguous(KERNEL, "y", y, &[x.shape[0], d_out])?;
+    contiguous(KERNEL, "works", works, &[works.size()])?;
+    if !works.size().is_multiple_of(WORK_WORDS) {
+        return Err(shape(KERNEL, "works", works, format!("[{WORK_WORDS} numbers each]")));
+    }
+    if *tile_rows == 0 || weights.size() == 0 {
+        return Err(Refusal::Range { kernel: KERNEL, argument: "tile_rows or weights", got: 0, limit: 0 });
+    }
+    if y.size() == 0 || works.size() == 0 {
+        return Ok(());
+    }
+    let aligned = |tensor| alignment(tensor).min(offset_alignment(tensor, dtype.size()));
+    let problem = Problem {
+        d_in,
+        d_out,
+        dtype,
+        align: aligned(x).min(aligned(weights)),
+        by_input: *by_input,
+        tile_rows: *tile_rows,
+    };
+    match Blueprint::auto(&DeviceProfile::of(client), &problem) {
+        Blueprint::Plain(plain) => launch_plain(client, gemm, &problem, plain),
+        Blueprint::Tiled(tiled) => {
+            let on = match tiled.unit {
+                Unit::MmaSync => launch_tiled::<MmaSync>,
+                Unit::Mfma16 => launch_tiled::<Mfma16>,
+                Unit::Mfma32 => launch_tiled::<Mfma32>,
+                Unit::Scalar1 | Unit::Scalar32 => launch_tiled::<Scalar32>,
+                Unit::Scalar64 => launch_tiled::<Scalar64>,
+            };
+            on(client, gemm, &problem, tiled)
+        }
+    }
+}
+
+fn launch_tiled<U: ProductUnit>(
+    client: &Client,
+    gemm: SegmentGemm,
+    problem: &Problem,
+    tiled: Tiled,
+) -> Result<()> {
+    let SegmentGemm { x, weights, y, works, .. } = gemm;
+    let Problem { d_in, d_out, dtype, .. } = *problem;
+    let tiles = tiled.tiles(problem);
+    let count = works.size() / WORK_WORDS;
+    let cubes = count * d_out.div_ceil(tiles.columns::<U>());
+    let cubes = cover(KERNEL, cubes, DeviceProfile::of(client).max_cubes)?;
+    let size = dtype.size();
+    let address = addresses(&[(&x, size), (&weights, size), (&y, size)]);
+    // SAFETY: a cube beyond the last work stops. By the contract on works rows are within `x` and `y` and matrices within
+    // `weights`; rows, inputs and outputs are clamped to those of the work and of the matrix where they are read, and compared
+    // with them where they are written. Quads divide every extent and stride, as the blueprint was chosen for. Shared memory
+    // is indexed by rows and quads of the tiles that sized it, as `x_copy` and `w_copy` hand them out or cut them off.
+    unsafe {
+        tiled::segment_gemm::launch_unchecked::<U>(
+            client,
+            cubes,
+            CubeDim::new_2d(U::PLANE as u32, tiles.planes() as u32),
+            address,
+            x.into_tensor_arg(),
+            weights.into_tensor_arg(),
+            y.into_buffer_arg(),
+            works.into_buffer_arg(),
+            count,
+            d_in,
+            d_out,
+            tiles,
+            dtype,
+        );
+    }
+    Ok(())
+}
+
+fn launch_plain(client: &Client, gemm: SegmentGemm, problem: &Problem, plain: Plain) -> Result<()> {
+    let SegmentGemm { x, weights, y, works, .. } = gemm;
+    let Problem { d_in, d_out, dtype, align, .. } = *problem;
+    let count = works.size() / WORK_WORDS;
+    let limit = DeviceProfile::of(client).max_cubes;
+    let size = dtype.size();
+    let address = addresses(&[(&x, size), (&weights, size), (&y, size)]);
+    let (across, parts) = (plain.across as u32, plain.parts as u32);
+    if problem.by_input {
+        let weights_align = alignment(&weights).min(offset_alignment(&weights, size));
+        let lanes = vector(client, dtype, &[d_out], weights_align);
+        let vectors = d_out / lanes;
+        let cubes = cover(KERNEL, count * vectors.div_ceil(plain.across), limit)?;
+        // SAFETY: a cube beyond the last work stops. By the contract on works rows are within `x` and `y` and matrices within
+        // `weights`; rows and columns are clamped where they are read, and compared where they are written; inputs are below
+        // `d_in`. The width divides `d_out`, strides and offset. Shared memory has a place for each unit.
+        unsafe {
+            plain::by_input::launch_unchecked(
+                client,
+                cubes,
+                CubeDim::new_2d(across, parts),
+                address,
+                lanes,
+                x.into_tensor_arg(),
+                weights.into_tensor_arg(),
+                y.into_buffer_arg(),
+                works.into_buffer_arg(),
+                count,
+                d_in,
+                vectors,
+                plain,
+                dtype,
+            );
+        }
+    } else {
+        let lanes = vector(client, dtype, &[d_in], align);
+        let cubes = cover(KERNEL, count * d_out.div_ceil(plain.across), limit)?;
+        // SAFETY: as above, with inputs in vectors below `d_in / N`, the width dividing `d_in`, strides and offsets.
+        unsafe {
+            plain::by_output::launch_unchecked(
+                client,
+                cubes,
+                CubeDim::new_1d(across * parts),
+                address,
+                lanes,
+                x.into_tensor_arg(),
+                weights.into_tensor_arg(),
+                y.into_buffer_arg(),
+                works.into_buffer_arg(),
+                count,
+                d_in / lanes,
+                d_out,
+                plain,
+                dtype,
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! What the products of segments become on machines that are not there: matrix instructions of the machine, operands in loads
+//! of 16 bytes, sums in registers.
+
+use burn_flashinfer_kernels::offline::{self, Lowered, Target};
+use burn_flashinfer_kernels::segment_gemm::{SegmentGemm, launch};
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::TensorBinding;
+
+const ROWS: usize = 256;
+const WIDTH: usize = 4096;
+
+/// The kernel for works of so many rows.
+fn lower(device: &offline::Device, dtype: FloatKind, tile_rows: usize, by_input: bool) -> Lowered {
+    let client = device.client();
+    let tensor = |shape: &[usize], element: usize| {
+        let strides: Vec<usize> = (0..shape.len()).map(|axis| shape[axis + 1..].iter().product()).collect();
+        let handle = client.empty(shape.iter().product::<usize>() * element);
+        // SAFETY: the buffer was made to hold this shape.
+        unsafe { TensorBinding::from_raw_parts(handle, strides.into(), shape.to_vec().into()) }
+    };
+    let dtype = ElemType::Float(dtype);
+    let gemm = SegmentGemm {
+        x: tensor(&[ROWS, WIDTH], dtype.size()),
+        weights: tensor(&[8, WIDTH, WIDTH], dtype.size()),
+        y: tensor(&[ROWS, WIDTH], dtype.size()),
+        works: tensor(&[3 * ROWS.div_ceil(tile_rows)], 4),
+        tile_rows,
+        by_input,
+    };
+    launch(client, gemm, dtype).expect("it fits");
+    let launches = device.launches();
+    assert_eq!(launches.len(), 1);
+    launches[0].lower().unwrap_or_else(|error| panic!("{dtype:?}, {tile_rows} rows: {error}"))
+}
+
+#[test]
+fn products_stay_in_registers() {
+    // SAFETY: this is the one test of the program; no other thread reads or writes the environment.
+    unsafe { offline::keep_assembly() };
+    for (target, shared) in [
+        (Target::Gfx(0x942), 64 << 10),
+        (Target::Gfx(0x908), 64 << 10),
+        (Target::Gfx(0x1100), 64 << 10),
+        (Target::Sm(90), 227 << 10),
+    ] {
+        let device = offline::Device::new(target).expect("a device");
+        for (dtype, name) in [(FloatKind::F16, "f16"), (FloatKind::BF16, "bf16"), (FloatKind::F32, "f32")] {
+            for (tile_rows, by_input) in [1, 4, 16, 64, 128].into_iter().flat_map(|r| [(r, true), (r, false)])
+            {
+                let what = format!("{tile_rows} rows of {name} on {target}, by input {by_input}");
+                let lowered = lower(&device, dtype, tile_rows, by_input);
+                let listing = lowered.listing();
+                let count = listing.count();
+                assert_eq!(count.scratch, 0, "{what}");
+                assert!(listing.scratch.unwrap_or(0) == 0 && listing.spills.unwrap_or(0) == 0, "{what}");
+                assert!(lowered.shared_memory <= shared, "{what}: {}", lowered.shared_memory);
+                let (instruction, tiles) = match (target, name, tile_rows) {
+                    (_, "f32", _) | (_, _, 1 | 4) | (Target::Gfx(0x1100), ..) => continue,
+                    (Target::Gfx(0x908), "bf16", _) => continue,
+                    (Target::Gfx(_), _, 16) => ("v_mfma_f32_16x16x16".into(), 8),
+                    (Target::Gfx(_), _, 64) => ("v_mfma_f32_32x32x8".into(), 16),
+                    (Target::Gfx(_), _, _) => ("v_mfma_f32_32x32x8".into(), 32),
+                    (Target::Sm(_), _, rows) => {
+                        let tiles = match rows {
+                            16 => 8,
+                            64 => 32,
+                            _ => 64,
+                        };
+                        (format!("mma.sync.aligned.m16n8k16.row.col.f32.{name}.{name}.f32"), tiles)
+                    }
+                };
+                // All products of a stage stand in the loop. gfx942 writes `_f16` after the shape, those before it `f16`.
+                let of_type = |line: &&String| {
+                    let rest = line.strip_prefix(&instruction);
+                    rest.is_some_and(|rest| {
+                        matches!(target, Target::Sm(_)) || rest.trim_start_matches('_').starts_with(name)
+                    })
+                };
+                let found = listing.inner.iter().filter(of_type).count();
+                assert_eq!((found, count.matrix), (tiles, tiles), "{what}");
+            }
+        }
+    }
+}

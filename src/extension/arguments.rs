@@ -1,0 +1,278 @@
+//! What backends take and return, beside tensors.
+#![allow(
+    clippy::large_enum_variant,
+    reason = "an optional tensor is one a call and taken apart at once; so are those derived"
+)]
+
+use std::ops::Range;
+
+use burn::backend::{
+    Backend, ExtensionType,
+    tensor::{FloatTensor, IntTensor},
+};
+
+use crate::fp8::Fp8;
+use crate::options::KvLayout;
+use crate::plan::Launch;
+
+/// Where the queries and the keys of each request lie, and who computes what.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub struct Batch<B: Backend> {
+    /// `i32`: one list after the other, as `layout` says.
+    pub index: IntTensor<B>,
+    /// f32: room for partial results, if there are any. Written whoever else holds it.
+    #[extension_type]
+    pub workspace: MaybeFloats<B>,
+    /// What is where.
+    pub layout: BatchLayout,
+}
+
+/// The lists of a [`Batch`], as ranges of its `index`. Request `r` owns the query tokens `qo_indptr[r]..qo_indptr[r + 1]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BatchLayout {
+    /// `[requests + 1]`: first query token of each request.
+    pub qo_indptr: Range<usize>,
+    /// `[requests + 1]`: first key of each request; or where its pages begin in `indices`.
+    pub kv_indptr: Range<usize>,
+    /// If keys and values are pages: `k`, `v` are `[pages, page_size, kv_heads, head_dim]`, or with heads before tokens. If
+    /// not, `[kv_tokens, kv_heads, head_dim]`.
+    pub pages: Option<PagesLayout>,
+    /// What the kernels run.
+    pub launch: Launch,
+}
+
+/// The lists of a batch whose keys and values lie in pages.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PagesLayout {
+    /// `[requests]`: tokens in the last page of each request, 0 for a request without pages.
+    pub last_page_len: Range<usize>,
+    /// `[kv_indptr[requests]]`: pages, in the order of the tokens they hold. Never empty: padded with one 0.
+    pub indices: Range<usize>,
+    /// Tokens a page holds.
+    pub page_size: usize,
+    /// Order of the axes of a page.
+    pub layout: KvLayout,
+}
+
+/// The numbers of an attention problem, all of them decided.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionParams {
+    /// Right-aligned causal mask.
+    pub causal: bool,
+    /// Inclusive left window.
+    pub window_left: Option<usize>,
+    /// Soft cap on the logits.
+    pub soft_cap: Option<f32>,
+    /// Factor on `q·k`.
+    pub scale: f32,
+    /// Whether to return the base-2 log-sum-exp.
+    pub return_lse: bool,
+}
+
+/// What attention returns: `output` `[tokens, q_heads, head_dim_vo]` of the type of the queries, and if it was asked
+/// for `lse` `[tokens, q_heads]` in f32.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum Attended<B: Backend> {
+    /// The output alone.
+    WithoutLse(FloatTensor<B>),
+    /// The output and the base-2 log-sum-exp.
+    WithLse(FloatTensor<B>, FloatTensor<B>),
+}
+
+/// How RoPE pairs the elements of a head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum RopeStyle {
+    /// Element `i` with `i + rotary_dim / 2`: Llama and GPT-NeoX as Hugging Face stores them.
+    #[default]
+    Halves,
+    /// Element `2i` with `2i + 1`: GPT-J, Llama as Meta stores it.
+    Interleaved,
+}
+
+/// What the norm of a row is multiplied by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RmsNormStyle {
+    /// The weight.
+    Plain,
+    /// `1 + weight`, the sum in f32.
+    Gemma,
+}
+
+/// What the first half of a row goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// `a / (1 + exp(-a))`.
+    Silu,
+    /// `a / 2 * (1 + erf(a / sqrt(2)))`.
+    Gelu,
+    /// `a / 2 * (1 + tanh(sqrt(2 / pi) * (a + 0.044715 a^3)))`.
+    GeluTanh,
+}
+
+/// Rows of numbers, or of codes of 8 bits (`U8`).
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum Rows<B: Backend> {
+    /// Numbers.
+    Floats(FloatTensor<B>),
+    /// Codes.
+    Codes(IntTensor<B>),
+}
+
+/// A residual stream that was added to, and its norms.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub struct NormedSum<B: Backend> {
+    /// The norms.
+    #[extension_type]
+    pub normed: Rows<B>,
+    /// The sums.
+    pub sum: FloatTensor<B>,
+}
+
+/// What rows are rounded to, if not to their own type: a format, and the scale `[1]` (f32) that they are divided by.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub struct Rounding<B: Backend> {
+    /// The scale, if there is one.
+    #[extension_type]
+    pub scale: MaybeFloats<B>,
+    /// The format; there is one if there is a scale.
+    pub format: Option<Fp8>,
+}
+
+/// Keys and values, or pages of them: numbers, or codes of 8 bits (`U8`).
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum KvTensors<B: Backend> {
+    /// Numbers.
+    Floats(FloatTensor<B>, FloatTensor<B>),
+    /// Codes.
+    Codes(IntTensor<B>, IntTensor<B>),
+}
+
+/// The pages of a layer: `[pages, page_size, kv_heads, head_dim]`, or with heads before tokens.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub struct Pages<B: Backend> {
+    /// The pages.
+    #[extension_type]
+    pub tensors: KvTensors<B>,
+    /// What codes of keys and of values are multiplied with: f32, `[1]` or `[kv_heads]`.
+    #[extension_type]
+    pub scales: MaybeScales<B>,
+    /// What codes mean; there are some if there are scales.
+    pub format: Option<Fp8>,
+    /// Order of the axes of a page.
+    pub layout: KvLayout,
+    /// Whether they are written in place whoever else holds them, on devices that capture graphs.
+    pub pinned: bool,
+}
+
+/// Scales of keys and of values, or none.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum MaybeScales<B: Backend> {
+    /// There are none.
+    None,
+    /// Those of keys, those of values.
+    Some(FloatTensor<B>, FloatTensor<B>),
+}
+
+/// Root mean square norms of the heads of queries and of keys, or none.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum MaybeHeadNorm<B: Backend> {
+    /// There is none.
+    None,
+    /// The weights `[head_dim]` of queries and of keys, and what is added to the mean of the squares.
+    Some(FloatTensor<B>, FloatTensor<B>, f32),
+}
+
+/// The rotations of tokens.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub struct Rotations<B: Backend> {
+    /// `[max_positions, rotary_dim]` (f32): the cosines of a position, then its sines.
+    pub cos_sin: FloatTensor<B>,
+    /// `[tokens]` (`i32`): rows of `cos_sin`.
+    pub positions: IntTensor<B>,
+    /// The norm of each head before it is rotated.
+    #[extension_type]
+    pub norm: MaybeHeadNorm<B>,
+    /// The pairing.
+    pub style: RopeStyle,
+}
+
+/// Rotated queries, and the pages that the rotated keys went to.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub struct RotatedAndAppended<B: Backend> {
+    /// The queries.
+    pub q: FloatTensor<B>,
+    /// The pages.
+    #[extension_type]
+    pub pages: KvTensors<B>,
+}
+
+/// The order of the axes of matrices that rows are multiplied with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum WeightLayout {
+    /// `[matrices, d_in, d_out]`: the rows of a matrix are its inputs.
+    #[default]
+    RowMajor,
+    /// `[matrices, d_out, d_in]`: the rows of a matrix are its outputs, as checkpoints have it.
+    ColumnMajor,
+}
+
+/// Which bit of a byte is the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum BitOrder {
+    /// The highest, as numpy has it.
+    #[default]
+    Big,
+    /// The lowest, as the masks of attention have it.
+    Little,
+}
+
+/// Segments of bits that each begin with a byte of their own.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum BitSegments<B: Backend> {
+    /// All bits are one.
+    One,
+    /// `[segments + 1]` each (`i32`): the first bit of each, and the first byte.
+    Many(IntTensor<B>, IntTensor<B>),
+}
+
+/// A float tensor, or none.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum MaybeFloats<B: Backend> {
+    /// There is none.
+    None,
+    /// This one.
+    Some(FloatTensor<B>),
+}
+
+/// An integer tensor, or none.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum MaybeInts<B: Backend> {
+    /// There is none.
+    None,
+    /// This one.
+    Some(IntTensor<B>),
+}
+
+/// How much of each row of probabilities counts.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum Limit<B: Backend> {
+    /// `[rows]`: the tokens than which fewer than these are more likely.
+    TopK(IntTensor<B>),
+    /// `[rows]` of f32: the tokens than which the more likely ones have less probability.
+    TopP(FloatTensor<B>),
+}

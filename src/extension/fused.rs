@@ -1,0 +1,117 @@
+//! Shapes of outputs that Fusion must know before anything runs.
+
+use super::{
+    AttendedMetadata, AttentionParams, BatchMetadata, KvTensorsMetadata, MaybeIntsMetadata,
+    NormedSumMetadata, PagesMetadata, RmsNormStyle, RotatedAndAppendedMetadata, RotationsMetadata,
+    RoundingMetadata, RowsMetadata, WeightLayout,
+};
+use crate::options::KvLayout;
+use burn::{
+    backend::fusion::custom::TensorSpec,
+    tensor::{DType, Shape},
+};
+
+pub(super) fn f32s(shape: Shape) -> TensorSpec {
+    TensorSpec::new(shape, DType::F32)
+}
+
+/// Codes of as many numbers.
+pub(super) fn codes(numbers: &TensorSpec) -> TensorSpec {
+    TensorSpec::new(numbers.shape.clone(), DType::U8)
+}
+
+/// Rows of numbers, or of codes if there is a format.
+pub(super) fn rounded(shape: Shape, dtype: DType, rounding: &RoundingMetadata) -> RowsMetadata {
+    match rounding.format {
+        None => RowsMetadata::Floats(TensorSpec::new(shape, dtype)),
+        Some(_) => RowsMetadata::Codes(TensorSpec::new(shape, DType::U8)),
+    }
+}
+
+pub(super) fn normed_sum(
+    x: &TensorSpec,
+    residual: &TensorSpec,
+    _weight: &TensorSpec,
+    rounding: &RoundingMetadata,
+    _epsilon: &f32,
+    _style: &RmsNormStyle,
+) -> NormedSumMetadata {
+    NormedSumMetadata { normed: rounded(x.shape.clone(), x.dtype, rounding), sum: residual.clone() }
+}
+
+/// A token for each slot.
+pub(super) fn gathered(pages: &PagesMetadata, slots: &TensorSpec, dtype: &DType) -> KvTensorsMetadata {
+    let heads = |pool: &TensorSpec| {
+        let kv_heads = if pages.layout == KvLayout::Nhd { pool.shape[2] } else { pool.shape[1] };
+        TensorSpec::new([slots.shape[0], kv_heads, pool.shape[3]].into(), *dtype)
+    };
+    let (KvTensorsMetadata::Floats(k, v) | KvTensorsMetadata::Codes(k, v)) = &pages.tensors;
+    match dtype {
+        DType::U8 => KvTensorsMetadata::Codes(heads(k), heads(v)),
+        _ => KvTensorsMetadata::Floats(heads(k), heads(v)),
+    }
+}
+
+pub(super) fn rotated_and_appended(
+    pages: &PagesMetadata,
+    q: &TensorSpec,
+    _k: &TensorSpec,
+    _v: &TensorSpec,
+    _rotations: &RotationsMetadata,
+    _slots: &TensorSpec,
+) -> RotatedAndAppendedMetadata {
+    RotatedAndAppendedMetadata { q: q.clone(), pages: pages.tensors.clone() }
+}
+
+pub(super) fn products(x: &TensorSpec, weights: &TensorSpec, layout: WeightLayout) -> TensorSpec {
+    let outputs = if layout == WeightLayout::RowMajor { 2 } else { 1 };
+    TensorSpec::new([x.shape[0], weights.shape[outputs]].into(), x.dtype)
+}
+
+pub(super) fn bytes(len: usize) -> TensorSpec {
+    TensorSpec::new([len].into(), DType::U8)
+}
+
+/// One state for each token.
+pub(super) fn merged(
+    v: &TensorSpec,
+    _s: &TensorSpec,
+    indptr: &MaybeIntsMetadata,
+) -> (TensorSpec, TensorSpec) {
+    let axes = v.shape.num_dims();
+    let [heads, dim] = [v.shape[axes - 2], v.shape[axes - 1]];
+    let tokens = match indptr {
+        MaybeIntsMetadata::None => v.shape[0],
+        MaybeIntsMetadata::Some(indptr) => indptr.shape[0] - 1,
+    };
+    (TensorSpec::new([tokens, heads, dim].into(), v.dtype), f32s([tokens, heads].into()))
+}
+
+/// Tokens, and whether they are some.
+pub(super) fn samples(draws: &TensorSpec) -> (TensorSpec, TensorSpec) {
+    let one = TensorSpec::new([draws.shape[0]].into(), DType::I32);
+    (one.clone(), one)
+}
+
+/// Tokens, and counts.
+pub(super) fn speculation(draft_ids: &TensorSpec) -> (TensorSpec, TensorSpec) {
+    let [requests, drafted] = [draft_ids.shape[0], draft_ids.shape[1]];
+    let ids = TensorSpec::new([requests, drafted + 1].into(), DType::I32);
+    (ids, TensorSpec::new([requests, 3].into(), DType::I32))
+}
+
+pub(super) fn attended(
+    q: &TensorSpec,
+    _k: &TensorSpec,
+    v: &TensorSpec,
+    _batch: &BatchMetadata,
+    params: &AttentionParams,
+) -> AttendedMetadata {
+    let [tokens, heads, dim] = [q.shape[0], q.shape[1], v.shape[v.shape.num_dims() - 1]];
+    let output = TensorSpec::new([tokens, heads, dim].into(), q.dtype);
+    if params.return_lse {
+        AttendedMetadata::WithLse(output, TensorSpec::new([tokens, heads].into(), DType::F32))
+    } else {
+        AttendedMetadata::WithoutLse(output)
+    }
+}
