@@ -68,15 +68,15 @@ fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
     let (rows, units) = comptime!((blueprint.team.rows, blueprint.team.units));
     let unit = UNIT_POS as usize % units;
     let row = CUBE_POS * rows + UNIT_POS as usize / units;
-    let (q_heads, k_heads) = (q.shape(1), k.shape(1));
+    let (q_heads, k_heads) = (q.shape(2), k.shape(2));
     let (token, head) = heads.div_mod(row);
     // Who has no row still waits with the others.
     let is_row = row < total;
     let is_q = is_row && head < q_heads;
     let is_k = is_row && head >= q_heads && head < q_heads + k_heads;
     let (k_head, v_head) = (head - min(q_heads, head), head - min(q_heads + k_heads, head));
-    let q_row = token * q.stride(0) + head * q.stride(1);
-    let k_row = token * k.stride(0) + k_head * k.stride(1);
+    let q_row = token * q.stride(1) + head * q.stride(2);
+    let k_row = token * k.stride(1) + k_head * k.stride(2);
 
     let mut factor = 1.0f32;
     if comptime!(q_weight.is_some()) {
@@ -87,13 +87,13 @@ fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
             part = squares::<F, N>(k, k_row, unit, units);
         }
         let sum = team::total(part, unit, blueprint.team);
-        factor = 1.0f32 / (sum / f32::cast_from(q.shape(2)) + epsilon).sqrt();
+        factor = 1.0f32 / (sum / f32::cast_from(q.shape(3)) + epsilon).sqrt();
     }
 
     if is_row {
         let angles = usize::cast_from(positions[token]) * cos_sin.stride(0);
         if is_q {
-            let to = (token * q_heads + head) * q.shape(2);
+            let to = (token * q_heads + head) * q.shape(3);
             let scale = scale_of(q_scale, head, blueprint.q_code);
             rotate::<F, Q, N, M>(
                 q,
@@ -137,7 +137,7 @@ fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
                     let to =
                         row_of(slot, v_head, page_size, v_out.stride(0), v_out.stride(1), v_out.stride(2));
                     let scale = scale_of(v_scale, v_head, blueprint.v_code);
-                    let row = token * v.stride(0) + v_head * v.stride(1);
+                    let row = token * v.stride(1) + v_head * v.stride(2);
                     let no_weight = ComptimeOption::new_None();
                     rotate::<F, K, N, M>(
                         v,
@@ -180,7 +180,7 @@ fn squares<F: Float, N: Size>(
 ) -> f32 {
     let mut sum = Vector::<f32, N>::new(0.0f32);
     let mut i = unit;
-    while i < x.shape(2) / N::value() {
+    while i < x.shape(3) / N::value() {
         let value = widen::<F, N>(x[row / N::value() + i]);
         sum += value * value;
         i += units;
@@ -206,7 +206,7 @@ fn rotate<F: Float, E: Numeric, N: Size, M: Size>(
     #[comptime] blueprint: Blueprint,
     #[comptime] code: Option<Code>,
 ) {
-    let vectors = x.shape(2) / N::value();
+    let vectors = x.shape(3) / N::value();
     let pairs = rotary_dim / 2 / N::value();
     let (from, to) = (row / N::value(), to / N::value());
     let mut i = unit;
@@ -479,7 +479,8 @@ pub fn launch(client: &Client, rope: Rope, dtype: ElemType) -> Result<()> {
             (Some(q_weight.into_buffer_arg()), Some(k_weight.into_buffer_arg()), epsilon)
         }
     };
-    // Places of `q` and `k` among the buffers.
+    // All have four axes, as pages do: an alias has the shape of what it stands for.
+    let [q, k, v] = [q, k, to.v].map(one_page);
     let q_out = q_out.map_or_else(|| q.as_alias(0), TensorBinding::into_tensor_arg);
     let [k_out, v_out] = [to.k_out, to.v_out].map(|out| match to.in_place {
         true => out.as_alias(1),
@@ -498,7 +499,7 @@ pub fn launch(client: &Client, rope: Rope, dtype: ElemType) -> Result<()> {
             angles,
             q.into_tensor_arg(),
             k.into_tensor_arg(),
-            to.v.into_tensor_arg(),
+            v.into_tensor_arg(),
             cos_sin.into_tensor_arg(),
             positions.into_buffer_arg(),
             q_out,
