@@ -169,14 +169,14 @@ fn converted<N: Size>(
     #[comptime] format: Fp8,
     #[comptime] machine: Machine,
 ) -> Vector<u32, N> {
-    let quads = N::value() / 4;
+    let lanes = N::value();
     let e5m2 = comptime!(matches!(format, Fp8::E5m2));
     let mut codes = Vector::<u32, N>::new(0u32);
     #[unroll]
-    for quad in 0..quads {
+    for quad in 0..comptime!(lanes / 4) {
         let mut four = Vector::<f32, Const<4>>::new(0.0f32);
         #[unroll]
-        for lane in 0..4 {
+        for lane in 0..4usize {
             four.insert(lane, x.extract(comptime!(4 * quad + lane)));
         }
         let word = match machine {
@@ -190,7 +190,7 @@ fn converted<N: Size>(
             }
         };
         #[unroll]
-        for lane in 0..4 {
+        for lane in 0..4usize {
             let byte = (word >> comptime!(8 * lane as u32)) & 0xffu32;
             codes.insert(comptime!(4 * quad + lane), byte);
         }

@@ -65,13 +65,17 @@ fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
 
     // All loads of a row are in flight before the first is waited for: hence not in branches, but once more the last one.
     let mut kept = Array::<Vector<f32, N>>::new(comptime!(if held > 0 { held } else { 1 }));
-    let mut gains = Array::<Vector<W, N>>::new(comptime!(if held > 0 { held } else { 1 }));
+    // Of a layer norm, which adds up more than once, there is no room for the weights as well.
+    let keeps_gains = comptime!(held > 0 && !blueprint.centred);
+    let mut gains = Array::<Vector<W, N>>::new(comptime!(if keeps_gains { held } else { 1 }));
     if comptime!(held > 0) {
         #[unroll]
         for turn in 0..held {
             let i = min(unit + turn * units, vectors - 1);
             kept[turn] = added::<F, N>(x, residual, start + i, dense + i);
-            gains[turn] = weight[i];
+            if comptime!(keeps_gains) {
+                gains[turn] = weight[i];
+            }
         }
     }
 
@@ -123,7 +127,7 @@ fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
                 }
                 ComptimeOption::None => {}
             }
-            let gain = if comptime!(held > 0) { gains[turn] } else { weight[i] };
+            let gain = if comptime!(keeps_gains) { gains[turn] } else { weight[i] };
             let mut gain = Vector::<f32, N>::cast_from(gain);
             if comptime!(blueprint.one_more) {
                 gain += Vector::new(1.0f32);
