@@ -278,6 +278,11 @@ pub trait FlashInferBackend: Backend {
     #[fusion(dtype = logits, shape = logits)]
     fn top_k_mask_logits(logits: FloatTensor<Self>, top_k: IntTensor<Self>) -> FloatTensor<Self>;
 
+    /// The `k` largest numbers of each row of `x` `[rows, vocab]`, and where they are (`i32`): the largest first, NaN last,
+    /// the first of equals first.
+    #[fusion(meta = |x, k| fused::top_k(x, *k))]
+    fn top_k(x: FloatTensor<Self>, k: usize) -> (FloatTensor<Self>, IntTensor<Self>);
+
     /// A token for each of `draws` `[draws, 6]` (see [`Draws`](crate::sampling::Draws)), and whether it is one (1 or 0):
     /// `argmax(logit / t - ln(-ln(u)))`, all `i32`.
     #[fusion(meta = |_, _, draws| fused::samples(draws))]
@@ -340,6 +345,12 @@ mod fused {
             MaybeIntsMetadata::Some(indptr) => indptr.shape[0] - 1,
         };
         (TensorSpec::new([tokens, heads, dim].into(), v.dtype), f32s([tokens, heads].into()))
+    }
+
+    /// Numbers, and where they are.
+    pub(super) fn top_k(x: &TensorSpec, k: usize) -> (TensorSpec, TensorSpec) {
+        let shape: Shape = [x.shape[0], k].into();
+        (TensorSpec::new(shape.clone(), x.dtype), TensorSpec::new(shape, DType::I32))
     }
 
     /// Tokens, and whether they are some.

@@ -64,6 +64,7 @@ pub(crate) fn unsupported_dtype(device: &CubeDevice, dtype: DType) -> Option<Str
 }
 
 pub(crate) use attention::plan;
+pub(crate) use kernels::sampling::MOST_TOP_K;
 
 /// Whether `device` computes with integers of 64 bits.
 pub(crate) fn has_wide_integers(device: &CubeDevice) -> bool {
@@ -231,6 +232,10 @@ impl FlashInferBackend for CubeBackend {
 
     fn top_k_mask_logits(logits: FloatTensor<Self>, top_k: IntTensor<Self>) -> FloatTensor<Self> {
         sampling::top_k_mask_logits(logits, top_k)
+    }
+
+    fn top_k(x: FloatTensor<Self>, k: usize) -> (FloatTensor<Self>, IntTensor<Self>) {
+        sampling::top_k(x, k)
     }
 
     fn sample_logits(

@@ -6,6 +6,7 @@ mod pipeline;
 mod softmax;
 mod speculative;
 mod tokens;
+mod top_k;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_flashinfer::reference::Filter;
