@@ -97,9 +97,9 @@ pub(super) fn tally<F: Float, N: Size>(
                         largest = max(largest, key);
                     }
                     if comptime!(search.is_limited()) {
+                        let bucket = (max(key, range.base) - range.base) >> range.shift;
+                        let bucket = min(usize::cast_from(bucket), comptime!(buckets - 1));
                         if key >= range.low && key < range.top {
-                            let bucket = (max(key, range.base) - range.base) >> range.shift;
-                            let bucket = min(usize::cast_from(bucket), comptime!(buckets - 1));
                             memory.tallies[tallies + bucket].fetch_add(1u32);
                         }
                     }

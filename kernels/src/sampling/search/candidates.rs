@@ -53,13 +53,13 @@ pub(super) fn collect<F: Float, N: Size>(
                             count += select(counts, 1u32, 0u32);
                         }
                         if comptime!(search.is_limited()) {
+                            let candidate = (key - bracket.low) | u32::cast_from(segment) << KEY_BITS;
                             if key >= low && !counts {
                                 let at = memory.collected();
                                 // There is room for all of them.
                                 if at < comptime!(candidates as u32) {
-                                    let candidate = (key - bracket.low) | u32::cast_from(segment) << KEY_BITS;
-                                    memory.candidates[memory.row * candidates + usize::cast_from(at)] =
-                                        candidate;
+                                    let at = memory.row * candidates + usize::cast_from(at);
+                                    memory.candidates[at] = candidate;
                                 }
                             }
                         }

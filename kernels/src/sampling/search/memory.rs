@@ -61,7 +61,8 @@ impl Memory {
     /// Keeps a sum of this unit's group.
     pub(crate) fn put(&mut self, slot: usize, of_group: u64, #[comptime] search: Search) {
         let team = comptime!(search.team);
-        if self.unit % comptime!(team.group) == 0 {
+        let of_unit = self.unit % comptime!(team.group);
+        if of_unit == 0 {
             let group = self.unit / comptime!(team.group);
             self.sums[(self.row * SLOTS + slot) * comptime!(team.groups()) + group] = of_group;
         }
@@ -70,7 +71,8 @@ impl Memory {
     /// Adds to a sum of this unit's group.
     pub(super) fn add(&mut self, slot: usize, of_group: u64, #[comptime] search: Search) {
         let team = comptime!(search.team);
-        if self.unit % comptime!(team.group) == 0 {
+        let of_unit = self.unit % comptime!(team.group);
+        if of_unit == 0 {
             let group = self.unit / comptime!(team.group);
             self.sums[(self.row * SLOTS + slot) * comptime!(team.groups()) + group] += of_group;
         }

@@ -214,7 +214,8 @@ pub(crate) fn search_row<F: Float, N: Size>(
     // Not `low`, which is the bracket's.
     let mut kept = low;
     if comptime!(search.is_limited()) {
-        if low < high {
+        let is_open = low < high;
+        if is_open {
             kept = max(bisect(&bracket, limits, memory, search), floor);
             if comptime!(search.sums) {
                 add_candidates(&bracket, kept, memory, search);
