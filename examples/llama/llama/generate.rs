@@ -120,16 +120,15 @@ pub fn generate(
             .map(|request| (cache.create(), request.tokens.as_slice()))
             .collect();
         let logits = model.prefill(&mut cache, &prompts)?;
-        let mut group: Vec<_> = group
+        let group: Vec<_> = group
             .zip(prompts)
             .map(|(request, (sequence, tokens))| {
                 let (seed, prompt, limit) = (requests[request].seed, tokens.len(), limits[request]);
                 Running { request, sequence, seed, prompt, last_token: 0, written: 0, limit }
             })
             .collect();
-        let tokens = sampler.sample(logits, draws_of(&group)?)?;
-        let tokens = read(tokens, &mut stats)?;
-        for (mut new, token) in group.drain(..).zip(tokens) {
+        let tokens = read(sampler.sample(logits, draws_of(&group)?)?, &mut stats)?;
+        for (mut new, token) in group.into_iter().zip(tokens) {
             let (sequence, event) = (new.sequence, new.advance(token, options));
             stats.first_token = if new.request == 0 { start.elapsed() } else { stats.first_token };
             stats.prompt_tokens += new.prompt;
