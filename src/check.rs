@@ -113,6 +113,16 @@ pub(crate) fn bytes(op: &'static str, argument: &'static str, device: &Device) -
     Ok(())
 }
 
+/// How many numbers of a row the device can put in order, if there is a limit.
+pub(crate) fn most_top_k(device: &Device) -> Option<usize> {
+    #[cfg(feature = "cube")]
+    if matches!(device.clone().inner().as_dispatch(), DispatchDevice::Cube(_)) {
+        return Some(crate::backend::MOST_TOP_K);
+    }
+    let _ = device;
+    None
+}
+
 /// Refuses two element types where one is needed.
 pub(crate) fn same_dtype(
     op: &'static str,

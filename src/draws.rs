@@ -1,12 +1,20 @@
 //! Which random numbers a draw takes: a function of seed, stream and offset, and of nothing else.
 
-use burn::tensor::{Device, Int, Tensor};
+use burn::{
+    backend::Dispatch,
+    tensor::{Device, Int, Tensor},
+};
 
+use crate::check::same_device;
 use crate::error::{Error, Result};
-use crate::indptr::{index, upload};
+use crate::extension::FlashInferBackend;
+use crate::indptr::{Positions, index, upload};
 
 /// Words of a draw on the device: both halves of the seed, the stream, both halves of the offset, and the row.
 pub(crate) const DRAW_WORDS: usize = 6;
+/// Where the halves of the offset are, and the row behind them.
+const OFFSET: usize = 3;
+const ROW: usize = 5;
 
 /// Where one token is drawn from, and with which random numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -29,6 +37,7 @@ pub struct DrawKey {
 ///
 /// ```
 /// use burn::tensor::Device;
+/// use burn_flashinfer::Positions;
 /// use burn_flashinfer::sampling::{DrawKey, Draws};
 ///
 /// # fn main() -> burn_flashinfer::Result<()> {
@@ -37,7 +46,11 @@ pub struct DrawKey {
 /// let draws = Draws::new(42, 0, 4, &device)?;
 /// // Two from the first row, for requests with seeds of their own that have got 17 and 5 tokens.
 /// let keys = [(7, 17), (1234, 5)].map(|(seed, offset)| DrawKey { seed, offset, stream: 0, row: 0 });
-/// assert_eq!((draws.len(), Draws::from_keys(&keys, &device)?.len()), (4, 2));
+/// let requests = Draws::from_keys(&keys, &device)?;
+/// assert_eq!((draws.len(), requests.len()), (4, 2));
+/// // The same for the tokens that come next, without another copy from the host than that of the positions.
+/// let next = requests.at(&Positions::new(&[18, 6], &device)?)?;
+/// # let _ = next;
 /// # Ok(())
 /// # }
 /// ```
@@ -71,15 +84,65 @@ impl Draws {
     ///
     /// If a row passes `i32::MAX`.
     pub fn from_keys(keys: &[DrawKey], device: &Device) -> Result<Self> {
-        let mut words = Vec::with_capacity(keys.len() * DRAW_WORDS);
-        for (at, key) in keys.iter().enumerate() {
-            let row = index("Draws::from_keys", "keys", at, key.row)?;
-            let [seed, offset] = [key.seed, key.offset].map(|word| [word as i32, (word >> 32) as i32]);
-            words.extend([seed[0], seed[1], key.stream as i32, offset[0], offset[1], row]);
+        let tensor = upload(words_of("Draws::from_keys", keys)?, device);
+        Ok(Self { len: keys.len(), rows: rows_of(keys), in_order: are_in_order(keys), tensor })
+    }
+
+    /// These draws with positions for their offsets, one for each.
+    ///
+    /// They are put together on the device, so that a step that is captured as a graph draws anew at every replay: at
+    /// [`DecodeStep::positions`](crate::DecodeStep::positions).
+    ///
+    /// # Errors
+    ///
+    /// If there is not one position for each draw, or they are on another device.
+    pub fn at(&self, positions: &Positions) -> Result<Self> {
+        const OP: &str = "Draws::at";
+        if positions.len() != self.len {
+            return Err(Error::Value {
+                op: OP,
+                argument: "positions",
+                got: format!("{} positions", positions.len()),
+                expected: format!("one for each of {} draws", self.len),
+            });
         }
-        let rows = keys.iter().map(|key| key.row + 1).max().unwrap_or(0);
-        let in_order = keys.iter().enumerate().all(|(at, key)| key.row == at);
-        Ok(Self { len: keys.len(), rows, in_order, tensor: upload(words, device) })
+        same_device(OP, "positions", &positions.tensor.device(), &self.tensor.device())?;
+        if self.is_empty() {
+            return Ok(self.clone());
+        }
+        let words = self.words();
+        let low = positions.tensor.clone().reshape([self.len, 1]);
+        let high = low.zeros_like();
+        let (before, row) = (words.clone().narrow(1, 0, OFFSET), words.narrow(1, ROW, 1));
+        let tensor = Tensor::cat(vec![before, low, high, row], 1).reshape([self.len * DRAW_WORDS]);
+        Ok(Self { tensor, ..self.clone() })
+    }
+
+    /// Makes these others: as many, and from none but the same rows. On devices that capture graphs in place, so that a
+    /// captured step that draws them draws the others from then on.
+    ///
+    /// # Errors
+    ///
+    /// If there are not as many keys, or they name rows that the draws so far do not reach, or, if those were one from each
+    /// row in order, are not.
+    pub fn update(&mut self, keys: &[DrawKey]) -> Result<()> {
+        const OP: &str = "Draws::update";
+        let words = words_of(OP, keys)?;
+        let is_as_ordered = are_in_order(keys) || !self.in_order;
+        if keys.len() != self.len || rows_of(keys) > self.rows || !is_as_ordered {
+            let order = if self.in_order { ", one from each in order" } else { "" };
+            return Err(Error::Value {
+                op: OP,
+                argument: "keys",
+                got: format!("{} draws from {} rows", keys.len(), rows_of(keys)),
+                expected: format!("{} from {}{order}, as before", self.len, self.rows),
+            });
+        }
+        if !self.is_empty() {
+            let buffer = self.tensor.extract().into_dispatch();
+            self.tensor = Tensor::from_dispatch(Dispatch::write_ints(buffer, words));
+        }
+        Ok(())
     }
 
     /// How many tokens are drawn.
@@ -90,6 +153,11 @@ impl Draws {
     /// Whether no token is drawn.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// The device that they are on.
+    pub fn device(&self) -> Device {
+        self.tensor.device()
     }
 
     /// `[len, DRAW_WORDS]`.
@@ -114,4 +182,25 @@ impl Draws {
             expected: format!("below {rows}, the rows there are"),
         })
     }
+}
+
+/// The words of draws, one after the other.
+fn words_of(op: &'static str, keys: &[DrawKey]) -> Result<Vec<i32>> {
+    let mut words = Vec::with_capacity(keys.len() * DRAW_WORDS);
+    for (at, key) in keys.iter().enumerate() {
+        let row = index(op, "keys", at, key.row)?;
+        let [seed, offset] = [key.seed, key.offset].map(|word| [word as i32, (word >> 32) as i32]);
+        words.extend([seed[0], seed[1], key.stream as i32, offset[0], offset[1], row]);
+    }
+    Ok(words)
+}
+
+/// One past the largest row.
+fn rows_of(keys: &[DrawKey]) -> usize {
+    keys.iter().map(|key| key.row.saturating_add(1)).max().unwrap_or(0)
+}
+
+/// Whether draw `i` is from row `i`.
+fn are_in_order(keys: &[DrawKey]) -> bool {
+    keys.iter().enumerate().all(|(at, key)| key.row == at)
 }

@@ -20,7 +20,7 @@
 //! | [`rms_norm`], [`gemma_rms_norm`], [`layer_norm`] | normalisation |
 //! | [`fused_add_rms_norm`], [`gemma_fused_add_rms_norm`] | normalisation after adding a residual, in place |
 //! | [`silu_and_mul`], [`gelu_and_mul`], [`gelu_tanh_and_mul`] | gated activations |
-//! | [`sampling`] | from logits to tokens |
+//! | [`sampling`] | from logits to tokens; [`top_k`](sampling::top_k), the largest numbers of rows |
 //! | [`packbits`], [`segment_packbits`], [`unpackbits`], [`segment_unpackbits`] | masks, eight bits to a byte |
 //! | [`matmul_nt`] | linear layer on weights as checkpoints store them |
 //! | [`segment_gemm`], [`SegmentGemm`] | segments of rows times matrices of their own: grouped layers, LoRA |

@@ -181,6 +181,11 @@ impl<B: FlashInferBackend, C: CheckpointStrategy> FlashInferBackend for Autodiff
         Self::from_inner(B::top_k_mask_logits(Self::inner(logits), top_k))
     }
 
+    fn top_k(x: FloatTensor<Self>, k: usize) -> (FloatTensor<Self>, IntTensor<Self>) {
+        let (values, ids) = B::top_k(Self::inner(x), k);
+        (Self::from_inner(values), ids)
+    }
+
     fn sample_logits(
         logits: FloatTensor<Self>,
         temperature: FloatTensor<Self>,

@@ -68,6 +68,7 @@ pub(crate) fn unsupported_dtype(device: &CubeDevice, dtype: DType) -> Option<Str
 }
 
 pub(crate) use attention::plan;
+pub(crate) use kernels::sampling::MOST_TOP_K;
 
 /// Whether the 8-bit floats that `device` computes with are those without a negative zero.
 pub(crate) fn has_fnuz(device: &CubeDevice) -> bool {
@@ -236,6 +237,10 @@ impl FlashInferBackend for CubeBackend {
 
     fn top_k_mask_logits(logits: FloatTensor<Self>, top_k: IntTensor<Self>) -> FloatTensor<Self> {
         sampling::top_k_mask_logits(logits, top_k)
+    }
+
+    fn top_k(x: FloatTensor<Self>, k: usize) -> (FloatTensor<Self>, IntTensor<Self>) {
+        sampling::top_k(x, k)
     }
 
     fn sample_logits(

@@ -87,6 +87,12 @@ pub(super) fn merged(
     (TensorSpec::new([tokens, heads, dim].into(), v.dtype), f32s([tokens, heads].into()))
 }
 
+/// Numbers, and where they are.
+pub(super) fn top_k(x: &TensorSpec, k: usize) -> (TensorSpec, TensorSpec) {
+    let shape: Shape = [x.shape[0], k].into();
+    (TensorSpec::new(shape.clone(), x.dtype), TensorSpec::new(shape, DType::I32))
+}
+
 /// Tokens, and whether they are some.
 pub(super) fn samples(draws: &TensorSpec) -> (TensorSpec, TensorSpec) {
     let one = TensorSpec::new([draws.shape[0]].into(), DType::I32);

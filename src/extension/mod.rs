@@ -185,6 +185,11 @@ pub trait FlashInferBackend: Backend {
     #[fusion(dtype = logits, shape = logits)]
     fn top_k_mask_logits(logits: FloatTensor<Self>, top_k: IntTensor<Self>) -> FloatTensor<Self>;
 
+    /// The `k` largest numbers of each row of `x` `[rows, vocab]`, and where they are (`i32`): the largest first, NaN last,
+    /// the first of equals first.
+    #[fusion(meta = |x, k| fused::top_k(x, *k))]
+    fn top_k(x: FloatTensor<Self>, k: usize) -> (FloatTensor<Self>, IntTensor<Self>);
+
     /// A token for each of `draws` `[draws, 6]` (see [`Draws`](crate::sampling::Draws)), and whether it is one (1 or 0):
     /// `argmax(logit / t - ln(-ln(u)))`, all `i32`.
     #[fusion(meta = |_, _, draws| fused::samples(draws))]

@@ -2,7 +2,7 @@
 
 use burn::{
     backend::Dispatch,
-    tensor::{DType, Device, Int, Tensor},
+    tensor::{DType, Int, Tensor},
 };
 
 use crate::check::{self, Floats, shape};
@@ -27,9 +27,7 @@ use crate::page_table::{PageTable, SlotMapping};
 /// If shapes, types or devices do not fit together, or a slot is outside the pool. Nothing has been written then.
 pub fn append_paged_kv(pages: &mut KvPages, k: Tensor<3>, v: Tensor<3>, slots: &SlotMapping) -> Result<()> {
     const OP: &str = "append_paged_kv";
-    let floats = Floats::first(OP, "k", &k)?;
-    floats.like("v", &v)?;
-    fits(OP, pages, k.dims(), v.dims(), k.dtype(), &k.device(), slots)?;
+    fits(OP, pages, &k, &v, slots)?;
     if slots.len() > 0 {
         let tokens = KvTensors::Floats(k.into_dispatch(), v.into_dispatch());
         write(pages, tokens, slots);
@@ -50,20 +48,20 @@ pub(crate) fn write(pages: &mut KvPages, tokens: Tokens, slots: &SlotMapping) {
 pub(super) fn fits(
     op: &'static str,
     pages: &KvPages,
-    k: [usize; 3],
-    v: [usize; 3],
-    dtype: DType,
-    device: &Device,
+    k: &Tensor<3>,
+    v: &Tensor<3>,
     slots: &SlotMapping,
 ) -> Result<()> {
-    let pool = pages.shape();
-    pages.check(op, "pages", device)?;
+    let (pool, device) = (pages.shape(), pages.device());
+    pages.check(op, "pages", &device)?;
+    check::same_device(op, "k", &k.device(), &device)?;
     if pages.fp8().is_none() {
-        check::same_dtype(op, "pages", pages.dtype(), dtype)?;
+        check::same_dtype(op, "k", k.dtype(), pages.dtype())?;
     }
-    check::same_device(op, "slots", &slots.tensor.device(), device)?;
+    Floats::first(op, "k", k)?.like("v", v)?;
+    check::same_device(op, "slots", &slots.tensor.device(), &device)?;
     let tokens = slots.len();
-    for (argument, dims, dim) in [("k", k, pool.k_dim), ("v", v, pool.v_dim)] {
+    for (argument, dims, dim) in [("k", k.dims(), pool.k_dim), ("v", v.dims(), pool.v_dim)] {
         let expected = [tokens, pool.kv_heads, dim];
         if dims != expected {
             return Err(shape(op, argument, &dims, format!("{expected:?}, as `slots` and `pages` have it")));

@@ -38,7 +38,7 @@ use crate::options::{AttentionOptions, KvLayout};
 pub use bits::{packbits, segment_packbits, segment_unpackbits, unpackbits};
 pub use merge::{merge_state, merge_state_in_place, merge_states, variable_length_merge_states};
 pub use sampling::{
-    Chain, Filter, apply_penalties, chain_speculative_sampling, distribution, renormalised, softmax,
+    Chain, Filter, apply_penalties, chain_speculative_sampling, distribution, renormalised, softmax, top_k,
     top_k_mask_logits,
 };
 

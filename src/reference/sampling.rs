@@ -101,6 +101,24 @@ pub fn top_k_mask_logits(logits: &[f64], top_k: i64) -> Vec<f64> {
     logits.iter().map(|&x| if x < least { f64::NEG_INFINITY } else { x }).collect()
 }
 
+/// [`top_k`](crate::sampling::top_k) of one row: where its `k` largest numbers are, the largest first, NaN last, the first of
+/// equals first.
+///
+/// # Errors
+///
+/// If there are not as many.
+pub fn top_k(row: &[f64], k: usize) -> Result<Vec<usize>> {
+    if k > row.len() {
+        return Err(value("reference::top_k", "k", k.to_string(), format!("at most {}", row.len())));
+    }
+    let mut order: Vec<usize> = (0..row.len()).collect();
+    // A stable sort leaves equals in order: 0 and -0, and all NaN.
+    let rank = |id: usize| if row[id].is_nan() { None } else { Some(row[id]) };
+    order.sort_by(|&a, &b| rank(b).partial_cmp(&rank(a)).unwrap_or(std::cmp::Ordering::Equal));
+    order.truncate(k);
+    Ok(order)
+}
+
 /// [`apply_penalties`](crate::sampling::apply_penalties) of one row: `prompt` and `output` say how often each token is
 /// there.
 ///

@@ -2,11 +2,12 @@
 
 use burn::tensor::DType;
 use burn_flashinfer::KvLayout;
+use burn_flashinfer::sampling::{DrawKey, Draws};
 
-use crate::fixture::{fixture, folder, load, logits};
+use crate::fixture::{fixture, folder, load};
 use crate::llama::generate::{Finish, Options, Request, generate};
 use crate::llama::model::Llama;
-use crate::llama::sampling::{Sampler, Sampling};
+use crate::llama::sampling::{Sampler, Sampling, read};
 
 pub fn greedy(max_new_tokens: usize, page_size: usize, layout: KvLayout) -> Options {
     sampled(max_new_tokens, Sampling::new(0.0, None, 1.0).unwrap(), page_size, layout)
@@ -32,6 +33,7 @@ pub fn write(model: &Llama, prompts: &[Vec<u32>], options: &Options) -> (Vec<Vec
     assert_eq!(stats.prompt_tokens, prompts.iter().map(Vec::len).sum::<usize>());
     assert_eq!(stats.new_tokens, texts.iter().map(Vec::len).sum::<usize>());
     assert_eq!(stats.decoded_tokens, stats.new_tokens - prompts.len());
+    assert_eq!(stats.bytes_read, 4 * stats.new_tokens, "the tokens and nothing else");
     (texts, ends.into_iter().map(|end| end.expect("a text without an end")).collect())
 }
 
@@ -43,11 +45,14 @@ fn write_without_cache(
     sampling: Sampling,
     seed: u64,
 ) -> Vec<u32> {
-    let mut sampler = Sampler::new(sampling, seed);
+    let sampler = Sampler::new(sampling, 1, &model.device);
     let mut tokens = prompt.to_vec();
     for _ in 0..count {
-        let logits = logits(model, &[&tokens]);
-        tokens.push(sampler.sample(&logits[logits.len() - model.config.vocab_size..]).unwrap());
+        let last = tokens.len() - 1;
+        let key = DrawKey { seed, offset: last as u64, ..DrawKey::default() };
+        let logits = model.logits_all(&[&tokens]).unwrap().narrow(0, last, 1);
+        let draws = Draws::from_keys(&[key], &model.device).unwrap();
+        tokens.extend(read(sampler.sample(logits, draws).unwrap()).unwrap());
     }
     tokens.split_off(prompt.len())
 }

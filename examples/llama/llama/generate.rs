@@ -5,11 +5,12 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, ensure};
-use burn::tensor::Tensor;
-use burn_flashinfer::{DecodeGraph, KvLayout, SequenceId};
+use burn::tensor::{Int, Tensor};
+use burn_flashinfer::sampling::{DrawKey, Draws};
+use burn_flashinfer::{DecodeGraph, DecodeStep, KvLayout, SequenceId};
 
 use super::model::Llama;
-use super::sampling::{Sampler, Sampling};
+use super::sampling::{self, Sampler, Sampling};
 
 /// Prompts are read in groups of at most this many tokens (one at a time if longer), which bounds the memory it takes.
 const PREFILL_TOKENS: usize = 8192;
@@ -65,13 +66,17 @@ pub struct Stats {
     /// Tokens that came out of a decoding step, that is all but the first of each text.
     pub decoded_tokens: usize,
     pub decode: Duration,
+    /// From the device: a number for each new token.
+    pub bytes_read: usize,
 }
 
 /// A request in the batch.
 struct Running {
     request: usize,
     sequence: SequenceId,
-    sampler: Sampler,
+    seed: u64,
+    /// Tokens of the prompt.
+    prompt: usize,
     last_token: u32,
     written: usize,
     limit: usize,
@@ -103,6 +108,10 @@ pub fn generate(
 
     let mut stats = Stats::default();
     let mut running: Vec<Running> = Vec::with_capacity(requests.len());
+    let sampler = Sampler::new(options.sampling, requests.len().max(1), &model.device);
+    let draws_of = |running: &[Running]| -> Result<Draws> {
+        Ok(Draws::from_keys(&keys(running, running.len()), &model.device)?)
+    };
     let start = Instant::now();
     for group in groups(requests) {
         let mut cache = cache.borrow_mut();
@@ -110,16 +119,19 @@ pub fn generate(
             .iter()
             .map(|request| (cache.create(), request.tokens.as_slice()))
             .collect();
-        let logits = read(model.prefill(&mut cache, &prompts)?)?;
-        let vocab_size = model.config.vocab_size;
-        for ((request, (sequence, tokens)), logits) in group.zip(prompts).zip(logits.chunks_exact(vocab_size))
-        {
-            let sampler = Sampler::new(options.sampling, requests[request].seed);
-            let limit = limits[request];
-            let mut new = Running { request, sequence, sampler, last_token: 0, written: 0, limit };
-            let event = new.advance(logits, options)?;
-            stats.first_token = if request == 0 { start.elapsed() } else { stats.first_token };
-            stats.prompt_tokens += tokens.len();
+        let logits = model.prefill(&mut cache, &prompts)?;
+        let group: Vec<_> = group
+            .zip(prompts)
+            .map(|(request, (sequence, tokens))| {
+                let (seed, prompt, limit) = (requests[request].seed, tokens.len(), limits[request]);
+                Running { request, sequence, seed, prompt, last_token: 0, written: 0, limit }
+            })
+            .collect();
+        let tokens = read(sampler.sample(logits, draws_of(&group)?)?, &mut stats)?;
+        for (mut new, token) in group.into_iter().zip(tokens) {
+            let (sequence, event) = (new.sequence, new.advance(token, options));
+            stats.first_token = if new.request == 0 { start.elapsed() } else { stats.first_token };
+            stats.prompt_tokens += new.prompt;
             stats.new_tokens += 1;
             match event.finish {
                 Some(_) => cache.free(sequence)?,
@@ -134,11 +146,17 @@ pub fn generate(
     let steps = |running: &[Running]| -> Vec<_> {
         running.iter().map(|one| (one.sequence, one.last_token)).collect()
     };
+    // The offsets of a graph are the positions of its step, so that these change only with the batch.
+    let rows = running.len();
+    let draws = RefCell::new(draws_of(&running)?);
     let mut graph = None;
     if options.graph && !running.is_empty() {
         let max_len = lengths().max().unwrap_or(0);
-        let step = model.new_step(&cache.borrow(), running.len(), max_len)?;
-        let run = |cache: &mut _, step: &_| model.replayable(cache, step);
+        let step = model.new_step(&cache.borrow(), rows, max_len)?;
+        let run = |cache: &mut _, step: &DecodeStep| {
+            let draws = draws.borrow().at(&step.positions())?;
+            sampler.sample(model.replayable(cache, step)?, draws)
+        };
         let captured = DecodeGraph::<_, Error>::capture(&cache, step, &steps(&running), run)?;
         match captured.run_anew_because() {
             None => tracing::debug!("captured a step"),
@@ -148,19 +166,19 @@ pub fn generate(
     }
     while !running.is_empty() {
         let step = steps(&running);
-        let logits = match &mut graph {
-            None => model.decode(&mut cache.borrow_mut(), &step)?,
+        let tokens = match &mut graph {
+            None => sampler.sample(model.decode(&mut cache.borrow_mut(), &step)?, draws_of(&running)?)?,
             Some(graph) => {
                 model.check_tokens(step.iter().map(|(_, token)| token))?;
                 // Rows of texts that have ended come last.
                 graph.replay(&step)?.clone().narrow(0, 0, step.len())
             }
         };
-        let logits = read(logits)?;
+        let tokens = read(tokens, &mut stats)?;
         let mut cache = cache.borrow_mut();
         let mut finished = Vec::new();
-        for (one, logits) in running.iter_mut().zip(logits.chunks_exact(model.config.vocab_size)) {
-            let event = one.advance(logits, options)?;
+        for (one, token) in running.iter_mut().zip(tokens) {
+            let event = one.advance(token, options);
             if event.finish.is_some() {
                 finished.push(one.sequence);
                 cache.free(one.sequence)?;
@@ -170,15 +188,24 @@ pub fn generate(
         stats.decoded_tokens += step.len();
         stats.new_tokens += step.len();
         tracing::trace!(sequences = step.len(), free_pages = cache.free_pages(), "step");
-        running.retain(|one| !finished.contains(&one.sequence));
+        if !finished.is_empty() {
+            running.retain(|one| !finished.contains(&one.sequence));
+            draws.borrow_mut().update(&keys(&running, rows))?;
+        }
     }
     stats.decode = start.elapsed();
     Ok(stats)
 }
 
 impl Running {
-    fn advance(&mut self, logits: &[f32], options: &Options) -> Result<Event> {
-        self.last_token = self.sampler.sample(logits)?;
+    /// What the next token is drawn with, from this row: its seed, and the position of the token before it.
+    fn key(&self, row: usize) -> DrawKey {
+        let offset = (self.prompt + self.written - 1) as u64;
+        DrawKey { seed: self.seed, stream: 0, offset, row }
+    }
+
+    fn advance(&mut self, token: u32, options: &Options) -> Event {
+        self.last_token = token;
         self.written += 1;
         let finish = if options.eos_tokens.contains(&self.last_token) {
             Some(Finish::Eos)
@@ -189,8 +216,14 @@ impl Running {
         } else {
             None
         };
-        Ok(Event { request: self.request, token: self.last_token, finish })
+        Event { request: self.request, token, finish }
     }
+}
+
+/// A key for each of `rows` rows, of which those without a text need none.
+fn keys(running: &[Running], rows: usize) -> Vec<DrawKey> {
+    let keys = running.iter().zip(0..).map(|(one, row)| one.key(row));
+    keys.chain((running.len()..rows).map(|row| DrawKey { row, ..DrawKey::default() })).collect()
 }
 
 /// How many tokens a request may get.
@@ -224,8 +257,9 @@ fn groups(requests: &[Request]) -> Vec<std::ops::Range<usize>> {
 }
 
 /// The one transfer of a step from the device.
-fn read(logits: Tensor<2>) -> Result<Vec<f32>> {
-    logits.try_into_vec_as::<f32>().context("cannot read the logits from the device")
+fn read(tokens: Tensor<1, Int>, stats: &mut Stats) -> Result<Vec<u32>> {
+    stats.bytes_read += tokens.shape().num_elements() * tokens.dtype().size();
+    sampling::read(tokens)
 }
 
 #[cfg(test)]

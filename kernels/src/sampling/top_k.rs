@@ -173,7 +173,7 @@ fn sort(listed: usize, memory: &mut Memory, #[comptime] search: Search) {
             let mut pair = memory.unit;
             while pair < size / 2 {
                 let a = 2 * pair - pair % stride;
-                memory.order(a, a + stride, a / run % 2 == 0, search);
+                memory.order(a, a + stride, a & run == 0, search);
                 pair += units;
             }
             meet(units);

@@ -4,7 +4,7 @@ use burn::backend::{DType, cubecl::dtype_to_storage_type};
 use burn::tensor::Shape;
 use burn_cubecl::{CubeBackend, kernel::into_contiguous, tensor::CubeTensor};
 use burn_flashinfer_kernels::sampling::{
-    self, Assemble, KeepLikely, Output, Penalties, SampleLogits, SampleProbs, Softmax, Speculative,
+    self, Assemble, KeepLikely, Output, Penalties, SampleLogits, SampleProbs, Softmax, Speculative, TopK,
 };
 
 use super::{empty_like, fresh, in_rows, index, launched};
@@ -62,6 +62,15 @@ pub(super) fn renorm_probs(probs: CubeTensor, by: Limit<CubeBackend>) -> CubeTen
 
 pub(super) fn top_k_mask_logits(logits: CubeTensor, top_k: CubeTensor) -> CubeTensor {
     likely(logits, sampling::Limit::TopK(index(top_k)), Output::Masked)
+}
+
+pub(super) fn top_k(x: CubeTensor, k: usize) -> (CubeTensor, CubeTensor) {
+    let shape: Shape = [x.meta.shape()[0], k].into();
+    let (values, ids) = (empty_like(&x, shape.clone(), x.dtype), empty_like(&x, shape, DType::I32));
+    let (client, dtype) = (x.client.clone(), dtype_to_storage_type(x.dtype));
+    let top = TopK { x: in_rows(x).binding(), values: values.clone().binding(), ids: ids.clone().binding() };
+    launched(sampling::top_k(&client, top, dtype));
+    (values, ids)
 }
 
 pub(super) fn sample_logits(

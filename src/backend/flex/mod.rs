@@ -18,6 +18,7 @@ mod scratch;
 mod segment_gemm;
 mod simd;
 mod speculative;
+mod top_k;
 mod view;
 
 use burn::backend::{
@@ -282,6 +283,10 @@ impl FlashInferBackend for Flex {
     fn top_k_mask_logits(logits: FloatTensor<Self>, top_k: IntTensor<Self>) -> FloatTensor<Self> {
         let top_k = view::indices(top_k);
         by_dtype!(logits.dtype(), likely::top_k_mask_logits(logits, top_k.storage()))
+    }
+
+    fn top_k(x: FloatTensor<Self>, k: usize) -> (FloatTensor<Self>, IntTensor<Self>) {
+        by_dtype!(x.dtype(), top_k::top_k(x, k))
     }
 
     fn sample_logits(

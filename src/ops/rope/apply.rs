@@ -168,7 +168,7 @@ pub fn rope_append_paged_kv(
     let Qkv { q, k, v } = qkv;
     let rotations = checked(OP, &q, &k, norm, rope, positions)?;
     Floats::first(OP, "q", &q)?.like("v", &v)?;
-    fits(OP, pages, k.dims(), v.dims(), k.dtype(), &q.device(), slots)?;
+    fits(OP, pages, &k, &v, slots)?;
     if slots.is_empty() {
         return Ok(q);
     }

@@ -4,6 +4,7 @@ mod likely;
 mod penalties;
 mod pipeline;
 mod speculative;
+mod top_k;
 
 use burn::{
     backend::Dispatch,
@@ -22,6 +23,7 @@ pub use likely::{
 pub use penalties::{Penalties, apply_penalties};
 pub use pipeline::{LogitsPipeline, Step};
 pub use speculative::{Speculation, chain_speculative_sampling};
+pub use top_k::top_k;
 
 /// Tokens that were drawn.
 #[derive(Debug, Clone)]

@@ -62,7 +62,7 @@ impl Step {
 ///
 /// Each filter counts in the distribution that the one before it leaves, made one again ([`FilterOrder::TopKFirst`]), or
 /// with [`joint`](Self::joint) in that of the logits. Without a filter tokens are drawn from the logits themselves, in one
-/// pass; with filters, from their [`softmax`](super::softmax), all filters in one kernel by rejection. Only top-k before
+/// pass; with filters, from their [`softmax`](super::softmax), all filters in one kernel. Only top-k before
 /// top-p, unless joint, takes one more, which renormalises. [`explain`](Self::explain) says which kernels run.
 ///
 /// ```

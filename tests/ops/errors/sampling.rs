@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Device, Int, Tensor};
 use burn_flashinfer::sampling::{
     DrawKey, Draws, FilterOrder, Penalties, apply_penalties, chain_speculative_sampling,
-    min_p_sampling_from_probs, sampling_from_logits, sampling_from_probs, softmax, top_k_mask_logits,
+    min_p_sampling_from_probs, sampling_from_logits, sampling_from_probs, softmax, top_k, top_k_mask_logits,
     top_k_renorm_probs, top_k_sampling_from_probs, top_k_top_p_sampling_from_logits,
     top_k_top_p_sampling_from_probs, top_p_renorm_probs, top_p_sampling_from_probs,
 };
@@ -139,6 +139,28 @@ fn the_most_likely() {
         refused(top_k_mask_logits(z(), k(2, &other)), elsewhere("top_k_mask_logits", "top_k"));
         refused(top_k_renorm_probs(z(), k(2, &other)), elsewhere("top_k_renorm_probs", "top_k"));
         refused(top_p_renorm_probs(z(), zeros([2], &other)), elsewhere("top_p_renorm_probs", "top_p"));
+    }
+}
+
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
+#[test]
+fn the_largest() {
+    for target in devices() {
+        let device = &target.device;
+        let z = || zeros([2, 8], device);
+        for k in [0, 9] {
+            let message = format!("top_k: `k` is {k}, expected from 1 to 8, the numbers of a row");
+            refused(top_k(z(), k), message);
+        }
+        let empty = "top_k: `x` has shape [2, 0], expected from 1 to i32::MAX tokens";
+        refused(top_k(zeros([2, 0], device), 1), empty);
+        if target.name != "flex" {
+            let message = format!("top_k: `k` is 2049, expected at most 2048 on {device:?}");
+            refused(top_k(zeros([2, 3000], device), 2049), message);
+        }
+        if device.supports_dtype(DType::F64) {
+            refused(top_k(f64s([2, 8], device), 1), "top_k: `x` is of type F64, expected F32, F16 or BF16");
+        }
     }
 }
 
@@ -313,6 +335,7 @@ fn gradients() {
         refused(sampling_from_probs(g(), &draws), message("sampling_from_probs", "probs"));
         refused(top_p_sampling_from_probs(z(), g1(), &draws), message("top_p_sampling_from_probs", "top_p"));
         refused(top_k_mask_logits(g(), k(2, device)), message("top_k_mask_logits", "logits"));
+        refused(top_k(g(), 2), message("top_k", "x"));
         refused(top_k_renorm_probs(g(), k(2, device)), message("top_k_renorm_probs", "probs"));
         refused(top_p_renorm_probs(z(), g1()), message("top_p_renorm_probs", "top_p"));
         for order in ORDERS {
@@ -327,6 +350,9 @@ fn gradients() {
             );
             top_k_top_p_sampling_from_probs(z(), k(), p(), order, &draws).expect("it fits");
         }
+        let (values, ids) = top_k(z(), 2).expect("it fits");
+        assert!(values.device().is_autodiff() && !values.is_require_grad());
+        assert_eq!(ids.into_data().iter::<i32>().collect::<Vec<_>>(), [0, 1, 0, 1], "{}", target.name);
         assert!(top_k_mask_logits(z(), k(2, device)).expect("it fits").device().is_autodiff());
         // Without one they run as on the device inside.
         let plain = &target.device;

@@ -1,11 +1,13 @@
 //! Softmax and sampling: which tokens can be drawn, how often they are, and that a draw depends on nothing but itself.
 
 mod likely;
+mod offsets;
 mod penalties;
 mod pipeline;
 mod softmax;
 mod speculative;
 mod tokens;
+mod top_k;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_flashinfer::reference::Filter;

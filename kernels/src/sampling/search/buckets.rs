@@ -1,0 +1,238 @@
+//! The tally: how many numbers there are in each bucket of keys, and between which the least one that counts must be.
+
+use cubecl::prelude::*;
+
+use super::memory::{
+    AT_LEAST, AT_MOST, FROM_HIGH, FROM_LOW, HALF_COUNT, HALF_MASS, HIGH, IN_BUCKETS, LARGEST, LOW, Memory,
+    OVER_COUNT, OVER_MASS,
+};
+use super::{IN_FLIGHT, Limits, Row, Search, countable, fits, load};
+use crate::math::widen;
+use crate::sampling::mass::{mass, mass_of_key};
+use crate::team::{group_max, group_sum, group_sums, meet};
+
+/// Keys from `low` to below `top`, in buckets of `2^shift` that begin at `base`: the first has also what is below it, the
+/// last what is above.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Range {
+    pub low: u32,
+    pub base: u32,
+    pub top: u32,
+    pub shift: u32,
+}
+
+#[cube]
+impl Range {
+    /// The least key of a bucket.
+    pub(super) fn edge(&self, bucket: usize, #[comptime] search: Search) -> u32 {
+        let offset = u32::cast_from(bucket) << self.shift;
+        let is_top = bucket == comptime!(search.buckets()) || offset >= self.top - self.base;
+        let edge = select(is_top, self.top, self.base + offset);
+        select(bucket == 0, self.low, edge)
+    }
+
+    /// From `low` to below `top` in as small buckets as can be.
+    pub(super) fn within(low: u32, top: u32, #[comptime] search: Search) -> Range {
+        let mut shift = 0u32;
+        while (top - low) >> shift >= comptime!(search.buckets() as u32) {
+            shift += 1u32;
+        }
+        Range { low, base: low, top, shift }
+    }
+
+    pub(super) fn half(&self) -> u32 {
+        self.low + (self.top - self.low) / 2u32
+    }
+}
+
+/// Between which keys the least one that counts is: from `low` on there is too much, from `high` on there is not.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Bracket {
+    pub low: u32,
+    pub high: u32,
+    /// How many numbers are between them, at most.
+    pub count: u32,
+}
+
+/// Counts the numbers in the buckets of the range; returns the largest key if that is asked for. Unless it is the first
+/// tally of a row there are numbers beyond, and bounds of masses may stay as wide as they are: what is beyond, and in the
+/// upper half, is weighed.
+#[cube]
+pub(super) fn tally<F: Float, N: Size>(
+    x: &Tensor<Vector<F, N>>,
+    row: &Row,
+    range: &Range,
+    memory: &mut Memory,
+    #[comptime] is_first: bool,
+    #[comptime] search: Search,
+) -> u32 {
+    let (units, buckets) = comptime!((search.team.units, search.buckets()));
+    let unit = memory.unit;
+    let tallies = memory.row * buckets;
+    let mut bucket = unit;
+    while bucket < buckets {
+        memory.tallies[tallies + bucket].store(0u32);
+        bucket += units;
+    }
+    meet(units);
+
+    let mut largest = 0u32;
+    let mut over_mass = 0u64;
+    let mut half_mass = 0u64;
+    let mut over_count = 0u32;
+    let mut half_count = 0u32;
+    let half = range.half();
+    let mut first = 0usize;
+    while first < row.vectors {
+        let read = load(x, row, first + unit, units);
+        #[unroll]
+        for f in 0..IN_FLIGHT {
+            if first + unit + comptime!(f * units) < row.vectors {
+                let vector = widen::<F, N>(read[f]);
+                #[unroll]
+                for lane in 0..search.lanes {
+                    let value = vector.extract(lane);
+                    let key = countable(value, search);
+                    if comptime!(search.has_floor && is_first) {
+                        largest = max(largest, key);
+                    }
+                    if comptime!(search.is_limited()) {
+                        let bucket = (max(key, range.base) - range.base) >> range.shift;
+                        let bucket = min(usize::cast_from(bucket), comptime!(buckets - 1));
+                        if key >= range.low && key < range.top {
+                            memory.tallies[tallies + bucket].fetch_add(1u32);
+                        }
+                    }
+                    if comptime!(!is_first && search.by_mass) {
+                        let mass = mass(value);
+                        over_mass += select(key >= range.top, mass, 0u64);
+                        half_mass += select(key >= half, mass, 0u64);
+                        half_count += select(key >= half, 1u32, 0u32);
+                    }
+                    if comptime!(!is_first) {
+                        over_count += select(key >= range.top, 1u32, 0u32);
+                    }
+                }
+            }
+        }
+        first += comptime!(IN_FLIGHT * units);
+    }
+    if comptime!(!is_first) {
+        memory.put(OVER_COUNT, group_sum(u64::cast_from(over_count), search.team), search);
+        if comptime!(search.by_mass) {
+            memory.put(OVER_MASS, group_sum(over_mass, search.team), search);
+            memory.put(HALF_MASS, group_sum(half_mass, search.team), search);
+            memory.put(HALF_COUNT, group_sum(u64::cast_from(half_count), search.team), search);
+        }
+    }
+    if comptime!(search.has_floor && is_first) {
+        let of_group = group_max(largest, search.team);
+        memory.put(LARGEST, u64::cast_from(of_group), search);
+    }
+    meet(units);
+    if comptime!(search.has_floor && is_first) {
+        largest = memory.largest(LARGEST, search);
+    }
+    largest
+}
+
+/// Where the least key that counts is, by a tally. Each unit adds up its buckets, and looks for the ends among them.
+#[cube]
+pub(super) fn bracket_of(
+    range: &Range,
+    limits: &Limits,
+    memory: &mut Memory,
+    #[comptime] is_first: bool,
+    #[comptime] search: Search,
+) -> Bracket {
+    let (units, buckets, team) = comptime!((search.team.units, search.buckets(), search.team));
+    let each = comptime!(buckets.div_ceil(units));
+    let unit = memory.unit;
+    let first = min(unit * each, buckets.runtime());
+    let end = min(first + each, buckets.runtime());
+    let tallies = memory.row * buckets;
+
+    let mut count = 0u64;
+    let mut at_least = 0u64;
+    let mut at_most = 0u64;
+    for bucket in first..end {
+        let n = u64::cast_from(memory.tallies[tallies + bucket].load());
+        count += n;
+        if comptime!(search.by_mass) {
+            at_least += n * mass_of_key(range.edge(bucket, search));
+            at_most += n * mass_of_key(range.edge(bucket + 1, search) - 1u32);
+        }
+    }
+    let groups = comptime!(team.groups());
+    let next = unit / comptime!(team.group) + 1;
+    let (of_group, later) = group_sums(count, unit, team);
+    let mut count_above = later;
+    memory.put(IN_BUCKETS, of_group, search);
+    let (of_group, later) = group_sums(at_least, unit, team);
+    let mut least_above = later;
+    memory.put(AT_LEAST, of_group, search);
+    let (of_group, later) = group_sums(at_most, unit, team);
+    let mut most_above = later;
+    memory.put(AT_MOST, of_group, search);
+    meet(units);
+    count_above += memory.sum(IN_BUCKETS, next, groups, search);
+    least_above += memory.sum(AT_LEAST, next, groups, search);
+    most_above += memory.sum(AT_MOST, next, groups, search);
+    let mut is_half_high = false.runtime();
+    if comptime!(!is_first) {
+        count_above += memory.total(OVER_COUNT, search);
+        if comptime!(search.by_mass) {
+            let over_mass = memory.total(OVER_MASS, search);
+            least_above += over_mass;
+            most_above += over_mass;
+            let half_count = memory.total(HALF_COUNT, search);
+            is_half_high = fits(half_count, memory.total(HALF_MASS, search), limits, search);
+        }
+    }
+
+    let mut is_high = fits(count_above, most_above, limits, search);
+    let mut may_be = fits(count_above, least_above, limits, search);
+    for i in 0..end - first {
+        let bucket = end - 1 - i;
+        let n = u64::cast_from(memory.tallies[tallies + bucket].load());
+        let count_here = count_above + n;
+        if comptime!(search.by_mass) {
+            least_above += n * mass_of_key(range.edge(bucket, search));
+            most_above += n * mass_of_key(range.edge(bucket + 1, search) - 1u32);
+        }
+        let is_high_here = fits(count_here, most_above, limits, search);
+        let may_be_here = fits(count_here, least_above, limits, search);
+        if is_high && !is_high_here {
+            memory.find(HIGH, range.edge(bucket + 1, search));
+            memory.find(FROM_HIGH, u32::cast_from(count_above));
+        }
+        if may_be && !may_be_here {
+            memory.find(LOW, range.edge(bucket, search));
+            memory.find(FROM_LOW, u32::cast_from(count_here));
+        }
+        count_above = count_here;
+        is_high = is_high_here;
+        may_be = may_be_here;
+    }
+    // If everything counts, or may.
+    if unit == 0 {
+        if is_high {
+            memory.find(HIGH, range.low);
+            memory.find(FROM_HIGH, u32::cast_from(count_above));
+        }
+        if may_be {
+            memory.find(LOW, range.low - 1u32);
+            memory.find(FROM_LOW, u32::cast_from(count_above));
+        }
+    }
+    meet(units);
+    let mut low = memory.found(LOW);
+    let mut high = memory.found(HIGH);
+    let count = memory.found(FROM_LOW) - memory.found(FROM_HIGH);
+    if comptime!(!is_first && search.by_mass) {
+        let half = range.half();
+        low = select(is_half_high, low, max(low, half));
+        high = select(is_half_high, min(high, half), high);
+    }
+    Bracket { low, high, count }
+}

@@ -1,0 +1,124 @@
+//! The shared memory of a search: tallies, candidates, sums of groups of units, and what a row keeps apart.
+
+use cubecl::prelude::*;
+
+use super::{SEGMENTS, Search};
+use crate::team::{group_max, group_sum};
+
+/// Sums of a row that are kept at a time. While numbers are tallied: the counts in buckets, the least and the most that
+/// these may weigh; the mass and count beyond the range, and of its upper half.
+const SLOTS: usize = SEGMENTS + 6;
+pub(super) const IN_BUCKETS: usize = 0;
+pub(super) const AT_LEAST: usize = 1;
+pub(super) const AT_MOST: usize = 2;
+pub(super) const OVER_MASS: usize = 3;
+pub(super) const OVER_COUNT: usize = 4;
+pub(super) const HALF_MASS: usize = 5;
+pub(super) const HALF_COUNT: usize = 6;
+pub(super) const LARGEST: usize = 7;
+/// While they are collected, and later: the masses of segments, how many numbers count, how many are NaN.
+pub(super) const COUNT: usize = SEGMENTS;
+pub(super) const NANS: usize = SEGMENTS + 1;
+/// Mass and count above a key that is tried, twice.
+pub(super) const TRIED: usize = SEGMENTS + 2;
+
+/// What a row keeps apart: the ends of the bracket, how many numbers there are from each on, and how many were collected.
+const FOUND: usize = 5;
+pub(super) const LOW: usize = 0;
+pub(super) const HIGH: usize = 1;
+pub(super) const FROM_LOW: usize = 2;
+pub(super) const FROM_HIGH: usize = 3;
+pub(crate) const COLLECTED: usize = 4;
+
+/// The shared memory of a cube, and where in it a row has its part: it is one of several, or the only one.
+#[derive(CubeType)]
+pub(crate) struct Memory {
+    pub tallies: Shared<[Atomic<u32>]>,
+    /// What a key exceeds the bracket's lower end by, and its segment.
+    pub candidates: Shared<[u32]>,
+    /// `[SLOTS, groups]` for each row.
+    sums: Shared<[u64]>,
+    /// `[FOUND]` for each row.
+    found: Shared<[Atomic<u32>]>,
+    pub row: usize,
+    pub unit: usize,
+}
+
+#[cube]
+impl Memory {
+    pub(crate) fn new(row: usize, unit: usize, #[comptime] search: Search) -> Memory {
+        let team = comptime!(search.team);
+        Memory {
+            tallies: Shared::new_slice(comptime!(team.rows * search.buckets())),
+            candidates: Shared::new_slice(comptime!(team.rows * search.candidates())),
+            sums: Shared::new_slice(comptime!(team.rows * SLOTS * team.groups())),
+            found: Shared::new_slice(comptime!(team.rows * FOUND)),
+            row,
+            unit,
+        }
+    }
+
+    /// Keeps a sum of this unit's group.
+    pub(crate) fn put(&mut self, slot: usize, of_group: u64, #[comptime] search: Search) {
+        let team = comptime!(search.team);
+        let of_unit = self.unit % comptime!(team.group);
+        if of_unit == 0 {
+            let group = self.unit / comptime!(team.group);
+            self.sums[(self.row * SLOTS + slot) * comptime!(team.groups()) + group] = of_group;
+        }
+    }
+
+    /// Adds to a sum of this unit's group.
+    pub(super) fn add(&mut self, slot: usize, of_group: u64, #[comptime] search: Search) {
+        let team = comptime!(search.team);
+        let of_unit = self.unit % comptime!(team.group);
+        if of_unit == 0 {
+            let group = self.unit / comptime!(team.group);
+            self.sums[(self.row * SLOTS + slot) * comptime!(team.groups()) + group] += of_group;
+        }
+    }
+
+    /// Adds up what the groups from `first` until `end` have put, in each unit.
+    pub(crate) fn sum(&self, slot: usize, first: usize, end: usize, #[comptime] search: Search) -> u64 {
+        let team = comptime!(search.team);
+        let mut part = 0u64;
+        let mut group = self.unit % comptime!(team.group);
+        while group < comptime!(team.groups()) {
+            let of_group = self.sums[(self.row * SLOTS + slot) * comptime!(team.groups()) + group];
+            part += select(group >= first && group < end, of_group, 0u64);
+            group += comptime!(team.group);
+        }
+        group_sum(part, team)
+    }
+
+    /// Adds up what all groups have put.
+    pub(crate) fn total(&self, slot: usize, #[comptime] search: Search) -> u64 {
+        self.sum(slot, 0usize, comptime!(search.team.groups()), search)
+    }
+
+    /// The largest of what all groups have put, in each unit.
+    pub(super) fn largest(&self, slot: usize, #[comptime] search: Search) -> u32 {
+        let team = comptime!(search.team);
+        let mut largest = 0u32;
+        let mut group = self.unit % comptime!(team.group);
+        while group < comptime!(team.groups()) {
+            let of_group = self.sums[(self.row * SLOTS + slot) * comptime!(team.groups()) + group];
+            largest = max(largest, u32::cast_from(of_group));
+            group += comptime!(team.group);
+        }
+        group_max(largest, team)
+    }
+
+    pub(super) fn found(&self, which: usize) -> u32 {
+        self.found[self.row * FOUND + which].load()
+    }
+
+    /// A place for one more that is collected.
+    pub(crate) fn collected(&self) -> u32 {
+        self.found[self.row * FOUND + COLLECTED].fetch_add(1u32)
+    }
+
+    pub(crate) fn find(&self, which: usize, value: u32) {
+        self.found[self.row * FOUND + which].store(value);
+    }
+}
