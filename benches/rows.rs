@@ -139,9 +139,9 @@ impl Bench {
         });
     }
 
-    /// RoPE and cache writes of 32 query and 8 key heads of 128 elements.
-    fn heads(&mut self, tokens: usize) {
-        let (q_heads, kv_heads, dim, page) = (32, 8, 128, 16);
+    /// RoPE and cache writes of heads of 128 elements.
+    fn heads(&mut self, tokens: usize, [q_heads, kv_heads]: [usize; 2]) {
+        let (dim, page) = (128, 16);
         let (q_bytes, kv_bytes) = (tokens * q_heads * dim * 2, tokens * kv_heads * dim * 2);
         let (shape, dtype) = ([tokens, (q_heads + 2 * kv_heads) * dim], ElemType::Float(BF16));
         let client = self.device.client.clone();
@@ -327,8 +327,9 @@ fn main() {
         bench.activations(shape);
         bench.quantized(shape);
     }
-    for tokens in [8192, 64] {
-        bench.heads(tokens);
+    // The first is as much as 8192 x 8192: queries, or keys and values.
+    for (tokens, heads) in [(8192, [64, 32]), (8192, [32, 8]), (64, [32, 8])] {
+        bench.heads(tokens, heads);
     }
     for shape in [[128, 128_256], [8, 128_256], [1, 128_256]] {
         bench.copy([shape[0], 2 * shape[1]]);

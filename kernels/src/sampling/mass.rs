@@ -11,8 +11,9 @@ const INFINITY: u32 = 0xff80_0000;
 /// 2, so that the sum of a row of 2^21 still fits.
 #[cube]
 pub(crate) fn mass(p: f32) -> u64 {
-    let scaled = u64::cast_from(clamp(p, 0.0f32, 2.0f32) * 1_099_511_627_776.0f32);
-    select(p > 0.0f32, max(scaled, 1u64), 0u64)
+    // All of it before the conversion: comparing 64-bit integers takes several instructions.
+    let scaled = max(min(p, 2.0f32) * 1_099_511_627_776.0f32, 1.0f32);
+    u64::cast_from(select(p > 0.0f32, scaled, 0.0f32))
 }
 
 /// What the tokens that are more likely must have less of, for a token to be among the `top_p`.
