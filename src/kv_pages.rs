@@ -33,7 +33,15 @@ pub struct KvPages {
 #[derive(Debug, Clone)]
 enum Pool {
     Floats(Tensor<4>, Tensor<4>),
-    Codes { k: Tensor<4, Int>, v: Tensor<4, Int>, format: Fp8, k_scale: Tensor<1>, v_scale: Tensor<1> },
+    Codes { k: Tensor<4, Int>, v: Tensor<4, Int>, meaning: Box<Meaning> },
+}
+
+/// What codes mean.
+#[derive(Debug, Clone)]
+struct Meaning {
+    format: Fp8,
+    k_scale: Tensor<1>,
+    v_scale: Tensor<1>,
 }
 
 /// The extents of a page pool.
@@ -104,8 +112,8 @@ impl KvPages {
         fp8::codes(OP, "v", &v)?;
         pair(OP, k.dims(), v.dims())?;
         let one = || Tensor::<1>::ones([1], (&k.device(), DType::F32));
-        let (k_scale, v_scale) = (one(), one());
-        let pool = Pool::Codes { k, v, format, k_scale, v_scale };
+        let meaning = Box::new(Meaning { format, k_scale: one(), v_scale: one() });
+        let pool = Pool::Codes { k, v, meaning };
         Ok(Self { pool, layout, pinned: false, clock: None })
     }
 
@@ -118,7 +126,7 @@ impl KvPages {
     pub fn set_scales(&mut self, k_scale: Tensor<1>, v_scale: Tensor<1>) -> Result<()> {
         const OP: &str = "KvPages::set_scales";
         let (heads, device) = (self.shape().kv_heads, self.device());
-        let Pool::Codes { k_scale: k_old, v_scale: v_old, .. } = &mut self.pool else {
+        let Pool::Codes { meaning, .. } = &mut self.pool else {
             let got = format!("{:?} pages", self.dtype());
             let expected = "pages of codes, of KvPages::new_fp8".into();
             return Err(Error::Dtype { op: OP, argument: "self", got, expected });
@@ -128,7 +136,7 @@ impl KvPages {
         }
         let k_scale = fp8::scales(OP, "k_scale", k_scale, heads)?;
         let v_scale = fp8::scales(OP, "v_scale", v_scale, heads)?;
-        (*k_old, *v_old) = (k_scale, v_scale);
+        **meaning = Meaning { format: meaning.format, k_scale, v_scale };
         Ok(())
     }
 
@@ -180,7 +188,7 @@ impl KvPages {
     pub fn fp8(&self) -> Option<Fp8> {
         match &self.pool {
             Pool::Floats(..) => None,
-            Pool::Codes { format, .. } => Some(*format),
+            Pool::Codes { meaning, .. } => Some(meaning.format),
         }
     }
 
@@ -272,9 +280,9 @@ impl KvPages {
                 let tensors = KvTensors::Floats(k.extract().into_dispatch(), v.extract().into_dispatch());
                 (tensors, MaybeScales::None, None)
             }
-            Pool::Codes { k, v, format, k_scale, v_scale } => {
+            Pool::Codes { k, v, meaning } => {
                 let tensors = KvTensors::Codes(k.extract().into_dispatch(), v.extract().into_dispatch());
-                (tensors, scales(k_scale, v_scale), Some(*format))
+                (tensors, meaning.scales(), Some(meaning.format))
             }
         };
         match (write(Pages { tensors, scales, format, layout, pinned }), &mut self.pool) {
@@ -296,17 +304,20 @@ impl KvPages {
             Pool::Floats(k, v) => {
                 (KvTensors::Floats(k.into_dispatch(), v.into_dispatch()), MaybeScales::None, None)
             }
-            Pool::Codes { k, v, format, k_scale, v_scale } => {
+            Pool::Codes { k, v, meaning } => {
                 let tensors = KvTensors::Codes(k.into_dispatch(), v.into_dispatch());
-                (tensors, scales(&k_scale, &v_scale), Some(format))
+                (tensors, meaning.scales(), Some(meaning.format))
             }
         };
         Pages { tensors, scales, format, layout, pinned }
     }
 }
 
-fn scales(k: &Tensor<1>, v: &Tensor<1>) -> MaybeScales<Dispatch> {
-    MaybeScales::Some(k.clone().into_dispatch(), v.clone().into_dispatch())
+impl Meaning {
+    fn scales(&self) -> MaybeScales<Dispatch> {
+        let [k, v] = [&self.k_scale, &self.v_scale].map(|scale| scale.clone().into_dispatch());
+        MaybeScales::Some(k, v)
+    }
 }
 
 /// Refuses keys and values that are not of one shape but for the last extent.

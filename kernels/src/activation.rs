@@ -46,7 +46,7 @@ fn act_and_mul<F: Float, Y: Numeric, N: Size>(
     #[comptime]
     match scale {
         ComptimeOption::Some(scale) => {
-            product = product * Vector::new(1.0f32 / scale[0]);
+            product *= Vector::new(1.0f32 / scale[0]);
         }
         ComptimeOption::None => {}
     }

@@ -143,7 +143,7 @@ fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
             #[comptime]
             match scale {
                 ComptimeOption::Some(scale) => {
-                    normed = normed * Vector::new(1.0f32 / scale[0]);
+                    normed *= Vector::new(1.0f32 / scale[0]);
                 }
                 ComptimeOption::None => {}
             }

@@ -239,8 +239,8 @@ fn rotate<F: Float, E: Numeric, N: Size, M: Size>(
             }
         }
         if comptime!(code.is_some()) {
-            a = a * Vector::new(1.0f32 / scale);
-            b = b * Vector::new(1.0f32 / scale);
+            a *= Vector::new(1.0f32 / scale);
+            b *= Vector::new(1.0f32 / scale);
         }
         y[to + first] = encode::<E, N>(a, code);
         if second < vectors {
@@ -344,6 +344,7 @@ pub struct HeadNorm {
 }
 
 /// Where rotated keys go.
+#[allow(clippy::large_enum_variant, reason = "there is one for a launch")]
 pub enum To {
     /// They replace `k`, which is contiguous.
     InPlace,

@@ -28,7 +28,7 @@ use crate::page_table::{PageTable, SlotMapping};
 pub fn append_paged_kv(pages: &mut KvPages, k: Tensor<3>, v: Tensor<3>, slots: &SlotMapping) -> Result<()> {
     const OP: &str = "append_paged_kv";
     fits(OP, pages, &k, &v, slots)?;
-    if slots.len() > 0 {
+    if !slots.is_empty() {
         let tokens = KvTensors::Floats(k.into_dispatch(), v.into_dispatch());
         write(pages, tokens, slots);
     }

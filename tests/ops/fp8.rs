@@ -139,7 +139,8 @@ fn norms() {
 fn activations() {
     type Run = fn(Tensor<2>, &Quantization) -> burn_flashinfer::Result<Tensor<2, Int>>;
     type Oracle = fn(&[f64], usize) -> burn_flashinfer::Result<Vec<f64>>;
-    let acts: [(Run, Oracle, fn(f32) -> f32); 3] = [
+    type Act = fn(f32) -> f32;
+    let acts: [(Run, Oracle, Act); 3] = [
         (silu_and_mul_quant, reference::silu_and_mul, |a| a / (1.0 + (-a).exp())),
         // The tail in f32 is the error of f64's rounding of the argument: that of the exponential.
         (gelu_and_mul_quant, reference::gelu_and_mul, |a| {
@@ -147,7 +148,7 @@ fn activations() {
             (exact * (1.0 + 1e-6)) as f32
         }),
         (gelu_tanh_and_mul_quant, reference::gelu_tanh_and_mul, |a| {
-            a * (1.0 / (1.0 + (-1.595_769_1 * (a + 0.044715 * a * a * a)).exp()))
+            a * (1.0 / (1.0 + (-1.595_769 * (a + 0.044715 * a * a * a)).exp()))
         }),
     ];
     let rng = &mut Rng::new("fp8 activations");

@@ -218,7 +218,7 @@ fn into_pages_of_codes() {
                 let inputs = [(k, dim, k_oracle, k_wide), (v, dim / 2, case.v.f64(), case.v.values.clone())];
                 for (part, (got, dim, oracle, wide)) in inputs.into_iter().enumerate() {
                     let got = codes(got.clone());
-                    let mut unwritten = vec![true; PAGES * PAGE];
+                    let mut unwritten = [true; PAGES * PAGE];
                     for (token, slot) in listed.iter().enumerate() {
                         let Some(slot) = *slot else { continue };
                         unwritten[slot] = false;
@@ -420,11 +420,11 @@ fn refusals() {
             "rope_append_paged_kv: `v` has shape [7, 2, 31], expected [7, 2, 32], as `slots` and `pages` have it",
         );
         refused(
-            run(|qkv| Qkv { q: qkv.q.slice([0..6]), ..qkv }, None),
+            run(|qkv| Qkv { q: qkv.q.narrow(0, 0, 6), ..qkv }, None),
             "rope_append_paged_kv: `k` has shape [7, 2, 64], expected [6, kv_heads, 64], as `q`",
         );
         let norm = case.norm(&target);
-        let short = QkNorm { k_weight: norm.k_weight.clone().slice([0..63]), ..norm.clone() };
+        let short = QkNorm { k_weight: norm.k_weight.clone().narrow(0, 0, 63), ..norm.clone() };
         refused(
             run(|qkv| qkv, Some(&short)),
             "rope_append_paged_kv: `norm.k_weight` has shape [63], expected [64], the head dimension",
