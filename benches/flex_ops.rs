@@ -1,4 +1,5 @@
-//! What the CPU operations reach, beside what the memory gives: `cargo bench --bench flex_ops`.
+//! What the CPU operations reach, beside what the memory gives: `cargo bench --bench flex_ops -- [rows]`; `rows`: norms,
+//! activations, RoPE and sampling.
 //!
 //! Prints median and best time of each operation, and bytes of cache or weights read (or multiplications done) per
 //! second of the best. `RAYON_NUM_THREADS=1` shows one core.
@@ -7,9 +8,13 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use burn::tensor::{DType, Device, Distribution, Tensor};
+use burn_flashinfer::sampling::{
+    self, Draws, sampling_from_probs, softmax, top_k_sampling_from_probs, top_p_sampling_from_probs,
+};
 use burn_flashinfer::{
-    AttentionOptions, Indptr, KvLayout, PageTable, batch_decode_paged, batch_prefill_paged, matmul_nt,
-    rms_norm, single_prefill,
+    AttentionOptions, Indptr, KvLayout, PageTable, Positions, Rope, RopeConfig, apply_rope,
+    batch_decode_paged, batch_prefill_paged, fused_add_rms_norm, gelu_and_mul, layer_norm, matmul_nt,
+    rms_norm, silu_and_mul, single_prefill,
 };
 
 /// Median and best seconds of a call.
@@ -42,9 +47,75 @@ fn random<const D: usize>(shape: [usize; D], dtype: DType, device: &Device) -> T
     Tensor::<D>::random(shape, Distribution::Normal(0.0, 1.0), device).cast(dtype)
 }
 
+/// Operations that go row by row: norms, activations, RoPE, sampling.
+fn rows(device: &Device) -> burn_flashinfer::Result<()> {
+    let width = 4096;
+    for (dtype, rows) in [(DType::F32, 512), (DType::F32, 1), (DType::BF16, 512), (DType::BF16, 1)] {
+        let row = |columns| random([rows, columns], dtype, device);
+        let (x, residual, halves) = (row(width), row(width), row(2 * width));
+        let [gain, bias] = [(); 2].map(|()| random([width], dtype, device));
+        let bytes = |elements: usize| (rows * elements * dtype.size()) as f64;
+        let named = |op| format!("{op} {dtype:?} {rows} x {width}");
+        print(&named("rms_norm"), bytes(2 * width), "GB/s", || {
+            black_box(rms_norm(x.clone(), gain.clone(), 1e-5)).ok();
+        });
+        let mut stream = Some((x.clone().add_scalar(0.0), residual.clone().add_scalar(0.0)));
+        print(&named("fused_add_rms_norm"), bytes(4 * width), "GB/s", || {
+            // In place, as a model runs it.
+            if let Some((x, residual)) = stream.take() {
+                stream = fused_add_rms_norm(x, residual, gain.clone(), 1e-5).ok();
+            }
+        });
+        print(&named("layer_norm"), bytes(2 * width), "GB/s", || {
+            black_box(layer_norm(x.clone(), gain.clone(), bias.clone(), 1e-5)).ok();
+        });
+        print(&named("silu_and_mul"), bytes(3 * width), "GB/s", || {
+            black_box(silu_and_mul(halves.clone())).ok();
+        });
+        print(&named("gelu_and_mul"), bytes(3 * width), "GB/s", || {
+            black_box(gelu_and_mul(halves.clone())).ok();
+        });
+        let [q, k] = [32, 8].map(|heads| random([rows, heads, 128], dtype, device));
+        let rope = Rope::new(&RopeConfig::new(128), rows, device)?;
+        let positions = Positions::new(&(0..rows).collect::<Vec<_>>(), device)?;
+        print(&named("rope of 32 + 8 heads,"), bytes(2 * 40 * 128), "GB/s", || {
+            black_box(apply_rope(q.clone(), k.clone(), &rope, &positions)).ok();
+        });
+    }
+    let vocab = 128_256;
+    for rows in [8, 1] {
+        let logits = random([rows, vocab], DType::F32, device).mul_scalar(3.0);
+        let probs = softmax(logits.clone(), None)?;
+        let draws = Draws::new(7, 0, rows, device)?;
+        let [top_p, top_k] = [0.9, 50.0].map(|limit| Tensor::<1>::full([rows], limit, device));
+        let top_k = top_k.int().cast(DType::I32);
+        let bytes = (rows * vocab * 4) as f64;
+        let named = |op| format!("{op} {rows} x {vocab}");
+        print(&named("softmax"), 2.0 * bytes, "GB/s", || {
+            black_box(softmax(logits.clone(), None)).ok();
+        });
+        print(&named("sampling_from_probs"), bytes, "GB/s", || {
+            black_box(sampling_from_probs(probs.clone(), &draws)).ok();
+        });
+        print(&named("top_p_sampling_from_probs"), bytes, "GB/s", || {
+            black_box(top_p_sampling_from_probs(probs.clone(), top_p.clone(), &draws)).ok();
+        });
+        print(&named("top_k_sampling_from_probs"), bytes, "GB/s", || {
+            black_box(top_k_sampling_from_probs(probs.clone(), top_k.clone(), &draws)).ok();
+        });
+        print(&named("top_k 40"), bytes, "GB/s", || {
+            black_box(sampling::top_k(logits.clone(), 40)).ok();
+        });
+    }
+    Ok(())
+}
+
 fn main() -> burn_flashinfer::Result<()> {
     let device = Device::flex();
     println!("{:<46} {:>12} {:>12}", "", "median", "best");
+    if std::env::args().any(|argument| argument == "rows") {
+        return rows(&device);
+    }
 
     let from = vec![1u64; 1 << 24];
     print("read 128 MiB, one thread", 8.0 * from.len() as f64, "GB/s", || {

@@ -42,7 +42,12 @@ impl Float for bf16 {
 
     #[inline(always)]
     fn narrow(value: f32) -> Self {
-        Self::from_f32(value)
+        // Without a branch, for loops that become vector code: what is added carries into the upper half if the lower one
+        // rounds up. A NaN could carry into the sign.
+        let bits = value.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        let nan = (bits >> 16) | 0x40;
+        Self::from_bits(if value.is_nan() { nan } else { rounded } as u16)
     }
 }
 
@@ -62,7 +67,16 @@ impl Float for f16 {
 
     #[inline(always)]
     fn narrow(value: f32) -> Self {
-        Self::from_f32(value)
+        // As above. What is subnormal in f16 is counted in its smallest units, by adding the f32 whose last bit is that unit.
+        const LEAST_NORMAL: f32 = f32::from_bits((127 - 14) << 23);
+        let (sign, size) = ((value.to_bits() >> 16) & 0x8000, value.abs());
+        let bits = size.to_bits();
+        let normal = (bits.wrapping_add(0xfff + ((bits >> 13) & 1)) >> 13).wrapping_sub(112 << 10);
+        let subnormal = (size + 0.5).to_bits().wrapping_sub(0.5_f32.to_bits());
+        let finite = if size < LEAST_NORMAL { subnormal } else { normal };
+        let magnitude = if size >= 65520.0 { 0x7c00 } else { finite };
+        let nan = 0x7e00 | ((bits >> 13) & 0x3ff);
+        Self::from_bits((sign | if value.is_nan() { nan } else { magnitude }) as u16)
     }
 }
 
@@ -104,6 +118,26 @@ mod tests {
             assert!(half.widen() == half.to_f32() || half.is_nan() && half.widen().is_nan(), "{bits:#x}");
             assert_eq!(brain.widen().to_bits() & 0xff80_0000, brain.to_f32().to_bits() & 0xff80_0000);
             assert!(brain.widen() == brain.to_f32() || brain.is_nan() && brain.widen().is_nan(), "{bits:#x}");
+        }
+    }
+
+    /// Every number of the types, and what is between it and the next: below, at and above the middle.
+    #[test]
+    fn narrowing_rounds_to_even() {
+        for bits in 0..=u16::MAX {
+            let [half, next_half] = [bits, bits.wrapping_add(1)].map(|bits| f16::from_bits(bits).to_f32());
+            let [brain, next_brain] = [bits, bits.wrapping_add(1)].map(|bits| bf16::from_bits(bits).to_f32());
+            for (low, high) in [(half, next_half), (brain, next_brain), (65504.0, 65536.0)] {
+                let middle = f32::midpoint(low, high);
+                for x in [low, middle.next_down(), middle, middle.next_up()] {
+                    if x.is_nan() {
+                        assert!(<f16 as Float>::narrow(x).is_nan() && <bf16 as Float>::narrow(x).is_nan());
+                    } else {
+                        assert_eq!(<f16 as Float>::narrow(x).to_bits(), f16::from_f32(x).to_bits(), "{x}");
+                        assert_eq!(<bf16 as Float>::narrow(x).to_bits(), bf16::from_f32(x).to_bits(), "{x}");
+                    }
+                }
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use burn::tensor::DType;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::float::{Float, dot};
+use super::float::{Float, dot, widen_row};
 use super::scratch::with_scratch;
 use super::simd::{self, per_instruction_set};
 use super::view::{self, Rows, dims, with_rows};
@@ -16,7 +16,7 @@ const PARALLEL: usize = 1 << 16;
 /// Root-mean-square norm of the rows of `x` `[rows, width]`.
 pub(super) fn rms_norm<E: Float, Y: Float>(x: FlexTensor, factors: &[f32], epsilon: f32) -> FlexTensor {
     normalised::<E, Y>(x, |wide, row| {
-        let scale = 1.0 / (dot(wide, wide) / wide.len() as f32 + epsilon).sqrt();
+        let scale = 1.0 / (squares(wide) / wide.len() as f32 + epsilon).sqrt();
         scaled(wide, scale, factors, None, row);
     })
 }
@@ -29,13 +29,8 @@ pub(super) fn layer_norm<E: Float, Y: Float>(
     epsilon: f32,
 ) -> FlexTensor {
     normalised::<E, Y>(x, |wide, row| {
-        let width = wide.len() as f32;
-        // The second time by what the mean was rounded: beside a small deviation it is not little.
-        for _ in 0..2 {
-            let mean = sum(wide) / width;
-            wide.iter_mut().for_each(|x| *x -= mean);
-        }
-        let scale = 1.0 / (dot(wide, wide) / width + epsilon).sqrt();
+        centre(wide);
+        let scale = 1.0 / (squares(wide) / wide.len() as f32 + epsilon).sqrt();
         scaled(wide, scale, gamma, Some(beta), row);
     })
 }
@@ -54,7 +49,7 @@ pub(super) fn fused_add_rms_norm<E: Float>(
     let one = |(y, sum): (&mut [E], &mut [E])| {
         with_scratch(width, |wide| {
             added(y, sum, wide);
-            let scale = 1.0 / (dot(wide, wide) / width as f32 + epsilon).sqrt();
+            let scale = 1.0 / (squares(wide) / width as f32 + epsilon).sqrt();
             scaled(wide, scale, factors, None, y);
         });
     };
@@ -79,7 +74,7 @@ pub(super) fn fused_add_rms_norm_wide<E: Float>(
     let mut normed = vec![0.0_f32; rows * width];
     let one = |((wide, x), sum): ((&mut [f32], &[E]), &mut [E])| {
         added(x, sum, wide);
-        let scale = 1.0 / (dot(wide, wide) / width as f32 + epsilon).sqrt();
+        let scale = 1.0 / (squares(wide) / width as f32 + epsilon).sqrt();
         wide.iter_mut().zip(factors).for_each(|(x, factor)| *x = *x * scale * factor);
     };
     let rows_of_x = x.storage::<E>()[..rows * width].par_chunks_exact(width);
@@ -103,7 +98,7 @@ fn normalised<E: Float, Y: Float>(x: FlexTensor, norm: impl Fn(&mut [f32], &mut 
     let mut normed = vec![Y::narrow(0.0); rows * width];
     let one = |(row, y): (usize, &mut [Y])| {
         with_scratch(width, |wide| {
-            super::float::widen_row(source.row([row]), wide);
+            widened(source.row([row]), wide);
             norm(wide, y);
         });
     };
@@ -113,6 +108,30 @@ fn normalised<E: Float, Y: Float>(x: FlexTensor, norm: impl Fn(&mut [f32], &mut 
         normed.par_chunks_exact_mut(width).enumerate().for_each(one);
     }
     view::tensor(normed, [rows, width], Y::dtype())
+}
+
+per_instruction_set! {
+    fn widened<E: Float>(x: &[E], wide: &mut [f32]) {
+        widen_row(x, wide);
+    }
+}
+
+per_instruction_set! {
+    /// `Σ x²`.
+    fn squares(x: &[f32]) -> f32 {
+        dot(x, x)
+    }
+}
+
+per_instruction_set! {
+    /// `x - mean(x)`.
+    fn centre(x: &mut [f32]) {
+        // The second time by what the mean was rounded: beside a small deviation it is not little.
+        for _ in 0..2 {
+            let mean = sum(x) / x.len() as f32;
+            x.iter_mut().for_each(|x| *x -= mean);
+        }
+    }
 }
 
 per_instruction_set! {

@@ -34,7 +34,7 @@ pub(super) fn rope<E: Float>(x: FlexTensor, by: &Rotations<'_>, norm: Option<&He
     each_token(rows, heads * dim, |token, row| {
         for head in row.chunks_exact_mut(dim) {
             with_scratch(dim, |wide| {
-                widen_row(head, wide);
+                widened(head, wide);
                 by.apply(token, wide, norm);
                 narrow_row(wide, head);
             });
@@ -51,7 +51,7 @@ pub(super) fn rope_wide<E: Float>(x: FlexTensor, by: &Rotations<'_>, norm: Optio
     let mut rotated = vec![0.0_f32; tokens * heads * dim];
     each_token(&mut rotated, heads * dim, |token, row| {
         for (head, wide) in row.chunks_exact_mut(dim).enumerate() {
-            widen_row(source.row([token, head]), wide);
+            widened(source.row([token, head]), wide);
             by.apply(token, wide, norm);
         }
     });
@@ -97,6 +97,12 @@ per_instruction_set! {
                 }
             }
         }
+    }
+}
+
+per_instruction_set! {
+    fn widened<E: Float>(row: &[E], wide: &mut [f32]) {
+        widen_row(row, wide);
     }
 }
 
