@@ -6,8 +6,9 @@
 //! builds them.
 //!
 //! Attention in f16 and bf16 has kernels for matrix units ([`attention::Tiled`]), made of instructions that CubeCL does not
-//! have ([`isa`]). All other kernels, and attention on all other devices, need no plane operation and no matrix unit, and
-//! they compute in f32 whatever the element type, so they run on every CubeCL device.
+//! have ([`isa`]). All other kernels, and attention on all other devices, need no matrix unit, and of plane operations no more
+//! than shuffles; they compute in f32 whatever the element type, so they run on every CubeCL device that has those, and on
+//! its CPU runtime, where a unit is alone.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod activation;
