@@ -18,13 +18,13 @@ pub(super) enum Limit {
 /// The probabilities that count divided by their sum, and 0 for the others.
 pub(super) fn renorm_probs(probs: FlexTensor, by: &Limit) -> FlexTensor {
     each_row::<f32>(probs, |row, probs| {
-        let (least, mut above) = match by {
-            Limit::TopK(top_k) => threshold(probs, most(top_k[row]), |_| 1),
-            Limit::TopP(top_p) => threshold(probs, limit(top_p[row]), mass),
+        let (least, above) = match by {
+            Limit::TopK(top_k) => {
+                let least = kth_largest(probs, most(top_k[row]));
+                (least, probs.iter().filter(|p| **p >= least).map(|&p| mass(p)).sum::<u64>())
+            }
+            Limit::TopP(top_p) => threshold(probs, limit(top_p[row])),
         };
-        if matches!(by, Limit::TopK(_)) {
-            above = probs.iter().filter(|p| **p >= least).map(|&p| mass(p)).sum();
-        }
         let sum = above as f32 / (1_u64 << 40) as f32;
         for p in probs {
             if !p.is_nan() {
@@ -37,7 +37,7 @@ pub(super) fn renorm_probs(probs: FlexTensor, by: &Limit) -> FlexTensor {
 /// The logits that count, and `-inf` for the others.
 pub(super) fn top_k_mask_logits<E: Float>(logits: FlexTensor, top_k: &[i32]) -> FlexTensor {
     each_row::<E>(logits, |row, logits| {
-        let (least, _) = threshold(logits, most(top_k[row]), |_| 1);
+        let least = kth_largest(logits, most(top_k[row]));
         for x in logits {
             if *x < least {
                 *x = f32::NEG_INFINITY;
@@ -47,8 +47,8 @@ pub(super) fn top_k_mask_logits<E: Float>(logits: FlexTensor, top_k: &[i32]) -> 
 }
 
 /// What there are to be fewer of above.
-pub(super) fn most(top_k: i32) -> u64 {
-    top_k.max(1) as u64
+pub(super) fn most(top_k: i32) -> usize {
+    top_k.max(1) as usize
 }
 
 /// What there is to be less of above. Masses are rounded, so that they may add up to more than 1: from 1 on there is no
@@ -57,14 +57,34 @@ pub(super) fn limit(top_p: f32) -> u64 {
     if top_p < 1.0 { mass(top_p).max(1) } else { u64::MAX }
 }
 
-/// The smallest number above which there is less than `limit`, `-inf` if there is nowhere as much, and how much there is
-/// from it on.
-pub(super) fn threshold(row: &[f32], limit: u64, weight: impl Fn(f32) -> u64) -> (f32, u64) {
+/// The smallest number above which there are fewer than `k`, `-inf` if there are not as many.
+///
+/// Few numbers pass the `k`th largest of those before them, so that the row is hardly more than read.
+pub(super) fn kth_largest(row: &[f32], k: usize) -> f32 {
+    let room = k.saturating_mul(2).max(1024).min(row.len());
+    let mut kept = Vec::with_capacity(room);
+    let mut least = f32::NEG_INFINITY;
+    let select = |kept: &mut Vec<f32>| *kept.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1;
+    for &x in row {
+        if x > least {
+            kept.push(x);
+            if kept.len() == room && k < room {
+                least = select(&mut kept);
+                kept.truncate(k);
+            }
+        }
+    }
+    if kept.len() < k { f32::NEG_INFINITY } else { select(&mut kept) }
+}
+
+/// The smallest probability above which there is less mass than `limit`, `-inf` if there is nowhere as much, and how much
+/// there is from it on.
+pub(super) fn threshold(row: &[f32], limit: u64) -> (f32, u64) {
     let mut candidates: Vec<f32> = row.iter().copied().filter(|x| !x.is_nan()).collect();
     // Of what is larger than all candidates.
     let mut above = 0;
     while let Some(&pivot) = candidates.get(candidates.len() / 2) {
-        let total = |numbers: &mut dyn Iterator<Item = &f32>| numbers.map(|&x| weight(x)).sum::<u64>();
+        let total = |numbers: &mut dyn Iterator<Item = &f32>| numbers.map(|&x| mass(x)).sum::<u64>();
         let larger = total(&mut candidates.iter().filter(|x| **x > pivot));
         if above + larger >= limit {
             candidates.retain(|&x| x > pivot);

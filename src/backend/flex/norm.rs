@@ -17,7 +17,7 @@ const PARALLEL: usize = 1 << 16;
 pub(super) fn rms_norm<E: Float, Y: Float>(x: FlexTensor, factors: &[f32], epsilon: f32) -> FlexTensor {
     normalised::<E, Y>(x, |wide, row| {
         let scale = 1.0 / (squares(wide) / wide.len() as f32 + epsilon).sqrt();
-        scaled(wide, scale, factors, None, row);
+        scaled(wide, scale, factors, row);
     })
 }
 
@@ -29,9 +29,14 @@ pub(super) fn layer_norm<E: Float, Y: Float>(
     epsilon: f32,
 ) -> FlexTensor {
     normalised::<E, Y>(x, |wide, row| {
-        centre(wide);
-        let scale = 1.0 / (squares(wide) / wide.len() as f32 + epsilon).sqrt();
-        scaled(wide, scale, gamma, Some(beta), row);
+        let width = wide.len() as f32;
+        let mean = sum(wide) / width;
+        let [distance, squares] = moments(wide, mean);
+        // By how much the mean was rounded: beside a small deviation it is not little.
+        let rest = distance / width;
+        let variance = (squares / width - rest * rest).max(0.0);
+        let scale = 1.0 / (variance + epsilon).sqrt();
+        standardised(wide, [mean, rest], scale, gamma, beta, row);
     })
 }
 
@@ -50,7 +55,7 @@ pub(super) fn fused_add_rms_norm<E: Float>(
         with_scratch(width, |wide| {
             added(y, sum, wide);
             let scale = 1.0 / (squares(wide) / width as f32 + epsilon).sqrt();
-            scaled(wide, scale, factors, None, y);
+            scaled(wide, scale, factors, y);
         });
     };
     if rows * width < PARALLEL {
@@ -124,36 +129,48 @@ per_instruction_set! {
 }
 
 per_instruction_set! {
-    /// `x - mean(x)`.
-    fn centre(x: &mut [f32]) {
-        // The second time by what the mean was rounded: beside a small deviation it is not little.
-        for _ in 0..2 {
-            let mean = sum(x) / x.len() as f32;
-            x.iter_mut().for_each(|x| *x -= mean);
+    /// `Σ (x - mean)` and `Σ (x - mean)²`.
+    fn moments(x: &[f32], mean: f32) -> [f32; 2] {
+        const LANES: usize = 32;
+        let (mut distances, mut squares) = ([0.0_f32; LANES], [0.0_f32; LANES]);
+        let (blocks, rest) = x.as_chunks::<LANES>();
+        for block in blocks {
+            for lane in 0..LANES {
+                let distance = block[lane] - mean;
+                distances[lane] += distance;
+                squares[lane] += distance * distance;
+            }
+        }
+        for ((x, distances), squares) in rest.iter().zip(&mut distances).zip(&mut squares) {
+            let distance = x - mean;
+            *distances += distance;
+            *squares += distance * distance;
+        }
+        [simd::sum(distances), simd::sum(squares)]
+    }
+}
+
+per_instruction_set! {
+    /// `y = (x - mean - rest) · scale · gamma + beta`.
+    fn standardised<E: Float>(
+        x: &[f32],
+        [mean, rest]: [f32; 2],
+        scale: f32,
+        gamma: &[f32],
+        beta: &[f32],
+        y: &mut [E],
+    ) {
+        for (((y, x), gamma), beta) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
+            *y = E::narrow((x - mean - rest) * scale * gamma + beta);
         }
     }
 }
 
 per_instruction_set! {
-    /// `y = x · scale · factors + bias`.
-    fn scaled<E: Float>(
-        x: &[f32],
-        scale: f32,
-        factors: &[f32],
-        bias: Option<&[f32]>,
-        y: &mut [E],
-    ) {
-        match bias {
-            None => {
-                for ((y, x), factor) in y.iter_mut().zip(x).zip(factors) {
-                    *y = E::narrow(x * scale * factor);
-                }
-            }
-            Some(bias) => {
-                for (((y, x), factor), bias) in y.iter_mut().zip(x).zip(factors).zip(bias) {
-                    *y = E::narrow(x * scale * factor + bias);
-                }
-            }
+    /// `y = x · scale · factors`.
+    fn scaled<E: Float>(x: &[f32], scale: f32, factors: &[f32], y: &mut [E]) {
+        for ((y, x), factor) in y.iter_mut().zip(x).zip(factors) {
+            *y = E::narrow(x * scale * factor);
         }
     }
 }
@@ -168,19 +185,20 @@ per_instruction_set! {
     }
 }
 
-/// `Σ x`, in partial sums side by side, as [`dot`] has them.
-#[inline(always)]
-fn sum(x: &[f32]) -> f32 {
-    const LANES: usize = 32;
-    let mut sums = [0.0_f32; LANES];
-    let (blocks, rest) = x.as_chunks::<LANES>();
-    for block in blocks {
-        for lane in 0..LANES {
-            sums[lane] += block[lane];
+per_instruction_set! {
+    /// `Σ x`, in partial sums side by side, as [`dot`] has them.
+    fn sum(x: &[f32]) -> f32 {
+        const LANES: usize = 32;
+        let mut sums = [0.0_f32; LANES];
+        let (blocks, rest) = x.as_chunks::<LANES>();
+        for block in blocks {
+            for lane in 0..LANES {
+                sums[lane] += block[lane];
+            }
         }
+        for (sum, x) in sums.iter_mut().zip(rest) {
+            *sum += x;
+        }
+        simd::sum(sums)
     }
-    for (sum, x) in sums.iter_mut().zip(rest) {
-        *sum += x;
-    }
-    simd::sum(sums)
 }

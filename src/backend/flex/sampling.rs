@@ -120,10 +120,10 @@ fn sample_row(probs: &[f32], filters: &Filters, draw: &Draw) -> Option<usize> {
     }
     let mut least = 0.0;
     if let Some(top_k) = &filters.top_k {
-        least = likely::threshold(probs, likely::most(top_k[draw.row]), |_| 1).0;
+        least = likely::kth_largest(probs, likely::most(top_k[draw.row]));
     }
     if let Some(top_p) = at(&filters.top_p) {
-        least = likely::threshold(probs, likely::limit(top_p), mass).0.max(least);
+        least = likely::threshold(probs, likely::limit(top_p)).0.max(least);
     }
     if let Some(min_p) = at(&filters.min_p) {
         let largest = probs.iter().fold(0.0, |max, &p| if p > max { p } else { max });
