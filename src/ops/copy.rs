@@ -105,7 +105,7 @@ impl PageCopies {
 /// Copies whole pages of a layer, keys and values, bit for bit.
 ///
 /// For each `i`, `pages[to[i]] = pages[from[i]]`, with the `from` and `to` that `copies` was [made of](PageCopies::new).
-/// Nothing but the pages `to` is written, and in place, as by [`append_paged_kv`].
+/// Nothing but the pages `to` is written, and in place, as by [`append_paged_kv`](crate::append_paged_kv).
 ///
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};
