@@ -149,6 +149,32 @@ impl KvPages {
         self.pinned = true;
     }
 
+    /// Refuses what was made for pages of another size, or names one that the pool does not have: of `page_size` tokens,
+    /// below `pages_needed`.
+    pub(crate) fn check_pool(
+        &self,
+        op: &'static str,
+        argument: &'static str,
+        page_size: usize,
+        pages_needed: usize,
+    ) -> Result<()> {
+        let pool = self.shape();
+        let refuse = |got, expected| Err(Error::Value { op, argument, got, expected });
+        if page_size != pool.page_size {
+            return refuse(
+                format!("of pages of {page_size} tokens"),
+                format!("pages of {} tokens, as `pages`", pool.page_size),
+            );
+        }
+        if pages_needed > pool.pages {
+            return refuse(
+                format!("naming page {}", pages_needed - 1),
+                format!("a page of the pool, below {}", pool.pages),
+            );
+        }
+        Ok(())
+    }
+
     /// Refuses a page table whose sequences have changed since it was made.
     pub(crate) fn check_current(
         &self,

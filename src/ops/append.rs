@@ -67,23 +67,7 @@ pub(super) fn fits(
             return Err(shape(op, argument, &dims, format!("{expected:?}, as `slots` and `pages` have it")));
         }
     }
-    if slots.page_size() != pool.page_size {
-        return Err(Error::Value {
-            op,
-            argument: "slots",
-            got: format!("of pages of {} tokens", slots.page_size()),
-            expected: format!("pages of {} tokens, as `pages`", pool.page_size),
-        });
-    }
-    if slots.pages_needed() > pool.pages {
-        return Err(Error::Value {
-            op,
-            argument: "slots",
-            got: format!("naming page {}", slots.pages_needed() - 1),
-            expected: format!("a page of the pool, below {}", pool.pages),
-        });
-    }
-    Ok(())
+    pages.check_pool(op, "slots", slots.page_size(), slots.pages_needed())
 }
 
 /// The keys and values of all tokens of a page table, one request after the other: `[tokens, kv_heads, head_dim]` and
@@ -105,22 +89,7 @@ pub fn gather_paged_kv(pages: &KvPages, table: &PageTable, dtype: DType) -> Resu
         check::same_dtype(OP, "dtype", dtype, pages.dtype())?;
     }
     check::same_device(OP, "table", &table.device(), &pages.device())?;
-    if table.page_size() != pool.page_size {
-        return Err(Error::Value {
-            op: OP,
-            argument: "table",
-            got: format!("of pages of {} tokens", table.page_size()),
-            expected: format!("pages of {} tokens, as `pages`", pool.page_size),
-        });
-    }
-    if table.pages_needed() > pool.pages {
-        return Err(Error::Value {
-            op: OP,
-            argument: "table",
-            got: format!("naming page {}", table.pages_needed() - 1),
-            expected: format!("a page of the pool, below {}", pool.pages),
-        });
-    }
+    pages.check_pool(OP, "table", table.page_size(), table.pages_needed())?;
     pages.check_current(OP, "table", table.stamp())?;
     let slots = table.slots(OP)?;
     if slots.is_empty() {

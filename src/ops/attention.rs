@@ -181,22 +181,7 @@ pub(super) fn paged(
     let problem =
         Problem::new(op, &q, ["pages", "pages"], pages.numbers(op)?, [pool.kv_heads, pool.k_dim], options)?;
     same_device(op, table_name, &table.device(), &q.device())?;
-    if table.page_size() != pool.page_size {
-        return Err(Error::Value {
-            op,
-            argument: table_name,
-            got: format!("of pages of {} tokens", table.page_size()),
-            expected: format!("pages of {} tokens, as `pages`", pool.page_size),
-        });
-    }
-    if table.pages_needed() > pool.pages {
-        return Err(Error::Value {
-            op,
-            argument: table_name,
-            got: format!("naming page {}", table.pages_needed() - 1),
-            expected: format!("a page of the pool, below {}", pool.pages),
-        });
-    }
+    pages.check_pool(op, table_name, table.page_size(), table.pages_needed())?;
     pages.check_current(op, table_name, table.stamp())?;
     let requests = qo_indptr.len() - 1;
     if requests != table.requests() {

@@ -131,22 +131,9 @@ impl PageCopies {
 /// written then.
 pub fn copy_pages(pages: &mut KvPages, copies: &PageCopies) -> Result<()> {
     const OP: &str = "copy_pages";
-    let pool = pages.shape();
     pages.check(OP, "pages", &pages.device())?;
     check::same_device(OP, "copies", &copies.to.tensor.device(), &pages.device())?;
-    let refuse = |got, expected| Err(Error::Value { op: OP, argument: "copies", got, expected });
-    if copies.to.page_size() != pool.page_size {
-        return refuse(
-            format!("of pages of {} tokens", copies.to.page_size()),
-            format!("pages of {} tokens, as `pages`", pool.page_size),
-        );
-    }
-    if copies.end > pool.pages {
-        return refuse(
-            format!("naming page {}", copies.end - 1),
-            format!("a page of the pool, below {}", pool.pages),
-        );
-    }
+    pages.check_pool(OP, "copies", copies.to.page_size(), copies.end)?;
     if copies.is_empty() {
         return Ok(());
     }
