@@ -2,11 +2,11 @@
 
 use burn_flex::FlexTensor;
 use multiversion::target::match_target;
-use rayon::prelude::*;
 
 use super::float::Float;
+use super::output::by_rows;
 use super::simd::{self, mul_add, per_instruction_set};
-use super::view::{self, Rows, dims, with_rows};
+use super::view::{Rows, dims, with_rows};
 use crate::extension::Activation;
 
 /// Elements below which waking other threads costs more than it saves.
@@ -18,19 +18,10 @@ pub(super) fn act_and_mul<E: Float, Y: Float>(x: FlexTensor, activation: Activat
     let [rows, width] = dims(&x);
     let width = width / 2;
     let source: Rows<'_, E, 1> = Rows::of(&x);
-    let mut products = vec![Y::narrow(0.0); rows * width];
-    let one = |(row, y): (usize, &mut [Y])| {
+    by_rows([rows, width], PARALLEL, |row, y: &mut [Y]| {
         let (a, b) = source.row([row]).split_at(width);
         gated(a, b, activation, y);
-    };
-    if width > 0 {
-        if products.len() < PARALLEL {
-            products.chunks_exact_mut(width).enumerate().for_each(one);
-        } else {
-            products.par_chunks_exact_mut(width).enumerate().for_each(one);
-        }
-    }
-    view::tensor(products, [rows, width], Y::dtype())
+    })
 }
 
 per_instruction_set! {

@@ -1,11 +1,12 @@
 //! The most likely tokens of each row, by a quickselect over tokens or over their masses.
 
 use burn_flex::FlexTensor;
-use rayon::prelude::*;
 
 use super::float::{Float, widen_row};
+use super::output::by_rows;
 use super::sampling::mass;
-use super::view::{self, Rows, dims, with_rows};
+use super::scratch::with_scratch;
+use super::view::{Rows, dims, with_rows};
 
 /// How much of each row counts.
 pub(super) enum Limit {
@@ -102,18 +103,14 @@ pub(super) fn threshold(row: &[f32], limit: u64) -> (f32, u64) {
 
 /// The rows of `x`, each changed by `change`.
 fn each_row<E: Float>(x: FlexTensor, change: impl Fn(usize, &mut [f32]) + Sync) -> FlexTensor {
-    let dtype = x.dtype();
     let x = with_rows(x);
     let [rows, width] = dims(&x);
     let source: Rows<'_, E, 1> = Rows::of(&x);
-    let mut changed = vec![E::narrow(0.0); rows * width];
-    changed.par_chunks_exact_mut(width).enumerate().for_each(|(row, changed)| {
-        let mut wide = vec![0.0; width];
-        widen_row(source.row([row]), &mut wide);
-        change(row, &mut wide);
-        for (to, from) in changed.iter_mut().zip(wide) {
-            *to = E::narrow(from);
-        }
-    });
-    view::tensor(changed, [rows, width], dtype)
+    by_rows([rows, width], 0, |row, changed: &mut [E]| {
+        with_scratch(width, |wide| {
+            widen_row(source.row([row]), wide);
+            change(row, wide);
+            changed.iter_mut().zip(wide).for_each(|(to, from)| *to = E::narrow(*from));
+        });
+    })
 }

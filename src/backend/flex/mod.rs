@@ -10,6 +10,7 @@ mod likely;
 mod matmul;
 mod merge;
 mod norm;
+mod output;
 mod pages;
 mod penalties;
 mod rope;

@@ -5,6 +5,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::float::{Float, dot, widen_row};
+use super::output::by_rows;
 use super::scratch::with_scratch;
 use super::simd::{self, per_instruction_set};
 use super::view::{self, Rows, dims, with_rows};
@@ -100,19 +101,12 @@ fn normalised<E: Float, Y: Float>(x: FlexTensor, norm: impl Fn(&mut [f32], &mut 
     let x = with_rows(x);
     let [rows, width] = dims(&x);
     let source: Rows<'_, E, 1> = Rows::of(&x);
-    let mut normed = vec![Y::narrow(0.0); rows * width];
-    let one = |(row, y): (usize, &mut [Y])| {
+    by_rows([rows, width], PARALLEL, |row, y| {
         with_scratch(width, |wide| {
             widened(source.row([row]), wide);
             norm(wide, y);
         });
-    };
-    if normed.len() < PARALLEL {
-        normed.chunks_exact_mut(width).enumerate().for_each(one);
-    } else {
-        normed.par_chunks_exact_mut(width).enumerate().for_each(one);
-    }
-    view::tensor(normed, [rows, width], Y::dtype())
+    })
 }
 
 per_instruction_set! {

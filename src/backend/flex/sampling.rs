@@ -2,14 +2,14 @@
 //!
 //! What decides is computed in integers, or in fused operations; see `kernels/src/sampling`.
 
-use burn::tensor::DType;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::draw::Draw;
-use super::float::Float;
+use super::float::{Float, widen_row};
 use super::gumbel::{self, Best};
 use super::likely;
+use super::output::by_rows;
 use super::simd::{self, per_instruction_set};
 use super::view::{self, Rows, dims, with_rows};
 use crate::draws::DRAW_WORDS;
@@ -21,12 +21,10 @@ pub(super) fn softmax<E: Float>(logits: FlexTensor, temperature: FlexTensor) -> 
     let [rows, vocab] = dims(&logits);
     let temperature = view::widened::<f32>(temperature);
     let source: Rows<'_, E, 1> = Rows::of(&logits);
-    let mut probs = vec![0.0_f32; rows * vocab];
-    probs.par_chunks_exact_mut(vocab).zip(&temperature).enumerate().for_each(|(row, (probs, &t))| {
-        super::float::widen_row(source.row([row]), probs);
-        softmax_row(probs, t);
-    });
-    view::tensor(probs, [rows, vocab], DType::F32)
+    by_rows([rows, vocab], 0, |row, probs| {
+        widen_row(source.row([row]), probs);
+        softmax_row(probs, temperature[row]);
+    })
 }
 
 per_instruction_set! {
