@@ -91,47 +91,64 @@ pub(crate) fn meet(#[comptime] units: usize) {
 /// The sum of `part` over the units of a row, to the bit the same in each.
 #[cube]
 pub(crate) fn total(part: f32, unit: usize, #[comptime] team: Team) -> f32 {
-    let mut sum = part;
+    let mut sum = Array::<f32>::new(1usize);
+    sum[0] = part;
+    totals(&mut sum, 1usize, unit, team);
+    sum[0]
+}
+
+/// Replaces each of `count` parts by its sum over the units of a row, waiting once for all.
+#[cube]
+pub(crate) fn totals(parts: &mut Array<f32>, #[comptime] count: usize, unit: usize, #[comptime] team: Team) {
     #[unroll]
-    for step in 0..comptime!(team.group.ilog2()) {
-        sum += f32::reinterpret(exchanged(u32::reinterpret(sum), step, team));
+    for which in 0..count {
+        #[unroll]
+        for step in 0..comptime!(team.group.ilog2()) {
+            let part = parts[which];
+            parts[which] = part + f32::reinterpret(exchanged(u32::reinterpret(part), step, team));
+        }
     }
     let groups = comptime!(team.groups());
     if comptime!(groups > 1) {
-        let mut sums = Shared::<[f32]>::new_slice(groups);
+        let mut sums = Shared::<[f32]>::new_slice(comptime!(count * groups));
         if unit.is_multiple_of(comptime!(team.group)) {
-            sums[unit / comptime!(team.group)] = sum;
+            #[unroll]
+            for which in 0..count {
+                sums[which * groups + unit / comptime!(team.group)] = parts[which];
+            }
         }
         sync_cube();
-        sum = sums[0];
-        for group in 1..groups {
-            sum += sums[group];
+        #[unroll]
+        for which in 0..count {
+            let mut sum = sums[which * groups];
+            for group in 1..groups {
+                sum += sums[which * groups + group];
+            }
+            parts[which] = sum;
         }
     }
-    sum
 }
 
 /// The largest `part` of the units of a row.
 #[cube]
-pub(crate) fn highest(part: f32, unit: usize, #[comptime] team: Team) -> f32 {
-    let mut highest = part;
+pub(crate) fn largest(part: u32, unit: usize, #[comptime] team: Team) -> u32 {
+    let mut largest = part;
     #[unroll]
     for step in 0..comptime!(team.group.ilog2()) {
-        highest = max(highest, f32::reinterpret(exchanged(u32::reinterpret(highest), step, team)));
+        largest = max(largest, exchanged(largest, step, team));
     }
     let groups = comptime!(team.groups());
     if comptime!(groups > 1) {
-        let mut most = Shared::<[f32]>::new_slice(groups);
+        let mut of_groups = Shared::<[u32]>::new_slice(groups);
         if unit.is_multiple_of(comptime!(team.group)) {
-            most[unit / comptime!(team.group)] = highest;
+            of_groups[unit / comptime!(team.group)] = largest;
         }
         sync_cube();
-        highest = most[0];
-        for group in 1..groups {
-            highest = max(highest, most[group]);
+        for group in 0..groups {
+            largest = max(largest, of_groups[group]);
         }
     }
-    highest
+    largest
 }
 
 /// The number of the unit `1 << step` away in the group.
@@ -162,17 +179,6 @@ pub(crate) fn group_sum(part: u64, #[comptime] team: Team) -> u64 {
         sum += exchanged_wide(sum, step, team);
     }
     sum
-}
-
-/// The largest of a group.
-#[cube]
-pub(crate) fn group_max(part: u32, #[comptime] team: Team) -> u32 {
-    let mut highest = part;
-    #[unroll]
-    for step in 0..comptime!(team.group.ilog2()) {
-        highest = max(highest, exchanged(highest, step, team));
-    }
-    highest
 }
 
 /// The sum over the units of a group, and over those that come after this one.

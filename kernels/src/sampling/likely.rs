@@ -4,10 +4,14 @@
 //! [searched](super::search) for: fewer than `top_k` tokens, or less than `top_p` probability. With two passes over the row
 //! for that, and one that writes, it is read three times and written once.
 
-use cubecl::{client::Client, ir::ElemType, prelude::*};
+use cubecl::{
+    client::Client,
+    ir::{ElemType, FloatKind},
+    prelude::*,
+};
 
 use super::mass::limit_of;
-use super::search::{IN_FLIGHT, Limits, Memory, Row, SEGMENTS, Search, countable, load, search_row};
+use super::search::{IN_FLIGHT, Limits, Memory, Row, Search, load, search_row};
 use crate::DeviceProfile;
 use crate::math::{narrow, widen};
 use crate::team::Team;
@@ -61,33 +65,30 @@ fn keep_likely<F: Float, N: Size>(
 
     let mut memory = Memory::new(part, unit, search);
     let kept = search_row::<F, N>(x, &row, &limits, &mut memory, search);
-    let mut sum = 0u64;
-    if comptime!(search.sums) {
-        for segment in 0..SEGMENTS {
-            sum += memory.total(segment, search);
-        }
-    }
+    let is_masked = comptime!(output == Output::Masked);
     // 2^-40
-    let sum = f32::cast_from(sum) * 9.094_947e-13_f32;
-    let mut first = 0usize;
+    let sum = if comptime!(is_masked) { 0u64.runtime() } else { memory.total(0usize, search) };
+    let factor = 1.0f32 / (f32::cast_from(sum) * 9.094_947e-13_f32);
+    let mut first = unit;
     while first < vectors {
-        let read = load(x, &row, first + unit, units);
+        let read = load(x, &row, first, units);
         #[unroll]
         for f in 0..IN_FLIGHT {
-            let i = first + unit + comptime!(f * units);
+            let i = first + comptime!(f * units);
             if i < vectors {
                 let vector = widen::<F, N>(read[f]);
                 let mut changed = Vector::<f32, N>::new(0.0f32);
                 #[unroll]
                 for lane in 0..search.lanes {
                     let value = vector.extract(lane);
-                    let counts = countable(value, search) >= kept.least;
-                    let of_value = if comptime!(output == Output::Masked) {
-                        select(counts, value, f32::NEG_INFINITY)
+                    // NaN is not less, and remains.
+                    let is_less = value < kept.least;
+                    let of_value = if comptime!(is_masked) {
+                        select(is_less, f32::NEG_INFINITY, value)
                     } else {
-                        select(counts, value / sum, 0.0f32)
+                        select(is_less, 0.0f32, value * factor)
                     };
-                    changed.insert(lane, select(value.is_nan(), value, of_value));
+                    changed.insert(lane, of_value);
                 }
                 y[at * vectors + i] = narrow::<F, N>(changed);
             }
@@ -139,14 +140,18 @@ pub fn launch(client: &Client, keep: KeepLikely, dtype: ElemType) -> Result<()> 
     }
 
     let lanes = vector(client, dtype, &[vocab], alignment(&x));
-    let (team, cubes, dim) = Team::of(KERNEL, client, row_count, vocab / lanes, 1024)?;
+    let vectors = vocab / lanes;
+    let device = DeviceProfile::of(client);
+    let units = Search::units(&device, row_count, vectors);
+    let (team, cubes, dim) = Team::of(KERNEL, client, row_count, vectors, units)?;
     let address = addresses(&[(&x, dtype.size()), (&y, dtype.size())]);
     let search = Search {
         by_count,
         by_mass: !by_count,
         of_probs: output == Output::Renormalised,
-        sums: output == Output::Renormalised,
-        ..Search::new(&DeviceProfile::of(client), team, lanes, vocab)
+        segments: usize::from(output == Output::Renormalised),
+        grain: grain(dtype),
+        ..Search::new(&device, team, lanes, vocab)
     };
     let limit = limit.into_buffer_arg();
     let (top_k, top_p) = if by_count { (Some(limit), None) } else { (None, Some(limit)) };
@@ -170,4 +175,13 @@ pub fn launch(client: &Client, keep: KeepLikely, dtype: ElemType) -> Result<()> 
         );
     }
     Ok(())
+}
+
+/// What the bits of probabilities of a type are multiples of, in f32.
+fn grain(dtype: ElemType) -> u32 {
+    match dtype {
+        ElemType::Float(FloatKind::BF16) => 1 << 16,
+        ElemType::Float(FloatKind::F16) => 1 << 13,
+        _ => 1,
+    }
 }

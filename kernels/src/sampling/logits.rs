@@ -3,8 +3,10 @@
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use super::draw::{DRAW_WORDS, draw_of, philox, word};
+use super::mass::key_of;
+use super::search::{IN_FLIGHT, Row, load};
 use crate::math::{ln, ln_near, widen};
-use crate::team::Team;
+use crate::team::{Team, largest};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
 const KERNEL: &str = "sample_logits";
@@ -41,44 +43,42 @@ fn sample_logits<F: Float, N: Size>(
     let mut id = u32::MAX.runtime();
     // A temperature below 0, or NaN, is no temperature.
     let mut is_valid = t >= 0.0f32;
-    let mut i = unit;
-    while i < vectors {
-        let vector = widen::<F, N>(logits[start + i]);
-        let first = i * lanes;
+    let row = Row::new(start, vectors);
+    let mut turn = unit;
+    while turn < vectors {
+        let read = load(logits, &row, turn, units);
         #[unroll]
-        for block in 0..comptime!(lanes.div_ceil(4)) {
-            let words = philox(u32::cast_from(first / 4 + block), &draw);
-            #[unroll]
-            for lane in 0..comptime!(lanes.min(4)) {
-                let logit = vector.extract(comptime!(4 * block + lane));
-                let random = word(&words, (first + lane) % 4);
-                let score = select(is_greedy, logit, fma(logit, inverse, gumbel(random)));
-                is_valid = is_valid && !logit.is_nan();
-                // Not `max`: the first of equals counts.
-                let is_better = score > best;
-                best = select(is_better, score, best);
-                id = select(is_better, u32::cast_from(first + 4 * block + lane), id);
+        for f in 0..IN_FLIGHT {
+            let i = turn + comptime!(f * units);
+            if i < vectors {
+                let vector = widen::<F, N>(read[f]);
+                let first = i * lanes;
+                #[unroll]
+                for block in 0..comptime!(lanes.div_ceil(4)) {
+                    let words = philox(u32::cast_from(first / 4 + block), &draw);
+                    #[unroll]
+                    for lane in 0..comptime!(lanes.min(4)) {
+                        let logit = vector.extract(comptime!(4 * block + lane));
+                        let random = word(&words, (first + lane) % 4);
+                        let score = select(is_greedy, logit, fma(logit, inverse, gumbel(random)));
+                        is_valid = is_valid && !logit.is_nan();
+                        // Not `max`: the first of equals counts.
+                        let is_better = score > best;
+                        best = select(is_better, score, best);
+                        id = select(is_better, u32::cast_from(first + 4 * block + lane), id);
+                    }
+                }
             }
         }
-        i += units;
+        turn += comptime!(IN_FLIGHT * units);
     }
 
-    if comptime!(units > 1) {
-        let mut scores = Shared::<[f32]>::new_slice(units);
-        let mut ids = Shared::<[u32]>::new_slice(units);
-        let mut valids = Shared::<[u32]>::new_slice(units);
-        scores[unit] = best;
-        ids[unit] = id;
-        valids[unit] = u32::cast_from(is_valid);
-        sync_cube();
-        for u in 0..units {
-            let is_better = scores[u] > best || (scores[u] == best && ids[u] < id);
-            best = select(is_better, scores[u], best);
-            id = select(is_better, ids[u], id);
-            is_valid = is_valid && valids[u] == 1u32;
-        }
-    }
-    is_valid = is_valid && id != u32::MAX;
+    // The first of those with the best score, unless some unit has seen what is none.
+    let key = key_of(best);
+    let is_best = largest(key, unit, team) == key;
+    let id = !largest(select(is_best, !id, 0u32), unit, team);
+    let is_valid = largest(u32::cast_from(!is_valid), unit, team) == 0u32;
+    let is_valid = is_valid && id != u32::MAX;
     if unit == 0 {
         samples[at] = i32::cast_from(select(is_valid, id, 0u32));
         valid[at] = select(is_valid, 1i32, 0i32);
@@ -132,10 +132,10 @@ pub fn launch(client: &Client, sample: SampleLogits, dtype: ElemType) -> Result<
     }
 
     let lanes = vector(client, dtype, &[vocab], alignment(&logits));
-    let (team, cubes, dim) = Team::of(KERNEL, client, count, vocab / lanes, 512)?;
+    let (team, cubes, dim) = Team::of(KERNEL, client, count, vocab / lanes, 1024)?;
     let address = addresses(&[(&logits, dtype.size()), (&draws, 4)]);
     // SAFETY: a unit beyond the last draw stops. The rows that the draws name are below those of logits and temperature:
-    // their caller checked it. A vector read is below the vectors of a row; shared memory has a place for each unit.
+    // their caller checked it. A vector read is below the vectors of a row; shared memory has a place for each group.
     unsafe {
         sample_logits::launch_unchecked(
             client,

@@ -11,9 +11,15 @@ const INFINITY: u32 = 0xff80_0000;
 /// 2, so that the sum of a row of 2^21 still fits.
 #[cube]
 pub(crate) fn mass(p: f32) -> u64 {
+    mass_where(p > 0.0f32, p)
+}
+
+/// The [`mass`] of a positive probability that counts, and 0 of what does not.
+#[cube]
+pub(crate) fn mass_where(counts: bool, p: f32) -> u64 {
     // All of it before the conversion: comparing 64-bit integers takes several instructions.
     let scaled = max(min(p, 2.0f32) * 1_099_511_627_776.0f32, 1.0f32);
-    u64::cast_from(select(p > 0.0f32, scaled, 0.0f32))
+    u64::cast_from(select(counts, scaled, 0.0f32))
 }
 
 /// What the tokens that are more likely must have less of, for a token to be among the `top_p`.
@@ -31,6 +37,12 @@ pub(crate) fn key_of(x: f32) -> u32 {
     let key = select(bits >= ZERO, !bits, bits | ZERO);
     let key = select(x == 0.0f32, ZERO, key);
     select(x.is_nan(), 0u32, key)
+}
+
+/// The number with a key; NaN if there is none, as for a key beyond infinity.
+#[cube]
+pub(crate) fn number_of(key: u32) -> f32 {
+    f32::reinterpret(select(key >= ZERO, key - ZERO, !key))
 }
 
 /// The mass of the probability with a key from [`ZERO`] on, or beyond infinity.

@@ -13,8 +13,8 @@ use cubecl::{
 };
 
 use super::draw::{DRAW_WORDS, below, draw_of, philox};
-use super::mass::{limit_of, mass};
-use super::search::{IN_FLIGHT, Kept, Limits, Memory, Row, SEGMENTS, Search, countable, load, search_row};
+use super::mass::{limit_of, mass_where};
+use super::search::{IN_FLIGHT, Kept, Limits, Memory, Row, SEGMENTS, Search, load, search_row};
 use crate::DeviceProfile;
 use crate::team::{Team, group_sums, meet};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
@@ -111,8 +111,8 @@ fn find<N: Size>(
         in_segment = memory.total(segment, search);
     }
 
-    let first = segment * row.segment;
-    let end = min(first + row.segment, row.vectors);
+    let first = segment * row.segment(search);
+    let end = min(first + row.segment(search), row.vectors);
     let run = (end - first).div_ceil(units);
     let first = first + unit * run;
     let end = min(first + run, end);
@@ -125,7 +125,7 @@ fn find<N: Size>(
             if i + f < end {
                 #[unroll]
                 for lane in 0..search.lanes {
-                    sum += mass_kept(read[f].extract(lane), kept, search);
+                    sum += mass_kept(read[f].extract(lane), kept);
                 }
             }
         }
@@ -146,7 +146,7 @@ fn find<N: Size>(
             let vector = probs[row.start + i];
             #[unroll]
             for lane in 0..search.lanes {
-                let m = mass_kept(vector.extract(lane), kept, search);
+                let m = mass_kept(vector.extract(lane), kept);
                 let is_here = !is_found && rest < m;
                 id = select(is_here, u32::cast_from(i * search.lanes + lane), id);
                 rest = select(is_found || is_here, rest, rest - m);
@@ -160,8 +160,8 @@ fn find<N: Size>(
 
 /// The mass of a probability that counts.
 #[cube]
-fn mass_kept(p: f32, kept: &Kept, #[comptime] search: Search) -> u64 {
-    select(countable(p, search) >= kept.least, mass(p), 0u64)
+fn mass_kept(p: f32, kept: &Kept) -> u64 {
+    mass_where(p >= kept.least, p)
 }
 
 /// Probabilities, which of them count, and where the samples go.
@@ -216,6 +216,7 @@ pub fn launch(client: &Client, sample: SampleProbs) -> Result<()> {
         by_count: top_k.is_some(),
         by_mass: top_p.is_some(),
         has_floor: min_p.is_some(),
+        segments: SEGMENTS,
         ..Search::new(&device, team, lanes, vocab)
     };
     // SAFETY: a unit beyond the last draw stops. The rows that the draws name are below that of probs and of the filters:

@@ -6,8 +6,11 @@ use cubecl::{
     prelude::*,
 };
 
+use super::mass::{key_of, number_of};
+use super::search::{IN_FLIGHT, Row, Search, load};
+use crate::DeviceProfile;
 use crate::math::widen;
-use crate::team::{Team, highest, total};
+use crate::team::{Team, largest, total};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
 const KERNEL: &str = "softmax";
@@ -34,35 +37,53 @@ fn softmax<F: Float, N: Size>(
     let t = temperature[row];
     let inverse = 1.0f32 / t;
 
-    let mut largest = f32::NEG_INFINITY.runtime();
+    let row_of = Row::new(start, vectors);
+    let mut highest = f32::NEG_INFINITY.runtime();
     let mut sums = Vector::<f32, N>::new(0.0f32);
-    let mut i = unit;
-    while i < vectors {
-        let x = widen::<F, N>(logits[start + i]);
-        let mut of_vector = x.extract(0usize);
+    let mut first = unit;
+    while first < vectors {
+        // A vector that is not there is the last one once more, which raises no maximum.
+        let read = load(logits, &row_of, first, units);
+        let mut of_block = highest;
         #[unroll]
-        for lane in 1..lanes {
-            of_vector = max(of_vector, x.extract(lane));
+        for f in 0..IN_FLIGHT {
+            let x = widen::<F, N>(read[f]);
+            #[unroll]
+            for lane in 0..lanes {
+                of_block = max(of_block, x.extract(lane));
+            }
         }
-        if of_vector > largest {
+        if of_block > highest {
             // Of nothing so far, 0 remains 0.
-            sums *= Vector::new(weight_of(largest, of_vector, inverse));
-            largest = of_vector;
+            sums *= Vector::new(weight_of(highest, of_block, inverse));
+            highest = of_block;
         }
-        sums += weights::<N>(x, largest, inverse);
-        i += units;
+        #[unroll]
+        for f in 0..IN_FLIGHT {
+            if first + comptime!(f * units) < vectors {
+                sums += weights::<N>(widen::<F, N>(read[f]), highest, inverse);
+            }
+        }
+        first += comptime!(IN_FLIGHT * units);
     }
-    let of_row = highest(largest, unit, team);
-    let sum = total(sums.vector_sum() * weight_of(largest, of_row, inverse), unit, team);
+    let of_row = number_of(largest(key_of(highest), unit, team));
+    let sum = total(sums.vector_sum() * weight_of(highest, of_row, inverse), unit, team);
     // A row of -inf has no probability. A temperature below 0, or NaN, is no temperature.
     let scale = select(sum == 0.0f32, 0.0f32, 1.0f32 / sum);
     let scale = Vector::<f32, N>::new(select(t >= 0.0f32, scale, f32::NAN));
 
-    let mut i = unit;
-    while i < vectors {
-        let x = widen::<F, N>(logits[start + i]);
-        probs[row * vectors + i] = weights::<N>(x, of_row, inverse) * scale;
-        i += units;
+    let mut first = unit;
+    while first < vectors {
+        let read = load(logits, &row_of, first, units);
+        #[unroll]
+        for f in 0..IN_FLIGHT {
+            let i = first + comptime!(f * units);
+            if i < vectors {
+                let x = widen::<F, N>(read[f]);
+                probs[row * vectors + i] = weights::<N>(x, of_row, inverse) * scale;
+            }
+        }
+        first += comptime!(IN_FLIGHT * units);
     }
 }
 
@@ -111,10 +132,16 @@ pub fn launch(client: &Client, softmax: Softmax, dtype: ElemType) -> Result<()> 
 
     let widest = ElemType::Float(FloatKind::F32);
     let lanes = vector(client, widest, &[vocab], alignment(&logits));
-    let (team, cubes, dim) = Team::of(KERNEL, client, row_count, vocab / lanes, 512)?;
+    let (team, cubes, dim) = Team::of(
+        KERNEL,
+        client,
+        row_count,
+        vocab / lanes,
+        Search::units(&DeviceProfile::of(client), row_count, vocab / lanes),
+    )?;
     let address = addresses(&[(&logits, dtype.size()), (&probs, 4)]);
     // SAFETY: a unit beyond the last row stops; a vector is below those of a row, which logits and probs share. Shared
-    // memory has a place for each unit.
+    // memory has a place for each group.
     unsafe {
         softmax::launch_unchecked(
             client,

@@ -42,7 +42,7 @@ fn top_k<F: Float, N: Size>(
     let mut memory = Memory::new(part, unit, search);
     let kept = search_row::<F, N>(x, &row, &limits, &mut memory, search);
     // If all count there may be too few, and NaN is next.
-    let least = select(kept.least == comptime!(search.least()), 0u32, kept.least);
+    let least = select(kept.key == comptime!(search.least()), 0u32, kept.key);
 
     let mut larger = 0u32;
     let mut equal = 0u32;
@@ -265,12 +265,9 @@ pub fn launch(client: &Client, top: TopK, dtype: ElemType) -> Result<()> {
     let lanes = vector(client, dtype, &[vocab], alignment(&x));
     let (team, cubes, dim) = Team::of(KERNEL, client, row_count, vocab / lanes, 1024)?;
     let address = addresses(&[(&x, dtype.size()), (&values, dtype.size()), (&ids, 4)]);
-    let search = Search {
-        by_count: true,
-        of_probs: false,
-        sums: false,
-        ..Search::new(&DeviceProfile::of(client), team, lanes, vocab)
-    };
+    let search = Search::new(&DeviceProfile::of(client), team, lanes, vocab);
+    let search =
+        Search { by_count: true, of_probs: false, size: search.size.max(k.next_power_of_two()), ..search };
     // SAFETY: a unit beyond the last row stops. A vector read is below those of a row, and k numbers of a row are written, of
     // which as many are listed: k is no more than a row has. Shared memory has a place for each group, bucket and candidate
     // of each row of the cube, and k is no more than there are of the latter.

@@ -3,13 +3,13 @@
 use cubecl::prelude::*;
 
 use super::memory::{
-    AT_LEAST, AT_MOST, FROM_HIGH, FROM_LOW, HALF_COUNT, HALF_MASS, HIGH, IN_BUCKETS, LARGEST, LOW, Memory,
-    OVER_COUNT, OVER_MASS,
+    AT_LEAST, AT_MOST, FROM_HIGH, FROM_LOW, HALF_COUNT, HALF_MASS, HIGH, IN_BUCKETS, LOW, Memory, OVER_COUNT,
+    OVER_MASS,
 };
 use super::{IN_FLIGHT, Limits, Row, Search, countable, fits, load};
 use crate::math::widen;
 use crate::sampling::mass::{mass, mass_of_key};
-use crate::team::{group_max, group_sum, group_sums, meet};
+use crate::team::{group_sum, group_sums, largest as of_row, meet};
 
 /// Keys from `low` to below `top`, in buckets of `2^shift` that begin at `base`: the first has also what is below it, the
 /// last what is above.
@@ -54,6 +54,15 @@ pub(super) struct Bracket {
     pub count: u32,
 }
 
+#[cube]
+impl Bracket {
+    pub(super) fn set(&mut self, other: &Bracket) {
+        self.low = other.low;
+        self.high = other.high;
+        self.count = other.count;
+    }
+}
+
 /// Counts the numbers in the buckets of the range; returns the largest key if that is asked for. Unless it is the first
 /// tally of a row there are numbers beyond, and bounds of masses may stay as wide as they are: what is beyond, and in the
 /// upper half, is weighed.
@@ -82,35 +91,40 @@ pub(super) fn tally<F: Float, N: Size>(
     let mut over_count = 0u32;
     let mut half_count = 0u32;
     let half = range.half();
-    let mut first = 0usize;
+    let mut first = unit;
     while first < row.vectors {
-        let read = load(x, row, first + unit, units);
+        let read = load(x, row, first, units);
         #[unroll]
         for f in 0..IN_FLIGHT {
-            if first + unit + comptime!(f * units) < row.vectors {
+            if first + comptime!(f * units) < row.vectors {
                 let vector = widen::<F, N>(read[f]);
                 #[unroll]
                 for lane in 0..search.lanes {
                     let value = vector.extract(lane);
-                    let key = countable(value, search);
+                    let (counts, key) = countable(value, search);
                     if comptime!(search.has_floor && is_first) {
-                        largest = max(largest, key);
+                        largest = max(largest, select(counts, key, 0u32));
                     }
+                    let is_over = counts && key >= range.top;
                     if comptime!(search.is_limited()) {
-                        let bucket = (max(key, range.base) - range.base) >> range.shift;
-                        let bucket = min(usize::cast_from(bucket), comptime!(buckets - 1));
-                        if key >= range.low && key < range.top {
+                        // All that counts is in the first range.
+                        let is_in =
+                            if comptime!(is_first) { counts } else { counts && key >= range.low && !is_over };
+                        if is_in {
+                            let bucket = (max(key, range.base) - range.base) >> range.shift;
+                            let bucket = min(usize::cast_from(bucket), comptime!(buckets - 1));
                             memory.tallies[tallies + bucket].fetch_add(1u32);
                         }
                     }
                     if comptime!(!is_first && search.by_mass) {
                         let mass = mass(value);
-                        over_mass += select(key >= range.top, mass, 0u64);
-                        half_mass += select(key >= half, mass, 0u64);
-                        half_count += select(key >= half, 1u32, 0u32);
+                        let is_half = counts && key >= half;
+                        over_mass += select(is_over, mass, 0u64);
+                        half_mass += select(is_half, mass, 0u64);
+                        half_count += select(is_half, 1u32, 0u32);
                     }
                     if comptime!(!is_first) {
-                        over_count += select(key >= range.top, 1u32, 0u32);
+                        over_count += select(is_over, 1u32, 0u32);
                     }
                 }
             }
@@ -125,24 +139,70 @@ pub(super) fn tally<F: Float, N: Size>(
             memory.put(HALF_COUNT, group_sum(u64::cast_from(half_count), search.team), search);
         }
     }
-    if comptime!(search.has_floor && is_first) {
-        let of_group = group_max(largest, search.team);
-        memory.put(LARGEST, u64::cast_from(of_group), search);
-    }
     meet(units);
     if comptime!(search.has_floor && is_first) {
-        largest = memory.largest(LARGEST, search);
+        largest = of_row(largest, unit, search.team);
     }
     largest
 }
 
-/// Where the least key that counts is, by a tally. Each unit adds up its buckets, and looks for the ends among them.
+/// The least and the most that numbers of a bucket weigh each. The guess is that they weigh what the middle one does.
+#[cube]
+fn bounds(
+    range: &Range,
+    bucket: usize,
+    #[comptime] is_guess: bool,
+    #[comptime] search: Search,
+) -> (u64, u64) {
+    let least = range.edge(bucket, search);
+    let most = (range.edge(bucket + 1, search) - 1u32) & comptime!(!(search.grain - 1));
+    if comptime!(is_guess) {
+        let mass = mass_of_key(least + (most - least) / 2u32);
+        (mass, mass)
+    } else {
+        (mass_of_key(least), mass_of_key(most))
+    }
+}
+
+/// A guess is right by a thousandth, in the mean of many.
+#[cube]
+fn margin(mass: u64, #[comptime] is_guess: bool) -> u64 {
+    if comptime!(is_guess) { mass >> 10u64 } else { 0u64.runtime() }
+}
+
+/// Whether less than the limits is above, if it weighs no more than `most`.
+#[cube]
+fn surely_fits(
+    count: u64,
+    most: u64,
+    limits: &Limits,
+    #[comptime] is_guess: bool,
+    #[comptime] search: Search,
+) -> bool {
+    fits(count, most + margin(most, is_guess), limits, search)
+}
+
+/// Whether less than the limits may be above, if it weighs no less than `least`.
+#[cube]
+fn may_fit(
+    count: u64,
+    least: u64,
+    limits: &Limits,
+    #[comptime] is_guess: bool,
+    #[comptime] search: Search,
+) -> bool {
+    fits(count, least - margin(least, is_guess), limits, search)
+}
+
+/// Where the least key that counts is, by a tally: must be, or seems to be. Each unit adds up its buckets, and looks for the
+/// ends among them.
 #[cube]
 pub(super) fn bracket_of(
     range: &Range,
     limits: &Limits,
     memory: &mut Memory,
     #[comptime] is_first: bool,
+    #[comptime] is_guess: bool,
     #[comptime] search: Search,
 ) -> Bracket {
     let (units, buckets, team) = comptime!((search.team.units, search.buckets(), search.team));
@@ -157,12 +217,18 @@ pub(super) fn bracket_of(
     let mut at_most = 0u64;
     for bucket in first..end {
         let n = u64::cast_from(memory.tallies[tallies + bucket].load());
-        count += n;
-        if comptime!(search.by_mass) {
-            at_least += n * mass_of_key(range.edge(bucket, search));
-            at_most += n * mass_of_key(range.edge(bucket + 1, search) - 1u32);
+        // Most buckets are empty, and those of a plane are neighbours.
+        if n > 0u64 {
+            count += n;
+            if comptime!(search.by_mass) {
+                let (least, most) = bounds(range, bucket, is_guess, search);
+                at_least += n * least;
+                at_most += n * most;
+            }
         }
     }
+    // All have read the sums of what was before.
+    meet(units);
     let groups = comptime!(team.groups());
     let next = unit / comptime!(team.group) + 1;
     let (of_group, later) = group_sums(count, unit, team);
@@ -171,13 +237,17 @@ pub(super) fn bracket_of(
     let (of_group, later) = group_sums(at_least, unit, team);
     let mut least_above = later;
     memory.put(AT_LEAST, of_group, search);
-    let (of_group, later) = group_sums(at_most, unit, team);
     let mut most_above = later;
-    memory.put(AT_MOST, of_group, search);
+    if comptime!(!is_guess) {
+        let (of_group, later) = group_sums(at_most, unit, team);
+        most_above = later;
+        memory.put(AT_MOST, of_group, search);
+    }
     meet(units);
     count_above += memory.sum(IN_BUCKETS, next, groups, search);
-    least_above += memory.sum(AT_LEAST, next, groups, search);
-    most_above += memory.sum(AT_MOST, next, groups, search);
+    let least_later = memory.sum(AT_LEAST, next, groups, search);
+    least_above += least_later;
+    most_above += if comptime!(is_guess) { least_later } else { memory.sum(AT_MOST, next, groups, search) };
     let mut is_half_high = false.runtime();
     if comptime!(!is_first) {
         count_above += memory.total(OVER_COUNT, search);
@@ -190,29 +260,38 @@ pub(super) fn bracket_of(
         }
     }
 
-    let mut is_high = fits(count_above, most_above, limits, search);
-    let mut may_be = fits(count_above, least_above, limits, search);
-    for i in 0..end - first {
-        let bucket = end - 1 - i;
-        let n = u64::cast_from(memory.tallies[tallies + bucket].load());
-        let count_here = count_above + n;
-        if comptime!(search.by_mass) {
-            least_above += n * mass_of_key(range.edge(bucket, search));
-            most_above += n * mass_of_key(range.edge(bucket + 1, search) - 1u32);
+    let mut is_high = surely_fits(count_above, most_above, limits, is_guess, search);
+    let mut may_be = may_fit(count_above, least_above, limits, is_guess, search);
+    let is_high_at_end = surely_fits(count_above + count, most_above + at_most, limits, is_guess, search);
+    let may_be_at_end = may_fit(count_above + count, least_above + at_least, limits, is_guess, search);
+    if is_high != is_high_at_end || may_be != may_be_at_end {
+        for i in 0..end - first {
+            let bucket = end - 1 - i;
+            let n = u64::cast_from(memory.tallies[tallies + bucket].load());
+            if n > 0u64 {
+                let count_here = count_above + n;
+                if comptime!(search.by_mass) {
+                    let (least, most) = bounds(range, bucket, is_guess, search);
+                    least_above += n * least;
+                    most_above += n * most;
+                }
+                let is_high_here = surely_fits(count_here, most_above, limits, is_guess, search);
+                let may_be_here = may_fit(count_here, least_above, limits, is_guess, search);
+                if is_high && !is_high_here {
+                    memory.find(HIGH, range.edge(bucket + 1, search));
+                    memory.find(FROM_HIGH, u32::cast_from(count_above));
+                }
+                if may_be && !may_be_here {
+                    memory.find(LOW, range.edge(bucket, search));
+                    memory.find(FROM_LOW, u32::cast_from(count_here));
+                }
+                count_above = count_here;
+                is_high = is_high_here;
+                may_be = may_be_here;
+            }
         }
-        let is_high_here = fits(count_here, most_above, limits, search);
-        let may_be_here = fits(count_here, least_above, limits, search);
-        if is_high && !is_high_here {
-            memory.find(HIGH, range.edge(bucket + 1, search));
-            memory.find(FROM_HIGH, u32::cast_from(count_above));
-        }
-        if may_be && !may_be_here {
-            memory.find(LOW, range.edge(bucket, search));
-            memory.find(FROM_LOW, u32::cast_from(count_here));
-        }
-        count_above = count_here;
-        is_high = is_high_here;
-        may_be = may_be_here;
+    } else {
+        count_above += count;
     }
     // If everything counts, or may.
     if unit == 0 {

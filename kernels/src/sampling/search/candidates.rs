@@ -3,10 +3,10 @@
 use cubecl::prelude::*;
 
 use super::buckets::Bracket;
-use super::memory::{COLLECTED, COUNT, Memory, NANS, TRIED};
-use super::{IN_FLIGHT, Limits, Row, SEGMENTS, Search, countable, fits, load};
+use super::memory::{COLLECTED, COUNT, HIGH, LOW, MASS_WITHIN, Memory, MemoryExpand, NANS};
+use super::{IN_FLIGHT, Limits, Row, Search, countable, fits, load};
 use crate::math::widen;
-use crate::sampling::mass::{mass, mass_of_key};
+use crate::sampling::mass::{ZERO, mass_of_key, mass_where, number_of};
 use crate::team::{group_sum, meet};
 
 /// Bits that a candidate's key takes, as a difference; the others are its segment.
@@ -28,37 +28,43 @@ pub(super) fn collect<F: Float, N: Size>(
     }
     meet(units);
     let low = max(bracket.low, comptime!(search.least()));
+    // Numbers above 0 compare as their keys do, and what is none not at all.
+    let (least, least_above) = (number_of(low), number_of(bracket.high));
     let mut count = 0u32;
-    let mut nans = 0u32;
-    for segment in 0..SEGMENTS {
-        let end = min((segment + 1) * row.segment, row.vectors);
+    let mut has_nan = false.runtime();
+    let segments = comptime!(search.segments);
+    for segment in 0..comptime!(segments.max(1)) {
+        let start = segment * row.segment(search);
+        let end = min(start + row.segment(search), row.vectors);
         let mut sum = 0u64;
-        let mut first = segment * row.segment;
+        let mut first = start + unit;
         while first < end {
-            let read = load(x, row, first + unit, units);
+            let read = load(x, row, first, units);
             #[unroll]
             for f in 0..IN_FLIGHT {
-                if first + unit + comptime!(f * units) < end {
+                if first + comptime!(f * units) < end {
                     let vector = widen::<F, N>(read[f]);
                     #[unroll]
                     for lane in 0..search.lanes {
                         let value = vector.extract(lane);
-                        let key = countable(value, search);
-                        let counts = key >= bracket.high;
-                        if comptime!(search.sums) {
-                            sum += select(counts, mass(value), 0u64);
-                            nans += select(value.is_nan(), 1u32, 0u32);
+                        let (_, key) = countable(value, search);
+                        let of_probs = comptime!(search.of_probs);
+                        let counts = if of_probs { value >= least_above } else { key >= bracket.high };
+                        let is_low = if of_probs { value >= least } else { key >= low };
+                        if comptime!(segments > 0) {
+                            sum += mass_where(counts, value);
+                            has_nan = has_nan || value.is_nan();
                         }
                         if comptime!(search.by_count) {
                             count += select(counts, 1u32, 0u32);
                         }
                         if comptime!(search.is_limited()) {
-                            let candidate = (key - bracket.low) | u32::cast_from(segment) << KEY_BITS;
-                            if key >= low && !counts {
+                            if is_low && !counts {
                                 let at = memory.collected();
                                 // There is room for all of them.
                                 if at < comptime!(candidates as u32) {
                                     let at = memory.row * candidates + usize::cast_from(at);
+                                    let candidate = (key - bracket.low) | u32::cast_from(segment) << KEY_BITS;
                                     memory.candidates[at] = candidate;
                                 }
                             }
@@ -68,20 +74,74 @@ pub(super) fn collect<F: Float, N: Size>(
             }
             first += comptime!(IN_FLIGHT * units);
         }
-        if comptime!(search.sums) {
+        if comptime!(segments > 0) {
             memory.put(segment, group_sum(sum, team), search);
         }
     }
     if comptime!(search.by_count) {
         memory.put(COUNT, group_sum(u64::cast_from(count), team), search);
     }
-    if comptime!(search.sums) {
-        memory.put(NANS, group_sum(u64::cast_from(nans), team), search);
+    if comptime!(segments > 0) {
+        memory.put(NANS, group_sum(u64::cast_from(u32::cast_from(has_nan)), team), search);
     }
     meet(units);
 }
 
-/// The least key that counts, given the candidates in the bracket.
+/// How many numbers there are above the bracket, and their mass, if it matters.
+#[cube]
+fn above(memory: &mut Memory, #[comptime] search: Search) -> (u64, u64) {
+    let mut count = 0u64;
+    let mut mass = 0u64;
+    if comptime!(search.by_count) {
+        count = memory.total(COUNT, search);
+    }
+    if comptime!(search.by_mass) {
+        for segment in 0..comptime!(search.segments) {
+            mass += memory.total(segment, search);
+        }
+    }
+    (count, mass)
+}
+
+/// Whether the least key that counts is in a bracket that was a guess, or not above it and below `floor`.
+#[cube]
+pub(super) fn holds(
+    bracket: &Bracket,
+    floor: u32,
+    limits: &Limits,
+    memory: &mut Memory,
+    #[comptime] search: Search,
+) -> bool {
+    let (units, team, candidates) = comptime!((search.team.units, search.team, search.candidates()));
+    let all = usize::cast_from(memory.found(COLLECTED));
+    let mut mass = 0u64;
+    let mut i = memory.unit;
+    while i < min(all, candidates.runtime()) {
+        if comptime!(search.by_mass) {
+            mass += mass_of_key(memory.candidate(bracket, i, search));
+        }
+        i += units;
+    }
+    memory.put(MASS_WITHIN, group_sum(mass, team), search);
+    meet(units);
+    let (count_above, mass_above) = above(memory, search);
+    let mass_from_low = mass_above + memory.total(MASS_WITHIN, search);
+    let is_low = bracket.low <= max(floor, comptime!(search.least() - 1))
+        || !fits(count_above + u64::cast_from(all), mass_from_low, limits, search);
+    is_low && all <= candidates && fits(count_above, mass_above, limits, search)
+}
+
+#[cube]
+impl Memory {
+    /// The key of a candidate.
+    fn candidate(&self, bracket: &Bracket, at: usize, #[comptime] search: Search) -> u32 {
+        let candidate = self.candidates[self.row * comptime!(search.candidates()) + at];
+        bracket.low + (candidate & comptime!((1u32 << KEY_BITS) - 1))
+    }
+}
+
+/// The least key that counts, given the candidates in the bracket: which is cut in as many parts as there are groups, and one
+/// more. Each group weighs what is above one cut.
 #[cube]
 pub(super) fn bisect(
     bracket: &Bracket,
@@ -91,54 +151,50 @@ pub(super) fn bisect(
 ) -> u32 {
     let (units, team, candidates) = comptime!((search.team.units, search.team, search.candidates()));
     let all = min(usize::cast_from(memory.found(COLLECTED)), candidates.runtime());
-    let mut mass_above = 0u64;
-    let mut count_above = 0u64;
-    if comptime!(search.by_mass) {
-        for segment in 0..SEGMENTS {
-            mass_above += memory.total(segment, search);
-        }
+    let (count_above, mass_above) = above(memory, search);
+    if memory.unit == 0 {
+        memory.find(LOW, bracket.low);
+        memory.find(HIGH, bracket.high);
     }
-    if comptime!(search.by_count) {
-        count_above = memory.total(COUNT, search);
-    }
+    let group = memory.unit / comptime!(team.group);
+    let of_unit = memory.unit % comptime!(team.group);
     let mut low = bracket.low;
     let mut high = bracket.high;
-    let mut slot = TRIED.runtime();
-    while high - low > 1u32 {
-        let middle = low + (high - low) / 2u32;
+    while high - low > comptime!(search.grain) {
+        let part = (high - low).div_ceil(comptime!(team.groups() as u32 + 1));
+        let cut = min(low + part * (u32::cast_from(group) + 1u32), high);
         let mut sum = 0u64;
-        let mut count = 0u64;
-        let mut i = memory.unit;
+        let mut count = 0u32;
+        let mut i = of_unit;
         while i < all {
-            let key = memory.candidates[memory.row * candidates + i] & comptime!((1u32 << KEY_BITS) - 1);
-            let key = bracket.low + key;
-            let is_above = key >= middle;
+            let key = memory.candidate(bracket, i, search);
+            let is_above = key >= cut;
             if comptime!(search.by_mass) {
-                sum += select(is_above, mass_of_key(key), 0u64);
+                sum += mass_where(is_above, f32::reinterpret(key - ZERO));
             }
-            count += select(is_above, 1u64, 0u64);
-            i += units;
+            count += select(is_above, 1u32, 0u32);
+            i += comptime!(team.group);
         }
         if comptime!(search.by_mass) {
-            memory.put(slot, group_sum(sum, team), search);
+            sum = group_sum(sum, team);
         }
-        if comptime!(search.by_count) {
-            memory.put(slot + 1, group_sum(count, team), search);
+        let count =
+            if comptime!(search.by_count) { group_sum(u64::cast_from(count), team) } else { 0u64.runtime() };
+        // All know where the bracket ended before.
+        meet(units);
+        if of_unit == 0 {
+            if fits(count_above + count, mass_above + sum, limits, search) {
+                memory.at_most(HIGH, cut);
+            } else {
+                memory.at_least(LOW, cut);
+            }
         }
         meet(units);
-        if comptime!(search.by_mass) {
-            sum = memory.total(slot, search);
-        }
-        if comptime!(search.by_count) {
-            count = memory.total(slot + 1, search);
-        }
-        let is_high = fits(count_above + count, mass_above + sum, limits, search);
-        high = select(is_high, middle, high);
-        low = select(is_high, low, middle);
-        // What others may still read stays for a round.
-        slot = comptime!(2 * TRIED + 2) - slot;
+        low = memory.found(LOW);
+        high = memory.found(HIGH);
     }
-    low
+    // The only key that is left from there on.
+    (low + comptime!(search.grain - 1)) & comptime!(!(search.grain - 1))
 }
 
 /// Adds the masses of the candidates from `least` on to those of their segments.
@@ -148,7 +204,7 @@ pub(super) fn add_candidates(bracket: &Bracket, least: u32, memory: &mut Memory,
     let all = min(usize::cast_from(memory.found(COLLECTED)), candidates.runtime());
     // Their sums are read no more.
     meet(units);
-    for segment in 0..SEGMENTS {
+    for segment in 0..comptime!(search.segments) {
         let mut sum = 0u64;
         let mut i = memory.unit;
         while i < all {

@@ -3,11 +3,11 @@
 use cubecl::prelude::*;
 
 use super::{SEGMENTS, Search};
-use crate::team::{group_max, group_sum};
+use crate::team::group_sum;
 
 /// Sums of a row that are kept at a time. While numbers are tallied: the counts in buckets, the least and the most that
 /// these may weigh; the mass and count beyond the range, and of its upper half.
-const SLOTS: usize = SEGMENTS + 6;
+const SLOTS: usize = SEGMENTS + 3;
 pub(super) const IN_BUCKETS: usize = 0;
 pub(super) const AT_LEAST: usize = 1;
 pub(super) const AT_MOST: usize = 2;
@@ -15,12 +15,11 @@ pub(super) const OVER_MASS: usize = 3;
 pub(super) const OVER_COUNT: usize = 4;
 pub(super) const HALF_MASS: usize = 5;
 pub(super) const HALF_COUNT: usize = 6;
-pub(super) const LARGEST: usize = 7;
 /// While they are collected, and later: the masses of segments, how many numbers count, how many are NaN.
 pub(super) const COUNT: usize = SEGMENTS;
 pub(super) const NANS: usize = SEGMENTS + 1;
-/// Mass and count above a key that is tried, twice.
-pub(super) const TRIED: usize = SEGMENTS + 2;
+/// The mass of the candidates.
+pub(super) const MASS_WITHIN: usize = SEGMENTS + 2;
 
 /// What a row keeps apart: the ends of the bracket, how many numbers there are from each on, and how many were collected.
 const FOUND: usize = 5;
@@ -96,19 +95,6 @@ impl Memory {
         self.sum(slot, 0usize, comptime!(search.team.groups()), search)
     }
 
-    /// The largest of what all groups have put, in each unit.
-    pub(super) fn largest(&self, slot: usize, #[comptime] search: Search) -> u32 {
-        let team = comptime!(search.team);
-        let mut largest = 0u32;
-        let mut group = self.unit % comptime!(team.group);
-        while group < comptime!(team.groups()) {
-            let of_group = self.sums[(self.row * SLOTS + slot) * comptime!(team.groups()) + group];
-            largest = max(largest, u32::cast_from(of_group));
-            group += comptime!(team.group);
-        }
-        group_max(largest, team)
-    }
-
     pub(super) fn found(&self, which: usize) -> u32 {
         self.found[self.row * FOUND + which].load()
     }
@@ -116,6 +102,16 @@ impl Memory {
     /// A place for one more that is collected.
     pub(crate) fn collected(&self) -> u32 {
         self.found[self.row * FOUND + COLLECTED].fetch_add(1u32)
+    }
+
+    /// Lowers what was found.
+    pub(super) fn at_most(&self, which: usize, value: u32) {
+        self.found[self.row * FOUND + which].fetch_min(value);
+    }
+
+    /// Raises it.
+    pub(super) fn at_least(&self, which: usize, value: u32) {
+        self.found[self.row * FOUND + which].fetch_max(value);
     }
 
     pub(crate) fn find(&self, which: usize, value: u32) {

@@ -17,12 +17,12 @@ mod memory;
 
 use cubecl::prelude::*;
 
-use super::mass::{ZERO, key_of};
+use super::mass::{ZERO, key_of, number_of};
 use super::top_k::MOST_TOP_K;
 use crate::DeviceProfile;
 use crate::team::Team;
 use buckets::{Bracket, Range, bracket_of, tally};
-use candidates::{KEY_BITS, add_candidates, bisect, collect};
+use candidates::{KEY_BITS, add_candidates, bisect, collect, holds};
 use memory::NANS;
 pub(crate) use memory::{COLLECTED, Memory, MemoryExpand};
 
@@ -44,8 +44,10 @@ pub(crate) struct Search {
     pub has_floor: bool,
     /// Whether numbers are probabilities, of which positive ones count, or logits.
     pub of_probs: bool,
-    /// Whether the mass of what counts is wanted.
-    pub sums: bool,
+    /// Parts of a row of which the mass of what counts is wanted.
+    pub segments: usize,
+    /// Keys of probabilities are multiples of this, by their type.
+    pub grain: u32,
     /// Buckets of a tally, and candidates there is room for: a power of 2.
     pub size: usize,
 }
@@ -53,9 +55,9 @@ pub(crate) struct Search {
 impl Search {
     /// A search without limits, in rows of `vocab` numbers.
     pub(crate) fn new(device: &DeviceProfile, team: Team, lanes: usize, vocab: usize) -> Self {
-        // 32 KiB at most, beside 4 KiB of sums.
+        // 32 KiB at most, beside 4 KiB of sums. A bucket is as much work as several numbers.
         let most = if device.shared_memory >= 40 << 10 { 4096 } else { MOST_TOP_K };
-        let size = vocab.next_power_of_two().clamp(64, most);
+        let size = vocab.div_ceil(8).next_power_of_two().clamp(64, most);
         Self {
             team,
             lanes,
@@ -63,9 +65,18 @@ impl Search {
             by_mass: false,
             has_floor: false,
             of_probs: true,
-            sums: true,
+            segments: 0,
+            grain: 1,
             size,
         }
+    }
+
+    /// How many units share each of `rows` rows of so many vectors. More of them share less of what there is to do but once,
+    /// and so they are no more than keep the device busy; with fewer, more rows would be under way than its caches keep.
+    pub(crate) fn units(device: &DeviceProfile, rows: usize, vectors: usize) -> u32 {
+        let of_device = device.cores.unwrap_or(1) * 512;
+        let busy = of_device.div_ceil(rows).next_power_of_two().min(vectors.div_ceil(IN_FLIGHT));
+        busy.max(vectors.div_ceil(4 * IN_FLIGHT)).min(1024) as u32
     }
 
     fn buckets(self) -> usize {
@@ -101,14 +112,17 @@ pub(crate) struct Row {
     pub start: usize,
     /// How many it has.
     pub vectors: usize,
-    /// How many a segment has.
-    pub segment: usize,
 }
 
 #[cube]
 impl Row {
     pub(crate) fn new(start: usize, vectors: usize) -> Row {
-        Row { start, vectors, segment: vectors.div_ceil(SEGMENTS) }
+        Row { start, vectors }
+    }
+
+    /// How many vectors a segment has.
+    pub(crate) fn segment(&self, #[comptime] search: Search) -> usize {
+        self.vectors.div_ceil(comptime!(search.segments.max(1)))
     }
 }
 
@@ -132,15 +146,21 @@ impl Limits {
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Kept {
     /// Whose key is at least this.
-    pub least: u32,
+    pub key: u32,
+    /// The number with this key.
+    pub least: f32,
     /// Whether there is a NaN.
     pub has_nan: bool,
 }
 
-/// The key of a number that may count, or 0.
+/// Whether a number may count, and its key if it may.
 #[cube]
-pub(crate) fn countable(x: f32, #[comptime] search: Search) -> u32 {
-    if comptime!(search.of_probs) { select(x > 0.0f32, u32::reinterpret(x) | ZERO, 0u32) } else { key_of(x) }
+fn countable(x: f32, #[comptime] search: Search) -> (bool, u32) {
+    if comptime!(search.of_probs) {
+        (x > 0.0f32, u32::reinterpret(x) | ZERO)
+    } else {
+        (!x.is_nan(), key_of(x))
+    }
 }
 
 /// Every `stride`th vector of a row from `first` on, `IN_FLIGHT` of them: for those that are not there, its last.
@@ -176,59 +196,72 @@ pub(crate) fn search_row<F: Float, N: Size>(
     memory: &mut Memory,
     #[comptime] search: Search,
 ) -> Kept {
-    let mut low = comptime!(search.least()).runtime();
-    let mut high = comptime!(search.least()).runtime();
+    let least = comptime!(search.least()).runtime();
+    let (base, shift) = comptime!(search.first_buckets());
+    let range = Range { low: least, base: base.runtime(), top: u32::MAX.runtime(), shift: shift.runtime() };
     let mut floor = 0u32;
     if comptime!(search.is_limited() || search.has_floor) {
-        let (base, shift) = comptime!(search.first_buckets());
-        let range = Range { low, base: base.runtime(), top: u32::MAX.runtime(), shift: shift.runtime() };
         let largest = tally::<F, N>(x, row, &range, memory, true, search);
-        if comptime!(search.is_limited()) {
-            let first = bracket_of(&range, limits, memory, true, search);
-            low = first.low;
-            high = first.high;
-            let mut count = first.count;
-            while !is_narrow(low, high, count, search) {
-                let range = Range::within(max(low, comptime!(search.least())), high, search);
-                tally::<F, N>(x, row, &range, memory, false, search);
-                let next = bracket_of(&range, limits, memory, false, search);
-                low = next.low;
-                high = next.high;
-                count = next.count;
-            }
-            // Of two keys it is the lower.
-            high = select(high - low == 1u32, low, high);
-        }
         if comptime!(search.has_floor) {
             let largest = f32::reinterpret(max(largest, ZERO) - ZERO);
             let least = limits.floor * largest;
             // NaN is no floor.
-            floor = countable(select(least > largest, largest, least), search);
-            let is_above = floor >= high;
-            low = select(is_above, floor, low);
-            high = select(is_above, floor, high);
+            let (is_one, key) = countable(select(least > largest, largest, least), search);
+            floor = select(is_one, key, 0u32);
         }
     }
-    let bracket = Bracket { low, high, count: 0u32.runtime() };
-    collect::<F, N>(x, row, &bracket, memory, search);
-    // Not `low`, which is the bracket's.
-    let mut kept = low;
+
+    let mut kept = max(floor, least);
     if comptime!(search.is_limited()) {
-        let is_open = low < high;
-        if is_open {
-            kept = max(bisect(&bracket, limits, memory, search), floor);
-            if comptime!(search.sums) {
-                add_candidates(&bracket, kept, memory, search);
+        let mut bracket = bracket_of(&range, limits, memory, true, true, search);
+        let mut is_guess = true.runtime();
+        let mut is_found = false.runtime();
+        while !is_found {
+            if is_narrow(&bracket, search) {
+                let above = raised(&bracket, floor);
+                collect::<F, N>(x, row, &above, memory, search);
+                is_found = !is_guess || holds(&above, floor, limits, memory, search);
+                if is_found {
+                    kept = above.low;
+                    if above.low < above.high {
+                        kept = max(bisect(&above, limits, memory, search), kept);
+                        if comptime!(search.segments > 0) {
+                            add_candidates(&above, kept, memory, search);
+                        }
+                    }
+                }
+            }
+            if !is_found {
+                is_guess = false;
+                bracket.set(&bracket_of(&range, limits, memory, true, false, search));
+                while !is_narrow(&bracket, search) {
+                    let range = Range::within(max(bracket.low, least), bracket.high, search);
+                    tally::<F, N>(x, row, &range, memory, false, search);
+                    bracket.set(&bracket_of(&range, limits, memory, false, false, search));
+                }
+                // Of two keys it is the lower.
+                bracket.high = select(bracket.high - bracket.low == 1u32, bracket.low, bracket.high);
             }
         }
+    } else {
+        collect::<F, N>(x, row, &Bracket { low: kept, high: kept, count: 0u32.runtime() }, memory, search);
     }
-    let has_nan = if comptime!(search.sums) { memory.total(NANS, search) > 0u64 } else { false.runtime() };
-    Kept { least: max(kept, comptime!(search.least())), has_nan }
+    let has_nan =
+        if comptime!(search.segments > 0) { memory.total(NANS, search) > 0u64 } else { false.runtime() };
+    let key = max(kept, least);
+    Kept { key, least: number_of(key), has_nan }
+}
+
+/// What is left of a bracket if nothing below a floor counts.
+#[cube]
+fn raised(bracket: &Bracket, floor: u32) -> Bracket {
+    Bracket { low: max(bracket.low, floor), high: max(bracket.high, floor), count: bracket.count }
 }
 
 /// Whether what is in a bracket can be collected.
 #[cube]
-fn is_narrow(low: u32, high: u32, count: u32, #[comptime] search: Search) -> bool {
-    let width = high - low;
-    width == 1u32 || (count <= comptime!(search.candidates() as u32) && width <= comptime!(1u32 << KEY_BITS))
+fn is_narrow(bracket: &Bracket, #[comptime] search: Search) -> bool {
+    let width = bracket.high - bracket.low;
+    width <= 1u32
+        || (bracket.count <= comptime!(search.candidates() as u32) && width <= comptime!(1u32 << KEY_BITS))
 }
