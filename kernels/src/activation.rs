@@ -1,8 +1,8 @@
 //! Gated activations of a feed-forward layer.
 
-use cubecl::{client::Client, ir::ElemType, prelude::*};
+use cubecl::{client::Client, ir::ElemType, prelude::*, std::FastDivmod};
 
-use crate::fp8::{Code, Quantized, encode};
+use crate::fp8::{Code, Quantized, element_type, encode};
 use crate::grid::elementwise;
 use crate::isa::Machine;
 use crate::math::{erfc, exp, reciprocal};
@@ -22,12 +22,15 @@ pub enum Activation {
 }
 
 /// `y = act(a) · b` for the halves `a` and `b` of a row of `x`, divided by `scale`, if there is one. A unit computes one
-/// vector of `y`.
+/// vector of `y`. `stride` and `half` of a row of `x` are in vectors.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn act_and_mul<F: Float, Y: Numeric, N: Size>(
-    x: &Tensor<Vector<F, N>>,
-    y: &mut Tensor<Vector<Y, N>>,
+    x: &[Vector<F, N>],
+    y: &mut [Vector<Y, N>],
     scale: &ComptimeOption<Box<[f32]>>,
+    columns: FastDivmod<usize>,
+    half: usize,
+    stride: usize,
     total: usize,
     #[comptime] activation: Activation,
     #[comptime] machine: Machine,
@@ -37,11 +40,10 @@ fn act_and_mul<F: Float, Y: Numeric, N: Size>(
     if ABSOLUTE_POS >= total {
         terminate!();
     }
-    let vectors = y.shape(1) / N::value();
-    let (row, column) = (ABSOLUTE_POS / vectors, ABSOLUTE_POS % vectors);
-    let at = row * x.stride(0) / N::value() + column;
+    let (row, column) = columns.div_mod(ABSOLUTE_POS);
+    let at = row * stride + column;
     let a = Vector::<f32, N>::cast_from(x[at]);
-    let b = Vector::<f32, N>::cast_from(x[at + vectors]);
+    let b = Vector::<f32, N>::cast_from(x[at + half]);
     let mut product = act::<N>(a, activation, machine) * b;
     #[comptime]
     match scale {
@@ -116,8 +118,9 @@ pub fn launch(client: &Client, act: ActAndMul, dtype: ElemType) -> Result<()> {
     let total = y.size() / lanes;
     let (count, dim) = elementwise(KERNEL, client, total)?;
     let address = addresses(&[(&x, dtype.size()), (&y, dtype.size())]);
-    let y_dtype = Quantized::element(quantized.as_ref(), dtype);
+    let y_dtype = element_type(quantized.is_some(), dtype);
     let (code, scale) = Quantized::unzip(quantized, client);
+    let (half, stride) = (width / lanes, x.strides[0] / lanes);
     // SAFETY: a unit beyond `total` stops; below it row and column are within y, and twice as many columns within x.
     unsafe {
         act_and_mul::launch_unchecked(
@@ -126,9 +129,12 @@ pub fn launch(client: &Client, act: ActAndMul, dtype: ElemType) -> Result<()> {
             dim,
             address,
             lanes,
-            x.into_tensor_arg(),
-            y.into_tensor_arg(),
+            x.into_buffer_arg(),
+            y.into_buffer_arg(),
             scale.into(),
+            half,
+            half,
+            stride,
             total,
             activation,
             Machine::of(client),

@@ -2,10 +2,10 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*, std::FastDivmod};
 
-use crate::fp8::{Code, decode, encode, scale_of};
+use crate::fp8::{Code, decode, element_type, encode, scale_of};
 use crate::grid::elementwise;
 use crate::math::widen;
-use crate::pages::{KvQuantized, Pools, row_of, unzip};
+use crate::pages::{Pools, row_of, unzip};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
 /// Which way tokens go.
@@ -141,7 +141,7 @@ fn launch(kernel: &'static str, way: Way, client: &Client, tokens: Tokens, dtype
     let columns = k_dim.max(v_dim) / width;
     let total = count * heads * columns;
     let (cubes, dim) = elementwise(kernel, client, total)?;
-    let element = KvQuantized::element(pools.quantized.as_ref(), dtype);
+    let element = element_type(pools.quantized.is_some(), dtype);
     let [size, page_element] = [dtype.size(), element.size()];
     let address = addresses(&[(&pools.k, page_element), (&pools.v, page_element), (&k, size), (&v, size)]);
     let page_size = pools.k.shape[1];

@@ -92,11 +92,6 @@ pub struct Quantized {
 }
 
 impl Quantized {
-    /// The type of the elements of a tensor: of floats of type `dtype`, or of codes.
-    pub(crate) fn element(quantized: Option<&Self>, dtype: ElemType) -> ElemType {
-        if quantized.is_some() { ElemType::UInt(UIntKind::U8) } else { dtype }
-    }
-
     /// The format, and the scale as an argument of a kernel.
     pub(crate) fn unzip(quantized: Option<Self>, client: &Client) -> (Option<Code>, Option<BufferArg>) {
         quantized
@@ -108,6 +103,11 @@ impl Quantized {
     pub(crate) fn check_one(quantized: Option<&Self>, kernel: &'static str) -> Result<()> {
         quantized.map_or(Ok(()), |quantized| contiguous(kernel, "scale", &quantized.scale, &[1]))
     }
+}
+
+/// The type of the elements of a tensor: of floats of type `dtype`, or of codes.
+pub(crate) fn element_type(is_quantized: bool, dtype: ElemType) -> ElemType {
+    if is_quantized { ElemType::UInt(UIntKind::U8) } else { dtype }
 }
 
 /// What a code of a head is multiplied with: 1, if it is a number.

@@ -2,9 +2,10 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use crate::fp8::{Code, Quantized, encode};
+use crate::DeviceProfile;
+use crate::fp8::{Code, Quantized, element_type, encode};
 use crate::math::narrow;
-use crate::team::{Team, total};
+use crate::team::{Team, total, totals};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
 const KERNEL: &str = "norm";
@@ -32,21 +33,24 @@ struct Blueprint {
 /// y = (t - m) / sqrt(mean((t - m)²) + epsilon) · weight + bias
 /// ```
 /// divided by `scale`, if there is one. `U` units own a row: unit `u` takes the vectors `u, u + U, ..`. A cube is one row, or
-/// `rows` rows of one unit each.
+/// `rows` rows of one unit each. Rows have `vectors` vectors, and those of `x` begin `stride` vectors apart.
 ///
 /// `y` may be `x`, and `sum` the residual: a unit writes an element after the last time that it reads it, and no other
 /// unit reads it. Hence `t` is not kept in `sum`, whose type would round it, but in registers or computed again.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
-    x: &Tensor<Vector<F, N>>,
+    x: &[Vector<F, N>],
     residual: &ComptimeOption<Box<[Vector<F, N>]>>,
-    weight: &Tensor<Vector<W, N>>,
+    weight: &[Vector<W, N>],
     bias: &ComptimeOption<Box<[Vector<W, N>]>>,
     scale: &ComptimeOption<Box<[f32]>>,
-    y: &mut Tensor<Vector<Y, N>>,
+    y: &mut [Vector<Y, N>],
     sum: &mut ComptimeOption<Box<[Vector<F, N>]>>,
     epsilon: f32,
+    row_count: usize,
+    vectors: usize,
+    stride: usize,
     #[comptime] blueprint: Blueprint,
     #[define(F, W, Y)] _dtypes: [ElemType; 3],
 ) {
@@ -54,28 +58,53 @@ fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
     let held = comptime!(blueprint.held);
     let unit = UNIT_POS as usize % units;
     let row = CUBE_POS * rows + UNIT_POS as usize / units;
-    if row >= x.shape(0) {
+    if row >= row_count {
         terminate!();
     }
-    let width = x.shape(1);
-    let vectors = width / N::value();
-    let start = row * x.stride(0) / N::value();
+    let width = vectors * N::value();
+    let start = row * stride;
     let dense = row * vectors;
     let turns = if comptime!(held > 0) { held.runtime() } else { vectors.div_ceil(units) };
 
     // All loads of a row are in flight before the first is waited for: hence not in branches, but once more the last one.
-    let mut kept = Array::<Vector<f32, N>>::new(comptime!(if held > 0 { held } else { 1 }));
-    // Of a layer norm, which adds up more than once, there is no room for the weights as well.
-    let keeps_gains = comptime!(held > 0 && !blueprint.centred);
-    let mut gains = Array::<Vector<W, N>>::new(comptime!(if keeps_gains { held } else { 1 }));
+    let kept_turns = comptime!(if held > 0 { held } else { 1 });
+    let mut kept = Array::<Vector<f32, N>>::new(kept_turns);
+    // There is room for the weights as well, but not for those of a long row and its bias.
+    let keeps_gains = comptime!(held > 0 && (!blueprint.centred || held <= HELD / 4));
+    let mut gains = Array::<Vector<W, N>>::new(kept_turns);
+    let mut shifts = Array::<Vector<W, N>>::new(kept_turns);
     if comptime!(held > 0) {
+        let mut read = Array::<Vector<F, N>>::new(held);
+        let mut others = Array::<Vector<F, N>>::new(held);
         #[unroll]
         for turn in 0..held {
             let i = min(unit + turn * units, vectors - 1);
-            kept[turn] = added::<F, N>(x, residual, start + i, dense + i);
+            read[turn] = x[start + i];
+            #[comptime]
+            match residual {
+                ComptimeOption::Some(residual) => {
+                    others[turn] = residual[dense + i];
+                }
+                ComptimeOption::None => {}
+            }
             if comptime!(keeps_gains) {
                 gains[turn] = weight[i];
+                #[comptime]
+                match bias {
+                    ComptimeOption::Some(bias) => {
+                        shifts[turn] = bias[i];
+                    }
+                    ComptimeOption::None => {}
+                }
             }
+        }
+        #[unroll]
+        for turn in 0..held {
+            let mut value = Vector::<f32, N>::cast_from(read[turn]);
+            if comptime!(residual.is_some()) {
+                value += Vector::cast_from(others[turn]);
+            }
+            kept[turn] = value;
         }
     }
 
@@ -105,11 +134,15 @@ fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
             }
         }
     }
-    let mut variance = total(squares.vector_sum(), unit, blueprint.team) / f32::cast_from(width);
+    let mut sums = Array::<f32>::new(2usize);
+    sums[0] = squares.vector_sum();
+    sums[1] = distances.vector_sum();
+    totals(&mut sums, comptime!(if blueprint.centred { 2usize } else { 1 }), unit, blueprint.team);
+    let mut variance = sums[0] / f32::cast_from(width);
     // By how much the mean was rounded: beside a small deviation it is not little.
     let mut rest = Vector::<f32, N>::new(0.0f32);
     if comptime!(blueprint.centred) {
-        let off = total(distances.vector_sum(), unit, blueprint.team) / f32::cast_from(width);
+        let off = sums[1] / f32::cast_from(width);
         variance = max(variance - off * off, 0.0f32);
         rest = Vector::new(off);
     }
@@ -136,7 +169,7 @@ fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
             #[comptime]
             match bias {
                 ComptimeOption::Some(bias) => {
-                    normed += Vector::cast_from(bias[i]);
+                    normed += Vector::cast_from(if comptime!(keeps_gains) { shifts[turn] } else { bias[i] });
                 }
                 ComptimeOption::None => {}
             }
@@ -158,7 +191,7 @@ fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
 fn again<F: Float, N: Size>(
     kept: &Array<Vector<f32, N>>,
     turn: usize,
-    x: &Tensor<Vector<F, N>>,
+    x: &[Vector<F, N>],
     residual: &ComptimeOption<Box<[Vector<F, N>]>>,
     at: usize,
     dense: usize,
@@ -170,7 +203,7 @@ fn again<F: Float, N: Size>(
 /// `x[at] + residual[dense]`, in f32.
 #[cube]
 fn added<F: Float, N: Size>(
-    x: &Tensor<Vector<F, N>>,
+    x: &[Vector<F, N>],
     residual: &ComptimeOption<Box<[Vector<F, N>]>>,
     at: usize,
     dense: usize,
@@ -263,8 +296,11 @@ pub fn launch(client: &Client, norm: Norm, dtype: ElemType, weight_dtype: ElemTy
     let narrowest = if dtype.size() >= weight_dtype.size() { dtype } else { weight_dtype };
     let lanes = vector(client, narrowest, &[width], alignment(&x));
     let vectors = width / lanes;
-    // More units than these only where they must hold more.
-    let most = vectors.div_ceil(HELD).next_multiple_of(256);
+    // More units than these only where they must hold more, or where a layer norm of a few rows, for which a core has no other
+    // row to go on with, is to have its weights at once.
+    let is_few = DeviceProfile::of(client).cores.is_some_and(|cores| row_count <= cores);
+    let each = if centred && is_few { HELD / 4 } else { HELD };
+    let most = vectors.div_ceil(each).next_multiple_of(256);
     let (team, count, dim) =
         Team::of(KERNEL, client, row_count, vectors, u32::try_from(most).unwrap_or(u32::MAX))?;
     let turns = vectors.div_ceil(team.units);
@@ -272,11 +308,12 @@ pub fn launch(client: &Client, norm: Norm, dtype: ElemType, weight_dtype: ElemTy
     // All that is contiguous is as large as `y`, `x` with its gaps may be larger, and repeated rows smaller.
     let dense = y.as_ref().unwrap_or(&x);
     let address = addresses(&[(&x, dtype.size()), (dense, dtype.size()), (&weight, weight_dtype.size())]);
-    let y_dtype = Quantized::element(quantized.as_ref(), dtype);
+    let y_dtype = element_type(quantized.is_some(), dtype);
     let (code, scale) = Quantized::unzip(quantized, client);
     let blueprint = Blueprint { team, held, centred, one_more, code };
     // Places of `x` and `residual` among the buffers.
-    let y = y.map_or_else(|| x.as_alias(0), TensorBinding::into_tensor_arg);
+    let stride = x.strides[0] / lanes;
+    let y = y.map_or_else(|| BufferArg::alias(0, x.size()), TensorBinding::into_buffer_arg);
     let (residual, sum) = match add {
         None => (None, None),
         Some(Add { residual, sum: Some(sum) }) => {
@@ -297,14 +334,17 @@ pub fn launch(client: &Client, norm: Norm, dtype: ElemType, weight_dtype: ElemTy
             dim,
             address,
             lanes,
-            x.into_tensor_arg(),
+            x.into_buffer_arg(),
             residual.into(),
-            weight.into_tensor_arg(),
+            weight.into_buffer_arg(),
             beta.map(TensorBinding::into_buffer_arg).into(),
             scale.into(),
             y,
             sum.into(),
             epsilon,
+            row_count,
+            vectors,
+            stride,
             blueprint,
             [dtype, weight_dtype, y_dtype],
         );

@@ -1,11 +1,6 @@
 //! Keys and values in pages, as numbers or as codes of 8 bits.
 
-use cubecl::{
-    client::Client,
-    ir::{ElemType, UIntKind},
-    prelude::*,
-    std::FastDivmod,
-};
+use cubecl::{client::Client, prelude::*, std::FastDivmod};
 
 use crate::fp8::{Code, Fp8};
 use crate::tensor::{KvLayout, Result, by_slot, contiguous, rows, shape};
@@ -57,13 +52,6 @@ impl Pools {
             }
         }
         Ok(Self { k, v, layout: KvLayout::Nhd, quantized: self.quantized })
-    }
-}
-
-impl KvQuantized {
-    /// The type of the elements of pages: of codes, or of numbers of type `dtype`.
-    pub(crate) fn element(quantized: Option<&Self>, dtype: ElemType) -> ElemType {
-        if quantized.is_some() { ElemType::UInt(UIntKind::U8) } else { dtype }
     }
 }
 

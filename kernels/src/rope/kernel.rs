@@ -61,6 +61,10 @@ pub(super) fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
     let q_row = token * q.stride(1) + head * q.stride(2);
     let k_row = token * k.stride(1) + k_head * k.stride(2);
 
+    // Before the norm, so that they are on their way when it waits for the head.
+    let of_token = select(is_row, token, 0usize);
+    let angles = usize::cast_from(positions[of_token]) * cos_sin.stride(0);
+    let slot = slot_of(slots, of_token);
     let mut factor = 1.0f32;
     if comptime!(q_weight.is_some()) {
         let mut part = 0.0f32;
@@ -74,7 +78,6 @@ pub(super) fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
     }
 
     if is_row {
-        let angles = usize::cast_from(positions[token]) * cos_sin.stride(0);
         if is_q {
             let to = (token * q_heads + head) * q.shape(3);
             let scale = scale_of(q_scale, head, blueprint.q_code);
@@ -93,51 +96,46 @@ pub(super) fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
                 blueprint,
                 blueprint.q_code,
             );
-        } else {
-            let slot = slot_of(slots, token);
-            if slot >= 0i32 {
-                let slot = usize::cast_from(slot);
-                if is_k {
-                    let to =
-                        row_of(slot, k_head, page_size, k_out.stride(0), k_out.stride(1), k_out.stride(2));
-                    let scale = scale_of(k_scale, k_head, blueprint.k_code);
-                    rotate::<F, K, N, M>(
-                        k,
-                        k_row,
-                        k_out,
-                        to,
-                        k_weight,
-                        factor,
-                        scale,
-                        cos_sin,
-                        angles,
-                        rotary_dim,
-                        unit,
-                        blueprint,
-                        blueprint.k_code,
-                    );
-                } else {
-                    let to =
-                        row_of(slot, v_head, page_size, v_out.stride(0), v_out.stride(1), v_out.stride(2));
-                    let scale = scale_of(v_scale, v_head, blueprint.v_code);
-                    let row = token * v.stride(1) + v_head * v.stride(2);
-                    let no_weight = ComptimeOption::new_None();
-                    rotate::<F, K, N, M>(
-                        v,
-                        row,
-                        v_out,
-                        to,
-                        &no_weight,
-                        1.0f32,
-                        scale,
-                        cos_sin,
-                        angles,
-                        0usize,
-                        unit,
-                        blueprint,
-                        blueprint.v_code,
-                    );
-                }
+        } else if slot >= 0i32 {
+            let slot = usize::cast_from(slot);
+            if is_k {
+                let to = row_of(slot, k_head, page_size, k_out.stride(0), k_out.stride(1), k_out.stride(2));
+                let scale = scale_of(k_scale, k_head, blueprint.k_code);
+                rotate::<F, K, N, M>(
+                    k,
+                    k_row,
+                    k_out,
+                    to,
+                    k_weight,
+                    factor,
+                    scale,
+                    cos_sin,
+                    angles,
+                    rotary_dim,
+                    unit,
+                    blueprint,
+                    blueprint.k_code,
+                );
+            } else {
+                let to = row_of(slot, v_head, page_size, v_out.stride(0), v_out.stride(1), v_out.stride(2));
+                let scale = scale_of(v_scale, v_head, blueprint.v_code);
+                let row = token * v.stride(1) + v_head * v.stride(2);
+                let no_weight = ComptimeOption::new_None();
+                rotate::<F, K, N, M>(
+                    v,
+                    row,
+                    v_out,
+                    to,
+                    &no_weight,
+                    1.0f32,
+                    scale,
+                    cos_sin,
+                    angles,
+                    0usize,
+                    unit,
+                    blueprint,
+                    blueprint.v_code,
+                );
             }
         }
     }

@@ -8,7 +8,7 @@ use cubecl::{
 
 use super::Style;
 use super::kernel::{Blueprint, rope};
-use crate::fp8::Quantized;
+use crate::fp8::{Quantized, element_type};
 use crate::pages::{KvQuantized, Pools, unzip};
 use crate::team::Team;
 use crate::tensor::{KvLayout, Result, addresses, alignment, contiguous, one_page, rows, shape, vector};
@@ -173,8 +173,8 @@ pub fn launch(client: &Client, rope: Rope, dtype: ElemType) -> Result<()> {
         (outputs[2], size),
     ]);
     let page_size = to.k_out.shape[1];
-    let element = KvQuantized::element(to.quantized.as_ref(), dtype);
-    let q_dtype = Quantized::element(q_quantized.as_ref(), dtype);
+    let element = element_type(to.quantized.is_some(), dtype);
+    let q_dtype = element_type(q_quantized.is_some(), dtype);
     let (q_code, q_scale) = Quantized::unzip(q_quantized, client);
     let [(k_code, k_scale), (v_code, v_scale)] = unzip(to.quantized, client);
     let blueprint = Blueprint { style, team, q_code, k_code, v_code };
