@@ -1,6 +1,6 @@
 //! Norms, activations and sampling on a GPU, timed on the device, beside a copy of as many bytes.
 //!
-//!     cargo bench -p burn-flashinfer-kernels --features cuda --bench rows -- [csv=FILE]
+//!     cargo bench -p burn-flashinfer-kernels --features cuda --bench rows -- [csv=FILE] [op=PART OF A NAME] [rows=ROWS]
 //!
 //! As the bench of attention: medians of replayed graphs over sets of inputs that are larger than the caches together.
 
@@ -32,14 +32,29 @@ fn copy(from: &[Vector<u32, Const<4>>], to: &mut [Vector<u32, Const<4>>], total:
     }
 }
 
+/// Rounds to the type of `to`.
+#[cube(launch_unchecked)]
+fn rounded<F: Float>(from: &[f32], to: &mut [F], total: usize, #[define(F)] _dtype: ElemType) {
+    if ABSOLUTE_POS < total {
+        to[ABSOLUTE_POS] = F::cast_from(from[ABSOLUTE_POS]);
+    }
+}
+
 struct Bench {
     device: Device,
+    /// What the names of the operations that are timed contain.
+    op: String,
+    /// How many rows those have; if not given, any number.
+    rows: Option<String>,
     csv: String,
 }
 
 impl Bench {
     /// Times one launch for each of `sets`, which reads and writes so many `bytes`.
     fn row<T>(&mut self, op: &str, shape: [usize; 2], bytes: usize, sets: &[T], launch: impl Fn(&T)) {
+        if !op.contains(&self.op) || self.rows.as_ref().is_some_and(|rows| *rows != shape[0].to_string()) {
+            return;
+        }
         launch(&sets[0]);
         self.device.wait();
         let ms = self.device.replayed(&|| sets.iter().for_each(&launch)) / sets.len() as f64;
@@ -268,11 +283,13 @@ impl Bench {
         for (kind, temperature) in [("", 1.0), (" peaked", 0.25)] {
             let temperature = self.filled(rows, temperature);
             let name = |op: &str| format!("{op}{kind}");
-            self.row(&name("softmax"), shape, 2 * bytes, &sets, |[logits, probs, _]| {
+            let launch = |[logits, probs, _]: &[TensorBinding; 3]| {
                 let (logits, probs) = (logits.clone(), probs.clone());
                 let temperature = temperature.clone();
                 softmax(&client, Softmax { logits, temperature, probs }, dtype).expect("launches");
-            });
+            };
+            sets.iter().for_each(launch);
+            self.row(&name("softmax"), shape, 2 * bytes, &sets, launch);
             self.row(&name("sampling_from_logits"), shape, bytes, &sets, |[logits, ..]| {
                 let [samples, valid] = outcome.clone();
                 let (logits, draws, temperature) = (logits.clone(), draws.clone(), temperature.clone());
@@ -302,27 +319,93 @@ impl Bench {
                     sample_probs(&client, sample).expect("launches");
                 });
             }
-            for (op, by_count, output) in [
-                ("top_k_renorm_probs", true, Output::Renormalised),
-                ("top_p_renorm_probs", false, Output::Renormalised),
-                ("top_k_mask_logits", true, Output::Masked),
-            ] {
-                self.row(&name(op), shape, 2 * bytes, &sets, |[logits, probs, y]| {
-                    let x = if output == Output::Masked { logits } else { probs }.clone();
-                    let by = if by_count { Limit::TopK(top_k.clone()) } else { Limit::TopP(top_p.clone()) };
-                    let keep = KeepLikely { x, by, y: y.clone(), output };
-                    keep_likely(&client, keep, dtype).expect("launches");
-                });
-            }
+            self.likely(kind, &sets, ElemType::Float(F32));
         }
+    }
+
+    /// What is done with the likely ones of rows of logits, of probabilities and of results.
+    fn likely(&mut self, kind: &str, sets: &[[TensorBinding; 3]], dtype: ElemType) {
+        let shape = [sets[0][0].shape[0], sets[0][0].shape[1]];
+        let top_k = self.device.ints(vec![40; shape[0]]);
+        let top_p = self.filled(shape[0], 0.9);
+        let client = self.device.client.clone();
+        for (op, by_count, output) in [
+            ("top_k_renorm_probs", true, Output::Renormalised),
+            ("top_p_renorm_probs", false, Output::Renormalised),
+            ("top_k_mask_logits", true, Output::Masked),
+        ] {
+            let bytes = 2 * shape[0] * shape[1] * dtype.size();
+            self.row(&format!("{op}{kind}"), shape, bytes, sets, |[logits, probs, y]| {
+                let x = if output == Output::Masked { logits } else { probs }.clone();
+                let by = if by_count { Limit::TopK(top_k.clone()) } else { Limit::TopP(top_p.clone()) };
+                let keep = KeepLikely { x, by, y: y.clone(), output };
+                keep_likely(&client, keep, dtype).expect("launches");
+            });
+        }
+    }
+
+    /// The same as the norms have it: rows of a few thousand, in bf16 and in f32.
+    fn short_rows(&mut self, shape: [usize; 2]) {
+        let (client, total) = (self.device.client.clone(), shape[0] * shape[1]);
+        let temperature = self.filled(shape[0], 1.0);
+        for (kind, dtype) in [(" bf16", BF16), (" f32", F32)] {
+            let sets = self.sets(2 * total * ElemType::Float(dtype).size(), |d, seed| {
+                let [logits, probs] = [0, 1].map(|i| d.random(F32, &shape, seed + i));
+                let (x, temperature) = (logits.clone(), temperature.clone());
+                let made = Softmax { logits: x, temperature, probs: probs.clone() };
+                softmax(&client, made, ElemType::Float(F32)).expect("launches");
+                let round = |from: TensorBinding| {
+                    let to = d.random(dtype, &shape, seed);
+                    // SAFETY: units stop at the elements that both have.
+                    unsafe {
+                        rounded::launch_unchecked(
+                            &client,
+                            CubeCount::Static(total.div_ceil(256) as u32, 1, 1),
+                            CubeDim::new_1d(256),
+                            from.into_buffer_arg(),
+                            to.clone().into_buffer_arg(),
+                            total,
+                            ElemType::Float(dtype),
+                        );
+                    }
+                    to
+                };
+                [round(logits), round(probs), d.random(dtype, &shape, seed)]
+            });
+            self.likely(kind, &sets, ElemType::Float(dtype));
+        }
+    }
+
+    /// A launch that reads and writes next to nothing.
+    fn nothing(&mut self) {
+        let client = self.device.client.clone();
+        let sets = self.sets(1 << 20, |d, seed| d.random(F32, &[4], seed));
+        self.row("nothing", [1, 4], 32, &sets, |x| {
+            // SAFETY: one unit copies the vector that the buffer has to itself.
+            unsafe {
+                copy::launch_unchecked(
+                    &client,
+                    CubeCount::Static(1, 1, 1),
+                    CubeDim::new_1d(1),
+                    x.clone().into_buffer_arg(),
+                    x.clone().into_buffer_arg(),
+                    1,
+                );
+            }
+        });
     }
 }
 
 fn main() {
     let header = "op,impl,rows,width,ms,gbps\n";
-    let mut bench = Bench { device: Device::open(), csv: header.into() };
+    let argument =
+        |name: &str| std::env::args().find_map(|given| given.strip_prefix(name).map(str::to_owned));
+    let op = argument("op=").unwrap_or_default();
+    let mut bench = Bench { device: Device::open(), op, rows: argument("rows="), csv: header.into() };
+    bench.nothing();
     for shape in [[8192, 8192], [64, 8192]] {
         bench.copy(shape);
+        bench.short_rows(shape);
         bench.norms(shape);
         bench.activations(shape);
         bench.quantized(shape);
@@ -335,8 +418,7 @@ fn main() {
         bench.copy([shape[0], 2 * shape[1]]);
         bench.sampling(shape);
     }
-    if let Some(file) = std::env::args().find_map(|argument| argument.strip_prefix("csv=").map(str::to_owned))
-    {
+    if let Some(file) = argument("csv=") {
         std::fs::write(file, &bench.csv).expect("the file can be written");
     }
 }
