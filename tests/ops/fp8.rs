@@ -19,18 +19,20 @@ pub fn codes<const D: usize>(tensor: Tensor<D, Int>) -> Vec<u8> {
 }
 
 /// Fails unless each code is as near to `oracle / scale` as the nearest, but for twice the error of the same numbers
-/// computed in f32.
+/// computed in f32, as [`check`] allows it: the largest of all, with a few roundings of the largest number.
 pub fn check_codes(what: &str, format: Fp8, got: &[u8], baseline: &[f32], oracle: &[f64], scale: f32) {
     assert_eq!((got.len(), baseline.len()), (oracle.len(), oracle.len()), "{what}");
-    for (at, ((&code, &baseline), &oracle)) in got.iter().zip(baseline).zip(oracle).enumerate() {
-        let limit = f64::from(format.max());
-        let wanted = (oracle / f64::from(scale)).clamp(-limit, limit);
+    let (scale, limit) = (f64::from(scale), f64::from(format.max()));
+    let off = baseline.iter().zip(oracle).map(|(&x, oracle)| (f64::from(x) - oracle).abs());
+    let largest = oracle.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+    let moved = 2.0 * off.fold(0.0, f64::max) + 4.0 * f64::from(f32::EPSILON) * largest;
+    for (at, (&code, &oracle)) in got.iter().zip(oracle).enumerate() {
+        let wanted = (oracle / scale).clamp(-limit, limit);
         let error = |code: u8| (f64::from(format.decode(code)) - wanted).abs();
-        let computed = (f64::from(baseline) - oracle).abs() / f64::from(scale);
-        let slack = 2.0 * computed + 8.0 * f64::from(f32::EPSILON) * wanted.abs() + 1e-7;
         let nearest = format.encode(wanted as f32);
+        // What moves by so much comes as much nearer to one code as it goes away from the other.
         assert!(
-            error(code) <= error(nearest) + slack,
+            error(code) <= error(nearest) + 2.0 * moved / scale,
             "{what}: element {at} is {code:#x} ({}), expected {nearest:#x} ({wanted}); seed {}",
             format.decode(code),
             seed()
