@@ -32,14 +32,6 @@ fn copy(from: &[Vector<u32, Const<4>>], to: &mut [Vector<u32, Const<4>>], total:
     }
 }
 
-/// Rounds to the type of `to`.
-#[cube(launch_unchecked)]
-fn rounded<F: Float>(from: &[f32], to: &mut [F], total: usize, #[define(F)] _dtype: ElemType) {
-    if ABSOLUTE_POS < total {
-        to[ABSOLUTE_POS] = F::cast_from(from[ABSOLUTE_POS]);
-    }
-}
-
 struct Bench {
     device: Device,
     /// What the names of the operations that are timed contain.
@@ -344,36 +336,18 @@ impl Bench {
         }
     }
 
-    /// The same as the norms have it: rows of a few thousand, in bf16 and in f32.
+    /// The same in rows of a few thousand.
     fn short_rows(&mut self, shape: [usize; 2]) {
-        let (client, total) = (self.device.client.clone(), shape[0] * shape[1]);
+        let (client, dtype) = (self.device.client.clone(), ElemType::Float(F32));
         let temperature = self.filled(shape[0], 1.0);
-        for (kind, dtype) in [(" bf16", BF16), (" f32", F32)] {
-            let sets = self.sets(2 * total * ElemType::Float(dtype).size(), |d, seed| {
-                let [logits, probs] = [0, 1].map(|i| d.random(F32, &shape, seed + i));
-                let (x, temperature) = (logits.clone(), temperature.clone());
-                let made = Softmax { logits: x, temperature, probs: probs.clone() };
-                softmax(&client, made, ElemType::Float(F32)).expect("launches");
-                let round = |from: TensorBinding| {
-                    let to = d.random(dtype, &shape, seed);
-                    // SAFETY: units stop at the elements that both have.
-                    unsafe {
-                        rounded::launch_unchecked(
-                            &client,
-                            CubeCount::Static(total.div_ceil(256) as u32, 1, 1),
-                            CubeDim::new_1d(256),
-                            from.into_buffer_arg(),
-                            to.clone().into_buffer_arg(),
-                            total,
-                            ElemType::Float(dtype),
-                        );
-                    }
-                    to
-                };
-                [round(logits), round(probs), d.random(dtype, &shape, seed)]
-            });
-            self.likely(kind, &sets, ElemType::Float(dtype));
-        }
+        let sets = self.sets(8 * shape[0] * shape[1], |d, seed| {
+            let [logits, probs, y] = [0, 1, 2].map(|i| d.random(F32, &shape, seed + i));
+            let (x, temperature) = (logits.clone(), temperature.clone());
+            let made = Softmax { logits: x, temperature, probs: probs.clone() };
+            softmax(&client, made, dtype).expect("launches");
+            [logits, probs, y]
+        });
+        self.likely("", &sets, dtype);
     }
 
     /// A launch that reads and writes next to nothing.

@@ -4,11 +4,7 @@
 //! [searched](super::search) for: fewer than `top_k` tokens, or less than `top_p` probability. With two passes over the row
 //! for that, and one that writes, it is read three times and written once.
 
-use cubecl::{
-    client::Client,
-    ir::{ElemType, FloatKind},
-    prelude::*,
-};
+use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use super::mass::limit_of;
 use super::search::{IN_FLIGHT, Limits, Memory, Row, Search, load, search_row};
@@ -150,7 +146,6 @@ pub fn launch(client: &Client, keep: KeepLikely, dtype: ElemType) -> Result<()> 
         by_mass: !by_count,
         of_probs: output == Output::Renormalised,
         segments: usize::from(output == Output::Renormalised),
-        grain: grain(dtype),
         ..Search::new(&device, team, lanes, vocab)
     };
     let limit = limit.into_buffer_arg();
@@ -175,13 +170,4 @@ pub fn launch(client: &Client, keep: KeepLikely, dtype: ElemType) -> Result<()> 
         );
     }
     Ok(())
-}
-
-/// What the bits of probabilities of a type are multiples of, in f32.
-fn grain(dtype: ElemType) -> u32 {
-    match dtype {
-        ElemType::Float(FloatKind::BF16) => 1 << 16,
-        ElemType::Float(FloatKind::F16) => 1 << 13,
-        _ => 1,
-    }
 }

@@ -155,7 +155,7 @@ fn bounds(
     #[comptime] search: Search,
 ) -> (u64, u64) {
     let least = range.edge(bucket, search);
-    let most = (range.edge(bucket + 1, search) - 1u32) & comptime!(!(search.grain - 1));
+    let most = range.edge(bucket + 1, search) - 1u32;
     if comptime!(is_guess) {
         let mass = mass_of_key(least + (most - least) / 2u32);
         (mass, mass)

@@ -59,7 +59,8 @@ pub(super) fn collect<F: Float, N: Size>(
                             count += select(counts, 1u32, 0u32);
                         }
                         if comptime!(search.is_limited()) {
-                            if is_low && !counts {
+                            let is_candidate = is_low && !counts;
+                            if is_candidate {
                                 let at = memory.collected();
                                 // There is room for all of them.
                                 if at < comptime!(candidates as u32) {
@@ -160,7 +161,7 @@ pub(super) fn bisect(
     let of_unit = memory.unit % comptime!(team.group);
     let mut low = bracket.low;
     let mut high = bracket.high;
-    while high - low > comptime!(search.grain) {
+    while high - low > 1u32 {
         let part = (high - low).div_ceil(comptime!(team.groups() as u32 + 1));
         let cut = min(low + part * (u32::cast_from(group) + 1u32), high);
         let mut sum = 0u64;
@@ -193,8 +194,7 @@ pub(super) fn bisect(
         low = memory.found(LOW);
         high = memory.found(HIGH);
     }
-    // The only key that is left from there on.
-    (low + comptime!(search.grain - 1)) & comptime!(!(search.grain - 1))
+    low
 }
 
 /// Adds the masses of the candidates from `least` on to those of their segments.

@@ -5,11 +5,13 @@
 //!
 //! | pass | finds |
 //! |---|---|
-//! | tally | how many numbers there are in each bucket of keys, and so bounds of the masses above each |
-//! | collect | the mass above the buckets in which the least one must be, and what is in these: the candidates |
+//! | tally | how many numbers there are in each bucket of keys, and about how much mass is above each |
+//! | collect | the mass above the buckets in which the least one seems to be, and what is in these: the candidates |
 //!
-//! and the candidates, few enough for shared memory, through a bisection. Only if they are not are they tallied again, in
-//! buckets as much smaller as they are fewer. Sums are of integers: what comes out does not depend on their order.
+//! and the candidates, few enough for shared memory, are cut in ever smaller parts. What was collected tells whether the
+//! least one is among them. If not, bounds of the masses tell between which buckets it must be, and if there are too many
+//! numbers in these they are tallied again, in buckets as much smaller as they are fewer. Sums are of integers: what comes
+//! out does not depend on their order.
 
 mod buckets;
 mod candidates;
@@ -46,8 +48,6 @@ pub(crate) struct Search {
     pub of_probs: bool,
     /// Parts of a row of which the mass of what counts is wanted.
     pub segments: usize,
-    /// Keys of probabilities are multiples of this, by their type.
-    pub grain: u32,
     /// Buckets of a tally, and candidates there is room for: a power of 2.
     pub size: usize,
 }
@@ -66,7 +66,6 @@ impl Search {
             has_floor: false,
             of_probs: true,
             segments: 0,
-            grain: 1,
             size,
         }
     }
