@@ -2,7 +2,8 @@
 
 use burn::tensor::{Element, bf16, f16};
 
-use super::simd::sum;
+use super::scratch::with_scratch;
+use super::simd::{per_instruction_set, sum};
 
 /// An element that kernels read and write; they compute in f32.
 pub(super) trait Float: Element + bytemuck::Pod + Send + Sync {
@@ -85,6 +86,24 @@ impl Float for f16 {
 pub(super) fn widen_row<E: Float>(from: &[E], to: &mut [f32]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = from.widen();
+    }
+}
+
+per_instruction_set! {
+    /// [`widen_row`], for callers that are not made for an instruction set themselves.
+    pub(super) fn widened<E: Float>(from: &[E], to: &mut [f32]) {
+        widen_row(from, to);
+    }
+}
+
+/// Calls `work` with a row, widened.
+pub(super) fn with_wide<E: Float, T>(row: &[E], work: impl FnOnce(&[f32]) -> T) -> T {
+    match E::as_wide(row) {
+        Some(wide) => work(wide),
+        None => with_scratch(row.len(), |wide| {
+            widened(row, wide);
+            work(wide)
+        }),
     }
 }
 

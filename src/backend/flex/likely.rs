@@ -6,6 +6,7 @@ use super::float::{Float, widen_row};
 use super::output::by_rows;
 use super::sampling::mass;
 use super::scratch::with_scratch;
+use super::simd::per_instruction_set;
 use super::view::{Rows, dims, with_rows};
 
 /// How much of each row counts.
@@ -62,20 +63,47 @@ pub(super) fn limit(top_p: f32) -> u64 {
 ///
 /// Few numbers pass the `k`th largest of those before them, so that the row is hardly more than read.
 pub(super) fn kth_largest(row: &[f32], k: usize) -> f32 {
-    let room = k.saturating_mul(2).max(1024).min(row.len());
+    let room = k.saturating_mul(2).max(128).min(row.len());
     let mut kept = Vec::with_capacity(room);
-    let mut least = f32::NEG_INFINITY;
     let select = |kept: &mut Vec<f32>| *kept.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1;
-    for &x in row {
-        if x > least {
+    let mut least = f32::NEG_INFINITY;
+    passing(
+        row,
+        least,
+        |x, least| x > least,
+        |_, x| {
             kept.push(x);
             if kept.len() == room && k < room {
                 least = select(&mut kept);
                 kept.truncate(k);
             }
+            least
+        },
+    );
+    if kept.len() < k { f32::NEG_INFINITY } else { select(&mut kept) }
+}
+
+per_instruction_set! {
+    /// Calls `each` with the place of every number that passes `bar`, and the number; it returns the bar for the next. Where
+    /// few pass, the row is hardly more than read: a block of which none does is left at once.
+    pub(super) fn passing<P: Fn(f32, f32) -> bool, F: FnMut(usize, f32) -> f32>(
+        row: &[f32],
+        bar: f32,
+        passes: P,
+        each: F,
+    ) {
+        const BLOCK: usize = 64;
+        let (mut bar, mut each) = (bar, each);
+        for (block, numbers) in row.chunks(BLOCK).enumerate() {
+            if numbers.iter().fold(false, |any, &x| any | passes(x, bar)) {
+                for (at, &x) in numbers.iter().enumerate() {
+                    if passes(x, bar) {
+                        bar = each(block * BLOCK + at, x);
+                    }
+                }
+            }
         }
     }
-    if kept.len() < k { f32::NEG_INFINITY } else { select(&mut kept) }
 }
 
 /// The smallest probability above which there is less mass than `limit`, `-inf` if there is nowhere as much, and how much

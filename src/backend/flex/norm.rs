@@ -1,10 +1,10 @@
-//! Norms of rows: a row is widened, and added to, once and stays in the processor's cache.
+//! Norms of rows: a row is widened, where it must be, and added to, once and stays in the processor's cache.
 
 use burn::tensor::DType;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::float::{Float, dot, widen_row};
+use super::float::{Float, dot, with_wide};
 use super::output::by_rows;
 use super::scratch::with_scratch;
 use super::simd::{self, per_instruction_set};
@@ -97,22 +97,13 @@ pub(super) fn factors(mut weight: Vec<f32>, style: RmsNormStyle) -> Vec<f32> {
 }
 
 /// The rows of `x`, each of which `norm` makes of its widened elements.
-fn normalised<E: Float, Y: Float>(x: FlexTensor, norm: impl Fn(&mut [f32], &mut [Y]) + Sync) -> FlexTensor {
+fn normalised<E: Float, Y: Float>(x: FlexTensor, norm: impl Fn(&[f32], &mut [Y]) + Sync) -> FlexTensor {
     let x = with_rows(x);
     let [rows, width] = dims(&x);
     let source: Rows<'_, E, 1> = Rows::of(&x);
     by_rows([rows, width], PARALLEL, |row, y| {
-        with_scratch(width, |wide| {
-            widened(source.row([row]), wide);
-            norm(wide, y);
-        });
+        with_wide(source.row([row]), |wide| norm(wide, y));
     })
-}
-
-per_instruction_set! {
-    fn widened<E: Float>(x: &[E], wide: &mut [f32]) {
-        widen_row(x, wide);
-    }
 }
 
 per_instruction_set! {

@@ -3,7 +3,7 @@
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::float::{Float, dot, widen_row};
+use super::float::{Float, dot, widened};
 use super::scratch::with_scratch;
 use super::simd::per_instruction_set;
 use super::view::{self, Rows, dims, with_rows};
@@ -97,12 +97,6 @@ per_instruction_set! {
                 }
             }
         }
-    }
-}
-
-per_instruction_set! {
-    fn widened<E: Float>(row: &[E], wide: &mut [f32]) {
-        widen_row(row, wide);
     }
 }
 

@@ -113,7 +113,7 @@ pub(super) fn sample_probs(
 
 fn sample_row(probs: &[f32], filters: &Filters, draw: &Draw) -> Option<usize> {
     let at = |filter: &Option<Vec<f32>>| filter.as_ref().map(|filter| filter[draw.row]);
-    if probs.iter().any(|p| p.is_nan()) {
+    if has_nan(probs) {
         return None;
     }
     let mut least = 0.0;
@@ -129,14 +129,38 @@ fn sample_row(probs: &[f32], filters: &Filters, draw: &Draw) -> Option<usize> {
         // NaN is no floor.
         least = if floor > largest { largest } else { floor }.max(least);
     }
-    let masses = || probs.iter().map(|&p| if p >= least { mass(p) } else { 0 });
-    let sum = masses().sum();
+    if least <= 0.0 {
+        return first_beyond(probs.iter().map(|&p| mass(p)).enumerate(), draw);
+    }
+    let mut likely = vec![];
+    likely::passing(
+        probs,
+        least,
+        |p, least| p >= least,
+        |id, p| {
+            likely.push((id, mass(p)));
+            least
+        },
+    );
+    first_beyond(likely.into_iter(), draw)
+}
+
+/// The first token at which the masses, added up, exceed a random part of their sum.
+fn first_beyond(mut masses: impl Iterator<Item = (usize, u64)> + Clone, draw: &Draw) -> Option<usize> {
+    let sum = masses.clone().map(|(_, mass)| mass).sum();
     let mut rest = below(sum, draw.words(0));
-    masses().position(|mass| {
+    let is_here = |&(_, mass): &(usize, u64)| {
         let is_here = rest < mass;
         rest = rest.wrapping_sub(mass);
         is_here
-    })
+    };
+    masses.find(is_here).map(|(id, _)| id)
+}
+
+per_instruction_set! {
+    fn has_nan(row: &[f32]) -> bool {
+        row.iter().fold(false, |any, x| any | x.is_nan())
+    }
 }
 
 /// A token of a row without filters.

@@ -1,9 +1,10 @@
-//! The largest numbers of each row, by a partial selection of integers.
+//! The largest numbers of each row, by the order of integers.
 
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::float::Float;
+use super::float::{Float, with_wide};
+use super::likely::{kth_largest, passing};
 use super::view::{self, Rows, dims, with_rows};
 
 /// The `k` largest numbers of each row of `x`, in order, and where they are. `k` is from 1 to the width of a row.
@@ -18,8 +19,20 @@ pub(super) fn top_k<E: Float>(x: FlexTensor, k: usize) -> (FlexTensor, FlexTenso
         |(row, (values, ids))| {
             let row = source.row([row]);
             // One integer says where a number comes: the largest first, of equals the first.
-            let mut ranks: Vec<u64> =
-                row.iter().zip(0..).map(|(x, id)| u64::from(!key(x.widen())) << 32 | id).collect();
+            let mut ranks = vec![];
+            with_wide(row, |wide| {
+                let least = kth_largest(wide, k);
+                // NaN comes last, if there are not enough numbers.
+                passing(
+                    wide,
+                    least,
+                    |x, least| x >= least || least == f32::NEG_INFINITY,
+                    |id, x| {
+                        ranks.push(u64::from(!key(x)) << 32 | id as u64);
+                        least
+                    },
+                );
+            });
             if k < ranks.len() {
                 ranks.select_nth_unstable(k);
                 ranks.truncate(k);
