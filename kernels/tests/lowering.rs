@@ -280,7 +280,7 @@ fn sampling_stays_in_registers() {
             let what = format!("{} on {target}", lowered.entry);
             let listing = lowered.listing();
             assert_eq!(listing.count().scratch, 0, "{what}");
-            assert!(listing.scratch.unwrap_or(0) == 0 && listing.spills.unwrap_or(0) == 0, "{what}");
+            assert_eq!([listing.scratch.unwrap_or(0), listing.spills.unwrap_or(0)], [0; 2], "{what}");
             assert!(lowered.shared_memory <= 64 << 10, "{what}: {}", lowered.shared_memory);
             assert!(lowered.block[0] >= 256, "{what}: {:?}", lowered.block);
             let wide = match target {

@@ -40,6 +40,13 @@ impl Range {
         Range { low, base: low, top, shift }
     }
 
+    pub(super) fn set(&mut self, other: &Range) {
+        self.low = other.low;
+        self.base = other.base;
+        self.top = other.top;
+        self.shift = other.shift;
+    }
+
     pub(super) fn half(&self) -> u32 {
         self.low + (self.top - self.low) / 2u32
     }
@@ -194,14 +201,14 @@ fn may_fit(
     fits(count, least - margin(least, is_guess), limits, search)
 }
 
-/// Where the least key that counts is, by a tally: must be, or seems to be. Each unit adds up its buckets, and looks for the
-/// ends among them.
+/// Where the least key that counts is, by a tally, the first or one again: must be, or by the first seems to be. Each unit adds
+/// up its buckets, and looks for the ends among them.
 #[cube]
 pub(super) fn bracket_of(
     range: &Range,
     limits: &Limits,
     memory: &mut Memory,
-    #[comptime] is_first: bool,
+    is_again: bool,
     #[comptime] is_guess: bool,
     #[comptime] search: Search,
 ) -> Bracket {
@@ -249,10 +256,10 @@ pub(super) fn bracket_of(
     least_above += least_later;
     most_above += if comptime!(is_guess) { least_later } else { memory.sum(AT_MOST, next, groups, search) };
     let mut is_half_high = false.runtime();
-    if comptime!(!is_first) {
-        count_above += memory.total(OVER_COUNT, search);
+    if comptime!(!is_guess) {
+        count_above += select(is_again, memory.total(OVER_COUNT, search), 0u64);
         if comptime!(search.by_mass) {
-            let over_mass = memory.total(OVER_MASS, search);
+            let over_mass = select(is_again, memory.total(OVER_MASS, search), 0u64);
             least_above += over_mass;
             most_above += over_mass;
             let half_count = memory.total(HALF_COUNT, search);
@@ -308,10 +315,10 @@ pub(super) fn bracket_of(
     let mut low = memory.found(LOW);
     let mut high = memory.found(HIGH);
     let count = memory.found(FROM_LOW) - memory.found(FROM_HIGH);
-    if comptime!(!is_first && search.by_mass) {
+    if comptime!(!is_guess && search.by_mass) {
         let half = range.half();
-        low = select(is_half_high, low, max(low, half));
-        high = select(is_half_high, min(high, half), high);
+        low = select(is_again && !is_half_high, max(low, half), low);
+        high = select(is_again && is_half_high, min(high, half), high);
     }
     Bracket { low, high, count }
 }

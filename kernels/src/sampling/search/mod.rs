@@ -197,7 +197,8 @@ pub(crate) fn search_row<F: Float, N: Size>(
 ) -> Kept {
     let least = comptime!(search.least()).runtime();
     let (base, shift) = comptime!(search.first_buckets());
-    let range = Range { low: least, base: base.runtime(), top: u32::MAX.runtime(), shift: shift.runtime() };
+    let mut range =
+        Range { low: least, base: base.runtime(), top: u32::MAX.runtime(), shift: shift.runtime() };
     let mut floor = 0u32;
     if comptime!(search.is_limited() || search.has_floor) {
         let largest = tally::<F, N>(x, row, &range, memory, true, search);
@@ -212,7 +213,7 @@ pub(crate) fn search_row<F: Float, N: Size>(
 
     let mut kept = max(floor, least);
     if comptime!(search.is_limited()) {
-        let mut bracket = bracket_of(&range, limits, memory, true, true, search);
+        let mut bracket = bracket_of(&range, limits, memory, false.runtime(), true, search);
         let mut is_guess = true.runtime();
         let mut is_found = false.runtime();
         while !is_found {
@@ -232,11 +233,16 @@ pub(crate) fn search_row<F: Float, N: Size>(
             }
             if !is_found {
                 is_guess = false;
-                bracket.set(&bracket_of(&range, limits, memory, true, false, search));
-                while !is_narrow(&bracket, search) {
-                    let range = Range::within(max(bracket.low, least), bracket.high, search);
-                    tally::<F, N>(x, row, &range, memory, false, search);
-                    bracket.set(&bracket_of(&range, limits, memory, false, false, search));
+                let mut is_again = false.runtime();
+                let mut is_sure = false.runtime();
+                while !is_sure {
+                    bracket.set(&bracket_of(&range, limits, memory, is_again, false, search));
+                    is_sure = is_narrow(&bracket, search);
+                    if !is_sure {
+                        range.set(&Range::within(max(bracket.low, least), bracket.high, search));
+                        tally::<F, N>(x, row, &range, memory, false, search);
+                        is_again = true;
+                    }
                 }
                 // Of two keys it is the lower.
                 bracket.high = select(bracket.high - bracket.low == 1u32, bracket.low, bracket.high);
