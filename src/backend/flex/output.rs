@@ -1,4 +1,4 @@
-//! Results that are written row by row into memory that nobody clears first.
+//! Results that are written row by row, and into memory that nobody clears first.
 
 use std::mem::MaybeUninit;
 
@@ -20,21 +20,32 @@ pub(super) fn by_rows<E: Float>(
     make: impl Fn(usize, &mut [E]) + Sync,
 ) -> FlexTensor {
     let mut output = Box::<[E]>::new_uninit_slice(rows * width);
-    let one = |(row, place): (usize, &mut [MaybeUninit<E>])| {
+    each_row(&mut output, width, parallel, |row, place: &mut [MaybeUninit<E>]| {
         with_scratch(size_of_val(place).div_ceil(size_of::<f32>()), |scratch| {
             let made = &mut bytemuck::cast_slice_mut(scratch)[..width];
             make(row, made);
             place.write_copy_of_slice(made);
         });
-    };
-    if width > 0 {
-        if output.len() < parallel {
-            output.chunks_exact_mut(width).enumerate().for_each(one);
-        } else {
-            output.par_chunks_exact_mut(width).enumerate().for_each(one);
-        }
-    }
+    });
     // SAFETY: there is nothing but rows of `width` elements, and all of each was written.
     let output = unsafe { output.assume_init() };
     view::tensor(output.into_vec(), [rows, width], E::dtype())
+}
+
+/// Calls `one` with each row of `width` elements and its number: on several threads from `parallel` elements on.
+pub(super) fn each_row<E: Send>(
+    rows: &mut [E],
+    width: usize,
+    parallel: usize,
+    one: impl Fn(usize, &mut [E]) + Sync,
+) {
+    let one = |(row, elements): (usize, &mut [E])| one(row, elements);
+    if width == 0 {
+        return;
+    }
+    if rows.len() < parallel {
+        rows.chunks_exact_mut(width).enumerate().for_each(one);
+    } else {
+        rows.par_chunks_exact_mut(width).enumerate().for_each(one);
+    }
 }

@@ -1,9 +1,9 @@
 //! Rotary position embedding, after the norm of each head if there is one.
 
 use burn_flex::FlexTensor;
-use rayon::prelude::*;
 
 use super::float::{Float, dot, widened};
+use super::output::each_row;
 use super::scratch::with_scratch;
 use super::simd::per_instruction_set;
 use super::view::{self, Rows, dims, with_rows};
@@ -31,7 +31,7 @@ pub(super) fn rope<E: Float>(x: FlexTensor, by: &Rotations<'_>, norm: Option<&He
     let mut x = view::dense(x);
     let [tokens, heads, dim] = dims(&x);
     let rows = &mut x.storage_mut::<E>()[..tokens * heads * dim];
-    each_token(rows, heads * dim, |token, row| {
+    each_row(rows, heads * dim, PARALLEL, |token, row| {
         for head in row.chunks_exact_mut(dim) {
             with_scratch(dim, |wide| {
                 widened(head, wide);
@@ -49,22 +49,13 @@ pub(super) fn rope_wide<E: Float>(x: FlexTensor, by: &Rotations<'_>, norm: Optio
     let [tokens, heads, dim] = dims(&x);
     let source: Rows<'_, E, 2> = Rows::of(&x);
     let mut rotated = vec![0.0_f32; tokens * heads * dim];
-    each_token(&mut rotated, heads * dim, |token, row| {
+    each_row(&mut rotated, heads * dim, PARALLEL, |token, row| {
         for (head, wide) in row.chunks_exact_mut(dim).enumerate() {
             widened(source.row([token, head]), wide);
             by.apply(token, wide, norm);
         }
     });
     view::tensor(rotated, [tokens, heads, dim], burn::tensor::DType::F32)
-}
-
-fn each_token<E: Send>(rows: &mut [E], width: usize, one: impl Fn(usize, &mut [E]) + Sync) {
-    let each = |(token, row): (usize, &mut [E])| one(token, row);
-    if rows.len() < PARALLEL {
-        rows.chunks_exact_mut(width).enumerate().for_each(each);
-    } else {
-        rows.par_chunks_exact_mut(width).enumerate().for_each(each);
-    }
 }
 
 impl Rotations<'_> {
