@@ -1,8 +1,8 @@
 //! Attention on a GPU, timed on the device: CSV rows of the columns that other libraries' rows have.
 //!
-//!     cargo bench -p burn-flashinfer-kernels --features cuda --bench attention -- PART.. [quick] [csv=FILE]
+//!     cargo bench -p burn-flashinfer-kernels --features cuda --bench attention -- PART.. [quick] [keys=N] [csv=FILE]
 //!
-//! Parts: first, plan, prefill, decode, skew, mixed, cascade, plain, and sweep; without any, all but sweep.
+//! With `keys`, only rows of requests that end with so many keys. Parts: first, plan, prefill, decode, skew, mixed, cascade, plain, and sweep; without any, all but sweep.
 //!
 //! Every row is the median of at least ten passes over several sets of random inputs, which together are larger than the
 //! caches, as a replayed graph of launches: what the device needs, without the gaps that the host leaves. The first call
@@ -35,7 +35,8 @@ fn main() {
         .any(has);
     let quick = has("quick");
     let header = "op,impl,dtype,batch,q_len,kv_len,ms,tflops,gbps,max_err,note\n";
-    let mut bench = Bench { device: Device::open(), csv: header.into() };
+    let only = arguments.iter().find_map(|argument| argument.strip_prefix("keys=")?.parse().ok());
+    let mut bench = Bench { device: Device::open(), csv: header.into(), only };
     let base = Shape {
         op: "prefill",
         dtype: BF16,
@@ -57,15 +58,20 @@ fn main() {
         }
     }
     if every || has("prefill") {
-        let lengths: &[usize] =
-            if quick { &[1024, 2048, 4096, 8192] } else { &[1024, 2048, 4096, 8192, 16384, 32768] };
+        let lengths: &[usize] = if quick {
+            &[1024, 2048, 4096, 8192, 16384]
+        } else {
+            &[128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768]
+        };
         for dtype in if quick { vec![BF16] } else { vec![BF16, F16] } {
             for &n in lengths {
                 bench.row(&Shape { dtype, lengths: vec![(n, n)], ..base.clone() });
             }
         }
         for n in [8192, 16384] {
-            bench.row(&Shape { lengths: vec![(n, n)], causal: false, ..base.clone() });
+            for kv_heads in [8, 32] {
+                bench.row(&Shape { lengths: vec![(n, n)], kv_heads, causal: false, ..base.clone() });
+            }
         }
         for dim in [64, 256] {
             bench.row(&Shape { lengths: vec![(8192, 8192)], dim, ..base.clone() });

@@ -83,7 +83,7 @@ fn cases() -> Vec<Case> {
             if phase == "mixed" && kind_name == "single" {
                 continue;
             }
-            for dim in [64, 128] {
+            for dim in [64, 128, 256] {
                 for (dtype_name, dtype) in
                     [("f32", FloatKind::F32), ("f16", FloatKind::F16), ("bf16", FloatKind::BF16)]
                 {

@@ -16,6 +16,8 @@ pub const PAGE: usize = 16;
 pub struct Bench {
     pub device: Device,
     pub csv: String,
+    /// Keys of the last request of the rows wanted, if not all are.
+    pub only: Option<usize>,
 }
 
 /// The shape of a row.
@@ -114,6 +116,9 @@ impl Bench {
 
     /// A row of the table; milliseconds.
     pub fn row(&mut self, s: &Shape) -> f64 {
+        if self.only.is_some_and(|keys| s.lengths.last().is_none_or(|last| last.1 != keys)) {
+            return f64::NAN;
+        }
         let elements = |l: &(usize, usize)| 2 * (l.0 * s.q_heads + l.1 * s.kv_heads) * s.dim;
         let bytes =
             ElemType::Float(s.dtype.1).size() as f64 * s.lengths.iter().map(elements).sum::<usize>() as f64;

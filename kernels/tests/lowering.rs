@@ -107,18 +107,55 @@ fn cdna_computes_on_its_matrix_cores() {
 #[test]
 fn hopper_computes_on_its_tensor_cores() {
     each(SM_90, 128, |what, dtype, lowered| {
-        let listing = lowered.listing();
-        let count = listing.count();
-        let mma = format!("mma.sync.aligned.m16n8k16.row.col.f32.{dtype}.{dtype}.f32");
-        assert!(count.matrix >= 32, "{what}: {count:?}");
-        assert_eq!(listing.inner_count(&mma), count.matrix, "{what}");
-        for name in ["ldmatrix.sync.aligned.m8n8.x4", "cp.async.cg", "ex2.approx"] {
-            assert!(listing.inner_count(name) > 0, "{what}: no {name}");
+        let count = lowered.listing().count();
+        let names: &[String] = &if what.starts_with("decode") {
+            let mma = format!("mma.sync.aligned.m16n8k16.row.col.f32.{dtype}.{dtype}.f32");
+            ["ldmatrix.sync.aligned.m8n8.x4", "cp.async.cg", "ex2.approx"]
+                .map(String::from)
+                .into_iter()
+                .chain([mma])
+                .collect::<Vec<_>>()
+        } else {
+            let wgmma = format!("wgmma.mma_async.sync.aligned.m64n128k16.f32.{dtype}.{dtype}");
+            ["cp.async.cg", "ex2.approx", "setmaxnreg.inc", "setmaxnreg.dec", "mbarrier.try_wait"]
+                .map(String::from)
+                .into_iter()
+                .chain([wgmma])
+                .collect::<Vec<_>>()
+        };
+        for name in names {
+            assert!(lowered.assembly.contains(name), "{what}: no {name}");
         }
         assert_eq!(count.scratch, 0, "{what}");
         assert!(lowered.shared_memory <= 227 * 1024, "{what}");
         assert!(lowered.assembly.contains(".target sm_90a"));
     });
+}
+
+/// Whether a request has few rows or many: warpgroups, unless everyone decodes, and elsewhere never.
+#[test]
+fn who_gets_warpgroups() {
+    let unit = |target: Target, dim, lengths: &[(usize, usize)]| {
+        let spans = Span::following(lengths.iter().copied(), 16);
+        let plan =
+            Plan::new(&target.profile(), &problem(FloatKind::BF16, dim), &spans, Choice::Auto, Split::Auto);
+        match plan.map(|plan| plan.blueprint()) {
+            Ok(Blueprint::Tiled(tiled)) => tiled.unit,
+            Ok(Blueprint::Mixed(mixed)) => mixed.many.unit,
+            other => panic!("{target} {dim}: {other:?}"),
+        }
+    };
+    let prefill = [(2048, 2048)];
+    for dim in [64, 128, 192, 256] {
+        assert_eq!(unit(SM_90, dim, &prefill), Unit::Wgmma, "{dim}");
+    }
+    assert_eq!(unit(SM_90, 128, &[(2048, 2048), (1, 4096)]), Unit::Wgmma);
+    assert_eq!(unit(SM_90, 128, &[(1, 4096); 8]), Unit::MmaSync);
+    assert_eq!(unit(SM_90, 128, &[(128, 128)]), Unit::MmaSync);
+    assert_eq!(unit(SM_90, 96, &prefill), Unit::MmaSync);
+    for other in [80, 89, 100] {
+        assert_eq!(unit(Target::Sm(other), 128, &prefill), Unit::MmaSync, "{other}");
+    }
 }
 
 #[test]
@@ -159,10 +196,13 @@ fn plain_multiplications_stay_in_registers() {
 fn what_an_architecture_lacks_is_refused_by_name() {
     let (decode, spans) = (problem(FloatKind::F16, 64), requests(1));
     let (mma, mfma) = (tiled(SM_90, &decode, &spans), tiled(GFX942, &decode, &spans));
-    assert_eq!((mma.unit, mfma.unit), (Unit::MmaSync, Unit::Mfma16));
+    let wgmma = tiled(SM_90, &decode, &requests(1024));
+    assert_eq!((mma.unit, mfma.unit, wgmma.unit), (Unit::MmaSync, Unit::Mfma16, Unit::Wgmma));
     for (target, dtype, unit, instruction) in [
         (GFX942, FloatKind::F16, mma, Instruction::MmaSync),
         (Target::Sm(75), FloatKind::F16, mma, Instruction::MmaSync),
+        (Target::Sm(80), FloatKind::F16, wgmma, Instruction::Wgmma),
+        (Target::Sm(100), FloatKind::F16, wgmma, Instruction::Wgmma),
         (SM_90, FloatKind::F16, mfma, Instruction::MfmaF16),
         (Target::Gfx(0x908), FloatKind::BF16, mfma, Instruction::MfmaBf16),
         (Target::Gfx(0x1100), FloatKind::F16, mfma, Instruction::MfmaF16),
@@ -180,7 +220,7 @@ fn what_an_architecture_lacks_is_refused_by_name() {
 /// Both sizes of tiles in one kernel, no more registers than there are, and no more shared memory than the larger takes.
 #[test]
 fn prefill_and_decode_are_one_launch() {
-    for (target, shared) in [(GFX942, 64 << 10), (SM_90, 227 << 10)] {
+    for (target, shared) in [(GFX942, 64 << 10), (Target::Sm(80), 227 << 10)] {
         let (problem, spans) =
             (problem(FloatKind::BF16, 128), Span::following([(4096, 4096), (1, 8192), (1, 700)], 16));
         let plan =

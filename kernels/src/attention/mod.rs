@@ -5,6 +5,7 @@ mod blueprint;
 mod launch;
 mod plan;
 mod portable;
+mod specialized;
 mod tiled;
 
 pub use blueprint::{Alignment, Blueprint, Choice, HeadDims, Mixed, Problem};

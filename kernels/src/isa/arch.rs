@@ -79,6 +79,9 @@ pub enum Instruction {
     MfmaBf16,
     /// `mma.sync` m16n8k16 of f16 and bf16, `ldmatrix`, `cp.async`.
     MmaSync,
+    /// `wgmma` of f16 and bf16, `setmaxnreg`, and barriers in shared memory that copies arrive at: of sm_90a, whose
+    /// successors have other matrix instructions.
+    Wgmma,
     /// Conversions of f32 to and from e4m3 and e5m2 as the OCP defines them: `cvt.rn.satfinite.e4m3x2.f32` and its kin.
     CvtFp8,
     /// The same for the FNUZ encodings, which are biased by one more and have no infinity and no negative zero:
@@ -93,6 +96,7 @@ impl Instruction {
             (Self::MfmaF16, Arch::Gfx(name)) => matches!(name, 0x908 | 0x90a | 0x940..=0x942),
             (Self::MfmaBf16, Arch::Gfx(name)) => matches!(name, 0x90a | 0x940..=0x942),
             (Self::MmaSync, Arch::Sm(capability)) => capability >= 80,
+            (Self::Wgmma, Arch::Sm(capability)) => capability == 90,
             (Self::CvtFp8, Arch::Sm(capability)) => capability >= 89,
             (Self::CvtFp8Fnuz, Arch::Gfx(name)) => matches!(name, 0x940..=0x942),
             _ => false,
@@ -127,16 +131,17 @@ mod tests {
     fn who_has_what() {
         let has = |arch| {
             use Instruction::*;
-            [MfmaF16, MfmaBf16, MmaSync, CvtFp8, CvtFp8Fnuz].map(|i| i.exists_on(arch))
+            [MfmaF16, MfmaBf16, MmaSync, Wgmma, CvtFp8, CvtFp8Fnuz].map(|i| i.exists_on(arch))
         };
-        assert_eq!(has(Arch::Gfx(0x942)), [true, true, false, false, true]);
-        assert_eq!(has(Arch::Gfx(0x90a)), [true, true, false, false, false]);
-        assert_eq!(has(Arch::Gfx(0x908)), [true, false, false, false, false]);
-        assert_eq!(has(Arch::Gfx(0x1100)), [false; 5]);
-        assert_eq!(has(Arch::Sm(90)), [false, false, true, true, false]);
-        assert_eq!(has(Arch::Sm(86)), [false, false, true, false, false]);
-        assert_eq!(has(Arch::Sm(75)), [false; 5]);
-        assert_eq!(has(Arch::Other), [false; 5]);
+        assert_eq!(has(Arch::Gfx(0x942)), [true, true, false, false, false, true]);
+        assert_eq!(has(Arch::Gfx(0x90a)), [true, true, false, false, false, false]);
+        assert_eq!(has(Arch::Gfx(0x908)), [true, false, false, false, false, false]);
+        assert_eq!(has(Arch::Gfx(0x1100)), [false; 6]);
+        assert_eq!(has(Arch::Sm(90)), [false, false, true, true, true, false]);
+        assert_eq!(has(Arch::Sm(100)), [false, false, true, false, true, false]);
+        assert_eq!(has(Arch::Sm(86)), [false, false, true, false, false, false]);
+        assert_eq!(has(Arch::Sm(75)), [false; 6]);
+        assert_eq!(has(Arch::Other), [false; 6]);
         let refused = Instruction::MmaSync.check("attention", Arch::Gfx(0x942));
         assert_eq!(
             refused.map_err(|r| r.to_string()),

@@ -47,17 +47,26 @@ impl Register {
     }
 }
 
-/// One PTX instruction. `$0`, `$1`, … are its outputs, then its inputs, a vector being a register for each element.
+/// One PTX instruction. `$0`, `$1`, … are its outputs, then its inputs, a vector or an array of them being a register for
+/// each element.
 pub(super) struct Ptx {
     pub text: String,
     /// Class and number of the registers of the result.
     pub output: Option<(Register, usize)>,
+    /// The value whose registers become those of the result.
+    pub updated: Option<Value>,
     pub inputs: Vec<(Register, usize, Value)>,
     /// Reads or writes memory, or waits.
     pub effect: bool,
 }
 
 impl Ptx {
+    /// An instruction without result, of registers of 32 bits.
+    pub(super) fn effect(text: &str, inputs: &[Value]) -> Self {
+        let inputs = inputs.iter().map(|&value| (Register::B32, 1, value)).collect();
+        Self { text: text.into(), output: None, updated: None, inputs, effect: true }
+    }
+
     /// `{$first, …}` for `count` registers.
     pub(super) fn group(first: usize, count: usize) -> String {
         let names: Vec<_> = (first..first + count).map(|i| format!("${i}")).collect();
@@ -69,8 +78,13 @@ impl Ptx {
             self.output.iter().flat_map(|&(class, count)| vec![format!("={}", class.constraint()); count]);
         let inputs =
             self.inputs.iter().flat_map(|&(class, count, _)| vec![class.constraint().to_string(); count]);
+        // Behind the others, so that text is numbered the same with and without.
+        let updated = match (&self.updated, self.output) {
+            (Some(_), Some((_, count))) => (0..count).map(|i| i.to_string()).collect(),
+            _ => vec![],
+        };
         let clobbers = self.effect.then(|| "~{memory}".to_owned());
-        outputs.chain(inputs).chain(clobbers).collect::<Vec<_>>().join(",")
+        outputs.chain(inputs).chain(updated).chain(clobbers).collect::<Vec<_>>().join(",")
     }
 
     /// The instruction as inline assembly of LLVM.
@@ -88,14 +102,12 @@ impl Ptx {
             if class == Register::Global {
                 let global = types::PointerType::get(ctx, 1).into();
                 inputs.push(put!(ctx, rw, llvm::AddrSpaceCastOp::new(ctx, value, global)));
-            } else if count == 1 {
-                inputs.push(value);
             } else {
-                for i in 0..count {
-                    let at = put!(ctx, rw, i32_const_op(ctx, i as i32));
-                    inputs.push(put!(ctx, rw, llvm::ExtractElementOp::new(ctx, value, at)));
-                }
+                inputs.extend(registers_of(ctx, rw, value, count)?);
             }
+        }
+        if let (Some(updated), Some((_, count))) = (self.updated, self.output) {
+            inputs.extend(registers_of(ctx, rw, updated, count)?);
         }
         let register: TypeHandle = match self.output {
             Some((Register::F32, _)) => FP32Type::get(ctx).into(),
@@ -118,14 +130,13 @@ impl Ptx {
         };
         let mut value = asm.get_operation().deref(ctx).get_result(0);
         if count > 1 {
-            let registers = value;
-            let vector = types::VectorType::get(ctx, register, count as u32, VectorTypeKind::Fixed).into();
-            value = put!(ctx, rw, llvm::PoisonOp::new(ctx, vector));
+            let mut registers = Vec::with_capacity(count);
             for i in 0..count {
-                let element = put!(ctx, rw, llvm::ExtractValueOp::new(ctx, registers, vec![i as u32])?);
-                let at = put!(ctx, rw, i32_const_op(ctx, i as i32));
-                value = put!(ctx, rw, llvm::InsertElementOp::new(ctx, value, element, at));
+                registers.push(put!(ctx, rw, llvm::ExtractValueOp::new(ctx, value, vec![i as u32])?));
             }
+            let ty = old.deref(ctx).get_result(0).get_type(ctx);
+            let ty = cube_type_to_llvm(ctx, ty);
+            value = made_of(ctx, rw, ty, register, &registers);
         }
         rw.replace_operation_with_values(ctx, old, vec![value]);
         Ok(())
@@ -140,7 +151,12 @@ impl Ptx {
         let mut outputs = vec![];
         if let Some((class, count)) = self.output {
             for i in 0..count {
-                outputs.push(format!("\"={}\"({})", class.constraint(), element(class, "result".into(), i)));
+                let way = if self.updated.is_some() { '+' } else { '=' };
+                outputs.push(format!(
+                    "\"{way}{}\"({})",
+                    class.constraint(),
+                    element(class, "result".into(), i)
+                ));
             }
         }
         let mut inputs = vec![];
@@ -165,8 +181,73 @@ impl Ptx {
         }
         let result = old.deref(ctx).get_result(0);
         let ty = result.get_type(ctx).to_cpp(ctx);
-        format!("{} = [&]{{ {ty} result; {asm} return result; }}();\n", result.fmt_left(ctx))
+        let updated = self.updated.map_or_else(String::new, |updated| format!(" = {}", updated.name(ctx)));
+        format!("{} = [&]{{ {ty} result{updated}; {asm} return result; }}();\n", result.fmt_left(ctx))
     }
+}
+
+/// Elements of a vector that fills an array, if the type is such an array.
+fn array_of(ctx: &Context, ty: TypeHandle) -> Option<(TypeHandle, usize)> {
+    let ty = ty.deref(ctx);
+    let element = ty.downcast_ref::<types::ArrayType>()?.elem_type();
+    let lanes =
+        element.deref(ctx).downcast_ref::<types::VectorType>().map_or(1, |vector| vector.num_elements());
+    Some((element, lanes as usize))
+}
+
+/// The elements of a scalar, a vector, or an array of either.
+fn registers_of(
+    ctx: &mut Context,
+    rw: &mut DialectConversionRewriter,
+    value: Value,
+    count: usize,
+) -> Result<Vec<Value>> {
+    let ty = value.get_type(ctx);
+    if let Some((_, lanes)) = array_of(ctx, ty) {
+        let mut registers = Vec::with_capacity(count);
+        for i in 0..count / lanes {
+            let element = put!(ctx, rw, llvm::ExtractValueOp::new(ctx, value, vec![i as u32])?);
+            registers.extend(registers_of(ctx, rw, element, lanes)?);
+        }
+        return Ok(registers);
+    }
+    if count == 1 {
+        return Ok(vec![value]);
+    }
+    let mut registers = Vec::with_capacity(count);
+    for i in 0..count {
+        let at = put!(ctx, rw, i32_const_op(ctx, i as i32));
+        registers.push(put!(ctx, rw, llvm::ExtractElementOp::new(ctx, value, at)));
+    }
+    Ok(registers)
+}
+
+/// The reverse of [`registers_of`], of LLVM's type `ty`.
+fn made_of(
+    ctx: &mut Context,
+    rw: &mut DialectConversionRewriter,
+    ty: TypeHandle,
+    register: TypeHandle,
+    registers: &[Value],
+) -> Value {
+    if let Some((element, lanes)) = array_of(ctx, ty) {
+        let mut array = put!(ctx, rw, llvm::PoisonOp::new(ctx, ty));
+        for (i, registers) in registers.chunks(lanes).enumerate() {
+            let element = made_of(ctx, rw, element, register, registers);
+            array = put!(ctx, rw, llvm::InsertValueOp::new(ctx, array, element, vec![i as u32]));
+        }
+        return array;
+    }
+    if let [one] = registers {
+        return *one;
+    }
+    let vector = types::VectorType::get(ctx, register, registers.len() as u32, VectorTypeKind::Fixed).into();
+    let mut value = put!(ctx, rw, llvm::PoisonOp::new(ctx, vector));
+    for (i, &element) in registers.iter().enumerate() {
+        let at = put!(ctx, rw, i32_const_op(ctx, i as i32));
+        value = put!(ctx, rw, llvm::InsertElementOp::new(ctx, value, element, at));
+    }
+    value
 }
 
 /// Calls an intrinsic of AMDGPU in place of an operation. Integers follow the operands.

@@ -179,6 +179,87 @@ fn instructions_of_a_warp() {
 }
 
 #[cube(launch_unchecked)]
+fn warpgroup(
+    from: &[Vector<u32, Const<4>>],
+    to: &mut [Vector<f32, Const<4>>],
+    #[comptime] bf16: bool,
+    #[comptime] columns: usize,
+) {
+    let at = UNIT_POS as usize;
+    let shared = Shared::<[Vector<u32, Const<4>>]>::new_aligned_slice(4096usize, 1024usize);
+    let address = nvidia::shared_address::<Vector<u32, Const<4>>>(&shared);
+    let barrier = address + 65528;
+    nvidia::barrier_init(barrier, 32usize);
+    sync_cube();
+    nvidia::set_registers(232usize, true);
+    let row = nvidia::shuffle(at, UNIT_POS % 8);
+    nvidia::cp_async_at::<Vector<u32, Const<4>>>(address, 512usize, &from[row..row + 1], 128usize, true);
+    nvidia::cp_async_arrive(barrier);
+    nvidia::barrier_wait(barrier, 0u32);
+    nvidia::fence_proxy_async();
+    nvidia::named_barrier(1u32, 32usize, true);
+    let mut d = Array::<Vector<f32, Const<4>>>::new(comptime!(columns / 8));
+    let mut a = Array::<Vector<u32, Const<4>>>::new(1usize);
+    a[0] = from[at];
+    let rows = comptime!(nvidia::Operand { rows: columns, transposed: false });
+    let product = comptime!(nvidia::Product { bf16, columns, steps: 1, fresh: true, b: rows });
+    nvidia::wgmma_shared(&mut d, address, address + 1024, 64usize, product);
+    let values = comptime!(nvidia::Operand { rows: 16, transposed: true });
+    nvidia::wgmma_registers(
+        &mut d,
+        &a,
+        address + 2048,
+        comptime!(nvidia::Product { fresh: false, b: values, ..product }),
+    );
+    nvidia::wgmma_wait(&mut d, columns, 0usize);
+    nvidia::named_barrier(1u32, 32usize, false);
+    nvidia::barrier_arrive(barrier);
+    #[unroll]
+    for i in 0..comptime!(columns / 8) {
+        to[at + comptime!(i * 128)] = d[i];
+    }
+    nvidia::set_registers(24usize, false);
+}
+
+fn launch_warpgroup(bf16: bool, columns: usize) -> impl Fn(&Client, CubeCount, CubeDim) {
+    move |client, count, _| {
+        let (from, to) = (buffer(client), buffer(client));
+        // SAFETY: never run.
+        unsafe { warpgroup::launch_unchecked(client, count, CubeDim::new_1d(128), from, to, bf16, columns) }
+    }
+}
+
+#[test]
+fn instructions_of_a_warpgroup() {
+    for (bf16, ty) in [(false, "f16"), (true, "bf16")] {
+        for columns in [8, 80, 128, 256] {
+            let product = format!("wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{ty}.{ty}");
+            let lowered = lower(SM_90, launch_warpgroup(bf16, columns)).expect("lowers");
+            for name in [
+                &product,
+                "wgmma.fence.sync.aligned",
+                "wgmma.commit_group.sync.aligned",
+                "wgmma.wait_group.sync.aligned 0",
+                "setmaxnreg.inc.sync.aligned.u32 232",
+                "setmaxnreg.dec.sync.aligned.u32 24",
+                "mbarrier.init.shared::cta.b64",
+                "mbarrier.arrive.shared::cta.b64",
+                "mbarrier.try_wait.parity.shared::cta.b64",
+                "cp.async.mbarrier.arrive.noinc.shared.b64",
+                "fence.proxy.async.shared::cta",
+                "bar.sync",
+                "bar.arrive",
+                "shfl.sync.idx.b32",
+            ] {
+                assert!(lowered.assembly.contains(name), "no {name}:\n{}", lowered.assembly);
+            }
+            // Once with the operand in shared memory, once in registers.
+            assert_eq!(lowered.assembly.matches(&product).count(), 2);
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
 fn fp8_of_nvidia(x: &[Vector<f32, Const<4>>], y: &mut [Vector<u32, Const<2>>], #[comptime] e5m2: bool) {
     let at = UNIT_POS as usize;
     y[at] = nvidia::from_fp8(nvidia::to_fp8(x[at], e5m2), e5m2);
@@ -229,6 +310,7 @@ fn a_foreign_instruction_is_refused_by_name() {
     refused(lower(SM_90, launch_mfma(16, true)), "llvm.amdgcn.mfma.f32.16x16x16bf16.1k does not exist");
     refused(lower(SM_90, launch_hints), "llvm.amdgcn.");
     refused(lower(GFX942, launch_warp(false)), "does not exist on this target");
+    refused(lower(GFX942, launch_warpgroup(false, 128)), "does not exist on this target");
 }
 
 /// Where the vendor is right and the machine too old, the check is all there is: LLVM would end the process.
@@ -240,6 +322,9 @@ fn the_check_knows_what_compiles() {
         (GFX1100, Instruction::MfmaF16, false),
         (SM_80, Instruction::MmaSync, true),
         (Target::Sm(75), Instruction::MmaSync, false),
+        (SM_90, Instruction::Wgmma, true),
+        (Target::Sm(89), Instruction::Wgmma, false),
+        (Target::Sm(100), Instruction::Wgmma, false),
     ] {
         let checked = instruction.check("test", target.arch());
         assert_eq!(checked.is_ok(), exists, "{target}");

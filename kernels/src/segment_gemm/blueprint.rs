@@ -173,7 +173,8 @@ impl Tiled {
     fn shared_quads(&self, problem: &Problem) -> usize {
         let tiles = self.tiles(problem);
         match self.unit {
-            Unit::MmaSync => product_quads::<MmaSync>(tiles),
+            // No blueprint here is made for warpgroups; the warps of one could do it alone.
+            Unit::MmaSync | Unit::Wgmma => product_quads::<MmaSync>(tiles),
             Unit::Mfma16 => product_quads::<Mfma16>(tiles),
             Unit::Mfma32 => product_quads::<Mfma32>(tiles),
             Unit::Scalar1 | Unit::Scalar32 => product_quads::<Scalar32>(tiles),

@@ -67,7 +67,7 @@ pub fn launch(client: &Client, gemm: SegmentGemm, dtype: ElemType) -> Result<()>
         Blueprint::Plain(plain) => launch_plain(client, gemm, &problem, plain),
         Blueprint::Tiled(tiled) => {
             let on = match tiled.unit {
-                Unit::MmaSync => launch_tiled::<MmaSync>,
+                Unit::MmaSync | Unit::Wgmma => launch_tiled::<MmaSync>,
                 Unit::Mfma16 => launch_tiled::<Mfma16>,
                 Unit::Mfma32 => launch_tiled::<Mfma32>,
                 Unit::Scalar1 | Unit::Scalar32 => launch_tiled::<Scalar32>,

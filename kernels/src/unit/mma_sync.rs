@@ -245,12 +245,7 @@ impl MatrixUnit for MmaSync {
             for m in 0..tiles.row_tiles {
                 let low = weights[comptime!(m * columns + 2 * k)];
                 let high = weights[comptime!(m * columns + 2 * k + 1)];
-                let mut a = Quad::empty();
-                a.insert(0usize, pack(low.extract(0usize), low.extract(1usize), comptime!(tiles.bf16())));
-                a.insert(1usize, pack(low.extract(2usize), low.extract(3usize), comptime!(tiles.bf16())));
-                a.insert(2usize, pack(high.extract(0usize), high.extract(1usize), comptime!(tiles.bf16())));
-                a.insert(3usize, pack(high.extract(2usize), high.extract(3usize), comptime!(tiles.bf16())));
-                rows[m] = a;
+                rows[m] = weights_operand(low, high, comptime!(tiles.bf16()));
             }
             #[unroll]
             for n in 0..comptime!(elements / 2) {
@@ -307,6 +302,21 @@ impl MatrixUnit for MmaSync {
     fn exp2(x: f32) -> f32 {
         exp2(x)
     }
+}
+
+/// Operand `a` of 16 keys, from the weights of the first 8 and the last 8 as a product left them.
+#[cube]
+pub(crate) fn weights_operand(
+    low: Vector<f32, Const<4>>,
+    high: Vector<f32, Const<4>>,
+    #[comptime] bf16: bool,
+) -> Quad {
+    let mut a = Quad::empty();
+    a.insert(0usize, pack(low.extract(0usize), low.extract(1usize), bf16));
+    a.insert(1usize, pack(low.extract(2usize), low.extract(3usize), bf16));
+    a.insert(2usize, pack(high.extract(0usize), high.extract(1usize), bf16));
+    a.insert(3usize, pack(high.extract(2usize), high.extract(3usize), bf16));
+    a
 }
 
 /// First quad of the queries: behind the stages, or in the last stage if they go to registers before it is used.

@@ -15,7 +15,7 @@ use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
 pub(crate) use mfma::{Mfma16, Mfma32};
-pub(crate) use mma_sync::MmaSync;
+pub(crate) use mma_sync::{MmaSync, weights_operand};
 pub(crate) use product::{ProductTiles, ProductUnit, product_quads, w_copy, x_copy};
 pub(crate) use scalar::{Scalar1, Scalar32, Scalar64};
 

@@ -12,6 +12,7 @@ use crate::host::{Device, Random, Type, binding, bytes_of, client, contiguous, i
 /// The units of this device.
 fn units() -> Vec<Unit> {
     let matrix_units = match Arch::of(&client()) {
+        arch if Instruction::Wgmma.exists_on(arch) => vec![Unit::MmaSync, Unit::Wgmma],
         arch if Instruction::MmaSync.exists_on(arch) => vec![Unit::MmaSync],
         arch if Instruction::MfmaBf16.exists_on(arch) => vec![Unit::Mfma16, Unit::Mfma32],
         _ => vec![],
@@ -28,6 +29,7 @@ fn units() -> Vec<Unit> {
 fn blueprints(unit: Unit) -> [(Tiled, Split); 3] {
     let (keys, stages) = match unit {
         Unit::MmaSync => (16, 3),
+        Unit::Wgmma => (80, 2),
         Unit::Scalar32 | Unit::Scalar64 => (16, 1),
         Unit::Scalar1 => (4, 1),
         _ => (32, 1),
@@ -37,6 +39,11 @@ fn blueprints(unit: Unit) -> [(Tiled, Split); 3] {
     let both = Tiled { row_planes: 2, key_planes: 2, ..few };
     let [few, many, both] = match unit {
         Unit::MmaSync => [few, Tiled { row_tiles: 2, stages: 2, resident: false, ..many }, both],
+        // Warpgroups share nothing but the copies.
+        Unit::Wgmma => {
+            let two = Tiled { row_planes: 8, key_planes: 1, resident: false, ..few };
+            [Tiled { keys: 128, ..two }, Tiled { row_planes: 12, keys: 64, stages: 3, ..two }, two]
+        }
         Unit::Mfma16 => [few, Tiled { row_tiles: 2, ..many }, both],
         Unit::Mfma32 => [few, many, both],
         // A plane is a thread: no more of them than cores.
@@ -57,7 +64,7 @@ fn blueprints(unit: Unit) -> [(Tiled, Split); 3] {
 /// The types that a unit multiplies.
 fn dtypes(unit: Unit) -> &'static [Type] {
     match unit {
-        Unit::MmaSync | Unit::Mfma16 | Unit::Mfma32 => &[Type::F16, Type::BF16],
+        Unit::MmaSync | Unit::Wgmma | Unit::Mfma16 | Unit::Mfma32 => &[Type::F16, Type::BF16],
         Unit::Scalar1 | Unit::Scalar32 | Unit::Scalar64 => &[Type::F16, Type::BF16, Type::F32],
     }
 }
@@ -178,7 +185,7 @@ fn both_sizes() -> Vec<Mixed> {
                 Some(Mixed { many: Tiled { row_tiles: 4, row_planes: 2, key_planes: 1, ..few }, few })
             }
             Unit::Scalar32 | Unit::Scalar64 => Some(Mixed { many: Tiled { row_planes: 4, ..many }, few }),
-            Unit::Mfma16 => None,
+            Unit::Mfma16 | Unit::Wgmma => None,
             Unit::Mfma32 => Some(Mixed { many, few: Tiled { unit: Unit::Mfma16, ..few } }),
             Unit::MmaSync => Some(Mixed { many, few }),
         }

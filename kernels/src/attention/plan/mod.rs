@@ -132,7 +132,7 @@ impl Plan {
             plan.why = Tiled::auto(device, problem, spans, false).err();
             return Ok(plan);
         };
-        let tiles = split::tiles(&classes, problem, spans);
+        let tiles = split::tiles(&classes, problem, spans, device.cores);
         let schedule = split::schedule(&classes, &tiles, problem, device.cores, split);
         (plan.longest, plan.mean) = (schedule.longest, schedule.mean);
         match &schedule.items {

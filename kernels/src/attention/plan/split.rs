@@ -9,7 +9,8 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::super::blueprint::{Blueprint, Problem};
-use super::super::tiled::Tiled;
+use super::super::specialized::is_shared_out;
+use super::super::tiled::{Tiled, Unit};
 use super::{Limits, MERGE_ROWS, Span, Split};
 
 /// Costs are in sixteenths of the time in which a core reads a key of a head of 128 elements in bf16, 16 ns on an H200.
@@ -20,6 +21,8 @@ const CUBE: u64 = 96 * KEY;
 const MERGE: u64 = 190 * KEY;
 /// Rows by which a core multiplies a key in the time in which it reads one (H200: 330 TFLOP/s beside 4.2 TB/s).
 const ROWS_PER_KEY: u64 = 78;
+/// The same of warpgroups, at 560 TFLOP/s.
+const WARPGROUP_ROWS_PER_KEY: u64 = 132;
 /// Pieces for each core at most.
 const WAVES: u64 = 4;
 
@@ -32,6 +35,7 @@ pub(super) struct Class {
     per_key: u64,
     /// Cubes that a core needs to be busy.
     resident: u64,
+    warpgroups: bool,
 }
 
 /// The tiles of a blueprint.
@@ -48,9 +52,12 @@ impl Class {
         // With few rows a core is busy reading, and one cube has enough loads in flight (1 x 16384 keys, H200: 2149 GB/s
         // with one, 1996 with two). With many, a second cube works while the first one waits (64 queries over 32768 shared
         // keys: 0.168 ms against 0.207).
-        let resident = if tiled.row_planes > 1 { 2 } else { 1 };
-        let per_key = (rows as u64 * KEY / ROWS_PER_KEY).max(KEY) * resident;
-        Self { rows, keys: tiled.cube_keys(), per_key, resident }
+        // Warpgroups take turns within one cube.
+        let warpgroups = tiled.unit == Unit::Wgmma;
+        let resident = if tiled.row_planes > 1 && !warpgroups { 2 } else { 1 };
+        let rows_per_key = if warpgroups { WARPGROUP_ROWS_PER_KEY } else { ROWS_PER_KEY };
+        let per_key = (rows as u64 * KEY / rows_per_key).max(KEY) * resident;
+        Self { rows, keys: tiled.cube_keys(), per_key, resident, warpgroups }
     }
 
     // In 32 bits: on the host a division of 64 takes three times as long, and there are thousands of tiles.
@@ -165,7 +172,9 @@ pub(super) struct Schedule {
 /// The tiles of all requests: the request with the heaviest tile first, and of each the heaviest tile first, which with a
 /// causal mask is the last. So what runs side by side reads the same keys: 16 x 3208 tokens at 322 TFLOP/s on an H200, where
 /// the heaviest tiles of all requests first made 297.
-pub(super) fn tiles(classes: &Classes, problem: &Problem, spans: &[Span]) -> Vec<Tile> {
+///
+/// Where works are shared out beforehand the heaviest of all come first: who has one of those has a light one next.
+pub(super) fn tiles(classes: &Classes, problem: &Problem, spans: &[Span], cores: Option<usize>) -> Vec<Tile> {
     let group = problem.group();
     let heaviest = |span: &Span| {
         let (class, _) = classes.for_rows(span.qo_len * group);
@@ -198,6 +207,9 @@ pub(super) fn tiles(classes: &Classes, problem: &Problem, spans: &[Span]) -> Vec
             end_row = first_row;
             first_row = first_row.saturating_sub(class.rows);
         }
+    }
+    if classes.many.warpgroups && is_shared_out(tiles.len() * problem.kv_heads, cores) {
+        tiles.sort_by_key(|tile| Reverse(classes.of_tile(tile).cost(tile.end - tile.start)));
     }
     tiles
 }

@@ -1,9 +1,14 @@
-use cubecl::{client::Client, prelude::*};
+use cubecl::{
+    client::Client,
+    ir::{AddressType, ElemType},
+    prelude::*,
+};
 
 use super::super::batch::TableArgs;
 use super::super::blueprint::Problem;
 use super::super::launch::Operands;
 use super::super::plan::{Planned, WORDS};
+use super::super::specialized::{cubes_for, specialized};
 use super::blueprint::{Tiled, Unit};
 use super::combine::{CombineParamsLaunch, combine};
 use super::kernel::{TiledParamsLaunch, Variant, tiled};
@@ -14,31 +19,85 @@ use crate::{DeviceProfile, Result};
 
 const KERNEL: &str = "attention";
 
-/// Runs the tiled kernel, and [`combine`] after it if there is something to merge. `operands` and blueprints have been
-/// checked.
-pub(in super::super) fn launch(
-    client: &Client,
-    operands: Operands,
+/// What both kernels are launched with.
+struct Launch<'a> {
+    client: &'a Client,
+    cubes: CubeCount,
+    dim: CubeDim,
+    address: AddressType,
+    q: TensorBinding,
+    k: TensorBinding,
+    v: TensorBinding,
+    output: TensorBinding,
+    lse: Option<TensorBinding>,
+    workspace: Option<TensorBinding>,
+    works: TensorBinding,
     table: TableArgs,
-    problem: &Problem,
-    tiles: (Tiled, Option<Tiled>),
-    planned: Planned,
-) -> Result<()> {
-    type On = fn(&Client, Operands, TableArgs, &Problem, (Tiled, Option<Tiled>), Planned) -> Result<()>;
-    let (many, few) = (tiles.0.unit, tiles.1.map(|few| few.unit));
-    let on: On = match (many, few) {
-        (Unit::MmaSync, _) => launch_on::<MmaSync, MmaSync>,
-        (Unit::Mfma16, _) => launch_on::<Mfma16, Mfma16>,
-        (Unit::Mfma32, Some(Unit::Mfma16)) => launch_on::<Mfma32, Mfma16>,
-        (Unit::Mfma32, _) => launch_on::<Mfma32, Mfma32>,
-        (Unit::Scalar1, _) => launch_on::<Scalar1, Scalar1>,
-        (Unit::Scalar32, _) => launch_on::<Scalar32, Scalar32>,
-        (Unit::Scalar64, _) => launch_on::<Scalar64, Scalar64>,
-    };
-    on(client, operands, table, problem, tiles, planned)
+    params: TiledParamsLaunch,
+    variant: Variant,
+    dtype: ElemType,
 }
 
-fn launch_on<M: MatrixUnit, F: MatrixUnit>(
+impl Launch<'_> {
+    /// [`tiled`].
+    fn tiled<M: MatrixUnit, F: MatrixUnit>(self) {
+        // SAFETY: a cube beyond the last work, or with one that has no rows, stops. By the contract on plans a work lies
+        // within its request, and that within the tokens: rows are clamped to the request's own, so queries are read, and
+        // output and lse written, at tokens and heads within the shapes that `check` compared. Keys are clamped below the
+        // end of the work, which no request's keys reach beyond; their pages and offsets are in bounds by the contract on
+        // index tensors. Quads stay within a head, which they divide, and every stride is a multiple of them. Shared memory
+        // is indexed by rows, keys and quads of the tiles that sized it. Partial results go to rows of the workspace below
+        // `partial_rows`, by the contract.
+        unsafe {
+            tiled::launch_unchecked::<M, F>(
+                self.client,
+                self.cubes,
+                self.dim,
+                self.address,
+                self.q.into_tensor_arg(),
+                self.k.into_tensor_arg(),
+                self.v.into_tensor_arg(),
+                self.output.into_buffer_arg(),
+                self.lse.map(TensorBinding::into_buffer_arg).into(),
+                self.workspace.map(TensorBinding::into_buffer_arg).into(),
+                self.works.into_buffer_arg(),
+                self.table,
+                self.params,
+                self.variant,
+                self.dtype,
+            );
+        }
+    }
+
+    /// [`specialized`].
+    fn specialized(self) {
+        // SAFETY: as above.
+        unsafe {
+            specialized::launch_unchecked(
+                self.client,
+                self.cubes,
+                self.dim,
+                self.address,
+                self.q.into_tensor_arg(),
+                self.k.into_tensor_arg(),
+                self.v.into_tensor_arg(),
+                self.output.into_buffer_arg(),
+                self.lse.map(TensorBinding::into_buffer_arg).into(),
+                self.workspace.map(TensorBinding::into_buffer_arg).into(),
+                self.works.into_buffer_arg(),
+                self.table,
+                self.params,
+                self.variant.soft_cap,
+                self.variant.many,
+                self.dtype,
+            );
+        }
+    }
+}
+
+/// Runs the kernel of the blueprint, and [`combine`] after it if there is something to merge. `operands` and blueprints have been
+/// checked.
+pub(in super::super) fn launch(
     client: &Client,
     operands: Operands,
     table: TableArgs,
@@ -75,14 +134,15 @@ fn launch_on<M: MatrixUnit, F: MatrixUnit>(
 
     let device = DeviceProfile::of(client);
     let (kv_heads, q_heads) = (problem.kv_heads, problem.q_heads);
-    let cubes = cover(KERNEL, count * kv_heads, device.max_cubes)?;
+    let items = count * kv_heads;
+    let items = if many.unit == Unit::Wgmma { cubes_for(items, device.cores) } else { items };
+    let cubes = cover(KERNEL, items, device.max_cubes)?;
     let size = problem.dtype.size();
     let mut address = addresses(&[(&q, size), (&k, size), (&v, size), (&output, size)]);
     if let Some(workspace) = &workspace {
         address = address.max(addresses(&[(workspace, 4)]));
     }
-    let tiles = many.tiles(problem);
-    let dim = CubeDim::new_2d(M::PLANE as u32, tiles.planes() as u32);
+    let dim = CubeDim::new_2d(device.plane, many.planes() as u32);
     let params = TiledParamsLaunch::new(
         scale,
         soft_cap.unwrap_or(0.0),
@@ -92,32 +152,36 @@ fn launch_on<M: MatrixUnit, F: MatrixUnit>(
         count,
         partial_rows,
     );
-    let few = few.map(|few| few.tiles(problem));
-    let variant = Variant { many: tiles, few, soft_cap: soft_cap.is_some() };
-    // SAFETY: a cube beyond the last work, or with one that has no rows, stops. By the contract on plans a work lies within
-    // its request, and that within the tokens: rows are clamped to the request's own, so queries are read, and output and lse
-    // written, at tokens and heads within the shapes that `check` compared. Keys are clamped below the end of the work, which
-    // no request's keys reach beyond; their pages and offsets are in bounds by the contract on index tensors. Quads stay
-    // within a head, which they divide, and every stride is a multiple of them. Shared memory is indexed by rows, keys and
-    // quads of the tiles that sized it. Partial results go to rows of the workspace below `partial_rows`, by the contract.
-    unsafe {
-        tiled::launch_unchecked::<M, F>(
-            client,
-            cubes,
-            dim,
-            address,
-            q.into_tensor_arg(),
-            k.into_tensor_arg(),
-            v.into_tensor_arg(),
-            output.clone().into_buffer_arg(),
-            lse.clone().map(TensorBinding::into_buffer_arg).into(),
-            workspace.clone().map(TensorBinding::into_buffer_arg).into(),
-            works.into_buffer_arg(),
-            table,
-            params,
-            variant,
-            problem.dtype,
-        );
+    let launch = Launch {
+        client,
+        cubes,
+        dim,
+        address,
+        q,
+        k,
+        v,
+        output: output.clone(),
+        lse: lse.clone(),
+        workspace: workspace.clone(),
+        works,
+        table,
+        params,
+        variant: Variant {
+            many: many.tiles(problem),
+            few: few.map(|few| few.tiles(problem)),
+            soft_cap: soft_cap.is_some(),
+        },
+        dtype: problem.dtype,
+    };
+    match (many.unit, few.map(|few| few.unit)) {
+        (Unit::MmaSync, _) => launch.tiled::<MmaSync, MmaSync>(),
+        (Unit::Wgmma, _) => launch.specialized(),
+        (Unit::Mfma16, _) => launch.tiled::<Mfma16, Mfma16>(),
+        (Unit::Mfma32, Some(Unit::Mfma16)) => launch.tiled::<Mfma32, Mfma16>(),
+        (Unit::Mfma32, _) => launch.tiled::<Mfma32, Mfma32>(),
+        (Unit::Scalar1, _) => launch.tiled::<Scalar1, Scalar1>(),
+        (Unit::Scalar32, _) => launch.tiled::<Scalar32, Scalar32>(),
+        (Unit::Scalar64, _) => launch.tiled::<Scalar64, Scalar64>(),
     }
 
     let (Some(merges), Some(workspace)) = (merges, workspace) else {
@@ -126,8 +190,7 @@ fn launch_on<M: MatrixUnit, F: MatrixUnit>(
     let vectors = vo / 4;
     let total = merge_count * kv_heads * merge_rows * vectors;
     let (cubes, dim) = elementwise(KERNEL, client, total)?;
-    let scale = if soft_cap.is_some() { 1.0 } else { scale };
-    let params = CombineParamsLaunch::new(scale, q_heads, kv_heads, partial_rows, merge_rows, total);
+    let params = CombineParamsLaunch::new(q_heads, kv_heads, partial_rows, merge_rows, total);
     // SAFETY: a unit beyond the last merge, or beyond its rows, stops. By the contract on plans a merge lies within its
     // request, and its chunks within the rows of the workspace, each of which a cube has written.
     unsafe {

@@ -6,8 +6,10 @@ mod fetch;
 mod kernel;
 mod launch;
 mod merge;
-mod softmax;
+pub(super) mod softmax;
 mod store;
 
 pub use blueprint::{Tiled, Unit};
+pub(super) use kernel::TiledParams;
 pub(super) use launch::launch;
+pub(super) use store::store_rows;

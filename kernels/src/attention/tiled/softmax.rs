@@ -7,18 +7,20 @@ use crate::unit::{MatrixUnit, Tiles};
 
 /// What a lane knows of its rows.
 #[derive(CubeType)]
-pub(super) struct Softmax {
-    /// Largest score so far, before scaling.
+pub(in super::super) struct Softmax {
+    /// Largest score so far, in base 2. Rounded: weights are relative to this number, whatever it is.
     pub maxima: Array<f32>,
     /// Sum of the lane's own weights.
     pub totals: Array<f32>,
+    /// What weights are relative to: the maxima, or 0 while they are -inf, for (-inf) - (-inf) would be NaN.
+    pub bases: Array<f32>,
     /// What the last tile did to the weights before it.
     pub rescales: Array<f32>,
 }
 
 /// Nothing seen.
 #[cube]
-pub(super) fn new_softmax(#[comptime] rows: usize) -> Softmax {
+pub(in super::super) fn new_softmax(#[comptime] rows: usize) -> Softmax {
     let mut maxima = Array::<f32>::new(rows);
     let mut totals = Array::<f32>::new(rows);
     #[unroll]
@@ -26,18 +28,18 @@ pub(super) fn new_softmax(#[comptime] rows: usize) -> Softmax {
         maxima[r] = f32::NEG_INFINITY;
         totals[r] = 0.0f32;
     }
-    Softmax { maxima, totals, rescales: Array::<f32>::new(rows) }
+    Softmax { maxima, totals, bases: Array::<f32>::new(rows), rescales: Array::<f32>::new(rows) }
 }
 
 /// Row `r` of the lane, within the rows of its plane.
 #[cube]
-pub(super) fn row_of<U: MatrixUnit>(lane: usize, #[comptime] r: usize) -> usize {
+pub(in super::super) fn row_of<U: MatrixUnit>(lane: usize, #[comptime] r: usize) -> usize {
     U::row(lane, comptime!(r % U::LANE_ROWS)) + comptime!(r / U::LANE_ROWS * U::ROWS)
 }
 
 /// `cap * tanh(scale * score / cap)` of all scores.
 #[cube]
-pub(super) fn soft_cap<U: MatrixUnit>(
+pub(in super::super) fn soft_cap<U: MatrixUnit>(
     scores: &mut Array<Vector<f32, U::Acc>>,
     scale: f32,
     cap: f32,
@@ -59,7 +61,7 @@ pub(super) fn soft_cap<U: MatrixUnit>(
 
 /// -inf for the scores of row `r` whose keys are not in `start..end`; `key` is the lane's first.
 #[cube]
-pub(super) fn mask<U: MatrixUnit>(
+pub(in super::super) fn mask<U: MatrixUnit>(
     scores: &mut Array<Vector<f32, U::Acc>>,
     #[comptime] r: usize,
     key: u32,
@@ -82,51 +84,74 @@ pub(super) fn mask<U: MatrixUnit>(
     }
 }
 
-/// Turns scores into weights `exp2(factor * (score - maximum))`, and says by how much older weights are too large.
+/// Raises the maxima to those of the scores, says by how much older weights are too large, and reduces their sums by it.
 #[cube]
-pub(super) fn weights<U: MatrixUnit>(
+pub(in super::super) fn raise_maxima<U: MatrixUnit>(
+    scores: &Array<Vector<f32, U::Acc>>,
+    softmax: &mut Softmax,
+    factor: f32,
+    #[comptime] tiles: Tiles,
+) {
+    let columns = comptime!(tiles.keys / U::COLUMNS);
+    // Element by element first: one chain for each row would be its whole length of latencies, with nothing beside it.
+    let mut highests = Array::<Vector<f32, U::Acc>>::new(tiles.row_tiles);
+    #[unroll]
+    for m in 0..tiles.row_tiles {
+        highests[m] = scores[comptime!(m * columns)];
+        #[unroll]
+        for n in 1..columns {
+            highests[m] = max(highests[m], scores[comptime!(m * columns + n)]);
+        }
+    }
+    #[unroll]
+    for r in 0..comptime!(tiles.row_tiles * U::LANE_ROWS) {
+        let of_row = highests[comptime!(r / U::LANE_ROWS)];
+        let mut highest = f32::NEG_INFINITY.runtime();
+        #[unroll]
+        for e in 0..comptime!(U::ACC) {
+            if comptime!(U::lane_row(e) == r % U::LANE_ROWS) {
+                highest = max(highest, of_row.extract(e));
+            }
+        }
+        let before = softmax.maxima[r];
+        let highest = max(before, U::row_max(highest) * factor);
+        let base = select(highest == f32::NEG_INFINITY, 0.0f32, highest);
+        softmax.maxima[r] = highest;
+        softmax.bases[r] = base;
+        let rescale = U::exp2(before - base);
+        softmax.rescales[r] = rescale;
+        softmax.totals[r] *= rescale;
+    }
+}
+
+/// Turns scores into weights `exp2(factor * score - base)`, and adds them up.
+#[cube]
+pub(in super::super) fn weights<U: MatrixUnit>(
     scores: &mut Array<Vector<f32, U::Acc>>,
     softmax: &mut Softmax,
     factor: f32,
     #[comptime] tiles: Tiles,
 ) {
     let columns = comptime!(tiles.keys / U::COLUMNS);
-    let lane_rows = comptime!(tiles.row_tiles * U::LANE_ROWS);
-    let mut bases = Array::<f32>::new(lane_rows);
     #[unroll]
-    for r in 0..lane_rows {
-        let mut highest = softmax.maxima[r];
+    for m in 0..tiles.row_tiles {
+        let mut totals = Vector::<f32, U::Acc>::new(0.0f32);
         #[unroll]
         for n in 0..columns {
-            let tile = scores[comptime!(r / U::LANE_ROWS * columns + n)];
+            let i = comptime!(m * columns + n);
+            let mut tile = scores[i];
             #[unroll]
             for e in 0..comptime!(U::ACC) {
-                if comptime!(U::lane_row(e) == r % U::LANE_ROWS) {
-                    highest = max(highest, tile.extract(e));
-                }
+                let r = comptime!(m * U::LANE_ROWS + U::lane_row(e));
+                // The product is not rounded before the subtraction: where logits are 1e5 that would be a percent of a weight.
+                tile.insert(e, U::exp2(fma(tile.extract(e), factor, -softmax.bases[r])));
             }
+            totals += tile;
+            scores[i] = tile;
         }
-        let highest = U::row_max(highest);
-        // While every score is -inf, subtract 0 instead: (-inf) - (-inf) would be NaN.
-        let base = select(highest == f32::NEG_INFINITY, 0.0f32, highest);
-        bases[r] = base;
-        let rescale = U::exp2((softmax.maxima[r] - base) * factor);
-        softmax.rescales[r] = rescale;
-        softmax.totals[r] *= rescale;
-        softmax.maxima[r] = highest;
-    }
-    #[unroll]
-    for i in 0..comptime!(tiles.row_tiles * columns) {
-        let mut tile = scores[i];
         #[unroll]
         for e in 0..comptime!(U::ACC) {
-            let r = comptime!(i / columns * U::LANE_ROWS + U::lane_row(e));
-            // Scaled after the maximum is subtracted: `factor * maximum`, rounded, is off by a percent of a weight where
-            // logits are 1e5. It takes an instruction more than a fused multiply-add.
-            let weight = U::exp2((tile.extract(e) - bases[r]) * factor);
-            softmax.totals[r] += weight;
-            tile.insert(e, weight);
+            softmax.totals[comptime!(m * U::LANE_ROWS + U::lane_row(e))] += totals.extract(e);
         }
-        scores[i] = tile;
     }
 }

@@ -28,6 +28,7 @@ impl Ex2Op {
         Ptx {
             text: "ex2.approx.ftz.f32 $0, $1;".into(),
             output: Some((Register::F32, 1)),
+            updated: None,
             inputs: vec![(Register::F32, 1, self.x(ctx))],
             effect: false,
         }
@@ -60,6 +61,7 @@ impl RcpOp {
         Ptx {
             text: "rcp.approx.ftz.f32 $0, $1;".into(),
             output: Some((Register::F32, 1)),
+            updated: None,
             inputs: vec![(Register::F32, 1, self.x(ctx))],
             effect: false,
         }
@@ -96,6 +98,7 @@ impl PackOp {
         Ptx {
             text: format!("cvt.rn.{ty}.f32 $0, $2, $1;"),
             output: Some((Register::B32, 1)),
+            updated: None,
             inputs: vec![(Register::F32, 1, self.low(ctx)), (Register::F32, 1, self.high(ctx))],
             effect: false,
         }
@@ -131,6 +134,7 @@ impl ShuffleXorOp {
         Ptx {
             text: format!("shfl.sync.bfly.b32 $0, $1, {}, 31, -1;", self.mask(ctx).0),
             output: Some((Register::F32, 1)),
+            updated: None,
             inputs: vec![(Register::F32, 1, self.x(ctx))],
             effect: false,
         }
@@ -144,6 +148,49 @@ pub(crate) fn shuffle_xor(x: f32, #[comptime] mask: usize) -> f32 {
     intrinsic!(|scope| {
         let x = x.read_value(scope);
         let op = ShuffleXorOp::new(scope.ctx_mut(), x, mask);
+        scope.register_with_result(&op).into()
+    })
+}
+
+/// The value of lane `lane`, all lanes being active: `shfl.sync.idx`.
+#[cube_op(name = "flashinfer.shfl_idx")]
+#[result_ty(same_as = x)]
+#[op_traits(CanMaterialize, NoMemoryEffect, NoSideEffects)]
+pub struct ShuffleOp {
+    pub x: Value,
+    pub lane: Value,
+}
+plane_wide!(ShuffleOp);
+lower!(ShuffleOp);
+
+#[cfg(feature = "compilers")]
+impl ShuffleOp {
+    fn ptx(&self, ctx: &Context) -> Ptx {
+        Ptx {
+            text: "shfl.sync.idx.b32 $0, $1, $2, 31, -1;".into(),
+            output: Some((Register::B32, 1)),
+            updated: None,
+            inputs: vec![(Register::B32, 1, self.x(ctx)), (Register::B32, 1, self.lane(ctx))],
+            effect: false,
+        }
+    }
+}
+
+/// [`ShuffleOp`] of both halves of a number, if it has two.
+#[cube]
+pub(crate) fn shuffle(x: usize, lane: u32) -> usize {
+    let x = x as u64;
+    let low = shuffle_word(x as u32, lane);
+    let high = shuffle_word((x >> 32u64) as u32, lane);
+    usize::cast_from((high as u64) << 32u64 | low as u64)
+}
+
+#[cube]
+#[allow(unused_variables, reason = "the expansion uses them")]
+fn shuffle_word(x: u32, lane: u32) -> u32 {
+    intrinsic!(|scope| {
+        let (x, lane) = (x.read_value(scope), lane.read_value(scope));
+        let op = ShuffleOp::new(scope.ctx_mut(), x, lane);
         scope.register_with_result(&op).into()
     })
 }
@@ -170,6 +217,7 @@ impl ToFp8Op {
                  cvt.rn.satfinite.{ty}.f32 high, $4, $3; mov.b32 $0, {{low, high}}; }}"
             ),
             output: Some((Register::B32, 1)),
+            updated: None,
             inputs: vec![(Register::F32, 4, self.x(ctx))],
             effect: false,
         }
@@ -197,6 +245,7 @@ impl FromFp8Op {
                  cvt.rn.f16x2.{ty} $1, high; }}"
             ),
             output: Some((Register::B32, 2)),
+            updated: None,
             inputs: vec![(Register::B32, 1, self.x(ctx))],
             effect: false,
         }

@@ -67,6 +67,8 @@ pub struct CpAsyncOp {
     pub bytes: Value,
     /// Bytes beyond `to`.
     pub offset: IndexAttr,
+    /// Bytes beyond `from`.
+    pub from_offset: IndexAttr,
 }
 lower!(CpAsyncOp);
 
@@ -81,8 +83,13 @@ impl MemoryEffectsOp for CpAsyncOp {
 impl CpAsyncOp {
     fn ptx(&self, ctx: &Context) -> Ptx {
         Ptx {
-            text: format!("cp.async.cg.shared.global.L2::128B [$0+{}], [$1], 16, $2;", self.offset(ctx).0),
+            text: format!(
+                "cp.async.cg.shared.global.L2::128B [$0+{}], [$1+{}], 16, $2;",
+                self.offset(ctx).0,
+                self.from_offset(ctx).0
+            ),
             output: None,
+            updated: None,
             inputs: vec![
                 (Register::B32, 1, self.to(ctx)),
                 (Register::Global, 1, self.from(ctx)),
@@ -95,14 +102,26 @@ impl CpAsyncOp {
 
 /// [`CpAsyncOp`] from the first element of `from`, 16 bytes if `whole`, else zeros.
 #[cube]
-#[allow(unused_variables, reason = "the expansion uses them")]
 pub(crate) fn cp_async<T: CubePrimitive>(to: u32, #[comptime] offset: usize, from: &[T], whole: bool) {
+    cp_async_at::<T>(to, offset, from, 0usize, whole);
+}
+
+/// [`cp_async`] from so many bytes beyond the first element, which is why the slice must reach that far.
+#[cube]
+#[allow(unused_variables, reason = "the expansion uses them")]
+pub(crate) fn cp_async_at<T: CubePrimitive>(
+    to: u32,
+    #[comptime] offset: usize,
+    from: &[T],
+    #[comptime] from_offset: usize,
+    whole: bool,
+) {
     let bytes = select(whole, 16u32, 0u32);
     intrinsic!(|scope| {
         let (to, bytes) = (to.read_value(scope), bytes.read_value(scope));
         // SAFETY: the instruction reads what the slice holds, or nothing.
         let from = unsafe { *from.__expand_as_ptr_method(scope) }.value(scope);
-        let op = CpAsyncOp::new(scope.ctx_mut(), to, from, bytes, offset);
+        let op = CpAsyncOp::new(scope.ctx_mut(), to, from, bytes, offset, from_offset);
         scope.register(&op);
     })
 }
@@ -124,7 +143,7 @@ impl MemoryEffectsOp for CpAsyncCommitOp {
 #[cfg(feature = "compilers")]
 impl CpAsyncCommitOp {
     fn ptx(&self, _ctx: &Context) -> Ptx {
-        Ptx { text: "cp.async.commit_group;".into(), output: None, inputs: vec![], effect: true }
+        Ptx::effect("cp.async.commit_group;", &[])
     }
 }
 
@@ -156,8 +175,7 @@ impl MemoryEffectsOp for CpAsyncWaitOp {
 #[cfg(feature = "compilers")]
 impl CpAsyncWaitOp {
     fn ptx(&self, ctx: &Context) -> Ptx {
-        let text = format!("cp.async.wait_group {};", self.left(ctx).0);
-        Ptx { text, output: None, inputs: vec![], effect: true }
+        Ptx::effect(&format!("cp.async.wait_group {};", self.left(ctx).0), &[])
     }
 }
 
@@ -166,6 +184,35 @@ impl CpAsyncWaitOp {
 pub(crate) fn cp_async_wait(#[comptime] left: usize) {
     intrinsic!(|scope| {
         let op = CpAsyncWaitOp::new(scope.ctx_mut(), left);
+        scope.register(&op);
+    })
+}
+
+/// Arrives at a barrier once all [`CpAsyncOp`]s of this lane so far have arrived, without waiting for them. The barrier
+/// expects it: `cp.async.mbarrier.arrive.noinc`.
+#[cube_op(name = "flashinfer.cp_async_arrive")]
+#[result_ty(none)]
+#[op_traits(CanMaterialize, HasSideEffects)]
+pub struct CpAsyncArriveOp {
+    pub barrier: Value,
+}
+lower!(CpAsyncArriveOp);
+orders_memory!(CpAsyncArriveOp);
+
+#[cfg(feature = "compilers")]
+impl CpAsyncArriveOp {
+    fn ptx(&self, ctx: &Context) -> Ptx {
+        Ptx::effect("cp.async.mbarrier.arrive.noinc.shared.b64 [$0];", &[self.barrier(ctx)])
+    }
+}
+
+/// [`CpAsyncArriveOp`] at the barrier of this [`shared_address`].
+#[cube]
+#[allow(unused_variables, reason = "the expansion uses them")]
+pub(crate) fn cp_async_arrive(barrier: u32) {
+    intrinsic!(|scope| {
+        let barrier = barrier.read_value(scope);
+        let op = CpAsyncArriveOp::new(scope.ctx_mut(), barrier);
         scope.register(&op);
     })
 }

@@ -55,6 +55,7 @@ impl MmaOp {
                 Ptx::group(10, 4),
             ),
             output: Some((Register::F32, 4)),
+            updated: None,
             inputs: vec![
                 (Register::B32, 4, self.a(ctx)),
                 (Register::B32, 1, self.b0(ctx)),
@@ -118,6 +119,7 @@ impl LdMatrixOp {
                 self.offset(ctx).0
             ),
             output: Some((Register::B32, 4)),
+            updated: None,
             inputs: vec![(Register::B32, 1, self.address(ctx))],
             effect: true,
         }

@@ -1,4 +1,4 @@
-//! Instructions of NVIDIA's GPUs since Ampere (sm_80), for one warp of 32 lanes.
+//! Instructions of NVIDIA's GPUs: since Ampere (sm_80) for one warp of 32 lanes, and Hopper's (sm_90a) for four.
 
 /// Lowers an operation to the one instruction that its `ptx` describes.
 macro_rules! lower {
@@ -41,12 +41,32 @@ macro_rules! plane_wide {
     };
 }
 
+/// Comes after every access to memory before it, and before every one after it.
+macro_rules! orders_memory {
+    ($op:ident) => {
+        #[op_interface_impl]
+        impl MemoryEffectsOp for $op {
+            fn memory_effects(&self, _ctx: &Context) -> Vec<MemoryEffect> {
+                vec![MemoryEffect::ReadAll, MemoryEffect::WriteAll]
+            }
+        }
+    };
+}
+
 mod arithmetic;
+mod barrier;
 mod copy;
 mod matrix;
+mod warpgroup;
 
 #[allow(unused_imports, reason = "attention over 8-bit pages is to come; until then a test lowers it")]
 pub(crate) use arithmetic::from_fp8;
-pub(crate) use arithmetic::{exp2, pack, reciprocal, shuffle_xor, to_fp8};
-pub(crate) use copy::{cp_async, cp_async_commit, cp_async_wait, shared_address};
+pub(crate) use arithmetic::{exp2, pack, reciprocal, shuffle, shuffle_xor, to_fp8};
+pub(crate) use barrier::{
+    barrier_arrive, barrier_init, barrier_wait, fence_proxy_async, named_barrier, set_registers,
+};
+pub(crate) use copy::{
+    cp_async, cp_async_arrive, cp_async_at, cp_async_commit, cp_async_wait, shared_address,
+};
 pub(crate) use matrix::{ldmatrix, mma};
+pub(crate) use warpgroup::{DEPTH, Operand, Product, wgmma_registers, wgmma_shared, wgmma_wait};

@@ -1,0 +1,272 @@
+//! The warpgroups that multiply.
+
+use cubecl::prelude::*;
+
+use super::super::batch::{Request, visible};
+use super::super::plan::{Work, work_at};
+use super::super::tiled::softmax::{mask, new_softmax, raise_maxima, row_of, soft_cap, weights};
+use super::super::tiled::{TiledParams, store_rows};
+use super::ring::{ROW_BYTES, Tile, empty, place_of, wait_full};
+use crate::isa::nvidia::{
+    DEPTH, Operand, Product, barrier_arrive, fence_proxy_async, named_barrier, wgmma_registers, wgmma_shared,
+    wgmma_wait,
+};
+use crate::math::LOG2_E;
+use crate::unit::{MatrixUnit, MmaSync, Quad, Rows, Tiles, weights_operand};
+
+/// Where a consumer is: tiles so far.
+#[derive(CubeType)]
+pub(super) struct Consumer {
+    pub base: u32,
+    /// Its number among those that consume.
+    pub plane: usize,
+    pub queries: u32,
+    pub keys: u32,
+}
+
+/// Attention of one work. A warp's accumulators are laid out as [`MmaSync`]'s.
+#[allow(clippy::too_many_arguments, reason = "the buffers of the kernel")]
+#[cube]
+pub(super) fn consume<E: Float>(
+    output: &mut [Vector<E, Const<2>>],
+    lse: &mut ComptimeOption<Box<[f32]>>,
+    workspace: &mut ComptimeOption<Box<[Vector<f32, Const<2>>]>>,
+    works: &[i32],
+    index: usize,
+    kv_head: usize,
+    params: &TiledParams,
+    q_heads: usize,
+    consumer: &mut Consumer,
+    #[comptime] capped: bool,
+    #[comptime] tiles: Tiles,
+) {
+    let work = work_at(works, index);
+    let request = &work.request;
+    let group = params.group;
+    let end_row = request.qo_len * group;
+    if work.first_row < end_row {
+        let lane = UNIT_POS_X as usize;
+        let (base, plane) = (consumer.base, consumer.plane);
+        let owned = Rows {
+            first_token: request.first_token,
+            first: work.first_row,
+            end: end_row,
+            group,
+            first_head: kv_head * group,
+        };
+        let elements = comptime!(tiles.dims.vo / 8);
+        let mut sums = Array::<Vector<f32, Const<4>>>::new(elements);
+        #[unroll]
+        for i in 0..elements {
+            sums[i] = Vector::new(0.0f32);
+        }
+        let mut softmax = new_softmax(2usize);
+        let factor = if comptime!(capped) { LOG2_E.runtime() } else { params.scale * LOG2_E };
+        if work.start < work.end {
+            let seen = seen_by(&owned, request, &work, params, lane, plane);
+            let mut scores = Array::<Vector<f32, Const<4>>>::new(comptime!(tiles.keys / 8));
+            let mut operand = Array::<Quad>::new(comptime!(tiles.keys / DEPTH));
+            wait_full(base, consumer.queries, Tile::Queries, tiles);
+
+            begin_scores(&mut scores, base, plane, consumer.keys, tiles);
+            pass_turn(plane, tiles);
+            wgmma_wait(&mut scores, tiles.keys, 0usize);
+            release(base, consumer.keys, lane, Tile::Keys, tiles);
+            let mut at = work.start;
+            see(&mut scores, &seen, at, params, lane, capped, tiles);
+            raise_maxima::<MmaSync>(&scores, &mut softmax, factor, tiles);
+            weights::<MmaSync>(&mut scores, &mut softmax, factor, tiles);
+            round(&scores, &mut operand, tiles);
+            at += tiles.keys;
+            consumer.keys += 1;
+            while at < work.end {
+                begin_scores(&mut scores, base, plane, consumer.keys, tiles);
+                begin_sums(&mut sums, &operand, base, consumer.keys - 1, tiles);
+                pass_turn(plane, tiles);
+                wgmma_wait(&mut scores, tiles.keys, 1usize);
+                release(base, consumer.keys, lane, Tile::Keys, tiles);
+                see(&mut scores, &seen, at, params, lane, capped, tiles);
+                raise_maxima::<MmaSync>(&scores, &mut softmax, factor, tiles);
+                // ptxas moves the wait ahead of the maxima, whatever stands before it. Forced behind them it was no faster.
+                wgmma_wait(&mut sums, tiles.dims.vo, 0usize);
+                release(base, consumer.keys - 1, lane, Tile::Values, tiles);
+                let rescale = MmaSync::spread(&softmax.rescales, 0usize);
+                #[unroll]
+                for i in 0..elements {
+                    sums[i] *= rescale;
+                }
+                weights::<MmaSync>(&mut scores, &mut softmax, factor, tiles);
+                round(&scores, &mut operand, tiles);
+                at += tiles.keys;
+                consumer.keys += 1;
+            }
+            release(base, consumer.queries, lane, Tile::Queries, tiles);
+            consumer.queries += 1;
+            begin_sums(&mut sums, &operand, base, consumer.keys - 1, tiles);
+            wgmma_wait(&mut sums, tiles.dims.vo, 0usize);
+            release(base, consumer.keys - 1, lane, Tile::Values, tiles);
+        }
+        #[unroll]
+        for r in 0..2usize {
+            softmax.totals[r] = MmaSync::row_sum(softmax.totals[r]);
+        }
+        store_rows::<MmaSync, E>(
+            output,
+            lse,
+            workspace,
+            &work,
+            &owned,
+            kv_head,
+            &softmax,
+            &sums,
+            q_heads,
+            params.partial_rows,
+            lane,
+            plane,
+            tiles,
+        );
+    }
+}
+
+/// Begins `S = Q Kᵀ`.
+#[cube]
+fn begin_scores(
+    scores: &mut Array<Vector<f32, Const<4>>>,
+    base: u32,
+    plane: usize,
+    count: u32,
+    #[comptime] tiles: Tiles,
+) {
+    wait_full(base, count, Tile::Keys, tiles);
+    fence_proxy_async();
+    named_barrier(1 + (plane / 4) as u32, 256usize, true);
+    let queries = base + (plane / 4 * comptime!(64 * ROW_BYTES)) as u32;
+    let keys = place_of(base, count, Tile::Keys, tiles);
+    wgmma_shared(
+        scores,
+        queries,
+        keys,
+        comptime!(tiles.rows(16)),
+        comptime!(Product {
+            bf16: tiles.bf16(),
+            columns: tiles.keys,
+            steps: tiles.dims.qk / DEPTH,
+            fresh: true,
+            b: Operand { rows: tiles.keys, transposed: false },
+        }),
+    );
+}
+
+/// Begins `O += P V`.
+#[cube]
+fn begin_sums(
+    sums: &mut Array<Vector<f32, Const<4>>>,
+    operand: &Array<Quad>,
+    base: u32,
+    count: u32,
+    #[comptime] tiles: Tiles,
+) {
+    wait_full(base, count, Tile::Values, tiles);
+    fence_proxy_async();
+    let values = place_of(base, count, Tile::Values, tiles);
+    wgmma_registers(
+        sums,
+        operand,
+        values,
+        comptime!(Product {
+            bf16: tiles.bf16(),
+            columns: tiles.dims.vo,
+            steps: tiles.keys / DEPTH,
+            fresh: false,
+            b: Operand { rows: tiles.keys, transposed: true },
+        }),
+    );
+}
+
+/// Lets the next warpgroup begin its products.
+#[cube]
+fn pass_turn(plane: usize, #[comptime] tiles: Tiles) {
+    let next = (plane / 4 + 1) % comptime!(tiles.planes() / 4);
+    named_barrier(1 + next as u32, 256usize, false);
+}
+
+/// Says that this plane needs a tile no more.
+#[cube]
+fn release(base: u32, count: u32, lane: usize, #[comptime] tile: Tile, #[comptime] tiles: Tiles) {
+    if lane == 0 {
+        barrier_arrive(empty(base, count, tile, tiles));
+    }
+}
+
+/// Which keys of a work the rows of a lane, and those of its warpgroup, see.
+#[derive(CubeType)]
+struct Seen {
+    /// Those that every row of the warpgroup sees.
+    every_start: usize,
+    every_end: usize,
+    /// Of each of the lane's rows.
+    starts: Array<u32>,
+    ends: Array<u32>,
+}
+
+#[cube]
+fn seen_by(
+    owned: &Rows,
+    request: &Request,
+    work: &Work,
+    params: &TiledParams,
+    lane: usize,
+    plane: usize,
+) -> Seen {
+    let first_row = plane / 4 * 64;
+    let (_, every_end) = seen_by_row(owned, request, params, first_row);
+    let (every_start, _) = seen_by_row(owned, request, params, first_row + 63);
+    let mut starts = Array::<u32>::new(2usize);
+    let mut ends = Array::<u32>::new(2usize);
+    #[unroll]
+    for r in 0..2usize {
+        let (start, end) = seen_by_row(owned, request, params, plane * 16 + row_of::<MmaSync>(lane, r));
+        starts[r] = start as u32;
+        ends[r] = min(end, work.end) as u32;
+    }
+    Seen { every_start, every_end: min(every_end, work.end), starts, ends }
+}
+
+#[cube]
+fn seen_by_row(owned: &Rows, request: &Request, params: &TiledParams, row: usize) -> (usize, usize) {
+    let query = min(owned.first + row, owned.end - 1) / params.group;
+    visible(request, query, params.causal, params.window_left)
+}
+
+/// Caps and masks the scores of the keys from `at` on.
+#[cube]
+fn see(
+    scores: &mut Array<Vector<f32, Const<4>>>,
+    seen: &Seen,
+    at: usize,
+    params: &TiledParams,
+    lane: usize,
+    #[comptime] capped: bool,
+    #[comptime] tiles: Tiles,
+) {
+    if comptime!(capped) {
+        soft_cap::<MmaSync>(scores, params.scale, params.soft_cap, tiles);
+    }
+    if at < seen.every_start || at + tiles.keys > seen.every_end {
+        let key = (at + MmaSync::column(lane)) as u32;
+        #[unroll]
+        for r in 0..2usize {
+            mask::<MmaSync>(scores, r, key, seen.starts[r], seen.ends[r], tiles);
+        }
+    }
+}
+
+/// The weights as operand of the next product.
+#[cube]
+fn round(scores: &Array<Vector<f32, Const<4>>>, operand: &mut Array<Quad>, #[comptime] tiles: Tiles) {
+    #[unroll]
+    for i in 0..comptime!(tiles.keys / DEPTH) {
+        let (low, high) = (scores[comptime!(2 * i)], scores[comptime!(2 * i + 1)]);
+        operand[i] = weights_operand(low, high, comptime!(tiles.bf16()));
+    }
+}

@@ -1,0 +1,153 @@
+//! FlashAttention-3's schedule, for Hopper: one warpgroup copies, the others multiply.
+//!
+//! ```text
+//! o_i = Σ_j p_ij v_j / Σ_j p_ij      p_ij = exp2(s_ij - m_i)      s_ij = log2(e) scale q_i·k_j, soft-capped, visible j
+//! ```
+//! Rows, works and partial results are those of [the tiled kernel](super::super::tiled). Producers go through a work's
+//! tiles of keys and values, and put each into a ring of stages as soon as its place is free ([`super::ring`]); so they are
+//! ahead by a ring, also from one work to the next. Each warpgroup of consumers owns 64 rows:
+//!
+//! | step | a warpgroup | matrix units |
+//! |---|---|---|
+//! | 1 | begins `S = Q Kᵀ` of this tile, then `O += P V` of the last one | both, one after the other |
+//! | 2 | when `S` is there: masks, new maxima, `P = exp2(S - m)`, sums | `O += P V`, then the other warpgroup's |
+//! | 3 | when `O` is there: `O *= exp2(m_old - m)`, rounds `P` | the other warpgroup's |
+//!
+//! Warpgroups take turns to begin products, so that one's softmax meets the other's products.
+//!
+//! Source: Shah et al., *FlashAttention-3*, 2024.
+
+use cubecl::prelude::*;
+
+use super::super::batch::Table;
+use super::super::tiled::TiledParams;
+use super::consumer::{Consumer, consume};
+use super::producer::{Producer, produce};
+use super::ring::{init, shared_quads};
+use crate::isa::nvidia::{named_barrier, set_registers, shared_address};
+use crate::unit::{Quad, Tiles};
+
+/// Planes that copy: a warpgroup, which is what registers are handed out to.
+pub(in super::super) const PRODUCERS: usize = 4;
+
+/// Rounds up to which each core has one cube, which goes on to the next work while the last one ends. With more, works are left
+/// to whoever is free first (H200, 8192 tokens: 559 TFLOP/s against 546; 2048 tokens: 428 against 444).
+const ROUNDS: usize = 8;
+
+/// Bytes of keys and values that works which run side by side read. 4 MiB to 24 MiB are the same within the noise.
+const SECTION: usize = 8 << 20;
+
+/// Whether all works are shared out at once.
+pub(in super::super) fn is_shared_out(items: usize, cores: Option<usize>) -> bool {
+    cores.is_some_and(|cores| items <= ROUNDS * cores)
+}
+
+/// Cubes for so many works of key heads.
+pub(in super::super) fn cubes_for(items: usize, cores: Option<usize>) -> usize {
+    match cores {
+        Some(cores) if is_shared_out(items, Some(cores)) => items.min(cores),
+        _ => items,
+    }
+}
+
+/// Buffers as those of the tiled kernel. Cubes share the works out among themselves, each taking every so manieth.
+#[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(crate) fn specialized<E: Float>(
+    q: &Tensor<Quad>,
+    k: &Tensor<Quad>,
+    v: &Tensor<Quad>,
+    output: &mut [Vector<E, Const<2>>],
+    lse: &mut ComptimeOption<Box<[f32]>>,
+    workspace: &mut ComptimeOption<Box<[Vector<f32, Const<2>>]>>,
+    works: &[i32],
+    table: &Table,
+    params: &TiledParams,
+    #[comptime] capped: bool,
+    #[comptime] tiles: Tiles,
+    #[define(E)] _dtype: ElemType,
+) {
+    let shared = Shared::<[Quad]>::new_aligned_slice(comptime!(shared_quads(tiles)), 1024usize);
+    let base = shared_address::<Quad>(&shared);
+    if UNIT_POS == 0 {
+        init(base, tiles);
+    }
+    sync_cube();
+
+    let kv_heads = k.shape(2);
+    let total = params.works * kv_heads;
+    let mut together = kv_heads;
+    if CUBE_COUNT == total {
+        together = heads_together(works, kv_heads, tiles);
+    }
+    let plane = UNIT_POS_Y as usize;
+    if plane < PRODUCERS {
+        set_registers(comptime!(registers(tiles).0), false);
+        let mut producer =
+            Producer { base, queries: 0u32.runtime(), keys: 0u32.runtime(), values: 0u32.runtime() };
+        let mut item = CUBE_POS;
+        let mut round = 0usize;
+        while item < total {
+            let (index, head) = work_of(item, together, params.works, kv_heads);
+            produce(q, k, v, works, index, head, table, params, &mut producer, tiles);
+            round += 1;
+            item = item_of(CUBE_POS, CUBE_COUNT, round);
+        }
+    } else {
+        set_registers(comptime!(registers(tiles).1), true);
+        let plane = plane - PRODUCERS;
+        let mut consumer = Consumer { base, plane, queries: 0u32.runtime(), keys: 0u32.runtime() };
+        if plane / 4 == comptime!(tiles.planes() / 4 - 1) {
+            named_barrier(1u32.runtime(), 256usize, false);
+        }
+        let mut item = CUBE_POS;
+        let mut round = 0usize;
+        while item < total {
+            let (index, head) = work_of(item, together, params.works, kv_heads);
+            consume::<E>(
+                output,
+                lse,
+                workspace,
+                works,
+                index,
+                head,
+                params,
+                q.shape(1),
+                &mut consumer,
+                capped,
+                tiles,
+            );
+            round += 1;
+            item = item_of(CUBE_POS, CUBE_COUNT, round);
+        }
+    }
+}
+
+/// Key heads whose works run side by side: as many as have their keys and values in a part of the second-level cache together,
+/// by the first request, which has the heaviest work. 32 heads of 16384 keys all together: 507 TFLOP/s, in turn 581 (H200).
+#[cube]
+fn heads_together(works: &[i32], kv_heads: usize, #[comptime] tiles: Tiles) -> usize {
+    let bytes = usize::cast_from(works[2]) * comptime!((tiles.dims.qk + tiles.dims.vo) * 2);
+    min(max(SECTION / max(bytes, 1), 1), kv_heads)
+}
+
+/// The work and the head of an item.
+#[cube]
+fn work_of(item: usize, together: usize, works: usize, kv_heads: usize) -> (usize, usize) {
+    let section = item / (works * together);
+    let first = section * together;
+    let heads = min(together, kv_heads - first);
+    let at = item - works * first;
+    (at / heads, first + at % heads)
+}
+
+/// What a cube does in a round: forwards and backwards in turn, so that who had the heaviest gets the lightest.
+#[cube]
+fn item_of(at: usize, count: usize, round: usize) -> usize {
+    round * count + select(round % 2 == 1, count - 1 - at, at)
+}
+
+/// Registers of a unit that copies, and of one that multiplies: 64 Ki in all, from a launch that gave everyone the same.
+pub(super) fn registers(tiles: Tiles) -> (usize, usize) {
+    if tiles.planes() == 8 { (56, 224) } else { (32, 160) }
+}

@@ -1,0 +1,161 @@
+//! What producers and consumers share: the places of tiles in shared memory, and the barriers that say whose they are.
+//!
+//! | | bytes | |
+//! |---|---|---|
+//! | queries | rows x head | one tile |
+//! | keys, values | keys x head, for each stage | rings |
+//! | barriers | 8 each | of each tile: *full* and *empty* |
+//!
+//! A tile is stored as [`Operand`](crate::isa::nvidia::Operand) says: 64 elements of every row, then the next 64.
+
+use cubecl::prelude::*;
+
+use super::kernel::{PRODUCERS, registers};
+use crate::isa::nvidia::{barrier_init, barrier_wait};
+use crate::unit::Tiles;
+use crate::{Refusal, Result};
+
+/// Bytes of 64 elements.
+pub(super) const ROW_BYTES: usize = 128;
+
+/// Quads of shared memory.
+pub(in super::super) fn shared_quads(tiles: Tiles) -> usize {
+    barriers_at(tiles) / 16 + (2 + 4 * tiles.stages).div_ceil(2)
+}
+
+/// Whether tiles are such as warpgroups multiply and producers copy.
+pub(in super::super) fn check(tiles: Tiles) -> Result<()> {
+    let refused = |setting, got, expected: &str| {
+        Err(Refusal::Blueprint { kernel: "attention on warpgroups", setting, got, expected: expected.into() })
+    };
+    for (setting, got) in [("head_dim", tiles.dims.qk), ("head_dim_vo", tiles.dims.vo)] {
+        if !got.is_multiple_of(64) {
+            return refused(setting, got, "a multiple of 64");
+        }
+    }
+    if ![8, 12].contains(&tiles.row_planes) {
+        return refused("row_planes", tiles.row_planes, "8 or 12");
+    }
+    if tiles.row_tiles != 1 || tiles.key_planes != 1 || tiles.resident {
+        return refused("row_tiles", tiles.row_tiles, "1, in one plane, the queries in shared memory");
+    }
+    // Of a lane: accumulators of both products, and the weights as operand. The rest is for what else it knows.
+    let got = tiles.dims.vo / 2 + tiles.keys / 2 + tiles.keys / 4;
+    let most = registers(tiles).1 - 32;
+    if got > most {
+        return refused("keys", tiles.keys, &format!("at most {most} registers, not {got}"));
+    }
+    // A lane looks up a key of its plane's.
+    if tiles.keys > 32 * PRODUCERS {
+        return refused("keys", tiles.keys, "at most 128");
+    }
+    Ok(())
+}
+
+/// Where the keys begin, in bytes.
+fn keys_at(tiles: Tiles) -> usize {
+    tiles.rows(16) * tiles.qk_quads() * 16
+}
+
+/// Where the values begin.
+fn values_at(tiles: Tiles) -> usize {
+    keys_at(tiles) + tiles.stages * key_bytes(tiles)
+}
+
+fn barriers_at(tiles: Tiles) -> usize {
+    values_at(tiles) + tiles.stages * value_bytes(tiles)
+}
+
+/// Bytes of a tile of keys.
+fn key_bytes(tiles: Tiles) -> usize {
+    tiles.keys * tiles.qk_quads() * 16
+}
+
+/// Bytes of a tile of values.
+fn value_bytes(tiles: Tiles) -> usize {
+    tiles.keys * tiles.vo_quads() * 16
+}
+
+/// Which tile a barrier is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Tile {
+    Queries,
+    Keys,
+    Values,
+}
+
+impl Tile {
+    /// How many there are room for.
+    fn stages(self, tiles: Tiles) -> usize {
+        if self == Self::Queries { 1 } else { tiles.stages }
+    }
+
+    /// Byte of the first *full* barrier; its *empty* one follows, and then those of the next stages.
+    fn barrier_at(self, tiles: Tiles) -> usize {
+        let before = match self {
+            Self::Queries => 0,
+            Self::Keys => 2,
+            Self::Values => 2 + 2 * tiles.stages,
+        };
+        barriers_at(tiles) + 8 * before
+    }
+
+    /// Where the tiles lie, and the bytes of one.
+    fn place(self, tiles: Tiles) -> (usize, usize) {
+        match self {
+            Self::Queries => (0, keys_at(tiles)),
+            Self::Keys => (keys_at(tiles), key_bytes(tiles)),
+            Self::Values => (values_at(tiles), value_bytes(tiles)),
+        }
+    }
+}
+
+/// Address of the place of the `count`-th tile.
+#[cube]
+pub(super) fn place_of(base: u32, count: u32, #[comptime] tile: Tile, #[comptime] tiles: Tiles) -> u32 {
+    let (at, bytes) = comptime!(tile.place(tiles));
+    base + comptime!(at as u32) + count % comptime!(tile.stages(tiles) as u32) * comptime!(bytes as u32)
+}
+
+/// Address of the barrier that says that the `count`-th tile has arrived.
+#[cube]
+pub(super) fn full(base: u32, count: u32, #[comptime] tile: Tile, #[comptime] tiles: Tiles) -> u32 {
+    base + comptime!(tile.barrier_at(tiles) as u32) + count % comptime!(tile.stages(tiles) as u32) * 16
+}
+
+/// Address of the barrier that says that nobody needs the `count`-th tile any more.
+#[cube]
+pub(super) fn empty(base: u32, count: u32, #[comptime] tile: Tile, #[comptime] tiles: Tiles) -> u32 {
+    full(base, count, tile, tiles) + 8
+}
+
+/// Waits until the `count`-th tile is there.
+#[cube]
+pub(super) fn wait_full(base: u32, count: u32, #[comptime] tile: Tile, #[comptime] tiles: Tiles) {
+    let round = count / comptime!(tile.stages(tiles) as u32);
+    barrier_wait(full(base, count, tile, tiles), round % 2);
+}
+
+/// Waits until there is room for the `count`-th tile.
+#[cube]
+pub(super) fn wait_empty(base: u32, count: u32, #[comptime] tile: Tile, #[comptime] tiles: Tiles) {
+    let round = count / comptime!(tile.stages(tiles) as u32);
+    barrier_wait(empty(base, count, tile, tiles), (round + 1) % 2);
+}
+
+/// Prepares all barriers: each unit that produces, and each plane that consumes, arrives.
+#[cube]
+pub(super) fn init(base: u32, #[comptime] tiles: Tiles) {
+    init_of(base, Tile::Queries, tiles);
+    init_of(base, Tile::Keys, tiles);
+    init_of(base, Tile::Values, tiles);
+}
+
+#[cube]
+fn init_of(base: u32, #[comptime] tile: Tile, #[comptime] tiles: Tiles) {
+    #[unroll]
+    for stage in 0..comptime!(tile.stages(tiles) as u32) {
+        barrier_init(full(base, stage, tile, tiles), comptime!(PRODUCERS * 32));
+        barrier_init(empty(base, stage, tile, tiles), comptime!(tiles.planes()));
+    }
+}
