@@ -194,7 +194,6 @@ fn warpgroup(
     nvidia::set_registers(232usize, true);
     let row = nvidia::shuffle(at, UNIT_POS % 8);
     nvidia::cp_async_at::<Vector<u32, Const<4>>>(address, 512usize, &from[row..row + 1], 128usize, true);
-    nvidia::cp_async_arrive(barrier);
     nvidia::barrier_wait(barrier, 0u32);
     nvidia::fence_proxy_async();
     nvidia::named_barrier(1u32, 32usize, true);
@@ -245,7 +244,6 @@ fn instructions_of_a_warpgroup() {
                 "mbarrier.init.shared::cta.b64",
                 "mbarrier.arrive.shared::cta.b64",
                 "mbarrier.try_wait.parity.shared::cta.b64",
-                "cp.async.mbarrier.arrive.noinc.shared.b64",
                 "fence.proxy.async.shared::cta",
                 "bar.sync",
                 "bar.arrive",

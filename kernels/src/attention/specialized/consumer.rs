@@ -8,8 +8,7 @@ use super::super::tiled::softmax::{mask, new_softmax, raise_maxima, row_of, soft
 use super::super::tiled::{TiledParams, store_rows};
 use super::ring::{ROW_BYTES, Tile, empty, place_of, wait_full};
 use crate::isa::nvidia::{
-    DEPTH, Operand, Product, barrier_arrive, fence_proxy_async, named_barrier, wgmma_registers, wgmma_shared,
-    wgmma_wait,
+    DEPTH, Operand, Product, barrier_arrive, named_barrier, wgmma_registers, wgmma_shared, wgmma_wait,
 };
 use crate::math::LOG2_E;
 use crate::unit::{MatrixUnit, MmaSync, Quad, Rows, Tiles, weights_operand};
@@ -138,7 +137,6 @@ fn begin_scores(
     #[comptime] tiles: Tiles,
 ) {
     wait_full(base, count, Tile::Keys, tiles);
-    fence_proxy_async();
     named_barrier(1 + (plane / 4) as u32, 256usize, true);
     let queries = base + (plane / 4 * comptime!(64 * ROW_BYTES)) as u32;
     let keys = place_of(base, count, Tile::Keys, tiles);
@@ -167,7 +165,6 @@ fn begin_sums(
     #[comptime] tiles: Tiles,
 ) {
     wait_full(base, count, Tile::Values, tiles);
-    fence_proxy_async();
     let values = place_of(base, count, Tile::Values, tiles);
     wgmma_registers(
         sums,

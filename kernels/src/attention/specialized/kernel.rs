@@ -10,8 +10,8 @@
 //! | step | a warpgroup | matrix units |
 //! |---|---|---|
 //! | 1 | begins `S = Q Kᵀ` of this tile, then `O += P V` of the last one | both, one after the other |
-//! | 2 | when `S` is there: masks, new maxima, `P = exp2(S - m)`, sums | `O += P V`, then the other warpgroup's |
-//! | 3 | when `O` is there: `O *= exp2(m_old - m)`, rounds `P` | the other warpgroup's |
+//! | 2 | when `S` is there: masks, new maxima | `O += P V`, then the other warpgroup's |
+//! | 3 | when `O` is there: `O *= exp2(m_old - m)`, `P = exp2(S - m)`, sums, rounds `P` | the other warpgroup's |
 //!
 //! Warpgroups take turns to begin products, so that one's softmax meets the other's products.
 //!
@@ -50,7 +50,8 @@ pub(in super::super) fn cubes_for(items: usize, cores: Option<usize>) -> usize {
     }
 }
 
-/// Buffers as those of the tiled kernel. Cubes share the works out among themselves, each taking every so manieth.
+/// Buffers as those of the tiled kernel. Cubes share the works out among themselves, by rounds if each core has one ([`ROUNDS`]), else
+/// each takes one.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn specialized<E: Float>(
@@ -149,5 +150,5 @@ fn item_of(at: usize, count: usize, round: usize) -> usize {
 
 /// Registers of a unit that copies, and of one that multiplies: 64 Ki in all, from a launch that gave everyone the same.
 pub(super) fn registers(tiles: Tiles) -> (usize, usize) {
-    if tiles.planes() == 8 { (56, 224) } else { (32, 160) }
+    if tiles.planes() == 8 { (40, 232) } else { (32, 160) }
 }

@@ -45,10 +45,6 @@ pub(in super::super) fn check(tiles: Tiles) -> Result<()> {
     if got > most {
         return refused("keys", tiles.keys, &format!("at most {most} registers, not {got}"));
     }
-    // A lane looks up a key of its plane's.
-    if tiles.keys > 32 * PRODUCERS {
-        return refused("keys", tiles.keys, "at most 128");
-    }
     Ok(())
 }
 

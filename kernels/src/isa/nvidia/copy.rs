@@ -187,32 +187,3 @@ pub(crate) fn cp_async_wait(#[comptime] left: usize) {
         scope.register(&op);
     })
 }
-
-/// Arrives at a barrier once all [`CpAsyncOp`]s of this lane so far have arrived, without waiting for them. The barrier
-/// expects it: `cp.async.mbarrier.arrive.noinc`.
-#[cube_op(name = "flashinfer.cp_async_arrive")]
-#[result_ty(none)]
-#[op_traits(CanMaterialize, HasSideEffects)]
-pub struct CpAsyncArriveOp {
-    pub barrier: Value,
-}
-lower!(CpAsyncArriveOp);
-orders_memory!(CpAsyncArriveOp);
-
-#[cfg(feature = "compilers")]
-impl CpAsyncArriveOp {
-    fn ptx(&self, ctx: &Context) -> Ptx {
-        Ptx::effect("cp.async.mbarrier.arrive.noinc.shared.b64 [$0];", &[self.barrier(ctx)])
-    }
-}
-
-/// [`CpAsyncArriveOp`] at the barrier of this [`shared_address`].
-#[cube]
-#[allow(unused_variables, reason = "the expansion uses them")]
-pub(crate) fn cp_async_arrive(barrier: u32) {
-    intrinsic!(|scope| {
-        let barrier = barrier.read_value(scope);
-        let op = CpAsyncArriveOp::new(scope.ctx_mut(), barrier);
-        scope.register(&op);
-    })
-}

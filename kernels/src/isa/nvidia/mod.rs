@@ -65,8 +65,6 @@ pub(crate) use arithmetic::{exp2, pack, reciprocal, shuffle, shuffle_xor, to_fp8
 pub(crate) use barrier::{
     barrier_arrive, barrier_init, barrier_wait, fence_proxy_async, named_barrier, set_registers,
 };
-pub(crate) use copy::{
-    cp_async, cp_async_arrive, cp_async_at, cp_async_commit, cp_async_wait, shared_address,
-};
+pub(crate) use copy::{cp_async, cp_async_at, cp_async_commit, cp_async_wait, shared_address};
 pub(crate) use matrix::{ldmatrix, mma};
 pub(crate) use warpgroup::{DEPTH, Operand, Product, wgmma_registers, wgmma_shared, wgmma_wait};
