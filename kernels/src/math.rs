@@ -9,7 +9,6 @@ use crate::isa::{Machine, amd, nvidia};
 
 /// `log2(e)`: turns natural logarithms into base 2.
 pub(crate) const LOG2_E: f32 = std::f32::consts::LOG2_E;
-pub(crate) const LN_2: f32 = std::f32::consts::LN_2;
 
 /// `tanh(x)`, to about 1e-7 relative.
 ///

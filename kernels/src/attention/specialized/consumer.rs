@@ -118,6 +118,7 @@ pub(super) fn consume<E: Float>(
             kv_head,
             &softmax,
             &sums,
+            factor,
             q_heads,
             params.partial_rows,
             lane,

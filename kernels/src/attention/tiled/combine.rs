@@ -1,17 +1,19 @@
 //! ```text
-//! o = Σ_c w_c o_c / Σ_c w_c      w_c = t_c 2^(b_c - m)      s = m + log2 Σ_c w_c      m = max_c b_c
+//! o = Σ_c w_c o_c / Σ_c w_c      w_c = t_c exp(scale (b_c - m))      s = log2(e) scale m + log2 Σ_c w_c      m = max_c b_c
 //! ```
-//! over the chunks `c` of a request's keys, in their order: the same sum every run. `b_c` is the largest logit of the
-//! chunk in base 2, `t_c` the sum of the weights relative to it. A unit computes 4 elements.
+//! over the chunks `c` of a request's keys, in their order: the same sum every run. `b_c` is the largest score of the
+//! chunk before scaling, `t_c` the sum of the weights relative to it. A unit computes 4 elements.
 
 use cubecl::prelude::*;
 
 use super::super::plan::merge_at;
-use crate::math::{LN_2, LOG2_E, narrow};
+use crate::math::narrow;
 
 /// The run-time numbers of a problem.
 #[derive(CubeType, CubeLaunch)]
 pub(crate) struct CombineParams {
+    /// Factor on scores; 1 if a soft cap has scaled them.
+    pub scale: f32,
     pub q_heads: usize,
     pub kv_heads: usize,
     /// Rows that the workspace has room for.
@@ -61,7 +63,7 @@ pub(crate) fn combine<O: Float>(
     for c in 0..merge.chunks {
         let at = first + c * stride;
         let of_row = sums[sums_at + at];
-        let weight = of_row.extract(1usize) * ((of_row.extract(0usize) - base) * LN_2).exp();
+        let weight = of_row.extract(1usize) * ((of_row.extract(0usize) - base) * params.scale).exp();
         sum += weight;
         merged += workspace[at * vectors + column] * Vector::new(weight);
     }
@@ -74,7 +76,7 @@ pub(crate) fn combine<O: Float>(
     match lse {
         ComptimeOption::Some(lse) => {
             if column == 0 {
-                let value = base + sum.ln() * LOG2_E;
+                let value = (base * params.scale + sum.ln()) * crate::math::LOG2_E;
                 lse[to] = select(sum == 0.0f32, f32::NEG_INFINITY, value);
             }
         }

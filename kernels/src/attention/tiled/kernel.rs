@@ -291,7 +291,7 @@ fn attend<U: MatrixUnit, E: Float>(
         softmax.totals[r] = U::row_sum(softmax.totals[r]);
     }
     if comptime!(tiles.key_planes > 1) {
-        merge_planes::<U>(shared, lane, plane, &mut softmax, &mut sums, tiles);
+        merge_planes::<U>(shared, lane, plane, &mut softmax, &mut sums, factor, tiles);
     }
 
     store_rows::<U, E>(
@@ -303,6 +303,7 @@ fn attend<U: MatrixUnit, E: Float>(
         kv_head,
         &softmax,
         &sums,
+        factor,
         q.shape(1),
         params.partial_rows,
         lane,

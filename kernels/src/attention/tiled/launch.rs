@@ -190,7 +190,8 @@ pub(in super::super) fn launch(
     let vectors = vo / 4;
     let total = merge_count * kv_heads * merge_rows * vectors;
     let (cubes, dim) = elementwise(KERNEL, client, total)?;
-    let params = CombineParamsLaunch::new(q_heads, kv_heads, partial_rows, merge_rows, total);
+    let scale = if soft_cap.is_some() { 1.0 } else { scale };
+    let params = CombineParamsLaunch::new(scale, q_heads, kv_heads, partial_rows, merge_rows, total);
     // SAFETY: a unit beyond the last merge, or beyond its rows, stops. By the contract on plans a merge lies within its
     // request, and its chunks within the rows of the workspace, each of which a cube has written.
     unsafe {

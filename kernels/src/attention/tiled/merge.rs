@@ -14,6 +14,7 @@ pub(super) fn merge_planes<U: MatrixUnit>(
     plane: usize,
     softmax: &mut Softmax,
     sums: &mut Array<Vector<f32, U::Acc>>,
+    factor: f32,
     #[comptime] tiles: Tiles,
 ) {
     let lane_rows = comptime!(tiles.row_tiles * U::LANE_ROWS);
@@ -53,8 +54,8 @@ pub(super) fn merge_planes<U: MatrixUnit>(
                     f32::reinterpret(words[theirs + comptime!((2 * r + 1) * U::PLANE)].extract(0usize));
                 let highest = max(softmax.maxima[r], maximum);
                 let base = select(highest == f32::NEG_INFINITY, 0.0f32, highest);
-                let a = U::exp2(softmax.maxima[r] - base);
-                let b = U::exp2(maximum - base);
+                let a = U::exp2((softmax.maxima[r] - base) * factor);
+                let b = U::exp2((maximum - base) * factor);
                 softmax.totals[r] = softmax.totals[r] * a + total * b;
                 softmax.maxima[r] = highest;
                 mine_scales[r] = a;

@@ -8,7 +8,7 @@ use crate::unit::{MatrixUnit, Tiles};
 /// What a lane knows of its rows.
 #[derive(CubeType)]
 pub(in super::super) struct Softmax {
-    /// Largest score so far, in base 2. Rounded: weights are relative to this number, whatever it is.
+    /// Largest score so far, before scaling.
     pub maxima: Array<f32>,
     /// Sum of the lane's own weights.
     pub totals: Array<f32>,
@@ -114,17 +114,17 @@ pub(in super::super) fn raise_maxima<U: MatrixUnit>(
             }
         }
         let before = softmax.maxima[r];
-        let highest = max(before, U::row_max(highest) * factor);
+        let highest = max(before, U::row_max(highest));
         let base = select(highest == f32::NEG_INFINITY, 0.0f32, highest);
         softmax.maxima[r] = highest;
         softmax.bases[r] = base;
-        let rescale = U::exp2(before - base);
+        let rescale = U::exp2((before - base) * factor);
         softmax.rescales[r] = rescale;
         softmax.totals[r] *= rescale;
     }
 }
 
-/// Turns scores into weights `exp2(factor * score - base)`, and adds them up.
+/// Turns scores into weights `exp2(factor * (score - base))`, and adds them up.
 #[cube]
 pub(in super::super) fn weights<U: MatrixUnit>(
     scores: &mut Array<Vector<f32, U::Acc>>,
@@ -143,8 +143,10 @@ pub(in super::super) fn weights<U: MatrixUnit>(
             #[unroll]
             for e in 0..comptime!(U::ACC) {
                 let r = comptime!(m * U::LANE_ROWS + U::lane_row(e));
-                // The product is not rounded before the subtraction: where logits are 1e5 that would be a percent of a weight.
-                tile.insert(e, U::exp2(fma(tile.extract(e), factor, -softmax.bases[r])));
+                // Scaled after the maximum is subtracted: `factor * maximum`, rounded, is off by a percent of a weight where
+                // logits are 1e5. Nor would one fused multiply-add do, though it is off by the same for every weight: the
+                // largest would not be 1, but a number that the operand of the next product rounds.
+                tile.insert(e, U::exp2((tile.extract(e) - softmax.bases[r]) * factor));
             }
             totals += tile;
             scores[i] = tile;

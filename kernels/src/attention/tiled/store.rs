@@ -8,7 +8,7 @@ use crate::math::{LOG2_E, narrow};
 use crate::unit::{MatrixUnit, Rows, Tiles, place};
 
 /// Stores output and LSE, or of a chunk of keys partial results: `[partial_rows, vo]` normalised, then `[partial_rows, 2]`
-/// of largest logits in base 2 and sums of weights, whose logarithm would be rounded where logits are large.
+/// of largest logits and sums of weights, whose logarithm would be rounded where logits are large.
 #[allow(clippy::too_many_arguments, reason = "the state of the kernel")]
 #[cube]
 pub(in super::super) fn store_rows<U: MatrixUnit, E: Float>(
@@ -20,6 +20,7 @@ pub(in super::super) fn store_rows<U: MatrixUnit, E: Float>(
     kv_head: usize,
     softmax: &Softmax,
     sums: &Array<Vector<f32, U::Acc>>,
+    factor: f32,
     q_heads: usize,
     partial_rows: usize,
     lane: usize,
@@ -66,7 +67,7 @@ pub(in super::super) fn store_rows<U: MatrixUnit, E: Float>(
                 match lse {
                     ComptimeOption::Some(lse) => {
                         if work.partial < 0 && U::column(lane) == 0 {
-                            let value = softmax.maxima[r] + total.ln() * LOG2_E;
+                            let value = softmax.maxima[r] * factor + total.ln() * LOG2_E;
                             lse[to] = select(total == 0.0f32, f32::NEG_INFINITY, value);
                         }
                     }
