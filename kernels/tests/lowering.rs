@@ -3,7 +3,7 @@
 use std::sync::Once;
 
 use burn_flashinfer_kernels::attention::{
-    Alignment, Blueprint, Choice, HeadDims, Plan, Problem, Span, Split, Tiled, Unit,
+    Alignment, Blueprint, Choice, HeadDims, Mixed, Plan, Problem, Span, Split, Tiled, Unit,
 };
 use burn_flashinfer_kernels::isa::{Arch, Instruction};
 use burn_flashinfer_kernels::offline::{self, Artifact, Error, Kind, Lowered, Target};
@@ -156,6 +156,33 @@ fn who_gets_warpgroups() {
     for other in [80, 89, 100] {
         assert_eq!(unit(Target::Sm(other), 128, &prefill), Unit::MmaSync, "{other}");
     }
+}
+
+#[test]
+fn what_warpgroups_cannot_do_is_refused() {
+    let (problem, spans) = (problem(FloatKind::BF16, 128), requests(1024));
+    let wgmma = tiled(SM_90, &problem, &spans);
+    let refused = |blueprint, dim: usize| {
+        let problem = Problem { dims: HeadDims { qk: dim, vo: dim }, ..problem };
+        match Plan::new(&SM_90.profile(), &problem, &spans, Choice::Exactly(blueprint), Split::Auto) {
+            Err(Refusal::Blueprint { setting, .. }) => setting,
+            other => panic!("{other:?}"),
+        }
+    };
+    for (tiled, setting) in [
+        (Tiled { row_planes: 4, ..wgmma }, "row_planes"),
+        (Tiled { row_planes: 16, ..wgmma }, "row_planes"),
+        (Tiled { row_tiles: 2, ..wgmma }, "row_tiles"),
+        (Tiled { key_planes: 2, ..wgmma }, "row_tiles"),
+        (Tiled { keys: 72, ..wgmma }, "keys"),
+        (Tiled { keys: 192, ..wgmma }, "keys"),
+        (Tiled { stages: 1, ..wgmma }, "stages"),
+        (Tiled { stages: 4, ..wgmma }, "stages"),
+    ] {
+        assert_eq!(refused(Blueprint::Tiled(tiled), 128), setting, "{tiled:?}");
+    }
+    assert_eq!(refused(Blueprint::Tiled(wgmma), 96), "head_dim");
+    assert_eq!(refused(Blueprint::Mixed(Mixed { many: wgmma, few: wgmma }), 128), "unit");
 }
 
 #[test]

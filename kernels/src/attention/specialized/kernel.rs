@@ -30,8 +30,8 @@ use crate::unit::{Quad, Tiles};
 /// Planes that copy: a warpgroup, which is what registers are handed out to.
 pub(in super::super) const PRODUCERS: usize = 4;
 
-/// Rounds up to which each core has one cube, which goes on to the next work while the last one ends. With more, works are left
-/// to whoever is free first (H200, 8192 tokens: 559 TFLOP/s against 546; 2048 tokens: 428 against 444).
+/// Rounds up to which each core has one cube, which goes on to the next work while the last one ends. With more, works
+/// are left to whoever is free first (H200, 8192 tokens: 559 TFLOP/s against 546; 2048 tokens: 428 against 444).
 const ROUNDS: usize = 8;
 
 /// Bytes of keys and values that works which run side by side read. 4 MiB to 24 MiB are the same within the noise.
@@ -50,8 +50,8 @@ pub(in super::super) fn cubes_for(items: usize, cores: Option<usize>) -> usize {
     }
 }
 
-/// Buffers as those of the tiled kernel. Cubes share the works out among themselves, by rounds if each core has one ([`ROUNDS`]), else
-/// each takes one.
+/// Buffers as those of the tiled kernel. Cubes share the works out among themselves by rounds, if each core has one
+/// ([`ROUNDS`]); else each takes one.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn specialized<E: Float>(
@@ -124,8 +124,9 @@ pub(crate) fn specialized<E: Float>(
     }
 }
 
-/// Key heads whose works run side by side: as many as have their keys and values in a part of the second-level cache together,
-/// by the first request, which has the heaviest work. 32 heads of 16384 keys all together: 507 TFLOP/s, in turn 581 (H200).
+/// Key heads whose works run side by side: as many as have their keys and values in a part of the second-level cache
+/// together, by the first request, which has the heaviest work. 32 heads of 16384 keys all together: 507 TFLOP/s, in
+/// turn 581 (H200).
 #[cube]
 fn heads_together(works: &[i32], kv_heads: usize, #[comptime] tiles: Tiles) -> usize {
     let bytes = usize::cast_from(works[2]) * comptime!((tiles.dims.qk + tiles.dims.vo) * 2);
@@ -148,7 +149,8 @@ fn item_of(at: usize, count: usize, round: usize) -> usize {
     round * count + select(round % 2 == 1, count - 1 - at, at)
 }
 
-/// Registers of a unit that copies, and of one that multiplies: 64 Ki in all, from a launch that gave everyone the same.
+/// Registers of a unit that copies, and of one that multiplies: 64 Ki in all, from a launch that gave everyone the
+/// same.
 pub(super) fn registers(tiles: Tiles) -> (usize, usize) {
     if tiles.planes() == 8 { (40, 232) } else { (32, 160) }
 }

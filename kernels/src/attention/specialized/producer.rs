@@ -117,7 +117,8 @@ fn own_row(#[comptime] first: usize, lane: usize, plane: usize, #[comptime] rows
     first + plane * of_plane + min(lane, comptime!(of_plane - 1))
 }
 
-/// Begins to copy a tile of `rows`; those from `left` on are zeros. `places` are where the rows that the lane looked up lie.
+/// Begins to copy a tile of `rows`; those from `left` on are zeros. `places` are where the rows that the lane looked up
+/// lie.
 #[allow(clippy::too_many_arguments, reason = "a place and its sizes")]
 #[cube]
 fn copy_tile(
@@ -138,9 +139,9 @@ fn copy_tile(
     }
 }
 
-/// Tells the consumers that a tile is there, `later` groups of copies after its own: once they have arrived, and are to be seen
-/// by the instructions that multiply. The copies could tell by themselves, but then each consumer would need that fence, which
-/// took 200 of the 2800 cycles of a tile, between one product and the next.
+/// Tells the consumers that a tile is there, `later` groups of copies after its own: once they have arrived, and are to
+/// be seen by the instructions that multiply. The copies could tell by themselves, but then each consumer would need
+/// that fence, which took 200 of the 2800 cycles of a tile, between one product and the next.
 #[cube]
 fn hand_over(full: u32, #[comptime] later: usize) {
     cp_async_wait(later);
@@ -169,11 +170,11 @@ fn copy_queries(
     copy_tile(from, &places, base, lane, plane, owned.end - owned.first, tiles.qk_quads(), rows);
 }
 
-/// Begins to copy `count` rows from `first` on of a tile of `rows` to shared memory. `own` is where the row lies whose number,
-/// from `first` on, is that of the lane; rows from `end` on are zeros.
+/// Begins to copy `count` rows from `first` on of a tile of `rows` to shared memory. `own` is where the row lies whose
+/// number, from `first` on, is that of the lane; rows from `end` on are zeros.
 ///
-/// Eight lanes copy 64 elements of a row, so that a lane's copies are always of the same column of it, and what differs between
-/// them are constants.
+/// Eight lanes copy 64 elements of a row, so that a lane's copies are always of the same column of it, and what differs
+/// between them are constants.
 #[allow(clippy::too_many_arguments, reason = "two places and their sizes")]
 #[cube]
 fn copy_rows(

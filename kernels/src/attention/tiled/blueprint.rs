@@ -397,6 +397,10 @@ impl Mixed {
             return Err(Refusal::Blueprint { kernel: KERNEL, setting: "key_planes", got, expected });
         }
         let units = (self.many.unit, self.few.unit);
+        if units.0 == Unit::Wgmma {
+            let expected = "planes that multiply alone: warpgroups have tiles of one size".into();
+            return Err(Refusal::Blueprint { kernel: KERNEL, setting: "unit", got: 0, expected });
+        }
         if units.0 != units.1 && units != (Unit::Mfma32, Unit::Mfma16) {
             let expected = format!("{:?}, as tiles of many rows have, not {:?}", units.0, units.1);
             return Err(Refusal::Blueprint { kernel: KERNEL, setting: "unit", got: 0, expected });

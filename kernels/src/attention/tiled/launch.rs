@@ -95,8 +95,8 @@ impl Launch<'_> {
     }
 }
 
-/// Runs the kernel of the blueprint, and [`combine`] after it if there is something to merge. `operands` and blueprints have been
-/// checked.
+/// Runs the kernel of the blueprint, and [`combine`] after it if there is something to merge. `operands` and blueprints
+/// have been checked.
 pub(in super::super) fn launch(
     client: &Client,
     operands: Operands,
