@@ -51,6 +51,7 @@ impl Operand {
     }
 
     /// 16 bytes from the beginning to that of step `step`.
+    #[cfg(feature = "compilers")]
     fn step(self, step: usize) -> usize {
         if self.transposed {
             step * DEPTH * 8
