@@ -107,24 +107,23 @@ fn cdna_computes_on_its_matrix_cores() {
 #[test]
 fn hopper_computes_on_its_tensor_cores() {
     each(SM_90, 128, |what, dtype, lowered| {
-        let count = lowered.listing().count();
-        let names: &[String] = &if what.starts_with("decode") {
+        let listing = lowered.listing();
+        let count = listing.count();
+        if what.starts_with("decode") {
             let mma = format!("mma.sync.aligned.m16n8k16.row.col.f32.{dtype}.{dtype}.f32");
-            ["ldmatrix.sync.aligned.m8n8.x4", "cp.async.cg", "ex2.approx"]
-                .map(String::from)
-                .into_iter()
-                .chain([mma])
-                .collect::<Vec<_>>()
+            assert!(count.matrix >= 32, "{what}: {count:?}");
+            assert_eq!(listing.inner_count(&mma), count.matrix, "{what}");
+            for name in ["ldmatrix.sync.aligned.m8n8.x4", "cp.async.cg", "ex2.approx"] {
+                assert!(listing.inner_count(name) > 0, "{what}: no {name}");
+            }
         } else {
             let wgmma = format!("wgmma.mma_async.sync.aligned.m64n128k16.f32.{dtype}.{dtype}");
-            ["cp.async.cg", "ex2.approx", "setmaxnreg.inc", "setmaxnreg.dec", "mbarrier.try_wait"]
-                .map(String::from)
-                .into_iter()
-                .chain([wgmma])
-                .collect::<Vec<_>>()
-        };
-        for name in names {
-            assert!(lowered.assembly.contains(name), "{what}: no {name}");
+            // Of the first tile, of the loop, and of the last one: 8 steps of the head, 8 of the keys.
+            assert_eq!(lowered.assembly.matches(&wgmma).count(), 4 * 8, "{what}");
+            for name in ["cp.async.cg", "ex2.approx", "setmaxnreg.inc", "setmaxnreg.dec", "mbarrier.try_wait"]
+            {
+                assert!(lowered.assembly.contains(name), "{what}: no {name}");
+            }
         }
         assert_eq!(count.scratch, 0, "{what}");
         assert!(lowered.shared_memory <= 227 * 1024, "{what}");

@@ -79,7 +79,7 @@ pub enum Instruction {
     MfmaBf16,
     /// `mma.sync` m16n8k16 of f16 and bf16, `ldmatrix`, `cp.async`.
     MmaSync,
-    /// `wgmma` of f16 and bf16, `setmaxnreg`, and barriers in shared memory that copies arrive at: of sm_90a, whose
+    /// `wgmma` of f16 and bf16, `setmaxnreg`, and barriers in shared memory with phases: of sm_90a, whose
     /// successors have other matrix instructions.
     Wgmma,
     /// Conversions of f32 to and from e4m3 and e5m2 as the OCP defines them: `cvt.rn.satfinite.e4m3x2.f32` and its kin.

@@ -61,6 +61,15 @@ pub(super) struct Ptx {
 }
 
 impl Ptx {
+    /// An instruction whose result depends on nothing but its inputs.
+    pub(super) fn value(
+        text: impl Into<String>,
+        output: (Register, usize),
+        inputs: Vec<(Register, usize, Value)>,
+    ) -> Self {
+        Self { text: text.into(), output: Some(output), updated: None, inputs, effect: false }
+    }
+
     /// An instruction without result, of registers of 32 bits.
     pub(super) fn effect(text: &str, inputs: &[Value]) -> Self {
         let inputs = inputs.iter().map(|&value| (Register::B32, 1, value)).collect();

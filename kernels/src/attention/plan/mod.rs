@@ -18,7 +18,7 @@ use super::tiled::Tiled;
 use crate::{DeviceProfile, Refusal, Result};
 use split::{Classes, Item, Tile};
 pub use work::WORDS;
-pub(crate) use work::{MERGE_ROWS, Work, merge_at, work_at};
+pub(crate) use work::{MERGE_ROWS, Work, merge_at, rows_of, work_at};
 
 const KERNEL: &str = "attention";
 

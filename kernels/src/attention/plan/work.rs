@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 
 use super::super::batch::Request;
+use crate::unit::Rows;
 
 /// Numbers of a work, and of a merge.
 pub const WORDS: usize = 8;
@@ -37,6 +38,18 @@ pub(crate) fn work_at(works: &[i32], index: usize) -> Work {
         start: usize::cast_from(works[at + 5]),
         end: usize::cast_from(works[at + 6]),
         partial: works[at + 7],
+    }
+}
+
+/// The rows of a work for a key head, of which `group` query heads share it.
+#[cube]
+pub(crate) fn rows_of(work: &Work, kv_head: usize, group: usize) -> Rows {
+    Rows {
+        first_token: work.request.first_token,
+        first: work.first_row,
+        end: work.request.qo_len * group,
+        group,
+        first_head: kv_head * group,
     }
 }
 

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::super::batch::{Request, visible};
-use super::super::plan::{Work, work_at};
+use super::super::plan::{Work, rows_of, work_at};
 use super::super::tiled::softmax::{mask, new_softmax, raise_maxima, row_of, soft_cap, weights};
 use super::super::tiled::{TiledParams, store_rows};
 use super::ring::{ROW_BYTES, Tile, empty, place_of, wait_full};
@@ -41,18 +41,10 @@ pub(super) fn consume<E: Float>(
 ) {
     let work = work_at(works, index);
     let request = &work.request;
-    let group = params.group;
-    let end_row = request.qo_len * group;
-    if work.first_row < end_row {
+    let owned = rows_of(&work, kv_head, params.group);
+    if owned.first < owned.end {
         let lane = UNIT_POS_X as usize;
         let (base, plane) = (consumer.base, consumer.plane);
-        let owned = Rows {
-            first_token: request.first_token,
-            first: work.first_row,
-            end: end_row,
-            group,
-            first_head: kv_head * group,
-        };
         let elements = comptime!(tiles.dims.vo / 8);
         let mut sums = Array::<Vector<f32, Const<4>>>::new(elements);
         #[unroll]
@@ -183,7 +175,7 @@ fn begin_sums(
 
 /// Lets the next warpgroup begin its products.
 #[cube]
-fn pass_turn(plane: usize, #[comptime] tiles: Tiles) {
+pub(super) fn pass_turn(plane: usize, #[comptime] tiles: Tiles) {
     let next = (plane / 4 + 1) % comptime!(tiles.planes() / 4);
     named_barrier(1 + next as u32, 256usize, false);
 }

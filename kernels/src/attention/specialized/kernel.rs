@@ -21,10 +21,10 @@ use cubecl::prelude::*;
 
 use super::super::batch::Table;
 use super::super::tiled::TiledParams;
-use super::consumer::{Consumer, consume};
+use super::consumer::{Consumer, consume, pass_turn};
 use super::producer::{Producer, produce};
 use super::ring::{init, shared_quads};
-use crate::isa::nvidia::{named_barrier, set_registers, shared_address};
+use crate::isa::nvidia::{set_registers, shared_address};
 use crate::unit::{Quad, Tiles};
 
 /// Planes that copy: a warpgroup, which is what registers are handed out to.
@@ -98,8 +98,9 @@ pub(crate) fn specialized<E: Float>(
         set_registers(comptime!(registers(tiles).1), true);
         let plane = plane - PRODUCERS;
         let mut consumer = Consumer { base, plane, queries: 0u32.runtime(), keys: 0u32.runtime() };
+        // The first turn is the first warpgroup's.
         if plane / 4 == comptime!(tiles.planes() / 4 - 1) {
-            named_barrier(1u32.runtime(), 256usize, false);
+            pass_turn(plane, tiles);
         }
         let mut item = CUBE_POS;
         let mut round = 0usize;

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::super::batch::{Table, key_place, origin};
-use super::super::plan::work_at;
+use super::super::plan::{rows_of, work_at};
 use super::super::tiled::TiledParams;
 use super::kernel::PRODUCERS;
 use super::ring::{ROW_BYTES, Tile, full, place_of, wait_empty};
@@ -39,18 +39,10 @@ pub(super) fn produce(
 ) {
     let work = work_at(works, index);
     let request = &work.request;
-    let group = params.group;
-    let end_row = request.qo_len * group;
-    if work.first_row < end_row && work.start < work.end {
+    let owned = rows_of(&work, kv_head, params.group);
+    if owned.first < owned.end && work.start < work.end {
         let lane = UNIT_POS_X as usize;
         let plane = UNIT_POS_Y as usize;
-        let owned = Rows {
-            first_token: request.first_token,
-            first: work.first_row,
-            end: end_row,
-            group,
-            first_head: kv_head * group,
-        };
         let base = producer.base;
         wait_empty(base, producer.queries, Tile::Queries, tiles);
         copy_queries(q, &owned, base, lane, plane, tiles);

@@ -59,17 +59,17 @@ fn values_at(tiles: Tiles) -> usize {
 }
 
 fn barriers_at(tiles: Tiles) -> usize {
-    values_at(tiles) + tiles.stages * value_bytes(tiles)
+    keys_at(tiles) + tiles.stages * tiles.stage_quads() * 16
 }
 
 /// Bytes of a tile of keys.
 fn key_bytes(tiles: Tiles) -> usize {
-    tiles.keys * tiles.qk_quads() * 16
+    tiles.key_quads() * 16
 }
 
 /// Bytes of a tile of values.
 fn value_bytes(tiles: Tiles) -> usize {
-    tiles.keys * tiles.vo_quads() * 16
+    (tiles.stage_quads() - tiles.key_quads()) * 16
 }
 
 /// Which tile a barrier is about.

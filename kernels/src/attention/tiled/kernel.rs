@@ -21,13 +21,13 @@
 use cubecl::prelude::*;
 
 use super::super::batch::{Table, origin, visible};
-use super::super::plan::{Work, work_at};
+use super::super::plan::{Work, rows_of, work_at};
 use super::fetch::fetch;
 use super::merge::merge_planes;
 use super::softmax::{mask, new_softmax, raise_maxima, row_of, soft_cap, weights};
 use super::store::store_rows;
 use crate::math::LOG2_E;
-use crate::unit::{MatrixUnit, Quad, Rows, Tiles, shared_quads};
+use crate::unit::{MatrixUnit, Quad, Tiles, shared_quads};
 
 /// The run-time numbers of a problem.
 #[derive(CubeType, CubeLaunch)]
@@ -165,13 +165,7 @@ fn attend<U: MatrixUnit, E: Float>(
     let unit = UNIT_POS as usize;
     let group = params.group;
     let request = &work.request;
-    let owned = Rows {
-        first_token: request.first_token,
-        first: work.first_row,
-        end: request.qo_len * group,
-        group,
-        first_head: kv_head * group,
-    };
+    let owned = rows_of(work, kv_head, group);
 
     // Queries of the first and the last row, and the keys that all rows see: from `every_start` to `every_end`.
     let first_query = owned.first / group;

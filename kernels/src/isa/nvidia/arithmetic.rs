@@ -25,13 +25,7 @@ lower!(Ex2Op);
 #[cfg(feature = "compilers")]
 impl Ex2Op {
     fn ptx(&self, ctx: &Context) -> Ptx {
-        Ptx {
-            text: "ex2.approx.ftz.f32 $0, $1;".into(),
-            output: Some((Register::F32, 1)),
-            updated: None,
-            inputs: vec![(Register::F32, 1, self.x(ctx))],
-            effect: false,
-        }
+        Ptx::value("ex2.approx.ftz.f32 $0, $1;", (Register::F32, 1), vec![(Register::F32, 1, self.x(ctx))])
     }
 }
 
@@ -58,13 +52,7 @@ lower!(RcpOp);
 #[cfg(feature = "compilers")]
 impl RcpOp {
     fn ptx(&self, ctx: &Context) -> Ptx {
-        Ptx {
-            text: "rcp.approx.ftz.f32 $0, $1;".into(),
-            output: Some((Register::F32, 1)),
-            updated: None,
-            inputs: vec![(Register::F32, 1, self.x(ctx))],
-            effect: false,
-        }
+        Ptx::value("rcp.approx.ftz.f32 $0, $1;", (Register::F32, 1), vec![(Register::F32, 1, self.x(ctx))])
     }
 }
 
@@ -95,13 +83,11 @@ lower!(PackOp);
 impl PackOp {
     fn ptx(&self, ctx: &Context) -> Ptx {
         let ty = if self.bf16(ctx).0 == 1 { "bf16x2" } else { "f16x2" };
-        Ptx {
-            text: format!("cvt.rn.{ty}.f32 $0, $2, $1;"),
-            output: Some((Register::B32, 1)),
-            updated: None,
-            inputs: vec![(Register::F32, 1, self.low(ctx)), (Register::F32, 1, self.high(ctx))],
-            effect: false,
-        }
+        Ptx::value(
+            format!("cvt.rn.{ty}.f32 $0, $2, $1;"),
+            (Register::B32, 1),
+            vec![(Register::F32, 1, self.low(ctx)), (Register::F32, 1, self.high(ctx))],
+        )
     }
 }
 
@@ -131,13 +117,11 @@ lower!(ShuffleXorOp);
 #[cfg(feature = "compilers")]
 impl ShuffleXorOp {
     fn ptx(&self, ctx: &Context) -> Ptx {
-        Ptx {
-            text: format!("shfl.sync.bfly.b32 $0, $1, {}, 31, -1;", self.mask(ctx).0),
-            output: Some((Register::F32, 1)),
-            updated: None,
-            inputs: vec![(Register::F32, 1, self.x(ctx))],
-            effect: false,
-        }
+        Ptx::value(
+            format!("shfl.sync.bfly.b32 $0, $1, {}, 31, -1;", self.mask(ctx).0),
+            (Register::F32, 1),
+            vec![(Register::F32, 1, self.x(ctx))],
+        )
     }
 }
 
@@ -166,13 +150,11 @@ lower!(ShuffleOp);
 #[cfg(feature = "compilers")]
 impl ShuffleOp {
     fn ptx(&self, ctx: &Context) -> Ptx {
-        Ptx {
-            text: "shfl.sync.idx.b32 $0, $1, $2, 31, -1;".into(),
-            output: Some((Register::B32, 1)),
-            updated: None,
-            inputs: vec![(Register::B32, 1, self.x(ctx)), (Register::B32, 1, self.lane(ctx))],
-            effect: false,
-        }
+        Ptx::value(
+            "shfl.sync.idx.b32 $0, $1, $2, 31, -1;",
+            (Register::B32, 1),
+            vec![(Register::B32, 1, self.x(ctx)), (Register::B32, 1, self.lane(ctx))],
+        )
     }
 }
 
@@ -211,16 +193,14 @@ lower!(ToFp8Op);
 impl ToFp8Op {
     fn ptx(&self, ctx: &Context) -> Ptx {
         let ty = fp8(self.e5m2(ctx).0);
-        Ptx {
-            text: format!(
+        Ptx::value(
+            format!(
                 "{{ .reg .b16 low, high; cvt.rn.satfinite.{ty}.f32 low, $2, $1; \
                  cvt.rn.satfinite.{ty}.f32 high, $4, $3; mov.b32 $0, {{low, high}}; }}"
             ),
-            output: Some((Register::B32, 1)),
-            updated: None,
-            inputs: vec![(Register::F32, 4, self.x(ctx))],
-            effect: false,
-        }
+            (Register::B32, 1),
+            vec![(Register::F32, 4, self.x(ctx))],
+        )
     }
 }
 
@@ -239,16 +219,14 @@ lower!(FromFp8Op);
 impl FromFp8Op {
     fn ptx(&self, ctx: &Context) -> Ptx {
         let ty = fp8(self.e5m2(ctx).0);
-        Ptx {
-            text: format!(
+        Ptx::value(
+            format!(
                 "{{ .reg .b16 low, high; mov.b32 {{low, high}}, $2; cvt.rn.f16x2.{ty} $0, low; \
                  cvt.rn.f16x2.{ty} $1, high; }}"
             ),
-            output: Some((Register::B32, 2)),
-            updated: None,
-            inputs: vec![(Register::B32, 1, self.x(ctx))],
-            effect: false,
-        }
+            (Register::B32, 2),
+            vec![(Register::B32, 1, self.x(ctx))],
+        )
     }
 }
 

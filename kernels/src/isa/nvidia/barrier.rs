@@ -1,5 +1,5 @@
-//! Barriers in shared memory that copies arrive at, barriers among some warps of a cube, and what warps with different
-//! tasks tell the hardware.
+//! Barriers in shared memory with phases, barriers among some warps of a cube, and what warps with different tasks tell
+//! the hardware.
 
 use cubecl::prelude::*;
 #[cfg(feature = "compilers")]

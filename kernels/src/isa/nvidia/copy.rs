@@ -164,13 +164,7 @@ pub struct CpAsyncWaitOp {
     pub left: IndexAttr,
 }
 lower!(CpAsyncWaitOp);
-
-#[op_interface_impl]
-impl MemoryEffectsOp for CpAsyncWaitOp {
-    fn memory_effects(&self, _ctx: &Context) -> Vec<MemoryEffect> {
-        vec![MemoryEffect::ReadAll, MemoryEffect::WriteAll]
-    }
-}
+orders_memory!(CpAsyncWaitOp);
 
 #[cfg(feature = "compilers")]
 impl CpAsyncWaitOp {

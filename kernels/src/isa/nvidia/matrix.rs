@@ -46,24 +46,22 @@ lower!(MmaOp);
 impl MmaOp {
     fn ptx(&self, ctx: &Context) -> Ptx {
         let ty = if self.bf16(ctx).0 == 1 { "bf16" } else { "f16" };
-        Ptx {
-            text: format!(
+        Ptx::value(
+            format!(
                 "mma.sync.aligned.m16n8k16.row.col.f32.{ty}.{ty}.f32 {}, {}, {}, {};",
                 Ptx::group(0, 4),
                 Ptx::group(4, 4),
                 Ptx::group(8, 2),
                 Ptx::group(10, 4),
             ),
-            output: Some((Register::F32, 4)),
-            updated: None,
-            inputs: vec![
+            (Register::F32, 4),
+            vec![
                 (Register::B32, 4, self.a(ctx)),
                 (Register::B32, 1, self.b0(ctx)),
                 (Register::B32, 1, self.b1(ctx)),
                 (Register::F32, 4, self.c(ctx)),
             ],
-            effect: false,
-        }
+        )
     }
 }
 
