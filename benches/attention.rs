@@ -1,8 +1,8 @@
 //! Attention on a GPU, timed on the device: CSV rows of the columns that other libraries' rows have.
 //!
-//!     cargo bench -p burn-flashinfer-kernels --features cuda --bench attention -- PART.. [quick] [keys=N] [csv=FILE]
+//!     cargo bench -p burn-flashinfer-kernels --features cuda --bench attention -- PART.. [quick] [keys=N] [cleared] [csv=FILE]
 //!
-//! With `keys`, only rows of requests that end with so many keys. Parts: first, plan, prefill, decode, skew, mixed, cascade, plain, and sweep; without any, all but sweep.
+//! With `keys`, only rows of requests that end with so many keys. With `cleared`, the caches are cleared before each run. Parts: first, plan, prefill, decode, skew, mixed, cascade, plain, and sweep; without any, all but sweep.
 //!
 //! Every row is the median of at least ten passes over several sets of random inputs, which together are larger than the
 //! caches, as a replayed graph of launches: what the device needs, without the gaps that the host leaves. The first call
@@ -10,6 +10,8 @@
 
 #[path = "attention/case.rs"]
 mod case;
+#[path = "attention/cleared.rs"]
+mod cleared;
 #[path = "device.rs"]
 mod device;
 #[path = "attention/step.rs"]
@@ -36,7 +38,7 @@ fn main() {
     let quick = has("quick");
     let header = "op,impl,dtype,batch,q_len,kv_len,ms,tflops,gbps,max_err,note\n";
     let only = arguments.iter().find_map(|argument| argument.strip_prefix("keys=")?.parse().ok());
-    let mut bench = Bench { device: Device::open(), csv: header.into(), only };
+    let mut bench = Bench { device: Device::open(), csv: header.into(), only, cleared: has("cleared") };
     let base = Shape {
         op: "prefill",
         dtype: BF16,

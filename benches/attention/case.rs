@@ -9,6 +9,7 @@ use burn_flashinfer_kernels::{DeviceProfile, KvLayout};
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
+use crate::cleared::cleared;
 use crate::device::Device;
 
 pub const PAGE: usize = 16;
@@ -18,6 +19,8 @@ pub struct Bench {
     pub csv: String,
     /// Keys of the last request of the rows wanted, if not all are.
     pub only: Option<usize>,
+    /// Whether the caches are cleared before each run.
+    pub cleared: bool,
 }
 
 /// The shape of a row.
@@ -135,8 +138,11 @@ impl Bench {
         self.device.wait();
         let first = first.elapsed();
 
-        let ms =
-            self.device.replayed(&|| inputs.iter().for_each(|inputs| self.run(s, inputs))) / f64::from(sets);
+        let ms = if self.cleared {
+            cleared(&self.device, inputs.len(), &|at| self.run(s, &inputs[at]))
+        } else {
+            self.device.replayed(&|| inputs.iter().for_each(|inputs| self.run(s, inputs))) / f64::from(sets)
+        };
         let (q, kv) = s.lengths[s.lengths.len() - 1];
         let heads = format!("{}/{} heads d {}", s.q_heads, s.kv_heads, s.dim);
         let line = format!(

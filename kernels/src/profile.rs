@@ -23,12 +23,14 @@ pub struct DeviceProfile {
     pub cores: Option<usize>,
     /// Cores, if the device is a CPU.
     pub cpu_cores: Option<u32>,
+    /// The newest CUDA that NVIDIA's driver knows, 12030 for 12.3, if there is that driver.
+    pub cuda: Option<i32>,
 }
 
 impl DeviceProfile {
     /// Reads the limits of a device.
     pub fn of(client: &Client) -> Self {
-        Self::from_properties(client.properties())
+        Self { cuda: cuda(), ..Self::from_properties(client.properties()) }
     }
 
     /// The limits that a device states, or that were written down for one that is not there.
@@ -50,6 +52,7 @@ impl DeviceProfile {
             arch: Arch::named(&properties.identity.fingerprint),
             cores: hardware.num_streaming_multiprocessors.map(|cores| cores as usize),
             cpu_cores: hardware.num_cpu_cores,
+            cuda: None,
         }
     }
 
@@ -57,4 +60,24 @@ impl DeviceProfile {
     pub(crate) fn widest(&self, elem_size: usize) -> usize {
         (self.load_bytes / elem_size).min(self.max_vector).max(1)
     }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> Option<i32> {
+    None
+}
+
+/// Asked once: it stays the same while a program runs.
+#[cfg(feature = "cuda")]
+fn cuda() -> Option<i32> {
+    use cudarc::driver::sys;
+    static VERSION: std::sync::LazyLock<Option<i32>> = std::sync::LazyLock::new(|| {
+        let mut version = 0;
+        // SAFETY: the library is there before it is called, and writes a number that outlives the call.
+        let known = unsafe {
+            sys::is_culib_present() && sys::cuDriverGetVersion(&mut version) == sys::CUresult::CUDA_SUCCESS
+        };
+        known.then_some(version)
+    });
+    *VERSION
 }

@@ -117,11 +117,20 @@ fn hopper_computes_on_its_tensor_cores() {
                 assert!(listing.inner_count(name) > 0, "{what}: no {name}");
             }
         } else {
-            let wgmma = format!("wgmma.mma_async.sync.aligned.m64n128k16.f32.{dtype}.{dtype}");
-            // Of the first tile, of the loop, and of the last one: 8 steps of the head, 8 of the keys.
-            assert_eq!(lowered.assembly.matches(&wgmma).count(), 4 * 8, "{what}");
-            for name in ["cp.async.cg", "ex2.approx", "setmaxnreg.inc", "setmaxnreg.dec", "mbarrier.try_wait"]
-            {
+            let of = |columns| {
+                let wgmma = format!("wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{dtype}.{dtype}");
+                lowered.assembly.matches(&wgmma).count()
+            };
+            // Of the first tile and of the loop 8 steps of the head, of the loop and of the last tile 10 of the keys.
+            assert_eq!((of(160), of(128)), (2 * 8, 2 * 10), "{what}");
+            for name in [
+                "cp.async.bulk.tensor",
+                "cp.async.cg",
+                "ex2.approx",
+                "setmaxnreg.inc",
+                "setmaxnreg.dec",
+                "mbarrier.try_wait",
+            ] {
                 assert!(lowered.assembly.contains(name), "{what}: no {name}");
             }
         }
@@ -182,6 +191,21 @@ fn what_warpgroups_cannot_do_is_refused() {
     }
     assert_eq!(refused(Blueprint::Tiled(wgmma), 96), "head_dim");
     assert_eq!(refused(Blueprint::Mixed(Mixed { many: wgmma, few: wgmma }), 128), "unit");
+    // CUDA 12.2 does not load what makes tensor maps.
+    for (cuda, expected) in [(12020, Err("cuda")), (12030, Ok(Unit::Wgmma))] {
+        let device = DeviceProfile { cuda: Some(cuda), ..SM_90.profile() };
+        let unit = |choice| match Plan::new(&device, &problem, &spans, choice, Split::Auto) {
+            Ok(plan) => match plan.blueprint() {
+                Blueprint::Tiled(tiled) => Ok(tiled.unit),
+                Blueprint::Mixed(mixed) => Ok(mixed.many.unit),
+                other => panic!("{other:?}"),
+            },
+            Err(Refusal::Blueprint { setting, .. }) => Err(setting),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(unit(Choice::Exactly(Blueprint::Tiled(wgmma))), expected, "{cuda}");
+        assert_eq!(unit(Choice::Auto), Ok(expected.unwrap_or(Unit::MmaSync)), "{cuda}");
+    }
 }
 
 #[test]

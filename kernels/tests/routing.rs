@@ -24,6 +24,7 @@ const GPU: DeviceProfile = DeviceProfile {
     arch: Arch::Other,
     cores: None,
     cpu_cores: None,
+    cuda: None,
 };
 
 const DEVICES: [(&str, DeviceProfile); 8] = [

@@ -146,3 +146,12 @@ pub(crate) fn visible(request: &Request, query: usize, causal: u32, window_left:
 fn saturating_sub(a: usize, b: usize) -> usize {
     select(a > b, a - min(a, b), 0usize)
 }
+
+/// Whether boxes of so many keys from key `start` on lie within a page each; they divide it.
+#[cube]
+pub(crate) fn fits(table: &Table, start: usize, box_rows: usize) -> bool {
+    match table {
+        Table::Ragged(_) => box_rows > 0,
+        Table::Paged(_) => box_rows > 0 && start / max(box_rows, 1) * box_rows == start,
+    }
+}

@@ -258,6 +258,59 @@ fn instructions_of_a_warpgroup() {
 }
 
 #[cube(launch_unchecked)]
+fn boxes(from: &Tensor<Vector<u32, Const<4>>>, maps: &mut [Vector<u32, Const<4>>]) {
+    let shared = Shared::<[Vector<u32, Const<4>>]>::new_aligned_slice(4096usize, 1024usize);
+    let address = nvidia::shared_address::<Vector<u32, Const<4>>>(&shared);
+    let barrier = address + 65528;
+    if UNIT_POS == 0 {
+        nvidia::map_rows::<Vector<u32, Const<4>>>(address, from, 16u32, 192usize);
+    }
+    nvidia::publish_map::<Vector<u32, Const<4>>>(address, &mut maps[0..8]);
+    if UNIT_POS == 0 {
+        nvidia::barrier_expect(barrier, 2048usize);
+        let map = &maps[0..8];
+        nvidia::copy_box::<Vector<u32, Const<4>>>(
+            address,
+            2048usize,
+            map,
+            128usize,
+            UNIT_POS,
+            CUBE_POS as u32,
+            0u32,
+            barrier,
+        );
+    }
+}
+
+#[test]
+fn tensor_maps() {
+    let lowered = lower(SM_90, |client, count, dim| {
+        // SAFETY: never run.
+        unsafe {
+            let from = TensorArg::from_raw_parts(client.empty(4), [1, 1, 1, 1].into(), [1, 1, 1, 1].into());
+            boxes::launch_unchecked(client, count, dim, from, buffer(client));
+        }
+    })
+    .expect("lowers");
+    for name in [
+        ".version 8.7",
+        "tensormap.replace.tile.global_address.shared::cta.b1024.b64",
+        "tensormap.replace.tile.rank.shared::cta.b1024.b32",
+        "tensormap.replace.tile.global_dim.shared::cta.b1024.b32 [%r",
+        "tensormap.replace.tile.box_dim.shared::cta.b1024.b32",
+        "tensormap.replace.tile.element_stride.shared::cta.b1024.b32",
+        "tensormap.replace.tile.swizzle_mode.shared::cta.b1024.b32",
+        "tensormap.replace.tile.global_stride.shared::cta.b1024.b64",
+        "tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned",
+        "fence.proxy.tensormap::generic.acquire.gpu",
+        "mbarrier.expect_tx.relaxed.cta.shared::cta.b64",
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes",
+    ] {
+        assert!(lowered.assembly.contains(name), "no {name}:\n{}", lowered.assembly);
+    }
+}
+
+#[cube(launch_unchecked)]
 fn fp8_of_nvidia(x: &[Vector<f32, Const<4>>], y: &mut [Vector<u32, Const<2>>], #[comptime] e5m2: bool) {
     let at = UNIT_POS as usize;
     y[at] = nvidia::from_fp8(nvidia::to_fp8(x[at], e5m2), e5m2);

@@ -14,6 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use cubecl::prelude::*;
 use cubecl::{Compiler, client::Client, define_kernel, server::CubeCount};
 use cubecl_core::device::DeviceId;
+use cubecl_llvm::nvptx::ptx_version::PtxVersion;
 use cubecl_llvm::{LlvmTarget, PlironArtifact, PlironCompiler, PlironOptions};
 
 use crate::attention::{self, Attention, Batch, Plan, Problem, Span};
@@ -97,6 +98,9 @@ impl Device {
     }
 }
 
+/// The driver that the code is for, as `cuDriverGetVersion` says it: 12.8.
+const CUDA: i32 = 12080;
+
 /// A launch that did not happen.
 pub struct Launch {
     target: Target,
@@ -135,8 +139,13 @@ impl Launch {
             }
             Target::Sm(_) => (
                 LlvmTarget::Nvptx,
-                // As CubeCL's runtime has it: the metadata is a parameter.
-                PlironOptions { sm_arch: self.target.sm(), grid_constants: true, ..Default::default() },
+                // As CubeCL's runtime has it: the metadata is a parameter, and PTX is of the version of the driver.
+                PlironOptions {
+                    sm_arch: self.target.sm(),
+                    grid_constants: true,
+                    ptx_version: PtxVersion::for_driver(CUDA),
+                    ..Default::default()
+                },
             ),
         };
         let artifact = PlironCompiler { target }.compile(definition, &options);

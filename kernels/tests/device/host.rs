@@ -194,5 +194,10 @@ pub fn largest_error(got: &[f64], wanted: &[f64]) -> f64 {
 /// The rule at the head of this test.
 pub fn assert_close(what: &str, got: &[f64], wanted: &[f64], baseline: &[f64]) {
     let (error, allowed) = (largest_error(got, wanted), 2.0 * largest_error(baseline, wanted) + 1e-5);
-    assert!(error <= allowed, "{what}: error {error:e}, allowed {allowed:e}");
+    let wrong: Vec<_> = (0..got.len()).filter(|&i| (got[i] - wanted[i]).abs() > allowed).collect();
+    let (count, all, first) = (wrong.len(), got.len(), wrong.first());
+    assert!(
+        error <= allowed,
+        "{what}: error {error:e}, allowed {allowed:e}; {count} of {all}, the first at {first:?}"
+    );
 }

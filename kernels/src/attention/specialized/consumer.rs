@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::super::batch::{Request, visible};
 use super::super::plan::{Work, rows_of, work_at};
-use super::super::tiled::softmax::{mask, new_softmax, raise_maxima, row_of, soft_cap, weights};
+use super::super::tiled::softmax::{Softmax, mask, new_softmax, raise_maxima, row_of, soft_cap, weights};
 use super::super::tiled::{TiledParams, store_rows};
 use super::ring::{ROW_BYTES, Tile, empty, place_of, wait_full};
 use crate::isa::nvidia::{
@@ -58,10 +58,10 @@ pub(super) fn consume<E: Float>(
             let mut scores = Array::<Vector<f32, Const<4>>>::new(comptime!(tiles.keys / 8));
             let mut operand = Array::<Quad>::new(comptime!(tiles.keys / DEPTH));
             wait_full(base, consumer.queries, Tile::Queries, tiles);
-
+            wait_full(base, consumer.keys, Tile::Keys, tiles);
             begin_scores(&mut scores, base, plane, consumer.keys, tiles);
-            pass_turn(plane, tiles);
             wgmma_wait(&mut scores, tiles.keys, 0usize);
+            pass_turn(plane, tiles);
             release(base, consumer.keys, lane, Tile::Keys, tiles);
             let mut at = work.start;
             see(&mut scores, &seen, at, params, lane, capped, tiles);
@@ -70,29 +70,33 @@ pub(super) fn consume<E: Float>(
             round(&scores, &mut operand, tiles);
             at += tiles.keys;
             consumer.keys += 1;
+            if at < work.end {
+                wait_full(base, consumer.keys, Tile::Keys, tiles);
+            }
             while at < work.end {
                 begin_scores(&mut scores, base, plane, consumer.keys, tiles);
+                rescale(&mut sums, &softmax, tiles);
                 begin_sums(&mut sums, &operand, base, consumer.keys - 1, tiles);
-                pass_turn(plane, tiles);
                 wgmma_wait(&mut scores, tiles.keys, 1usize);
+                pass_turn(plane, tiles);
                 release(base, consumer.keys, lane, Tile::Keys, tiles);
                 see(&mut scores, &seen, at, params, lane, capped, tiles);
                 raise_maxima::<MmaSync>(&scores, &mut softmax, factor, tiles);
-                // ptxas moves the wait ahead of the maxima, whatever stands before it. Forced behind them it was no faster.
-                wgmma_wait(&mut sums, tiles.dims.vo, 0usize);
-                release(base, consumer.keys - 1, lane, Tile::Values, tiles);
-                let rescale = MmaSync::spread(&softmax.rescales, 0usize);
-                #[unroll]
-                for i in 0..elements {
-                    sums[i] *= rescale;
-                }
                 weights::<MmaSync>(&mut scores, &mut softmax, factor, tiles);
-                round(&scores, &mut operand, tiles);
                 at += tiles.keys;
                 consumer.keys += 1;
+                // ptxas moves a wait for products ahead of whatever stands before it, but not over a jump: this one, which
+                // the next scores need anyway, is what keeps the weights beside the products.
+                if at < work.end {
+                    wait_full(base, consumer.keys, Tile::Keys, tiles);
+                }
+                wgmma_wait(&mut sums, tiles.dims.vo, 0usize);
+                release(base, consumer.keys - 2, lane, Tile::Values, tiles);
+                round(&scores, &mut operand, tiles);
             }
             release(base, consumer.queries, lane, Tile::Queries, tiles);
             consumer.queries += 1;
+            rescale(&mut sums, &softmax, tiles);
             begin_sums(&mut sums, &operand, base, consumer.keys - 1, tiles);
             wgmma_wait(&mut sums, tiles.dims.vo, 0usize);
             release(base, consumer.keys - 1, lane, Tile::Values, tiles);
@@ -120,7 +124,7 @@ pub(super) fn consume<E: Float>(
     }
 }
 
-/// Begins `S = Q Kᵀ`.
+/// Begins `S = Q Kᵀ`, of keys that are there.
 #[cube]
 fn begin_scores(
     scores: &mut Array<Vector<f32, Const<4>>>,
@@ -129,7 +133,6 @@ fn begin_scores(
     count: u32,
     #[comptime] tiles: Tiles,
 ) {
-    wait_full(base, count, Tile::Keys, tiles);
     named_barrier(1 + (plane / 4) as u32, 256usize, true);
     let queries = base + (plane / 4 * comptime!(64 * ROW_BYTES)) as u32;
     let keys = place_of(base, count, Tile::Keys, tiles);
@@ -148,7 +151,17 @@ fn begin_scores(
     );
 }
 
-/// Begins `O += P V`.
+/// Reduces the sums by what the last tile raised the maxima.
+#[cube]
+fn rescale(sums: &mut Array<Vector<f32, Const<4>>>, softmax: &Softmax, #[comptime] tiles: Tiles) {
+    let rescale = MmaSync::spread(&softmax.rescales, 0usize);
+    #[unroll]
+    for i in 0..comptime!(tiles.dims.vo / 8) {
+        sums[i] *= rescale;
+    }
+}
+
+/// Begins `O += P V`, when the values are there.
 #[cube]
 fn begin_sums(
     sums: &mut Array<Vector<f32, Const<4>>>,
@@ -173,7 +186,8 @@ fn begin_sums(
     );
 }
 
-/// Lets the next warpgroup begin its products.
+/// Lets the next warpgroup begin its products. When this one has its scores: before they were there, or after the maxima or
+/// the weights, was the same within the noise.
 #[cube]
 pub(super) fn pass_turn(plane: usize, #[comptime] tiles: Tiles) {
     let next = (plane / 4 + 1) % comptime!(tiles.planes() / 4);

@@ -22,7 +22,7 @@ use cubecl::prelude::*;
 use super::super::batch::Table;
 use super::super::tiled::TiledParams;
 use super::consumer::{Consumer, consume, pass_turn};
-use super::producer::{Producer, produce};
+use super::producer::{Producer, make_maps, produce};
 use super::ring::{init, shared_quads};
 use crate::isa::nvidia::{set_registers, shared_address};
 use crate::unit::{Quad, Tiles};
@@ -50,7 +50,8 @@ pub(in super::super) fn cubes_for(items: usize, cores: Option<usize>) -> usize {
     }
 }
 
-/// Buffers as those of the tiled kernel. Cubes share the works out among themselves by rounds, if each core has one
+/// Buffers as those of the tiled kernel, and `maps` with room for two descriptors a cube. Keys and values are copied in
+/// boxes of `box_rows`, which divide a page and the keys of a tile, if it is not 0. Cubes share the works out among themselves by rounds, if each core has one
 /// ([`ROUNDS`]); else each takes one.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -62,8 +63,10 @@ pub(crate) fn specialized<E: Float>(
     lse: &mut ComptimeOption<Box<[f32]>>,
     workspace: &mut ComptimeOption<Box<[Vector<f32, Const<2>>]>>,
     works: &[i32],
+    maps: &mut [Quad],
     table: &Table,
     params: &TiledParams,
+    box_rows: usize,
     #[comptime] capped: bool,
     #[comptime] tiles: Tiles,
     #[define(E)] _dtype: ElemType,
@@ -84,13 +87,29 @@ pub(crate) fn specialized<E: Float>(
     let plane = UNIT_POS_Y as usize;
     if plane < PRODUCERS {
         set_registers(comptime!(registers(tiles).0), false);
-        let mut producer =
-            Producer { base, queries: 0u32.runtime(), keys: 0u32.runtime(), values: 0u32.runtime() };
+        if box_rows > 0 && CUBE_POS < total {
+            make_maps(k, v, maps, CUBE_POS, base, box_rows as u32, tiles);
+        }
+        let mut producer = Producer { base, queries: 0u32.runtime(), tiles: 0u32.runtime() };
         let mut item = CUBE_POS;
         let mut round = 0usize;
         while item < total {
             let (index, head) = work_of(item, together, params.works, kv_heads);
-            produce(q, k, v, works, index, head, table, params, &mut producer, tiles);
+            produce(
+                q,
+                k,
+                v,
+                works,
+                maps,
+                CUBE_POS,
+                index,
+                head,
+                table,
+                params,
+                box_rows,
+                &mut producer,
+                tiles,
+            );
             round += 1;
             item = item_of(CUBE_POS, CUBE_COUNT, round);
         }

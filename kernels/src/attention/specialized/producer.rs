@@ -1,28 +1,89 @@
-//! The warpgroup that copies.
+//! The warpgroup that copies: two warps the keys, two the queries and values.
+//!
+//! Whole tiles come by tensor maps, box by box, for which one lane works; their last rows, and keys in pages that no box
+//! fits into, lane by lane.
 
 use cubecl::prelude::*;
 
-use super::super::batch::{Table, key_place, origin};
-use super::super::plan::{rows_of, work_at};
+use super::super::batch::{Request, Table, fits, key_place, origin};
+use super::super::plan::{Work, rows_of, work_at};
 use super::super::tiled::TiledParams;
 use super::kernel::PRODUCERS;
-use super::ring::{ROW_BYTES, Tile, full, place_of, wait_empty};
+use super::ring::{ROW_BYTES, Tile, full, map_at, place_of, wait_empty};
 use crate::isa::nvidia::{
-    barrier_arrive, cp_async_at, cp_async_commit, cp_async_wait, fence_proxy_async, shuffle,
+    MAP_BYTES, barrier_arrive, barrier_expect, copy_box, cp_async_at, cp_async_commit, cp_async_wait,
+    fence_proxy_async, map_rows, publish_map, shuffle,
 };
 use crate::unit::{Quad, Rows, Tiles, place};
+
+/// Quads of a descriptor.
+pub(in super::super) const MAP_QUADS: usize = MAP_BYTES / 16;
+
+/// Planes that copy the same.
+pub(super) const PAIR: usize = PRODUCERS / 2;
+
+/// Rows of a box: those of a tile, or what divides them and a page. 0 if that is less than a swizzled atom has.
+pub(in super::super) fn box_rows(keys: usize, page_size: Option<usize>) -> usize {
+    match page_size {
+        None => keys,
+        Some(page_size) => {
+            let rows = 1 << keys.trailing_zeros().min(page_size.trailing_zeros());
+            if rows < 8 { 0 } else { rows }
+        }
+    }
+}
 
 /// Where a producer is.
 #[derive(CubeType)]
 pub(super) struct Producer {
     pub base: u32,
-    /// Tiles so far.
+    /// Tiles of queries so far.
     pub queries: u32,
-    pub keys: u32,
-    pub values: u32,
+    /// Tiles of keys, or of values.
+    pub tiles: u32,
 }
 
-/// Copies what one work needs: queries, then keys and values tile by tile, keys a tile ahead of values.
+/// Publishes what keys and values are copied by, each pair its own. `maps` has two for each cube.
+#[cube]
+pub(super) fn make_maps(
+    k: &Tensor<Quad>,
+    v: &Tensor<Quad>,
+    maps: &mut [Quad],
+    cube: usize,
+    base: u32,
+    box_rows: u32,
+    #[comptime] tiles: Tiles,
+) {
+    let plane = UNIT_POS_Y as usize;
+    if plane == 0 {
+        make_map(k, maps, 2 * cube, base, box_rows, Tile::Keys, tiles.dims.qk, tiles);
+    }
+    if plane == PAIR {
+        make_map(v, maps, 2 * cube + 1, base, box_rows, Tile::Values, tiles.dims.vo, tiles);
+    }
+}
+
+#[allow(clippy::too_many_arguments, reason = "two places")]
+#[cube]
+fn make_map(
+    from: &Tensor<Quad>,
+    maps: &mut [Quad],
+    index: usize,
+    base: u32,
+    box_rows: u32,
+    #[comptime] tile: Tile,
+    #[comptime] columns: usize,
+    #[comptime] tiles: Tiles,
+) {
+    let shared = base + comptime!(map_at(tile, tiles) as u32);
+    if UNIT_POS_X == 0 {
+        map_rows::<Quad>(shared, from, box_rows, columns);
+    }
+    let at = index * MAP_QUADS;
+    publish_map::<Quad>(shared, &mut maps[at..at + MAP_QUADS]);
+}
+
+/// Copies what one work needs: a pair of planes the keys, tile by tile, the other one the queries and then the values.
 #[allow(clippy::too_many_arguments, reason = "the buffers of the kernel")]
 #[cube]
 pub(super) fn produce(
@@ -30,157 +91,171 @@ pub(super) fn produce(
     k: &Tensor<Quad>,
     v: &Tensor<Quad>,
     works: &[i32],
+    maps: &mut [Quad],
+    cube: usize,
     index: usize,
     kv_head: usize,
     table: &Table,
     params: &TiledParams,
+    box_rows: usize,
     producer: &mut Producer,
     #[comptime] tiles: Tiles,
 ) {
     let work = work_at(works, index);
-    let request = &work.request;
     let owned = rows_of(&work, kv_head, params.group);
     if owned.first < owned.end && work.start < work.end {
-        let lane = UNIT_POS_X as usize;
-        let plane = UNIT_POS_Y as usize;
-        let base = producer.base;
-        wait_empty(base, producer.queries, Tile::Queries, tiles);
-        copy_queries(q, &owned, base, lane, plane, tiles);
-        cp_async_commit();
-        let mut begun = full(base, producer.queries, Tile::Queries, tiles);
-        producer.queries += 1;
-
-        let k_head = kv_head * k.stride(2) + origin(table, request, k.stride(1));
-        let v_head = kv_head * v.stride(2) + origin(table, request, v.stride(1));
-        let parts = comptime!(tiles.keys.div_ceil(LOOKED_UP));
-        let mut k_at = Array::<usize>::new(parts);
-        let mut v_at = Array::<usize>::new(parts);
-        let mut next_v_at = Array::<usize>::new(parts);
-        let mut at = work.start;
-        while at < work.end + tiles.keys {
-            if at < work.end {
-                #[unroll]
-                for i in 0..parts {
-                    let own = own_row(i * LOOKED_UP, lane, plane, tiles.keys);
-                    let (page, slot) = key_place(table, request, min(at + own, work.end - 1));
-                    k_at[i] = (page * k.stride(0) + slot * k.stride(1) + k_head) / 8;
-                    next_v_at[i] = (page * v.stride(0) + slot * v.stride(1) + v_head) / 8;
-                }
-                wait_empty(base, producer.keys, Tile::Keys, tiles);
-                let to = place_of(base, producer.keys, Tile::Keys, tiles);
-                copy_tile(k, &k_at, to, lane, plane, work.end - at, tiles.qk_quads(), tiles.keys);
-                cp_async_commit();
-                hand_over(begun, 1usize);
-                begun = full(base, producer.keys, Tile::Keys, tiles);
-                producer.keys += 1;
-            }
-            if at > work.start {
-                wait_empty(base, producer.values, Tile::Values, tiles);
-                let to = place_of(base, producer.values, Tile::Values, tiles);
-                let left = work.end + tiles.keys - at;
-                copy_tile(v, &v_at, to, lane, plane, left, tiles.vo_quads(), tiles.keys);
-                cp_async_commit();
-                hand_over(begun, 1usize);
-                begun = full(base, producer.values, Tile::Values, tiles);
-                producer.values += 1;
-            }
-            #[unroll]
-            for i in 0..parts {
-                v_at[i] = next_v_at[i];
-            }
-            at += tiles.keys;
+        if (UNIT_POS_Y as usize) < PAIR {
+            produce_tiles(k, maps, 2 * cube, &work, kv_head, table, box_rows, producer, Tile::Keys, tiles);
+        } else {
+            wait_empty(producer.base, producer.queries, Tile::Queries, tiles);
+            copy_queries(q, &owned, producer.base, tiles);
+            hand_over(full(producer.base, producer.queries, Tile::Queries, tiles));
+            producer.queries += 1;
+            let values = 2 * cube + 1;
+            produce_tiles(v, maps, values, &work, kv_head, table, box_rows, producer, Tile::Values, tiles);
         }
-        hand_over(begun, 0usize);
     }
 }
 
-/// Rows of a part of a tile, for each of which a lane looks up where it lies: a lane one of its plane's.
-const LOOKED_UP: usize = 32 * PRODUCERS;
+/// Copies the keys, or the values, of a work.
+#[allow(clippy::too_many_arguments, reason = "two places")]
+#[cube]
+fn produce_tiles(
+    from: &Tensor<Quad>,
+    maps: &mut [Quad],
+    map: usize,
+    work: &Work,
+    kv_head: usize,
+    table: &Table,
+    box_rows: usize,
+    producer: &mut Producer,
+    #[comptime] tile: Tile,
+    #[comptime] tiles: Tiles,
+) {
+    let request = &work.request;
+    let plane = UNIT_POS_Y as usize;
+    let quads = comptime!(tile.quads(tiles));
+    let head = kv_head * from.stride(2) + origin(table, request, from.stride(1));
+    let map = &maps[map * MAP_QUADS..map * MAP_QUADS + MAP_QUADS];
+    // No box reaches beyond its page.
+    let boxed = fits(table, work.start, box_rows);
+    let mut at = work.start;
+    while at < work.end {
+        wait_empty(producer.base, producer.tiles, tile, tiles);
+        let to = place_of(producer.base, producer.tiles, tile, tiles);
+        let full = full(producer.base, producer.tiles, tile, tiles);
+        if boxed && at + tiles.keys <= work.end {
+            if plane == 0 || plane == PAIR {
+                copy_boxes(map, table, request, at, kv_head, to, full, box_rows, quads, tiles.keys);
+            }
+            barrier_arrive(full);
+        } else {
+            #[unroll]
+            for i in 0..comptime!(tiles.keys.div_ceil(LOOKED_UP)) {
+                let row = at + own_row(i * LOOKED_UP, tiles.keys);
+                let (page, slot) = key_place(table, request, min(row, work.end - 1));
+                let own = (page * from.stride(0) + slot * from.stride(1) + head) / 8;
+                copy_rows(from, own, to, i * LOOKED_UP, work.end - at, quads, tiles.keys);
+            }
+            hand_over(full);
+        }
+        producer.tiles += 1;
+        at += tiles.keys;
+    }
+}
+
+/// Copies a tile in boxes of so many rows.
+#[allow(clippy::too_many_arguments, reason = "two places and their sizes")]
+#[cube]
+fn copy_boxes(
+    map: &[Quad],
+    table: &Table,
+    request: &Request,
+    at: usize,
+    kv_head: usize,
+    to: u32,
+    full: u32,
+    box_rows: usize,
+    #[comptime] quads: usize,
+    #[comptime] rows: usize,
+) {
+    let lane = UNIT_POS_X as usize;
+    let boxes = comptime!(rows) / box_rows;
+    let (page, slot) = key_place(table, request, at + min(lane, boxes - 1) * box_rows);
+    let slot = slot + origin(table, request, 1usize);
+    if lane == 0 {
+        barrier_expect(full, comptime!(rows * quads * 16));
+    }
+    for i in 0..boxes {
+        let (page, slot) = (shuffle(page, i as u32) as u32, shuffle(slot, i as u32) as u32);
+        if lane == 0 {
+            let to = to + (i * box_rows * ROW_BYTES) as u32;
+            #[unroll]
+            for column in 0..comptime!(quads / 8) {
+                let offset = comptime!(column * rows * ROW_BYTES);
+                copy_box::<Quad>(to, offset, map, comptime!(column * 64), slot, page, kv_head as u32, full);
+            }
+        }
+    }
+}
+
+/// Rows of a part of a tile, for each of which a lane of the pair looks up where it lies.
+const LOOKED_UP: usize = 32 * PAIR;
 
 /// Rows of the plane in the part that begins with row `first`, of a tile of `rows`.
 fn rows_of_plane(first: usize, rows: usize) -> usize {
-    (rows - first).min(LOOKED_UP) / PRODUCERS
+    (rows - first).min(LOOKED_UP) / PAIR
 }
 
 /// The row that a lane looks up.
 #[cube]
-fn own_row(#[comptime] first: usize, lane: usize, plane: usize, #[comptime] rows: usize) -> usize {
+fn own_row(#[comptime] first: usize, #[comptime] rows: usize) -> usize {
     let of_plane = comptime!(rows_of_plane(first, rows));
-    first + plane * of_plane + min(lane, comptime!(of_plane - 1))
+    let plane = UNIT_POS_Y as usize % PAIR;
+    first + plane * of_plane + min(UNIT_POS_X as usize, comptime!(of_plane - 1))
 }
 
-/// Begins to copy a tile of `rows`; those from `left` on are zeros. `places` are where the rows that the lane looked up
-/// lie.
-#[allow(clippy::too_many_arguments, reason = "a place and its sizes")]
+/// Tells the consumers that a tile is there, once it has arrived and is to be seen by the instructions that multiply. The
+/// copies could tell by themselves, but then each consumer would need that fence, which took 200 of the 2800 cycles of a
+/// tile, between one product and the next.
 #[cube]
-fn copy_tile(
-    from: &Tensor<Quad>,
-    places: &Array<usize>,
-    to: u32,
-    lane: usize,
-    plane: usize,
-    left: usize,
-    #[comptime] quads: usize,
-    #[comptime] rows: usize,
-) {
-    #[unroll]
-    for i in 0..comptime!(rows.div_ceil(LOOKED_UP)) {
-        let of_plane = comptime!(rows_of_plane(i * LOOKED_UP, rows));
-        let first = comptime!(i * LOOKED_UP) + plane * of_plane;
-        copy_rows(from, places[i], to, lane, first, left, quads, of_plane, rows);
-    }
-}
-
-/// Tells the consumers that a tile is there, `later` groups of copies after its own: once they have arrived, and are to
-/// be seen by the instructions that multiply. The copies could tell by themselves, but then each consumer would need
-/// that fence, which took 200 of the 2800 cycles of a tile, between one product and the next.
-#[cube]
-fn hand_over(full: u32, #[comptime] later: usize) {
-    cp_async_wait(later);
+fn hand_over(full: u32) {
+    cp_async_commit();
+    cp_async_wait(0usize);
     fence_proxy_async();
     barrier_arrive(full);
 }
 
 /// Begins to copy the rows of queries; those that are not there are zeros.
 #[cube]
-fn copy_queries(
-    from: &Tensor<Quad>,
-    owned: &Rows,
-    base: u32,
-    lane: usize,
-    plane: usize,
-    #[comptime] tiles: Tiles,
-) {
+fn copy_queries(from: &Tensor<Quad>, owned: &Rows, base: u32, #[comptime] tiles: Tiles) {
     let rows = comptime!(tiles.rows(16));
-    let parts = comptime!(rows.div_ceil(LOOKED_UP));
-    let mut places = Array::<usize>::new(parts);
     #[unroll]
-    for i in 0..parts {
-        let (token, head, _) = place(owned, own_row(i * LOOKED_UP, lane, plane, rows));
-        places[i] = (token * from.stride(0) + head * from.stride(1)) / 8;
+    for i in 0..comptime!(rows.div_ceil(LOOKED_UP)) {
+        let (token, head, _) = place(owned, own_row(i * LOOKED_UP, rows));
+        let own = (token * from.stride(0) + head * from.stride(1)) / 8;
+        copy_rows(from, own, base, i * LOOKED_UP, owned.end - owned.first, tiles.qk_quads(), rows);
     }
-    copy_tile(from, &places, base, lane, plane, owned.end - owned.first, tiles.qk_quads(), rows);
 }
 
-/// Begins to copy `count` rows from `first` on of a tile of `rows` to shared memory. `own` is where the row lies whose
-/// number, from `first` on, is that of the lane; rows from `end` on are zeros.
+/// Begins to copy the plane's rows of the part that begins with row `first`, of a tile of `rows`, to shared memory. `own` is
+/// where the row lies that the lane looked up; rows from `end` on are zeros.
 ///
 /// Eight lanes copy 64 elements of a row, so that a lane's copies are always of the same column of it, and what differs
 /// between them are constants.
-#[allow(clippy::too_many_arguments, reason = "two places and their sizes")]
 #[cube]
 fn copy_rows(
     from: &Tensor<Quad>,
     own: usize,
     to: u32,
-    lane: usize,
-    first: usize,
+    #[comptime] first: usize,
     end: usize,
     #[comptime] quads: usize,
-    #[comptime] count: usize,
     #[comptime] rows: usize,
 ) {
-    let row = first + lane / 8;
+    let count = comptime!(rows_of_plane(first, rows));
+    let lane = UNIT_POS_X as usize;
+    let row = first + UNIT_POS_Y as usize % PAIR * count + lane / 8;
     // All at first: then their latencies overlap.
     let mut places = Array::<usize>::new(comptime!(count / 4));
     #[unroll]

@@ -4,14 +4,16 @@
 //! |---|---|---|
 //! | queries | rows x head | one tile |
 //! | keys, values | keys x head, for each stage | rings |
+//! | maps | 128 each | keys', values' |
 //! | barriers | 8 each | of each tile: *full* and *empty* |
 //!
 //! A tile is stored as [`Operand`](crate::isa::nvidia::Operand) says: 64 elements of every row, then the next 64.
 
 use cubecl::prelude::*;
 
-use super::kernel::{PRODUCERS, registers};
-use crate::isa::nvidia::{barrier_init, barrier_wait};
+use super::kernel::registers;
+use super::producer::PAIR;
+use crate::isa::nvidia::{MAP_BYTES, barrier_init, barrier_wait};
 use crate::unit::Tiles;
 use crate::{Refusal, Result};
 
@@ -58,8 +60,17 @@ fn values_at(tiles: Tiles) -> usize {
     keys_at(tiles) + tiles.stages * key_bytes(tiles)
 }
 
-fn barriers_at(tiles: Tiles) -> usize {
+fn maps_at(tiles: Tiles) -> usize {
     keys_at(tiles) + tiles.stages * tiles.stage_quads() * 16
+}
+
+fn barriers_at(tiles: Tiles) -> usize {
+    maps_at(tiles) + 2 * MAP_BYTES
+}
+
+/// Where the descriptor is made by which tiles are copied.
+pub(super) fn map_at(tile: Tile, tiles: Tiles) -> usize {
+    maps_at(tiles) + if tile == Tile::Values { MAP_BYTES } else { 0 }
 }
 
 /// Bytes of a tile of keys.
@@ -84,6 +95,11 @@ impl Tile {
     /// How many there are room for.
     fn stages(self, tiles: Tiles) -> usize {
         if self == Self::Queries { 1 } else { tiles.stages }
+    }
+
+    /// 16 bytes of a row.
+    pub fn quads(self, tiles: Tiles) -> usize {
+        if self == Self::Values { tiles.vo_quads() } else { tiles.qk_quads() }
     }
 
     /// Byte of the first *full* barrier; its *empty* one follows, and then those of the next stages.
@@ -139,7 +155,7 @@ pub(super) fn wait_empty(base: u32, count: u32, #[comptime] tile: Tile, #[compti
     barrier_wait(empty(base, count, tile, tiles), (round + 1) % 2);
 }
 
-/// Prepares all barriers: each unit that produces, and each plane that consumes, arrives.
+/// Prepares all barriers: each unit of the pair that produces, and each plane that consumes, arrives.
 #[cube]
 pub(super) fn init(base: u32, #[comptime] tiles: Tiles) {
     init_of(base, Tile::Queries, tiles);
@@ -151,7 +167,7 @@ pub(super) fn init(base: u32, #[comptime] tiles: Tiles) {
 fn init_of(base: u32, #[comptime] tile: Tile, #[comptime] tiles: Tiles) {
     #[unroll]
     for stage in 0..comptime!(tile.stages(tiles) as u32) {
-        barrier_init(full(base, stage, tile, tiles), comptime!(PRODUCERS * 32));
+        barrier_init(full(base, stage, tile, tiles), comptime!(PAIR * 32));
         barrier_init(empty(base, stage, tile, tiles), comptime!(tiles.planes()));
     }
 }

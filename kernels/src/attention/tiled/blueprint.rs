@@ -59,6 +59,9 @@ pub struct Tiled {
     pub resident: bool,
 }
 
+/// The first CUDA, 12.3, that loads code which makes tensor maps.
+const TENSOR_MAPS: i32 = 12030;
+
 /// What a unit is, of what [`Layout`] says and the blueprint must know.
 struct Machine {
     plane: usize,
@@ -140,7 +143,7 @@ impl Tiled {
         };
         if has(Unit::Wgmma) && !fixed && longest > FEW_ROWS && !Self::is_short(device, problem, spans) {
             let can = |tiled: &Self| tiled.check(device, problem).is_ok();
-            if let Some(tiled) = Self::on_hopper(problem).find(can) {
+            if let Some(tiled) = Self::on_hopper(problem, spans).find(can) {
                 return Ok(Blueprint::Tiled(tiled));
             }
         }
@@ -169,7 +172,7 @@ impl Tiled {
 
     /// Warpgroups with the most keys at a time that there is room for. Also for requests with few rows beside others with
     /// many: their tiles are multiplied nearly empty, but hardly slower than their keys are read.
-    fn on_hopper(problem: &Problem) -> impl Iterator<Item = Self> {
+    fn on_hopper(problem: &Problem, spans: &[Span]) -> impl Iterator<Item = Self> + use<> {
         // Of small heads the softmax is most of the work, which a third warpgroup hides better: 427 TFLOP/s over 8192
         // tokens against 400 (H200).
         let row_planes = if problem.dims.qk.max(problem.dims.vo) <= 64 { 12 } else { 8 };
@@ -182,7 +185,16 @@ impl Tiled {
             stages: 2,
             resident: false,
         };
-        [128, 112, 96, 80, 64].into_iter().map(tiled)
+        // The more, the less often sums are rescaled and warpgroups wait for each other: 8192 keys, all seen, at 600
+        // TFLOP/s with 176, 590 with 160, 579 with 128. Behind a causal mask the last tile is a loss, 585, 589 and 572, which
+        // weighs more with 1024 keys, 272 with 128 and 259 with 160.
+        let longest = spans.iter().map(|span| span.kv_len).max().unwrap_or(0);
+        let most = match (problem.causal, longest) {
+            (false, _) => 176,
+            (true, 0..=1024) => 128,
+            (true, _) => 160,
+        };
+        [most, 128, 112, 96, 80, 64].into_iter().map(tiled)
     }
 
     /// Whether warpgroups would leave most cores without work, and have little of it each: 128 tokens in 11.8 µs, with
@@ -320,6 +332,13 @@ impl Tiled {
         }
         let tiles = self.tiles(problem);
         if self.unit == Unit::Wgmma {
+            if let Some(cuda) = device.cuda.filter(|&cuda| cuda < TENSOR_MAPS) {
+                return refused(
+                    "cuda",
+                    cuda as usize,
+                    format!("{TENSOR_MAPS} or newer, which knows tensor maps"),
+                );
+            }
             specialized::check(tiles)?;
         }
         let units = self.planes() * machine.plane;

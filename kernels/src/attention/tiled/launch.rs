@@ -8,7 +8,7 @@ use super::super::batch::TableArgs;
 use super::super::blueprint::Problem;
 use super::super::launch::Operands;
 use super::super::plan::{Planned, WORDS};
-use super::super::specialized::{cubes_for, specialized};
+use super::super::specialized::{MAP_QUADS, box_rows, cubes_for, specialized};
 use super::blueprint::{Tiled, Unit};
 use super::combine::{CombineParamsLaunch, combine};
 use super::kernel::{TiledParamsLaunch, Variant, tiled};
@@ -69,9 +69,13 @@ impl Launch<'_> {
         }
     }
 
-    /// [`specialized`].
-    fn specialized(self) {
-        // SAFETY: as above.
+    /// [`specialized`], of `cubes`.
+    fn specialized(self, cubes: usize) {
+        let page_size = matches!(self.table, TableArgs::Paged(_)).then(|| self.k.shape[1]);
+        let box_rows = box_rows(self.variant.many.keys, page_size);
+        let maps = buffer(self.client, cubes * 2 * MAP_QUADS * 4);
+        // SAFETY: as above. A cube has its own two descriptors in `maps`. Boxes are copied where a tile's keys are all of the
+        // request, and none reaches beyond a page, since it begins at a multiple of what divides one.
         unsafe {
             specialized::launch_unchecked(
                 self.client,
@@ -85,8 +89,10 @@ impl Launch<'_> {
                 self.lse.map(TensorBinding::into_buffer_arg).into(),
                 self.workspace.map(TensorBinding::into_buffer_arg).into(),
                 self.works.into_buffer_arg(),
+                maps.into_buffer_arg(),
                 self.table,
                 self.params,
+                box_rows,
                 self.variant.soft_cap,
                 self.variant.many,
                 self.dtype,
@@ -175,7 +181,7 @@ pub(in super::super) fn launch(
     };
     match (many.unit, few.map(|few| few.unit)) {
         (Unit::MmaSync, _) => launch.tiled::<MmaSync, MmaSync>(),
-        (Unit::Wgmma, _) => launch.specialized(),
+        (Unit::Wgmma, _) => launch.specialized(items),
         (Unit::Mfma16, _) => launch.tiled::<Mfma16, Mfma16>(),
         (Unit::Mfma32, Some(Unit::Mfma16)) => launch.tiled::<Mfma32, Mfma16>(),
         (Unit::Mfma32, _) => launch.tiled::<Mfma32, Mfma32>(),

@@ -124,7 +124,14 @@ pub(in super::super) fn raise_maxima<U: MatrixUnit>(
     }
 }
 
+/// Logits to base 2 up to which rounding one more leaves the largest weight within 2^-17 of 1.
+const EXACT: f32 = 128.0;
+
 /// Turns scores into weights `exp2(factor * (score - base))`, and adds them up.
+///
+/// By one fused multiply-add, relative to `factor * base` rounded: that is off by the same for every weight of the row, which
+/// its sum takes out again. But the largest weight shall be 1, and not a number that is rounded once more as operand of the
+/// next product. So where logits are large, bases are subtracted first.
 #[cube]
 pub(in super::super) fn weights<U: MatrixUnit>(
     scores: &mut Array<Vector<f32, U::Acc>>,
@@ -133,6 +140,34 @@ pub(in super::super) fn weights<U: MatrixUnit>(
     #[comptime] tiles: Tiles,
 ) {
     let columns = comptime!(tiles.keys / U::COLUMNS);
+    let rows = comptime!(tiles.row_tiles * U::LANE_ROWS);
+    let mut offsets = Array::<f32>::new(rows);
+    let mut largest = 0.0f32.runtime();
+    #[unroll]
+    for r in 0..rows {
+        offsets[r] = softmax.bases[r] * factor;
+        largest = max(largest, offsets[r].abs());
+    }
+    if largest > EXACT {
+        // Of the rows of the lane that need it: no row depends on others.
+        let mut first = Array::<f32>::new(rows);
+        #[unroll]
+        for r in 0..rows {
+            let large = offsets[r].abs() > EXACT;
+            first[r] = select(large, softmax.bases[r], 0.0f32);
+            offsets[r] = select(large, 0.0f32, offsets[r]);
+        }
+        #[unroll]
+        for i in 0..comptime!(tiles.row_tiles * columns) {
+            let mut tile = scores[i];
+            #[unroll]
+            for e in 0..comptime!(U::ACC) {
+                let r = comptime!(i / columns * U::LANE_ROWS + U::lane_row(e));
+                tile.insert(e, tile.extract(e) - first[r]);
+            }
+            scores[i] = tile;
+        }
+    }
     #[unroll]
     for m in 0..tiles.row_tiles {
         let mut totals = Vector::<f32, U::Acc>::new(0.0f32);
@@ -143,10 +178,7 @@ pub(in super::super) fn weights<U: MatrixUnit>(
             #[unroll]
             for e in 0..comptime!(U::ACC) {
                 let r = comptime!(m * U::LANE_ROWS + U::lane_row(e));
-                // Scaled after the maximum is subtracted: `factor * maximum`, rounded, is off by a percent of a weight where
-                // logits are 1e5. Nor would one fused multiply-add do, though it is off by the same for every weight: the
-                // largest would not be 1, but a number that the operand of the next product rounds.
-                tile.insert(e, U::exp2((tile.extract(e) - softmax.bases[r]) * factor));
+                tile.insert(e, U::exp2(fma(tile.extract(e), factor, -offsets[r])));
             }
             totals += tile;
             scores[i] = tile;

@@ -76,6 +76,37 @@ pub(crate) fn barrier_arrive(barrier: u32) {
     })
 }
 
+/// The phase is not complete before so many bytes have arrived, by [`super::copy_box`]: `mbarrier.expect_tx`. Before the
+/// lane's own arrival.
+#[cube_op(name = "flashinfer.mbarrier_expect")]
+#[result_ty(none)]
+#[op_traits(CanMaterialize, HasSideEffects)]
+pub struct BarrierExpectOp {
+    pub barrier: Value,
+    pub bytes: IndexAttr,
+}
+lower!(BarrierExpectOp);
+orders_memory!(BarrierExpectOp);
+
+#[cfg(feature = "compilers")]
+impl BarrierExpectOp {
+    fn ptx(&self, ctx: &Context) -> Ptx {
+        let text = format!("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [$0], {};", self.bytes(ctx).0);
+        Ptx::effect(&text, &[self.barrier(ctx)])
+    }
+}
+
+/// [`BarrierExpectOp`].
+#[cube]
+#[allow(unused_variables, reason = "the expansion uses them")]
+pub(crate) fn barrier_expect(barrier: u32, #[comptime] bytes: usize) {
+    intrinsic!(|scope| {
+        let barrier = barrier.read_value(scope);
+        let op = BarrierExpectOp::new(scope.ctx_mut(), barrier, bytes);
+        scope.register(&op);
+    })
+}
+
 /// Waits until the phase of this parity is complete: `mbarrier.try_wait.parity`. The first phase has parity 0, and the
 /// one before it counts as complete.
 #[cube_op(name = "flashinfer.mbarrier_wait")]

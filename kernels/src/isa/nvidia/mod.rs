@@ -57,14 +57,17 @@ mod arithmetic;
 mod barrier;
 mod copy;
 mod matrix;
+mod tensor_map;
 mod warpgroup;
 
 #[allow(unused_imports, reason = "attention over 8-bit pages is to come; until then a test lowers it")]
 pub(crate) use arithmetic::from_fp8;
 pub(crate) use arithmetic::{exp2, pack, reciprocal, shuffle, shuffle_xor, to_fp8};
 pub(crate) use barrier::{
-    barrier_arrive, barrier_init, barrier_wait, fence_proxy_async, named_barrier, set_registers,
+    barrier_arrive, barrier_expect, barrier_init, barrier_wait, fence_proxy_async, named_barrier,
+    set_registers,
 };
 pub(crate) use copy::{cp_async, cp_async_at, cp_async_commit, cp_async_wait, shared_address};
 pub(crate) use matrix::{ldmatrix, mma};
+pub(crate) use tensor_map::{MAP_BYTES, copy_box, map_rows, publish_map};
 pub(crate) use warpgroup::{DEPTH, Operand, Product, wgmma_registers, wgmma_shared, wgmma_wait};
