@@ -4,14 +4,15 @@
 //! o_i = Σ_j p_ij v_j / Σ_j p_ij      p_ij = exp2(s_ij - m_i)      s_ij = log2(e) scale q_i·k_j, soft-capped, visible j
 //! ```
 //! Rows, works and partial results are those of [the tiled kernel](super::super::tiled). Producers go through a work's
-//! tiles of keys and values, and put each into a ring of stages as soon as its place is free ([`super::ring`]); so they are
-//! ahead by a ring, also from one work to the next. Each warpgroup of consumers owns 64 rows:
+//! tiles, one pair of planes those of the keys, the other one those of the values, and put each into a ring of stages as soon
+//! as its place is free ([`super::ring`]); so they are ahead by a ring, also from one work to the next. Each warpgroup of
+//! consumers owns 64 rows:
 //!
 //! | step | a warpgroup | matrix units |
 //! |---|---|---|
-//! | 1 | begins `S = Q Kᵀ` of this tile, then `O += P V` of the last one | both, one after the other |
-//! | 2 | when `S` is there: masks, new maxima | `O += P V`, then the other warpgroup's |
-//! | 3 | when `O` is there: `O *= exp2(m_old - m)`, `P = exp2(S - m)`, sums, rounds `P` | the other warpgroup's |
+//! | 1 | begins `S = Q Kᵀ` of this tile; `O *= exp2(m_old - m)` of the last one, begins its `O += P V` | both, one after the other |
+//! | 2 | when `S` is there: masks, new maxima, `P = exp2(S - m)`, sums | `O += P V`, then the other warpgroup's |
+//! | 3 | when `O` is there: rounds `P` | the other warpgroup's |
 //!
 //! Warpgroups take turns to begin products, so that one's softmax meets the other's products.
 //!
