@@ -252,7 +252,12 @@ pub(super) fn schedule(
                     let chunks = keys.div_ceil(class.keys_for(ideal.div_ceil(wave))).max(1);
                     keys.div_ceil(chunks).next_multiple_of(class.keys as u32)
                 };
-                let candidate = Pieces::of(classes, tiles, problem, even).schedule(classes, machines, tiles);
+                let pieces = Pieces::of(classes, tiles, problem, even);
+                // No choice, if a kernel could not address it.
+                if pieces.workspace > i32::MAX as usize {
+                    continue;
+                }
+                let candidate = pieces.schedule(classes, machines, tiles);
                 if candidate.longest < best.longest {
                     best = candidate;
                 }
@@ -269,6 +274,8 @@ struct Pieces {
     all: u64,
     /// Whether a tile has several chunks.
     split: bool,
+    /// Elements of the partial results.
+    workspace: usize,
 }
 
 impl Pieces {
@@ -278,13 +285,17 @@ impl Pieces {
         // What a row of partial results costs, written and read, in keys.
         let per_key = (problem.dims.qk + problem.dims.vo) * problem.dtype.size();
         let per_row = (8 * problem.dims.vo) as u64 * KEY / per_key.max(1) as u64;
-        let mut pieces = Self { items: Vec::with_capacity(tiles.len()), all: 0, split: false };
+        let mut pieces = Self { items: Vec::with_capacity(tiles.len()), all: 0, split: false, workspace: 0 };
         for (tile, at) in tiles.iter().zip(0..) {
             let class = classes.of_tile(tile);
             let keys = tile.end - tile.start;
             let chunk = chunk(class, keys);
             let chunks = if chunk >= keys { 1 } else { keys.div_ceil(chunk) };
-            pieces.split |= chunks > 1;
+            if chunks > 1 {
+                pieces.split = true;
+                let rows = tile.rows as usize * problem.kv_heads * chunks as usize;
+                pieces.workspace = pieces.workspace.saturating_add(rows.saturating_mul(problem.dims.vo + 2));
+            }
             let partial = if chunks > 1 { u64::from(tile.rows) * per_row } else { 0 };
             for number in 0..chunks {
                 let start = number.saturating_mul(chunk);

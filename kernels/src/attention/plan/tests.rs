@@ -77,6 +77,14 @@ fn batch(random: &mut Random) -> Vec<Span> {
     Span::following(lengths, 16)
 }
 
+/// None if chunks of the caller's choice leave more partial results than a kernel addresses; others never do.
+fn planned(device: &DeviceProfile, problem: &Problem, spans: &[Span], split: Split) -> Option<Plan> {
+    match Plan::new(device, problem, spans, Choice::Auto, split) {
+        Err(Refusal::Range { argument: "workspace", .. }) if matches!(split, Split::Every(_)) => None,
+        plan => Some(plan.expect("a plan")),
+    }
+}
+
 #[test]
 fn every_key_of_every_row_is_in_one_work() {
     let mut random = Random::seeded();
@@ -85,7 +93,7 @@ fn every_key_of_every_row_is_in_one_work() {
         let device = [H200, MI300X][random.below(2)];
         let split =
             [Split::Auto, Split::Never, Split::Every(10_000 + random.below(100_000))][random.below(3)];
-        let plan = Plan::new(&device, &problem, &spans, Choice::Auto, split).expect("a plan");
+        let Some(plan) = planned(&device, &problem, &spans, split) else { continue };
         // Its rows find their requests by themselves.
         if let Blueprint::Portable(_) = plan.blueprint() {
             assert_eq!((plan.works(), plan.partial_rows()), (&[][..], 0));
@@ -160,7 +168,7 @@ fn plans_stay_within_their_limits() {
         let device = [H200, MI300X][random.below(2)];
         let split =
             [Split::Auto, Split::Never, Split::Every(10_000 + random.below(100_000))][random.below(3)];
-        let plan = Plan::new(&device, &problem, &spans, Choice::Auto, split).expect("a plan");
+        let Some(plan) = planned(&device, &problem, &spans, split) else { continue };
         let keys = spans.iter().map(|span| span.kv_len).sum();
         let limits = plan.limits(&device, &problem, &spans, keys, split);
         let needs = plan.needs();
@@ -208,10 +216,10 @@ fn a_fixed_split_does_not_depend_on_the_batch() {
     for _ in 0..100 {
         let (problem, spans) = (problem(&mut random), batch(&mut random));
         let split = Split::Every(10_000 + random.below(100_000));
-        let plan = |spans: &[Span]| Plan::new(&H200, &problem, spans, Choice::Auto, split).expect("a plan");
-        let all = plan(&spans);
+        let plan = |spans: &[Span]| planned(&H200, &problem, spans, split);
+        let Some(all) = plan(&spans) else { continue };
         for span in &spans {
-            let alone = plan(std::slice::from_ref(span));
+            let alone = plan(std::slice::from_ref(span)).expect("less than all");
             assert_eq!(alone.blueprint(), all.blueprint());
             // The works of this request, but for where partial results lie and the order.
             let works = |plan: &Plan| {

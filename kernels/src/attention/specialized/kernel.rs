@@ -52,8 +52,8 @@ pub(in super::super) fn cubes_for(items: usize, cores: Option<usize>) -> usize {
 }
 
 /// Buffers as those of the tiled kernel, and `maps` with room for two descriptors a cube. Keys and values are copied in
-/// boxes of `box_rows`, which divide a page and the keys of a tile, if it is not 0. Cubes share the works out among themselves by rounds, if each core has one
-/// ([`ROUNDS`]); else each takes one.
+/// boxes of `box_rows`, which divide a page and the keys of a tile, if it is not 0. Cubes share the works out among
+/// themselves by rounds, if each core has one ([`ROUNDS`]); else each takes one.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn specialized<E: Float>(

@@ -276,3 +276,16 @@ fn copy_rows(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::box_rows;
+
+    #[test]
+    fn a_box_divides_tiles_and_pages() {
+        assert_eq!(box_rows(160, None), 160);
+        let pages = [1, 7, 8, 12, 16, 24, 64, 160, 256];
+        assert_eq!(pages.map(|page| box_rows(160, Some(page))), [0, 0, 8, 0, 16, 8, 32, 32, 32]);
+        assert_eq!(pages.map(|page| box_rows(80, Some(page))), [0, 0, 8, 0, 16, 8, 16, 16, 16]);
+    }
+}

@@ -124,14 +124,17 @@ pub(in super::super) fn raise_maxima<U: MatrixUnit>(
     }
 }
 
-/// Logits to base 2 up to which rounding one more leaves the largest weight within 2^-17 of 1.
+/// Logits to base 2 up to which rounding one more leaves the largest weight within 2^-17 of 1, which f16 and bf16 round to 1.
 const EXACT: f32 = 128.0;
+
+/// f32 does not.
+const NEVER: f32 = -1.0;
 
 /// Turns scores into weights `exp2(factor * (score - base))`, and adds them up.
 ///
 /// By one fused multiply-add, relative to `factor * base` rounded: that is off by the same for every weight of the row, which
 /// its sum takes out again. But the largest weight shall be 1, and not a number that is rounded once more as operand of the
-/// next product. So where logits are large, bases are subtracted first.
+/// next product. So where logits are large, or elements f32, bases are subtracted first.
 #[cube]
 pub(in super::super) fn weights<U: MatrixUnit>(
     scores: &mut Array<Vector<f32, U::Acc>>,
@@ -143,17 +146,21 @@ pub(in super::super) fn weights<U: MatrixUnit>(
     let rows = comptime!(tiles.row_tiles * U::LANE_ROWS);
     let mut offsets = Array::<f32>::new(rows);
     let mut largest = 0.0f32.runtime();
+    let mut exact = EXACT.runtime();
+    if comptime!(tiles.dtype.size() > 2) {
+        exact = NEVER.runtime();
+    }
     #[unroll]
     for r in 0..rows {
         offsets[r] = softmax.bases[r] * factor;
         largest = max(largest, offsets[r].abs());
     }
-    if largest > EXACT {
+    if largest > exact {
         // Of the rows of the lane that need it: no row depends on others.
         let mut first = Array::<f32>::new(rows);
         #[unroll]
         for r in 0..rows {
-            let large = offsets[r].abs() > EXACT;
+            let large = offsets[r].abs() > exact;
             first[r] = select(large, softmax.bases[r], 0.0f32);
             offsets[r] = select(large, 0.0f32, offsets[r]);
         }
