@@ -135,8 +135,12 @@ impl Plan {
         let tiles = split::tiles(&classes, problem, spans, device.cores);
         let schedule = split::schedule(&classes, &tiles, problem, device.cores, split);
         (plan.longest, plan.mean) = (schedule.longest, schedule.mean);
+        let got = schedule.workspace;
+        if got > limit {
+            return Err(Refusal::Range { kernel: KERNEL, argument: "workspace", got, limit });
+        }
         match &schedule.items {
-            Some(items) => plan.write(problem, spans, &tiles, items)?,
+            Some(items) => plan.write(problem, spans, &tiles, items),
             None => {
                 plan.works.reserve(tiles.len() * WORDS);
                 tiles.iter().for_each(|tile| plan.work(spans, tile, tile.start, tile.end, -1));
@@ -146,8 +150,7 @@ impl Plan {
     }
 
     /// Writes the lists.
-    fn write(&mut self, problem: &Problem, spans: &[Span], tiles: &[Tile], items: &[Item]) -> Result<()> {
-        let limit = i32::MAX as usize;
+    fn write(&mut self, problem: &Problem, spans: &[Span], tiles: &[Tile], items: &[Item]) {
         // Where the partial results of a tile begin: its chunks follow one another, whatever order they run in.
         let mut partials = vec![0; tiles.len()];
         for item in items.iter().filter(|item| item.chunk == 0 && item.chunks > 1) {
@@ -170,10 +173,6 @@ impl Plan {
             }
             self.partial_rows += rows * problem.kv_heads * item.chunks as usize;
         }
-        let got = self.partial_rows.saturating_mul(problem.dims.vo + 2);
-        if got > limit {
-            return Err(Refusal::Range { kernel: KERNEL, argument: "workspace", got, limit });
-        }
         self.works.reserve(items.len() * WORDS);
         for item in items {
             let tile = &tiles[item.tile as usize];
@@ -186,7 +185,6 @@ impl Plan {
             };
             self.work(spans, tile, item.start, item.end, partial);
         }
-        Ok(())
     }
 
     /// Writes the work of a tile over a range of keys.

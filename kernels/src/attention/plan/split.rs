@@ -164,6 +164,8 @@ pub(super) struct Item {
 pub(super) struct Schedule {
     /// The tiles as they are if there is nothing to split or to order: of thousands of them a list costs more than the rest.
     pub items: Option<Vec<Item>>,
+    /// Elements of the partial results.
+    pub workspace: usize,
     /// When the last core ends, and when all would if they were equally busy.
     pub longest: u64,
     pub mean: u64,
@@ -240,7 +242,7 @@ pub(super) fn schedule(
             let late = heaviest(last);
             if cores.is_none() || (16 * late <= mean && heaviest(tiles) <= mean) {
                 let items = classes.few.is_some().then(|| whole().ordered(classes, tiles));
-                return Schedule { items, longest: mean + late, mean };
+                return Schedule { items, workspace: 0, longest: mean + late, mean };
             }
             let mut best = whole().schedule(classes, machines, tiles);
             let ideal = best.mean;
@@ -272,9 +274,7 @@ struct Pieces {
     items: Vec<Item>,
     /// Cost of all.
     all: u64,
-    /// Whether a tile has several chunks.
-    split: bool,
-    /// Elements of the partial results.
+    /// Elements of the partial results, which tiles of several chunks leave.
     workspace: usize,
 }
 
@@ -285,14 +285,13 @@ impl Pieces {
         // What a row of partial results costs, written and read, in keys.
         let per_key = (problem.dims.qk + problem.dims.vo) * problem.dtype.size();
         let per_row = (8 * problem.dims.vo) as u64 * KEY / per_key.max(1) as u64;
-        let mut pieces = Self { items: Vec::with_capacity(tiles.len()), all: 0, split: false, workspace: 0 };
+        let mut pieces = Self { items: Vec::with_capacity(tiles.len()), all: 0, workspace: 0 };
         for (tile, at) in tiles.iter().zip(0..) {
             let class = classes.of_tile(tile);
             let keys = tile.end - tile.start;
             let chunk = chunk(class, keys);
             let chunks = if chunk >= keys { 1 } else { keys.div_ceil(chunk) };
             if chunks > 1 {
-                pieces.split = true;
                 let rows = tile.rows as usize * problem.kv_heads * chunks as usize;
                 pieces.workspace = pieces.workspace.saturating_add(rows.saturating_mul(problem.dims.vo + 2));
             }
@@ -317,7 +316,7 @@ impl Pieces {
 
     /// In the order in which they run.
     fn ordered(mut self, classes: &Classes, tiles: &[Tile]) -> Vec<Item> {
-        if self.split {
+        if self.workspace > 0 {
             // The longest first, of equals those of a tile side by side.
             self.items.sort_unstable_by_key(|item| (Reverse(item.cost), item.tile, item.chunk));
         }
@@ -326,7 +325,8 @@ impl Pieces {
 
     /// In the order in which they run, on as many machines, each of which takes the next when it is done with one.
     fn schedule(self, classes: &Classes, machines: u64, tiles: &[Tile]) -> Schedule {
-        let (all, merge) = (self.all, if self.split { MERGE } else { 0 });
+        let (all, workspace) = (self.all, self.workspace);
+        let merge = if workspace > 0 { MERGE } else { 0 };
         let items = self.ordered(classes, tiles);
         let mut ends: BinaryHeap<Reverse<u64>> = (0..machines).map(|_| Reverse(0)).collect();
         for item in &items {
@@ -335,7 +335,7 @@ impl Pieces {
             }
         }
         let longest = ends.into_iter().map(|Reverse(end)| end).max().unwrap_or(0) + merge;
-        Schedule { items: Some(items), longest, mean: all / machines }
+        Schedule { items: Some(items), workspace, longest, mean: all / machines }
     }
 }
 
