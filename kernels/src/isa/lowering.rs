@@ -76,6 +76,15 @@ impl Ptx {
         Self { text: text.into(), output: None, updated: None, inputs, effect: true }
     }
 
+    /// An instruction without result, between an address in shared memory, `$0`, and one in global memory, `$1`; then
+    /// registers of 32 bits.
+    pub(super) fn transfer(text: impl Into<String>, shared: Value, global: Value, numbers: &[Value]) -> Self {
+        let places = [(Register::B32, 1, shared), (Register::Global, 1, global)];
+        let numbers = numbers.iter().map(|&number| (Register::B32, 1, number));
+        let inputs = places.into_iter().chain(numbers).collect();
+        Self { text: text.into(), output: None, updated: None, inputs, effect: true }
+    }
+
     /// `{$first, …}` for `count` registers.
     pub(super) fn group(first: usize, count: usize) -> String {
         let names: Vec<_> = (first..first + count).map(|i| format!("${i}")).collect();

@@ -14,7 +14,7 @@ use cubecl_ir::{
 use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
 
 #[cfg(feature = "compilers")]
-use crate::isa::lowering::{Ptx, Register, shared_address_to_llvm};
+use crate::isa::lowering::{Ptx, shared_address_to_llvm};
 
 /// The address of shared memory as the instructions want it: a 32-bit number of the shared window.
 #[cube_op(name = "flashinfer.shared_address")]
@@ -82,21 +82,12 @@ impl MemoryEffectsOp for CpAsyncOp {
 #[cfg(feature = "compilers")]
 impl CpAsyncOp {
     fn ptx(&self, ctx: &Context) -> Ptx {
-        Ptx {
-            text: format!(
-                "cp.async.cg.shared.global.L2::128B [$0+{}], [$1+{}], 16, $2;",
-                self.offset(ctx).0,
-                self.from_offset(ctx).0
-            ),
-            output: None,
-            updated: None,
-            inputs: vec![
-                (Register::B32, 1, self.to(ctx)),
-                (Register::Global, 1, self.from(ctx)),
-                (Register::B32, 1, self.bytes(ctx)),
-            ],
-            effect: true,
-        }
+        let text = format!(
+            "cp.async.cg.shared.global.L2::128B [$0+{}], [$1+{}], 16, $2;",
+            self.offset(ctx).0,
+            self.from_offset(ctx).0
+        );
+        Ptx::transfer(text, self.to(ctx), self.from(ctx), &[self.bytes(ctx)])
     }
 }
 

@@ -19,7 +19,7 @@ use cubecl_ir::{
 use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
 
 #[cfg(feature = "compilers")]
-use crate::isa::lowering::{Ptx, Register};
+use crate::isa::lowering::Ptx;
 
 /// Bytes of a descriptor.
 pub(crate) const MAP_BYTES: usize = 128;
@@ -89,15 +89,7 @@ impl MapRowsOp {
             self.page_stride(ctx),
             self.head_stride(ctx),
         ];
-        let places = [(Register::B32, 1, self.map(ctx)), (Register::Global, 1, self.from(ctx))];
-        let numbers = numbers.map(|number| (Register::B32, 1, number));
-        Ptx {
-            text,
-            output: None,
-            updated: None,
-            inputs: places.into_iter().chain(numbers).collect(),
-            effect: true,
-        }
+        Ptx::transfer(text, self.map(ctx), self.from(ctx), &numbers)
     }
 }
 
@@ -160,13 +152,7 @@ impl PublishMapOp {
              [$1], [$0], {MAP_BYTES}; \
              fence.proxy.tensormap::generic.acquire.gpu [$1], {MAP_BYTES};"
         );
-        Ptx {
-            text,
-            output: None,
-            updated: None,
-            inputs: vec![(Register::B32, 1, self.map(ctx)), (Register::Global, 1, self.to(ctx))],
-            effect: true,
-        }
+        Ptx::transfer(text, self.map(ctx), self.to(ctx), &[])
     }
 }
 
@@ -213,15 +199,7 @@ impl CopyBoxOp {
             self.column(ctx).0,
         );
         let numbers = [self.slot(ctx), self.page(ctx), self.head(ctx), self.barrier(ctx)];
-        let places = [(Register::B32, 1, self.to(ctx)), (Register::Global, 1, self.map(ctx))];
-        let numbers = numbers.map(|number| (Register::B32, 1, number));
-        Ptx {
-            text,
-            output: None,
-            updated: None,
-            inputs: places.into_iter().chain(numbers).collect(),
-            effect: true,
-        }
+        Ptx::transfer(text, self.to(ctx), self.map(ctx), &numbers)
     }
 }
 
