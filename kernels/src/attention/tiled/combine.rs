@@ -9,6 +9,10 @@ use cubecl::prelude::*;
 use super::super::plan::merge_at;
 use crate::math::narrow;
 
+/// Chunks whose partial results are read at once, so that their latencies overlap. One after the other, 16 of them took
+/// 10 us (H200).
+const TOGETHER: usize = 8;
+
 /// The run-time numbers of a problem.
 #[derive(CubeType, CubeLaunch)]
 pub(crate) struct CombineParams {
@@ -53,19 +57,37 @@ pub(crate) fn combine<O: Float>(
     let sums_at = params.partial_rows * comptime!(vectors * 2);
 
     let mut highest = f32::NEG_INFINITY.runtime();
-    for c in 0..merge.chunks {
-        highest = max(highest, sums[sums_at + first + c * stride].extract(0usize));
-    }
-    // While every chunk is empty, subtract 0 instead: (-inf) - (-inf) would be NaN.
-    let base = select(highest == f32::NEG_INFINITY, 0.0f32, highest);
+    let mut base = 0.0f32;
     let mut sum = 0.0f32;
     let mut merged = Vector::<f32, Const<4>>::new(0.0f32);
-    for c in 0..merge.chunks {
-        let at = first + c * stride;
-        let of_row = sums[sums_at + at];
-        let weight = of_row.extract(1usize) * ((of_row.extract(0usize) - base) * params.scale).exp();
-        sum += weight;
-        merged += workspace[at * vectors + column] * Vector::new(weight);
+    let mut c = 0usize;
+    while c < merge.chunks {
+        let mut of_rows = Array::<Vector<f32, Const<2>>>::new(TOGETHER);
+        let mut parts = Array::<Vector<f32, Const<4>>>::new(TOGETHER);
+        let before = highest;
+        #[unroll]
+        for i in 0..TOGETHER {
+            let at = first + min(c + i, merge.chunks - 1) * stride;
+            of_rows[i] = sums[sums_at + at];
+            parts[i] = workspace[at * vectors + column];
+        }
+        #[unroll]
+        for i in 0..TOGETHER {
+            highest = max(highest, of_rows[i].extract(0usize));
+        }
+        // While every chunk is empty, subtract 0 instead: (-inf) - (-inf) would be NaN.
+        base = select(highest == f32::NEG_INFINITY, 0.0f32, highest);
+        let rescale = ((before - base) * params.scale).exp();
+        sum *= rescale;
+        merged *= Vector::new(rescale);
+        #[unroll]
+        for i in 0..TOGETHER {
+            let relative = (of_rows[i].extract(0usize) - base) * params.scale;
+            let weight = select(c + i < merge.chunks, of_rows[i].extract(1usize) * relative.exp(), 0.0f32);
+            sum += weight;
+            merged += parts[i] * Vector::new(weight);
+        }
+        c += TOGETHER;
     }
     let norm = select(sum == 0.0f32, 1.0f32, sum);
     let group = params.q_heads / params.kv_heads;
