@@ -34,7 +34,8 @@ fn blueprints(unit: Unit) -> [(Tiled, Split); 3] {
         Unit::Scalar1 => (4, 1),
         _ => (32, 1),
     };
-    let few = Tiled { unit, row_tiles: 1, row_planes: 1, keys, key_planes: 4, stages, resident: true };
+    let few =
+        Tiled { unit, row_tiles: 1, row_planes: 1, keys, key_planes: 4, stages, resident: true, cluster: 1 };
     let many = Tiled { row_planes: 4, keys: 64, key_planes: 1, ..few };
     let both = Tiled { row_planes: 2, key_planes: 2, ..few };
     let [few, many, both] = match unit {
@@ -42,7 +43,8 @@ fn blueprints(unit: Unit) -> [(Tiled, Split); 3] {
         // Warpgroups share nothing but the copies.
         Unit::Wgmma => {
             let two = Tiled { row_planes: 8, key_planes: 1, resident: false, ..few };
-            [Tiled { keys: 128, ..two }, Tiled { row_planes: 12, keys: 64, stages: 3, ..two }, two]
+            let pair = Tiled { cluster: 2, ..two };
+            [Tiled { keys: 128, ..pair }, Tiled { row_planes: 12, keys: 64, stages: 3, ..two }, pair]
         }
         Unit::Mfma16 => [few, Tiled { row_tiles: 2, ..many }, both],
         Unit::Mfma32 => [few, many, both],

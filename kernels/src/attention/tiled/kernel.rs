@@ -24,7 +24,7 @@ use super::super::batch::{Table, origin, visible};
 use super::super::plan::{Work, rows_of, work_at};
 use super::fetch::fetch;
 use super::merge::merge_planes;
-use super::softmax::{mask, new_softmax, raise_maxima, row_of, soft_cap, weights};
+use super::softmax::{mask, new_softmax, row_of, soft_cap, weights};
 use super::store::store_rows;
 use crate::math::LOG2_E;
 use crate::unit::{MatrixUnit, Quad, Tiles, shared_quads};
@@ -259,7 +259,6 @@ fn attend<U: MatrixUnit, E: Float>(
                 mask::<U>(&mut scores, r, key, start as u32, min(end_of_row, end) as u32, tiles);
             }
         }
-        raise_maxima::<U>(&scores, &mut softmax, factor, tiles);
         weights::<U>(&mut scores, &mut softmax, factor, tiles);
         // Skipping this while no maximum rises costs more than it saves: 3% of a prefill on an H200, since the branch
         // parts what is scheduled together.

@@ -1,5 +1,6 @@
 //! Attention on matrix cores.
 
+mod auto;
 mod blueprint;
 mod combine;
 mod fetch;

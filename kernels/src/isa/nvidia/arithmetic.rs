@@ -167,6 +167,12 @@ pub(crate) fn shuffle(x: usize, lane: u32) -> usize {
     usize::cast_from((high as u64) << 32u64 | low as u64)
 }
 
+/// The first lane's value, for all. What is the same in all lanes is known to be so then, and computed with once for the warp.
+#[cube]
+pub(super) fn broadcast(x: u32) -> u32 {
+    shuffle_word(x, 0u32)
+}
+
 #[cube]
 #[allow(unused_variables, reason = "the expansion uses them")]
 fn shuffle_word(x: u32, lane: u32) -> u32 {
