@@ -15,7 +15,6 @@ pub fn sweep(bench: &mut Bench, base: &Shape) {
         key_planes,
         stages,
         resident,
-        cluster: 1,
     };
     let many = [
         tiled(2, 4, 64, 1, 2, false),
@@ -68,7 +67,6 @@ pub fn plain_sweep(bench: &mut Bench, base: &Shape) {
             key_planes,
             stages,
             resident,
-            cluster: 1,
         }))
     };
     for choice in

@@ -34,8 +34,7 @@ fn blueprints(unit: Unit) -> [(Tiled, Split); 3] {
         Unit::Scalar1 => (4, 1),
         _ => (32, 1),
     };
-    let few =
-        Tiled { unit, row_tiles: 1, row_planes: 1, keys, key_planes: 4, stages, resident: true, cluster: 1 };
+    let few = Tiled { unit, row_tiles: 1, row_planes: 1, keys, key_planes: 4, stages, resident: true };
     let many = Tiled { row_planes: 4, keys: 64, key_planes: 1, ..few };
     let both = Tiled { row_planes: 2, key_planes: 2, ..few };
     let [few, many, both] = match unit {
@@ -43,8 +42,7 @@ fn blueprints(unit: Unit) -> [(Tiled, Split); 3] {
         // Warpgroups share nothing but the copies.
         Unit::Wgmma => {
             let two = Tiled { row_planes: 8, key_planes: 1, resident: false, ..few };
-            let pair = Tiled { cluster: 2, ..two };
-            [Tiled { keys: 128, ..pair }, Tiled { row_planes: 12, keys: 64, stages: 3, ..two }, pair]
+            [Tiled { keys: 128, ..two }, Tiled { row_planes: 12, keys: 64, stages: 3, ..two }, two]
         }
         Unit::Mfma16 => [few, Tiled { row_tiles: 2, ..many }, both],
         Unit::Mfma32 => [few, many, both],
@@ -116,6 +114,28 @@ fn every_kind_and_mask() {
                 let dtype = dtypes(unit)[i % dtypes(unit).len()];
                 let case = case(Kind::Ragged, &[*lengths], dtype, tiled);
                 Case { causal: i % 2 == 0, gap: 8, ..case }.check(&mut random);
+            }
+        }
+    }
+}
+
+/// What long requests get on Hopper.
+#[test]
+fn every_number_of_keys_of_warpgroups() {
+    let mut random = Random::new(20);
+    let kinds = [PAGED, Kind::Ragged, Kind::Paged(5, KvLayout::Hnd)];
+    for unit in units().into_iter().filter(|&unit| unit == Unit::Wgmma) {
+        for (i, (dim, vo, keys)) in
+            [(128, 128, 160), (128, 128, 176), (192, 128, 128), (256, 256, 80)].into_iter().enumerate()
+        {
+            let tiled = Tiled { keys, ..blueprints(unit)[2].0 };
+            let choice = Choice::Exactly(Blueprint::Tiled(tiled));
+            for (j, kind) in kinds.into_iter().enumerate() {
+                let split = [Split::Never, Split::Every(2 * keys)][(i + j) % 2];
+                let window_left = [None, Some(150), None][(i + j) % 3];
+                let lengths = [(70, 700), (33, 457), (64, 640), (300, 555), (0, 9), (1, 5)];
+                let case = Case { qk: dim, vo, choice, split, window_left, ..Case::new(kind, &lengths) };
+                Case { dtype: dtypes(unit)[j % 2], causal: i % 2 == 0, ..case }.check(&mut random);
             }
         }
     }

@@ -21,13 +21,12 @@
 use cubecl::prelude::*;
 
 use super::super::batch::Table;
-use super::super::plan::{Work, rows_of};
 use super::super::tiled::TiledParams;
 use super::consumer::{Consumer, consume, pass_turn};
 use super::producer::{Producer, make_maps, produce};
 use super::ring::{init, shared_quads};
-use crate::isa::nvidia::{form_clusters, set_registers, shared_address, sync_cluster};
-use crate::unit::{Quad, Rows, Tiles};
+use crate::isa::nvidia::{set_registers, shared_address};
+use crate::unit::{Quad, Tiles};
 
 /// Planes that copy: a warpgroup, which is what registers are handed out to.
 pub(in super::super) const PRODUCERS: usize = 4;
@@ -40,17 +39,16 @@ const ROUNDS: usize = 8;
 const SECTION: usize = 8 << 20;
 
 /// Whether all works are shared out at once.
-pub(in super::super) fn is_shared_out(items: usize, cores: Option<usize>, cluster: usize) -> bool {
-    cores.is_some_and(|cores| items <= ROUNDS * (cores / cluster))
+pub(in super::super) fn is_shared_out(items: usize, cores: Option<usize>) -> bool {
+    cores.is_some_and(|cores| items <= ROUNDS * cores)
 }
 
 /// Cubes for so many works of key heads.
-pub(in super::super) fn cubes_for(items: usize, cores: Option<usize>, cluster: usize) -> usize {
-    cluster
-        * match cores {
-            Some(cores) if is_shared_out(items, Some(cores), cluster) => items.min(cores / cluster),
-            _ => items,
-        }
+pub(in super::super) fn cubes_for(items: usize, cores: Option<usize>) -> usize {
+    match cores {
+        Some(cores) if is_shared_out(items, Some(cores)) => items.min(cores),
+        _ => items,
+    }
 }
 
 /// Buffers as those of the tiled kernel, and `maps` with room for two descriptors a cube. Keys and values are copied in
@@ -79,30 +77,22 @@ pub(crate) fn specialized<E: Float>(
     if UNIT_POS == 0 {
         init(base, tiles);
     }
-    if comptime!(tiles.cluster > 1) {
-        form_clusters(tiles.cluster);
-        sync_cluster();
-    } else {
-        sync_cube();
-    }
+    sync_cube();
 
-    let rank = CUBE_POS % tiles.cluster;
-    let cluster = CUBE_POS / tiles.cluster;
-    let clusters = CUBE_COUNT / tiles.cluster;
     let kv_heads = k.shape(2);
     let total = params.works * kv_heads;
     let mut together = kv_heads;
-    if clusters == total {
+    if CUBE_COUNT == total {
         together = heads_together(works, kv_heads, tiles);
     }
     let plane = UNIT_POS_Y as usize;
     if plane < PRODUCERS {
         set_registers(comptime!(registers(tiles).0), false);
-        if box_rows > 0 && cluster < total {
+        if box_rows > 0 && CUBE_POS < total {
             make_maps(k, v, maps, CUBE_POS, base, box_rows as u32, tiles);
         }
         let mut producer = Producer { base, queries: 0u32.runtime(), tiles: 0u32.runtime() };
-        let mut item = cluster;
+        let mut item = CUBE_POS;
         let mut round = 0usize;
         while item < total {
             let (index, head) = work_of(item, together, params.works, kv_heads);
@@ -113,7 +103,6 @@ pub(crate) fn specialized<E: Float>(
                 works,
                 maps,
                 CUBE_POS,
-                rank,
                 index,
                 head,
                 table,
@@ -123,17 +112,17 @@ pub(crate) fn specialized<E: Float>(
                 tiles,
             );
             round += 1;
-            item = item_of(cluster, clusters, round);
+            item = item_of(CUBE_POS, CUBE_COUNT, round);
         }
     } else {
         set_registers(comptime!(registers(tiles).1), true);
         let plane = plane - PRODUCERS;
-        let mut consumer = Consumer { base, plane, rank, queries: 0u32.runtime(), keys: 0u32.runtime() };
+        let mut consumer = Consumer { base, plane, queries: 0u32.runtime(), keys: 0u32.runtime() };
         // The first turn is the first warpgroup's.
         if plane / 4 == comptime!(tiles.planes() / 4 - 1) {
             pass_turn(plane, tiles);
         }
-        let mut item = cluster;
+        let mut item = CUBE_POS;
         let mut round = 0usize;
         while item < total {
             let (index, head) = work_of(item, together, params.works, kv_heads);
@@ -151,27 +140,9 @@ pub(crate) fn specialized<E: Float>(
                 tiles,
             );
             round += 1;
-            item = item_of(cluster, clusters, round);
+            item = item_of(CUBE_POS, CUBE_COUNT, round);
         }
     }
-    // Nobody leaves whose memory or barriers the others may still write to.
-    if comptime!(tiles.cluster > 1) {
-        sync_cluster();
-    }
-}
-
-/// The rows of a cube: of a work's those that its rank in the cluster says, or none.
-#[cube]
-pub(super) fn owned_by(
-    work: &Work,
-    kv_head: usize,
-    group: usize,
-    rank: usize,
-    #[comptime] tiles: Tiles,
-) -> Rows {
-    let mut rows = rows_of(work, kv_head, group);
-    rows.first = min(rows.first + rank * comptime!(tiles.rows(16)), rows.end);
-    rows
 }
 
 /// Key heads whose works run side by side: as many as have their keys and values in a part of the second-level cache
@@ -224,7 +195,6 @@ mod tests {
                 key_planes: 1,
                 stages: 2,
                 resident: false,
-                cluster: 1,
                 direct_keys: false,
                 dtype: ElemType::Float(FloatKind::BF16),
             };
