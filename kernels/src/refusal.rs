@@ -63,3 +63,11 @@ pub enum Refusal {
         arch: Arch,
     },
 }
+
+impl Refusal {
+    /// No unit multiplies in planes of so many lanes, or on such a device.
+    pub(crate) fn plane(kernel: &'static str, lanes: u32) -> Self {
+        let expected = "32 or 64 lanes of an NVIDIA or AMD GPU".into();
+        Self::Blueprint { kernel, setting: "plane", got: lanes as usize, expected }
+    }
+}

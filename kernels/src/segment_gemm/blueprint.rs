@@ -144,14 +144,7 @@ impl Tiled {
             (Arch::Sm(_) | Arch::Gfx(_), 64) => {
                 (Unit::Scalar64, 8, 1, [[4, 4, 2, 2], [2, 4, 2, 2], [1, 2, 1, 4]])
             }
-            (_, plane) => {
-                return Err(Refusal::Blueprint {
-                    kernel: KERNEL,
-                    setting: "plane",
-                    got: plane as usize,
-                    expected: "32 or 64 lanes of an NVIDIA or AMD GPU".into(),
-                });
-            }
+            (_, plane) => return Err(Refusal::plane(KERNEL, plane)),
         };
         let [many, some, few] = shapes;
         let [row_tiles, column_tiles, row_planes, column_planes] = match problem.tile_rows {

@@ -87,7 +87,7 @@ pub(crate) fn specialized<E: Float>(
     }
     let plane = UNIT_POS_Y as usize;
     if plane < PRODUCERS {
-        set_registers(comptime!(registers(tiles).0), false);
+        set_registers(comptime!(registers(tiles.planes()).0), false);
         if box_rows > 0 && CUBE_POS < total {
             make_maps(k, v, maps, CUBE_POS, base, box_rows as u32, tiles);
         }
@@ -115,7 +115,7 @@ pub(crate) fn specialized<E: Float>(
             item = item_of(CUBE_POS, CUBE_COUNT, round);
         }
     } else {
-        set_registers(comptime!(registers(tiles).1), true);
+        set_registers(comptime!(registers(tiles.planes()).1), true);
         let plane = plane - PRODUCERS;
         let mut consumer = Consumer { base, plane, queries: 0u32.runtime(), keys: 0u32.runtime() };
         // The first turn is the first warpgroup's.
@@ -170,39 +170,24 @@ fn item_of(at: usize, count: usize, round: usize) -> usize {
     round * count + select(round % 2 == 1, count - 1 - at, at)
 }
 
-/// Registers of a unit that copies, and of one that multiplies: no more in all than the launch gave, everyone the same
-/// multiple of 8. Who asks for more waits for ever.
-pub(super) fn registers(tiles: Tiles) -> (usize, usize) {
-    if tiles.planes() == 8 { (24, 240) } else { (32, 160) }
+/// Registers of a unit that copies, and of one that multiplies in so many planes: no more in all than the launch gave,
+/// everyone the same multiple of 8. Who asks for more waits for ever.
+pub(super) fn registers(planes: usize) -> (usize, usize) {
+    if planes == 8 { (24, 240) } else { (32, 160) }
 }
 
 #[cfg(test)]
 mod tests {
-    use cubecl::ir::{ElemType, FloatKind};
-
     use super::{PRODUCERS, registers};
-    use crate::attention::HeadDims;
-    use crate::unit::Tiles;
 
     #[test]
     fn nobody_asks_for_more_registers_than_there_are() {
-        for row_planes in [8, 12] {
-            let tiles = Tiles {
-                dims: HeadDims { qk: 64, vo: 64 },
-                row_tiles: 1,
-                keys: 64,
-                row_planes,
-                key_planes: 1,
-                stages: 2,
-                resident: false,
-                direct_keys: false,
-                dtype: ElemType::Float(FloatKind::BF16),
-            };
-            let (copying, multiplying) = registers(tiles);
+        for consumers in [8, 12] {
+            let (copying, multiplying) = registers(consumers);
             // A launch gives every lane the same multiple of 8 of the 64 Ki registers of a core.
-            let planes = PRODUCERS + row_planes;
+            let planes = PRODUCERS + consumers;
             let given = (1 << 16) / (32 * planes) / 8 * 8;
-            assert!(PRODUCERS * copying + row_planes * multiplying <= planes * given, "{row_planes}");
+            assert!(PRODUCERS * copying + consumers * multiplying <= planes * given, "{consumers}");
             assert_eq!((copying % 8, multiplying % 8), (0, 0));
         }
     }

@@ -43,7 +43,7 @@ pub(in super::super) fn check(tiles: Tiles) -> Result<()> {
     }
     // Of a lane: accumulators of both products, and the weights as operand. The rest is for what else it knows.
     let got = tiles.dims.vo / 2 + tiles.keys / 2 + tiles.keys / 4;
-    let most = registers(tiles).1 - 32;
+    let most = registers(tiles.planes()).1 - 32;
     if got > most {
         return refused("keys", tiles.keys, &format!("at most {most} registers, not {got}"));
     }

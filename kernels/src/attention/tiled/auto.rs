@@ -145,18 +145,11 @@ impl Tiled {
         let unit = match (device.arch, device.plane) {
             (Arch::Sm(_) | Arch::Gfx(_), 32) => Unit::Scalar32,
             (Arch::Sm(_) | Arch::Gfx(_), 64) => Unit::Scalar64,
-            (_, plane) => {
-                return Err(Refusal::Blueprint {
-                    kernel: KERNEL,
-                    setting: "plane",
-                    got: plane as usize,
-                    expected: "32 or 64 lanes of an NVIDIA or AMD GPU".into(),
-                });
-            }
+            (_, plane) => return Err(Refusal::plane(KERNEL, plane)),
         };
         let one =
             Self { unit, row_tiles: 1, row_planes: 1, keys: 16, key_planes: 1, stages: 1, resident: false };
-        let rows = rows.div_ceil(unit.machine().rows);
+        let rows = rows.div_ceil(one.rows());
         let mut candidates = vec![];
         for planes in [4, 2, 1] {
             if rows <= 4 {

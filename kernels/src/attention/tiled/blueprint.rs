@@ -56,9 +56,9 @@ pub struct Tiled {
 const TENSOR_MAPS: i32 = 12030;
 
 /// What a unit is, of what [`Layout`] says and the blueprint must know.
-pub(super) struct Machine {
+struct Machine {
     plane: usize,
-    pub rows: usize,
+    rows: usize,
     columns: usize,
     keys: usize,
     acc: usize,
@@ -83,7 +83,7 @@ impl Machine {
 }
 
 impl Unit {
-    pub(super) fn machine(self) -> Machine {
+    fn machine(self) -> Machine {
         match self {
             Self::MmaSync => Machine::of::<MmaSync>(),
             // A warp's share of the accumulators is the same.
