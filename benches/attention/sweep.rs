@@ -15,6 +15,7 @@ pub fn sweep(bench: &mut Bench, base: &Shape) {
         key_planes,
         stages,
         resident,
+        cluster: 1,
     };
     let many = [
         tiled(2, 4, 64, 1, 2, false),
@@ -67,6 +68,7 @@ pub fn plain_sweep(bench: &mut Bench, base: &Shape) {
             key_planes,
             stages,
             resident,
+            cluster: 1,
         }))
     };
     for choice in

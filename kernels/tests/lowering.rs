@@ -167,6 +167,24 @@ fn who_gets_warpgroups() {
 }
 
 #[test]
+fn who_gets_clusters() {
+    let cluster = |dim, lengths: &[(usize, usize)]| {
+        let spans = Span::following(lengths.iter().copied(), 16);
+        tiled(SM_90, &problem(FloatKind::BF16, dim), &spans).cluster
+    };
+    for dim in [128, 192, 256] {
+        assert_eq!(cluster(dim, &[(8192, 8192)]), 2, "{dim}");
+    }
+    assert_eq!(cluster(128, &[(2048, 16384), (8192, 8192)]), 2);
+    // Smaller works would leave cores idle, or half of a pair.
+    assert_eq!(cluster(128, &[(4096, 4096)]), 1);
+    assert_eq!(cluster(128, &[(8192, 8192), (17, 17)]), 1);
+    assert_eq!(cluster(128, &[(256, 16384)]), 1);
+    // Three warpgroups have few columns of keys to share out.
+    assert_eq!(cluster(64, &[(8192, 8192)]), 1);
+}
+
+#[test]
 fn what_warpgroups_cannot_do_is_refused() {
     let (problem, spans) = (problem(FloatKind::BF16, 128), requests(1024));
     let wgmma = tiled(SM_90, &problem, &spans);
@@ -186,6 +204,9 @@ fn what_warpgroups_cannot_do_is_refused() {
         (Tiled { keys: 208, ..wgmma }, "keys"),
         (Tiled { stages: 1, ..wgmma }, "stages"),
         (Tiled { stages: 4, ..wgmma }, "stages"),
+        (Tiled { cluster: 0, ..wgmma }, "cluster"),
+        (Tiled { cluster: 3, ..wgmma }, "cluster"),
+        (Tiled { unit: Unit::MmaSync, cluster: 2, ..wgmma }, "cluster"),
     ] {
         assert_eq!(refused(Blueprint::Tiled(tiled), 128), setting, "{tiled:?}");
     }

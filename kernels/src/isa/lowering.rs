@@ -352,3 +352,31 @@ pub(super) fn amdgcn_half(
     operands.push(insert_bool_const(ctx, rw, high));
     amdgcn(ctx, rw, old, intrinsic, operands, &[])
 }
+
+/// Gives the function that an operation is in an attribute of LLVM, in place of the operation. When functions are LLVM's.
+pub(super) fn set_function_attribute(
+    ctx: &mut Context,
+    rw: &mut DialectConversionRewriter,
+    old: Ptr<Operation>,
+    name: &str,
+    value: String,
+) -> Result<()> {
+    if ctx.target() != LlvmTarget::Nvptx {
+        return pliron::input_err!(old.deref(ctx).loc(), Foreign(name.to_owned()));
+    }
+    let mut parent = old.deref(ctx).get_parent_op(ctx);
+    while let Some(op) = parent {
+        if let Some(function) = op.as_op::<llvm::FuncOp>(ctx) {
+            let mut attributes = function
+                .get_attr_llvm_func_attrs(ctx)
+                .map(|attributes| attributes.clone())
+                .unwrap_or_default();
+            attributes.set(name, LlvmAttrValue::Str(value));
+            function.set_attr_llvm_func_attrs(ctx, attributes);
+            rw.erase_operation(ctx, old);
+            return Ok(());
+        }
+        parent = op.deref(ctx).get_parent_op(ctx);
+    }
+    pliron::input_err!(old.deref(ctx).loc(), Foreign(name.to_owned()))
+}

@@ -258,10 +258,14 @@ fn instructions_of_a_warpgroup() {
 }
 
 #[cube(launch_unchecked)]
-fn boxes(from: &Tensor<Vector<u32, Const<4>>>, maps: &mut [Vector<u32, Const<4>>]) {
+fn boxes(from: &Tensor<Vector<u32, Const<4>>>, maps: &mut [Vector<u32, Const<4>>], #[comptime] cubes: usize) {
     let shared = Shared::<[Vector<u32, Const<4>>]>::new_aligned_slice(4096usize, 1024usize);
     let address = nvidia::shared_address::<Vector<u32, Const<4>>>(&shared);
     let barrier = address + 65528;
+    if comptime!(cubes > 1) {
+        nvidia::form_clusters(cubes);
+        nvidia::sync_cluster();
+    }
     if UNIT_POS == 0 {
         nvidia::map_rows::<Vector<u32, Const<4>>>(address, from, 16u32, 192usize);
     }
@@ -278,20 +282,42 @@ fn boxes(from: &Tensor<Vector<u32, Const<4>>>, maps: &mut [Vector<u32, Const<4>>
             CUBE_POS as u32,
             0u32,
             barrier,
+            cubes,
         );
+        nvidia::barrier_arrive_at(barrier, 1u32);
+    }
+}
+
+fn launch_boxes(cubes: usize) -> impl Fn(&Client, CubeCount, CubeDim) {
+    move |client, count, dim| {
+        // SAFETY: never run.
+        unsafe {
+            let from = TensorArg::from_raw_parts(client.empty(4), [1, 1, 1, 1].into(), [1, 1, 1, 1].into());
+            boxes::launch_unchecked(client, count, dim, from, buffer(client), cubes);
+        }
     }
 }
 
 #[test]
+fn clusters() {
+    let lowered = lower(SM_90, launch_boxes(2)).expect("lowers");
+    for name in [
+        ".reqnctapercluster 2, 1, 1",
+        "fence.mbarrier_init.release.cluster",
+        "barrier.cluster.arrive.release.aligned",
+        "barrier.cluster.wait.acquire.aligned",
+        "mapa.shared::cluster.u32",
+        "mbarrier.arrive.shared::cluster.b64",
+        "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster",
+    ] {
+        assert!(lowered.assembly.contains(name), "no {name}:\n{}", lowered.assembly);
+    }
+    assert!(lower(GFX942, launch_boxes(2)).is_err());
+}
+
+#[test]
 fn tensor_maps() {
-    let lowered = lower(SM_90, |client, count, dim| {
-        // SAFETY: never run.
-        unsafe {
-            let from = TensorArg::from_raw_parts(client.empty(4), [1, 1, 1, 1].into(), [1, 1, 1, 1].into());
-            boxes::launch_unchecked(client, count, dim, from, buffer(client));
-        }
-    })
-    .expect("lowers");
+    let lowered = lower(SM_90, launch_boxes(1)).expect("lowers");
     for name in [
         ".version 8.7",
         "tensormap.replace.tile.global_address.shared::cta.b1024.b64",

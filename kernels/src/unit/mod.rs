@@ -40,6 +40,8 @@ pub(crate) struct Tiles {
     pub stages: usize,
     /// Whether the queries stay in registers.
     pub resident: bool,
+    /// Cubes that share what they copy.
+    pub cluster: usize,
     /// Whether keys go to the registers of the one plane that needs them, and not through shared memory.
     pub direct_keys: bool,
     /// Type of queries, keys and values.

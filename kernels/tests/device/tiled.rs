@@ -34,7 +34,8 @@ fn blueprints(unit: Unit) -> [(Tiled, Split); 3] {
         Unit::Scalar1 => (4, 1),
         _ => (32, 1),
     };
-    let few = Tiled { unit, row_tiles: 1, row_planes: 1, keys, key_planes: 4, stages, resident: true };
+    let few =
+        Tiled { unit, row_tiles: 1, row_planes: 1, keys, key_planes: 4, stages, resident: true, cluster: 1 };
     let many = Tiled { row_planes: 4, keys: 64, key_planes: 1, ..few };
     let both = Tiled { row_planes: 2, key_planes: 2, ..few };
     let [few, many, both] = match unit {
@@ -42,7 +43,8 @@ fn blueprints(unit: Unit) -> [(Tiled, Split); 3] {
         // Warpgroups share nothing but the copies.
         Unit::Wgmma => {
             let two = Tiled { row_planes: 8, key_planes: 1, resident: false, ..few };
-            [Tiled { keys: 128, ..two }, Tiled { row_planes: 12, keys: 64, stages: 3, ..two }, two]
+            let pair = Tiled { cluster: 2, ..two };
+            [Tiled { keys: 128, ..pair }, Tiled { row_planes: 12, keys: 64, stages: 3, ..two }, pair]
         }
         Unit::Mfma16 => [few, Tiled { row_tiles: 2, ..many }, both],
         Unit::Mfma32 => [few, many, both],
@@ -119,23 +121,23 @@ fn every_kind_and_mask() {
     }
 }
 
-/// What long requests get on Hopper.
+/// What long requests get on Hopper, by cubes alone and by pairs whose second cube has all of its rows, some, or none.
 #[test]
-fn every_number_of_keys_of_warpgroups() {
+fn warpgroups_alone_and_in_pairs() {
     let mut random = Random::new(20);
     let kinds = [PAGED, Kind::Ragged, Kind::Paged(5, KvLayout::Hnd)];
+    let sizes = [(128, 128, 160), (128, 128, 176), (128, 128, 192), (192, 128, 128), (256, 256, 80)];
     for unit in units().into_iter().filter(|&unit| unit == Unit::Wgmma) {
-        for (i, (dim, vo, keys)) in
-            [(128, 128, 160), (128, 128, 176), (192, 128, 128), (256, 256, 80)].into_iter().enumerate()
-        {
-            let tiled = Tiled { keys, ..blueprints(unit)[2].0 };
-            let choice = Choice::Exactly(Blueprint::Tiled(tiled));
-            for (j, kind) in kinds.into_iter().enumerate() {
-                let split = [Split::Never, Split::Every(2 * keys)][(i + j) % 2];
-                let window_left = [None, Some(150), None][(i + j) % 3];
+        for (i, (dim, vo, keys)) in sizes.into_iter().enumerate() {
+            for (j, cluster) in [1, 2, 1, 2].into_iter().enumerate() {
+                let tiled = Tiled { keys, cluster, ..blueprints(unit)[2].0 };
+                let choice = Choice::Exactly(Blueprint::Tiled(tiled));
+                let (kind, dtype) = (kinds[(i + j) % 3], dtypes(unit)[(i + j) % 2]);
+                let split = [Split::Never, Split::Every(2 * keys)][j / 2];
+                let window_left = [None, Some(150), None][(i + j / 2) % 3];
                 let lengths = [(70, 700), (33, 457), (64, 640), (300, 555), (0, 9), (1, 5)];
                 let case = Case { qk: dim, vo, choice, split, window_left, ..Case::new(kind, &lengths) };
-                Case { dtype: dtypes(unit)[j % 2], causal: i % 2 == 0, ..case }.check(&mut random);
+                Case { dtype, causal: i % 2 == 0, ..case }.check(&mut random);
             }
         }
     }

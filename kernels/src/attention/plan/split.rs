@@ -35,6 +35,8 @@ pub(super) struct Class {
     per_key: u64,
     /// Cubes that a core needs to be busy.
     resident: u64,
+    /// Cubes that work on one piece.
+    cluster: usize,
     warpgroups: bool,
 }
 
@@ -56,8 +58,9 @@ impl Class {
         let warpgroups = tiled.unit == Unit::Wgmma;
         let resident = if tiled.row_planes > 1 && !warpgroups { 2 } else { 1 };
         let rows_per_key = if warpgroups { WARPGROUP_ROWS_PER_KEY } else { ROWS_PER_KEY };
-        let per_key = (rows as u64 * KEY / rows_per_key).max(KEY) * resident;
-        Self { rows, keys: tiled.cube_keys(), per_key, resident, warpgroups }
+        let cluster = tiled.cluster.max(1);
+        let per_key = ((rows / cluster) as u64 * KEY / rows_per_key).max(KEY) * resident;
+        Self { rows, keys: tiled.cube_keys(), per_key, resident, cluster, warpgroups }
     }
 
     // In 32 bits: on the host a division of 64 takes three times as long, and there are thousands of tiles.
@@ -132,9 +135,10 @@ impl Classes {
         }
     }
 
-    /// Cubes that run at a time, for each key head: the heads of a piece run side by side.
+    /// Pieces that run at a time, for each key head: the heads of a piece run side by side.
     fn machines(&self, problem: &Problem, cores: Option<usize>) -> u64 {
-        (cores.unwrap_or(1) as u64 * self.many.resident / problem.kv_heads as u64).max(1)
+        let clusters = (cores.unwrap_or(1) / self.many.cluster) as u64;
+        (clusters * self.many.resident / problem.kv_heads as u64).max(1)
     }
 }
 
@@ -210,7 +214,7 @@ pub(super) fn tiles(classes: &Classes, problem: &Problem, spans: &[Span], cores:
             first_row = first_row.saturating_sub(class.rows);
         }
     }
-    if classes.many.warpgroups && is_shared_out(tiles.len() * problem.kv_heads, cores) {
+    if classes.many.warpgroups && is_shared_out(tiles.len() * problem.kv_heads, cores, classes.many.cluster) {
         tiles.sort_by_key(|tile| Reverse(classes.of_tile(tile).cost(tile.end - tile.start)));
     }
     tiles

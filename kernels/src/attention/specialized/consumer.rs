@@ -3,12 +3,14 @@
 use cubecl::prelude::*;
 
 use super::super::batch::{Request, visible};
-use super::super::plan::{Work, rows_of, work_at};
+use super::super::plan::{Work, work_at};
 use super::super::tiled::softmax::{Softmax, mask, new_softmax, row_of, soft_cap, weights};
 use super::super::tiled::{TiledParams, store_rows};
+use super::kernel::owned_by;
 use super::ring::{ROW_BYTES, Tile, empty, place_of, wait_full};
 use crate::isa::nvidia::{
-    DEPTH, Operand, Product, barrier_arrive, named_barrier, wgmma_registers, wgmma_shared, wgmma_wait,
+    DEPTH, Operand, Product, barrier_arrive, barrier_arrive_at, named_barrier, wgmma_registers, wgmma_shared,
+    wgmma_wait,
 };
 use crate::math::LOG2_E;
 use crate::unit::{MatrixUnit, MmaSync, Quad, Rows, Tiles, weights_operand};
@@ -19,6 +21,8 @@ pub(super) struct Consumer {
     pub base: u32,
     /// Its number among those that consume.
     pub plane: usize,
+    /// Its cube's in the cluster.
+    pub rank: usize,
     pub queries: u32,
     pub keys: u32,
 }
@@ -41,8 +45,8 @@ pub(super) fn consume<E: Float>(
 ) {
     let work = work_at(works, index);
     let request = &work.request;
-    let owned = rows_of(&work, kv_head, params.group);
-    if owned.first < owned.end {
+    let owned = owned_by(&work, kv_head, params.group, consumer.rank, tiles);
+    if work.first_row < owned.end {
         let lane = UNIT_POS_X as usize;
         let (base, plane) = (consumer.base, consumer.plane);
         let elements = comptime!(tiles.dims.vo / 8);
@@ -192,11 +196,17 @@ pub(super) fn pass_turn(plane: usize, #[comptime] tiles: Tiles) {
     named_barrier(1 + next as u32, 256usize, false);
 }
 
-/// Says that this plane needs a tile no more.
+/// Says to all who copy it that this plane needs a tile no more.
 #[cube]
 fn release(base: u32, count: u32, lane: usize, #[comptime] tile: Tile, #[comptime] tiles: Tiles) {
-    if lane == 0 {
-        barrier_arrive(empty(base, count, tile, tiles));
+    let cubes = comptime!(tile.cubes(tiles));
+    if lane < cubes {
+        let barrier = empty(base, count, tile, tiles);
+        if comptime!(cubes == 1) {
+            barrier_arrive(barrier);
+        } else {
+            barrier_arrive_at(barrier, lane as u32);
+        }
     }
 }
 

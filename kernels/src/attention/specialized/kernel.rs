@@ -21,12 +21,13 @@
 use cubecl::prelude::*;
 
 use super::super::batch::Table;
+use super::super::plan::{Work, rows_of};
 use super::super::tiled::TiledParams;
 use super::consumer::{Consumer, consume, pass_turn};
 use super::producer::{Producer, make_maps, produce};
 use super::ring::{init, shared_quads};
-use crate::isa::nvidia::{set_registers, shared_address};
-use crate::unit::{Quad, Tiles};
+use crate::isa::nvidia::{form_clusters, set_registers, shared_address, sync_cluster};
+use crate::unit::{Quad, Rows, Tiles};
 
 /// Planes that copy: a warpgroup, which is what registers are handed out to.
 pub(in super::super) const PRODUCERS: usize = 4;
@@ -39,16 +40,17 @@ const ROUNDS: usize = 8;
 const SECTION: usize = 8 << 20;
 
 /// Whether all works are shared out at once.
-pub(in super::super) fn is_shared_out(items: usize, cores: Option<usize>) -> bool {
-    cores.is_some_and(|cores| items <= ROUNDS * cores)
+pub(in super::super) fn is_shared_out(items: usize, cores: Option<usize>, cluster: usize) -> bool {
+    cores.is_some_and(|cores| items <= ROUNDS * (cores / cluster))
 }
 
 /// Cubes for so many works of key heads.
-pub(in super::super) fn cubes_for(items: usize, cores: Option<usize>) -> usize {
-    match cores {
-        Some(cores) if is_shared_out(items, Some(cores)) => items.min(cores),
-        _ => items,
-    }
+pub(in super::super) fn cubes_for(items: usize, cores: Option<usize>, cluster: usize) -> usize {
+    cluster
+        * match cores {
+            Some(cores) if is_shared_out(items, Some(cores), cluster) => items.min(cores / cluster),
+            _ => items,
+        }
 }
 
 /// Buffers as those of the tiled kernel, and `maps` with room for two descriptors a cube. Keys and values are copied in
@@ -77,22 +79,30 @@ pub(crate) fn specialized<E: Float>(
     if UNIT_POS == 0 {
         init(base, tiles);
     }
-    sync_cube();
+    if comptime!(tiles.cluster > 1) {
+        form_clusters(tiles.cluster);
+        sync_cluster();
+    } else {
+        sync_cube();
+    }
 
+    let rank = CUBE_POS % tiles.cluster;
+    let cluster = CUBE_POS / tiles.cluster;
+    let clusters = CUBE_COUNT / tiles.cluster;
     let kv_heads = k.shape(2);
     let total = params.works * kv_heads;
     let mut together = kv_heads;
-    if CUBE_COUNT == total {
+    if clusters == total {
         together = heads_together(works, kv_heads, tiles);
     }
     let plane = UNIT_POS_Y as usize;
     if plane < PRODUCERS {
         set_registers(comptime!(registers(tiles.planes()).0), false);
-        if box_rows > 0 && CUBE_POS < total {
+        if box_rows > 0 && cluster < total {
             make_maps(k, v, maps, CUBE_POS, base, box_rows as u32, tiles);
         }
         let mut producer = Producer { base, queries: 0u32.runtime(), tiles: 0u32.runtime() };
-        let mut item = CUBE_POS;
+        let mut item = cluster;
         let mut round = 0usize;
         while item < total {
             let (index, head) = work_of(item, together, params.works, kv_heads);
@@ -103,6 +113,7 @@ pub(crate) fn specialized<E: Float>(
                 works,
                 maps,
                 CUBE_POS,
+                rank,
                 index,
                 head,
                 table,
@@ -112,17 +123,17 @@ pub(crate) fn specialized<E: Float>(
                 tiles,
             );
             round += 1;
-            item = item_of(CUBE_POS, CUBE_COUNT, round);
+            item = item_of(cluster, clusters, round);
         }
     } else {
         set_registers(comptime!(registers(tiles.planes()).1), true);
         let plane = plane - PRODUCERS;
-        let mut consumer = Consumer { base, plane, queries: 0u32.runtime(), keys: 0u32.runtime() };
+        let mut consumer = Consumer { base, plane, rank, queries: 0u32.runtime(), keys: 0u32.runtime() };
         // The first turn is the first warpgroup's.
         if plane / 4 == comptime!(tiles.planes() / 4 - 1) {
             pass_turn(plane, tiles);
         }
-        let mut item = CUBE_POS;
+        let mut item = cluster;
         let mut round = 0usize;
         while item < total {
             let (index, head) = work_of(item, together, params.works, kv_heads);
@@ -140,9 +151,27 @@ pub(crate) fn specialized<E: Float>(
                 tiles,
             );
             round += 1;
-            item = item_of(CUBE_POS, CUBE_COUNT, round);
+            item = item_of(cluster, clusters, round);
         }
     }
+    // Nobody leaves whose memory or barriers the others may still write to.
+    if comptime!(tiles.cluster > 1) {
+        sync_cluster();
+    }
+}
+
+/// The rows of a cube: of a work's those that its rank in the cluster says, or none.
+#[cube]
+pub(super) fn owned_by(
+    work: &Work,
+    kv_head: usize,
+    group: usize,
+    rank: usize,
+    #[comptime] tiles: Tiles,
+) -> Rows {
+    let mut rows = rows_of(work, kv_head, group);
+    rows.first = min(rows.first + rank * comptime!(tiles.rows(16)), rows.end);
+    rows
 }
 
 /// Key heads whose works run side by side: as many as have their keys and values in a part of the second-level cache

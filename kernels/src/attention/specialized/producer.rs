@@ -6,9 +6,9 @@
 use cubecl::prelude::*;
 
 use super::super::batch::{Request, Table, fits, key_place, origin};
-use super::super::plan::{Work, rows_of, work_at};
+use super::super::plan::{Work, work_at};
 use super::super::tiled::TiledParams;
-use super::kernel::PRODUCERS;
+use super::kernel::{PRODUCERS, owned_by};
 use super::ring::{ROW_BYTES, Tile, full, map_at, place_of, wait_empty};
 use crate::isa::nvidia::{
     MAP_BYTES, barrier_arrive, barrier_expect, copy_box, cp_async_at, cp_async_commit, cp_async_wait,
@@ -93,6 +93,7 @@ pub(super) fn produce(
     works: &[i32],
     maps: &mut [Quad],
     cube: usize,
+    rank: usize,
     index: usize,
     kv_head: usize,
     table: &Table,
@@ -102,17 +103,41 @@ pub(super) fn produce(
     #[comptime] tiles: Tiles,
 ) {
     let work = work_at(works, index);
-    let owned = rows_of(&work, kv_head, params.group);
-    if owned.first < owned.end && work.start < work.end {
+    let owned = owned_by(&work, kv_head, params.group, rank, tiles);
+    if work.first_row < owned.end && work.start < work.end {
         if (UNIT_POS_Y as usize) < PAIR {
-            produce_tiles(k, maps, 2 * cube, &work, kv_head, table, box_rows, producer, Tile::Keys, tiles);
+            produce_tiles(
+                k,
+                maps,
+                2 * cube,
+                rank,
+                &work,
+                kv_head,
+                table,
+                box_rows,
+                producer,
+                Tile::Keys,
+                tiles,
+            );
         } else {
             wait_empty(producer.base, producer.queries, Tile::Queries, tiles);
             copy_queries(q, &owned, producer.base, tiles);
             hand_over(full(producer.base, producer.queries, Tile::Queries, tiles));
             producer.queries += 1;
             let values = 2 * cube + 1;
-            produce_tiles(v, maps, values, &work, kv_head, table, box_rows, producer, Tile::Values, tiles);
+            produce_tiles(
+                v,
+                maps,
+                values,
+                rank,
+                &work,
+                kv_head,
+                table,
+                box_rows,
+                producer,
+                Tile::Values,
+                tiles,
+            );
         }
     }
 }
@@ -124,6 +149,7 @@ fn produce_tiles(
     from: &Tensor<Quad>,
     maps: &mut [Quad],
     map: usize,
+    rank: usize,
     work: &Work,
     kv_head: usize,
     table: &Table,
@@ -146,7 +172,7 @@ fn produce_tiles(
         let full = full(producer.base, producer.tiles, tile, tiles);
         if boxed && at + tiles.keys <= work.end {
             if plane == 0 || plane == PAIR {
-                copy_boxes(map, table, request, at, kv_head, to, full, box_rows, quads, tiles.keys);
+                copy_boxes(map, rank, table, request, at, kv_head, to, full, box_rows, quads, tiles);
             }
             barrier_arrive(full);
         } else {
@@ -164,11 +190,12 @@ fn produce_tiles(
     }
 }
 
-/// Copies a tile in boxes of so many rows.
+/// Copies a tile in boxes of so many rows and 64 elements, of which each cube of a cluster copies its share for all.
 #[allow(clippy::too_many_arguments, reason = "two places and their sizes")]
 #[cube]
 fn copy_boxes(
     map: &[Quad],
+    rank: usize,
     table: &Table,
     request: &Request,
     at: usize,
@@ -177,9 +204,11 @@ fn copy_boxes(
     full: u32,
     box_rows: usize,
     #[comptime] quads: usize,
-    #[comptime] rows: usize,
+    #[comptime] tiles: Tiles,
 ) {
     let lane = UNIT_POS_X as usize;
+    let rows = comptime!(tiles.keys);
+    let columns = comptime!(quads / 8);
     let boxes = comptime!(rows) / box_rows;
     let (page, slot) = key_place(table, request, at + min(lane, boxes - 1) * box_rows);
     let slot = slot + origin(table, request, 1usize);
@@ -191,9 +220,20 @@ fn copy_boxes(
         if lane == 0 {
             let to = to + (i * box_rows * ROW_BYTES) as u32;
             #[unroll]
-            for column in 0..comptime!(quads / 8) {
-                let offset = comptime!(column * rows * ROW_BYTES);
-                copy_box::<Quad>(to, offset, map, comptime!(column * 64), slot, page, kv_head as u32, full);
+            for column in 0..columns {
+                if comptime!(tiles.cluster == 1) || (i * columns + column) % tiles.cluster == rank {
+                    copy_box::<Quad>(
+                        to,
+                        comptime!(column * rows * ROW_BYTES),
+                        map,
+                        comptime!(column * 64),
+                        slot,
+                        page,
+                        kv_head as u32,
+                        full,
+                        tiles.cluster,
+                    );
+                }
             }
         }
     }

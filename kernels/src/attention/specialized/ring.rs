@@ -41,6 +41,9 @@ pub(in super::super) fn check(tiles: Tiles) -> Result<()> {
     if tiles.row_tiles != 1 || tiles.key_planes != 1 || tiles.resident {
         return refused("row_tiles", tiles.row_tiles, "1, in one plane, the queries in shared memory");
     }
+    if ![1, 2].contains(&tiles.cluster) {
+        return refused("cluster", tiles.cluster, "1 or 2");
+    }
     // Of a lane: accumulators of both products, and the weights as operand. The rest is for what else it knows.
     let got = tiles.dims.vo / 2 + tiles.keys / 2 + tiles.keys / 4;
     let most = registers(tiles.planes()).1 - 32;
@@ -102,6 +105,11 @@ impl Tile {
         if self == Self::Values { tiles.vo_quads() } else { tiles.qk_quads() }
     }
 
+    /// Cubes of the cluster that get it at the same time, and so must all have room.
+    pub fn cubes(self, tiles: Tiles) -> usize {
+        if self == Self::Queries { 1 } else { tiles.cluster }
+    }
+
     /// Byte of the first *full* barrier; its *empty* one follows, and then those of the next stages.
     fn barrier_at(self, tiles: Tiles) -> usize {
         let before = match self {
@@ -155,7 +163,8 @@ pub(super) fn wait_empty(base: u32, count: u32, #[comptime] tile: Tile, #[compti
     barrier_wait(empty(base, count, tile, tiles), (round + 1) % 2);
 }
 
-/// Prepares all barriers: each unit of the pair that produces, and each plane that consumes, arrives.
+/// Prepares all barriers: each unit of the pair that produces arrives, and each plane that consumes in
+/// any of the cubes.
 #[cube]
 pub(super) fn init(base: u32, #[comptime] tiles: Tiles) {
     init_of(base, Tile::Queries, tiles);
@@ -168,6 +177,6 @@ fn init_of(base: u32, #[comptime] tile: Tile, #[comptime] tiles: Tiles) {
     #[unroll]
     for stage in 0..comptime!(tile.stages(tiles) as u32) {
         barrier_init(full(base, stage, tile, tiles), comptime!(PAIR * 32));
-        barrier_init(empty(base, stage, tile, tiles), comptime!(tiles.planes()));
+        barrier_init(empty(base, stage, tile, tiles), comptime!(tiles.planes() * tile.cubes(tiles)));
     }
 }

@@ -50,6 +50,8 @@ pub struct Tiled {
     pub stages: usize,
     /// Whether the queries stay in registers.
     pub resident: bool,
+    /// Cubes with different rows that read keys and values once for all of them: a cluster. 1 for none.
+    pub cluster: usize,
 }
 
 /// The first CUDA, 12.3, that loads code which makes tensor maps.
@@ -175,6 +177,8 @@ impl Tiled {
                 );
             }
             specialized::check(tiles)?;
+        } else if self.cluster != 1 {
+            return refused("cluster", self.cluster, "1: no other unit shares what it copies".into());
         }
         let units = self.planes() * machine.plane;
         if units > device.max_units as usize {
@@ -204,9 +208,9 @@ impl Tiled {
         Ok(())
     }
 
-    /// Rows of a cube.
+    /// Rows of a cube, or of all cubes of a cluster.
     pub(crate) fn rows(&self) -> usize {
-        self.row_planes * self.row_tiles * self.unit.machine().rows
+        self.cluster * self.row_planes * self.row_tiles * self.unit.machine().rows
     }
 
     /// Planes of a cube.
@@ -233,6 +237,7 @@ impl Tiled {
             key_planes: self.key_planes,
             stages: self.stages,
             resident: self.resident,
+            cluster: self.cluster,
             // On CDNA it halves the shared memory that a plane takes, and with it doubles the planes of a core.
             direct_keys: self.row_planes == 1 && matches!(self.unit, Unit::Mfma16 | Unit::Mfma32),
             dtype: problem.dtype,
@@ -265,7 +270,7 @@ impl Mixed {
 
 impl fmt::Display for Tiled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { unit, row_planes, row_tiles, key_planes, keys, stages, resident } = self;
+        let Self { unit, row_planes, row_tiles, key_planes, keys, stages, resident, cluster } = self;
         write!(
             f,
             "tiled on {unit:?}: {} rows ({row_planes} planes of {row_tiles} tiles), {} keys ({key_planes} planes of \
@@ -273,6 +278,7 @@ impl fmt::Display for Tiled {
             self.rows(),
             self.cube_keys(),
             if *resident { "registers" } else { "shared memory" },
-        )
+        )?;
+        if *cluster > 1 { write!(f, ", clusters of {cluster}") } else { Ok(()) }
     }
 }

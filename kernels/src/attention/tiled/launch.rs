@@ -141,7 +141,10 @@ pub(in super::super) fn launch(
     let device = DeviceProfile::of(client);
     let (kv_heads, q_heads) = (problem.kv_heads, problem.q_heads);
     let items = count * kv_heads;
-    let items = if many.unit == Unit::Wgmma { cubes_for(items, device.cores) } else { items };
+    let items = match many.unit {
+        Unit::Wgmma => cubes_for(items, device.cores, many.cluster),
+        _ => items,
+    };
     let cubes = cover(KERNEL, items, device.max_cubes)?;
     let size = problem.dtype.size();
     let mut address = addresses(&[(&q, size), (&k, size), (&v, size), (&output, size)]);

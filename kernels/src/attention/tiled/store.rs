@@ -46,9 +46,10 @@ pub(in super::super) fn store_rows<U: MatrixUnit, E: Float>(
                         if work.partial < 0 {
                             store_row::<U, E>(output, to, sums, norm, lane, r, tiles);
                         } else {
-                            // Heads of a chunk, then the rows of the tile.
-                            let stored = min(comptime!(rows), owned.end - owned.first);
-                            let to = usize::cast_from(work.partial) + kv_head * stored + row;
+                            // Heads of a chunk, then the rows of the work.
+                            let stored = min(comptime!(rows * tiles.cluster), owned.end - work.first_row);
+                            let before = usize::cast_from(work.partial) + kv_head * stored;
+                            let to = before + owned.first - work.first_row + row;
                             let partial = workspace.with_vector_size_mut::<U::Run>();
                             store_row::<U, f32>(partial, to, sums, norm, lane, r, tiles);
                             if U::column(lane) == 0 {

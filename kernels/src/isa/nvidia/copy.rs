@@ -44,7 +44,7 @@ impl OpToCPP<Cuda> for SharedAddressOp {
     }
 }
 
-/// [`SharedAddressOp`] of the first element.
+/// [`SharedAddressOp`] of the first element: above 18 bits of place, the rank of the cube in its cluster.
 #[cube]
 #[allow(unused_variables, reason = "the expansion uses them")]
 pub(crate) fn shared_address<T: CubePrimitive>(slice: &[T]) -> u32 {

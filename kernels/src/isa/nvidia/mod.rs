@@ -55,6 +55,7 @@ macro_rules! orders_memory {
 
 mod arithmetic;
 mod barrier;
+mod cluster;
 mod copy;
 mod matrix;
 mod tensor_map;
@@ -67,6 +68,7 @@ pub(crate) use barrier::{
     barrier_arrive, barrier_expect, barrier_init, barrier_wait, fence_proxy_async, named_barrier,
     set_registers,
 };
+pub(crate) use cluster::{barrier_arrive_at, form_clusters, sync_cluster};
 pub(crate) use copy::{cp_async, cp_async_at, cp_async_commit, cp_async_wait, shared_address};
 pub(crate) use matrix::{ldmatrix, mma};
 pub(crate) use tensor_map::{MAP_BYTES, copy_box, map_rows, publish_map};

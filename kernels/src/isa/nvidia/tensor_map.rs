@@ -169,7 +169,8 @@ pub(crate) fn publish_map<T: CubePrimitive>(map: u32, to: &mut [T]) {
     })
 }
 
-/// Copies one box to shared memory; its bytes count as arrivals at a barrier: `cp.async.bulk.tensor`. One lane.
+/// Copies one box to the same place in shared memory of each cube of a cluster; its bytes count as arrivals at the same
+/// barrier of each: `cp.async.bulk.tensor`. One lane of one of the cubes.
 #[cube_op(name = "flashinfer.copy_box")]
 #[result_ty(none)]
 #[op_traits(CanMaterialize, HasSideEffects)]
@@ -184,6 +185,8 @@ pub struct CopyBoxOp {
     pub offset: IndexAttr,
     /// First column.
     pub column: IndexAttr,
+    /// Cubes of the cluster.
+    pub cubes: IndexAttr,
 }
 lower!(CopyBoxOp);
 orders_memory!(CopyBoxOp);
@@ -191,10 +194,16 @@ orders_memory!(CopyBoxOp);
 #[cfg(feature = "compilers")]
 impl CopyBoxOp {
     fn ptx(&self, ctx: &Context) -> Ptx {
+        let cubes = self.cubes(ctx).0;
+        let all = format!("0x{:x}", (1 << cubes) - 1);
+        let (multicast, mask) = match cubes {
+            1 => ("", "".into()),
+            _ => (".multicast::cluster", format!(", {all}")),
+        };
         let text = format!(
             "{{ .reg .b32 to, column; add.u32 to, $0, {}; mov.b32 column, {}; \
-             cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes \
-             [to], [$1, {{column, $2, $3, $4}}], [$5]; }}",
+             cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes{multicast} \
+             [to], [$1, {{column, $2, $3, $4}}], [$5]{mask}; }}",
             self.offset(ctx).0,
             self.column(ctx).0,
         );
@@ -216,13 +225,14 @@ pub(crate) fn copy_box<T: CubePrimitive>(
     page: u32,
     head: u32,
     barrier: u32,
+    #[comptime] cubes: usize,
 ) {
     intrinsic!(|scope| {
         let [to, slot, page, head, barrier] =
             [to, slot, page, head, barrier].map(|number| number.read_value(scope));
         // SAFETY: only the address is taken.
         let map = unsafe { *map.__expand_as_ptr_method(scope) }.value(scope);
-        let op = CopyBoxOp::new(scope.ctx_mut(), to, map, slot, page, head, barrier, offset, column);
+        let op = CopyBoxOp::new(scope.ctx_mut(), to, map, slot, page, head, barrier, offset, column, cubes);
         scope.register(&op);
     })
 }

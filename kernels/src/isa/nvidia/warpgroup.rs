@@ -38,11 +38,9 @@ pub(crate) struct Operand {
 }
 
 impl Operand {
-    /// From [`super::shared_address`] to the low half of what the instruction is told.
-    fn low(self) -> usize {
-        // Between columns of atoms, in 16 bytes. Where the depth lies along rows the steps below know it.
-        let leading = if self.transposed { self.rows * 8 } else { 1 };
-        leading << 16
+    /// In 16 bytes from a column of atoms to the next. Where the depth lies along rows the steps below know it.
+    fn leading(self) -> usize {
+        if self.transposed { self.rows * 8 } else { 1 }
     }
 
     /// The high half: 1024 bytes from an atom to the next in 16 bytes, and the swizzle of 128 bytes.
@@ -154,9 +152,17 @@ impl WgmmaOp {
     }
 }
 
-/// [`WgmmaOp`] with `a` in shared memory, of `a_rows` rows in all; `a` and `b` are [`super::shared_address`]es, which all
-/// lanes have the same: as long as that is not known, each product needs them carried over to the uniform registers, 34 of
-/// the 630 instructions of a tile of attention.
+/// The low half of what the instruction is told of an operand at a [`super::shared_address`], of which only the place
+/// within the cube's own memory belongs there: above it stands the cube's rank in its cluster.
+///
+/// All lanes have the same one. As long as that is not known, each product needs it carried over to the uniform registers,
+/// 34 of the 630 instructions of a tile of attention.
+#[cube]
+fn low_half(at: u32, #[comptime] operand: Operand) -> u32 {
+    broadcast(at % comptime!(1u32 << 18) / 16 + comptime!((operand.leading() << 16) as u32))
+}
+
+/// [`WgmmaOp`] with `a` in shared memory, of `a_rows` rows in all; `a` and `b` are [`super::shared_address`]es.
 #[cube]
 #[allow(unused_variables, reason = "the expansion uses them")]
 pub(crate) fn wgmma_shared(
@@ -166,8 +172,8 @@ pub(crate) fn wgmma_shared(
     #[comptime] a_rows: usize,
     #[comptime] product: Product,
 ) {
-    let a = broadcast(a / 16 + comptime!(Operand { rows: a_rows, transposed: false }.low() as u32));
-    let b = broadcast(b / 16 + comptime!(product.b.low() as u32));
+    let a = low_half(a, comptime!(Operand { rows: a_rows, transposed: false }));
+    let b = low_half(b, comptime!(product.b));
     intrinsic!(|scope| {
         let (a, b) = (a.read_value(scope), b.read_value(scope));
         let place = d.__extract_list(scope);
@@ -176,7 +182,7 @@ pub(crate) fn wgmma_shared(
     })
 }
 
-/// [`WgmmaOp`] with `a` in registers.
+/// [`WgmmaOp`] with `a` in registers; `b` is a [`super::shared_address`].
 #[cube]
 #[allow(unused_variables, reason = "the expansion uses them")]
 pub(crate) fn wgmma_registers(
@@ -185,7 +191,7 @@ pub(crate) fn wgmma_registers(
     b: u32,
     #[comptime] product: Product,
 ) {
-    let b = broadcast(b / 16 + comptime!(product.b.low() as u32));
+    let b = low_half(b, comptime!(product.b));
     intrinsic!(|scope| {
         let b = b.read_value(scope);
         let a = a.__extract_list(scope);

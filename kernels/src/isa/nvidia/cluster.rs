@@ -1,0 +1,116 @@
+//! Cubes that run at the same time and see each other's shared memory: Hopper's clusters.
+//!
+//! Source: PTX ISA, *Cluster of Cooperative Thread Arrays*.
+
+use cubecl::prelude::*;
+#[cfg(feature = "compilers")]
+use cubecl_cpp::{shared::operation::OpToCPP, target::Cuda};
+use cubecl_ir::{
+    CanMaterialize, HasSideEffects,
+    attributes::IndexAttr,
+    cube_op,
+    interfaces::side_effects::{MemoryEffect, MemoryEffectsOp},
+    prelude::*,
+};
+#[cfg(feature = "compilers")]
+use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
+
+#[cfg(feature = "compilers")]
+use crate::isa::lowering::{Ptx, set_function_attribute};
+
+/// Makes each `cubes` cubes along the first axis of the grid a cluster: `.reqnctapercluster`. The grid is a multiple of it.
+///
+/// CubeCL's LLVM compiler knows of no clusters, and an operation of a kernel is no place to say what the kernel is. So it is
+/// left standing while operations become LLVM's, and says it once the function itself has become LLVM's too.
+#[cube_op(name = "flashinfer.cluster")]
+#[result_ty(none)]
+#[op_traits(CanMaterialize, HasSideEffects)]
+pub struct ClusterOp {
+    pub cubes: IndexAttr,
+}
+orders_memory!(ClusterOp);
+
+#[cfg(feature = "compilers")]
+#[op_interface_impl]
+impl pliron_llvm::ToLLVMDialect for ClusterOp {
+    fn rewrite(&self, ctx: &mut Context, rw: &mut DialectConversionRewriter, _: &OperandsInfo) -> Result<()> {
+        let cubes = self.cubes(ctx).0;
+        set_function_attribute(ctx, rw, self.get_operation(), "nvvm.cluster_dim", format!("{cubes},1,1"))
+    }
+}
+
+#[cfg(feature = "compilers")]
+#[op_interface_impl]
+impl OpToCPP<Cuda> for ClusterOp {
+    fn to_cpp(&self, _ctx: &Context) -> String {
+        "static_assert(false, \"clusters are for CubeCL's LLVM compiler\");\n".into()
+    }
+}
+
+/// [`ClusterOp`].
+#[cube]
+#[allow(unused_variables, reason = "the expansion uses them")]
+pub(crate) fn form_clusters(#[comptime] cubes: usize) {
+    intrinsic!(|scope| {
+        let op = ClusterOp::new(scope.ctx_mut(), cubes);
+        scope.register(&op);
+    })
+}
+
+/// Waits for all units of the cluster, and what they wrote to shared memory, barriers' first states too:
+/// `barrier.cluster`. Whole warps.
+#[cube_op(name = "flashinfer.sync_cluster")]
+#[result_ty(none)]
+#[op_traits(CanMaterialize, HasSideEffects)]
+pub struct SyncClusterOp {}
+lower!(SyncClusterOp);
+orders_memory!(SyncClusterOp);
+
+#[cfg(feature = "compilers")]
+impl SyncClusterOp {
+    fn ptx(&self, _ctx: &Context) -> Ptx {
+        let text = "fence.mbarrier_init.release.cluster; barrier.cluster.arrive.release.aligned; \
+                    barrier.cluster.wait.acquire.aligned;";
+        Ptx::effect(text, &[])
+    }
+}
+
+/// [`SyncClusterOp`].
+#[cube]
+pub(crate) fn sync_cluster() {
+    intrinsic!(|scope| {
+        let op = SyncClusterOp::new(scope.ctx_mut());
+        scope.register(&op);
+    })
+}
+
+/// One arrival at the same barrier of another cube of the cluster, or of this one: `mapa`, `mbarrier.arrive`.
+#[cube_op(name = "flashinfer.mbarrier_arrive_at")]
+#[result_ty(none)]
+#[op_traits(CanMaterialize, HasSideEffects)]
+pub struct BarrierArriveAtOp {
+    pub barrier: Value,
+    pub rank: Value,
+}
+lower!(BarrierArriveAtOp);
+orders_memory!(BarrierArriveAtOp);
+
+#[cfg(feature = "compilers")]
+impl BarrierArriveAtOp {
+    fn ptx(&self, ctx: &Context) -> Ptx {
+        let text = "{ .reg .b32 there; mapa.shared::cluster.u32 there, $0, $1; \
+                    mbarrier.arrive.shared::cluster.b64 _, [there]; }";
+        Ptx::effect(text, &[self.barrier(ctx), self.rank(ctx)])
+    }
+}
+
+/// [`BarrierArriveAtOp`] at this [`super::shared_address`].
+#[cube]
+#[allow(unused_variables, reason = "the expansion uses them")]
+pub(crate) fn barrier_arrive_at(barrier: u32, rank: u32) {
+    intrinsic!(|scope| {
+        let (barrier, rank) = (barrier.read_value(scope), rank.read_value(scope));
+        let op = BarrierArriveAtOp::new(scope.ctx_mut(), barrier, rank);
+        scope.register(&op);
+    })
+}
