@@ -152,7 +152,7 @@ fn report(target: Target, case: &Case, asm: Option<&Path>, object: Option<&Path>
     let plan = Plan::new(&target.profile(), problem, spans, Choice::Auto, Split::Auto)?;
     println!("\n{name}: {plan}");
     let launches = offline::launches(target, problem, spans, *kind, &plan)?;
-    for (at, launch) in launches.iter().enumerate() {
+    for launch in &launches {
         let lowered = match launch.lower() {
             Ok(lowered) => lowered,
             // NVIDIA's logarithm, which a split takes, is bitcode that comes with CUDA.
@@ -161,19 +161,22 @@ fn report(target: Target, case: &Case, asm: Option<&Path>, object: Option<&Path>
                 continue;
             }
         };
-        print!("{}", describe(&lowered, if at == 0 { "attention" } else { "merge" }));
-        if at == 0 {
-            for (file, bytes) in [(asm, lowered.assembly.as_bytes()), (object, lowered.bytes())] {
-                if let Some(file) = file {
-                    std::fs::write(file, bytes).with_context(|| format!("writing {}", file.display()))?;
-                }
+        print!("{}", describe(&lowered));
+    }
+    if asm.is_some() || object.is_some() {
+        let lowered = offline::lower(target, problem, spans, *kind, &plan)?;
+        for (file, bytes) in [(asm, lowered.assembly.as_bytes()), (object, lowered.bytes())] {
+            if let Some(file) = file {
+                std::fs::write(file, bytes).with_context(|| format!("writing {}", file.display()))?;
             }
         }
     }
     Ok(())
 }
 
-fn describe(lowered: &Lowered, kernel: &str) -> String {
+fn describe(lowered: &Lowered) -> String {
+    // What it was specialised for follows.
+    let kernel = lowered.entry.split('_').next().unwrap_or_default();
     let listing = lowered.listing();
     let known = |number: Option<usize>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
     let (vector, spills) = match lowered.artifact {

@@ -270,6 +270,7 @@ fn boxes(from: &Tensor<Vector<u32, Const<4>>>, maps: &mut [Vector<u32, Const<4>>
         nvidia::map_rows::<Vector<u32, Const<4>>>(address, from, 16u32, 192usize);
     }
     nvidia::publish_map::<Vector<u32, Const<4>>>(address, &mut maps[0..8]);
+    nvidia::acquire_map::<Vector<u32, Const<4>>>(&maps[0..8]);
     if UNIT_POS == 0 {
         nvidia::barrier_expect(barrier, 2048usize);
         let map = &maps[0..8];

@@ -256,7 +256,8 @@ pub unsafe fn keep_assembly() {
     unsafe { std::env::set_var(ASSEMBLY, "1") };
 }
 
-/// The launches of a batch as planned: attention, and what merges chunks of keys if there are any.
+/// The launches of a batch as planned: attention, before it what prepares it if there is anything, and behind it what merges
+/// chunks of keys if there are any.
 ///
 /// # Errors
 ///
@@ -326,7 +327,9 @@ pub fn lower(
     kind: Kind,
     plan: &Plan,
 ) -> Result<Lowered, Error> {
-    launches(target, problem, spans, kind, plan)?.first().ok_or(Error::Nothing)?.lower()
+    let launches = launches(target, problem, spans, kind, plan)?;
+    // The others work on buffers of this one.
+    launches.iter().max_by_key(|launch| launch.buffers().len()).ok_or(Error::Nothing)?.lower()
 }
 
 impl Target {

@@ -143,6 +143,19 @@ fn warpgroups_alone_and_in_pairs() {
     }
 }
 
+/// More works than Hopper's cubes share among themselves: each cube has one, and they share their descriptors.
+#[test]
+fn a_work_for_each_cube() {
+    let mut random = Random::new(21);
+    let lengths: Vec<_> = (0..700).map(|i| (1 + i % 3, 60 + i % 71)).collect();
+    for unit in units().into_iter().filter(|&unit| unit == Unit::Wgmma) {
+        for (tiled, kind) in blueprints(unit).into_iter().zip([PAGED, Kind::Ragged, PAGED]) {
+            let case = case(kind, &lengths, Type::BF16, tiled);
+            Case { causal: true, split: Split::Never, ..case }.check(&mut random);
+        }
+    }
+}
+
 #[test]
 fn every_head_dimension_and_type() {
     let mut random = Random::new(12);

@@ -24,9 +24,9 @@ use super::super::batch::Table;
 use super::super::plan::{Work, rows_of};
 use super::super::tiled::TiledParams;
 use super::consumer::{Consumer, consume, pass_turn};
-use super::producer::{Producer, make_maps, produce};
-use super::ring::{init, shared_quads};
-use crate::isa::nvidia::{form_clusters, set_registers, shared_address, sync_cluster};
+use super::producer::{MAP_QUADS, Producer, make_map, map_at, produce};
+use super::ring::{init, maps_at, shared_quads};
+use crate::isa::nvidia::{acquire_map, form_clusters, set_registers, shared_address, sync_cluster};
 use crate::unit::{Quad, Rows, Tiles};
 
 /// Planes that copy: a warpgroup, which is what registers are handed out to.
@@ -53,9 +53,10 @@ pub(in super::super) fn cubes_for(items: usize, cores: Option<usize>, cluster: u
         }
 }
 
-/// Buffers as those of the tiled kernel, and `maps` with room for two descriptors a cube. Keys and values are copied in
-/// boxes of `box_rows`, which divide a page and the keys of a tile, if it is not 0. Cubes share the works out among
-/// themselves by rounds, if each core has one ([`ROUNDS`]); else each takes one.
+/// Buffers as those of the tiled kernel, and `maps` with room for a descriptor of each plane that copies, of one cube if they
+/// are `prepared`, else of each. Keys and values are copied in boxes of `box_rows`, which divide a page and a cube's share of
+/// the keys of a tile, if it is not 0. Cubes share the works out among themselves by rounds, if each core has one
+/// ([`ROUNDS`]); else each takes one.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn specialized<E: Float>(
@@ -70,6 +71,7 @@ pub(crate) fn specialized<E: Float>(
     table: &Table,
     params: &TiledParams,
     box_rows: usize,
+    prepared: u32,
     #[comptime] capped: bool,
     #[comptime] tiles: Tiles,
     #[define(E)] _dtype: ElemType,
@@ -98,30 +100,29 @@ pub(crate) fn specialized<E: Float>(
     let plane = UNIT_POS_Y as usize;
     if plane < PRODUCERS {
         set_registers(comptime!(registers(tiles.planes()).0), false);
+        let mut map = map_at(0usize);
         if box_rows > 0 && cluster < total {
-            make_maps(k, v, maps, CUBE_POS, base, box_rows as u32, tiles);
+            if prepared == 0 {
+                map = map_at(CUBE_POS);
+                make_map(
+                    k,
+                    v,
+                    maps,
+                    CUBE_POS,
+                    base + comptime!(maps_at(tiles) as u32),
+                    box_rows as u32,
+                    tiles,
+                );
+            }
+            acquire_map::<Quad>(&maps[map..map + MAP_QUADS]);
         }
+        let map = &maps[map..map + MAP_QUADS];
         let mut producer = Producer { base, queries: 0u32.runtime(), tiles: 0u32.runtime() };
         let mut item = cluster;
         let mut round = 0usize;
         while item < total {
             let (index, head) = work_of(item, together, params.works, kv_heads);
-            produce(
-                q,
-                k,
-                v,
-                works,
-                maps,
-                CUBE_POS,
-                rank,
-                index,
-                head,
-                table,
-                params,
-                box_rows,
-                &mut producer,
-                tiles,
-            );
+            produce(q, k, v, works, map, rank, index, head, table, params, box_rows, &mut producer, tiles);
             round += 1;
             item = item_of(cluster, clusters, round);
         }

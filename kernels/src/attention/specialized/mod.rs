@@ -6,5 +6,5 @@ mod producer;
 mod ring;
 
 pub(super) use kernel::{PRODUCERS, cubes_for, is_shared_out, specialized};
-pub(super) use producer::{MAP_QUADS, box_rows};
+pub(super) use producer::{MAP_QUADS, box_rows, prepare};
 pub(super) use ring::{check, shared_quads};

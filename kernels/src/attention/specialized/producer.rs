@@ -5,14 +5,14 @@
 
 use cubecl::prelude::*;
 
-use super::super::batch::{Request, Table, fits, key_place, origin};
+use super::super::batch::{Table, fits, key_place, origin};
 use super::super::plan::{Work, work_at};
 use super::super::tiled::TiledParams;
 use super::kernel::{PRODUCERS, owned_by};
-use super::ring::{ROW_BYTES, Tile, full, map_at, place_of, wait_empty};
+use super::ring::{ROW_BYTES, Tile, full, place_of, wait_empty};
 use crate::isa::nvidia::{
     MAP_BYTES, barrier_arrive, barrier_expect, copy_box, cp_async_at, cp_async_commit, cp_async_wait,
-    fence_proxy_async, map_rows, publish_map, shuffle,
+    fence_proxy_async, map_rows, publish_map, shared_address, shuffle,
 };
 use crate::unit::{Quad, Rows, Tiles, place};
 
@@ -22,7 +22,7 @@ pub(in super::super) const MAP_QUADS: usize = MAP_BYTES / 16;
 /// Planes that copy the same.
 pub(super) const PAIR: usize = PRODUCERS / 2;
 
-/// Rows of a box: those of a tile, or what divides them and a page. 0 if that is less than a swizzled atom has.
+/// Rows of a box: what divides a cube's share of the keys of a tile and a page. 0 if that is less than a swizzled atom has.
 pub(in super::super) fn box_rows(keys: usize, page_size: Option<usize>) -> usize {
     match page_size {
         None => keys,
@@ -43,44 +43,47 @@ pub(super) struct Producer {
     pub tiles: u32,
 }
 
-/// Publishes what keys and values are copied by, each pair its own. `maps` has two for each cube.
+/// Makes the descriptors that the planes of a cube copy by: what [`specialized`](super::specialized) begins with, unless its
+/// cubes are so many that they share those which this kernel, of one cube, has made before. A cube needs 2.3 us to make its own.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(crate) fn prepare(
+    k: &Tensor<Quad>,
+    v: &Tensor<Quad>,
+    maps: &mut [Quad],
+    box_rows: usize,
+    #[comptime] tiles: Tiles,
+) {
+    let shared = Shared::<[Quad]>::new_aligned_slice(comptime!(PRODUCERS * MAP_QUADS), MAP_BYTES);
+    make_map(k, v, maps, 0usize, shared_address::<Quad>(&shared), box_rows as u32, tiles);
+}
+
+/// Publishes what a plane copies keys or values by. `maps` has one for each plane, of cubes one after the other.
 #[cube]
-pub(super) fn make_maps(
+pub(super) fn make_map(
     k: &Tensor<Quad>,
     v: &Tensor<Quad>,
     maps: &mut [Quad],
     cube: usize,
-    base: u32,
+    shared: u32,
     box_rows: u32,
     #[comptime] tiles: Tiles,
 ) {
-    let plane = UNIT_POS_Y as usize;
-    if plane == 0 {
-        make_map(k, maps, 2 * cube, base, box_rows, Tile::Keys, tiles.dims.qk, tiles);
+    let shared = shared + UNIT_POS_Y * comptime!(MAP_BYTES as u32);
+    if UNIT_POS_X == 0 {
+        if (UNIT_POS_Y as usize) < PAIR {
+            map_rows::<Quad>(shared, k, box_rows, tiles.dims.qk);
+        } else {
+            map_rows::<Quad>(shared, v, box_rows, tiles.dims.vo);
+        }
     }
-    if plane == PAIR {
-        make_map(v, maps, 2 * cube + 1, base, box_rows, Tile::Values, tiles.dims.vo, tiles);
-    }
+    let at = map_at(cube);
+    publish_map::<Quad>(shared, &mut maps[at..at + MAP_QUADS]);
 }
 
-#[allow(clippy::too_many_arguments, reason = "two places")]
+/// Where the plane's map is among all.
 #[cube]
-fn make_map(
-    from: &Tensor<Quad>,
-    maps: &mut [Quad],
-    index: usize,
-    base: u32,
-    box_rows: u32,
-    #[comptime] tile: Tile,
-    #[comptime] columns: usize,
-    #[comptime] tiles: Tiles,
-) {
-    let shared = base + comptime!(map_at(tile, tiles) as u32);
-    if UNIT_POS_X == 0 {
-        map_rows::<Quad>(shared, from, box_rows, columns);
-    }
-    let at = index * MAP_QUADS;
-    publish_map::<Quad>(shared, &mut maps[at..at + MAP_QUADS]);
+pub(super) fn map_at(cube: usize) -> usize {
+    (cube * PRODUCERS + UNIT_POS_Y as usize) * MAP_QUADS
 }
 
 /// Copies what one work needs: a pair of planes the keys, tile by tile, the other one the queries and then the values.
@@ -91,8 +94,7 @@ pub(super) fn produce(
     k: &Tensor<Quad>,
     v: &Tensor<Quad>,
     works: &[i32],
-    maps: &mut [Quad],
-    cube: usize,
+    map: &[Quad],
     rank: usize,
     index: usize,
     kv_head: usize,
@@ -106,38 +108,13 @@ pub(super) fn produce(
     let owned = owned_by(&work, kv_head, params.group, rank, tiles);
     if work.first_row < owned.end && work.start < work.end {
         if (UNIT_POS_Y as usize) < PAIR {
-            produce_tiles(
-                k,
-                maps,
-                2 * cube,
-                rank,
-                &work,
-                kv_head,
-                table,
-                box_rows,
-                producer,
-                Tile::Keys,
-                tiles,
-            );
+            produce_tiles(k, map, rank, &work, kv_head, table, box_rows, producer, Tile::Keys, tiles);
         } else {
             wait_empty(producer.base, producer.queries, Tile::Queries, tiles);
             copy_queries(q, &owned, producer.base, tiles);
             hand_over(full(producer.base, producer.queries, Tile::Queries, tiles));
             producer.queries += 1;
-            let values = 2 * cube + 1;
-            produce_tiles(
-                v,
-                maps,
-                values,
-                rank,
-                &work,
-                kv_head,
-                table,
-                box_rows,
-                producer,
-                Tile::Values,
-                tiles,
-            );
+            produce_tiles(v, map, rank, &work, kv_head, table, box_rows, producer, Tile::Values, tiles);
         }
     }
 }
@@ -147,8 +124,7 @@ pub(super) fn produce(
 #[cube]
 fn produce_tiles(
     from: &Tensor<Quad>,
-    maps: &mut [Quad],
-    map: usize,
+    map: &[Quad],
     rank: usize,
     work: &Work,
     kv_head: usize,
@@ -159,21 +135,27 @@ fn produce_tiles(
     #[comptime] tiles: Tiles,
 ) {
     let request = &work.request;
-    let plane = UNIT_POS_Y as usize;
+    let plane = UNIT_POS_Y as usize % PAIR;
     let quads = comptime!(tile.quads(tiles));
     let head = kv_head * from.stride(2) + origin(table, request, from.stride(1));
-    let map = &maps[map * MAP_QUADS..map * MAP_QUADS + MAP_QUADS];
     // No box reaches beyond its page.
     let boxed = fits(table, work.start, box_rows);
+    let boxes = boxes_of(rank, plane, max(box_rows, 1), tiles);
     let mut at = work.start;
     while at < work.end {
+        // Looked up while there is no room yet.
+        let row = at + boxes.row(UNIT_POS_X as usize);
+        let (page, slot) = key_place(table, request, min(row, request.kv_len - 1));
         wait_empty(producer.base, producer.tiles, tile, tiles);
         let to = place_of(producer.base, producer.tiles, tile, tiles);
         let full = full(producer.base, producer.tiles, tile, tiles);
-        if boxed && at + tiles.keys <= work.end {
-            if plane == 0 || plane == PAIR {
-                copy_boxes(map, rank, table, request, at, kv_head, to, full, box_rows, quads, tiles);
+        // Keys beyond the work are masked, but not what might lie beyond the request.
+        if boxed && at + tiles.keys <= request.kv_len {
+            if plane == 0 && UNIT_POS_X == 0 {
+                barrier_expect(full, comptime!(tiles.keys * quads * 16));
             }
+            let slot = slot + origin(table, request, 1usize);
+            copy_boxes(map, &boxes, page, slot, kv_head, to, full, quads, tiles);
             barrier_arrive(full);
         } else {
             #[unroll]
@@ -190,51 +172,63 @@ fn produce_tiles(
     }
 }
 
-/// Copies a tile in boxes of so many rows and 64 elements, of which each cube of a cluster copies its share for all.
+/// The boxes of a tile that a plane copies: every so many-th, of all that copy it in any cube of the cluster.
+#[derive(CubeType)]
+struct Boxes {
+    first: usize,
+    count: usize,
+    rows: usize,
+    #[cube(comptime)]
+    planes: usize,
+}
+
+#[cube]
+fn boxes_of(rank: usize, plane: usize, rows: usize, #[comptime] tiles: Tiles) -> Boxes {
+    let planes = comptime!(PAIR * tiles.cluster);
+    let first = rank + plane * tiles.cluster;
+    let all = comptime!(tiles.keys) / rows;
+    Boxes { first, count: (all + comptime!(planes - 1) - first) / planes, rows, planes }
+}
+
+#[cube]
+impl Boxes {
+    /// First row of one of them.
+    fn row(&self, index: usize) -> usize {
+        (self.first + index * self.planes) * self.rows
+    }
+}
+
+/// Copies boxes of 64 elements of the rows, all of which go to each cube of the cluster. `page` and `slot` are a lane's, which
+/// looked up the box of its number.
 #[allow(clippy::too_many_arguments, reason = "two places and their sizes")]
 #[cube]
 fn copy_boxes(
     map: &[Quad],
-    rank: usize,
-    table: &Table,
-    request: &Request,
-    at: usize,
+    boxes: &Boxes,
+    page: usize,
+    slot: usize,
     kv_head: usize,
     to: u32,
     full: u32,
-    box_rows: usize,
     #[comptime] quads: usize,
     #[comptime] tiles: Tiles,
 ) {
-    let lane = UNIT_POS_X as usize;
-    let rows = comptime!(tiles.keys);
-    let columns = comptime!(quads / 8);
-    let boxes = comptime!(rows) / box_rows;
-    let (page, slot) = key_place(table, request, at + min(lane, boxes - 1) * box_rows);
-    let slot = slot + origin(table, request, 1usize);
-    if lane == 0 {
-        barrier_expect(full, comptime!(rows * quads * 16));
-    }
-    for i in 0..boxes {
+    for i in 0..boxes.count {
         let (page, slot) = (shuffle(page, i as u32) as u32, shuffle(slot, i as u32) as u32);
-        if lane == 0 {
-            let to = to + (i * box_rows * ROW_BYTES) as u32;
-            #[unroll]
-            for column in 0..columns {
-                if comptime!(tiles.cluster == 1) || (i * columns + column) % tiles.cluster == rank {
-                    copy_box::<Quad>(
-                        to,
-                        comptime!(column * rows * ROW_BYTES),
-                        map,
-                        comptime!(column * 64),
-                        slot,
-                        page,
-                        kv_head as u32,
-                        full,
-                        tiles.cluster,
-                    );
-                }
-            }
+        let to = to + (boxes.row(i) * ROW_BYTES) as u32;
+        #[unroll]
+        for column in 0..comptime!(quads / 8) {
+            copy_box::<Quad>(
+                to,
+                comptime!(column * tiles.keys * ROW_BYTES),
+                map,
+                comptime!(column * 64),
+                slot,
+                page,
+                kv_head as u32,
+                full,
+                tiles.cluster,
+            );
         }
     }
 }

@@ -4,14 +4,14 @@
 //! |---|---|---|
 //! | queries | rows x head | one tile |
 //! | keys, values | keys x head, for each stage | rings |
-//! | maps | 128 each | keys', values' |
+//! | maps | 128 each | of each plane that copies |
 //! | barriers | 8 each | of each tile: *full* and *empty* |
 //!
 //! A tile is stored as [`Operand`](crate::isa::nvidia::Operand) says: 64 elements of every row, then the next 64.
 
 use cubecl::prelude::*;
 
-use super::kernel::registers;
+use super::kernel::{PRODUCERS, registers};
 use super::producer::PAIR;
 use crate::isa::nvidia::{MAP_BYTES, barrier_init, barrier_wait};
 use crate::unit::Tiles;
@@ -63,17 +63,13 @@ fn values_at(tiles: Tiles) -> usize {
     keys_at(tiles) + tiles.stages * key_bytes(tiles)
 }
 
-fn maps_at(tiles: Tiles) -> usize {
+/// Where the descriptors are made by which tiles are copied.
+pub(super) fn maps_at(tiles: Tiles) -> usize {
     keys_at(tiles) + tiles.stages * tiles.stage_quads() * 16
 }
 
 fn barriers_at(tiles: Tiles) -> usize {
-    maps_at(tiles) + 2 * MAP_BYTES
-}
-
-/// Where the descriptor is made by which tiles are copied.
-pub(super) fn map_at(tile: Tile, tiles: Tiles) -> usize {
-    maps_at(tiles) + if tile == Tile::Values { MAP_BYTES } else { 0 }
+    maps_at(tiles) + PRODUCERS * MAP_BYTES
 }
 
 /// Bytes of a tile of keys.

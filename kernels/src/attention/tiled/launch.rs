@@ -8,7 +8,9 @@ use super::super::batch::TableArgs;
 use super::super::blueprint::Problem;
 use super::super::launch::Operands;
 use super::super::plan::{Planned, WORDS};
-use super::super::specialized::{MAP_QUADS, box_rows, cubes_for, specialized};
+use super::super::specialized::{
+    MAP_QUADS, PRODUCERS, box_rows, cubes_for, is_shared_out, prepare, specialized,
+};
 use super::blueprint::{Tiled, Unit};
 use super::combine::{CombineParamsLaunch, combine};
 use super::kernel::{TiledParamsLaunch, Variant, tiled};
@@ -69,12 +71,29 @@ impl Launch<'_> {
         }
     }
 
-    /// [`specialized`], of `cubes`.
-    fn specialized(self, cubes: usize) {
+    /// [`specialized`], of `cubes`, which make descriptors of their own or share those of [`prepare`].
+    fn specialized(self, cubes: usize, prepared: bool) {
         let page_size = matches!(self.table, TableArgs::Paged(_)).then(|| self.k.shape[1]);
-        let box_rows = box_rows(self.variant.many.keys, page_size);
-        let maps = buffer(self.client, cubes * 2 * MAP_QUADS * 4);
-        // SAFETY: as above. A cube has its own two descriptors in `maps`. Boxes are copied where a tile's keys are all of the
+        let box_rows = box_rows(self.variant.many.keys / self.variant.many.cluster, page_size);
+        let prepared = prepared && box_rows > 0;
+        let maps = buffer(self.client, if prepared { 1 } else { cubes } * PRODUCERS * MAP_QUADS * 4);
+        if prepared {
+            // SAFETY: each plane of the one cube writes its own descriptor, for which there is room. It reads no tensor.
+            unsafe {
+                prepare::launch_unchecked(
+                    self.client,
+                    CubeCount::new_single(),
+                    CubeDim::new_2d(self.dim.x, PRODUCERS as u32),
+                    self.address,
+                    self.k.clone().into_tensor_arg(),
+                    self.v.clone().into_tensor_arg(),
+                    maps.clone().into_buffer_arg(),
+                    box_rows,
+                    self.variant.many,
+                );
+            }
+        }
+        // SAFETY: as above. Each plane that copies has its descriptor in `maps`. Boxes are copied where a tile's keys are all of the
         // request, and none reaches beyond a page, since it begins at a multiple of what divides one.
         unsafe {
             specialized::launch_unchecked(
@@ -93,6 +112,7 @@ impl Launch<'_> {
                 self.table,
                 self.params,
                 box_rows,
+                prepared as u32,
                 self.variant.soft_cap,
                 self.variant.many,
                 self.dtype,
@@ -141,11 +161,11 @@ pub(in super::super) fn launch(
     let device = DeviceProfile::of(client);
     let (kv_heads, q_heads) = (problem.kv_heads, problem.q_heads);
     let items = count * kv_heads;
-    let items = match many.unit {
+    let in_all = match many.unit {
         Unit::Wgmma => cubes_for(items, device.cores, many.cluster),
         _ => items,
     };
-    let cubes = cover(KERNEL, items, device.max_cubes)?;
+    let cubes = cover(KERNEL, in_all, device.max_cubes)?;
     let size = problem.dtype.size();
     let mut address = addresses(&[(&q, size), (&k, size), (&v, size), (&output, size)]);
     if let Some(workspace) = &workspace {
@@ -184,7 +204,9 @@ pub(in super::super) fn launch(
     };
     match (many.unit, few.map(|few| few.unit)) {
         (Unit::MmaSync, _) => launch.tiled::<MmaSync, MmaSync>(),
-        (Unit::Wgmma, _) => launch.specialized(items),
+        (Unit::Wgmma, _) => {
+            launch.specialized(in_all, !is_shared_out(items, device.cores, many.cluster));
+        }
         (Unit::Mfma16, _) => launch.tiled::<Mfma16, Mfma16>(),
         (Unit::Mfma32, Some(Unit::Mfma16)) => launch.tiled::<Mfma32, Mfma16>(),
         (Unit::Mfma32, _) => launch.tiled::<Mfma32, Mfma32>(),

@@ -71,5 +71,5 @@ pub(crate) use barrier::{
 pub(crate) use cluster::{barrier_arrive_at, form_clusters, sync_cluster};
 pub(crate) use copy::{cp_async, cp_async_at, cp_async_commit, cp_async_wait, shared_address};
 pub(crate) use matrix::{ldmatrix, mma};
-pub(crate) use tensor_map::{MAP_BYTES, copy_box, map_rows, publish_map};
+pub(crate) use tensor_map::{MAP_BYTES, acquire_map, copy_box, map_rows, publish_map};
 pub(crate) use warpgroup::{DEPTH, Operand, Product, wgmma_registers, wgmma_shared, wgmma_wait};

@@ -1,7 +1,8 @@
 //! Copies of boxes of a tensor to shared memory, by a unit of their own: Hopper's tensor maps.
 //!
 //! The descriptor of a tensor is made on the device, since CubeCL passes buffers and numbers alone: its fields are set in
-//! shared memory ([`map_rows`]), and it is published to global memory, where copies look for it ([`publish_map`]).
+//! shared memory ([`map_rows`]), and it is published to global memory ([`publish_map`]), where copies look for it
+//! ([`acquire_map`]).
 //!
 //! Source: PTX ISA, `tensormap.replace` and `cp.async.bulk.tensor`.
 
@@ -19,7 +20,7 @@ use cubecl_ir::{
 use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
 
 #[cfg(feature = "compilers")]
-use crate::isa::lowering::Ptx;
+use crate::isa::lowering::{Ptx, Register};
 
 /// Bytes of a descriptor.
 pub(crate) const MAP_BYTES: usize = 128;
@@ -131,8 +132,8 @@ pub(crate) fn map_rows<T: CubePrimitive>(
     })
 }
 
-/// Copies a descriptor from shared to global memory, and makes it known to the unit that copies:
-/// `tensormap.cp_fenceproxy`, `fence.proxy.tensormap`. All lanes of the warp.
+/// Copies a descriptor from shared to global memory, for those that [`acquire_map`]: `tensormap.cp_fenceproxy`. All lanes of
+/// the warp.
 #[cube_op(name = "flashinfer.publish_map")]
 #[result_ty(none)]
 #[op_traits(CanMaterialize, HasSideEffects)]
@@ -149,8 +150,7 @@ impl PublishMapOp {
         let text = format!(
             "bar.warp.sync 0xffffffff; \
              tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned \
-             [$1], [$0], {MAP_BYTES}; \
-             fence.proxy.tensormap::generic.acquire.gpu [$1], {MAP_BYTES};"
+             [$1], [$0], {MAP_BYTES};"
         );
         Ptx::transfer(text, self.map(ctx), self.to(ctx), &[])
     }
@@ -169,8 +169,45 @@ pub(crate) fn publish_map<T: CubePrimitive>(map: u32, to: &mut [T]) {
     })
 }
 
+/// Makes a descriptor that was published, by this warp or by a kernel before this one, known to the unit that copies:
+/// `fence.proxy.tensormap`.
+#[cube_op(name = "flashinfer.acquire_map")]
+#[result_ty(none)]
+#[op_traits(CanMaterialize, HasSideEffects)]
+pub struct AcquireMapOp {
+    pub map: Value,
+}
+lower!(AcquireMapOp);
+orders_memory!(AcquireMapOp);
+
+#[cfg(feature = "compilers")]
+impl AcquireMapOp {
+    fn ptx(&self, ctx: &Context) -> Ptx {
+        Ptx {
+            text: format!("fence.proxy.tensormap::generic.acquire.gpu [$0], {MAP_BYTES};"),
+            output: None,
+            updated: None,
+            inputs: vec![(Register::Global, 1, self.map(ctx))],
+            effect: true,
+        }
+    }
+}
+
+/// [`AcquireMapOp`].
+#[cube]
+#[allow(unused_variables, reason = "the expansion uses them")]
+pub(crate) fn acquire_map<T: CubePrimitive>(map: &[T]) {
+    intrinsic!(|scope| {
+        // SAFETY: only the address is taken.
+        let map = unsafe { *map.__expand_as_ptr_method(scope) }.value(scope);
+        let op = AcquireMapOp::new(scope.ctx_mut(), map);
+        scope.register(&op);
+    })
+}
+
 /// Copies one box to the same place in shared memory of each cube of a cluster; its bytes count as arrivals at the same
-/// barrier of each: `cp.async.bulk.tensor`. One lane of one of the cubes.
+/// barrier of each: `cp.async.bulk.tensor`. All lanes of a warp of one of the cubes, which elect the one that copies: behind a
+/// condition of one's own, what the lanes have in common is not known to be so, and 230 cycles go by between two copies.
 #[cube_op(name = "flashinfer.copy_box")]
 #[result_ty(none)]
 #[op_traits(CanMaterialize, HasSideEffects)]
@@ -201,8 +238,9 @@ impl CopyBoxOp {
             _ => (".multicast::cluster", format!(", {all}")),
         };
         let text = format!(
-            "{{ .reg .b32 to, column; add.u32 to, $0, {}; mov.b32 column, {}; \
-             cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes{multicast} \
+            "{{ .reg .pred elected; .reg .b32 to, column; elect.sync _|elected, -1; \
+             add.u32 to, $0, {}; mov.b32 column, {}; \
+             @elected cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes{multicast} \
              [to], [$1, {{column, $2, $3, $4}}], [$5]{mask}; }}",
             self.offset(ctx).0,
             self.column(ctx).0,
