@@ -1,7 +1,7 @@
 //! The warpgroup that copies: two warps the keys, two the queries and values.
 //!
-//! Whole tiles come by tensor maps, box by box, for which one lane works; their last rows, and keys in pages that no box
-//! fits into, lane by lane.
+//! Whole tiles come by tensor maps, box by box; the last one of a request, and keys in pages that no box fits into, lane by
+//! lane.
 
 use cubecl::prelude::*;
 
@@ -43,8 +43,8 @@ pub(super) struct Producer {
     pub tiles: u32,
 }
 
-/// Makes the descriptors that the planes of a cube copy by: what [`specialized`](super::specialized) begins with, unless its
-/// cubes are so many that they share those which this kernel, of one cube, has made before. A cube needs 2.3 us to make its own.
+/// Makes the descriptors that keys and values are copied by, in one cube, for all cubes of
+/// [`specialized`](super::specialized). Where each core has one cube, that makes its own instead, which takes it 2.3 us once.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn prepare(
     k: &Tensor<Quad>,
@@ -172,7 +172,7 @@ fn produce_tiles(
     }
 }
 
-/// The boxes of a tile that a plane copies: every so many-th, of all that copy it in any cube of the cluster.
+/// The boxes of a tile that a plane copies: every `planes`-th, so many being those that copy it in all cubes of the cluster.
 #[derive(CubeType)]
 struct Boxes {
     first: usize,

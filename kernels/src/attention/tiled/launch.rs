@@ -93,8 +93,8 @@ impl Launch<'_> {
                 );
             }
         }
-        // SAFETY: as above. Each plane that copies has its descriptor in `maps`. Boxes are copied where a tile's keys are all of the
-        // request, and none reaches beyond a page, since it begins at a multiple of what divides one.
+        // SAFETY: as above. Each plane that copies has its descriptor in `maps`. Boxes are copied where a tile's keys are all of
+        // the request, and none reaches beyond a page, since it begins at a multiple of what divides one.
         unsafe {
             specialized::launch_unchecked(
                 self.client,
