@@ -151,6 +151,7 @@ fn produce_tiles(
         let full = full(producer.base, producer.tiles, tile, tiles);
         // Keys beyond the work are masked, but not what might lie beyond the request.
         if boxed && at + tiles.keys <= request.kv_len {
+            // Who else copies may have begun: the tile is not complete before all units have arrived.
             if plane == 0 && UNIT_POS_X == 0 {
                 barrier_expect(full, comptime!(tiles.keys * quads * 16));
             }
@@ -313,7 +314,11 @@ fn copy_rows(
 
 #[cfg(test)]
 mod tests {
-    use super::box_rows;
+    use cubecl::ir::{ElemType, FloatKind};
+
+    use super::{PAIR, box_rows, boxes_of};
+    use crate::attention::HeadDims;
+    use crate::unit::Tiles;
 
     #[test]
     fn a_box_divides_tiles_and_pages() {
@@ -321,5 +326,35 @@ mod tests {
         let pages = [1, 7, 8, 12, 16, 24, 64, 160, 256];
         assert_eq!(pages.map(|page| box_rows(160, Some(page))), [0, 0, 8, 0, 16, 8, 32, 32, 32]);
         assert_eq!(pages.map(|page| box_rows(80, Some(page))), [0, 0, 8, 0, 16, 8, 16, 16, 16]);
+    }
+
+    #[test]
+    fn each_box_is_copied_once() {
+        for (keys, cluster, page) in [64, 80, 112, 128, 160, 176, 192].into_iter().flat_map(|keys| {
+            [1, 2].into_iter().flat_map(move |cluster| {
+                [None, Some(8), Some(16), Some(64)].map(|page| (keys, cluster, page))
+            })
+        }) {
+            let tiles = Tiles {
+                dims: HeadDims { qk: 128, vo: 128 },
+                row_tiles: 1,
+                keys,
+                row_planes: 8,
+                key_planes: 1,
+                stages: 2,
+                resident: false,
+                cluster,
+                direct_keys: false,
+                dtype: ElemType::Float(FloatKind::BF16),
+            };
+            let rows = box_rows(keys / cluster, page);
+            let mut copied = vec![];
+            for (rank, plane) in (0..cluster).flat_map(|rank| (0..PAIR).map(move |plane| (rank, plane))) {
+                let boxes = boxes_of(rank, plane, rows, tiles);
+                copied.extend((0..boxes.count).map(|i| boxes.row(i)));
+            }
+            copied.sort_unstable();
+            assert_eq!(copied, (0..keys).step_by(rows).collect::<Vec<_>>(), "{keys} {cluster} {page:?}");
+        }
     }
 }
