@@ -152,6 +152,7 @@ fn report(target: Target, case: &Case, asm: Option<&Path>, object: Option<&Path>
     let plan = Plan::new(&target.profile(), problem, spans, Choice::Auto, Split::Auto)?;
     println!("\n{name}: {plan}");
     let launches = offline::launches(target, problem, spans, *kind, &plan)?;
+    let attention = offline::attention_of(&launches);
     for launch in &launches {
         let lowered = match launch.lower() {
             Ok(lowered) => lowered,
@@ -162,12 +163,11 @@ fn report(target: Target, case: &Case, asm: Option<&Path>, object: Option<&Path>
             }
         };
         print!("{}", describe(&lowered));
-    }
-    if asm.is_some() || object.is_some() {
-        let lowered = offline::lower(target, problem, spans, *kind, &plan)?;
-        for (file, bytes) in [(asm, lowered.assembly.as_bytes()), (object, lowered.bytes())] {
-            if let Some(file) = file {
-                std::fs::write(file, bytes).with_context(|| format!("writing {}", file.display()))?;
+        if attention.is_some_and(|attention| std::ptr::eq(attention, launch)) {
+            for (file, bytes) in [(asm, lowered.assembly.as_bytes()), (object, lowered.bytes())] {
+                if let Some(file) = file {
+                    std::fs::write(file, bytes).with_context(|| format!("writing {}", file.display()))?;
+                }
             }
         }
     }

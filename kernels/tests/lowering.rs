@@ -180,7 +180,7 @@ fn who_gets_clusters() {
     assert_eq!(cluster(128, &[(4096, 4096)]), 1);
     assert_eq!(cluster(128, &[(8192, 8192), (17, 17)]), 1);
     assert_eq!(cluster(128, &[(256, 16384)]), 1);
-    // Three warpgroups have few columns of keys to share out.
+    // Nor where three warpgroups multiply.
     assert_eq!(cluster(64, &[(8192, 8192)]), 1);
 }
 

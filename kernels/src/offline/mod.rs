@@ -328,8 +328,13 @@ pub fn lower(
     plan: &Plan,
 ) -> Result<Lowered, Error> {
     let launches = launches(target, problem, spans, kind, plan)?;
+    attention_of(&launches).ok_or(Error::Nothing)?.lower()
+}
+
+/// Attention itself, of the [`launches`] of a batch.
+pub fn attention_of(launches: &[Launch]) -> Option<&Launch> {
     // The others work on buffers of this one.
-    launches.iter().max_by_key(|launch| launch.buffers().len()).ok_or(Error::Nothing)?.lower()
+    launches.iter().max_by_key(|launch| launch.buffers().len())
 }
 
 impl Target {

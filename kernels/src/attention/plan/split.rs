@@ -58,7 +58,7 @@ impl Class {
         let warpgroups = tiled.unit == Unit::Wgmma;
         let resident = if tiled.row_planes > 1 && !warpgroups { 2 } else { 1 };
         let rows_per_key = if warpgroups { WARPGROUP_ROWS_PER_KEY } else { ROWS_PER_KEY };
-        let cluster = tiled.cluster.max(1);
+        let cluster = tiled.cluster;
         let per_key = ((rows / cluster) as u64 * KEY / rows_per_key).max(KEY) * resident;
         Self { rows, keys: tiled.cube_keys(), per_key, resident, cluster, warpgroups }
     }

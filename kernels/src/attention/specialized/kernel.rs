@@ -104,15 +104,7 @@ pub(crate) fn specialized<E: Float>(
         if box_rows > 0 && cluster < total {
             if prepared == 0 {
                 map = map_at(CUBE_POS);
-                make_map(
-                    k,
-                    v,
-                    maps,
-                    CUBE_POS,
-                    base + comptime!(maps_at(tiles) as u32),
-                    box_rows as u32,
-                    tiles,
-                );
+                make_map(k, v, maps, map, base + comptime!(maps_at(tiles) as u32), box_rows as u32, tiles);
             }
             acquire_map::<Quad>(&maps[map..map + MAP_QUADS]);
         }

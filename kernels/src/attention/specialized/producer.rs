@@ -54,16 +54,16 @@ pub(crate) fn prepare(
     #[comptime] tiles: Tiles,
 ) {
     let shared = Shared::<[Quad]>::new_aligned_slice(comptime!(PRODUCERS * MAP_QUADS), MAP_BYTES);
-    make_map(k, v, maps, 0usize, shared_address::<Quad>(&shared), box_rows as u32, tiles);
+    make_map(k, v, maps, map_at(0usize), shared_address::<Quad>(&shared), box_rows as u32, tiles);
 }
 
-/// Publishes what a plane copies keys or values by. `maps` has one for each plane, of cubes one after the other.
+/// Publishes what a plane copies keys or values by, to its place in `maps`, [`map_at`].
 #[cube]
 pub(super) fn make_map(
     k: &Tensor<Quad>,
     v: &Tensor<Quad>,
     maps: &mut [Quad],
-    cube: usize,
+    at: usize,
     shared: u32,
     box_rows: u32,
     #[comptime] tiles: Tiles,
@@ -76,11 +76,10 @@ pub(super) fn make_map(
             map_rows::<Quad>(shared, v, box_rows, tiles.dims.vo);
         }
     }
-    let at = map_at(cube);
     publish_map::<Quad>(shared, &mut maps[at..at + MAP_QUADS]);
 }
 
-/// Where the plane's map is among all.
+/// Where the plane's map is among those of all cubes, one for each plane that copies.
 #[cube]
 pub(super) fn map_at(cube: usize) -> usize {
     (cube * PRODUCERS + UNIT_POS_Y as usize) * MAP_QUADS

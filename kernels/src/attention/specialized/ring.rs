@@ -159,8 +159,7 @@ pub(super) fn wait_empty(base: u32, count: u32, #[comptime] tile: Tile, #[compti
     barrier_wait(empty(base, count, tile, tiles), (round + 1) % 2);
 }
 
-/// Prepares all barriers: each unit of the pair that produces arrives, and each plane that consumes in
-/// any of the cubes.
+/// Prepares all barriers: each unit of the pair that produces arrives, and each plane that consumes in any of the cubes.
 #[cube]
 pub(super) fn init(base: u32, #[comptime] tiles: Tiles) {
     init_of(base, Tile::Queries, tiles);
