@@ -110,7 +110,7 @@ pub use plan::{CascadePlan, DecodeStep, KvSplit, PagedPlan, PlanConfig, RaggedPl
 /// Which token is drawn depends on the row, its parameters and the [`DrawKey`](sampling::DrawKey), not on the batch or the
 /// device: what decides is computed in integers, or in operations whose rounding IEEE 754 prescribes. Only the `exp` of
 /// [`softmax`](sampling::softmax) may differ in its last bits from one device to the next, and with it, rarely, a token that
-/// is drawn from its result; [`sampling_from_logits`](sampling::sampling_from_logits) takes none.
+/// is drawn from its result; [`sampling_from_logits`](sampling::sampling_from_logits) has one of its own.
 ///
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};

@@ -89,42 +89,6 @@ pub(crate) fn erfc<N: Size>(x: Vector<f32, N>, #[comptime] machine: Machine) -> 
     t * exp::<N>(p - x * x, machine)
 }
 
-/// `ln(x)` of a normal number, to about 1e-7 relative where it is not near 0.
-///
-/// Every sum of a product is one fused operation, so that each device that rounds as IEEE 754 has it returns the same bits:
-/// what the compiler fuses of its own accord differs from one to the next.
-#[cube]
-pub(crate) fn ln(x: f32) -> f32 {
-    let bits = u32::reinterpret(x);
-    let half_to_one = f32::reinterpret((bits & 0x007f_ffffu32) | 0x3f00_0000u32);
-    let exponent = i32::cast_from(bits >> 23u32) - 126i32;
-    // From sqrt(1/2) to sqrt(2), less 1.
-    let is_low = half_to_one < std::f32::consts::FRAC_1_SQRT_2;
-    let f = select(is_low, half_to_one + half_to_one, half_to_one) - 1.0f32;
-    let exponent = select(is_low, exponent - 1i32, exponent);
-    ln_near(f, f32::cast_from(exponent))
-}
-
-/// `ln((1 + f) · 2^exponent)` for `1 + f` between `sqrt(1/2)` and `sqrt(2)`: exact to about 1e-7 relative with exponent 0,
-/// however small `f`. The coefficients are those of the Cephes library.
-#[cube]
-pub(crate) fn ln_near(f: f32, exponent: f32) -> f32 {
-    let square = f * f;
-    let p = fma(0.070_376_836_f32, f, -0.115_146_1_f32);
-    let p = fma(p, f, 0.116_769_99_f32);
-    let p = fma(p, f, -0.124_201_41_f32);
-    let p = fma(p, f, 0.142_493_23_f32);
-    let p = fma(p, f, -0.166_680_57_f32);
-    let p = fma(p, f, 0.200_007_14_f32);
-    let p = fma(p, f, -0.249_999_94_f32);
-    let p = fma(p, f, 0.333_333_3_f32);
-    let y = f * square * p;
-    // ln(2) in two parts, the first of which times any exponent is exact.
-    let y = fma(-2.121_944_4e-4_f32, exponent, y);
-    let y = fma(-0.5f32, square, y);
-    fma(0.693_359_4_f32, exponent, f + y)
-}
-
 /// `x` in f32, exactly.
 ///
 /// On a CPU without bf16 instructions this is done on the bits: where LLVM sees that numbers come from bf16, it may compute

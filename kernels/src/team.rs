@@ -195,3 +195,27 @@ pub(crate) fn group_sums(part: u64, unit: usize, #[comptime] team: Team) -> (u64
     }
     (sum, later)
 }
+
+/// The sum of `part` over the units of a row before this one, and over all of them.
+#[cube]
+pub(crate) fn running_sum(part: u64, unit: usize, #[comptime] team: Team) -> (u64, u64) {
+    let (of_group, later) = group_sums(part, unit, team);
+    let mut before = of_group - later - part;
+    let mut sum = of_group;
+    let groups = comptime!(team.groups());
+    if comptime!(groups > 1) {
+        let mut of_groups = Shared::<[u64]>::new_slice(groups);
+        let group = unit / comptime!(team.group);
+        if unit.is_multiple_of(comptime!(team.group)) {
+            of_groups[group] = of_group;
+        }
+        sync_cube();
+        sum = 0u64;
+        for other in 0..groups {
+            let of_other = of_groups[other];
+            before += select(other < group, of_other, 0u64);
+            sum += of_other;
+        }
+    }
+    (before, sum)
+}

@@ -86,6 +86,13 @@ pub(crate) fn shape(
     }
 }
 
+/// Room for `len` elements of `size` bytes, with anything in it.
+pub(crate) fn buffer(client: &Client, len: usize, size: usize) -> TensorBinding {
+    let handle = client.empty(len * size);
+    // SAFETY: the buffer is as long as the shape.
+    unsafe { TensorBinding::from_raw_parts(handle, [1].into(), [len].into()) }
+}
+
 /// The address type that reaches every element of every tensor.
 pub(crate) fn addresses(tensors: &[(&TensorBinding, usize)]) -> AddressType {
     tensors.iter().map(|(tensor, size)| tensor.required_address_type(*size)).max().unwrap_or(AddressType::U32)

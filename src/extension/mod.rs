@@ -191,7 +191,7 @@ pub trait FlashInferBackend: Backend {
     fn top_k(x: FloatTensor<Self>, k: usize) -> (FloatTensor<Self>, IntTensor<Self>);
 
     /// A token for each of `draws` `[draws, 6]` (see [`Draws`](crate::sampling::Draws)), and whether it is one (1 or 0):
-    /// `argmax(logit / t - ln(-ln(u)))`, all `i32`.
+    /// drawn by `softmax(logits / t)`, all `i32`.
     #[fusion(meta = |_, _, draws| fused::samples(draws))]
     fn sample_logits(
         logits: FloatTensor<Self>,

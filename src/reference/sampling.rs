@@ -4,7 +4,8 @@ use super::{check_len, value};
 use crate::error::Result;
 
 /// [`softmax`](crate::sampling::softmax): `exp(x / t) / Σ exp(x / t)` for each row of `logits` `[rows, vocab]` and its
-/// temperature `t`; the largest logits share the probability at temperature 0. A row of `-inf` becomes 0.
+/// temperature `t`; at temperature 0 the largest logits share the probability, at infinity all above `-inf`. A row of `-inf`
+/// becomes 0.
 ///
 /// # Errors
 ///
@@ -17,7 +18,9 @@ pub fn softmax(logits: &[f64], temperature: &[f64], vocab: usize) -> Result<Vec<
         let weight = |&x: &f64| match x {
             f64::NEG_INFINITY => 0.0,
             x if x == max => 1.0,
-            x => ((x - max) / t).exp(),
+            x if x < max && max == f64::INFINITY => 0.0,
+            // `abs` for -0.
+            x => ((x - max) / t.abs()).exp(),
         };
         let sum: f64 = row.iter().map(weight).sum();
         let share = |x| match sum {

@@ -48,6 +48,20 @@ fn large_logits() {
     });
 }
 
+/// A cap whose reciprocal overflows: all logits are as good as 0, and those that are 0 do not become NaN.
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
+#[test]
+fn tiny_soft_caps() {
+    let cases =
+        DTYPES.map(|dtype| Case { soft_cap: Some(1e-39), ..Case::new(dtype, 64, &[(17, 37), (1, 97)]) });
+    on_devices(1, &cases, |target, case| {
+        let mut problem = case.problem("tiny_soft_caps");
+        let half = problem.q.values.len() / 2;
+        problem.q.values[..half].fill(0.0);
+        run("tiny soft caps", target, &problem);
+    });
+}
+
 /// Keys outside the mask whose logits are huge, and whose values too, have no influence. Queries and keys are small
 /// integers, so that every logit is exact in f32: of inexact ones in the thousands, the rounding of a single product
 /// decides how far an output of huge values is off, and the baseline's may happen to be small.

@@ -64,21 +64,19 @@ pub(crate) fn philox(block: u32, draw: &Draw) -> Words {
     Words { a, b, c, d }
 }
 
-/// Word `at` of four.
-#[cube]
-pub(crate) fn word(words: &Words, at: usize) -> u32 {
-    let front = select(at == 0, words.a, words.b);
-    let back = select(at == 2, words.c, words.d);
-    select(at < 2, front, back)
-}
-
-/// A number below `total`, all of them as likely, from 64 random bits: the upper half of their product.
+/// A number below `total`, all of them as likely, from 64 random bits.
 #[cube]
 pub(crate) fn below(total: u64, words: &Words) -> u64 {
+    high_half(total, (u64::cast_from(words.a) << 32u64) + u64::cast_from(words.b))
+}
+
+/// The upper half of a product.
+#[cube]
+pub(crate) fn high_half(a: u64, b: u64) -> u64 {
     let mask = 0xffff_ffffu64;
-    let (high, low) = (total >> 32u64, total & mask);
-    let (random_high, random_low) = (u64::cast_from(words.a), u64::cast_from(words.b));
-    let middle = high * random_low + ((low * random_low) >> 32u64);
-    let carried = low * random_high + (middle & mask);
-    high * random_high + (middle >> 32u64) + (carried >> 32u64)
+    let (a_high, a_low) = (a >> 32u64, a & mask);
+    let (b_high, b_low) = (b >> 32u64, b & mask);
+    let middle = a_high * b_low + ((a_low * b_low) >> 32u64);
+    let carried = a_low * b_high + (middle & mask);
+    a_high * b_high + (middle >> 32u64) + (carried >> 32u64)
 }

@@ -1,23 +1,104 @@
-//! Sampling from logits by the largest sum with Gumbel noise: one pass, no exponential of a logit.
+//! Sampling from logits: each chunk of a row is weighed by its own maximum, in one pass over memory; a draw then picks a
+//! chunk and a token of it.
+//!
+//! | launch | reads | writes |
+//! |---|---|---|
+//! | weigh | the logits | the maximum of each chunk, and the sum of the masses in it |
+//! | pick | these, and one chunk | the first token at which the masses exceed a random part of their sum |
+//!
+//! Chunks are the same on every device, and sums are of integers: a draw gives the same token wherever it is made.
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use super::draw::{DRAW_WORDS, draw_of, philox, word};
-use super::mass::key_of;
+use super::MOST_TOKENS;
+use super::draw::{DRAW_WORDS, below, draw_of, high_half, philox};
+use super::mass::{key_of, number_of};
 use super::search::{IN_FLIGHT, Row, load};
-use crate::math::{ln, ln_near, widen};
-use crate::team::{Team, largest};
-use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
+use super::weights::{MASS_BITS, Temperature};
+use crate::math::widen;
+use crate::team::{Team, largest, meet, running_sum};
+use crate::tensor::{Result, addresses, alignment, buffer, contiguous, rows, shape, vector};
 
 const KERNEL: &str = "sample_logits";
 
-/// `argmax(logit / temperature + gumbel)`, the first if several are; `argmax(logit)` at temperature 0. Unit `u` of `U`
-/// takes the vectors `u, u + U, ..`.
+/// Logits that are weighed together: 8 cubes of them are in flight on a core, and in its first cache.
+pub(crate) const CHUNK: usize = 4096;
+
+/// What chunks are relative to the largest of a row, as a multiple of `2^-63`.
+const SHARE_BITS: u32 = 63;
+
+/// Writes the maximum of each chunk, NaN if it has one, and the sum of its masses.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn sample_logits<F: Float, N: Size>(
+fn weigh<F: Float, N: Size>(
     logits: &Tensor<Vector<F, N>>,
     temperature: &[f32],
+    maxima: &mut [f32],
+    masses: &mut [u64],
+    total: usize,
+    #[comptime] team: Team,
+    #[comptime] lanes: usize,
+    #[define(F)] _dtype: ElemType,
+) {
+    let units = comptime!(team.units);
+    let unit = UNIT_POS as usize % units;
+    let at = CUBE_POS * comptime!(team.rows) + UNIT_POS as usize / units;
+    if at >= total {
+        terminate!();
+    }
+    let vectors = logits.shape(1) / lanes;
+    let chunks = vectors.div_ceil(comptime!(CHUNK / lanes));
+    let row = at / chunks;
+    let chunk = chunk_of(row * logits.stride(0) / lanes, vectors, at % chunks, lanes);
+
+    let mut highest = f32::NEG_INFINITY.runtime();
+    let mut has_nan = false.runtime();
+    let mut first = unit;
+    while first < chunk.vectors {
+        // A vector that is not there is the last one once more, which raises no maximum.
+        let read = load(logits, &chunk, first, units);
+        #[unroll]
+        for f in 0..IN_FLIGHT {
+            let x = widen::<F, N>(read[f]);
+            #[unroll]
+            for lane in 0..lanes {
+                highest = max(highest, x.extract(lane));
+                has_nan = has_nan || x.extract(lane).is_nan();
+            }
+        }
+        first += comptime!(IN_FLIGHT * units);
+    }
+    // Above all keys of numbers is one of a NaN.
+    let highest = number_of(largest(select(has_nan, u32::MAX, key_of(highest)), unit, team));
+
+    let t = Temperature::new(temperature[row]);
+    let mut mass = 0u64;
+    let mut first = unit;
+    while first < chunk.vectors {
+        let read = load(logits, &chunk, first, units);
+        #[unroll]
+        for f in 0..IN_FLIGHT {
+            if first + comptime!(f * units) < chunk.vectors {
+                mass += mass_of::<N>(widen::<F, N>(read[f]), highest, &t, lanes);
+            }
+        }
+        first += comptime!(IN_FLIGHT * units);
+    }
+    let (_, mass) = running_sum(mass, unit, team);
+    if unit == 0 {
+        maxima[at] = highest;
+        masses[at] = mass;
+    }
+}
+
+/// Writes the token of each draw. Of the chunks, and of the vectors of the chunk in which the token is, each unit has a run.
+#[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn pick<F: Float, N: Size>(
+    logits: &Tensor<Vector<F, N>>,
+    temperature: &[f32],
+    maxima: &[f32],
+    masses: &[u64],
     draws: &[i32],
     samples: &mut [i32],
     valid: &mut [i32],
@@ -28,72 +109,129 @@ fn sample_logits<F: Float, N: Size>(
 ) {
     let (rows, units) = comptime!((team.rows, team.units));
     let unit = UNIT_POS as usize % units;
-    let at = CUBE_POS * rows + UNIT_POS as usize / units;
+    let part = UNIT_POS as usize / units;
+    let at = CUBE_POS * rows + part;
     if at >= total_draws {
         terminate!();
     }
     let draw = draw_of(draws, at);
+    let t = Temperature::new(temperature[draw.row]);
     let vectors = logits.shape(1) / lanes;
-    let start = draw.row * logits.stride(0) / lanes;
-    let t = temperature[draw.row];
-    let is_greedy = t == 0.0f32;
-    let inverse = 1.0f32 / t;
+    let chunks = vectors.div_ceil(comptime!(CHUNK / lanes));
+    let first_of_row = draw.row * chunks;
 
-    let mut best = f32::NEG_INFINITY.runtime();
-    let mut id = u32::MAX.runtime();
-    // A temperature below 0, or NaN, is no temperature.
-    let mut is_valid = t >= 0.0f32;
-    let row = Row::new(start, vectors);
-    let mut turn = unit;
-    while turn < vectors {
-        let read = load(logits, &row, turn, units);
-        #[unroll]
-        for f in 0..IN_FLIGHT {
-            let i = turn + comptime!(f * units);
-            if i < vectors {
-                let vector = widen::<F, N>(read[f]);
-                let first = i * lanes;
-                #[unroll]
-                for block in 0..comptime!(lanes.div_ceil(4)) {
-                    let words = philox(u32::cast_from(first / 4 + block), &draw);
-                    #[unroll]
-                    for lane in 0..comptime!(lanes.min(4)) {
-                        let logit = vector.extract(comptime!(4 * block + lane));
-                        let random = word(&words, (first + lane) % 4);
-                        let score = select(is_greedy, logit, fma(logit, inverse, gumbel(random)));
-                        is_valid = is_valid && !logit.is_nan();
-                        // Not `max`: the first of equals counts.
-                        let is_better = score > best;
-                        best = select(is_better, score, best);
-                        id = select(is_better, u32::cast_from(first + 4 * block + lane), id);
-                    }
+    let mut key = 0u32;
+    let mut chunk = unit;
+    while chunk < chunks {
+        let highest = maxima[first_of_row + chunk];
+        key = max(key, select(highest.is_nan(), u32::MAX, key_of(highest)));
+        chunk += units;
+    }
+    // NaN if the row has one.
+    let highest = number_of(largest(key, unit, team));
+    let is_valid = t.is_valid && highest > f32::NEG_INFINITY;
+
+    let run = chunks.div_ceil(units);
+    let first = min(unit * run, chunks);
+    let end = min(first + run, chunks);
+    let mut mass = 0u64;
+    for chunk in first..end {
+        let share = t.mass(maxima[first_of_row + chunk], highest, SHARE_BITS);
+        mass += scaled(masses[first_of_row + chunk], share);
+    }
+    let (before, sum) = running_sum(mass, unit, team);
+    let mut chosen = Shared::<[u64]>::new_slice(comptime!(2 * rows));
+    let target = below(sum, &philox(0u32, &draw));
+    if is_valid && target >= before && target - before < mass {
+        let mut rest = target - before;
+        let mut here = first;
+        let mut is_found = false.runtime();
+        for chunk in first..end {
+            let share = t.mass(maxima[first_of_row + chunk], highest, SHARE_BITS);
+            let mass = scaled(masses[first_of_row + chunk], share);
+            let is_here = !is_found && rest < mass;
+            here = select(is_here, chunk, here);
+            rest = select(is_found || is_here, rest, rest - mass);
+            is_found = is_found || is_here;
+        }
+        chosen[2 * part] = u64::cast_from(here);
+        chosen[2 * part + 1] = rest;
+    }
+    meet(units);
+
+    if is_valid {
+        let here = usize::cast_from(chosen[2 * part]);
+        let rest = chosen[2 * part + 1];
+        let chunk = chunk_of(draw.row * logits.stride(0) / lanes, vectors, here, lanes);
+        let of_chunk = maxima[first_of_row + here];
+        let share = t.mass(of_chunk, highest, SHARE_BITS);
+        let run = chunk.vectors.div_ceil(units);
+        let first = min(unit * run, chunk.vectors);
+        let end = min(first + run, chunk.vectors);
+        let mut mass = 0u64;
+        let mut i = first;
+        while i < end {
+            let read = load(logits, &chunk, i, 1usize);
+            #[unroll]
+            for f in 0..IN_FLIGHT {
+                if i + f < end {
+                    mass += mass_of::<N>(widen::<F, N>(read[f]), of_chunk, &t, lanes);
                 }
             }
+            i += IN_FLIGHT;
         }
-        turn += comptime!(IN_FLIGHT * units);
+        let (before, _) = running_sum(mass, unit, team);
+        if scaled(before, share) <= rest && rest < scaled(before + mass, share) {
+            let mut reached = before;
+            let mut id = 0u32;
+            let mut is_found = false.runtime();
+            let mut i = first;
+            while !is_found && i < end {
+                let vector = widen::<F, N>(logits[chunk.start + i]);
+                let first_id = here * CHUNK + i * lanes;
+                #[unroll]
+                for lane in 0..lanes {
+                    reached += t.mass(vector.extract(lane), of_chunk, MASS_BITS);
+                    let is_here = !is_found && rest < scaled(reached, share);
+                    id = select(is_here, u32::cast_from(first_id + lane), id);
+                    is_found = is_found || is_here;
+                }
+                i += 1;
+            }
+            samples[at] = i32::cast_from(id);
+        }
     }
-
-    // The first of those with the best score, unless some unit has seen what is none.
-    let key = key_of(best);
-    let is_best = largest(key, unit, team) == key;
-    let id = !largest(select(is_best, !id, 0u32), unit, team);
-    let is_valid = largest(u32::cast_from(!is_valid), unit, team) == 0u32;
-    let is_valid = is_valid && id != u32::MAX;
     if unit == 0 {
-        samples[at] = i32::cast_from(select(is_valid, id, 0u32));
         valid[at] = select(is_valid, 1i32, 0i32);
+        if !is_valid {
+            samples[at] = 0i32;
+        }
     }
 }
 
-/// `-ln(-ln(u))` for `u = (random + 1/2) / 2^32`, to the same bits on every device.
+/// Where chunk `at` of a row of `vectors` from `start` on has its vectors.
 #[cube]
-fn gumbel(random: u32) -> f32 {
-    // Near 1 it is `1 - u` that f32 holds exactly, and on which the largest values depend.
-    let complement = !random;
-    let is_near_one = complement < 0x4afb_0cccu32;
-    let near = ln_near((f32::cast_from(complement) + 0.5f32) * -2.328_306_4e-10_f32, 0.0f32);
-    let far = ln((f32::cast_from(random) + 0.5f32) * 2.328_306_4e-10_f32);
-    -ln(-select(is_near_one, near, far))
+pub(super) fn chunk_of(start: usize, vectors: usize, at: usize, #[comptime] lanes: usize) -> Row {
+    let size = comptime!(CHUNK / lanes);
+    Row::new(start + at * size, min(size.runtime(), vectors - at * size))
+}
+
+/// The masses of a vector, added up.
+#[cube]
+fn mass_of<N: Size>(x: Vector<f32, N>, highest: f32, t: &Temperature, #[comptime] lanes: usize) -> u64 {
+    let mut sum = 0u64;
+    #[unroll]
+    for lane in 0..lanes {
+        sum += t.mass(x.extract(lane), highest, MASS_BITS);
+    }
+    sum
+}
+
+/// What a mass of a chunk, below 2^62, is relative to the largest of its row, rounded down. It rises with the mass, so that
+/// a token found by it is one that has mass.
+#[cube]
+fn scaled(mass: u64, share: u64) -> u64 {
+    high_half(mass + mass, share)
 }
 
 /// Logits, and where the samples go.
@@ -106,11 +244,12 @@ pub struct SampleLogits {
     pub draws: TensorBinding,
     /// `[draws]` of i32: the tokens.
     pub samples: TensorBinding,
-    /// `[draws]` of i32: 1, or 0 if the row has a NaN or nothing above `-inf`; then the sample is 0.
+    /// `[draws]` of i32: 1, or 0 if the row has a NaN or nothing above `-inf`, or its temperature is below 0 or NaN; then the
+    /// sample is 0.
     pub valid: TensorBinding,
 }
 
-/// Draws a token for each draw.
+/// Draws a token for each draw, with probability `softmax(logits / temperature)`.
 ///
 /// # Errors
 ///
@@ -127,17 +266,37 @@ pub fn launch(client: &Client, sample: SampleLogits, dtype: ElemType) -> Result<
     if count == 0 {
         return Ok(());
     }
-    if vocab == 0 || vocab > i32::MAX as usize || row_count == 0 {
-        return Err(shape(KERNEL, "logits", &logits, "rows of 1 to i32::MAX elements"));
+    if vocab == 0 || vocab > MOST_TOKENS || row_count == 0 {
+        return Err(shape(KERNEL, "logits", &logits, format!("rows of 1 to {MOST_TOKENS} elements")));
     }
 
     let lanes = vector(client, dtype, &[vocab], alignment(&logits));
-    let (team, cubes, dim) = Team::of(KERNEL, client, count, vocab / lanes, 1024)?;
+    let vectors = vocab.min(CHUNK) / lanes;
+    let total = row_count * vocab.div_ceil(CHUNK);
+    let team = |count| Team::of(KERNEL, client, count, vectors, vectors.div_ceil(IN_FLIGHT).min(256) as u32);
+    let ((weigh_team, weigh_cubes, weigh_dim), (team, cubes, dim)) = (team(total)?, team(count)?);
     let address = addresses(&[(&logits, dtype.size()), (&draws, 4)]);
-    // SAFETY: a unit beyond the last draw stops. The rows that the draws name are below those of logits and temperature:
-    // their caller checked it. A vector read is below the vectors of a row; shared memory has a place for each group.
+    let (maxima, masses) = (buffer(client, total, 4), buffer(client, total, 8));
+    // SAFETY: a unit beyond the last chunk, or draw, stops. A vector read is below the vectors of a chunk, and these are below
+    // those of a row; there is a maximum and a mass for each chunk. The rows that the draws name are below those of logits and
+    // temperature: their caller checked it. Shared memory has a place for each group, and two for each row of a cube.
     unsafe {
-        sample_logits::launch_unchecked(
+        weigh::launch_unchecked(
+            client,
+            weigh_cubes,
+            weigh_dim,
+            address,
+            lanes,
+            logits.clone().into_tensor_arg(),
+            temperature.clone().into_buffer_arg(),
+            maxima.clone().into_buffer_arg(),
+            masses.clone().into_buffer_arg(),
+            total,
+            weigh_team,
+            lanes,
+            dtype,
+        );
+        pick::launch_unchecked(
             client,
             cubes,
             dim,
@@ -145,6 +304,8 @@ pub fn launch(client: &Client, sample: SampleLogits, dtype: ElemType) -> Result<
             lanes,
             logits.into_tensor_arg(),
             temperature.into_buffer_arg(),
+            maxima.into_buffer_arg(),
+            masses.into_buffer_arg(),
             draws.into_buffer_arg(),
             samples.into_buffer_arg(),
             valid.into_buffer_arg(),

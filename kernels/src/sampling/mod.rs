@@ -15,6 +15,7 @@ mod search;
 mod softmax;
 mod speculative;
 mod top_k;
+mod weights;
 
 pub use draw::DRAW_WORDS;
 pub use likely::{KeepLikely, Limit, Output, launch as keep_likely};
@@ -24,3 +25,6 @@ pub use probs::{SampleProbs, launch as sample_probs};
 pub use softmax::{Softmax, launch as softmax};
 pub use speculative::{Assemble, COUNTS, Speculative, launch as judge, launch_assemble as assemble};
 pub use top_k::{MOST_TOP_K, TopK, launch as top_k};
+
+/// Tokens of a row whose masses, of at most 2 times 2^40 each, certainly add up to less than 2^64.
+pub const MOST_TOKENS: usize = 1 << 22;

@@ -1,4 +1,5 @@
-//! Probabilities of logits.
+//! Probabilities of logits. Chunks of long rows are weighed first, side by side: one row keeps a whole device busy, and what
+//! comes out does not depend on how many rows there are.
 
 use cubecl::{
     client::Client,
@@ -6,44 +7,128 @@ use cubecl::{
     prelude::*,
 };
 
+use super::logits::{CHUNK, chunk_of};
 use super::mass::{key_of, number_of};
-use super::search::{IN_FLIGHT, Row, Search, load};
-use crate::DeviceProfile;
+use super::search::{IN_FLIGHT, Row, load};
+use super::weights::Temperature;
 use crate::math::widen;
 use crate::team::{Team, largest, total};
-use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
+use crate::tensor::{Result, addresses, alignment, buffer, contiguous, rows, shape, vector};
 
 const KERNEL: &str = "softmax";
 
-/// `p = exp((x - max) / temperature) / Σ`, the largest logits alone at temperature 0. Unit `u` of `U` takes the vectors
-/// `u, u + U, ..`: twice, the first time for a maximum that rises and a sum that is scaled along.
+/// Writes the maximum of each chunk, and the sum of its weights.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn weigh<F: Float, N: Size>(
+    logits: &Tensor<Vector<F, N>>,
+    temperature: &[f32],
+    weighed: &mut [f32],
+    #[comptime] team: Team,
+    #[comptime] lanes: usize,
+    #[define(F)] _dtype: ElemType,
+) {
+    let units = comptime!(team.units);
+    let unit = UNIT_POS as usize % units;
+    let at = CUBE_POS * comptime!(team.rows) + UNIT_POS as usize / units;
+    let vectors = logits.shape(1) / lanes;
+    let chunks = vectors.div_ceil(comptime!(CHUNK / lanes));
+    let row = at / chunks;
+    if row >= logits.shape(0) {
+        terminate!();
+    }
+    let t = Temperature::new(temperature[row]);
+    let chunk = chunk_of(row * logits.stride(0) / lanes, vectors, at % chunks, lanes);
+    let (highest, sum) = max_and_sum::<F, N>(logits, &chunk, &t, unit, team, lanes);
+    if unit == 0 {
+        weighed[2 * at] = highest;
+        weighed[2 * at + 1] = sum;
+    }
+}
+
+/// `p = exp((x - max) / temperature) / Σ` of a chunk, given what all of the row are weighed, if it has several.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn softmax<F: Float, N: Size>(
     logits: &Tensor<Vector<F, N>>,
     temperature: &[f32],
+    weighed: &ComptimeOption<Box<[f32]>>,
     probs: &mut Tensor<Vector<f32, N>>,
     #[comptime] team: Team,
     #[comptime] lanes: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let (rows, units) = comptime!((team.rows, team.units));
+    let units = comptime!(team.units);
     let unit = UNIT_POS as usize % units;
-    let row = CUBE_POS * rows + UNIT_POS as usize / units;
+    let at = CUBE_POS * comptime!(team.rows) + UNIT_POS as usize / units;
+    let vectors = logits.shape(1) / lanes;
+    let chunks = vectors.div_ceil(comptime!(CHUNK / lanes));
+    let row = at / chunks;
     if row >= logits.shape(0) {
         terminate!();
     }
-    let vectors = logits.shape(1) / lanes;
-    let start = row * logits.stride(0) / lanes;
-    let t = temperature[row];
-    let inverse = 1.0f32 / t;
+    let t = Temperature::new(temperature[row]);
+    let chunk = chunk_of(row * logits.stride(0) / lanes, vectors, at % chunks, lanes);
+    let mut of_row = f32::NEG_INFINITY.runtime();
+    let mut sum = 0.0f32.runtime();
+    #[comptime]
+    match weighed {
+        ComptimeOption::Some(weighed) => {
+            let mut other = unit;
+            while other < chunks {
+                of_row = max(of_row, weighed[2 * (row * chunks + other)]);
+                other += units;
+            }
+            of_row = number_of(largest(key_of(of_row), unit, team));
+            let mut other = unit;
+            while other < chunks {
+                let at = 2 * (row * chunks + other);
+                sum += weighed[at + 1] * t.weight(weighed[at], of_row);
+                other += units;
+            }
+            sum = total(sum, unit, team);
+        }
+        ComptimeOption::None => {
+            let (highest, weight) = max_and_sum::<F, N>(logits, &chunk, &t, unit, team, lanes);
+            of_row = highest;
+            sum = weight;
+        }
+    }
+    // A row of -inf has no probability. A temperature below 0, or NaN, is no temperature.
+    let scale = select(sum == 0.0f32, 0.0f32, 1.0f32 / sum);
+    let scale = Vector::<f32, N>::new(select(t.is_valid, scale, f32::NAN));
 
-    let row_of = Row::new(start, vectors);
+    let into = chunk_of(row * vectors, vectors, at % chunks, lanes).start;
+    let mut first = unit;
+    while first < chunk.vectors {
+        let read = load(logits, &chunk, first, units);
+        #[unroll]
+        for f in 0..IN_FLIGHT {
+            let i = first + comptime!(f * units);
+            if i < chunk.vectors {
+                probs[into + i] = t.weights::<N>(widen::<F, N>(read[f]), of_row) * scale;
+            }
+        }
+        first += comptime!(IN_FLIGHT * units);
+    }
+}
+
+/// The maximum of a chunk and the sum of its weights, in one pass: the maximum rises, and the sum is scaled along. Unit `u`
+/// of `U` takes the vectors `u, u + U, ..`.
+#[cube]
+fn max_and_sum<F: Float, N: Size>(
+    logits: &Tensor<Vector<F, N>>,
+    chunk: &Row,
+    t: &Temperature,
+    unit: usize,
+    #[comptime] team: Team,
+    #[comptime] lanes: usize,
+) -> (f32, f32) {
+    let units = comptime!(team.units);
     let mut highest = f32::NEG_INFINITY.runtime();
     let mut sums = Vector::<f32, N>::new(0.0f32);
     let mut first = unit;
-    while first < vectors {
+    while first < chunk.vectors {
         // A vector that is not there is the last one once more, which raises no maximum.
-        let read = load(logits, &row_of, first, units);
+        let read = load(logits, chunk, first, units);
         let mut of_block = highest;
         #[unroll]
         for f in 0..IN_FLIGHT {
@@ -55,51 +140,19 @@ fn softmax<F: Float, N: Size>(
         }
         if of_block > highest {
             // Of nothing so far, 0 remains 0.
-            sums *= Vector::new(weight_of(highest, of_block, inverse));
+            sums *= Vector::new(t.weight(highest, of_block));
             highest = of_block;
         }
         #[unroll]
         for f in 0..IN_FLIGHT {
-            if first + comptime!(f * units) < vectors {
-                sums += weights::<N>(widen::<F, N>(read[f]), highest, inverse);
+            if first + comptime!(f * units) < chunk.vectors {
+                sums += t.weights::<N>(widen::<F, N>(read[f]), highest);
             }
         }
         first += comptime!(IN_FLIGHT * units);
     }
-    let of_row = number_of(largest(key_of(highest), unit, team));
-    let sum = total(sums.vector_sum() * weight_of(highest, of_row, inverse), unit, team);
-    // A row of -inf has no probability. A temperature below 0, or NaN, is no temperature.
-    let scale = select(sum == 0.0f32, 0.0f32, 1.0f32 / sum);
-    let scale = Vector::<f32, N>::new(select(t >= 0.0f32, scale, f32::NAN));
-
-    let mut first = unit;
-    while first < vectors {
-        let read = load(logits, &row_of, first, units);
-        #[unroll]
-        for f in 0..IN_FLIGHT {
-            let i = first + comptime!(f * units);
-            if i < vectors {
-                let x = widen::<F, N>(read[f]);
-                probs[row * vectors + i] = weights::<N>(x, of_row, inverse) * scale;
-            }
-        }
-        first += comptime!(IN_FLIGHT * units);
-    }
-}
-
-/// `exp((x - largest) · inverse)`, and 1 for the largest, where 0 may meet infinity.
-#[cube]
-fn weights<N: Size>(x: Vector<f32, N>, largest: f32, inverse: f32) -> Vector<f32, N> {
-    // While every logit is -inf, subtract 0 instead: (-inf) - (-inf) would be NaN.
-    let base = Vector::new(select(largest == f32::NEG_INFINITY, 0.0f32, largest));
-    let power = ((x - base) * Vector::new(inverse)).exp();
-    select_many(x.equal(&base), Vector::new(1.0f32), power)
-}
-
-/// [`weights`] of one.
-#[cube]
-fn weight_of(x: f32, largest: f32, inverse: f32) -> f32 {
-    weights::<Const<1>>(Vector::new(x), largest, inverse).extract(0usize)
+    let of_chunk = number_of(largest(key_of(highest), unit, team));
+    (of_chunk, total(sums.vector_sum() * t.weight(highest, of_chunk), unit, team))
 }
 
 /// Logits, and where their probabilities go.
@@ -132,16 +185,32 @@ pub fn launch(client: &Client, softmax: Softmax, dtype: ElemType) -> Result<()> 
 
     let widest = ElemType::Float(FloatKind::F32);
     let lanes = vector(client, widest, &[vocab], alignment(&logits));
-    let (team, cubes, dim) = Team::of(
-        KERNEL,
-        client,
-        row_count,
-        vocab / lanes,
-        Search::units(&DeviceProfile::of(client), row_count, vocab / lanes),
-    )?;
+    let vectors = vocab.min(CHUNK) / lanes;
+    let chunks = vocab.div_ceil(CHUNK);
+    let (team, cubes, dim) =
+        Team::of(KERNEL, client, row_count * chunks, vectors, vectors.div_ceil(IN_FLIGHT).min(256) as u32)?;
     let address = addresses(&[(&logits, dtype.size()), (&probs, 4)]);
-    // SAFETY: a unit beyond the last row stops; a vector is below those of a row, which logits and probs share. Shared
-    // memory has a place for each group.
+    let weighed = (chunks > 1).then(|| buffer(client, 2 * row_count * chunks, size_of::<f32>()));
+    if let Some(weighed) = &weighed {
+        // SAFETY: a unit beyond the last row stops; a vector is below those of its chunk, and these are below those of the row.
+        // There is a maximum and a sum for each chunk. Shared memory has a place for each group.
+        unsafe {
+            weigh::launch_unchecked(
+                client,
+                cubes.clone(),
+                dim,
+                address,
+                lanes,
+                logits.clone().into_tensor_arg(),
+                temperature.clone().into_buffer_arg(),
+                weighed.clone().into_buffer_arg(),
+                team,
+                lanes,
+                dtype,
+            );
+        }
+    }
+    // SAFETY: as above; logits and probs have the same vectors.
     unsafe {
         softmax::launch_unchecked(
             client,
@@ -151,6 +220,7 @@ pub fn launch(client: &Client, softmax: Softmax, dtype: ElemType) -> Result<()> 
             lanes,
             logits.into_tensor_arg(),
             temperature.into_buffer_arg(),
+            weighed.map(TensorBinding::into_buffer_arg).into(),
             probs.into_tensor_arg(),
             team,
             lanes,

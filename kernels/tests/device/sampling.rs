@@ -164,16 +164,27 @@ fn filters_leave_the_likely_tokens() {
     }
 }
 
+/// The token is where the random number falls among the probabilities, added up, in f64. Rows of several chunks, at
+/// temperatures of all magnitudes, with logits to match.
 #[test]
-fn logits_win_with_their_noise() {
+fn logits_are_drawn_in_order() {
     let client = client();
     let mut random = Random::new(23);
-    for (dtype, vocab) in TYPES.into_iter().flat_map(|t| [(t, 1), (t, 111), (t, 514), (t, 4096)]) {
-        let (rows, each) = (4, 10);
+    let cases = [(Type::F32, 1), (Type::F32, 9001), (Type::F16, 514), (Type::BF16, 4096), (Type::BF16, 8200)];
+    for (dtype, vocab) in cases {
+        let (rows, each) = (6, 10);
+        // Whose subnormal numbers are as small as their temperature, only f32 has.
+        let tiny = if dtype == Type::F32 { 1e-40 } else { 1e-3 };
+        let huge = if dtype == Type::F16 { 1e3 } else { 1e38 };
+        let temperature = [1.0, 1.0, 0.0, 0.25, tiny, huge].map(|t| Type::F32.round(t));
         let mut logits = random.floats(rows * vocab, dtype, 5.0);
+        for (row, scale) in [(4, tiny), (5, huge / 4.0)] {
+            logits[row * vocab..][..vocab].iter_mut().for_each(|x| *x = dtype.round(*x * scale));
+        }
         logits[vocab - 1] = f64::NAN;
         logits[vocab] = f64::NEG_INFINITY;
-        let temperature = [1.0, 1.0, 0.0, 0.25];
+        // All of the second chunk.
+        logits[3 * vocab..4 * vocab].iter_mut().skip(4096).take(4096).for_each(|x| *x = f64::NEG_INFINITY);
         let draws = Draws::new(rows, each, &mut random);
         let tensor = Device::strided(&client, dtype, &logits, &[rows, vocab], &[vocab + 8, 1]);
         let got = draws.samples(&client, |samples, valid| {
@@ -193,19 +204,17 @@ fn logits_win_with_their_noise() {
                 assert_eq!(got, None);
                 continue;
             }
-            let score = |id: usize| {
-                let word = draws.words(draw, id as u32 / 4)[id % 4];
-                let v = (f64::from(!word) + 0.5) / 32.0_f64.exp2();
-                let noise = -(-(-v).ln_1p()).ln();
-                if temperature[row] == 0.0 { values[id] } else { values[id] / temperature[row] + noise }
-            };
-            let best = (0..vocab).fold(0, |best, id| if score(id) > score(best) { id } else { best });
+            let max = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let weight = |&x: &f64| if x == max { 1.0 } else { ((x - max) / temperature[row]).exp() };
+            let weights: Vec<f64> = values.iter().map(weight).collect();
+            let sum: f64 = weights.iter().sum();
             let id = got.expect("a token");
-            // The host computes in f64.
-            assert!(
-                score(id) >= score(best) - 1e-4,
-                "{dtype:?} {vocab} tokens, draw {draw}: {id}, not {best}"
-            );
+            let before: f64 = weights[..id].iter().sum::<f64>() / sum;
+            let words = draws.words(draw, 0);
+            let u = (f64::from(words[0]) * 32.0_f64.exp2() + f64::from(words[1])) / 64.0_f64.exp2();
+            let what = format!("{dtype:?} {vocab} tokens, draw {draw}: {id}, {before} to {u}");
+            assert!(weights[id] > 0.0, "{what}");
+            assert!(before - 1e-5 <= u && u < before + weights[id] / sum + 1e-5, "{what}");
         }
     }
 }
@@ -214,7 +223,7 @@ fn logits_win_with_their_noise() {
 fn softmax_sums_to_one() {
     let client = client();
     let mut random = Random::new(24);
-    for (dtype, vocab) in TYPES.into_iter().flat_map(|t| [(t, 1), (t, 111), (t, 4096)]) {
+    for (dtype, vocab) in TYPES.into_iter().flat_map(|t| [(t, 1), (t, 111), (t, 4096), (t, 9001)]) {
         let logits = random.floats(3 * vocab, dtype, 8.0);
         let temperature = [1.0, 0.5, 3.0];
         let probs = Device::poisoned(&client, Type::F32, &[3, vocab]);

@@ -217,7 +217,8 @@ fn logits<const FMA: bool>(params: &AttentionParams, scores: &mut [f32]) {
     match params.soft_cap {
         None => scores.iter_mut().for_each(|score| *score *= params.scale),
         Some(cap) => {
-            let inner = params.scale / cap;
+            // Finite, for 0 times it is 0.
+            let inner = (params.scale / cap).clamp(f32::MIN, f32::MAX);
             scores.iter_mut().for_each(|score| *score = cap * simd::tanh::<FMA>(inner * *score));
         }
     }

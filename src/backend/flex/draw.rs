@@ -41,9 +41,26 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
+/// A number below `total`, all of them as likely, from 64 random bits.
+pub(super) fn below(total: u64, words: [u32; 4]) -> u64 {
+    high_half(total, u64::from(words[0]) << 32 | u64::from(words[1]))
+}
+
+/// The upper half of a product.
+pub(super) fn high_half(a: u64, b: u64) -> u64 {
+    ((u128::from(a) * u128::from(b)) >> 64) as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn targets_are_below_their_total() {
+        assert_eq!(below(1, [u32::MAX; 4]), 0);
+        assert_eq!(below(u64::MAX, [u32::MAX; 4]), u64::MAX - 1);
+        assert_eq!(below(1 << 40, [1 << 31, 0, 0, 0]), 1 << 39);
+    }
 
     /// The known answers that come with the authors' implementation, Random123.
     #[test]

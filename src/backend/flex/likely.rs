@@ -1,4 +1,7 @@
-//! The most likely tokens of each row, by a quickselect over tokens or over their masses.
+//! The most likely tokens of each row, by a quickselect over tokens or a radix select over their masses.
+
+use std::array::from_fn;
+use std::borrow::Cow;
 
 use burn_flex::FlexTensor;
 
@@ -61,7 +64,8 @@ pub(super) fn limit(top_p: f32) -> u64 {
 
 /// The smallest number above which there are fewer than `k`, `-inf` if there are not as many.
 ///
-/// Few numbers pass the `k`th largest of those before them, so that the row is hardly more than read.
+/// Few numbers pass the `k`th largest of those before them, so that the row is hardly more than read. Its blocks are visited
+/// in an order of their own: in a row that rises all would pass.
 pub(super) fn kth_largest(row: &[f32], k: usize) -> f32 {
     let room = k.saturating_mul(2).max(128).min(row.len());
     let mut kept = Vec::with_capacity(room);
@@ -69,6 +73,7 @@ pub(super) fn kth_largest(row: &[f32], k: usize) -> f32 {
     let mut least = f32::NEG_INFINITY;
     passing(
         row,
+        scattered(row.len().div_ceil(BLOCK)),
         least,
         |x, least| x > least,
         |_, x| {
@@ -83,18 +88,49 @@ pub(super) fn kth_largest(row: &[f32], k: usize) -> f32 {
     if kept.len() < k { f32::NEG_INFINITY } else { select(&mut kept) }
 }
 
+/// Numbers that are compared at once.
+const BLOCK: usize = 64;
+
+/// All of so many blocks, neighbours far from each other: steps of the golden ratio.
+fn scattered(blocks: usize) -> impl Iterator<Item = usize> {
+    let common = |mut a: usize, mut b: usize| {
+        while b > 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    let golden = (blocks as f64 * 0.618_033_988_75) as usize;
+    let step = (golden.max(1)..).find(|&step| common(step, blocks.max(1)) == 1).unwrap_or(1);
+    (0..blocks).scan(0, move |at, _| {
+        let block = *at;
+        *at = (block + step) % blocks;
+        Some(block)
+    })
+}
+
+/// [`passing`] in the order of the row.
+pub(super) fn passing_in_order(
+    row: &[f32],
+    bar: f32,
+    passes: impl Fn(f32, f32) -> bool,
+    each: impl FnMut(usize, f32) -> f32,
+) {
+    passing(row, 0..row.len().div_ceil(BLOCK), bar, passes, each);
+}
+
 per_instruction_set! {
-    /// Calls `each` with the place of every number that passes `bar`, and the number; it returns the bar for the next. Where
-    /// few pass, the row is hardly more than read: a block of which none does is left at once.
-    pub(super) fn passing<P: Fn(f32, f32) -> bool, F: FnMut(usize, f32) -> f32>(
+    /// Calls `each` with the place of every number that passes `bar`, and the number, block by block; it returns the bar for
+    /// the next. Where few pass, the row is hardly more than read: a block of which none does is left at once.
+    fn passing<B: Iterator<Item = usize>, P: Fn(f32, f32) -> bool, F: FnMut(usize, f32) -> f32>(
         row: &[f32],
+        blocks: B,
         bar: f32,
         passes: P,
         each: F,
     ) {
-        const BLOCK: usize = 64;
         let (mut bar, mut each) = (bar, each);
-        for (block, numbers) in row.chunks(BLOCK).enumerate() {
+        for block in blocks {
+            let numbers = &row[block * BLOCK..row.len().min((block + 1) * BLOCK)];
             if numbers.iter().fold(false, |any, &x| any | passes(x, bar)) {
                 for (at, &x) in numbers.iter().enumerate() {
                     if passes(x, bar) {
@@ -108,25 +144,46 @@ per_instruction_set! {
 
 /// The smallest probability above which there is less mass than `limit`, `-inf` if there is nowhere as much, and how much
 /// there is from it on.
+///
+/// Positive numbers are in the order of their bits, of which each pass settles eight: the exponent, then those below it. Four
+/// passes over ever fewer numbers, whatever their order.
 pub(super) fn threshold(row: &[f32], limit: u64) -> (f32, u64) {
-    let mut candidates: Vec<f32> = row.iter().copied().filter(|x| !x.is_nan()).collect();
-    // Of what is larger than all candidates.
-    let mut above = 0;
-    while let Some(&pivot) = candidates.get(candidates.len() / 2) {
-        let total = |numbers: &mut dyn Iterator<Item = &f32>| numbers.map(|&x| mass(x)).sum::<u64>();
-        let larger = total(&mut candidates.iter().filter(|x| **x > pivot));
-        if above + larger >= limit {
-            candidates.retain(|&x| x > pivot);
-            continue;
+    // Of what is larger than all candidates, and the bits that these share.
+    let (mut above, mut least) = (0, 0);
+    let mut candidates = Cow::Borrowed(row);
+    for shift in [23, 15, 7, 0] {
+        let masses = masses_by_digit(&candidates, shift);
+        let reaches = |&digit: &usize| {
+            let is_here = above + masses[digit] >= limit;
+            above += if is_here { 0 } else { masses[digit] };
+            is_here
+        };
+        let Some(digit) = (0..masses.len()).rev().find(reaches) else { return (f32::NEG_INFINITY, above) };
+        least |= (digit as u32) << shift;
+        if shift == 0 {
+            above += masses[digit];
+        } else {
+            let shares = |x: &f32| *x > 0.0 && x.to_bits() >> shift == least >> shift;
+            candidates = Cow::Owned(candidates.iter().copied().filter(shares).collect());
         }
-        let from_pivot = above + larger + total(&mut candidates.iter().filter(|x| **x == pivot));
-        if from_pivot >= limit {
-            return (pivot, from_pivot);
-        }
-        above = from_pivot;
-        candidates.retain(|&x| x < pivot);
     }
-    (f32::NEG_INFINITY, above)
+    (f32::from_bits(least), above)
+}
+
+/// The mass of the numbers with each value of the eight bits from `shift` on.
+fn masses_by_digit(numbers: &[f32], shift: u32) -> [u64; 256] {
+    // Neighbours often have the same digit, and a sum has to wait for the one before it.
+    const PARTS: usize = 4;
+    let mut parts = [[0; 256]; PARTS];
+    let mut add = |part: usize, x: f32| parts[part][(x.to_bits() >> shift & 0xff) as usize] += mass(x);
+    let (blocks, rest) = numbers.as_chunks::<PARTS>();
+    for block in blocks {
+        for (part, &x) in block.iter().enumerate() {
+            add(part, x);
+        }
+    }
+    rest.iter().for_each(|&x| add(0, x));
+    from_fn(|digit| parts.iter().map(|part| part[digit]).sum())
 }
 
 /// The rows of `x`, each changed by `change`.
@@ -141,4 +198,103 @@ fn each_row<E: Float>(x: FlexTensor, change: impl Fn(usize, &mut [f32]) + Sync) 
             changed.iter_mut().zip(wide).for_each(|(to, from)| *to = E::narrow(*from));
         });
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// Numbers that are as random as a test needs.
+    struct Random(u64);
+
+    impl Random {
+        fn next(&mut self) -> u32 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (self.0 >> 33) as u32
+        }
+
+        /// A probability, or now and then what is none.
+        fn probability(&mut self) -> f32 {
+            match self.next() % 40 {
+                0 => 0.0,
+                1 => -0.25,
+                2 => f32::NAN,
+                3 => f32::from_bits(self.next() % 100),
+                4 => 0.125,
+                5 => f32::INFINITY,
+                _ => f32::from_bits(0x3f00_0000 - self.next() % (40 << 23)),
+            }
+        }
+    }
+
+    #[test]
+    fn thresholds_are_those_of_a_sorted_row() {
+        let mut random = Random(7);
+        for round in 0..3000 {
+            let row: Vec<f32> = (0..1 + random.next() % 200).map(|_| random.probability()).collect();
+            let total: u64 = row.iter().map(|&p| mass(p)).sum();
+            let limit = match round % 4 {
+                0 => u64::MAX,
+                1 => 1,
+                2 => total.max(1),
+                _ => 1 + (f64::from(random.next()) / f64::from(1_u32 << 31) * total as f64) as u64,
+            };
+            let from = |least: f32| row.iter().filter(|p| **p >= least).map(|&p| mass(p)).sum::<u64>();
+            let mut sorted: Vec<f32> = row.iter().copied().filter(|p| *p > 0.0).collect();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            let least = sorted.into_iter().find(|&p| from(p) >= limit);
+            let want = least.map_or((f32::NEG_INFINITY, total), |least| (least, from(least)));
+            assert_eq!(threshold(&row, limit), want, "{row:?}, {limit}");
+        }
+    }
+
+    #[test]
+    fn blocks_are_visited_once_each() {
+        for blocks in (0..70).chain([512, 1000, 2003, 2004]) {
+            let mut visited: Vec<usize> = scattered(blocks).collect();
+            visited.sort_unstable();
+            assert_eq!(visited, (0..blocks).collect::<Vec<_>>());
+        }
+    }
+
+    /// The orders in which a search from one place in a row, or by the numbers before, does the most work.
+    #[test]
+    fn no_order_of_a_row_takes_long() {
+        const TOKENS: usize = 1 << 15;
+        let mut random = Random(9);
+        let shuffled: Vec<f32> = (0..TOKENS)
+            .map(|_| (f64::from(random.next() % 30_000) / -2000.0).exp() as f32 / 4000.0)
+            .collect();
+        let mut rising = shuffled.clone();
+        rising.sort_by(f32::total_cmp);
+        let falling: Vec<f32> = rising.iter().rev().copied().collect();
+        let halves = |even: &[f32], odd: &[f32]| -> Vec<f32> {
+            even.iter().step_by(2).chain(odd.iter().skip(1).step_by(2)).copied().collect()
+        };
+        let bell = halves(&rising, &falling);
+        let valley = halves(&falling, &rising);
+        let teeth: Vec<f32> =
+            (0..181).flat_map(|tooth| rising.iter().skip(tooth).step_by(181)).copied().collect();
+        let most = shuffled.iter().map(|&p| mass(p)).sum::<u64>() / 10 * 9;
+        let time = |row: &[f32]| {
+            let run = |_| {
+                let start = Instant::now();
+                let found = (threshold(row, most).0, kth_largest(row, 50), kth_largest(row, TOKENS / 3));
+                assert!(found.0 > 0.0 && found.1 > found.2);
+                start.elapsed()
+            };
+            (0..9).map(run).min().unwrap_or(Duration::MAX)
+        };
+        let usual = time(&shuffled);
+        for (name, row) in
+            [("rising", rising), ("falling", falling), ("bell", bell), ("valley", valley), ("teeth", teeth)]
+        {
+            let took = time(&row);
+            eprintln!("{name}: {took:?}, shuffled: {usual:?}");
+            // Twice is the aim; what grows with the square takes a hundred times as long.
+            assert!(took < 4 * usual, "{name}: {took:?}, shuffled {usual:?}");
+        }
+    }
 }

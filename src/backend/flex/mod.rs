@@ -5,8 +5,8 @@ mod attention;
 mod bits;
 mod draw;
 mod float;
-mod gumbel;
 mod likely;
+mod logits;
 mod matmul;
 mod merge;
 mod norm;
@@ -21,6 +21,7 @@ mod simd;
 mod speculative;
 mod top_k;
 mod view;
+mod weights;
 
 use burn::backend::{
     Flex,
@@ -295,7 +296,7 @@ impl FlashInferBackend for Flex {
         temperature: FloatTensor<Self>,
         draws: IntTensor<Self>,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
-        by_dtype!(logits.dtype(), sampling::sample_logits(logits, temperature, draws))
+        by_dtype!(logits.dtype(), logits::sample(logits, temperature, draws))
     }
 
     fn chain_speculative_sampling(

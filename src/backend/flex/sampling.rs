@@ -5,13 +5,13 @@
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::draw::Draw;
+use super::draw::{Draw, below};
 use super::float::{Float, widen_row};
-use super::gumbel::{self, Best};
 use super::likely;
 use super::output::by_rows;
 use super::simd::{self, per_instruction_set};
 use super::view::{self, Rows, dims, with_rows};
+use super::weights::Temperature;
 use crate::draws::DRAW_WORDS;
 use multiversion::target::match_target;
 
@@ -23,26 +23,25 @@ pub(super) fn softmax<E: Float>(logits: FlexTensor, temperature: FlexTensor) -> 
     let source: Rows<'_, E, 1> = Rows::of(&logits);
     by_rows([rows, vocab], 0, |row, probs| {
         widen_row(source.row([row]), probs);
-        softmax_row(probs, temperature[row]);
+        softmax_row(probs, &Temperature::new(temperature[row]));
     })
 }
 
 per_instruction_set! {
     /// Replaces logits by their probabilities.
-    fn softmax_row(row: &mut [f32], temperature: f32) {
+    fn softmax_row(row: &mut [f32], t: &Temperature) {
         match_target! {
-            "x86_64+avx512f" => softmax_body::<true>(row, temperature),
-            "x86_64+avx2+fma" => softmax_body::<true>(row, temperature),
-            "aarch64+neon" => softmax_body::<true>(row, temperature),
-            _ => softmax_body::<false>(row, temperature),
+            "x86_64+avx512f" => softmax_body::<true>(row, t),
+            "x86_64+avx2+fma" => softmax_body::<true>(row, t),
+            "aarch64+neon" => softmax_body::<true>(row, t),
+            _ => softmax_body::<false>(row, t),
         }
     }
 }
 
 #[inline(always)]
-fn softmax_body<const FMA: bool>(row: &mut [f32], temperature: f32) {
+fn softmax_body<const FMA: bool>(row: &mut [f32], t: &Temperature) {
     const LANES: usize = 16;
-    let inverse = 1.0 / temperature;
     let mut highest = [f32::NEG_INFINITY; LANES];
     let (blocks, rest) = row.as_chunks::<LANES>();
     for block in blocks {
@@ -51,12 +50,7 @@ fn softmax_body<const FMA: bool>(row: &mut [f32], temperature: f32) {
         }
     }
     let highest = highest.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
-    // Where every logit is -inf, subtract 0 instead: (-inf) - (-inf) would be NaN.
-    let base = if highest == f32::NEG_INFINITY { 0.0 } else { highest };
-    let weight = |x: f32| {
-        let power = simd::exp::<FMA>((x - base) * inverse);
-        if x == base { 1.0 } else { power }
-    };
+    let weight = |x: f32| t.weight::<FMA>(x, highest);
     let mut sums = [0.0_f32; LANES];
     let (blocks, rest) = row.as_chunks_mut::<LANES>();
     for block in blocks {
@@ -72,25 +66,8 @@ fn softmax_body<const FMA: bool>(row: &mut [f32], temperature: f32) {
     let sum = simd::sum(sums);
     // A row of -inf has no probability. A temperature below 0, or NaN, is no temperature.
     let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
-    let scale = if temperature >= 0.0 { scale } else { f32::NAN };
+    let scale = if t.is_valid { scale } else { f32::NAN };
     row.iter_mut().for_each(|x| *x *= scale);
-}
-
-/// The first largest sum of logit and Gumbel noise for each draw, and whether there is one.
-pub(super) fn sample_logits<E: Float>(
-    logits: FlexTensor,
-    temperature: FlexTensor,
-    draws: FlexTensor,
-) -> (FlexTensor, FlexTensor) {
-    let logits = with_rows(logits);
-    let source: Rows<'_, E, 1> = Rows::of(&logits);
-    let temperature = view::widened::<f32>(temperature);
-    each_draw(draws, |draw| {
-        let t = temperature[draw.row];
-        let best: Best = gumbel::best(source.row([draw.row]), t, draw);
-        // A temperature below 0, or NaN, is no temperature.
-        (t >= 0.0 && !best.has_nan).then_some(best.id).flatten()
-    })
 }
 
 /// Which of the probabilities count.
@@ -133,7 +110,7 @@ fn sample_row(probs: &[f32], filters: &Filters, draw: &Draw) -> Option<usize> {
         return first_beyond(probs.iter().map(|&p| mass(p)).enumerate(), draw);
     }
     let mut likely = vec![];
-    likely::passing(
+    likely::passing_in_order(
         probs,
         least,
         |p, least| p >= least,
@@ -173,14 +150,11 @@ pub(super) fn mass(p: f32) -> u64 {
     if p > 0.0 { ((p.min(2.0) * (1_u64 << 40) as f32) as u64).max(1) } else { 0 }
 }
 
-/// A number below `total`, all of them as likely, from 64 random bits.
-fn below(total: u64, words: [u32; 4]) -> u64 {
-    let random = u64::from(words[0]) << 32 | u64::from(words[1]);
-    ((u128::from(total) * u128::from(random)) >> 64) as u64
-}
-
 /// Tokens, and for each whether there is one: 0 stands for none.
-fn each_draw(draws: FlexTensor, sample: impl Fn(&Draw) -> Option<usize> + Sync) -> (FlexTensor, FlexTensor) {
+pub(super) fn each_draw(
+    draws: FlexTensor,
+    sample: impl Fn(&Draw) -> Option<usize> + Sync,
+) -> (FlexTensor, FlexTensor) {
     let draws = view::indices(draws);
     let words: &[i32] = draws.storage();
     let (words, _) = words.as_chunks::<DRAW_WORDS>();
@@ -204,12 +178,5 @@ mod tests {
         for p in [0.0, -0.0, -1.0, f32::NAN, f32::NEG_INFINITY] {
             assert_eq!(mass(p), 0, "{p}");
         }
-    }
-
-    #[test]
-    fn targets_are_below_their_total() {
-        assert_eq!(below(1, [u32::MAX; 4]), 0);
-        assert_eq!(below(u64::MAX, [u32::MAX; 4]), u64::MAX - 1);
-        assert_eq!(below(1 << 40, [1 << 31, 0, 0, 0]), 1 << 39);
     }
 }

@@ -4,7 +4,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::float::{Float, with_wide};
-use super::likely::{kth_largest, passing};
+use super::likely::{kth_largest, passing_in_order};
 use super::view::{self, Rows, dims, with_rows};
 
 /// The `k` largest numbers of each row of `x`, in order, and where they are. `k` is from 1 to the width of a row.
@@ -23,7 +23,7 @@ pub(super) fn top_k<E: Float>(x: FlexTensor, k: usize) -> (FlexTensor, FlexTenso
             with_wide(row, |wide| {
                 let least = kth_largest(wide, k);
                 // NaN comes last, if there are not enough numbers.
-                passing(
+                passing_in_order(
                     wide,
                     least,
                     |x, least| x >= least || least == f32::NEG_INFINITY,

@@ -38,8 +38,9 @@ pub struct Samples {
 /// The probabilities of logits: `exp(x / temperature) / Σ exp(x / temperature)` over each row.
 ///
 /// `logits`: `[rows, vocab]` of f32, f16 or bf16; `temperature`: `[rows]` of f32, 1 without it; the result is
-/// `[rows, vocab]` of f32. At temperature 0 the largest logits share the probability, which is what the formula tends to.
-/// A row whose logits are all `-inf` becomes 0; a NaN, and a temperature that is negative or not finite, make a row NaN.
+/// `[rows, vocab]` of f32. The formula holds for every temperature above 0 that f32 represents. At its ends it is what the
+/// formula tends to: at 0 and -0 the largest logits share the probability, at infinity all logits above `-inf` do, or those
+/// that are `inf`. A row whose logits are all `-inf` becomes 0; a NaN, and a temperature below 0 or NaN, make a row NaN.
 ///
 /// # Errors
 ///
@@ -62,11 +63,14 @@ pub fn sampling_from_probs(probs: Tensor<2>, draws: &Draws) -> Result<Samples> {
     sample("sampling_from_probs", probs, Filters::default(), draws)
 }
 
-/// Draws tokens by their logits: `argmax(x / temperature - ln(-ln(u)))` with a uniform `u` for each token, which draws each
-/// with its [`softmax`] probability.
+/// Draws tokens by their logits: each with its [`softmax`] probability, at every temperature, in one pass over the logits.
 ///
-/// `logits`: `[rows, vocab]` of f32, f16 or bf16; `temperature`: `[rows]` of f32, 1 without it. At temperature 0 it is
-/// the first largest logit. A draw is not valid where the temperature is negative or NaN.
+/// `logits`: `[rows, vocab]` of f32, f16 or bf16; `temperature`: `[rows]` of f32, 1 without it. At temperature 0 the largest
+/// logits are as likely as each other; [`top_k`] of 1 is the first of them, whatever the draw. A draw is not valid where the
+/// temperature is below 0 or NaN.
+///
+/// Each 4096 logits are weighed by the largest of them, in multiples of 2⁻⁴⁰ of its weight, and then by the largest of the
+/// row: the token is the first at which the running sum of weights exceeds `u` times all of it, `u` uniform in 0..1.
 ///
 /// # Errors
 ///
@@ -77,8 +81,7 @@ pub fn sampling_from_logits(
     draws: &Draws,
 ) -> Result<Samples> {
     const OP: &str = "sampling_from_logits";
-    let floats = Floats::first(OP, "logits", &logits)?;
-    let rows = rows(OP, "logits", &logits)?;
+    let (floats, rows) = rows_to_draw_from(OP, "logits", &logits)?;
     let device = logits.device();
     let temperature = temperatures(OP, &floats, temperature, rows, &device)?;
     floats.on_device("draws", &draws.tensor.device())?;
@@ -135,12 +138,22 @@ pub fn min_p_sampling_from_probs(probs: Tensor<2>, min_p: Tensor<1>, draws: &Dra
 
 /// What operations on probabilities ask of them, and how many rows they have.
 fn of_probs(op: &'static str, probs: &Tensor<2>) -> Result<(Floats, usize)> {
-    let floats = Floats::first(op, "probs", probs)?;
+    let (floats, rows) = rows_to_draw_from(op, "probs", probs)?;
     floats.f32("probs", probs)?;
-    let rows = rows(op, "probs", probs)?;
-    wide_integers(op, "probs", &probs.device())?;
-    if probs.dims()[1] > MOST_TOKENS {
-        return Err(shape(op, "probs", &probs.dims(), format!("at most {MOST_TOKENS} tokens")));
+    Ok((floats, rows))
+}
+
+/// What is asked of rows whose masses are added up, and how many there are.
+fn rows_to_draw_from(
+    op: &'static str,
+    argument: &'static str,
+    matrix: &Tensor<2>,
+) -> Result<(Floats, usize)> {
+    let floats = Floats::first(op, argument, matrix)?;
+    let rows = rows(op, argument, matrix)?;
+    wide_integers(op, argument, &matrix.device())?;
+    if matrix.dims()[1] > MOST_TOKENS {
+        return Err(shape(op, argument, &matrix.dims(), format!("at most {MOST_TOKENS} tokens")));
     }
     Ok((floats, rows))
 }

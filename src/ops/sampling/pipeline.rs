@@ -18,7 +18,7 @@ const OP: &str = "LogitsPipeline";
 pub enum Step {
     /// [`apply_penalties`]. On logits as the model has them.
     Penalties(Penalties),
-    /// Divides logits. `[rows]` of f32, 0 for the largest alone.
+    /// Divides logits, as in [`softmax`](super::softmax). `[rows]` of f32, 0 for the largest alone.
     Temperature(Tensor<1>),
     /// Only the most likely tokens, as [`top_k_sampling_from_probs`](super::top_k_sampling_from_probs). `[rows]` of
     /// integers.

@@ -6,6 +6,7 @@ mod penalties;
 mod pipeline;
 mod softmax;
 mod speculative;
+mod temperatures;
 mod tokens;
 mod top_k;
 

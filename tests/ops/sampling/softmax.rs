@@ -15,7 +15,13 @@ fn compare(what: &str, target: &Target, logits: &Host<2>, temperature: Option<&[
     let oracle = reference::softmax(&logits.f64(), &wide, vocab).expect("whole rows");
     let row = |(row, &t): (&[f32], &f32)| {
         let max = row.iter().fold(f32::NEG_INFINITY, |max, &x| max.max(x));
-        let weight = |&x: &f32| if x == max { 1.0 } else { ((x - max) / t).exp() };
+        // Neither the difference nor the quotient of two f32 overflows in f64.
+        let quotient = |x: f32| (f64::from(x) - f64::from(max)) / f64::from(t.abs());
+        let weight = |&x: &f32| match x {
+            x if x == max => 1.0,
+            x if x < max && (max == f32::INFINITY || x == f32::NEG_INFINITY) => 0.0,
+            x => (quotient(x) as f32).exp(),
+        };
         let sum: f32 = row.iter().map(weight).sum();
         row.iter().map(|x| weight(x) / sum).collect::<Vec<_>>()
     };
@@ -97,6 +103,16 @@ fn special_values() {
                 ([3.0, 3.0, 1.0, 2.0, 0.0], -1.0),
                 ([3.0, 3.0, 1.0, 2.0, 0.0], nan),
                 ([1.0, 2.0, 3.0, 4.0, 5.0], 1e30),
+                ([3.0, 3.0, 1.0, 2.0, -inf], -0.0),
+                ([3.0, 4.0, 1.0, 2.0, -inf], inf),
+                ([inf, 4.0, inf, nan, -inf], inf),
+                ([inf, 4.0, inf, 2.0, -inf], inf),
+                ([-inf; 5], inf),
+                ([3.0, 3.0, 1.0, 2.0, 0.0], -inf),
+                ([3.0, 3.0, 1.0, 2.0, 0.0], -1e-45),
+                ([1.0, 2.0, 3.0, 3.0, 0.0], 1e-39),
+                ([1.0, 2.0, 3.0, 3.0, 0.0], 1e-45),
+                ([1e4, -6e4, 6e4, 6e4, 0.0], f32::MAX),
             ];
             let logits = Host::from_fn([rows.len(), 5], dtype, |i| rows[i / 5].0[i % 5]);
             let temperature = rows.map(|(_, t)| t);

@@ -15,7 +15,7 @@ use super::blueprint::{Tiled, Unit};
 use super::combine::{CombineParamsLaunch, combine};
 use super::kernel::{TiledParamsLaunch, Variant, tiled};
 use crate::grid::{cover, elementwise};
-use crate::tensor::{addresses, contiguous, shape};
+use crate::tensor::{addresses, buffer, contiguous, shape};
 use crate::unit::{MatrixUnit, Mfma16, Mfma32, MmaSync, Scalar1, Scalar32, Scalar64};
 use crate::{DeviceProfile, Result};
 
@@ -76,7 +76,11 @@ impl Launch<'_> {
         let page_size = matches!(self.table, TableArgs::Paged(_)).then(|| self.k.shape[1]);
         let box_rows = box_rows(self.variant.many.keys / self.variant.many.cluster, page_size);
         let prepared = prepared && box_rows > 0;
-        let maps = buffer(self.client, if prepared { 1 } else { cubes } * PRODUCERS * MAP_QUADS * 4);
+        let maps = buffer(
+            self.client,
+            if prepared { 1 } else { cubes } * PRODUCERS * MAP_QUADS * 4,
+            size_of::<u32>(),
+        );
         if prepared {
             // SAFETY: each plane of the one cube writes its own descriptor, for which there is room. It reads no tensor.
             unsafe {
@@ -148,8 +152,8 @@ pub(in super::super) fn launch(
         return Ok(());
     };
     let vo = problem.dims.vo;
-    let workspace =
-        (partial_rows > 0).then(|| workspace.unwrap_or_else(|| buffer(client, partial_rows * (vo + 2))));
+    let workspace = (partial_rows > 0)
+        .then(|| workspace.unwrap_or_else(|| buffer(client, partial_rows * (vo + 2), size_of::<f32>())));
     if let Some(workspace) = &workspace {
         contiguous(KERNEL, "workspace", workspace, &[workspace.size()])?;
         let needed = partial_rows * (vo + 2);
@@ -241,11 +245,4 @@ pub(in super::super) fn launch(
         );
     }
     Ok(())
-}
-
-/// Room for `len` f32, with anything in it.
-fn buffer(client: &Client, len: usize) -> TensorBinding {
-    let handle = client.empty(len * size_of::<f32>());
-    // SAFETY: the buffer is as long as the shape.
-    unsafe { TensorBinding::from_raw_parts(handle, [1].into(), [len].into()) }
 }

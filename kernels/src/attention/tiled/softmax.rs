@@ -43,7 +43,8 @@ pub(in super::super) fn soft_cap<U: MatrixUnit>(
     cap: f32,
     #[comptime] tiles: Tiles,
 ) {
-    let steep = scale / cap * (2.0f32 * LOG2_E);
+    // Finite, for 0 times it is 0.
+    let steep = max(min(scale / cap * (2.0f32 * LOG2_E), f32::MAX), f32::MIN);
     #[unroll]
     for i in 0..comptime!(tiles.row_tiles * (tiles.keys / U::COLUMNS)) {
         let mut tile = scores[i];
