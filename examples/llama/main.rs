@@ -8,12 +8,13 @@ mod llama;
 mod printer;
 
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow, ensure};
 use burn::tensor::DType;
 use burn_flashinfer::KvLayout;
 use clap::{Parser, ValueEnum};
@@ -45,10 +46,11 @@ struct Args {
     /// Element type to compute in [default: that of the weights]
     #[arg(long, value_enum)]
     dtype: Option<FloatType>,
-    /// Text to write on from; give several for a batch [default: "Once upon a time"]
-    #[arg(long, value_name = "TEXT")]
+    /// Text to write on from, or - for standard input; give several for a batch [default: "Once upon a time"]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Vec<String>,
-    /// File with one prompt, without its last line break; may be given several times
+    /// File with one prompt, or - for standard input, without its last line break; may be given several times, and
+    /// counts after the others
     #[arg(long, value_name = "FILE")]
     prompt_file: Vec<PathBuf>,
     /// Tokens to write for each prompt, at most
@@ -128,9 +130,14 @@ fn run(args: &Args) -> Result<()> {
     Config::load(&args.model)?;
     let defaults = GenerationDefaults::load(&args.model)?;
     let sampling = sampling(args, &defaults)?;
-    let tokenizer = TextTokenizer::load(&args.model)?;
-    let tokens: Vec<Vec<u32>> =
-        prompts.iter().map(|prompt| tokenizer.encode(prompt)).collect::<Result<_>>()?;
+    // `tokenizers` panics over some files that are wrong.
+    let tokenizer = device::quietly(|| TextTokenizer::load(&args.model))
+        .unwrap_or_else(|why| Err(anyhow!("{}: {why}", args.model.join("tokenizer.json").display())))?;
+    let tokens = prompts
+        .iter()
+        .zip(1..)
+        .map(|(prompt, number)| tokenizer.encode(prompt).with_context(|| format!("prompt {number}")));
+    let tokens: Vec<_> = tokens.collect::<Result<_>>()?;
 
     let device = device::open(args.device)?;
     let dtype = args.dtype.map(|dtype| match dtype {
@@ -181,19 +188,54 @@ fn run(args: &Args) -> Result<()> {
 }
 
 fn prompts(args: &Args) -> Result<Vec<String>> {
-    let mut prompts = args.prompt.clone();
+    let mut stdin = Some(io::stdin());
+    let mut read = |path: &Path| {
+        let text = if path != Path::new("-") {
+            File::open(path).map_err(Error::from).and_then(read_prompt)
+        } else {
+            stdin.take().context("standard input holds one prompt only").and_then(read_prompt)
+        };
+        text.with_context(|| format!("cannot read the prompt {}", path.display()))
+    };
+    let mut prompts = Vec::new();
+    for text in &args.prompt {
+        prompts.push(if text == "-" { read(Path::new(text))? } else { text.clone() });
+    }
     for path in &args.prompt_file {
-        let mut text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the prompt {}", path.display()))?;
-        for end in ["\n", "\r"] {
-            text.truncate(text.strip_suffix(end).unwrap_or(&text).len());
-        }
-        prompts.push(text);
+        prompts.push(read(path)?);
     }
     if prompts.is_empty() {
+        if is_stdin_fed() {
+            say("standard input is not read; `--prompt -` takes it for the prompt");
+        }
         prompts.push("Once upon a time".to_owned());
     }
     Ok(prompts)
+}
+
+/// The text of a file without its last line break. Some files have no end, so there must be one to reading them.
+fn read_prompt(file: impl Read) -> Result<String> {
+    const MAX_MIB: u64 = 64;
+    let mut text = Vec::new();
+    let read = file.take((MAX_MIB << 20) + 1).read_to_end(&mut text)?;
+    ensure!(read as u64 <= MAX_MIB << 20, "it is longer than {MAX_MIB} MiB");
+    let mut text = String::from_utf8(text)?;
+    for end in ["\n", "\r"] {
+        text.truncate(text.strip_suffix(end).unwrap_or(&text).len());
+    }
+    Ok(text)
+}
+
+/// Whether standard input is a pipe or a file, not a terminal or nothing.
+fn is_stdin_fed() -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt as _;
+        let data = std::fs::metadata("/dev/stdin");
+        data.is_ok_and(|data| data.is_file() || data.file_type().is_fifo())
+    }
+    #[cfg(not(unix))]
+    false
 }
 
 fn sampling(args: &Args, defaults: &GenerationDefaults) -> Result<Sampling> {
@@ -249,6 +291,6 @@ fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
+fn is_broken_pipe(error: &Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }

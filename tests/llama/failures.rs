@@ -5,9 +5,11 @@ use std::path::Path;
 
 use burn::tensor::DType;
 use safetensors::Dtype;
+use serde_json::json;
 
 use crate::checkpoint::{Scratch, Stored};
 use crate::fixture::{fixture, folder, load, logits, max_difference};
+use crate::llama::config::GenerationDefaults;
 use crate::llama::tokenizer::TextTokenizer;
 
 fn refusal(folder: &Path) -> String {
@@ -31,6 +33,8 @@ fn configurations() {
     refused(&empty.0, "config.json (is this a Hugging Face model folder?)");
     empty.write("config.json", "{\"hidden_size\": ");
     refused(&empty.0, "config.json: EOF while parsing");
+    empty.write("config.json", [0xFF]);
+    refused(&empty.0, "config.json: stream did not contain valid UTF-8");
 
     let other = Scratch::copy_of("mha_untied", "other");
     other.configure("architectures", vec!["Qwen2ForCausalLM"]);
@@ -130,6 +134,169 @@ fn tokenizers() {
     let tokens = tokenizer.encode("Füchse 🦊").unwrap();
     assert_eq!((tokens[0], tokens.len()), (0, 1 + "Füchse 🦊".len()));
     assert_eq!(tokenizer.decode(&tokens).unwrap(), "Füchse 🦊");
+}
+
+/// A file that `tokenizers` would panic over.
+#[test]
+fn tokenizers_that_are_cut_short() {
+    let model = Scratch::copy_of("mha_untied", "cut");
+    let whole = fs::read_to_string(model.0.join("tokenizer.json")).unwrap();
+    let decoder = whole.find("\"decoder\"").unwrap();
+    for length in [0, 1, decoder, decoder + 20, decoder + 40, whole.len() - 2] {
+        model.write("tokenizer.json", &whole[..length]);
+        let error = format!("{:#}", TextTokenizer::load(&model.0).err().unwrap());
+        assert!(error.contains("tokenizer.json is no tokenizer: EOF while parsing"), "{length}: {error}");
+    }
+}
+
+#[test]
+fn wrong_types_are_refused_by_field_and_file() {
+    for (field, value, expected) in [
+        ("hidden_size", json!("big"), "invalid type: string \"big\", expected usize"),
+        ("num_hidden_layers", json!(-2), "invalid value: integer `-2`, expected usize"),
+        ("num_attention_heads", json!(4.5), "invalid type: floating point `4.5`, expected usize"),
+        ("rms_norm_eps", json!([1e-5]), "invalid type: sequence, expected f64"),
+        ("tie_word_embeddings", json!("no"), "invalid type: string \"no\", expected a boolean"),
+        ("rope_scaling", json!("linear"), "invalid type: string \"linear\", expected a map"),
+    ] {
+        let model = Scratch::copy_of("mha_untied", field);
+        model.configure(field, value);
+        refused(&model.0, &format!("{}: {field}: {expected}", model.0.join("config.json").display()));
+    }
+
+    let model = Scratch::copy_of("gqa_llama3", "types");
+    let shown = |file: &str| model.0.join(file).display().to_string();
+    model.write("generation_config.json", r#"{"temperature": "hot"}"#);
+    let error = format!("{:#}", GenerationDefaults::load(&model.0).unwrap_err());
+    let file = shown("generation_config.json");
+    assert_eq!(error, format!("{file}: temperature: invalid type: string \"hot\", expected f64"));
+
+    let file = shown("model.safetensors.index.json");
+    model.write("model.safetensors.index.json", r#"{"weight_map": {"a": "b", "lm_head.weight": 3}}"#);
+    refused(&model.0, &format!("{file}: weight_map.lm_head.weight: invalid type: integer `3`"));
+
+    let file = shown("tokenizer.json");
+    for (tokenizer, expected) in [
+        (r#"{"model": {"type": "Abacus"}}"#, "model: data did not match"),
+        (r#"{"added_tokens": [{"id": "one", "content": "a"}]}"#, "added_tokens[0].id: invalid type"),
+    ] {
+        model.write("tokenizer.json", tokenizer);
+        let error = format!("{:#}", TextTokenizer::load(&model.0).err().unwrap());
+        assert!(error.starts_with(&format!("{file} is no tokenizer: {expected}")), "{error}");
+    }
+}
+
+/// Which file a tensor is wrong in, or missing from.
+#[test]
+fn tensors_are_refused_by_file() {
+    let model = Scratch::copy_of("mha_untied", "named");
+    let file = model.0.join("model.safetensors").display().to_string();
+    model.configure("intermediate_size", 129);
+    refused(&model.0, &format!("{file}: model.layers.0.mlp.gate_proj.weight has shape"));
+    model.configure("intermediate_size", 128);
+    model.edit(|tensors| tensors.get_mut("model.embed_tokens.weight").unwrap().dtype = Dtype::I32);
+    refused(&model.0, &format!("{file}: model.embed_tokens.weight is of type I32"));
+    model.edit(|tensors| drop(tensors.remove("model.embed_tokens.weight")));
+    refused(&model.0, &format!("model.embed_tokens.weight is missing from {file}"));
+
+    let model = Scratch::copy_of("gqa_llama3", "named-shards");
+    let index = model.0.join("model.safetensors.index.json");
+    model.configure("num_hidden_layers", 9);
+    refused(&model.0, &format!("is missing from {}", index.display()));
+    let text: serde_json::Value = serde_json::from_str(&fs::read_to_string(index).unwrap()).unwrap();
+    let shard = text["weight_map"]["model.embed_tokens.weight"].as_str().unwrap();
+    model.configure("vocab_size", 7);
+    refused(&model.0, &format!("{}: model.embed_tokens.weight has shape", model.0.join(shard).display()));
+}
+
+/// Nothing is read that may never end, or never begin.
+#[cfg(unix)]
+#[test]
+fn files_that_are_no_files() {
+    let folder = |name: &str, file: &str| {
+        let model = Scratch::copy_of("mha_untied", name);
+        model.remove(file);
+        let path = model.0.join(file);
+        (model, path)
+    };
+    // In a thread, for what hangs would never be reported.
+    let refused = |model: Scratch, message: String| {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let loaded = load(&model.0, None).map(drop);
+            let loaded = loaded.and_then(|()| TextTokenizer::load(&model.0).map(drop));
+            let loaded = loaded.and_then(|()| GenerationDefaults::load(&model.0).map(drop));
+            sender.send(loaded.map_err(|error| format!("{error:#}"))).unwrap();
+        });
+        let loaded = receiver.recv_timeout(std::time::Duration::from_secs(60));
+        assert_eq!(loaded.expect("it waits for ever"), Err(message));
+    };
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "generation_config.json"] {
+        let (model, path) = folder(&format!("pipe-{file}"), file);
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        refused(model, format!("{} is a pipe or a device, expected a file", path.display()));
+
+        let (model, path) = folder(&format!("device-{file}"), file);
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        refused(model, format!("{} is a pipe or a device, expected a file", path.display()));
+
+        let (model, path) = folder(&format!("folder-{file}"), file);
+        fs::create_dir(&path).unwrap();
+        refused(model, format!("{} is a folder, expected a file", path.display()));
+
+        // A download that was not finished is no folder without the file.
+        let (model, path) = folder(&format!("link-{file}"), file);
+        std::os::unix::fs::symlink("nowhere", &path).unwrap();
+        refused(model, format!("cannot read {}: No such file or directory (os error 2)", path.display()));
+    }
+}
+
+#[test]
+fn what_is_no_model_gives_a_hint() {
+    let hub = Scratch::new("hub");
+    let weights = folder("mha_untied").join("model.safetensors");
+    refused(
+        &weights,
+        "model.safetensors (choose one with --model); it is a file, expected a folder with config",
+    );
+    hub.write("llama.Q4_K_M.GGUF", "GGUF");
+    refused(
+        &hub.0.join("llama.Q4_K_M.GGUF"),
+        "; it is a GGUF file, which is not supported, expected a folder",
+    );
+    refused(&hub.0, "model folder?); llama.Q4_K_M.GGUF is a GGUF file, which is not supported");
+    hub.remove("llama.Q4_K_M.GGUF");
+
+    // The Hub's cache, from three places.
+    let model = hub.0.join("models--meta-llama--Llama-3.2-1B");
+    let snapshot = model.join("snapshots/4e20de362430cd3b72f300e6b0f18e50e7166e08");
+    fs::create_dir_all(&snapshot).unwrap();
+    refused(&hub.0, "(is this a Hugging Face model folder?)");
+    fs::write(snapshot.join("config.json"), "{}").unwrap();
+    for place in [&hub.0, &model, &model.join("snapshots")] {
+        let hint = format!("; it belongs to the cache of the Hugging Face Hub, try {}", snapshot.display());
+        refused(place, &hint);
+    }
+
+    let model = Scratch::copy_of("mha_untied", "formats");
+    model.remove("model.safetensors");
+    for (files, hint) in [
+        (&["pytorch_model.bin", "training_args.bin"][..], "; convert pytorch_model.bin to safetensors first"),
+        (
+            &[
+                "pytorch_model-00002-of-00002.bin",
+                "pytorch_model-00001-of-00002.bin",
+                "pytorch_model.bin.index.json",
+            ],
+            "; convert pytorch_model-00001-of-00002.bin to pytorch_model-00002-of-00002.bin to safetensors first",
+        ),
+        (&["consolidated.00.pth"], "; convert consolidated.00.pth to safetensors first"),
+        (&["model-q8_0.gguf"], "; model-q8_0.gguf is a GGUF file, which is not supported"),
+    ] {
+        files.iter().for_each(|file| model.write(file, ""));
+        refused(&model.0, hint);
+        files.iter().for_each(|file| model.remove(file));
+    }
 }
 
 /// Biases of zero change nothing, others do, and each stands by the weight it belongs to.

@@ -1,6 +1,6 @@
 //! The program as its users meet it: a process with arguments, two streams and an exit code.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -31,6 +31,15 @@ struct Ran {
 
 fn run(arguments: &[&str]) -> Ran {
     ran(llama().args(arguments).output().unwrap())
+}
+
+fn run_with_input(input: &[u8], arguments: &[&str]) -> Ran {
+    let mut command = llama();
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    // It may be gone before it has read all.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    ran(child.wait_with_output().unwrap())
 }
 
 fn ran(output: Output) -> Ran {
@@ -136,6 +145,84 @@ fn prompts_from_files() {
 }
 
 #[test]
+fn prompts_that_look_like_options() {
+    let scratch = Scratch::new("hyphens");
+    for (index, prompt) in ["- item", "--x", "-1", "--seed", "-", "--", "--prompt=a"].into_iter().enumerate()
+    {
+        let file = format!("{index}.txt");
+        scratch.write(&file, prompt);
+        let file = scratch.0.join(file).display().to_string();
+        let expected = run(&["--max-new-tokens", "4", "--prompt-file", &file]);
+        assert!(expected.code == Some(0) && expected.out.starts_with(prompt), "{}", expected.err);
+        // `-` alone is standard input.
+        if prompt != "-" {
+            let direct = run(&["--max-new-tokens", "4", "--prompt", prompt]);
+            assert_eq!((direct.code, direct.out), (Some(0), expected.out), "{prompt}: {}", direct.err);
+        }
+    }
+}
+
+#[test]
+fn prompts_from_standard_input() {
+    let common = ["--max-new-tokens", "8"];
+    let direct = run(&[&common[..], &["--prompt", "Mia went", "--prompt", "Tom had a"]].concat());
+    for arguments in [["--prompt", "-"], ["--prompt-file", "-"]] {
+        let alone = run_with_input(b"Tom had a\n", &[&common[..], &arguments].concat());
+        assert_eq!(
+            (alone.code, &*alone.out),
+            (Some(0), &*run(&[&common[..], &["--prompt", "Tom had a"]].concat()).out)
+        );
+        let second = [&common[..], &["--prompt", "Mia went"], &arguments].concat();
+        assert_eq!(run_with_input(b"Tom had a", &second).out, direct.out);
+    }
+    let fails = |input: &[u8], arguments: &[&str], message: &str| {
+        let ran = run_with_input(input, arguments);
+        assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (Some(1), "", message));
+    };
+    let once = "error: cannot read the prompt -: standard input holds one prompt only\n";
+    fails(b"a", &["--prompt", "-", "--prompt", "-"], once);
+    fails(b"a", &["--prompt-file", "-", "--prompt", "-"], once);
+    let bytes = "error: cannot read the prompt -: invalid utf-8 sequence of 1 bytes from index 1\n";
+    fails(b"a\xFF", &["--prompt", "-"], bytes);
+
+    // Who pipes a prompt, but forgets to say so, is told.
+    let forgotten = run_with_input(b"Tom had a", &common);
+    assert!(forgotten.out.starts_with("Once upon a time"), "{}", forgotten.out);
+    let note = "standard input is not read; `--prompt -` takes it for the prompt\n";
+    assert!(forgotten.err.starts_with(note), "{}", forgotten.err);
+    let not_needed = run_with_input(b"", &[&common[..], &["--prompt", "Tom had a"]].concat());
+    assert!(!not_needed.err.contains("standard input"), "{}", not_needed.err);
+}
+
+#[cfg(unix)]
+#[test]
+fn prompts_from_files_that_have_no_end() {
+    let message = "error: cannot read the prompt /dev/zero: it is longer than 64 MiB";
+    fails(&["--prompt-file", "/dev/zero"], 1, message);
+    fails(&["--prompt-file", "/"], 1, "error: cannot read the prompt /: Is a directory");
+}
+
+#[test]
+fn of_several_prompts_the_wrong_one_is_named() {
+    let small = small("mha_untied");
+    let long = "a".repeat(256);
+    let arguments = ["--model", &small, "--prompt", "a", "--prompt", &long, "--prompt", "b"];
+    fails(&arguments, 1, "error: prompt 2: it has 257 tokens, which leaves no room");
+
+    // Without a token that begins every text.
+    let model = Scratch::copy_of("mha_untied", "no-bos");
+    let path = model.0.join("tokenizer.json");
+    let mut tokenizer: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    tokenizer["post_processor"] = serde_json::Value::Null;
+    model.write("tokenizer.json", tokenizer.to_string());
+    model.write("empty.txt", "\n");
+    let (model, file) = (model.0.display().to_string(), model.0.join("empty.txt").display().to_string());
+    let message = "error: prompt 2: it is empty, and this model needs a token to write on from";
+    fails(&["--model", &model, "--prompt", "a", "--prompt", "", "--prompt", "b"], 1, message);
+    fails(&["--model", &model, "--prompt-file", &file, "--prompt", "b"], 1, message);
+}
+
+#[test]
 fn options_reach_the_model() {
     let model = small("gqa_llama3");
     let with = |more: &[&str]| {
@@ -172,9 +259,15 @@ fn failures_are_one_line_and_code_1() {
     fails(&["--model", &path], 1, "`hidden_size` 97 is no multiple");
     model.configure("hidden_size", 192);
     fails(&["--model", &path], 1, "from config.json");
+    model.configure("hidden_size", "96");
+    fails(&["--model", &path], 1, "config.json: hidden_size: invalid type: string \"96\", expected usize");
     model.configure("hidden_size", 96);
     model.write("model.safetensors", "nothing of the kind");
     fails(&["--model", &path], 1, "model.safetensors is damaged");
+    // `tokenizers` panics over this one.
+    let normalizer = r#"{"normalizer": {"type": "Precompiled", "precompiled_charsmap": 5}}"#;
+    model.write("tokenizer.json", normalizer);
+    fails(&["--model", &path], 1, "tokenizer.json: Precompiled: Error(\"invalid type: integer `5`");
     let small = small("mha_untied");
     fails(&["--model", &small, "--temperature", "-1"], 1, "the temperature is -1");
     fails(&["--model", &small, "--top-p", "0"], 1, "top-p is 0");

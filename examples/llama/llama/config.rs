@@ -7,6 +7,8 @@ use burn_flashinfer::{RopeConfig, RopeScaling};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
+use super::folder;
+
 /// The model, with every number decided.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -78,11 +80,17 @@ const SUPPORTED: &str = "LlamaForCausalLM and MistralForCausalLM";
 impl Config {
     /// Reads `config.json` of a model folder.
     pub fn load(folder: &Path) -> Result<Self> {
-        ensure!(folder.is_dir(), "there is no model folder {} (choose one with --model)", folder.display());
+        let shown = folder.display();
+        let hint = || folder::hint(folder);
+        ensure!(folder.is_dir(), "there is no model folder {shown} (choose one with --model){}", hint());
         let path = folder.join("config.json");
-        let json = std::fs::read_to_string(&path).with_context(|| {
-            format!("cannot read {} (is this a Hugging Face model folder?)", path.display())
-        })?;
+        ensure!(
+            folder::is_there(&path),
+            "there is no {} (is this a Hugging Face model folder?){}",
+            path.display(),
+            hint()
+        );
+        let json = folder::read(&path)?;
         Self::parse(&json).with_context(|| path.display().to_string())
     }
 
@@ -91,7 +99,7 @@ impl Config {
         // The architecture comes first: a stranger's file may well lack the fields of a Llama.
         let value: Value = serde_json::from_str(json)?;
         let architecture = architecture(&value)?;
-        let raw = RawConfig::deserialize(&value)?;
+        let raw: RawConfig = serde_path_to_error::deserialize(&value)?;
         if let Some(quantization) = &raw.quantization_config {
             let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
             bail!("the weights are quantized ({method}), which is not supported; use the unquantized model");
@@ -235,7 +243,7 @@ impl GenerationDefaults {
     /// Reads the file of a model folder, if there is one.
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join("generation_config.json");
-        if path.exists() { read_json(&path) } else { Ok(Self::default()) }
+        if folder::is_there(&path) { read_json(&path) } else { Ok(Self::default()) }
     }
 
     /// The tokens that end a text.
@@ -259,10 +267,14 @@ impl GenerationDefaults {
     }
 }
 
-/// Reads a JSON file; errors name it.
+/// Reads a JSON file; errors name it, and the field.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| path.display().to_string())
+    let text = folder::read(path)?;
+    let parse = || -> Result<T> {
+        let value: Value = serde_json::from_str(&text)?;
+        Ok(serde_path_to_error::deserialize(value)?)
+    };
+    parse().with_context(|| path.display().to_string())
 }
 
 #[cfg(test)]
@@ -365,11 +377,11 @@ mod tests {
             (json!({"hidden_act": "gelu"}), "`hidden_act` is \"gelu\""),
             (json!({"quantization_config": {"quant_method": "awq"}}), "quantized (awq)"),
             (json!({"hidden_size": null}), "missing field `hidden_size`"),
-            (json!({"hidden_size": "big"}), "invalid type"),
+            (json!({"hidden_size": "big"}), "hidden_size: invalid type"),
             (json!({"num_hidden_layers": 0}), "`num_hidden_layers` is 0"),
             (json!({"num_key_value_heads": 5}), "a multiple of `num_key_value_heads`, 5"),
             (json!({"hidden_size": 4097}), "`hidden_size` 4097 is no multiple"),
-            (json!({"eos_token_id": "</s>"}), "a token id or an array"),
+            (json!({"eos_token_id": "</s>"}), "eos_token_id: expected a token id or an array"),
         ] {
             let refusal = refusal(changes);
             assert!(refusal.contains(message), "{refusal:?} should contain {message:?}");

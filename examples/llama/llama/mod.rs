@@ -3,6 +3,7 @@
 //! Start with [`model`]: it is the part that shows how the operations fit together.
 
 pub mod config;
+pub mod folder;
 pub mod generate;
 pub mod model;
 pub mod sampling;

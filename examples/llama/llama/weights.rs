@@ -1,7 +1,6 @@
 //! Weights in `safetensors` files: one, or shards with an index.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -12,13 +11,16 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use super::config::read_json;
+use super::folder;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// The tensors of a checkpoint, still on disk.
 pub struct Weights {
-    files: Vec<Mmap>,
+    /// The file that says which tensors there are: the only one, or the index.
+    contents: PathBuf,
+    files: Vec<(PathBuf, Mmap)>,
     tensors: HashMap<String, Stored>,
 }
 
@@ -39,18 +41,17 @@ struct Index {
 impl Weights {
     /// Opens the files of a model folder and reads their headers.
     pub fn open(folder: &Path) -> Result<Self> {
-        let mut weights = Self { files: Vec::new(), tensors: HashMap::new() };
-        let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
-        if single.exists() {
-            weights.tensors = weights.add_file(&single)?;
-        } else if index.exists() {
-            weights.add_shards(folder, &read_json(&index)?).with_context(|| index.display().to_string())?;
+        let mut contents = [SINGLE, INDEX].map(|name| folder.join(name)).into_iter();
+        let contents = contents.find(|path| folder::is_there(path)).with_context(|| {
+            let hint = folder::hint(folder);
+            format!("there is neither {SINGLE} nor {INDEX} in {}{hint}", folder.display())
+        })?;
+        let mut weights = Self { contents: contents.clone(), files: Vec::new(), tensors: HashMap::new() };
+        if contents.ends_with(SINGLE) {
+            weights.tensors = weights.add_file(&contents)?;
         } else {
-            let hint = match folder.join("pytorch_model.bin").exists() {
-                true => "; convert pytorch_model.bin to safetensors first",
-                false => "",
-            };
-            bail!("there is neither {SINGLE} nor {INDEX} in {}{hint}", folder.display());
+            let index = read_json(&contents)?;
+            weights.add_shards(folder, &index).with_context(|| contents.display().to_string())?;
         }
         Ok(weights)
     }
@@ -80,16 +81,13 @@ impl Weights {
 
     fn add_file(&mut self, path: &Path) -> Result<HashMap<String, Stored>> {
         let shown = path.display();
-        let file = File::open(path).with_context(|| format!("cannot open {shown}"))?;
+        let file = folder::open(path)?;
         // SAFETY: the bytes are only copied and parsed, so that a file that somebody changes meanwhile gives wrong
         // numbers at worst; one that is cut short meanwhile ends the process, as it would any program that maps files.
         let map = unsafe { Mmap::map(&file) }.with_context(|| format!("cannot read {shown}"))?;
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|error| {
-            match map.starts_with(b"version https://git-lfs") {
-                true => anyhow!("{shown} is only a Git LFS pointer; fetch the file with `git lfs pull`"),
-                false => anyhow!("{shown} is damaged or no safetensors file: {error}"),
-            }
-        })?;
+        folder::ensure_fetched(path, &map)?;
+        let (header, metadata) = SafeTensors::read_metadata(&map)
+            .map_err(|error| anyhow!("{shown} is damaged or no safetensors file: {error}"))?;
         let data = header + size_of::<u64>();
         let tensors = metadata.tensors().into_iter().map(|(name, info)| {
             let (start, end) = info.data_offsets;
@@ -102,7 +100,7 @@ impl Weights {
             (name, stored)
         });
         let tensors = tensors.collect();
-        self.files.push(map);
+        self.files.push((path.to_path_buf(), map));
         Ok(tensors)
     }
 
@@ -113,11 +111,16 @@ impl Weights {
 
     /// The element type of a tensor.
     pub fn dtype(&self, name: &str) -> Result<DType> {
-        float_dtype(name, self.find(name)?.dtype)
+        let stored = self.find(name)?;
+        float_dtype(name, stored.dtype).with_context(|| self.file_of(stored))
     }
 
     fn find(&self, name: &str) -> Result<&Stored> {
-        self.tensors.get(name).with_context(|| format!("{name} is missing from the weights"))
+        self.tensors.get(name).with_context(|| format!("{name} is missing from {}", self.contents.display()))
+    }
+
+    fn file_of(&self, stored: &Stored) -> String {
+        self.files[stored.file].0.display().to_string()
     }
 }
 
@@ -162,7 +165,7 @@ impl Loader<'_> {
         };
         let mut bytes = Vec::with_capacity(shape.iter().product::<usize>() * self.dtype.size());
         for (stored, dtype) in stored {
-            let raw = &weights.files[stored.file][stored.bytes.clone()];
+            let raw = &weights.files[stored.file].1[stored.bytes.clone()];
             if dtype == self.dtype {
                 bytes.extend_from_slice(raw);
             } else {
@@ -180,8 +183,9 @@ fn find<'a>(weights: &'a Weights, name: &str, shape: &[usize]) -> Result<(&'a St
     let stored = weights.find(name)?;
     ensure!(
         stored.shape == shape,
-        "{name} has shape {:?}, expected {shape:?} from config.json",
+        "{}: {name} has shape {:?}, expected {shape:?} from config.json",
+        weights.file_of(stored),
         stored.shape
     );
-    Ok((stored, float_dtype(name, stored.dtype)?))
+    Ok((stored, weights.dtype(name)?))
 }
