@@ -170,7 +170,7 @@ fn run(args: &Args) -> Result<()> {
         .collect();
 
     let mut cut = Vec::new();
-    let mut printer = Printer::new(io::stdout().lock(), &tokenizer, &prompts, &tokens);
+    let mut printer = Printer::new(io::stdout().lock(), &tokenizer, &tokens)?;
     let stats = generate(&model, &requests, &options, |event: Event| {
         if event.finish == Some(Finish::Context) {
             cut.push(event.request + 1);

@@ -5,18 +5,19 @@ use std::io::Write;
 use anyhow::Result;
 
 use crate::llama::generate::{Event, Finish};
-use crate::llama::tokenizer::{Detokenizer, TextTokenizer};
+use crate::llama::stream::TextStream;
+use crate::llama::tokenizer::TextTokenizer;
 
 /// The first text that has not ended is live; those after it wait for their turn.
 pub struct Printer<'a, W> {
     out: W,
-    tokenizer: &'a TextTokenizer,
-    texts: Vec<Text>,
+    texts: Vec<Text<'a>>,
     live: usize,
 }
 
-struct Text {
-    detokenizer: Detokenizer,
+/// A prompt and what is written on from it: the text of all tokens, so that the first new one may end a character.
+struct Text<'a> {
+    stream: TextStream<'a>,
     /// What is still to be shown.
     waiting: String,
     ended: bool,
@@ -24,27 +25,31 @@ struct Text {
 
 impl<'a, W: Write> Printer<'a, W> {
     /// Shows nothing before the first token, for it may never come.
-    pub fn new(out: W, tokenizer: &'a TextTokenizer, prompts: &[String], tokens: &[Vec<u32>]) -> Self {
+    pub fn new(out: W, tokenizer: &'a TextTokenizer, prompts: &[Vec<u32>]) -> Result<Self> {
         let count = prompts.len();
-        let texts = prompts.iter().zip(tokens).enumerate().map(|(index, (prompt, tokens))| {
+        let text = |(index, prompt): (usize, &Vec<u32>)| -> Result<_> {
             let waiting = match count {
-                1 => prompt.clone(),
-                _ => format!("=== {} of {count} ===\n{prompt}", index + 1),
+                1 => String::new(),
+                _ => format!("=== {} of {count} ===\n", index + 1),
             };
-            Text { detokenizer: Detokenizer::after(tokens), waiting, ended: false }
-        });
-        Self { out, tokenizer, texts: texts.collect(), live: 0 }
+            let mut text = Text { stream: tokenizer.stream(), waiting, ended: false };
+            for &token in prompt {
+                text.waiting += &text.stream.push(token)?;
+            }
+            Ok(text)
+        };
+        let texts = prompts.iter().enumerate().map(text).collect::<Result<_>>()?;
+        Ok(Self { out, texts, live: 0 })
     }
 
     /// Takes one more token.
     pub fn push(&mut self, event: Event) -> Result<()> {
-        let decode = |tokens: &[u32]| self.tokenizer.decode(tokens);
         let text = &mut self.texts[event.request];
         if event.finish != Some(Finish::Eos) {
-            text.waiting += &text.detokenizer.push(event.token, decode)?;
+            text.waiting += &text.stream.push(event.token)?;
         }
         if event.finish.is_some() {
-            text.waiting += &text.detokenizer.finish(decode)?;
+            text.waiting += &text.stream.finish()?;
             text.waiting.push('\n');
             text.ended = true;
         }

@@ -133,7 +133,6 @@ fn tokenizers() {
     let tokenizer = TextTokenizer::load(&folder("mha_untied")).unwrap();
     let tokens = tokenizer.encode("Füchse 🦊").unwrap();
     assert_eq!((tokens[0], tokens.len()), (0, 1 + "Füchse 🦊".len()));
-    assert_eq!(tokenizer.decode(&tokens).unwrap(), "Füchse 🦊");
 }
 
 /// A file that `tokenizers` would panic over.

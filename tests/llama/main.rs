@@ -6,6 +6,7 @@ mod fixture;
 mod generation;
 mod parity;
 mod program;
+mod streaming;
 
 #[path = "../../examples/llama/llama/mod.rs"]
 #[allow(dead_code, reason = "the program uses all of it")]

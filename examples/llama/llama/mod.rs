@@ -7,5 +7,6 @@ pub mod folder;
 pub mod generate;
 pub mod model;
 pub mod sampling;
+pub mod stream;
 pub mod tokenizer;
 pub mod weights;
