@@ -72,6 +72,7 @@ pub mod extension;
 mod fp8;
 mod graph;
 mod indptr;
+mod ints;
 mod kv_pages;
 mod ops;
 mod options;

@@ -5,11 +5,12 @@ use burn::{
     tensor::{Int, Tensor},
 };
 
-use super::{Filters, Samples, as_i32, of_probs, one_each, rows, sample, softmax_for};
+use super::{Filters, Samples, of_probs, one_each, rows, sample, softmax_for};
 use crate::check::{Floats, wide_integers};
 use crate::draws::Draws;
 use crate::error::Result;
 use crate::extension::{FlashInferBackend, Limit};
+use crate::ints::saturated;
 
 /// In which order two filters apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -121,7 +122,7 @@ pub fn top_k_mask_logits(logits: Tensor<2>, top_k: Tensor<1, Int>) -> Result<Ten
     wide_integers(OP, "logits", &logits.device())?;
     floats.on_device("top_k", &top_k.device())?;
     one_each(OP, "top_k", top_k.dims(), rows)?;
-    let masked = Dispatch::top_k_mask_logits(logits.into_dispatch(), as_i32(top_k).into_dispatch());
+    let masked = Dispatch::top_k_mask_logits(logits.into_dispatch(), saturated(top_k).into_dispatch());
     Ok(Tensor::from_dispatch(masked))
 }
 
@@ -129,6 +130,6 @@ pub(super) fn renorm_top_k(op: &'static str, probs: Tensor<2>, top_k: Tensor<1, 
     let (floats, rows) = of_probs(op, &probs)?;
     floats.on_device("top_k", &top_k.device())?;
     one_each(op, "top_k", top_k.dims(), rows)?;
-    let by = Limit::TopK(as_i32(top_k).into_dispatch());
+    let by = Limit::TopK(saturated(top_k).into_dispatch());
     Ok(Tensor::from_dispatch(Dispatch::renorm_probs(probs.into_dispatch(), by)))
 }

@@ -15,6 +15,7 @@ use crate::check::{Floats, shape, wide_integers};
 use crate::draws::Draws;
 use crate::error::Result;
 use crate::extension::{FlashInferBackend, MaybeFloats, MaybeInts};
+use crate::ints::saturated;
 
 pub use likely::{
     FilterOrder, top_k_mask_logits, top_k_renorm_probs, top_k_top_p_sampling_from_logits,
@@ -100,7 +101,7 @@ pub fn sampling_from_logits(
 /// [`sampling_from_probs`] from the `top_k` most likely tokens of each row.
 ///
 /// A token counts if fewer than `top_k` are more likely: of those as likely as the last, all do. `top_k`: `[rows]` of
-/// integers; below 1 it counts as 1.
+/// integers of any type; below 1 it counts as 1, and from the size of the vocabulary on all tokens count.
 ///
 /// # Errors
 ///
@@ -198,7 +199,7 @@ fn sample(op: &'static str, probs: Tensor<2>, filters: Filters, draws: &Draws) -
         None => MaybeFloats::None,
     };
     let top_k = match top_k {
-        Some(top_k) => MaybeInts::Some(as_i32(top_k).into_dispatch()),
+        Some(top_k) => MaybeInts::Some(saturated(top_k).into_dispatch()),
         None => MaybeInts::None,
     };
     let (ids, valid) = Dispatch::sample_probs(
@@ -253,13 +254,4 @@ fn temperatures(
     floats.f32("temperature", &temperature)?;
     one_each(op, "temperature", temperature.dims(), rows)?;
     Ok(temperature)
-}
-
-/// Integers of any type as i32, as far as they fit.
-fn as_i32<const D: usize>(tensor: Tensor<D, Int>) -> Tensor<D, Int> {
-    match tensor.dtype() {
-        DType::I32 => tensor,
-        DType::I64 => tensor.clamp(0, i32::MAX).cast(DType::I32),
-        _ => tensor.cast(DType::I32),
-    }
 }

@@ -5,12 +5,15 @@ use burn::{
     tensor::{Int, Tensor},
 };
 
-use super::{as_i32, one_each, rows};
+use super::{one_each, rows};
 use crate::check::{Floats, shape};
 use crate::error::Result;
 use crate::extension::FlashInferBackend;
+use crate::ints::saturated;
 
 /// What the sequences of a batch have already, and how much they are penalised for it.
+///
+/// Counts are integers of any type. One below 0 counts as 0, one above `i32::MAX` as that.
 #[derive(Debug, Clone)]
 pub struct Penalties {
     /// `[rows, vocab]` of integers: how often each token is in the prompt.
@@ -57,8 +60,8 @@ pub fn apply_penalties(logits: Tensor<2>, penalties: &Penalties) -> Result<Tenso
     }
     let penalised = Dispatch::apply_penalties(
         logits.into_dispatch(),
-        as_i32(penalties.prompt.clone()).into_dispatch(),
-        as_i32(penalties.output.clone()).into_dispatch(),
+        saturated(penalties.prompt.clone()).into_dispatch(),
+        saturated(penalties.output.clone()).into_dispatch(),
         penalties.repetition.clone().into_dispatch(),
         penalties.frequency.clone().into_dispatch(),
         penalties.presence.clone().into_dispatch(),

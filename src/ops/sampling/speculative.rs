@@ -5,11 +5,12 @@ use burn::{
     tensor::{Bool, DType, Int, Tensor},
 };
 
-use super::{MOST_TOKENS, as_i32};
+use super::MOST_TOKENS;
 use crate::check::{Floats, shape, wide_integers};
 use crate::draws::Draws;
 use crate::error::{Error, Result};
 use crate::extension::FlashInferBackend;
+use crate::ints::saturated;
 
 /// What became of drafts.
 #[derive(Debug, Clone)]
@@ -32,14 +33,14 @@ pub struct Speculation {
 /// `u · p < q`, `u` uniform in 0..1. In place of the first that is not, a token is drawn with the probabilities
 /// `max(q - p, 0)` over their sum; after a chain of which all are, one from `target_probs[…, drafted, :]`.
 ///
-/// `draft_probs`: `[requests, drafted, vocab]` of f32; `draft_ids`: `[requests, drafted]` of integers, of which one outside
-/// the vocabulary is not accepted; `target_probs`: `[requests, drafted + 1, vocab]` of f32; `draws`: one for each request,
-/// in order.
+/// `draft_probs`: `[requests, drafted, vocab]` of f32; `draft_ids`: `[requests, drafted]` of integers of any type, of which
+/// one outside the vocabulary is not accepted; `target_probs`: `[requests, drafted + 1, vocab]` of f32; `draws`: one for
+/// each request, in order.
 ///
 /// # Errors
 ///
-/// If shapes, types or devices do not fit together, an axis other than the requests is empty, there are more than 2²² tokens,
-/// `draws` are not those of the requests, or a tensor requires a gradient.
+/// If shapes, types or devices do not fit together, an axis other than the requests is empty, there are more than 2²² tokens
+/// or `i32::MAX` in `ids`, `draws` are not those of the requests, or a tensor requires a gradient.
 pub fn chain_speculative_sampling(
     draft_probs: Tensor<3>,
     draft_ids: Tensor<2, Int>,
@@ -57,6 +58,11 @@ pub fn chain_speculative_sampling(
     let [requests, drafted, vocab] = draft_probs.dims();
     if drafted == 0 || !(1..=MOST_TOKENS).contains(&vocab) {
         let expected = format!("at least 1 drafted token, and from 1 to {MOST_TOKENS} in the vocabulary");
+        return Err(shape(OP, "draft_probs", &draft_probs.dims(), expected));
+    }
+    // Kernels count the tokens that come out in i32.
+    if requests.saturating_mul(drafted + 1) > i32::MAX as usize {
+        let expected = format!("at most {} tokens of all drafts, and one more each", i32::MAX);
         return Err(shape(OP, "draft_probs", &draft_probs.dims(), expected));
     }
     if draft_ids.dims() != [requests, drafted] {
@@ -82,7 +88,7 @@ pub fn chain_speculative_sampling(
     }
     let (ids, counts) = Dispatch::chain_speculative_sampling(
         draft_probs.into_dispatch(),
-        as_i32(draft_ids).into_dispatch(),
+        saturated(draft_ids).into_dispatch(),
         target_probs.into_dispatch(),
         draws.words().into_dispatch(),
     );
