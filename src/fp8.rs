@@ -11,6 +11,10 @@ use crate::extension::{MaybeFloats, Rounding, Rows};
 ///
 /// Numbers are rounded to the nearest code, ties to even, and those beyond the largest to it; NaN stays NaN.
 ///
+/// An operation that makes codes rounds `x / scale`, computed in f32. That is right for every scale that is not 0 and
+/// finite, subnormal ones included, and zeros are always 0. Scales are on the device, so none is an error: as ever smaller
+/// ones, a scale of 0 makes all that is not 0 the largest code; one that is infinite or NaN makes every code NaN.
+///
 /// ```
 /// use burn_flashinfer::Fp8;
 ///
@@ -113,7 +117,7 @@ impl Fp8 {
     }
 }
 
-/// How an operation rounds its result to 8 bits: it is divided by `scale` first.
+/// How an operation rounds its result to 8 bits: it is divided by a scale first.
 #[derive(Debug, Clone)]
 pub struct Quantization {
     pub(crate) format: Fp8,
@@ -121,7 +125,7 @@ pub struct Quantization {
 }
 
 impl Quantization {
-    /// To `format`, with `scale` `[1]` of f32: a number is `code * scale`. It is trusted to be above 0.
+    /// To `format`, with `scale` `[1]` of f32: a number is `code * scale`. What scales do is [there](Fp8).
     ///
     /// # Errors
     ///

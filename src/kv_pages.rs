@@ -117,8 +117,8 @@ impl KvPages {
         Ok(Self { pool, layout, pinned: false, clock: None })
     }
 
-    /// What codes of keys and of values are multiplied with: f32, `[1]` or one for each head. They are trusted to be above
-    /// 0, and hold for the codes that are there already.
+    /// What codes of keys and of values are multiplied with: f32, `[1]` or one for each head. They hold for the
+    /// codes that are there already. What scales do is said at [`Fp8`].
     ///
     /// # Errors
     ///

@@ -16,7 +16,7 @@ use crate::page_table::{PageTable, SlotMapping};
 ///
 /// `k`: `[tokens, kv_heads, head_dim]`, `v`: `[tokens, kv_heads, head_dim_v]`, `slots`: one for each token. Pages of numbers
 /// are of the type of `k` and `v`, which are copied bit for bit; to pages of [codes](KvPages::new_fp8) the numbers are
-/// divided by the scale and rounded.
+/// divided by the [scale](crate::Fp8) and rounded.
 ///
 /// It happens in place: nothing but the new rows is written and no page is copied, as long as `pages` is the only owner of
 /// its two tensors. (If a clone of one is alive, that tensor is copied first, as Burn does everywhere; not so if its cache is
@@ -74,7 +74,7 @@ pub(super) fn fits(
 /// `[tokens, kv_heads, head_dim_v]`.
 ///
 /// Numbers are copied bit for bit, and `dtype` is theirs; codes of [8 bits](KvPages::new_fp8) become numbers of type
-/// `dtype`: `code * scale` in f32, rounded once.
+/// `dtype`: `code * scale` in f32, rounded once more, and infinite where it is beyond the largest of `dtype`.
 ///
 /// # Errors
 ///

@@ -27,6 +27,7 @@ mod refusals;
 mod rope;
 mod rope_append;
 mod sampling;
+mod scales;
 mod segment_gemm;
 mod support;
 mod tables;

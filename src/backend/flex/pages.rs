@@ -21,9 +21,14 @@ impl Codes {
 
     /// Numbers of a head to codes.
     pub(super) fn encode<E: Float>(&self, numbers: &[E], codes: &mut [u8], head: usize) {
-        let inverse = 1.0 / self.scale(head);
+        let (factor, divisor) = match self.scale(head) {
+            // As ever smaller scales have it: all but 0 becomes infinite.
+            scale if scale == 0.0 => (f32::MAX, f32::MIN_POSITIVE.copysign(scale)),
+            scale if scale.is_finite() => (1.0, scale),
+            _ => (f32::NAN, 1.0),
+        };
         for (code, x) in codes.iter_mut().zip(numbers) {
-            *code = self.format.encode(x.widen() * inverse);
+            *code = self.format.encode(x.widen() * factor / divisor);
         }
     }
 
