@@ -2,7 +2,7 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*, std::FastDivmod};
 
-use crate::fp8::{Code, Quantized, element_type, encode};
+use crate::fp8::{Code, Quantized, divisor, element_type, encode, scale_of};
 use crate::grid::elementwise;
 use crate::isa::Machine;
 use crate::math::{erfc, exp, reciprocal};
@@ -44,15 +44,8 @@ fn act_and_mul<F: Float, Y: Numeric, N: Size>(
     let at = row * stride + column;
     let a = Vector::<f32, N>::cast_from(x[at]);
     let b = Vector::<f32, N>::cast_from(x[at + half]);
-    let mut product = act::<N>(a, activation, machine) * b;
-    #[comptime]
-    match scale {
-        ComptimeOption::Some(scale) => {
-            product *= Vector::new(1.0f32 / scale[0]);
-        }
-        ComptimeOption::None => {}
-    }
-    y[ABSOLUTE_POS] = encode::<Y, N>(product, code);
+    let product = act::<N>(a, activation, machine) * b;
+    y[ABSOLUTE_POS] = encode::<Y, N>(product, &divisor(scale_of(scale, 0usize, code)), code);
 }
 
 #[cube]

@@ -2,9 +2,9 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*, std::FastDivmod};
 
-use crate::fp8::{Code, decode, element_type, encode, scale_of};
+use crate::fp8::{Code, decode, divisor, element_type, encode, scale_of};
 use crate::grid::elementwise;
-use crate::math::widen;
+use crate::math::{narrow, widen};
 use crate::pages::{Pools, row_of, unzip};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
@@ -78,12 +78,11 @@ fn move_vector<F: Numeric, E: Numeric, N: Size>(
             (Way::Append, None) => pool[there] = Vector::cast_from(tokens[here]),
             (Way::Gather, None) => tokens[here] = Vector::cast_from(pool[there]),
             (Way::Append, Some(_)) => {
-                let x = widen::<F, N>(tokens[here]) * Vector::new(1.0f32 / scale);
-                pool[there] = encode::<E, N>(x, code);
+                pool[there] = encode::<E, N>(widen::<F, N>(tokens[here]), &divisor(scale), code);
             }
             (Way::Gather, Some(_)) => {
                 let x = decode::<E, N>(pool[there], code) * Vector::new(scale);
-                tokens[here] = encode::<F, N>(x, None);
+                tokens[here] = narrow::<F, N>(x);
             }
         }
     }
@@ -132,7 +131,8 @@ fn launch(kernel: &'static str, way: Way, client: &Client, tokens: Tokens, dtype
     }
     let pools = pools.by_slot(kernel, heads, [k_dim, v_dim])?;
     contiguous(kernel, "slots", &slots, &[count])?;
-    if count * heads * k_dim * v_dim * pools.k.size() == 0 {
+    // Not their product, which can wrap to 0.
+    if [count, heads, k_dim, v_dim, pools.k.size()].contains(&0) {
         return Ok(());
     }
 

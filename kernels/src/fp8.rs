@@ -132,14 +132,56 @@ pub(crate) fn scale_of(
     }
 }
 
-/// `x` as memory holds it: rounded to `E`, ties to even, or to the nearest code, which numbers beyond the largest take
-/// too.
+/// A scale as numbers are divided by it: `x / scale = x · power · (inverse + rest)`, for every scale that is finite, although
+/// `1 / scale` may be beyond f32. Exact to 2^-46 before the one rounding to f32.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Divisor {
+    /// Of two.
+    power: f32,
+    /// Below `1 / (scale · power)` in size, by two ulp at most.
+    inverse: f32,
+    /// What is missing of it, never 0: so the sign of a zero stays, and infinity is not multiplied with 0.
+    rest: f32,
+}
+
+/// What `scale` is as a divisor. As ever smaller ones, 0 keeps a 0 and makes all else infinite; one that is not finite makes
+/// all numbers NaN.
 #[cube]
-pub(crate) fn encode<E: Numeric, N: Size>(x: Vector<f32, N>, #[comptime] code: Option<Code>) -> Vector<E, N> {
+pub(crate) fn divisor(scale: f32) -> Divisor {
+    let bits = u32::reinterpret(scale);
+    let (sign, size) = (bits & 0x8000_0000u32, bits & 0x7fff_ffffu32);
+    let is_small = size < comptime!(Fp8::power(-64).to_bits());
+    let is_large = size > comptime!(Fp8::power(64).to_bits());
+    let power = select(is_large, comptime!(Fp8::power(-64)), 1.0f32);
+    let power = select(is_small, comptime!(Fp8::power(64)), power);
+    // A subnormal f32 has as many units of 2⁻¹⁴⁹ as its bits count; a product with it devices may take for 0.
+    let counted = f32::cast_from(size) * comptime!(Fp8::power(64 - 149));
+    let is_subnormal = size < comptime!(f32::MIN_POSITIVE.to_bits());
+    let scaled = select(is_subnormal, counted, f32::reinterpret(size) * power);
+    // An infinite inverse becomes the largest number, and that of infinity, 0, a NaN.
+    let inverse = f32::reinterpret(u32::reinterpret(1.0f32 / scaled) - 1u32);
+    let rest = fma(-inverse, scaled, 1.0f32) * inverse;
+    Divisor {
+        power,
+        inverse: f32::reinterpret(u32::reinterpret(inverse) | sign),
+        rest: f32::reinterpret(u32::reinterpret(rest) | sign),
+    }
+}
+
+/// `x` as memory holds it: rounded to `E`, ties to even; or divided `by` a scale, as f32 rounds it, and then to the nearest
+/// code, which numbers beyond the largest take too.
+#[cube]
+pub(crate) fn encode<E: Numeric, N: Size>(
+    x: Vector<f32, N>,
+    by: &Divisor,
+    #[comptime] code: Option<Code>,
+) -> Vector<E, N> {
     #[comptime]
     match code {
         None => narrow::<E, N>(x),
         Some(Code { format, machine, .. }) => {
+            let x = x * Vector::new(by.power);
+            let x = fma(x, Vector::new(by.inverse), x * Vector::new(by.rest));
             let lanes = N::value();
             let codes = if comptime!(lanes.is_multiple_of(4) && machine != Machine::Portable) {
                 converted::<N>(x, format, machine)
@@ -151,7 +193,7 @@ pub(crate) fn encode<E: Numeric, N: Size>(x: Vector<f32, N>, #[comptime] code: O
     }
 }
 
-/// What [`encode`] has written, exactly.
+/// What a number was rounded to, exactly: without its scale, if it is a code.
 #[cube]
 pub(crate) fn decode<E: Numeric, N: Size>(x: Vector<E, N>, #[comptime] code: Option<Code>) -> Vector<f32, N> {
     #[comptime]

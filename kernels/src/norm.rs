@@ -3,7 +3,7 @@
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use crate::DeviceProfile;
-use crate::fp8::{Code, Quantized, element_type, encode};
+use crate::fp8::{Code, Quantized, divisor, element_type, encode, scale_of};
 use crate::math::narrow;
 use crate::team::{Team, total, totals};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
@@ -108,6 +108,7 @@ fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
         }
     }
 
+    let by = divisor(scale_of(scale, 0usize, blueprint.code));
     let mut mean = Vector::<f32, N>::new(0.0f32);
     if comptime!(blueprint.centred) {
         let mut part = Vector::<f32, N>::new(0.0f32);
@@ -173,14 +174,7 @@ fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
                 }
                 ComptimeOption::None => {}
             }
-            #[comptime]
-            match scale {
-                ComptimeOption::Some(scale) => {
-                    normed *= Vector::new(1.0f32 / scale[0]);
-                }
-                ComptimeOption::None => {}
-            }
-            y[dense + i] = encode::<Y, N>(normed, blueprint.code);
+            y[dense + i] = encode::<Y, N>(normed, &by, blueprint.code);
         }
     }
 }

@@ -45,6 +45,9 @@ fn nearest(format: Fp8, x: f64) -> u8 {
     if has_sign { code | 0x80 } else { code }
 }
 
+/// How much of a quotient kernels may be off before they round it to f32.
+const CLOSE: f64 = 1.0 / (1_u64 << 46) as f64;
+
 /// Fails unless `got` are the codes nearest to `x / scale`, computed in f64. A quotient that f32 cannot tell from the middle
 /// of two codes may become either of them.
 fn check(what: &str, format: Fp8, got: &[u8], x: &[f32], scale: f32) {
@@ -61,8 +64,12 @@ fn check(what: &str, format: Fp8, got: &[u8], x: &[f32], scale: f32) {
         let is_right = code == allowed[0] || is_middle && allowed.contains(&code);
         let seed = seed();
         assert!(is_right, "{what}: {x:e} / {scale:e} is {code:#x}, expected {allowed:#x?}; seed {seed}");
-        // And the same on every device.
-        assert_eq!(code, format.encode(x / scale), "{what}: {x:e} / {scale:e}");
+        // And the same on every device, unless the quotient is closer to the middle of two f32 than kernels compute it.
+        let near = [1.0, 1.0 - CLOSE, 1.0 + CLOSE].map(|by| format.encode((exact * by) as f32));
+        assert!(
+            near.contains(&code),
+            "{what}: {x:e} / {scale:e} is {code:#x}, expected {near:#x?}; seed {seed}"
+        );
     }
 }
 

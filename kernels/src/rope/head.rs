@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::Style;
 use super::kernel::Blueprint;
-use crate::fp8::{Code, encode};
+use crate::fp8::{Code, Divisor, encode};
 use crate::math::widen;
 
 /// What a unit has of `Σ x²` over the head that begins at `x[row]`.
@@ -35,7 +35,7 @@ pub(super) fn rotate<F: Float, E: Numeric, N: Size, M: Size>(
     to: usize,
     weight: &ComptimeOption<Box<[Vector<F, N>]>>,
     factor: f32,
-    scale: f32,
+    by: &Divisor,
     cos_sin: &Tensor<Vector<f32, M>>,
     angles: usize,
     rotary_dim: usize,
@@ -75,13 +75,9 @@ pub(super) fn rotate<F: Float, E: Numeric, N: Size, M: Size>(
                 }
             }
         }
-        if comptime!(code.is_some()) {
-            a *= Vector::new(1.0f32 / scale);
-            b *= Vector::new(1.0f32 / scale);
-        }
-        y[to + first] = encode::<E, N>(a, code);
+        y[to + first] = encode::<E, N>(a, by, code);
         if second < vectors {
-            y[to + second] = encode::<E, N>(b, code);
+            y[to + second] = encode::<E, N>(b, by, code);
         }
         i += comptime!(blueprint.team.units);
     }

@@ -4,7 +4,7 @@ use cubecl::{ir::ElemType, prelude::*, std::FastDivmod};
 
 use super::Style;
 use super::head::{rotate, squares};
-use crate::fp8::{Code, scale_of};
+use crate::fp8::{Code, divisor, scale_of};
 use crate::pages::row_of;
 use crate::team::{self, Team};
 
@@ -80,7 +80,7 @@ pub(super) fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
     if is_row {
         if is_q {
             let to = (token * q_heads + head) * q.shape(3);
-            let scale = scale_of(q_scale, head, blueprint.q_code);
+            let by = divisor(scale_of(q_scale, head, blueprint.q_code));
             rotate::<F, Q, N, M>(
                 q,
                 q_row,
@@ -88,7 +88,7 @@ pub(super) fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
                 to,
                 q_weight,
                 factor,
-                scale,
+                &by,
                 cos_sin,
                 angles,
                 rotary_dim,
@@ -100,7 +100,7 @@ pub(super) fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
             let slot = usize::cast_from(slot);
             if is_k {
                 let to = row_of(slot, k_head, page_size, k_out.stride(0), k_out.stride(1), k_out.stride(2));
-                let scale = scale_of(k_scale, k_head, blueprint.k_code);
+                let by = divisor(scale_of(k_scale, k_head, blueprint.k_code));
                 rotate::<F, K, N, M>(
                     k,
                     k_row,
@@ -108,7 +108,7 @@ pub(super) fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
                     to,
                     k_weight,
                     factor,
-                    scale,
+                    &by,
                     cos_sin,
                     angles,
                     rotary_dim,
@@ -118,7 +118,7 @@ pub(super) fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
                 );
             } else {
                 let to = row_of(slot, v_head, page_size, v_out.stride(0), v_out.stride(1), v_out.stride(2));
-                let scale = scale_of(v_scale, v_head, blueprint.v_code);
+                let by = divisor(scale_of(v_scale, v_head, blueprint.v_code));
                 let row = token * v.stride(1) + v_head * v.stride(2);
                 let no_weight = ComptimeOption::new_None();
                 rotate::<F, K, N, M>(
@@ -128,7 +128,7 @@ pub(super) fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
                     to,
                     &no_weight,
                     1.0f32,
-                    scale,
+                    &by,
                     cos_sin,
                     angles,
                     0usize,

@@ -148,7 +148,8 @@ pub fn launch(client: &Client, rope: Rope, dtype: ElemType) -> Result<()> {
     if tokens == 0 {
         return Ok(());
     }
-    if q_heads * k_heads * dim * cos_sin.size() * to.v.size() == 0 {
+    // Not their product, which can wrap to 0.
+    if [q_heads, k_heads, dim, cos_sin.size(), to.v.size()].contains(&0) {
         return Err(shape(KERNEL, "q", &q, "no empty axis but the first"));
     }
 

@@ -31,13 +31,11 @@ pub(crate) fn draw_of(words: &[i32], at: usize) -> Draw {
     }
 }
 
-/// Four random words.
+/// The first two random words of a block.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Words {
     pub a: u32,
     pub b: u32,
-    pub c: u32,
-    pub d: u32,
 }
 
 /// Block `block` of the random words of a draw: Philox 4x32 with 10 rounds, keyed by the seed; the counter is block,
@@ -61,7 +59,7 @@ pub(crate) fn philox(block: u32, draw: &Draw) -> Words {
         low += 0x9e37_79b9u32;
         high += 0xbb67_ae85u32;
     }
-    Words { a, b, c, d }
+    Words { a, b }
 }
 
 /// A number below `total`, all of them as likely, from 64 random bits.
