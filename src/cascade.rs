@@ -1,5 +1,6 @@
 //! Which requests of a batch share the pages that their keys begin with.
 
+use std::iter;
 use std::ops::Range;
 
 use crate::check::same_device;
@@ -91,22 +92,24 @@ impl Cascade {
             })
             .collect();
         let least_pages = least_saved.div_ceil(table.page_size()).max(1);
-        let (mut shared, mut taken) = (Vec::new(), vec![0; table.requests()]);
-        let mut together = vec![Group { requests: 0..table.requests(), pages: 0..0 }];
-        loop {
-            let mut groups = Vec::new();
-            for Group { requests, pages } in together {
-                share(&prefixes, requests, pages.end, pages.end, least_pages, &mut groups);
+        let (mut levels, mut taken) = (Vec::<Vec<Group>>::new(), vec![0; table.requests()]);
+        // The groups around the run at hand: where each ends, and how many there are on its level and above.
+        let mut around: Vec<(usize, usize)> = Vec::new();
+        for Run { requests, common } in runs(&prefixes) {
+            while around.pop_if(|&mut (end, _)| end <= requests.start).is_some() {}
+            let (depth, level) = (taken[requests.start], around.last().map_or(0, |&(_, level)| level));
+            if (requests.len() - 1) * (common - depth) < least_pages {
+                continue;
             }
-            if groups.is_empty() {
-                break;
+            if level == levels.len() {
+                levels.push(Vec::new());
             }
-            shared.push(Level::shared(OP, &groups, table, qo_indptr)?);
-            for Group { requests, pages } in &groups {
-                taken[requests.clone()].fill(pages.end);
-            }
-            together = groups;
+            around.push((requests.end, level + 1));
+            taken[requests.clone()].fill(common);
+            levels[level].push(Group { requests, pages: depth..common });
         }
+        let level = |groups: Vec<Group>| Level::shared(OP, groups, table, qo_indptr);
+        let shared = levels.into_iter().map(level).collect::<Result<_>>()?;
         let own = Level::own(OP, &taken, table, qo_indptr)?;
         Ok(Self { shared, own, keys_seen: table.kv_lengths().iter().sum() })
     }
@@ -120,7 +123,7 @@ impl Cascade {
     /// request is in one group; a group without pages, or of one request, shares nothing.
     pub fn groups(&self, level: usize) -> impl Iterator<Item = (Range<usize>, &[usize])> {
         self.each().nth(level).into_iter().flat_map(|level| {
-            let starts = std::iter::once(0).chain(level.ends.iter().copied());
+            let starts = iter::once(0).chain(level.ends.iter().copied());
             let requests = starts.zip(&level.ends).map(|(start, &end)| start..end);
             requests.enumerate().map(|(group, requests)| (requests, level.table.pages(group)))
         })
@@ -137,51 +140,54 @@ impl Cascade {
     }
 
     fn each(&self) -> impl Iterator<Item = &Level> {
-        self.shared.iter().chain(std::iter::once(&self.own))
+        self.shared.iter().chain(iter::once(&self.own))
     }
 }
 
-/// The groups among `requests`, which share the pages up to `at`; those up to `depth` have been taken, and the others are
-/// too few for all of these requests to be one group.
-fn share(
-    prefixes: &[&[usize]],
+/// Adjacent requests, as many as possible, that share their first `common` pages and not all the next one.
+struct Run {
     requests: Range<usize>,
-    depth: usize,
-    at: usize,
-    least_pages: usize,
-    found: &mut Vec<Group>,
-) {
-    let next = |request: usize| prefixes[request].get(at);
-    let mut start = requests.start;
-    while start < requests.end {
-        let end = (start + 1..requests.end).find(|&r| next(r) != next(start)).unwrap_or(requests.end);
-        if next(start).is_some() && end - start > 1 {
-            let first = prefixes[start];
-            let agree =
-                |request: usize| first.iter().zip(prefixes[request]).take_while(|(a, b)| a == b).count();
-            let common = (start + 1..end).map(agree).min().unwrap_or(at);
-            if (end - start - 1) * (common - depth) >= least_pages {
-                found.push(Group { requests: start..end, pages: depth..common });
-            } else {
-                share(prefixes, start..end, depth, common, least_pages, found);
-            }
+    common: usize,
+}
+
+/// All runs of two requests and more, in the order of where they begin, each before those within it.
+///
+/// They are the inner nodes of the tree of the prefixes. Two neighbours are compared once each, so that time grows as the page
+/// table does. (The intervals of Abouelhoda, Kurtz and Ohlebusch, <https://doi.org/10.1016/S1570-8667(03)00065-0>.)
+fn runs(prefixes: &[&[usize]]) -> Vec<Run> {
+    let agree = |pair: &[&[usize]]| pair[0].iter().zip(pair[1]).take_while(|(a, b)| a == b).count();
+    // With nothing in common behind the last request, which ends what is open.
+    let common = prefixes.windows(2).map(agree).chain(iter::once(0));
+    let (mut found, mut open) = (Vec::new(), Vec::<Run>::new());
+    for (end, common) in (1..).zip(common) {
+        let mut start = end - 1;
+        while let Some(mut run) = open.pop_if(|run| run.common > common) {
+            start = run.requests.start;
+            run.requests.end = end;
+            found.push(run);
         }
-        start = end;
+        if common > 0 && open.last().is_none_or(|run| run.common < common) {
+            open.push(Run { requests: start..end, common });
+        }
     }
+    found.sort_unstable_by_key(|run| (run.requests.start, run.common));
+    found
 }
 
 impl Level {
-    /// The shared pages of some groups; every other request is a group without pages.
-    fn shared(op: &'static str, shared: &[Group], table: &PageTable, qo: &Indptr) -> Result<Self> {
-        let alone = |request: usize| Group { requests: request..request + 1, pages: 0..0 };
-        let mut groups = Vec::new();
+    /// The shared pages of some groups; the requests between them are groups without pages.
+    fn shared(op: &'static str, shared: Vec<Group>, table: &PageTable, qo: &Indptr) -> Result<Self> {
+        let mut groups = Vec::with_capacity(2 * shared.len() + 1);
         let mut next = 0;
-        for group in shared {
-            groups.extend((next..group.requests.start).map(alone));
-            groups.push(group.clone());
+        let end = Group { requests: table.requests()..table.requests(), pages: 0..0 };
+        for group in shared.into_iter().chain(iter::once(end)) {
+            if next < group.requests.start {
+                groups.push(Group { requests: next..group.requests.start, pages: 0..0 });
+            }
             next = group.requests.end;
+            groups.push(group);
         }
-        groups.extend((next..table.requests()).map(alone));
+        groups.pop();
         Self::upload(op, &groups, |_| table.page_size(), table, qo)
     }
 

@@ -1,6 +1,7 @@
 //! Which pages hold the prefixes of token sequences that are worth keeping.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::iter;
 use std::sync::Arc;
 
 /// A radix tree of prefixes whose digits are pages: each node stands for the tokens of one full page, behind those of its
@@ -13,7 +14,7 @@ pub(crate) struct PrefixTree {
     /// The first pages of all prefixes.
     roots: Children,
     nodes: BTreeMap<usize, Node>,
-    /// Nodes without children, the least recently used first.
+    /// Nodes without children, the least recently used first: all that may go, and some that may not.
     leaves: BTreeSet<(u64, usize)>,
     clock: u64,
 }
@@ -88,11 +89,10 @@ impl PrefixTree {
         self.touch(pages);
     }
 
-    /// Gives up the least recently used leaf for which `may_go` holds.
+    /// Gives up the least recently used leaf for which `may_go` holds. It must be [touched](Self::touch) when that begins to
+    /// hold: one for which it does not is looked at once, not each time that another is given up.
     pub(crate) fn evict(&mut self, may_go: impl Fn(usize) -> bool) -> Option<usize> {
-        let &leaf = self.leaves.iter().find(|&&(_, page)| may_go(page))?;
-        self.leaves.remove(&leaf);
-        let (_, page) = leaf;
+        let (_, page) = iter::from_fn(|| self.leaves.pop_first()).find(|&(_, page)| may_go(page))?;
         let Node { tokens, parent, .. } = self.nodes.remove(&page)?;
         self.children(parent).remove(&tokens);
         if let Some((parent, node)) = parent.and_then(|parent| self.nodes.get_key_value(&parent))
