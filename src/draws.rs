@@ -9,6 +9,7 @@ use crate::check::same_device;
 use crate::error::{Error, Result};
 use crate::extension::FlashInferBackend;
 use crate::indptr::{Positions, index, upload};
+use crate::memory;
 
 /// Words of a draw on the device: both halves of the seed, the stream, both halves of the offset, and the row.
 pub(crate) const DRAW_WORDS: usize = 6;
@@ -70,9 +71,11 @@ impl Draws {
     ///
     /// # Errors
     ///
-    /// If `rows` passes `i32::MAX`.
+    /// If `rows` passes `i32::MAX`, or the host has no memory for so many.
     pub fn new(seed: u64, offset: u64, rows: usize, device: &Device) -> Result<Self> {
         index("Draws::new", "rows", 0, rows)?;
+        let row_bytes = size_of::<DrawKey>() + DRAW_WORDS * size_of::<i32>();
+        memory::on_host("Draws::new", "rows", memory::bytes([rows, row_bytes]))?;
         let keys: Vec<DrawKey> =
             (0..rows).map(|row| DrawKey { seed, stream: row as u32, offset, row }).collect();
         Self::from_keys(&keys, device)

@@ -68,7 +68,7 @@ pub enum Error {
         /// The condition it breaks.
         expected: String,
     },
-    /// A page table or plan of a time before its sequences changed.
+    /// Something of a time before its sequences changed: a page table, a plan, slots, positions.
     #[error("{op}: `{argument}` is {got}, expected {expected}")]
     Stale {
         /// The operation that refused.
@@ -78,6 +78,18 @@ pub enum Error {
         /// What has changed since it was made.
         got: String,
         /// What would do.
+        expected: String,
+    },
+    /// More memory than there is. What fits may still fail later, when others use the memory.
+    #[error("{op}: `{argument}` takes {bytes} bytes, expected {expected}")]
+    OutOfMemory {
+        /// The operation that refused.
+        op: &'static str,
+        /// The argument at fault.
+        argument: &'static str,
+        /// Bytes that it would take, or `usize::MAX` if that is more.
+        bytes: usize,
+        /// What there is.
         expected: String,
     },
     /// The page pool cannot hold what was asked for.

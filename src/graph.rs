@@ -100,9 +100,14 @@ impl<'a, T, E: From<Error>> DecodeGraph<'a, T, E> {
     ///
     /// # Errors
     ///
-    /// As [`DecodeStep::update`], when nothing has changed; if the device fails; and what `run` returns.
+    /// As [`DecodeStep::update`], and if a layer of the cache was [replaced](PagedKvCache::layer_mut) since the capture, when
+    /// nothing has changed; if the device fails; and what `run` returns.
     pub fn replay(&mut self, tokens: &[(SequenceId, u32)]) -> Result<&T, E> {
         let cache = &mut *self.cache.borrow_mut();
+        if self.graph.is_ok() && !cache.is_pinned() {
+            let (got, expected) = ("of other pages than were captured".into(), "of pages that stay".into());
+            return Err(Error::Stale { op: "DecodeGraph::replay", argument: "graph", got, expected }.into());
+        }
         self.step.update(cache, tokens)?;
         match &self.graph {
             Ok(graph) => {

@@ -1,8 +1,12 @@
 //! Arrays of host-side integers, checked once, and their copies on the device.
 
+use std::sync::Arc;
+
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
+use crate::cache::Stamp;
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// Copies `values` to `device` as `i32`, the index type of every kernel.
 pub(crate) fn upload(values: impl IntoIterator<Item = i32>, device: &Device) -> Tensor<1, Int> {
@@ -146,6 +150,8 @@ pub struct Positions {
     /// One past the largest position: how long a table must be.
     end: usize,
     pub(crate) tensor: Tensor<1, Int>,
+    /// Of which moment it is, if it comes from a cache.
+    stamp: Option<Arc<Stamp>>,
 }
 
 impl Positions {
@@ -155,40 +161,56 @@ impl Positions {
     ///
     /// If a position passes `i32::MAX`.
     pub fn new(positions: &[usize], device: &Device) -> Result<Self> {
-        let values: Vec<i32> = positions
-            .iter()
-            .enumerate()
-            .map(|(at, &position)| index("Positions::new", "positions", at, position))
-            .collect::<Result<_>>()?;
-        let end = positions.iter().max().map_or(0, |&position| position + 1);
-        Ok(Self { len: positions.len(), end, tensor: upload(values, device) })
+        let mut values = memory::list("Positions::new", "positions", positions.len())?;
+        for (at, &position) in positions.iter().enumerate() {
+            values.push(index("Positions::new", "positions", at, position)?);
+        }
+        Ok(Self::uploaded(values, device))
     }
 
     /// The positions of a ragged batch whose request `r` continues a sequence that already has `offsets[r]` tokens.
     ///
     /// # Errors
     ///
-    /// If there is not one offset for each request, or a position passes `i32::MAX`.
+    /// If there is not one offset for each request, a position passes `i32::MAX`, or the host has no memory for one of each
+    /// token.
     pub fn continuing(indptr: &Indptr, offsets: &[usize]) -> Result<Self> {
+        const OP: &str = "Positions::continuing";
         if offsets.len() != indptr.requests() {
             return Err(Error::Value {
-                op: "Positions::continuing",
+                op: OP,
                 argument: "offsets",
                 got: format!("of length {}", offsets.len()),
                 expected: format!("one for each of {} requests", indptr.requests()),
             });
         }
-        let positions: Vec<usize> = indptr
-            .lengths()
-            .zip(offsets)
-            .flat_map(|(length, &offset)| (0..length).map(move |token| offset.saturating_add(token)))
-            .collect();
-        Self::new(&positions, &indptr.device())
+        let mut positions = memory::list(OP, "indptr", indptr.total())?;
+        for (length, &offset) in indptr.lengths().zip(offsets) {
+            for token in 0..length {
+                let (at, position) = (positions.len(), offset.saturating_add(token));
+                positions.push(index("Positions::new", "positions", at, position)?);
+            }
+        }
+        Ok(Self::uploaded(positions, &indptr.device()))
+    }
+
+    /// Positions that are none below 0.
+    pub(crate) fn uploaded(positions: Vec<i32>, device: &Device) -> Self {
+        let end = positions.iter().max().map_or(0, |&position| position as usize + 1);
+        Self { len: positions.len(), end, tensor: upload(positions, device), stamp: None }
     }
 
     /// Positions that are on the device already, below `end`.
-    pub(crate) fn of_tensor(tensor: Tensor<1, Int>, end: usize) -> Self {
-        Self { len: tensor.dims()[0], end, tensor }
+    pub(crate) fn of_tensor(tensor: Tensor<1, Int>, end: usize, stamp: Option<Arc<Stamp>>) -> Self {
+        Self { len: tensor.dims()[0], end, tensor, stamp }
+    }
+
+    pub(crate) fn stamped(self, stamp: Arc<Stamp>) -> Self {
+        Self { stamp: Some(stamp), ..self }
+    }
+
+    pub(crate) fn stamp(&self) -> Option<&Arc<Stamp>> {
+        self.stamp.as_ref()
     }
 
     /// How many tokens there are.

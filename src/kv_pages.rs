@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+#[cfg(feature = "cube")]
+use burn::tensor::Transaction;
 use burn::tensor::{DType, Device, Int, Tensor};
 
-use crate::cache::{Clock, Stamp};
+use crate::cache::{Clock, Says, Stamp, Unfit};
 use crate::check;
 use crate::error::{Error, Result};
 use crate::extension::{KvTensors, MaybeScales, Pages};
@@ -175,19 +177,47 @@ impl KvPages {
         Ok(())
     }
 
-    /// Refuses a page table whose sequences have changed since it was made.
+    /// Refuses what is of another cache, or older than a change of its sequences.
     pub(crate) fn check_current(
         &self,
         op: &'static str,
         argument: &'static str,
+        says: Says,
         stamp: Option<&Arc<Stamp>>,
     ) -> Result<()> {
-        match stamp.and_then(|stamp| stamp.outdated(self.clock.as_ref())) {
+        match stamp.and_then(|stamp| stamp.unfit(self.clock.as_ref(), says)) {
             None => Ok(()),
-            Some(sequence) => {
+            Some(Unfit::Foreign) => {
+                let (got, expected) = ("of another cache".into(), "of the cache of `pages`".into());
+                Err(Error::Value { op, argument, got, expected })
+            }
+            Some(Unfit::Rewritten) => {
+                let (got, expected) = ("of an earlier step".into(), "taken from the step again".into());
+                Err(Error::Stale { op, argument, got, expected })
+            }
+            Some(Unfit::Changed(sequence)) => {
                 let (got, expected) =
                     (format!("older than a change of {sequence:?}"), "one made or updated after it".into());
                 Err(Error::Stale { op, argument, got, expected })
+            }
+        }
+    }
+
+    /// Whether these are pages of the cache of `clock` that are [pinned](crate::PagedKvCache::pin).
+    pub(crate) fn are_pinned_of(&self, clock: &Arc<Clock>) -> bool {
+        self.pinned && self.clock.as_ref().is_some_and(|own| Arc::ptr_eq(own, clock))
+    }
+
+    /// With a read of one element of keys and of values: it fails if the device did not allocate them.
+    #[cfg(feature = "cube")]
+    pub(crate) fn read_first(&self, reading: Transaction) -> Transaction {
+        let first = [0..1, 0..1, 0..1, 0..1];
+        match &self.pool {
+            Pool::Floats(k, v) => {
+                reading.register(k.clone().slice(first.clone())).register(v.clone().slice(first))
+            }
+            Pool::Codes { k, v, .. } => {
+                reading.register(k.clone().slice(first.clone())).register(v.clone().slice(first))
             }
         }
     }

@@ -74,6 +74,7 @@ mod graph;
 mod indptr;
 mod ints;
 mod kv_pages;
+mod memory;
 mod ops;
 mod options;
 mod page_pool;

@@ -7,9 +7,11 @@ use crate::error::{Error, Result};
 /// A page is free, or its owners are the sequences that use it and, at most once, the tree of prefixes that remembers it.
 #[derive(Debug, Clone)]
 pub(crate) struct PagePool {
+    size: usize,
+    /// Those that were ever handed out: of a large pool only what is used takes memory.
     pages: Vec<Page>,
-    /// Free pages; the last one is handed out next.
-    free: Vec<usize>,
+    /// Those of them that are free; the last one is handed out next.
+    returned: Vec<usize>,
     /// How many pages are remembered and used by no sequence.
     idle: usize,
 }
@@ -22,15 +24,15 @@ struct Page {
 
 impl PagePool {
     pub(crate) fn new(pages: usize) -> Self {
-        Self { pages: vec![Page::default(); pages], free: (0..pages).rev().collect(), idle: 0 }
+        Self { size: pages, pages: Vec::new(), returned: Vec::new(), idle: 0 }
     }
 
     pub(crate) fn pages(&self) -> usize {
-        self.pages.len()
+        self.size
     }
 
     pub(crate) fn free_pages(&self) -> usize {
-        self.free.len()
+        self.size - self.pages.len() + self.returned.len()
     }
 
     /// Pages that only the tree of prefixes owns.
@@ -45,7 +47,7 @@ impl PagePool {
 
     /// Pages with more than one owner.
     pub(crate) fn shared_pages(&self) -> usize {
-        (0..self.pages()).filter(|&page| self.owners(page) > 1).count()
+        (0..self.pages.len()).filter(|&page| self.owners(page) > 1).count()
     }
 
     /// Refuses unless `needed` pages are free or idle.
@@ -55,7 +57,7 @@ impl PagePool {
         argument: &'static str,
         needed: usize,
     ) -> Result<()> {
-        let free = self.free.len() + self.idle;
+        let free = self.free_pages() + self.idle;
         if needed > free {
             return Err(Error::PoolExhausted { op, argument, needed, free, pages: self.pages() });
         }
@@ -64,7 +66,14 @@ impl PagePool {
 
     /// A page that one sequence uses, if one is free.
     pub(crate) fn take(&mut self) -> Option<usize> {
-        let page = self.free.pop()?;
+        let page = match self.returned.pop() {
+            Some(page) => page,
+            None if self.pages.len() == self.size => return None,
+            None => {
+                self.pages.push(Page::default());
+                self.pages.len() - 1
+            }
+        };
         self.pages[page].users = 1;
         Some(page)
     }
@@ -102,7 +111,7 @@ impl PagePool {
 
     fn free_without_owner(&mut self, page: usize) {
         if self.owners(page) == 0 {
-            self.free.push(page);
+            self.returned.push(page);
         }
     }
 }

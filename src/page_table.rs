@@ -8,6 +8,7 @@ use burn::tensor::{Device, Int, Tensor};
 use crate::cache::Stamp;
 use crate::error::{Error, Result};
 use crate::indptr::{Indptr, index, row_pointer, upload};
+use crate::memory;
 
 /// The pages of each request of a batch, in compressed sparse rows.
 ///
@@ -164,9 +165,8 @@ impl PageTable {
         Ok(Self { page_size, end, indptr, indices, kv_lengths, device: device.clone(), stamp: None })
     }
 
-    pub(crate) fn stamped(mut self, stamp: Stamp) -> Self {
-        self.stamp = Some(Arc::new(stamp));
-        self
+    pub(crate) fn stamped(self, stamp: Arc<Stamp>) -> Self {
+        Self { stamp: Some(stamp), ..self }
     }
 
     /// Of `requests` requests: those that are missing have no keys.
@@ -230,13 +230,18 @@ impl PageTable {
         self.end
     }
 
+    /// How many tokens all requests have together.
+    pub(crate) fn tokens(&self) -> usize {
+        self.kv_lengths.iter().fold(0, |all, &length| all.saturating_add(length))
+    }
+
     /// The slots of all tokens, one request after the other.
     ///
     /// # Errors
     ///
-    /// If a slot does not fit the `i32` of the kernels.
+    /// If a slot does not fit the `i32` of the kernels, or the host has no memory for all of them.
     pub(crate) fn slots(&self, op: &'static str) -> Result<Vec<i32>> {
-        let mut slots = Vec::with_capacity(self.kv_lengths.iter().sum());
+        let mut slots = memory::list(op, "table", self.tokens())?;
         for (request, &length) in self.kv_lengths.iter().enumerate() {
             for (page, &number) in self.pages(request).iter().enumerate() {
                 let tokens = self.page_size.min(length - page * self.page_size);
@@ -269,7 +274,12 @@ pub struct SlotMapping {
     end: usize,
     page_size: usize,
     pub(crate) tensor: Tensor<1, Int>,
+    /// Of which moment it is, if it comes from a cache.
+    stamp: Option<Arc<Stamp>>,
 }
+
+/// Bytes that a slot takes: in the list, and in the other one that finds two tokens of one slot.
+const SLOT_BYTES: usize = size_of::<i32>() + size_of::<(i32, u32)>();
 
 impl SlotMapping {
     /// Token `t` becomes token `positions[t]` of request `requests[t]`; `None` leaves it out (padding).
@@ -292,7 +302,7 @@ impl SlotMapping {
         let mut slots = Vec::with_capacity(requests.len());
         for (at, (&request, &position)) in requests.iter().zip(positions).enumerate() {
             let Some(request) = request else {
-                slots.push(None);
+                slots.push(-1);
                 continue;
             };
             let Some(&length) = table.kv_lengths.get(request) else {
@@ -311,16 +321,17 @@ impl SlotMapping {
                 got: position.to_string(),
                 expected: format!("below {length}, the length of request {request}"),
             })?;
-            slots.push(Some(slot));
+            slots.push(index(OP, "slots", at, slot)?);
         }
-        Self::from_slots(OP, &slots, table.page_size, &table.device())
+        Self::in_table(OP, slots, table)
     }
 
     /// The last `append_indptr[r + 1] - append_indptr[r]` tokens of each request `r`, in order.
     ///
     /// # Errors
     ///
-    /// If the two differ in the number of requests, or a request appends more tokens than its length.
+    /// If the two differ in the number of requests, a request appends more tokens than its length, two tokens want one slot, or
+    /// the host has no memory for a slot of each token.
     pub fn last(table: &PageTable, append_indptr: &Indptr) -> Result<Self> {
         const OP: &str = "SlotMapping::last";
         if append_indptr.requests() != table.requests() {
@@ -331,42 +342,47 @@ impl SlotMapping {
                 expected: format!("of {} requests, as the page table", table.requests()),
             });
         }
-        // It grows as it is checked: a wrong row pointer may ask for more memory than there is.
-        let mut slots = Vec::new();
-        for (request, (appended, &length)) in append_indptr.lengths().zip(&table.kv_lengths).enumerate() {
-            let first = length.checked_sub(appended).ok_or_else(|| Error::Index {
-                op: OP,
-                argument: "append_indptr",
-                at: request + 1,
-                got: format!("{appended} new tokens"),
-                expected: format!("at most {length}, the length of request {request}"),
-            })?;
-            slots.extend((first..length).map(|position| table.slot(request, position)));
+        let requests = || append_indptr.lengths().zip(&table.kv_lengths).enumerate();
+        for (request, (appended, &length)) in requests() {
+            if appended > length {
+                return Err(Error::Index {
+                    op: OP,
+                    argument: "append_indptr",
+                    at: request + 1,
+                    got: format!("{appended} new tokens"),
+                    expected: format!("at most {length}, the length of request {request}"),
+                });
+            }
         }
-        Self::from_slots(OP, &slots, table.page_size, &table.device())
+        let all = append_indptr.total();
+        memory::on_host(OP, "append_indptr", memory::bytes([all, SLOT_BYTES]))?;
+        let mut slots = memory::list(OP, "append_indptr", all)?;
+        for (request, (appended, &length)) in requests() {
+            for slot in (length - appended..length).filter_map(|position| table.slot(request, position)) {
+                slots.push(index(OP, "slots", slots.len(), slot)?);
+            }
+        }
+        Self::in_table(OP, slots, table)
     }
 
     /// Slots that are on the device already, in a pool of `pages` pages.
-    pub(crate) fn of_tensor(tensor: Tensor<1, Int>, pages: usize, page_size: usize) -> Self {
-        Self { len: tensor.dims()[0], end: pages.saturating_mul(page_size), page_size, tensor }
+    pub(crate) fn of_tensor(
+        tensor: Tensor<1, Int>,
+        pages: usize,
+        page_size: usize,
+        stamp: Option<Arc<Stamp>>,
+    ) -> Self {
+        Self { len: tensor.dims()[0], end: pages.saturating_mul(page_size), page_size, tensor, stamp }
     }
 
-    /// `slots` in a pool of pages of `page_size` tokens, copied to `device`.
-    pub(crate) fn from_slots(
-        op: &'static str,
-        slots: &[Option<usize>],
-        page_size: usize,
-        device: &Device,
-    ) -> Result<Self> {
-        let mut values = Vec::with_capacity(slots.len());
-        for (at, slot) in slots.iter().enumerate() {
-            values.push(slot.map_or(Ok(-1), |slot| index(op, "slots", at, slot))?);
-        }
-        let mut sorted: Vec<(usize, usize)> =
-            slots.iter().enumerate().filter_map(|(at, slot)| slot.map(|slot| (slot, at))).collect();
+    /// Slots of tokens of `table`, none of which may come twice.
+    fn in_table(op: &'static str, slots: Vec<i32>, table: &PageTable) -> Result<Self> {
+        let page_size = table.page_size;
+        let mut sorted = memory::list(op, "slots", slots.len())?;
+        sorted.extend(slots.iter().copied().zip(0_u32..).filter(|&(slot, _)| slot >= 0));
         sorted.sort_unstable();
         if let Some(pair) = sorted.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            let (slot, at) = pair[1];
+            let (slot, at) = (pair[1].0 as usize, pair[1].1 as usize);
             return Err(Error::Index {
                 op,
                 argument: "slots",
@@ -375,8 +391,21 @@ impl SlotMapping {
                 expected: format!("a slot that token {} does not write already", pair[0].1),
             });
         }
-        let end = sorted.last().map_or(0, |&(slot, _)| slot + 1);
-        Ok(Self { len: slots.len(), end, page_size, tensor: upload(values, device) })
+        Ok(Self { stamp: table.stamp.clone(), ..Self::trusted(slots, page_size, &table.device) })
+    }
+
+    /// `slots` of which none comes twice, -1 for a token that is left out, copied to `device`.
+    pub(crate) fn trusted(slots: Vec<i32>, page_size: usize, device: &Device) -> Self {
+        let end = slots.iter().max().map_or(0, |&slot| (slot + 1) as usize);
+        Self { len: slots.len(), end, page_size, tensor: upload(slots, device), stamp: None }
+    }
+
+    pub(crate) fn stamped(self, stamp: Arc<Stamp>) -> Self {
+        Self { stamp: Some(stamp), ..self }
+    }
+
+    pub(crate) fn stamp(&self) -> Option<&Arc<Stamp>> {
+        self.stamp.as_ref()
     }
 
     /// How many tokens there are.

@@ -44,6 +44,7 @@ use crate::extension::{
     WeightLayout,
 };
 use crate::fp8::Fp8;
+use crate::memory::DeviceMemory;
 use crate::options::KvLayout;
 
 /// The element types that `device` takes instead, if it cannot take `dtype`.
@@ -79,6 +80,13 @@ pub(crate) fn has_fnuz(device: &CubeDevice) -> bool {
 pub(crate) fn has_wide_integers(device: &CubeDevice) -> bool {
     let client = device.client();
     client.properties().type_usage(dtype_to_storage_type(DType::U64)).contains(TypeUsage::Arithmetic)
+}
+
+/// The memory of `device`.
+pub(crate) fn memory(device: &CubeDevice) -> DeviceMemory {
+    let client = device.client();
+    let memory = &client.properties().memory;
+    DeviceMemory { largest: memory.max_page_size, all: memory.max_memory() }
 }
 
 /// Whether `device` has tensors of bytes.

@@ -6,6 +6,7 @@ use crate::check;
 use crate::error::{Error, Result};
 use crate::fp8::Fp8;
 use crate::kv_pages::KvPages;
+use crate::memory;
 use crate::options::KvLayout;
 
 /// The extents of a [`PagedKvCache`](crate::PagedKvCache).
@@ -57,10 +58,10 @@ impl CacheConfig {
         self
     }
 
-    /// Bytes that the keys and values of all layers take.
+    /// Bytes that the keys and values of all layers take, or `usize::MAX` if that is more.
     pub fn bytes(&self) -> usize {
-        let elements = [self.layers, self.pages, self.page_size, self.kv_heads, self.head_dim];
-        elements.into_iter().fold(2 * self.dtype.size(), usize::saturating_mul)
+        let Self { layers, pages, page_size, kv_heads, head_dim, dtype, .. } = *self;
+        memory::bytes([2, layers, pages, page_size, kv_heads, head_dim, dtype.size()])
     }
 
     /// Refuses extents that no pool on `device` can have.
@@ -85,27 +86,16 @@ impl CacheConfig {
                 expected: format!("at most {} pages of {page_size} tokens", i32::MAX as usize / page_size),
             });
         }
-        let bytes = [page_size, kv_heads, head_dim, dtype.size()];
-        if bytes
-            .into_iter()
-            .try_fold(pages, usize::checked_mul)
-            .is_none_or(|bytes| bytes > isize::MAX as usize)
-        {
-            return Err(Error::Value {
-                op,
-                argument: "kv_heads",
-                got: kv_heads.to_string(),
-                expected: format!("a layer whose keys take at most {} bytes", isize::MAX),
-            });
-        }
         check::device(op, "device", device)?;
         match fp8 {
-            None => check::float(op, "dtype", dtype, device),
-            Some(_) => check::bytes(op, "fp8", device),
+            None => check::float(op, "dtype", dtype, device)?,
+            Some(_) => check::bytes(op, "fp8", device)?,
         }
+        let keys = memory::bytes([pages, page_size, kv_heads, head_dim, dtype.size()]);
+        memory::on_device(op, "config", [layers.saturating_mul(2), keys], device)
     }
 
-    /// The pages of a layer, all 0.
+    /// The pages of a layer, all 0. Not by `zeros`: on Flex that takes the memory twice, and copies.
     pub(super) fn new_layer(&self, device: &Device) -> Result<KvPages> {
         let CacheConfig { pages, page_size, kv_heads, head_dim, layout, dtype, fp8, .. } = *self;
         let shape = match layout {
@@ -113,10 +103,10 @@ impl CacheConfig {
             KvLayout::Hnd => [pages, kv_heads, page_size, head_dim],
         };
         if let Some(format) = fp8 {
-            let zeros = || Tensor::<4, Int>::zeros(shape, (device, dtype));
+            let zeros = || Tensor::<4, Int>::full(shape, 0, (device, dtype));
             return KvPages::new_fp8(zeros(), zeros(), layout, format);
         }
-        let zeros = || Tensor::<4>::zeros(shape, (device, dtype));
+        let zeros = || Tensor::<4>::full(shape, 0.0, (device, dtype));
         KvPages::new(zeros(), zeros(), layout)
     }
 }

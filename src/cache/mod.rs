@@ -9,25 +9,36 @@ mod swap;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::tensor::Device;
+#[cfg(feature = "cube")]
+use burn::tensor::Transaction;
 
 use crate::check::shape;
 use crate::error::{Error, Result};
 use crate::indptr::Positions;
 use crate::kv_pages::{KvPages, PageShape};
+use crate::memory;
 use crate::page_pool::PagePool;
 use crate::page_table::PageTable;
 use crate::prefix_tree::PrefixTree;
 
-pub(crate) use clock::{Clock, Stamp};
+pub(crate) use clock::{Change, Clock, Says, Stamp, Unfit};
 pub use config::CacheConfig;
 pub use stats::CacheStats;
 pub use swap::SwappedSequence;
 
-/// A sequence of a [`PagedKvCache`]. Never used again once the sequence is freed.
+/// A sequence of one [`PagedKvCache`]. It is never used again once the sequence is freed, nor by another cache of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SequenceId(u64);
+
+impl SequenceId {
+    fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 #[derive(Debug, Clone, Default)]
 struct Sequence {
@@ -36,11 +47,11 @@ struct Sequence {
 }
 
 impl Sequence {
-    /// Where its tokens are, from token `first` on.
-    fn slots(&self, first: usize, page_size: usize) -> impl Iterator<Item = Option<usize>> {
-        (first..self.len).map(move |position| {
+    /// Where its tokens are, from token `first` on. A pool has no more slots than an `i32` counts.
+    fn slots(&self, first: usize, page_size: usize) -> impl Iterator<Item = i32> {
+        (first..self.len).filter_map(move |position| {
             let page = self.pages.get(position / page_size)?;
-            Some(page * page_size + position % page_size)
+            Some((page * page_size + position % page_size) as i32)
         })
     }
 }
@@ -52,8 +63,12 @@ impl Sequence {
 /// copy of that page first. So do sequences that [start](Self::create_with_prefix) with tokens that others computed, if the
 /// cache was told to [remember](Self::remember) them. A sequence may [wait](Self::swap_out) in host memory.
 ///
-/// A call that is refused has changed nothing. Page tables are of the moment: make them after the calls that change
-/// sequences.
+/// A call that is refused has changed nothing.
+///
+/// What a cache hands out is for this cache alone, and of its moment. Page tables, and plans of them, say where all tokens of
+/// their sequences are: any change of one of those outdates them. Slots and positions say it of some tokens: they are outdated
+/// once a sequence of theirs is freed, loses tokens, or gets other pages. Operations refuse what is outdated
+/// ([`Error::Stale`]) and what is of another cache.
 ///
 /// One step of a model:
 ///
@@ -90,7 +105,6 @@ pub struct PagedKvCache {
     /// Pages that are remembered. Whoever uses one of them uses all that lead to it.
     tree: PrefixTree,
     sequences: BTreeMap<SequenceId, Sequence>,
-    next_id: u64,
     clock: Arc<Clock>,
     /// What has been done so far; the fields that say how the cache is used now are left 0.
     counted: CacheStats,
@@ -101,13 +115,15 @@ impl PagedKvCache {
     ///
     /// # Errors
     ///
-    /// If an extent is 0, or the device does not serve the type of the elements.
+    /// If an extent is 0, there are more tokens than an `i32` counts, the device does not serve the type of the elements, or it
+    /// has not the memory ([`Error::OutOfMemory`]). On a CPU that is the memory of the machine or container, used or not.
     pub fn new(config: &CacheConfig, device: &Device) -> Result<Self> {
         const OP: &str = "PagedKvCache::new";
         config.check(OP, device)?;
         let clock = Arc::new(Clock::default());
         let layer = |_| config.new_layer(device).map(|layer| layer.of_cache(clock.clone()));
         let layers = (0..config.layers).map(layer).collect::<Result<Vec<_>>>()?;
+        check_allocated(OP, config, &layers)?;
         Ok(Self {
             layers,
             page_size: config.page_size,
@@ -115,7 +131,6 @@ impl PagedKvCache {
             pool: PagePool::new(config.pages),
             tree: PrefixTree::new(config.page_size),
             sequences: BTreeMap::new(),
-            next_id: 0,
             clock,
             counted: CacheStats::default(),
         })
@@ -172,10 +187,12 @@ impl PagedKvCache {
                 expected: format!("at most {}, the length of the sequence", kept.len),
             });
         }
-        kept.len = len;
-        let dropped = kept.pages.split_off(len.div_ceil(page_size));
-        self.give_up(&dropped);
-        self.clock.touch(sequence);
+        if len < kept.len {
+            kept.len = len;
+            let dropped = kept.pages.split_off(len.div_ceil(page_size));
+            self.give_up(&dropped);
+            self.clock.touch(sequence, Change::Moved);
+        }
         Ok(())
     }
 
@@ -208,7 +225,7 @@ impl PagedKvCache {
         }
         // Not checked again: a sequence owns each of its pages once, and all are of the pool.
         let table = PageTable::trusted(OP, indptr, indices, &last_page_len, self.page_size, &self.device)?;
-        Ok(table.stamped(self.clock.stamp(sequences)))
+        Ok(table.stamped(self.stamp(sequences)))
     }
 
     /// The positions of the last `tokens` tokens of each `(sequence, tokens)`: what [`reserve`](Self::reserve) has just
@@ -219,7 +236,7 @@ impl PagedKvCache {
     /// If a sequence is unknown or shorter.
     pub fn last_positions(&self, growth: &[(SequenceId, usize)]) -> Result<Positions> {
         const OP: &str = "PagedKvCache::last_positions";
-        let mut positions = Vec::new();
+        let (mut ranges, mut all) = (Vec::with_capacity(growth.len()), 0_usize);
         for &(id, tokens) in growth {
             let len = self.sequence(OP, "growth", id)?.len;
             let Some(first) = len.checked_sub(tokens) else {
@@ -230,9 +247,13 @@ impl PagedKvCache {
                     expected: format!("at most {len}, its length"),
                 });
             };
-            positions.extend(first..len);
+            ranges.push(first..len);
+            all = all.saturating_add(tokens);
         }
-        Positions::new(&positions, &self.device)
+        let mut positions = memory::list(OP, "growth", all)?;
+        // A pool has no more tokens than an `i32` counts.
+        positions.extend(ranges.into_iter().flatten().map(|position| position as i32));
+        Ok(Positions::uploaded(positions, &self.device).stamped(self.stamp_of(growth)))
     }
 
     /// The pages of layer `layer`.
@@ -297,6 +318,25 @@ impl PagedKvCache {
         &self.device
     }
 
+    /// The stamp of a handle of these sequences that is made now.
+    pub(crate) fn stamp(&self, sequences: &[SequenceId]) -> Arc<Stamp> {
+        Arc::new(self.clock.stamp(sequences.to_vec()))
+    }
+
+    /// Whether `stamp` is of this cache.
+    pub(crate) fn made(&self, stamp: &Stamp) -> bool {
+        stamp.is_of(&self.clock)
+    }
+
+    fn stamp_of(&self, growth: &[(SequenceId, usize)]) -> Arc<Stamp> {
+        Arc::new(self.clock.stamp(growth.iter().map(|&(id, _)| id).collect()))
+    }
+
+    /// Whether all layers are where they were when they were [pinned](Self::pin).
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.layers.iter().all(|layer| layer.are_pinned_of(&self.clock))
+    }
+
     /// Keeps the pages where they are from now on: [`append_paged_kv`](crate::append_paged_kv) writes in place even while
     /// clones of them are alive, which then see what is written. What a captured graph needs, for it knows them by their
     /// place.
@@ -305,10 +345,9 @@ impl PagedKvCache {
     }
 
     fn insert(&mut self, sequence: Sequence) -> SequenceId {
-        let id = SequenceId(self.next_id);
-        self.next_id += 1;
+        let id = SequenceId::new();
         self.sequences.insert(id, sequence);
-        self.clock.touch(id);
+        self.clock.touch(id, Change::Grown);
         id
     }
 
@@ -337,6 +376,20 @@ impl PagedKvCache {
         }
         Ok(())
     }
+}
+
+/// Refuses pages that the device did not allocate: it says so when they are read.
+fn check_allocated(op: &'static str, config: &CacheConfig, layers: &[KvPages]) -> Result<()> {
+    #[cfg(feature = "cube")]
+    {
+        let first = layers.iter().fold(Transaction::default(), |reading, layer| layer.read_first(reading));
+        if let Err(error) = first.try_execute() {
+            let (bytes, expected) = (config.bytes(), format!("what the device can allocate ({error})"));
+            return Err(Error::OutOfMemory { op, argument: "config", bytes, expected });
+        }
+    }
+    let _ = (op, config, layers);
+    Ok(())
 }
 
 fn unknown(op: &'static str, argument: &'static str, id: SequenceId) -> Error {

@@ -1,6 +1,6 @@
 //! Prefixes that outlive their sequences.
 
-use super::{PagedKvCache, Sequence, SequenceId};
+use super::{Change, PagedKvCache, Sequence, SequenceId};
 use crate::error::{Error, Result};
 
 impl PagedKvCache {
@@ -59,7 +59,7 @@ impl PagedKvCache {
     ///
     /// The keys and values of all its tokens must have been appended, in every layer. If a prefix is remembered already in
     /// other pages, from a sequence that computed the same, `sequence` and its forks give theirs back and share those: page
-    /// tables made before are outdated. The example is at [`create_with_prefix`](Self::create_with_prefix).
+    /// tables, slots and positions of them that were made before are outdated. The example is at [`create_with_prefix`](Self::create_with_prefix).
     ///
     /// # Errors
     ///
@@ -89,13 +89,15 @@ impl PagedKvCache {
                 });
             }
         }
+        let mut merged = Vec::new();
         for (at, (page, &to)) in pages.iter_mut().zip(&known).enumerate() {
             let from = std::mem::replace(page, to);
             if from != to {
-                self.replace_page(at, from, to);
-                self.counted.merged_pages += 1;
+                merged.push(Merged { at, from, to });
             }
         }
+        self.replace_pages(sequence, &merged);
+        self.counted.merged_pages += merged.len() as u64;
         self.tree.insert(tokens, &pages);
         for &page in pages.iter().skip(known.len()) {
             self.pool.remember(page);
@@ -110,20 +112,39 @@ impl PagedKvCache {
         }
     }
 
-    /// Every sequence whose page number `at` is `from` uses `to`, of the same content, instead. All of them, so that what
-    /// comes behind may be remembered: who uses a page of the tree uses all that lead to it.
-    fn replace_page(&mut self, at: usize, from: usize, to: usize) {
-        for (&id, sequence) in &mut self.sequences {
-            if let Some(page) = sequence.pages.get_mut(at)
-                && *page == from
-            {
-                *page = to;
+    /// `sequence`, and every other that uses the pages that are `merged`, uses those they are merged into instead. All of them,
+    /// so that what comes behind may be remembered: who uses a page of the tree uses all that lead to it.
+    fn replace_pages(&mut self, sequence: SequenceId, merged: &[Merged]) {
+        let Some(&Merged { from: first, .. }) = merged.first() else { return };
+        // Who shares a page with `sequence` shares all before it.
+        let using = if self.pool.owners(first) == 1 {
+            self.sequences.range_mut(sequence..=sequence)
+        } else {
+            self.sequences.range_mut(..)
+        };
+        for (&id, sequence) in using {
+            let mut moved = false;
+            for &Merged { at, from, to } in merged {
+                match sequence.pages.get_mut(at) {
+                    Some(page) if *page == from => *page = to,
+                    _ => break,
+                }
                 self.pool.share(to);
                 self.pool.release(from);
-                self.clock.touch(id);
+                moved = true;
+            }
+            if moved {
+                self.clock.touch(id, Change::Moved);
             }
         }
     }
+}
+
+/// Page number `at` of a sequence, `from`, is what `to` is.
+struct Merged {
+    at: usize,
+    from: usize,
+    to: usize,
 }
 
 fn unless_last(tokens: &[u32]) -> &[u32] {

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{PagedKvCache, Sequence, SequenceId};
+use super::{Change, PagedKvCache, Sequence, SequenceId};
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::ops::{PageCopies, copy_pages};
 use crate::page_table::SlotMapping;
 
@@ -26,12 +27,14 @@ impl PagedKvCache {
     ///
     /// # Errors
     ///
-    /// If a sequence is unknown or named twice, or the pool has not enough pages that are free or can be evicted; or if a
-    /// shared page has to be copied in a layer that was [replaced](Self::layer_mut) by one that does not fit.
+    /// If a sequence is unknown or named twice, or the pool has not enough pages that are free or can be evicted; if a shared
+    /// page has to be copied in a layer that was [replaced](Self::layer_mut) by one that does not fit; or if the host has no
+    /// memory for a slot of each token.
     pub fn reserve(&mut self, growth: &[(SequenceId, usize)]) -> Result<SlotMapping> {
         const OP: &str = "PagedKvCache::reserve";
         let slots = self.reserve_slots(OP, growth)?;
-        SlotMapping::from_slots(OP, &slots, self.page_size, &self.device)
+        let slots = SlotMapping::trusted(slots, self.page_size, &self.device);
+        Ok(slots.stamped(self.stamp_of(growth)))
     }
 
     /// The same, on the host alone.
@@ -39,14 +42,17 @@ impl PagedKvCache {
         &mut self,
         op: &'static str,
         growth: &[(SequenceId, usize)],
-    ) -> Result<Vec<Option<usize>>> {
+    ) -> Result<Vec<i32>> {
         let plan = self.plan(op, growth)?;
         if plan.copies_tail.contains(&true) {
             self.check_layers(op)?;
         }
+        self.pool.check_available(op, "growth", plan.pages)?;
+        let all = growth.iter().fold(0_usize, |all, &(_, tokens)| all.saturating_add(tokens));
+        let mut slots = memory::list(op, "growth", all)?;
         self.make_room(op, "growth", plan.pages)?;
 
-        let (mut from, mut to, mut slots) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut from, mut to) = (Vec::new(), Vec::new());
         for (&(id, tokens), copies_tail) in growth.iter().zip(plan.copies_tail) {
             let Some(sequence) = self.sequences.get_mut(&id) else { continue };
             if copies_tail && let (Some(tail), Some(own)) = (sequence.pages.last_mut(), self.pool.take()) {
@@ -55,7 +61,7 @@ impl PagedKvCache {
                 to.push(own);
             }
             if tokens > 0 {
-                self.clock.touch(id);
+                self.clock.touch(id, if copies_tail { Change::Moved } else { Change::Grown });
             }
             let first = sequence.len;
             sequence.len += tokens;

@@ -7,6 +7,9 @@ use crate::check;
 use crate::error::{Error, Result};
 use crate::extension::KvTensors;
 use crate::fp8::Fp8;
+use crate::indptr::upload;
+use crate::kv_pages::KvPages;
+use crate::memory;
 use crate::ops::{read, write};
 use crate::page_table::SlotMapping;
 
@@ -72,7 +75,7 @@ impl PagedKvCache {
     ///
     /// # Errors
     ///
-    /// If there is no such sequence, the device fails to hand out what it holds, or a layer was
+    /// If there is no such sequence, the host has not the memory, the device fails to hand out what it holds, or a layer was
     /// [replaced](Self::layer_mut) by one that does not fit. The sequence is as it was then.
     pub fn swap_out(&mut self, sequence: SequenceId) -> Result<SwappedSequence> {
         const OP: &str = "PagedKvCache::swap_out";
@@ -81,12 +84,12 @@ impl PagedKvCache {
         let mut layers = Vec::new();
         if len > 0 {
             self.check_layers(OP)?;
-            let slots: Vec<_> = found.slots(0, self.page_size).collect();
-            let slots = SlotMapping::from_slots(OP, &slots, self.page_size, &self.device)?;
+            self.check_copy(OP, "sequence", len)?;
+            let slots = upload(found.slots(0, self.page_size), &self.device);
             // Layer by layer: the device needs memory for a copy of one only.
             for layer in &self.layers {
                 let both = Transaction::default();
-                let reading = match read(layer, slots.tensor.clone(), layer.dtype()) {
+                let reading = match read(layer, slots.clone(), layer.dtype()) {
                     KvTensors::Floats(k, v) => {
                         let [k, v] = [k, v].map(Tensor::<3>::from_dispatch);
                         both.register(k).register(v)
@@ -128,8 +131,8 @@ impl PagedKvCache {
         self.make_room(OP, "swapped", needed)?;
         let pages = (0..needed).map_while(|_| self.pool.take()).collect();
         let sequence = Sequence { pages, len: swapped.len };
-        let slots: Vec<_> = sequence.slots(0, self.page_size).collect();
-        let slots = SlotMapping::from_slots(OP, &slots, self.page_size, &self.device)?;
+        let slots = sequence.slots(0, self.page_size).collect();
+        let slots = SlotMapping::trusted(slots, self.page_size, &self.device);
         for (layer, Layer { k, v, format }) in self.layers.iter_mut().zip(&swapped.layers) {
             let (device, dtype, rows) = (&self.device, k.dtype(), [k, v].map(Clone::clone));
             let tokens = if format.is_some() {
@@ -143,6 +146,16 @@ impl PagedKvCache {
         }
         self.counted.swapped_in_tokens += swapped.len as u64;
         Ok(self.insert(sequence))
+    }
+
+    /// Refuses to copy `tokens` tokens of all layers to a host that has not the memory.
+    fn check_copy(&self, op: &'static str, argument: &'static str, tokens: usize) -> Result<()> {
+        let token = |layer: &KvPages| {
+            let pool = layer.shape();
+            memory::bytes([pool.kv_heads, pool.k_dim + pool.v_dim, layer.dtype().size()])
+        };
+        let token = self.layers.iter().map(token).fold(0, usize::saturating_add);
+        memory::on_host(op, argument, memory::bytes([tokens, token]))
     }
 
     /// Refuses the rows of another model.

@@ -5,11 +5,13 @@ use burn::{
     tensor::{DType, Int, Tensor},
 };
 
+use crate::cache::Says;
 use crate::check::{self, Floats, shape};
 use crate::error::{Error, Result};
 use crate::extension::{FlashInferBackend, KvTensors};
 use crate::indptr::upload;
 use crate::kv_pages::KvPages;
+use crate::memory;
 use crate::page_table::{PageTable, SlotMapping};
 
 /// Writes the keys and values of new tokens to their slots in the pages of a layer.
@@ -24,7 +26,8 @@ use crate::page_table::{PageTable, SlotMapping};
 ///
 /// # Errors
 ///
-/// If shapes, types or devices do not fit together, or a slot is outside the pool. Nothing has been written then.
+/// If shapes, types or devices do not fit together, or a slot is outside the pool; if the slots are of another cache, or a
+/// sequence of theirs was freed, lost tokens or got other pages since ([`Error::Stale`]). Nothing has been written then.
 pub fn append_paged_kv(pages: &mut KvPages, k: Tensor<3>, v: Tensor<3>, slots: &SlotMapping) -> Result<()> {
     const OP: &str = "append_paged_kv";
     fits(OP, pages, &k, &v, slots)?;
@@ -67,7 +70,8 @@ pub(super) fn fits(
             return Err(shape(op, argument, &dims, format!("{expected:?}, as `slots` and `pages` have it")));
         }
     }
-    pages.check_pool(op, "slots", slots.page_size(), slots.pages_needed())
+    pages.check_pool(op, "slots", slots.page_size(), slots.pages_needed())?;
+    pages.check_current(op, "slots", Says::Some, slots.stamp())
 }
 
 /// The keys and values of all tokens of a page table, one request after the other: `[tokens, kv_heads, head_dim]` and
@@ -78,8 +82,8 @@ pub(super) fn fits(
 ///
 /// # Errors
 ///
-/// If the table was made for another device, another page size or a larger pool, or is older than a change of its
-/// sequences; if `dtype` is not that of the numbers, or not one that the device takes; if a gradient is required.
+/// If the table was made for another device, another page size, a larger pool or another cache, or is older than a change of
+/// its sequences; if there is no memory for all tokens; if `dtype` is not that of the numbers, or not one that the device takes; if a gradient is required.
 pub fn gather_paged_kv(pages: &KvPages, table: &PageTable, dtype: DType) -> Result<(Tensor<3>, Tensor<3>)> {
     const OP: &str = "gather_paged_kv";
     let pool = pages.shape();
@@ -90,7 +94,9 @@ pub fn gather_paged_kv(pages: &KvPages, table: &PageTable, dtype: DType) -> Resu
     }
     check::same_device(OP, "table", &table.device(), &pages.device())?;
     pages.check_pool(OP, "table", table.page_size(), table.pages_needed())?;
-    pages.check_current(OP, "table", table.stamp())?;
+    pages.check_current(OP, "table", Says::All, table.stamp())?;
+    let rows = memory::bytes([table.tokens(), pool.kv_heads, pool.k_dim.max(pool.v_dim), dtype.size()]);
+    memory::on_device(OP, "table", [2, rows], &pages.device())?;
     let slots = table.slots(OP)?;
     if slots.is_empty() {
         let rows = |dim| Tensor::<3>::empty([0, pool.kv_heads, dim], (&pages.device(), dtype));

@@ -2,11 +2,13 @@
 
 use burn::{backend::Dispatch, tensor::Tensor};
 
+use crate::cache::Says;
 use crate::check::{Floats, same_device, shape};
 use crate::error::{Error, Result};
 use crate::extension::{Attended, AttentionParams, Batch, FlashInferBackend};
 use crate::indptr::Indptr;
 use crate::kv_pages::KvPages;
+use crate::memory;
 use crate::options::{AttentionOptions, KvLayout};
 use crate::page_table::PageTable;
 use crate::plan::{KeysOf, MAX_HEAD_DIM, PlanConfig, Requests, Schedule, decode_rows};
@@ -182,7 +184,7 @@ pub(super) fn paged(
         Problem::new(op, &q, ["pages", "pages"], pages.numbers(op)?, [pool.kv_heads, pool.k_dim], options)?;
     same_device(op, table_name, &table.device(), &q.device())?;
     pages.check_pool(op, table_name, table.page_size(), table.pages_needed())?;
-    pages.check_current(op, table_name, table.stamp())?;
+    pages.check_current(op, table_name, Says::All, table.stamp())?;
     let requests = qo_indptr.len() - 1;
     if requests != table.requests() {
         return Err(Error::Value {
@@ -325,23 +327,30 @@ impl Problem {
             self.config.check_causal(self.op, request, queries, keys)?;
         }
         let schedule = Schedule::new(self.op, &self.config, requests, &q.device())?;
-        Ok(attend(q, k, v, schedule.batch(layout), self.config.params()))
+        attend(self.op, q, k, v, schedule.batch(layout), self.config.params())
     }
 }
 
 /// Attention as planned, of tensors that were checked.
+///
+/// # Errors
+///
+/// If the device has no memory for the output.
 pub(crate) fn attend<const D: usize>(
+    op: &'static str,
     q: Tensor<3>,
     k: Tensor<D>,
     v: Tensor<D>,
     batch: Batch<Dispatch>,
     params: AttentionParams,
-) -> AttentionOutput {
+) -> Result<AttentionOutput> {
+    let [tokens, q_heads, _] = q.dims();
+    let output = memory::bytes([tokens, q_heads, v.dims()[D - 1], q.dtype().size()]);
+    memory::on_device(op, "q", [1, output], &q.device())?;
     let [k, v] = [k, v].map(Tensor::into_dispatch);
-    match Dispatch::batch_attention(q.into_dispatch(), k, v, batch, params) {
-        Attended::WithoutLse(output) => AttentionOutput { output: Tensor::from_dispatch(output), lse: None },
-        Attended::WithLse(output, lse) => {
-            AttentionOutput { output: Tensor::from_dispatch(output), lse: Some(Tensor::from_dispatch(lse)) }
-        }
-    }
+    let (output, lse) = match Dispatch::batch_attention(q.into_dispatch(), k, v, batch, params) {
+        Attended::WithoutLse(output) => (output, None),
+        Attended::WithLse(output, lse) => (output, Some(Tensor::from_dispatch(lse))),
+    };
+    Ok(AttentionOutput { output: Tensor::from_dispatch(output), lse })
 }

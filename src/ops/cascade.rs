@@ -9,6 +9,7 @@ use super::merge::{merge_state, merge_states};
 use crate::cascade::Cascade;
 use crate::error::{Error, Result};
 use crate::kv_pages::KvPages;
+use crate::memory;
 use crate::options::AttentionOptions;
 
 /// Attention of a batch whose requests share pages: as [`batch_prefill_paged`](crate::batch_prefill_paged) (or
@@ -32,6 +33,7 @@ pub fn cascade_attention(
     const NAMES: [&str; 2] = ["cascade"; 2];
     let Cascade { own, shared, .. } = cascade;
     check_shares(OP, options.window_left, cascade)?;
+    check_room(OP, &q, cascade.levels())?;
     let own_keys = options.return_lse(options.return_lse || !shared.is_empty());
     let all_keys = own_keys.causal(false);
     // The own keys first: they alone can be refused for a causal mask.
@@ -53,6 +55,12 @@ pub(crate) fn check_shares(op: &'static str, window: Option<usize>, cascade: &Ca
         }),
         _ => Ok(()),
     }
+}
+
+/// Refuses more levels than there is memory for: what each finds, and all of it together to be merged.
+pub(crate) fn check_room(op: &'static str, q: &Tensor<3>, levels: usize) -> Result<()> {
+    let found = memory::bytes([q.shape().num_elements(), q.dtype().size()]);
+    memory::on_device(op, "q", [levels.saturating_mul(2), found], &q.device())
 }
 
 /// What was found in each level, as attention over all of them.

@@ -7,8 +7,9 @@ use burn::tensor::{Device, Int, Tensor};
 use super::append::{read, write};
 use crate::check;
 use crate::error::{Error, Result};
-use crate::indptr::{index, upload};
+use crate::indptr::upload;
 use crate::kv_pages::KvPages;
+use crate::memory;
 use crate::page_table::SlotMapping;
 
 /// Which pages of a pool become copies of which, for [`copy_pages`].
@@ -31,8 +32,8 @@ impl PageCopies {
     ///
     /// # Errors
     ///
-    /// If `page_size` is 0; if `from` and `to` differ in length; if a page is outside the pool; if `to` names a page twice,
-    /// or one that `from` names as well.
+    /// If `page_size` is 0; if `from` and `to` differ in length; if a page is outside the pool, or its slots pass `i32::MAX`; if
+    /// `to` names a page twice, or one that `from` names as well; if there is no memory for a slot of each token that is copied.
     pub fn new(
         from: &[usize],
         to: &[usize],
@@ -71,23 +72,28 @@ impl PageCopies {
                 return refuse("to", at, page, "a page that is not copied to already".into());
             }
         }
-        let slots_of = |page: usize| {
-            let first = page.saturating_mul(page_size);
-            (0..page_size).map(move |row| first.saturating_add(row))
-        };
-        let mut sources = Vec::new();
-        for (at, &page) in from.iter().enumerate() {
-            index(OP, "from", at, page)?;
-            for slot in slots_of(page) {
-                sources.push(index(OP, "from", at, slot)?);
+        // Slots are i32.
+        let most = i32::MAX as usize / page_size;
+        for (argument, list) in [("from", from), ("to", to)] {
+            if let Some((at, &page)) = list.iter().enumerate().find(|&(_, &page)| page >= most) {
+                return refuse(argument, at, page, format!("below {most}, as pages have {page_size} tokens"));
             }
         }
-        let slots = to.iter().flat_map(|&page| slots_of(page).map(Some));
+        let count = from.len().saturating_mul(page_size);
+        memory::on_host(OP, "page_size", memory::bytes([2, count, size_of::<i32>()]))?;
+        memory::on_device(OP, "page_size", [2, memory::bytes([count, size_of::<i32>()])], device)?;
+        let slots_of = |list: &[usize]| {
+            let mut slots = memory::list(OP, "page_size", count)?;
+            for page in list {
+                slots.extend((page * page_size..(page + 1) * page_size).map(|slot| slot as i32));
+            }
+            Ok(slots)
+        };
         Ok(Self {
             len: from.len(),
             end: from.iter().chain(to).max().map_or(0, |&page| page + 1),
-            from: upload(sources, device),
-            to: SlotMapping::from_slots(OP, &slots.collect::<Vec<_>>(), page_size, device)?,
+            from: upload(slots_of(from)?, device),
+            to: SlotMapping::trusted(slots_of(to)?, page_size, device),
         })
     }
 

@@ -5,6 +5,7 @@ use burn::{backend::Dispatch, tensor::Tensor};
 use crate::check::{Floats, shape};
 use crate::error::Result;
 use crate::extension::FlashInferBackend;
+use crate::memory;
 
 /// `x · weightᵀ`: a linear layer without bias.
 ///
@@ -29,6 +30,7 @@ pub fn matmul_nt<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Result<Tens
         return Err(shape(OP, "weight", &weight.dims(), "no empty axis"));
     }
     let rows = dims[..D - 1].iter().product::<usize>();
+    memory::on_device(OP, "x", [1, memory::bytes([rows, out_dim, x.dtype().size()])], &x.device())?;
     let x = x.reshape([rows, in_dim]);
     let y: Tensor<2> = Tensor::from_dispatch(Dispatch::matmul_nt(x.into_dispatch(), weight.into_dispatch()));
     dims[D - 1] = out_dim;

@@ -26,7 +26,7 @@ pub use attention::{
 pub(crate) use attention::{attend, by_token};
 pub use bits::{packbits, segment_packbits, segment_unpackbits, unpackbits};
 pub use cascade::cascade_attention;
-pub(crate) use cascade::{check_shares, merge_levels};
+pub(crate) use cascade::{check_room, check_shares, merge_levels};
 pub use copy::{PageCopies, copy_pages};
 pub use linear::matmul_nt;
 pub use merge::{merge_state, merge_state_in_place, merge_states, variable_length_merge_states};

@@ -7,7 +7,7 @@ use super::paged::PagedPlan;
 use crate::cascade::Cascade;
 use crate::error::Result;
 use crate::kv_pages::KvPages;
-use crate::ops::{AttentionOutput, check_shares, merge_levels};
+use crate::ops::{AttentionOutput, check_room, check_shares, merge_levels};
 use crate::options::AttentionOptions;
 
 /// Who computes what of a batch whose requests share pages: a plan for each level of a [`Cascade`], made once and run by
@@ -66,6 +66,7 @@ impl CascadePlan {
     ///
     /// As [`PagedPlan::run`].
     pub fn run(&self, q: Tensor<3>, pages: &KvPages) -> Result<AttentionOutput> {
+        check_room("CascadePlan::run", &q, self.levels.len())?;
         let found = self.levels.iter().map(|level| level.run(q.clone(), pages));
         merge_levels(found.collect::<Result<_>>()?, self.return_lse)
     }

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
 use super::config::PlanConfig;
 use super::schedule::{Capacity, KeysOf, Requests, Schedule};
-use crate::cache::Stamp;
+use crate::cache::{PagedKvCache, Says, Stamp};
 use crate::check::{Floats, same_device, shape};
 use crate::error::{Error, Result};
 use crate::indptr::Indptr;
@@ -112,22 +112,23 @@ impl PagedPlan {
         op: &'static str,
         config: &PlanConfig,
         capacity: Capacity,
-        page_size: usize,
-        device: &Device,
+        extra: &[i32],
+        cache: &PagedKvCache,
     ) -> Result<Self> {
+        let (device, page_size) = (cache.device(), cache.page_size());
         config.check(op, device)?;
         let table =
             PageTable::trusted(op, vec![0], vec![], &[], page_size, device)?.padded(capacity.requests);
         let rows = decode_rows(capacity.requests);
         let requests = Requests { qo_indptr: &rows, kv: KeysOf::Paged(&table) };
-        let schedule = Schedule::fixed(op, config, requests, &capacity, device)?;
+        let schedule = Schedule::fixed(op, config, requests, (&capacity, extra), device)?;
         Ok(Self {
             config: *config,
             schedule,
             tokens: capacity.requests,
             page_size,
             pages_needed: 0,
-            stamp: None,
+            stamp: Some(cache.stamp(&[])),
             capacity: Some(capacity),
         })
     }
@@ -185,8 +186,8 @@ impl PagedPlan {
     /// # Errors
     ///
     /// If tensors do not fit the plan in number of tokens, heads, head dimension, element type, page size, order of axes or
-    /// device; if the pool has fewer pages than the page table names; if sequences of the cache have changed since its page
-    /// table was made ([`Error::Stale`]); if a tensor requires a gradient.
+    /// device; if the pool has fewer pages than the page table names, or is of another cache; if sequences of the cache have
+    /// changed since its page table was made ([`Error::Stale`]); if a tensor requires a gradient.
     pub fn run(&self, q: Tensor<3>, pages: &KvPages) -> Result<AttentionOutput> {
         const OP: &str = "PagedPlan::run";
         let (config, pool) = (&self.config, pages.shape());
@@ -194,7 +195,7 @@ impl PagedPlan {
         let (k, v) = pages.numbers(OP)?;
         floats.like("pages", k)?;
         floats.on_device("plan", &self.schedule.index().device())?;
-        pages.check_current(OP, "plan", self.stamp.as_ref())?;
+        pages.check_current(OP, "plan", Says::All, self.stamp.as_ref())?;
         let refuse = |argument, got: String, expected: String| {
             Err(Error::Value { op: OP, argument, got, expected: format!("{expected}, as planned") })
         };
@@ -227,12 +228,16 @@ impl PagedPlan {
             return refuse("pages", format!("{:?}", pages.layout()), format!("{layout:?}"));
         }
         let (k, v) = (k.clone(), v.clone());
-        Ok(attend(q, k, v, self.schedule.batch(pages.layout()), config.params()))
+        attend(OP, q, k, v, self.schedule.batch(pages.layout()), config.params())
     }
 
     /// Query tokens of all requests: the rows of `q`.
     pub fn tokens(&self) -> usize {
         self.tokens
+    }
+
+    pub(super) fn stamp(&self) -> Option<&Arc<Stamp>> {
+        self.stamp.as_ref()
     }
 
     pub(super) fn page_size(&self) -> usize {

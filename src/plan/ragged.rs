@@ -96,7 +96,7 @@ impl RaggedPlan {
                 return Err(shape(OP, argument, &got, format!("{planned:?}, as planned")));
             }
         }
-        Ok(attend(q, k, v, self.schedule.batch(KvLayout::Nhd), config.params()))
+        attend(OP, q, k, v, self.schedule.batch(KvLayout::Nhd), config.params())
     }
 
     /// Query tokens of all requests: the rows of `q`.

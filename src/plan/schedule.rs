@@ -11,6 +11,7 @@ use super::config::PlanConfig;
 use crate::error::Result;
 use crate::extension::{Batch, BatchLayout, FlashInferBackend, MaybeFloats, PagesLayout};
 use crate::indptr::{index, upload};
+use crate::memory;
 use crate::options::KvLayout;
 use crate::page_table::PageTable;
 
@@ -53,8 +54,6 @@ pub(crate) struct Capacity {
     pub requests: usize,
     /// Entries of page tables, of all requests together.
     pub pages: usize,
-    /// Numbers of each request that the caller adds.
-    pub extra: usize,
 }
 
 /// Lists of numbers in a row.
@@ -137,15 +136,16 @@ impl Schedule {
         Ok(())
     }
 
-    /// A schedule that every batch within `capacity` can be written into, made for `requests`.
+    /// A schedule that every batch within `capacity` can be written into, made for `requests`; the lists of the caller are
+    /// `extra`.
     pub(crate) fn fixed(
         op: &'static str,
         config: &PlanConfig,
         requests: Requests<'_>,
-        capacity: &Capacity,
+        (capacity, extra): (&Capacity, &[i32]),
         device: &Device,
     ) -> Result<Self> {
-        let fixed = Fixed { capacity, extra: &[], launch: None };
+        let fixed = Fixed { capacity, extra, launch: None };
         let mut planned = Planned::new(op, config, requests, device, Some(fixed))?;
         // The pages come last, so that an update copies no more of them than there are.
         let end = planned.layout.pages.as_ref().map_or(0, |pages| pages.indices.start + capacity.pages);
@@ -228,14 +228,18 @@ impl Planned {
     ) -> Result<Self> {
         let mut lists = Lists::default();
         let (launch, explanation) = launch(op, config, requests, device, fixed.as_ref())?;
+        let words = [launch.works.len(), launch.merges.len(), fixed.map_or(0, |fixed| fixed.capacity.pages)];
+        let words = words.into_iter().fold(0, usize::saturating_add);
+        memory::on_host(op, "batch", memory::bytes([words, size_of::<i32>()]))?;
+        let workspace = [launch.partial_rows, config.head_dim_v + 2, size_of::<f32>()];
+        memory::on_device(op, "batch", [1, memory::bytes(workspace)], device)?;
         // Row pointers have been checked to fit `i32` when they were made.
         let [qo_indptr, kv_indptr] = [requests.qo_indptr, requests.kv_indptr()]
             .map(|rows| lists.add(rows.iter().map(|&row| row as i32), 0));
         let (works, merges) = explanation.lists();
         let works = lists.add(works.iter().copied(), launch.works.len());
         let merges = lists.add(merges.iter().copied(), launch.merges.len());
-        let room = fixed.map_or(0, |fixed| fixed.capacity.extra * fixed.capacity.requests);
-        let extra = lists.add(fixed.map_or(&[][..], |fixed| fixed.extra).iter().copied(), room);
+        let extra = lists.add(fixed.map_or(&[][..], |fixed| fixed.extra).iter().copied(), 0);
         let pages = match requests.kv {
             KeysOf::Ragged(_) => None,
             KeysOf::Paged(table) => {

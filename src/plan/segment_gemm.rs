@@ -9,6 +9,7 @@ use crate::check::{Floats, shape};
 use crate::error::{Error, Result};
 use crate::extension::{FlashInferBackend, WeightLayout};
 use crate::indptr::{Indptr, index, upload};
+use crate::memory;
 
 /// Rows of a work: tiles of these are multiplied at a time, and up to the first two read each matrix once.
 const TILE_ROWS: [usize; 5] = [1, 4, 16, 64, 128];
@@ -131,6 +132,7 @@ impl SegmentGemm {
             let expected = format!("at least {} matrices, and no empty axis", self.end);
             return Err(shape(op, "weights", &weights.dims(), expected));
         }
+        memory::on_device(op, "x", [1, memory::bytes([rows, d_out, x.dtype().size()])], &x.device())?;
         if rows == 0 {
             return Ok(Tensor::empty([0, d_out], (&x.device(), x.dtype())));
         }

@@ -1,5 +1,7 @@
 //! A decoding step whose every input lies in one buffer that never moves.
 
+use std::iter;
+
 use burn::tensor::{Int, Tensor};
 
 use super::config::PlanConfig;
@@ -8,10 +10,12 @@ use super::schedule::Capacity;
 use crate::cache::{PagedKvCache, SequenceId};
 use crate::error::{Error, Result};
 use crate::indptr::{Positions, index};
+use crate::memory;
 use crate::page_table::SlotMapping;
 
-/// Numbers of a request beside its part of the plan: token, position, slot.
-const EXTRA: usize = 3;
+/// Bytes that a request takes at most while a step is planned, its pages not counted: in row pointers and lengths on the host,
+/// in the lists of the step, and in their copy.
+const REQUEST_BYTES: usize = 64;
 
 /// All that changes from one decoding step to the next: tokens, positions, slots, page table and plan, in one buffer on the
 /// device that [`update`](Self::update) rewrites in one copy.
@@ -25,6 +29,11 @@ pub struct DecodeStep {
     requests: usize,
     max_len: usize,
     pool_pages: usize,
+}
+
+/// The lists of a step without sequences: token 0 at position 0, written nowhere.
+fn no_sequences(requests: usize) -> Vec<i32> {
+    [0, 0, -1].into_iter().flat_map(|word| iter::repeat_n(word, requests)).collect()
 }
 
 impl DecodeStep {
@@ -43,8 +52,11 @@ impl DecodeStep {
         }
         let pages = max_len.div_ceil(cache.page_size()).saturating_mul(requests);
         index(OP, "max_len", 0, pages.saturating_mul(cache.page_size()))?;
-        let capacity = Capacity { requests, pages, extra: EXTRA };
-        let plan = PagedPlan::fixed(OP, config, capacity, cache.page_size(), cache.device())?;
+        let list_bytes = memory::bytes([requests, REQUEST_BYTES]);
+        let bytes = list_bytes.saturating_add(memory::bytes([pages, size_of::<i32>()]));
+        memory::on_host(OP, "requests", bytes)?;
+        let capacity = Capacity { requests, pages };
+        let plan = PagedPlan::fixed(OP, config, capacity, &no_sequences(requests), cache)?;
         Ok(Self { plan, requests, max_len, pool_pages: cache.pages() })
     }
 
@@ -65,11 +77,15 @@ impl DecodeStep {
                 expected: format!("{expected}, the capacity"),
             })
         };
+        let before = self.plan.stamp().cloned();
+        if before.as_ref().is_some_and(|stamp| !cache.made(stamp)) {
+            let (got, expected) = ("another cache".into(), "the one that the step was made for".into());
+            return Err(Error::Value { op: OP, argument: "cache", got, expected });
+        }
         if tokens.is_empty() || tokens.len() > self.requests {
             return refuse(format!("of {} sequences", tokens.len()), format!("1 to {}", self.requests));
         }
-        // Each list has room for all requests.
-        let mut extra = vec![0; EXTRA * self.requests];
+        let mut extra = no_sequences(self.requests);
         let (token_list, rest) = extra.split_at_mut(self.requests);
         let (position_list, slot_list) = rest.split_at_mut(self.requests);
         for (at, &(sequence, token)) in tokens.iter().enumerate() {
@@ -80,20 +96,16 @@ impl DecodeStep {
             token_list[at] = index(OP, "tokens", at, token as usize)?;
             position_list[at] = index(OP, "tokens", at, len)?;
         }
-        if (cache.page_size(), cache.pages()) != (self.plan.page_size(), self.pool_pages) {
-            let got = format!("of {} pages of {} tokens", cache.pages(), cache.page_size());
-            let expected = format!("of {} pages of {} tokens", self.pool_pages, self.plan.page_size());
-            return Err(Error::Value { op: OP, argument: "cache", got, expected });
-        }
         let growth: Vec<_> = tokens.iter().map(|&(sequence, _)| (sequence, 1)).collect();
         let slots = cache.reserve_slots(OP, &growth)?;
         let sequences: Vec<_> = tokens.iter().map(|&(sequence, _)| sequence).collect();
         let table = cache.page_table(&sequences)?.padded(self.requests);
-        slot_list.fill(-1);
-        for (at, (to, slot)) in slot_list.iter_mut().zip(&slots).enumerate() {
-            *to = slot.map_or(Ok(-1), |slot| index(OP, "tokens", at, slot))?;
+        slot_list[..slots.len()].copy_from_slice(&slots);
+        self.plan.replan(OP, &decode_rows(self.requests), &table, &extra)?;
+        if let Some(before) = before {
+            before.rewrite();
         }
-        self.plan.replan(OP, &decode_rows(self.requests), &table, &extra)
+        Ok(())
     }
 
     /// `[requests]`: the token of each sequence.
@@ -103,12 +115,13 @@ impl DecodeStep {
 
     /// Where in its sequence each token is, for [`apply_rope`](crate::apply_rope).
     pub fn positions(&self) -> Positions {
-        Positions::of_tensor(self.list(1), self.max_len)
+        Positions::of_tensor(self.list(1), self.max_len, self.plan.stamp().cloned())
     }
 
     /// Where the keys and values go, for [`append_paged_kv`](crate::append_paged_kv).
     pub fn slots(&self) -> SlotMapping {
-        SlotMapping::of_tensor(self.list(2), self.pool_pages, self.plan.page_size())
+        let stamp = self.plan.stamp().cloned();
+        SlotMapping::of_tensor(self.list(2), self.pool_pages, self.plan.page_size(), stamp)
     }
 
     /// Attention of the step: [`PagedPlan::run`].

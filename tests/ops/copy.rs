@@ -99,7 +99,7 @@ fn refusals() {
         refused(new(&[], &[], 0, 4), "PageCopies::new: `page_size` is 0, expected at least 1");
         refused(
             new(&[usize::MAX - 1], &[0], 2, usize::MAX),
-            "PageCopies::new: `from[0]` is 18446744073709551614, expected at most 2147483647",
+            "PageCopies::new: `from[0]` is 18446744073709551614, expected below 1073741823, as pages have 2 tokens",
         );
 
         let tensor = || Host::full([4, 2, 1, 8], DType::F32, 1.5).tensor(&target.device);

@@ -6,6 +6,7 @@ use burn::{
 };
 
 use super::table::Rope;
+use crate::cache::Says;
 use crate::check::{self, Floats, shape};
 use crate::error::{Error, Result};
 use crate::extension::{FlashInferBackend, MaybeHeadNorm, RotatedAndAppended, Rotations};
@@ -169,6 +170,7 @@ pub fn rope_append_paged_kv(
     let rotations = checked(OP, &q, &k, norm, rope, positions)?;
     Floats::first(OP, "q", &q)?.like("v", &v)?;
     fits(OP, pages, &k, &v, slots)?;
+    pages.check_current(OP, "positions", Says::Some, positions.stamp())?;
     if slots.is_empty() {
         return Ok(q);
     }

@@ -6,6 +6,7 @@ use super::config::RopeConfig;
 use crate::check;
 use crate::error::{Error, Result};
 use crate::extension::RopeStyle;
+use crate::memory;
 
 /// The rotations of RoPE for every position, on a device.
 ///
@@ -23,8 +24,8 @@ impl Rope {
     ///
     /// # Errors
     ///
-    /// If a parameter is out of its range, the table would have more than `i32::MAX` elements, or no backend of this
-    /// build serves `device`.
+    /// If a parameter is out of its range, the table would have more than `i32::MAX` elements or more bytes than there is memory
+    /// for, or no backend of this build serves `device`.
     pub fn new(config: &RopeConfig, max_positions: usize, device: &Device) -> Result<Self> {
         const OP: &str = "Rope::new";
         config.check(OP)?;
@@ -47,8 +48,12 @@ impl Rope {
                 expected: format!("at most {most}, for {} elements each", config.rotary_dim),
             });
         }
+        let (elements, element) = (max_positions * config.rotary_dim, size_of::<f32>());
+        // The frequencies, half as many f64, take what a row takes.
+        memory::on_host(OP, "max_positions", memory::bytes([max_positions + 1, config.rotary_dim, element]))?;
+        memory::on_device(OP, "max_positions", [1, elements * element], device)?;
         let (frequencies, factor) = (config.frequencies().collect::<Vec<f64>>(), config.attention_factor());
-        let mut table = Vec::with_capacity(max_positions * config.rotary_dim);
+        let mut table = memory::list(OP, "max_positions", elements)?;
         for position in 0..max_positions {
             let angles = frequencies.iter().map(|frequency| position as f64 * frequency);
             table.extend(angles.clone().map(|angle| (factor * angle.cos()) as f32));

@@ -2,11 +2,11 @@
 
 use std::cell::RefCell;
 
-use burn_flashinfer::{CacheStats, Error, KvLayout, SequenceId};
+use burn_flashinfer::{CacheStats, Error, KvLayout, SequenceId, append_paged_kv};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 
-use super::model::Model;
+use super::model::{Model, rows};
 use crate::support::{devices, seed};
 
 /// What one may do to a cache. Sequences, and those that wait in host memory, are meant by their number.
@@ -132,7 +132,23 @@ fn wrong(model: &mut Model, id: SequenceId) {
         other[0] += 7;
         assert!(matches!(model.cache.remember(id, &other), Err(Error::Value { .. })));
     }
+    // Nothing of another cache is taken, nor given to it.
+    let mut other = model.another();
+    let stranger = other.create();
+    let cache = &mut model.cache;
+    assert!(matches!(other.truncate(id, 0), Err(Error::Value { .. })));
+    assert!(matches!(other.free(id), Err(Error::Value { .. })));
+    assert!(matches!(cache.truncate(stranger, 0), Err(Error::Value { .. })));
+    assert!(matches!(cache.fork(stranger), Err(Error::Value { .. })));
+    assert!(matches!(cache.swap_out(stranger), Err(Error::Value { .. })));
+    assert!(matches!(cache.page_table(&[id, stranger]), Err(Error::Value { .. })));
+    assert!(matches!(cache.reserve(&[(id, 1), (stranger, 1)]), Err(Error::Value { .. })));
+    let slots = other.reserve(&[(stranger, 1)]).expect("room for one");
+    let pages = cache.layer_mut(0).expect("a layer");
+    let [k, v] = rows(&[7], 0, pages.dtype(), &pages.device());
+    assert!(matches!(append_paged_kv(pages, k, v, &slots), Err(Error::Value { .. })));
     assert_eq!(model.state(), before, "a refusal changed the cache");
+    model.check_contents();
 }
 
 #[cfg_attr(feature = "rocm", serial_test::serial(device))]
@@ -151,12 +167,13 @@ fn any_history() {
             prop::sample::select(target.dtypes()),
             prop::collection::vec(action(), 1..60),
         );
-        let done = RefCell::new(CacheStats::default());
+        let (done, judged) = (RefCell::new(CacheStats::default()), RefCell::new([0; 2]));
         let outcome = TestRunner::new_with_rng(config, rng).run(
             &strategy,
             |(page_size, pages, layout, dtype, actions)| {
                 let model = Model::new(&target, page_size, pages, layout, dtype);
-                let stats = run(History { model, prompt: Vec::new() }, &actions);
+                let (stats, cases) = run(History { model, prompt: Vec::new() }, &actions);
+                judged.borrow_mut().iter_mut().zip(cases).for_each(|(all, cases)| *all += cases);
                 let mut done = done.borrow_mut();
                 done.hit_tokens += stats.hit_tokens;
                 done.evicted_pages += stats.evicted_pages;
@@ -174,14 +191,19 @@ fn any_history() {
         let reached = [hit_tokens, evicted_pages, merged_pages, copied_pages, swapped_in_tokens];
         // Hundreds of each were counted.
         assert!(target.is_slow() || !reached.contains(&0), "{reached:?}; seed {}", seed());
+        let judged = judged.into_inner();
+        assert!(target.is_slow() || judged.iter().all(|&cases| cases > 1000), "{judged:?}; seed {}", seed());
     }
 }
 
-/// All of a history, and what the cache has done in it.
-fn run(mut history: History, actions: &[Action]) -> CacheStats {
+/// All of a history: what the cache has done in it, and how many handles were refused and taken.
+fn run(mut history: History, actions: &[Action]) -> (CacheStats, [usize; 2]) {
     for (at, action) in actions.iter().enumerate() {
         history.apply(action);
         history.model.check_accounts();
+        if at % 4 == 3 {
+            history.model.check_handles();
+        }
         if at % 8 == 7 {
             history.model.check_contents();
         }
@@ -196,5 +218,6 @@ fn run(mut history: History, actions: &[Action]) -> CacheStats {
     model.forget();
     model.check_accounts();
     assert_eq!(model.cache.free_pages(), model.cache.pages());
-    model.cache.stats()
+    model.check_handles();
+    (model.cache.stats(), model.judged)
 }

@@ -1,5 +1,6 @@
 //! [`PagedKvCache`]: by hand, and against a list of tokens for each sequence.
 
+mod handles;
 mod history;
 mod model;
 mod prefixes;

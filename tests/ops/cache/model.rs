@@ -1,12 +1,13 @@
 //! What a [`PagedKvCache`] should have: the tokens and contents of each sequence, in lists.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, Tensor};
 use burn_flashinfer::reference::{Pages, gather_pages};
 use burn_flashinfer::{
-    CacheConfig, CacheStats, Error, KvLayout, PagedKvCache, Result, SequenceId, SwappedSequence,
-    append_paged_kv,
+    CacheConfig, CacheStats, Error, KvLayout, PageTable, PagedKvCache, Result, SequenceId, SlotMapping,
+    SwappedSequence, append_paged_kv, gather_paged_kv,
 };
 
 use crate::support::{Host, Target};
@@ -46,6 +47,12 @@ pub struct Model {
     counted: CacheStats,
     layout: KvLayout,
     device: Device,
+    config: CacheConfig,
+    changes: BTreeMap<SequenceId, Changes>,
+    /// The last few.
+    handles: Vec<Handles>,
+    /// How many handles did not fit any more, and how many did.
+    pub judged: [usize; 2],
 }
 
 /// What a token is to the layers: it depends on all tokens before it, so that no page of another prefix can pass for it.
@@ -65,6 +72,14 @@ fn element(content: u64, layer: usize, part: usize, at: usize) -> f32 {
     (mixed % 251) as f32 - 125.0
 }
 
+/// Keys and values of tokens of these contents.
+pub fn rows(contents: &[u64], layer: usize, dtype: DType, device: &Device) -> [Tensor<3>; 2] {
+    [0, 1].map(|part| {
+        let value = |i| element(contents[i / ROW], layer, part, i % ROW);
+        Host::from_fn([contents.len(), HEADS, DIM], dtype, value).tensor(device)
+    })
+}
+
 impl Model {
     pub fn new(target: &Target, page_size: usize, pages: usize, layout: KvLayout, dtype: DType) -> Self {
         let config = CacheConfig::new(LAYERS, pages, page_size, HEADS, DIM).layout(layout).dtype(dtype);
@@ -79,6 +94,56 @@ impl Model {
             counted: CacheStats::default(),
             layout,
             device: target.device.clone(),
+            config,
+            changes: BTreeMap::new(),
+            handles: Vec::new(),
+            judged: [0; 2],
+        }
+    }
+
+    /// Another cache of the same extents.
+    pub fn another(&self) -> PagedKvCache {
+        PagedKvCache::new(&self.config, &self.device).expect("a valid cache")
+    }
+
+    fn changed(&mut self, id: SequenceId, moved: bool) {
+        let changes = self.changes.entry(id).or_default();
+        changes.any += 1;
+        changes.moved += u64::from(moved);
+    }
+
+    /// Slots are taken as long as what they say is right, and write what is there already; later they are refused. Page tables
+    /// as long as nothing of theirs has changed.
+    pub fn check_handles(&mut self) {
+        for Handles { slots, table, tokens, changes } in &self.handles {
+            let now: Vec<_> = tokens.iter().map(|(id, _)| self.changes.get(id)).collect();
+            let pairs = || now.iter().zip(changes);
+            let all = pairs().all(|(now, then)| now.is_some_and(|now| now == then));
+            let some = pairs().all(|(now, then)| now.is_some_and(|now| now.moved == then.moved));
+            let written: Vec<u64> = if some {
+                tokens
+                    .iter()
+                    .flat_map(|(id, range)| contents(&self.sequences[id])[range.clone()].to_vec())
+                    .collect()
+            } else {
+                vec![7; slots.len()]
+            };
+            for layer in 0..LAYERS {
+                let pages = self.cache.layer_mut(layer).expect("a layer");
+                let dtype = pages.dtype();
+                let [k, v] = rows(&written, layer, dtype, &self.device);
+                for (fits, done) in [
+                    (some, append_paged_kv(pages, k, v, slots)),
+                    (all, gather_paged_kv(pages, table, dtype).map(|_| ())),
+                ] {
+                    match done {
+                        Ok(()) => assert!(fits, "{tokens:?}: {changes:?}, now {now:?}"),
+                        Err(Error::Stale { .. }) => assert!(!fits, "{tokens:?}: {changes:?}, now {now:?}"),
+                        Err(other) => panic!("{other}"),
+                    }
+                    self.judged[usize::from(fits)] += 1;
+                }
+            }
         }
     }
 
@@ -118,6 +183,7 @@ impl Model {
 
     fn start(&mut self, id: SequenceId, tokens: Vec<u32>) -> SequenceId {
         assert!(self.sequences.insert(id, tokens).is_none(), "{id:?} is used twice");
+        self.changes.insert(id, Changes::default());
         id
     }
 
@@ -137,6 +203,7 @@ impl Model {
         self.touch(&self.owned(id));
         self.cache.free(id).expect("alive");
         self.sequences.remove(&id);
+        self.changes.remove(&id);
         assert!(self.cache.free(id).is_err() && self.cache.len(id).is_err());
     }
 
@@ -144,9 +211,13 @@ impl Model {
         let before = self.owned(id);
         let tokens = self.sequences.get_mut(&id).expect("alive");
         assert_eq!(self.cache.truncate(id, len).is_ok(), len <= tokens.len());
+        let shorter = len < tokens.len();
         tokens.truncate(len);
         let dropped = &before[tokens.len().div_ceil(self.page_size)..];
-        self.touch(dropped);
+        if shorter {
+            self.touch(dropped);
+            self.changed(id, true);
+        }
     }
 
     /// How many of the first of these tokens the tree has.
@@ -186,6 +257,9 @@ impl Model {
         for (&id, pages) in &before {
             let expected: Vec<usize> = pages.iter().map(|page| *replaced.get(page).unwrap_or(page)).collect();
             assert_eq!(self.owned(id), expected, "{id:?} after what it shares was remembered");
+            if expected != *pages {
+                self.changed(id, true);
+            }
         }
         self.counted.merged_pages += replaced.len() as u64;
         // A page that it has cut back is no part of what is remembered.
@@ -201,6 +275,7 @@ impl Model {
         self.touch(&self.owned(id));
         let swapped = self.cache.swap_out(id).expect("alive");
         let tokens = self.sequences.remove(&id).expect("alive");
+        self.changes.remove(&id);
         let dtype = self.cache.layer(0).expect("a layer").dtype();
         assert_eq!(swapped.len(), tokens.len());
         assert_eq!(swapped.bytes(), 2 * LAYERS * tokens.len() * ROW * dtype.size());
@@ -230,7 +305,10 @@ impl Model {
         let granted = self.granted(result, ("PagedKvCache::reserve", "growth"), needed, room, before);
         let Some(slots) = granted else { return false };
         self.counted.copied_pages += copied.len() as u64;
-        copied.into_iter().for_each(|page| self.touch(&[page]));
+        copied.values().for_each(|&page| self.touch(&[page]));
+        for (id, _) in growth.iter().filter(|(_, new)| !new.is_empty()) {
+            self.changed(*id, copied.contains_key(id));
+        }
 
         let mut new = Vec::new();
         for (id, tokens) in growth {
@@ -242,19 +320,29 @@ impl Model {
         assert_eq!(self.cache.last_positions(&lengths).expect("alive").len(), new.len());
         for layer in 0..LAYERS {
             let pages = self.cache.layer_mut(layer).expect("a layer");
-            let [k, v] = [0, 1].map(|part| {
-                let value = |i| element(new[i / ROW], layer, part, i % ROW);
-                Host::from_fn([new.len(), HEADS, DIM], pages.dtype(), value).tensor(&self.device)
-            });
+            let [k, v] = rows(&new, layer, pages.dtype(), &self.device);
             append_paged_kv(pages, k, v, &slots).expect("it fits");
+        }
+        if !growth.is_empty() {
+            let ids: Vec<SequenceId> = growth.iter().map(|&(id, _)| id).collect();
+            let table = self.cache.page_table(&ids).expect("alive");
+            let range = |(id, new): &(SequenceId, Vec<u32>)| {
+                let len = self.sequences[id].len();
+                (*id, len - new.len()..len)
+            };
+            let tokens = growth.iter().map(range).collect();
+            let changes = ids.iter().map(|id| self.changes[id]).collect();
+            self.handles.push(Handles { slots, table, tokens, changes });
+            let old = self.handles.len().saturating_sub(10);
+            self.handles.drain(..old);
         }
         true
     }
 
-    /// How many pages `growth` takes, and the shared last pages that some of them are copies of.
-    fn needed(&self, growth: &[(SequenceId, usize)]) -> (usize, Vec<usize>) {
+    /// How many pages `growth` takes, and whose shared last pages have to be copied.
+    fn needed(&self, growth: &[(SequenceId, usize)]) -> (usize, BTreeMap<SequenceId, usize>) {
         let mut owners = self.owners();
-        let (mut new, mut copied) = (0, Vec::new());
+        let (mut new, mut copied) = (0, BTreeMap::new());
         for &(id, tokens) in growth {
             let len = self.sequences[&id].len();
             new += (len + tokens).div_ceil(self.page_size) - len.div_ceil(self.page_size);
@@ -263,7 +351,7 @@ impl Model {
                 let owners = owners.get_mut(&tail).expect("owned");
                 if *owners > 1 {
                     *owners -= 1;
-                    copied.push(tail);
+                    copied.insert(id, tail);
                 }
             }
         }
@@ -387,6 +475,22 @@ impl Model {
             }
         }
     }
+}
+
+/// What a cache handed out for some sequences, and what had happened to them until then.
+struct Handles {
+    slots: SlotMapping,
+    table: PageTable,
+    /// The tokens that have the slots.
+    tokens: Vec<(SequenceId, Range<usize>)>,
+    changes: Vec<Changes>,
+}
+
+/// How often a sequence has changed at all, and has lost tokens or got other pages.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Changes {
+    any: u64,
+    moved: u64,
 }
 
 /// Tokens with one more behind them: what has all of `tokens` for a prefix.

@@ -106,15 +106,15 @@ fn replays_equal_eager_steps() {
             let (device, mut rng) = (&target.device, Rng::new("replays"));
             let model = Model::new(dtype, device);
             let mut caches = [(); 3].map(|()| model.cache(device));
-            let mut running: Vec<SequenceId> = Vec::new();
+            // Each sequence in each of the caches.
+            let mut running: Vec<[SequenceId; 3]> = Vec::new();
+            let start = |cache: &mut PagedKvCache, tokens: usize| {
+                let sequence = cache.create();
+                model.prefill(cache, sequence, tokens);
+                sequence
+            };
             for tokens in [3, 250, 1019] {
-                let ids = caches.each_mut().map(|cache| {
-                    let sequence = cache.create();
-                    model.prefill(cache, sequence, tokens);
-                    sequence
-                });
-                assert_eq!(ids[0], ids[1]);
-                running.push(ids[0]);
+                running.push(caches.each_mut().map(|cache| start(cache, tokens)));
             }
             let [captured, mut stepped, mut eager] = caches;
             let captured = Rc::new(RefCell::new(captured));
@@ -122,12 +122,12 @@ fn replays_equal_eager_steps() {
                 DecodeStep::new(&model.config(), REQUESTS, MAX_LEN, cache).expect("a step")
             };
             let fixed = step(&captured.borrow());
-            let first: Vec<_> = running.iter().map(|&sequence| (sequence, 1)).collect();
-            let before = captured.borrow().len(running[0]).expect("a sequence");
+            let first: Vec<_> = running.iter().map(|&[sequence, ..]| (sequence, 1)).collect();
+            let before = captured.borrow().len(first[0].0).expect("a sequence");
             let mut graph =
                 DecodeGraph::capture(&captured, fixed, &first, |cache, step| model.step(cache, step))
                     .expect("a graph");
-            assert_eq!(captured.borrow().len(running[0]).expect("a sequence"), before);
+            assert_eq!(captured.borrow().len(first[0].0).expect("a sequence"), before);
             // CUDA must capture. On HIP CubeCL 0.11.3 allocates 0 bytes within the capture, for which its pools have no room,
             // and so gives it up: steps are run anew there.
             match graph.run_anew_because() {
@@ -138,37 +138,35 @@ fn replays_equal_eager_steps() {
 
             let mut fixed = step(&stepped);
             for round in 0..if target.is_slow() { 8 } else { 16 } {
+                let mut lent = captured.borrow_mut();
+                let [a, b, c] = [&mut *lent, &mut stepped, &mut eager];
                 match round {
                     3 => {
                         let gone = running.remove(0);
-                        for cache in [&mut *captured.borrow_mut(), &mut stepped, &mut eager] {
-                            cache.free(gone).expect("alive");
-                        }
+                        [a, b, c]
+                            .into_iter()
+                            .zip(gone)
+                            .for_each(|(cache, id)| cache.free(id).expect("alive"));
                     }
                     5 => {
-                        let parent = running[0];
-                        let fork = [&mut *captured.borrow_mut(), &mut stepped, &mut eager]
-                            .map(|cache| cache.fork(parent).expect("alive"))[0];
-                        running.push(fork);
+                        let [x, y, z] = running[0];
+                        running
+                            .push([(a, x), (b, y), (c, z)].map(|(cache, id)| cache.fork(id).expect("alive")));
                     }
-                    6 => {
-                        let new = [&mut *captured.borrow_mut(), &mut stepped, &mut eager].map(|cache| {
-                            let sequence = cache.create();
-                            model.prefill(cache, sequence, 11);
-                            sequence
-                        })[0];
-                        running.push(new);
-                    }
+                    6 => running.push([a, b, c].map(|cache| start(cache, 11))),
                     _ => {}
                 }
-                let tokens: Vec<_> =
-                    running.iter().map(|&sequence| (sequence, rng.below(VOCAB) as u32)).collect();
-                let replayed = graph.replay(&tokens).expect("a step").clone();
-                fixed.update(&mut stepped, &tokens).expect("a step");
+                drop(lent);
+                let tokens: Vec<u32> = running.iter().map(|_| rng.below(VOCAB) as u32).collect();
+                let tokens_of = |cache: usize| -> Vec<(SequenceId, u32)> {
+                    running.iter().map(|ids| ids[cache]).zip(tokens.iter().copied()).collect()
+                };
+                let replayed = graph.replay(&tokens_of(0)).expect("a step").clone();
+                fixed.update(&mut stepped, &tokens_of(1)).expect("a step");
                 let again = model.step(&mut stepped, &fixed).expect("a step");
                 let what = format!("{} {dtype:?} round {round}", target.name);
                 assert_eq!(bits(replayed.clone()), bits(again), "{what}");
-                for (layer, wanted) in model.eager(&mut eager, &tokens).into_iter().enumerate() {
+                for (layer, wanted) in model.eager(&mut eager, &tokens_of(2)).into_iter().enumerate() {
                     let got: Tensor<3> = replayed.clone().narrow(0, layer, 1).squeeze_dim(0);
                     // Rows of sequences that are missing are 0.
                     let mut got = read(got);
@@ -222,11 +220,11 @@ fn what_does_not_fit_is_refused() {
     );
     // Nothing has grown.
     assert_eq!(cache.len(sequences[1]).expect("alive"), 0);
-    let mut other = PagedKvCache::new(&CacheConfig::new(1, 900, 8, HEADS[1], DIM), &device).expect("a cache");
+    let mut other = model.cache(&device);
     let stranger = other.create();
     refused(
         step.update(&mut other, &[(stranger, 0)]),
-        "DecodeStep::update: `cache` is of 900 pages of 8 tokens, expected of 900 pages of 4 tokens",
+        "DecodeStep::update: `cache` is another cache, expected the one that the step was made for",
     );
     assert_eq!(other.len(stranger).expect("alive"), 0);
 }

@@ -179,11 +179,15 @@ fn stale_plans() {
     cache.reserve(&[(one, 1)]).expect("room");
     refused(
         plan.run(q(), cache.layer(0).expect("a layer")),
-        "PagedPlan::run: `plan` is older than a change of SequenceId(0), expected one made or updated after it",
+        format!(
+            "PagedPlan::run: `plan` is older than a change of {one:?}, expected one made or updated after it"
+        ),
     );
     refused(
         batch_decode_paged(q(), cache.layer(0).expect("a layer"), &table, &options),
-        "batch_decode_paged: `table` is older than a change of SequenceId(0), expected one made or updated after it",
+        format!(
+            "batch_decode_paged: `table` is older than a change of {one:?}, expected one made or updated after it"
+        ),
     );
     plan.update_decode(&cache.page_table(&[one]).expect("a table")).expect("an update");
     plan.run(q(), cache.layer(0).expect("a layer")).expect("up to date");
