@@ -89,7 +89,7 @@ pub enum Error {
         argument: &'static str,
         /// Bytes that it would take, or `usize::MAX` if that is more.
         bytes: usize,
-        /// What there is.
+        /// The memory that there is.
         expected: String,
     },
     /// The page pool cannot hold what was asked for.

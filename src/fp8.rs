@@ -117,7 +117,7 @@ impl Fp8 {
     }
 }
 
-/// How an operation rounds its result to 8 bits: it is divided by a scale first.
+/// Rounding of a result to 8 bits: it is divided by a scale first.
 #[derive(Debug, Clone)]
 pub struct Quantization {
     pub(crate) format: Fp8,

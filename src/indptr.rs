@@ -116,7 +116,7 @@ impl Indptr {
         self.host.len() - 1
     }
 
-    /// How many tokens all requests have together.
+    /// The number of tokens of all requests together.
     pub fn total(&self) -> usize {
         self.host.last().copied().unwrap_or(0)
     }
@@ -150,7 +150,7 @@ pub struct Positions {
     /// One past the largest position: how long a table must be.
     end: usize,
     pub(crate) tensor: Tensor<1, Int>,
-    /// Of which moment it is, if it comes from a cache.
+    /// The moment that it is of, if it comes from a cache.
     stamp: Option<Arc<Stamp>>,
 }
 

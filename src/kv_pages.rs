@@ -119,7 +119,7 @@ impl KvPages {
         Ok(Self { pool, layout, pinned: false, clock: None })
     }
 
-    /// What codes of keys and of values are multiplied with: f32, `[1]` or one for each head. They hold for the
+    /// The factors on codes of keys and of values: f32, `[1]` or one for each head. They hold for the
     /// codes that are there already. What scales do is said at [`Fp8`].
     ///
     /// # Errors
@@ -203,7 +203,7 @@ impl KvPages {
         }
     }
 
-    /// Whether these are pages of the cache of `clock` that are [pinned](crate::PagedKvCache::pin).
+    /// True if these are pages of the cache of `clock` that are [pinned](crate::PagedKvCache::pin).
     pub(crate) fn are_pinned_of(&self, clock: &Arc<Clock>) -> bool {
         self.pinned && self.clock.as_ref().is_some_and(|own| Arc::ptr_eq(own, clock))
     }

@@ -14,12 +14,12 @@ use burn::backend::DispatchDevice;
 
 use crate::error::{Error, Result};
 
-/// What a device says about its memory, in bytes.
+/// The memory of a device, in bytes.
 #[cfg_attr(not(feature = "cube"), allow(dead_code, reason = "the memory of Flex is that of the host"))]
 pub(crate) struct DeviceMemory {
-    /// Of one tensor.
+    /// Bytes of one tensor.
     pub largest: u64,
-    /// Of all of them, if it is known.
+    /// Bytes of all tensors together, if it is known.
     pub all: Option<u64>,
 }
 
@@ -102,7 +102,7 @@ mod tests {
         assert_eq!(bytes([usize::MAX, 2, 0]), 0);
     }
 
-    /// What is left of the address space is too little as well, whatever the machine has.
+    /// Sizes beyond the address space are refused as well, whatever the machine has.
     #[test]
     fn too_much_is_refused() {
         assert!(of_host() > 1 << 20, "{}", of_host());

@@ -230,7 +230,7 @@ impl PageTable {
         self.end
     }
 
-    /// How many tokens all requests have together.
+    /// The number of tokens of all requests together.
     pub(crate) fn tokens(&self) -> usize {
         self.kv_lengths.iter().fold(0, |all, &length| all.saturating_add(length))
     }
@@ -274,7 +274,7 @@ pub struct SlotMapping {
     end: usize,
     page_size: usize,
     pub(crate) tensor: Tensor<1, Int>,
-    /// Of which moment it is, if it comes from a cache.
+    /// The moment that it is of, if it comes from a cache.
     stamp: Option<Arc<Stamp>>,
 }
 

@@ -136,15 +136,15 @@ pub(crate) fn scale_of(
 /// `1 / scale` may be beyond f32. Exact to 2^-46 before the one rounding to f32.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Divisor {
-    /// Of two.
+    /// A power of two.
     power: f32,
     /// Below `1 / (scale · power)` in size, by two ulp at most.
     inverse: f32,
-    /// What is missing of it, never 0: so the sign of a zero stays, and infinity is not multiplied with 0.
+    /// The part that is missing of it, never 0: so the sign of a zero stays, and infinity is not multiplied with 0.
     rest: f32,
 }
 
-/// What `scale` is as a divisor. As ever smaller ones, 0 keeps a 0 and makes all else infinite; one that is not finite makes
+/// `scale` as a divisor. As ever smaller ones, 0 keeps a 0 and makes all else infinite; one that is not finite makes
 /// all numbers NaN.
 #[cube]
 pub(crate) fn divisor(scale: f32) -> Divisor {
@@ -193,7 +193,7 @@ pub(crate) fn encode<E: Numeric, N: Size>(
     }
 }
 
-/// What a number was rounded to, exactly: without its scale, if it is a code.
+/// The number that a stored element stands for, exactly: without its scale, if it is a code.
 #[cube]
 pub(crate) fn decode<E: Numeric, N: Size>(x: Vector<E, N>, #[comptime] code: Option<Code>) -> Vector<f32, N> {
     #[comptime]

@@ -1,4 +1,4 @@
-//! Which handles of a cache still say where the tokens of their sequences are.
+//! Stamps of handles of a cache: they tell if a handle still says where the tokens of its sequences are.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,7 +20,7 @@ struct Times {
     moved: u64,
 }
 
-/// What happened to a sequence.
+/// A change of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
     /// It has more tokens; those that it had are where they were.
@@ -29,7 +29,7 @@ pub(crate) enum Change {
     Moved,
 }
 
-/// What a handle says of its sequences, so that it is outdated once that is wrong.
+/// The claim of a handle about its sequences: it is outdated once that is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Says {
     /// Where all of their tokens are.
@@ -38,7 +38,7 @@ pub(crate) enum Says {
     Some,
 }
 
-/// What makes a handle unfit for the pages of a cache.
+/// The reason why a handle does not fit the pages of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unfit {
     /// It is of another cache.
@@ -90,7 +90,7 @@ impl Clock {
 }
 
 impl Stamp {
-    /// What it is a stamp of is overwritten: views of it say something else from now on.
+    /// The buffer that it is a stamp of is overwritten: views of it say something else from now on.
     pub(crate) fn rewrite(&self) {
         self.rewritten.store(true, Ordering::Relaxed);
     }

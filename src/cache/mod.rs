@@ -65,7 +65,7 @@ impl Sequence {
 ///
 /// A call that is refused has changed nothing.
 ///
-/// What a cache hands out is for this cache alone, and of its moment. Page tables, and plans of them, say where all tokens of
+/// Handles of a cache are for this cache alone, and of their moment. Page tables, and plans of them, say where all tokens of
 /// their sequences are: any change of one of those outdates them. Slots and positions say it of some tokens: they are outdated
 /// once a sequence of theirs is freed, loses tokens, or gets other pages. Operations refuse what is outdated
 /// ([`Error::Stale`]) and what is of another cache.
@@ -323,7 +323,7 @@ impl PagedKvCache {
         Arc::new(self.clock.stamp(sequences.to_vec()))
     }
 
-    /// Whether `stamp` is of this cache.
+    /// True if `stamp` is of this cache.
     pub(crate) fn made(&self, stamp: &Stamp) -> bool {
         stamp.is_of(&self.clock)
     }
@@ -332,7 +332,7 @@ impl PagedKvCache {
         Arc::new(self.clock.stamp(growth.iter().map(|&(id, _)| id).collect()))
     }
 
-    /// Whether all layers are where they were when they were [pinned](Self::pin).
+    /// True if all layers are where they were when they were [pinned](Self::pin).
     pub(crate) fn is_pinned(&self) -> bool {
         self.layers.iter().all(|layer| layer.are_pinned_of(&self.clock))
     }

@@ -160,7 +160,7 @@ pub struct Pages<B: Backend> {
     /// The pages.
     #[extension_type]
     pub tensors: KvTensors<B>,
-    /// What codes of keys and of values are multiplied with: f32, `[1]` or `[kv_heads]`.
+    /// The factors on codes of keys and of values: f32, `[1]` or `[kv_heads]`.
     #[extension_type]
     pub scales: MaybeScales<B>,
     /// What codes mean; there are some if there are scales.

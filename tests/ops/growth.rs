@@ -1,4 +1,4 @@
-//! What the host does for a batch takes time as the batch has pages, not as their square. Times are compared with each other
+//! The host takes time for a batch as it has pages, not as their square. Times are compared with each other
 //! in one run, the best of several each: those of the processor, whatever else runs on it.
 
 use std::time::Duration;

@@ -63,7 +63,7 @@ fn products() {
     }
 }
 
-/// What a process with 4 GB of addresses must refuse. It is this one that runs the case below in another.
+/// A process with 4 GB of addresses must refuse these. This test runs the case below in another process.
 #[cfg(all(unix, feature = "flex"))]
 #[test]
 fn in_little_memory() {

@@ -45,7 +45,7 @@ fn nearest(format: Fp8, x: f64) -> u8 {
     if has_sign { code | 0x80 } else { code }
 }
 
-/// How much of a quotient kernels may be off before they round it to f32.
+/// The relative error that kernels may make in a quotient before they round it to f32.
 const CLOSE: f64 = 1.0 / (1_u64 << 46) as f64;
 
 /// Fails unless `got` are the codes nearest to `x / scale`, computed in f64. A quotient that f32 cannot tell from the middle

@@ -24,7 +24,7 @@ const KERNEL: &str = "sample_logits";
 /// Logits that are weighed together: 8 cubes of them are in flight on a core, and in its first cache.
 pub(crate) const CHUNK: usize = 4096;
 
-/// What chunks are relative to the largest of a row, as a multiple of `2^-63`.
+/// Bits after the point of the weight of a chunk, relative to the largest of its row.
 const SHARE_BITS: u32 = 63;
 
 /// Writes the maximum of each chunk, NaN if it has one, and the sum of its masses.
@@ -227,7 +227,7 @@ fn mass_of<N: Size>(x: Vector<f32, N>, highest: f32, t: &Temperature, #[comptime
     sum
 }
 
-/// What a mass of a chunk, below 2^62, is relative to the largest of its row, rounded down. It rises with the mass, so that
+/// A mass of a chunk, below 2^62, relative to the largest of its row, rounded down. It rises with the mass, so that
 /// a token found by it is one that has mass.
 #[cube]
 fn scaled(mass: u64, share: u64) -> u64 {

@@ -173,7 +173,7 @@ fn logits_are_drawn_in_order() {
     let cases = [(Type::F32, 1), (Type::F32, 9001), (Type::F16, 514), (Type::BF16, 4096), (Type::BF16, 8200)];
     for (dtype, vocab) in cases {
         let (rows, each) = (6, 10);
-        // Whose subnormal numbers are as small as their temperature, only f32 has.
+        // Only f32 has subnormal numbers as small as this temperature.
         let tiny = if dtype == Type::F32 { 1e-40 } else { 1e-3 };
         let huge = if dtype == Type::F16 { 1e3 } else { 1e38 };
         let temperature = [1.0, 1.0, 0.0, 0.25, tiny, huge].map(|t| Type::F32.round(t));

@@ -123,7 +123,7 @@ per_instruction_set! {
     }
 }
 
-/// What a mass of a chunk is relative to the largest of its row, rounded down. It rises with the mass, so that a token found
+/// A mass of a chunk, relative to the largest of its row, rounded down. It rises with the mass, so that a token found
 /// by it is one that has mass.
 fn scaled(mass: u64, share: u64) -> u64 {
     high_half(2 * mass, share)

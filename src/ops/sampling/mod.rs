@@ -144,7 +144,7 @@ fn of_probs(op: &'static str, probs: &Tensor<2>) -> Result<(Floats, usize)> {
     Ok((floats, rows))
 }
 
-/// What is asked of rows whose masses are added up, and how many there are.
+/// Checks rows whose masses are added up, and counts them.
 fn rows_to_draw_from(
     op: &'static str,
     argument: &'static str,

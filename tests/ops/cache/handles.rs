@@ -1,4 +1,4 @@
-//! What a cache hands out is refused once it is wrong, and by every other cache.
+//! Handles of a cache are refused once they are wrong, and by every other cache.
 
 use burn::tensor::{DType, Tensor};
 use burn_flashinfer::{
@@ -112,7 +112,7 @@ fn of_a_sequence_whose_pages_changed() {
         cache.free(third).expect("alive");
         append(&mut cache, &slots, 1.0, &target).expect("not of the parent");
 
-        // Of two that computed the same the second gets the pages of the first.
+        // The second of two that computed the same gets the pages of the first.
         let mut cache = self::cache(&target);
         let twins = [cache.create(), cache.create()];
         let [a, b] = twins.map(|id| cache.reserve(&[(id, 5)]).expect("room"));

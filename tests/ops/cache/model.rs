@@ -51,7 +51,7 @@ pub struct Model {
     changes: BTreeMap<SequenceId, Changes>,
     /// The last few.
     handles: Vec<Handles>,
-    /// How many handles did not fit any more, and how many did.
+    /// The number of handles that did not fit any more, and of those that did.
     pub judged: [usize; 2],
 }
 
@@ -339,7 +339,7 @@ impl Model {
         true
     }
 
-    /// How many pages `growth` takes, and whose shared last pages have to be copied.
+    /// The number of pages that `growth` takes, and the sequences whose shared last pages have to be copied.
     fn needed(&self, growth: &[(SequenceId, usize)]) -> (usize, BTreeMap<SequenceId, usize>) {
         let mut owners = self.owners();
         let (mut new, mut copied) = (0, BTreeMap::new());
@@ -477,7 +477,7 @@ impl Model {
     }
 }
 
-/// What a cache handed out for some sequences, and what had happened to them until then.
+/// Handles of some sequences, and what had happened to these until then.
 struct Handles {
     slots: SlotMapping,
     table: PageTable,
@@ -486,7 +486,7 @@ struct Handles {
     changes: Vec<Changes>,
 }
 
-/// How often a sequence has changed at all, and has lost tokens or got other pages.
+/// The number of changes of a sequence, and of those by which it lost tokens or got other pages.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Changes {
     any: u64,

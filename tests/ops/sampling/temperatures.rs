@@ -11,7 +11,7 @@ const INF: f32 = f32::INFINITY;
 /// The smallest number above 0.
 const LEAST: f32 = f32::from_bits(1);
 
-/// What is drawn from rows of few tokens, whose probabilities are known.
+/// Draws from rows of few tokens, whose probabilities are known.
 #[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn frequencies() {
