@@ -46,11 +46,11 @@ fn ours(name: &str, dtype: DType, threads: usize) -> Result<()> {
         let start = Instant::now();
         let mut cache = model.new_cache((PROMPT_TOKENS + NEW_TOKENS).div_ceil(16), 16, KvLayout::Nhd)?;
         let sequence = cache.create();
-        let mut token = best(model.prefill(&mut cache, &[(sequence, &prompt)])?)?;
+        let mut token = best(model.logits(model.extend(&mut cache, &[(sequence, &prompt)])?)?)?;
         first.push(start.elapsed().as_secs_f64() * 1e3);
         let start = Instant::now();
         for _ in 1..NEW_TOKENS {
-            token = best(model.decode(&mut cache, &[(sequence, token)])?)?;
+            token = best(model.logits(model.extend(&mut cache, &[(sequence, &[token])])?)?)?;
         }
         rates.push((NEW_TOKENS - 1) as f64 / start.elapsed().as_secs_f64());
     }

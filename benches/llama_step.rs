@@ -13,6 +13,7 @@ mod llama;
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::slice;
 use std::time::Instant;
 
 use anyhow::{Context, Error, Result};
@@ -63,7 +64,7 @@ fn main() -> Result<()> {
         let sequences: Vec<SequenceId> = (0..batch).map(|_| cache.borrow_mut().create()).collect();
         let prompt: Vec<u32> = (0..context as u32).map(|token| token * 37 % 128_000).collect();
         for &sequence in &sequences {
-            model.prefill(&mut cache.borrow_mut(), &[(sequence, &prompt)])?;
+            model.extend(&mut cache.borrow_mut(), &[(sequence, &prompt)])?;
         }
         let mut tokens: Vec<u32> = vec![1; batch];
         let begin = Instant::now();
@@ -81,7 +82,11 @@ fn main() -> Result<()> {
             let step: Vec<_> = sequences.iter().copied().zip(tokens.iter().copied()).collect();
             let logits = match &mut replay {
                 Some(graph) => graph.replay(&step)?.clone(),
-                None => model.decode(&mut cache.borrow_mut(), &step)?,
+                None => {
+                    let pieces: Vec<_> =
+                        step.iter().map(|(one, token)| (*one, slice::from_ref(token))).collect();
+                    model.logits(model.extend(&mut cache.borrow_mut(), &pieces)?)?
+                }
             };
             tokens = best(logits)?;
             if number == 0 {

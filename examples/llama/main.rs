@@ -21,10 +21,10 @@ use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use device::DeviceKind;
-use llama::config::{Config, GenerationDefaults};
+use llama::config::Config;
+use llama::defaults::GenerationDefaults;
 use llama::generate::{Event, Finish, Options, Request, Stats, generate};
 use llama::model::Llama;
-use llama::sampling::Sampling;
 use llama::tokenizer::TextTokenizer;
 use printer::Printer;
 
@@ -43,7 +43,7 @@ struct Args {
     /// Where to run [default: the first that the build has]
     #[arg(long, value_enum)]
     device: Option<DeviceKind>,
-    /// Element type to compute in [default: that of the weights]
+    /// Element type to compute in [default: as config.json says; else that of the weights]
     #[arg(long, value_enum)]
     dtype: Option<FloatType>,
     /// Text to write on from, or - for standard input; give several for a batch [default: "Once upon a time"]
@@ -53,23 +53,25 @@ struct Args {
     /// counts after the others
     #[arg(long, value_name = "FILE")]
     prompt_file: Vec<PathBuf>,
-    /// Tokens to write for each prompt, at most
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = at_least_one)]
-    max_new_tokens: usize,
-    /// 0 takes the most likely token, more is more random [default: as generation_config.json says; else 0, or 1 with
-    /// --top-k or --top-p]
+    /// Tokens to write for each prompt, at most [default: as generation_config.json says; else 256]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    max_new_tokens: Option<usize>,
+    /// 0 takes the most likely token, more is more random, inf takes any [default: as generation_config.json says; else
+    /// 0, or 1 with --top-k or --top-p]
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     temperature: Option<f64>,
-    /// Choose among this many most likely tokens
+    /// Choose among this many most likely tokens [default: as generation_config.json says; else 50 if that file wants
+    /// sampling, as with transformers; else all]
     #[arg(long, value_name = "K", value_parser = at_least_one)]
     top_k: Option<usize>,
-    /// Choose among the fewest most likely tokens that hold this share of the probability
+    /// Choose among the fewest most likely tokens that hold this share of the probability [default: as
+    /// generation_config.json says; else 1]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f64>,
     /// Seed of the random numbers; prompt number i, from 0, gets SEED + i
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Tokens in a page of the cache
+    /// Tokens in a page of the cache, no more than the shortest text needs
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one)]
     page_size: usize,
     /// Order of the axes of a page
@@ -127,9 +129,10 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<()> {
     let prompts = prompts(args)?;
     // What is cheap to get wrong comes first.
-    Config::load(&args.model)?;
+    let config = Config::load(&args.model)?;
     let defaults = GenerationDefaults::load(&args.model)?;
-    let sampling = sampling(args, &defaults)?;
+    let sampling = defaults.sampling(args.temperature, args.top_k, args.top_p)?;
+    let rules = defaults.rules(config.vocab_size)?;
     // `tokenizers` panics over some files that are wrong.
     let tokenizer = device::quietly(|| TextTokenizer::load(&args.model))
         .unwrap_or_else(|why| Err(anyhow!("{}: {why}", args.model.join("tokenizer.json").display())))?;
@@ -156,8 +159,9 @@ fn run(args: &Args) -> Result<()> {
         Layout::Hnd => KvLayout::Hnd,
     };
     let options = Options {
-        max_new_tokens: args.max_new_tokens,
+        length: defaults.length(args.max_new_tokens),
         sampling,
+        rules,
         eos_tokens,
         page_size: args.page_size,
         layout,
@@ -236,14 +240,6 @@ fn is_stdin_fed() -> bool {
     }
     #[cfg(not(unix))]
     false
-}
-
-fn sampling(args: &Args, defaults: &GenerationDefaults) -> Result<Sampling> {
-    let temperature = args.temperature.unwrap_or_else(|| match defaults.temperature() {
-        0.0 if args.top_k.is_some() || args.top_p.is_some() => 1.0,
-        temperature => temperature,
-    });
-    Sampling::new(temperature, args.top_k.or(defaults.top_k()), args.top_p.unwrap_or(defaults.top_p()))
 }
 
 /// Loads the model, with a bar that shows how far it is.

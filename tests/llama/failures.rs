@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::checkpoint::{Scratch, Stored};
 use crate::fixture::{fixture, folder, load, logits, max_difference};
-use crate::llama::config::GenerationDefaults;
+use crate::llama::defaults::GenerationDefaults;
 use crate::llama::tokenizer::TextTokenizer;
 
 fn refusal(folder: &Path) -> String {

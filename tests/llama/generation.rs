@@ -5,8 +5,9 @@ use burn_flashinfer::KvLayout;
 use burn_flashinfer::sampling::{DrawKey, Draws};
 
 use crate::fixture::{fixture, folder, load};
-use crate::llama::generate::{Finish, Options, Request, generate};
+use crate::llama::generate::{Finish, Length, Options, Request, generate};
 use crate::llama::model::Llama;
+use crate::llama::rules::Rules;
 use crate::llama::sampling::{Sampler, Sampling, read};
 
 pub fn greedy(max_new_tokens: usize, page_size: usize, layout: KvLayout) -> Options {
@@ -14,7 +15,8 @@ pub fn greedy(max_new_tokens: usize, page_size: usize, layout: KvLayout) -> Opti
 }
 
 fn sampled(max_new_tokens: usize, sampling: Sampling, page_size: usize, layout: KvLayout) -> Options {
-    Options { max_new_tokens, sampling, eos_tokens: Vec::new(), page_size, layout, graph: false }
+    let (length, rules) = (Length::New(max_new_tokens), Rules::default());
+    Options { length, sampling, rules, eos_tokens: Vec::new(), page_size, layout, graph: false }
 }
 
 /// The new tokens of each prompt, and why they end. Prompt `i` has seed `i`.
@@ -133,15 +135,15 @@ fn the_context_is_a_limit() {
     assert!(refuse(&[vec![3, 259]]).contains("token 259 is not among the 259"));
 }
 
-/// A prompt longer than any group of prompts that is read at once, and more groups than one.
+/// More batches of prompts than one, at whose ends prompts are cut.
 #[test]
-fn prompts_are_read_in_groups() {
+fn prompts_are_read_in_batches() {
     let model = load(&folder("gqa_llama3"), Some(DType::F32)).unwrap();
     let prompts: Vec<Vec<u32>> =
         (0..60u32).map(|seed| (0..150).map(|at| 3 + (at * 7 + seed) % 256).collect()).collect();
-    assert!(prompts.iter().map(Vec::len).sum::<usize>() > 8192);
     let (texts, _) = write(&model, &prompts, &greedy(2, 16, KvLayout::Nhd));
-    for index in [0, 53, 54, 55, 59] {
+    // The prompts with token 2048, 4096, 6144 and 8192 and their neighbours, the first and the last.
+    for index in [0, 12, 13, 14, 27, 40, 54, 59] {
         let alone = write(&model, &prompts[index..=index], &greedy(2, 16, KvLayout::Nhd)).0;
         assert_eq!(texts[index], alone[0], "prompt {index}");
     }

@@ -1,11 +1,15 @@
 //! The Llama program: against Hugging Face, against itself, on damaged folders, and as a process.
 
 mod checkpoint;
+mod config;
+mod defaults;
 mod failures;
 mod fixture;
 mod generation;
 mod parity;
 mod program;
+mod resources;
+mod settings;
 mod streaming;
 
 #[path = "../../examples/llama/llama/mod.rs"]

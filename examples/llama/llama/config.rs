@@ -1,13 +1,16 @@
-//! `config.json` and `generation_config.json` as Hugging Face writes them.
+//! `config.json` as Hugging Face writes it. What is in it is done as `transformers` 5 does it, or refused by name.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use burn_flashinfer::{RopeConfig, RopeScaling};
-use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::{Map, Value};
+use burn::tensor::DType;
+use burn_flashinfer::RopeConfig;
+use serde::Deserialize;
+use serde_json::Value;
 
 use super::folder;
+use super::json::{self, Fields, Setting, TokenIds};
+use super::rope::{RopeParameters, rope};
 
 /// The model, with every number decided.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,55 +30,75 @@ pub struct Config {
     pub attention_bias: bool,
     pub mlp_bias: bool,
     pub tied_embeddings: bool,
+    /// The type to compute in, if the file says.
+    pub dtype: Option<DType>,
     pub eos_tokens: Vec<u32>,
 }
 
-/// The fields of `config.json` that say something, architecture apart.
+/// The fields that say something about a Llama.
 #[derive(Deserialize)]
-struct RawConfig {
+pub struct RawConfig {
     vocab_size: usize,
     hidden_size: usize,
     intermediate_size: usize,
     num_hidden_layers: usize,
     num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
+    #[serde(default, deserialize_with = "json::nullable")]
+    num_key_value_heads: Option<Option<usize>>,
     head_dim: Option<usize>,
-    max_position_embeddings: usize,
+    pub max_position_embeddings: usize,
     rms_norm_eps: f64,
     hidden_act: Option<String>,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<Map<String, Value>>,
-    rope_parameters: Option<Map<String, Value>>,
-    partial_rotary_factor: Option<f64>,
-    sliding_window: Option<usize>,
-    #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
-    mlp_bias: bool,
-    #[serde(default)]
-    tie_word_embeddings: bool,
+    pub rope_theta: Option<f64>,
+    pub partial_rotary_factor: Option<f64>,
+    pub original_max_position_embeddings: Option<usize>,
+    pub rope_scaling: Option<RopeParameters>,
+    pub rope_parameters: Option<RopeParameters>,
+    #[serde(default, deserialize_with = "json::nullable")]
+    sliding_window: Option<Option<usize>>,
+    use_sliding_window: Option<bool>,
+    layer_types: Option<Vec<String>>,
+    is_causal: Option<bool>,
+    attention_bias: Option<bool>,
+    mlp_bias: Option<bool>,
+    tie_word_embeddings: Option<bool>,
+    dtype: Option<String>,
+    torch_dtype: Option<String>,
     eos_token_id: Option<TokenIds>,
-    quantization_config: Option<Value>,
-}
-
-/// One id or several.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged, expecting = "expected a token id or an array of token ids")]
-enum TokenIds {
-    One(u32),
-    Many(Vec<u32>),
-}
-
-impl From<TokenIds> for Vec<u32> {
-    fn from(ids: TokenIds) -> Self {
-        match ids {
-            TokenIds::One(id) => vec![id],
-            TokenIds::Many(ids) => ids,
-        }
-    }
 }
 
 const SUPPORTED: &str = "LlamaForCausalLM and MistralForCausalLM";
+
+/// What a Mistral has that does not say.
+const MISTRAL_KV_HEADS: usize = 8;
+const MISTRAL_WINDOW: usize = 4096;
+
+/// Settings of other architectures, and the numbers at which they change nothing: a file with one of them describes no
+/// Llama, whatever its name.
+const FOREIGN: [Setting; 22] = [
+    ("attention_chunk_size", |_| false),
+    ("attention_multiplier", |_| false),
+    ("attn_logit_softcapping", |number| number == 0.0),
+    ("bias", |_| false),
+    ("clip_qkv", |number| number == 0.0),
+    ("embedding_multiplier", |number| number == 1.0),
+    ("final_logit_softcapping", |number| number == 0.0),
+    ("kv_sharing_modes", |_| false),
+    ("logit_scale", |number| number == 1.0),
+    ("logits_scaling", |number| number == 1.0),
+    ("logits_soft_cap", |number| number == 0.0),
+    ("n_routed_experts", |number| number == 0.0),
+    ("num_experts", |number| number == 0.0),
+    ("num_local_experts", |number| number == 0.0),
+    ("per_layer_config", |_| false),
+    ("qk_layernorm", |_| false),
+    ("qk_norm", |_| false),
+    ("qkv_bias", |_| false),
+    ("query_pre_attn_scalar", |_| false),
+    ("residual_multiplier", |number| number == 1.0),
+    ("use_bidirectional_attention", |_| false),
+    ("use_qk_norm", |_| false),
+];
 
 impl Config {
     /// Reads `config.json` of a model folder.
@@ -96,19 +119,20 @@ impl Config {
 
     /// Reads the text of a `config.json`.
     pub fn parse(json: &str) -> Result<Self> {
+        let fields = json::fields(json)?;
         // The architecture comes first: a stranger's file may well lack the fields of a Llama.
-        let value: Value = serde_json::from_str(json)?;
-        let architecture = architecture(&value)?;
-        let raw: RawConfig = serde_path_to_error::deserialize(&value)?;
-        if let Some(quantization) = &raw.quantization_config {
-            let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
-            bail!("the weights are quantized ({method}), which is not supported; use the unquantized model");
-        }
+        let architecture = architecture(&fields)?;
+        refuse_foreign(&fields)?;
+        let raw: RawConfig = json::typed(&fields)?;
         if let Some(act) = raw.hidden_act.as_deref().filter(|act| !["silu", "swish"].contains(act)) {
             bail!("`hidden_act` is {act:?}, expected \"silu\"");
         }
+        ensure!(raw.is_causal != Some(false), "`is_causal` is false, expected true");
         let q_heads = raw.num_attention_heads;
-        let kv_heads = raw.num_key_value_heads.unwrap_or(q_heads);
+        let kv_heads = match raw.num_key_value_heads {
+            None if architecture == Architecture::Mistral => MISTRAL_KV_HEADS,
+            heads => heads.flatten().unwrap_or(q_heads),
+        };
         for (name, value) in [
             ("vocab_size", raw.vocab_size),
             ("hidden_size", raw.hidden_size),
@@ -122,7 +146,7 @@ impl Config {
             ensure!((1..=1 << 31).contains(&value), "`{name}` is {value}, expected 1 to 2^31");
         }
         ensure!(
-            q_heads % kv_heads == 0,
+            q_heads.is_multiple_of(kv_heads),
             "`num_attention_heads` is {q_heads}, expected a multiple of `num_key_value_heads`, {kv_heads}"
         );
         let head_dim = match raw.head_dim {
@@ -130,7 +154,7 @@ impl Config {
             None => {
                 let hidden = raw.hidden_size;
                 ensure!(
-                    hidden % q_heads == 0,
+                    hidden.is_multiple_of(q_heads),
                     "there is no `head_dim`, and `hidden_size` {hidden} is no multiple of \
                      `num_attention_heads` {q_heads}"
                 );
@@ -140,13 +164,8 @@ impl Config {
         ensure!((1..=1 << 16).contains(&head_dim), "`head_dim` is {head_dim}, expected 1 to 65536");
         let epsilon = raw.rms_norm_eps;
         ensure!(epsilon >= 0.0 && epsilon.is_finite(), "`rms_norm_eps` is {epsilon}, expected at least 0");
-        let window_left = match raw.sliding_window.filter(|_| architecture == Architecture::Mistral) {
-            // Hugging Face counts the token itself.
-            Some(window) => {
-                Some(window.checked_sub(1).context("`sliding_window` is 0, expected at least 1")?)
-            }
-            None => None,
-        };
+        // Mistral has no biases, whatever its configuration says.
+        let has = |bias| bias == Some(true) && architecture == Architecture::Llama;
         Ok(Self {
             vocab_size: raw.vocab_size,
             hidden_size: raw.hidden_size,
@@ -158,11 +177,11 @@ impl Config {
             max_positions: raw.max_position_embeddings,
             rms_norm_eps: epsilon as f32,
             rope: rope(&raw, head_dim)?,
-            window_left,
-            // Mistral has no biases, whatever its configuration says.
-            attention_bias: raw.attention_bias && architecture == Architecture::Llama,
-            mlp_bias: raw.mlp_bias && architecture == Architecture::Llama,
-            tied_embeddings: raw.tie_word_embeddings,
+            window_left: window_left(&raw, architecture)?,
+            attention_bias: has(raw.attention_bias),
+            mlp_bias: has(raw.mlp_bias),
+            tied_embeddings: raw.tie_word_embeddings == Some(true),
+            dtype: dtype(&raw)?,
             eos_tokens: raw.eos_token_id.map(Vec::from).unwrap_or_default(),
         })
     }
@@ -174,10 +193,15 @@ enum Architecture {
     Mistral,
 }
 
-fn architecture(config: &Value) -> Result<Architecture> {
-    let named = config.get("architectures").and_then(|names| names.get(0)).and_then(Value::as_str);
-    let model_type = config.get("model_type").and_then(Value::as_str);
-    match (named, model_type) {
+fn architecture(fields: &Fields) -> Result<Architecture> {
+    #[derive(Deserialize)]
+    struct Names {
+        architectures: Option<Vec<String>>,
+        model_type: Option<String>,
+    }
+    let Names { architectures, model_type } = json::typed(fields)?;
+    let named = architectures.as_ref().and_then(|names| names.first());
+    match (named.map(String::as_str), model_type.as_deref()) {
         (Some("LlamaForCausalLM"), _) | (None, Some("llama")) => Ok(Architecture::Llama),
         (Some("MistralForCausalLM"), _) | (None, Some("mistral")) => Ok(Architecture::Mistral),
         (Some(name), _) => bail!("the architecture is {name}; this program runs {SUPPORTED}"),
@@ -188,217 +212,64 @@ fn architecture(config: &Value) -> Result<Architecture> {
     }
 }
 
-/// RoPE from `rope_parameters` (Transformers 5), or from `rope_theta` and `rope_scaling` (before).
-fn rope(raw: &RawConfig, head_dim: usize) -> Result<RopeConfig> {
-    let (field, parameters) = match (&raw.rope_parameters, &raw.rope_scaling) {
-        (Some(parameters), _) => ("rope_parameters", parameters),
-        (None, Some(scaling)) => ("rope_scaling", scaling),
-        (None, None) => ("rope_scaling", &Map::new()),
-    };
-    let number = |name: &str| -> Result<Option<f64>> {
-        match parameters.get(name) {
-            None | Some(Value::Null) => Ok(None),
-            Some(value) => match value.as_f64() {
-                Some(number) => Ok(Some(number)),
-                None => bail!("`{field}.{name}` is {value}, expected a number"),
-            },
+/// Refuses what changes the numbers of a model and what the program does not have.
+fn refuse_foreign(fields: &Fields) -> Result<()> {
+    for name in ["quantization_config", "compression_config"] {
+        if let Some(quantization) = fields.get(name).filter(|value| !value.is_null()) {
+            let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
+            bail!("the weights are quantized ({method}), which is not supported; use the unquantized model");
         }
+    }
+    match json::first_on(fields, &FOREIGN) {
+        Some(setting) => bail!("{setting}, which {SUPPORTED} do not have"),
+        None => Ok(()),
+    }
+}
+
+/// How many tokens to its left a token sees, if not all that there can be.
+fn window_left(raw: &RawConfig, architecture: Architecture) -> Result<Option<usize>> {
+    let window = match raw.sliding_window {
+        None if architecture == Architecture::Mistral => Some(MISTRAL_WINDOW),
+        window => window.flatten(),
     };
-    let needed = |name: &str| number(name)?.with_context(|| format!("`{field}.{name}` is missing"));
-
-    let partial = number("partial_rotary_factor")?.or(raw.partial_rotary_factor).unwrap_or(1.0);
-    ensure!(partial == 1.0, "`partial_rotary_factor` is {partial}, expected 1");
-    let theta = number("rope_theta")?.or(raw.rope_theta).unwrap_or(10_000.0);
-    let kind = parameters.get("rope_type").or_else(|| parameters.get("type"));
-    let scaling = match kind.map(|kind| kind.as_str().unwrap_or_default()) {
-        None if parameters.contains_key("factor") => bail!("`{field}.rope_type` is missing"),
-        None | Some("default") => RopeScaling::None,
-        Some("linear") => RopeScaling::Linear { factor: needed("factor")? },
-        Some("llama3") => RopeScaling::Llama3 {
-            factor: needed("factor")?,
-            low_freq_factor: needed("low_freq_factor")?,
-            high_freq_factor: needed("high_freq_factor")?,
-            original_max_positions: needed("original_max_position_embeddings")? as usize,
-        },
-        Some(_) => bail!(
-            "`{field}.rope_type` is {}, expected \"default\", \"linear\" or \"llama3\"",
-            kind.unwrap_or(&Value::Null)
-        ),
-    };
-    Ok(RopeConfig::new(head_dim).theta(theta).scaling(scaling))
-}
-
-/// `generation_config.json`: how the makers of the model would have it sampled. Every part is optional.
-#[derive(Debug, Clone, Default, Deserialize)]
-pub struct GenerationDefaults {
-    eos_token_id: Option<TokenIds>,
-    #[serde(default)]
-    do_sample: bool,
-    temperature: Option<f64>,
-    top_k: Option<usize>,
-    top_p: Option<f64>,
-}
-
-impl GenerationDefaults {
-    /// Reads the file of a model folder, if there is one.
-    pub fn load(folder: &Path) -> Result<Self> {
-        let path = folder.join("generation_config.json");
-        if folder::is_there(&path) { read_json(&path) } else { Ok(Self::default()) }
+    ensure!(window != Some(0), "`sliding_window` is 0, expected at least 1");
+    let felt = window.filter(|&window| window < raw.max_position_embeddings);
+    if let Some(window) = felt {
+        ensure!(
+            architecture == Architecture::Mistral,
+            "`sliding_window` is {window}, which a Llama does not have"
+        );
+        let used = raw.use_sliding_window != Some(false);
+        ensure!(used, "`use_sliding_window` is false, but `sliding_window` is {window}");
     }
-
-    /// The tokens that end a text.
-    pub fn eos_tokens(&self) -> Option<Vec<u32>> {
-        self.eos_token_id.clone().map(Vec::from)
-    }
-
-    /// The temperature, 0 for greedy.
-    pub fn temperature(&self) -> f64 {
-        if self.do_sample { self.temperature.unwrap_or(1.0) } else { 0.0 }
-    }
-
-    /// How many tokens to choose from; [`None`] for all.
-    pub fn top_k(&self) -> Option<usize> {
-        self.top_k.filter(|&k| self.do_sample && k > 0)
-    }
-
-    /// The share of probability to choose from, 1 for all.
-    pub fn top_p(&self) -> f64 {
-        self.top_p.filter(|_| self.do_sample).unwrap_or(1.0)
-    }
-}
-
-/// Reads a JSON file; errors name it, and the field.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = folder::read(path)?;
-    let parse = || -> Result<T> {
-        let value: Value = serde_json::from_str(&text)?;
-        Ok(serde_path_to_error::deserialize(value)?)
-    };
-    parse().with_context(|| path.display().to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    /// The shape of a Llama 2 file, with `changes` on top; null takes a field away.
-    fn parse(changes: Value) -> Result<Config> {
-        let mut config = json!({
-            "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
-            "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 11008,
-            "max_position_embeddings": 4096, "model_type": "llama", "num_attention_heads": 32,
-            "num_hidden_layers": 32, "num_key_value_heads": 32, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
-            "rope_scaling": null, "tie_word_embeddings": false, "torch_dtype": "float16",
-            "transformers_version": "4.31.0.dev0", "use_cache": true, "vocab_size": 32000
-        });
-        for (key, value) in changes.as_object().cloned().unwrap_or_default() {
-            match value {
-                Value::Null => drop(config.as_object_mut().map(|map| map.remove(&key))),
-                value => config[key] = value,
-            }
-        }
-        Config::parse(&config.to_string())
-    }
-
-    fn refusal(changes: Value) -> String {
-        format!("{:#}", parse(changes).expect_err("should have been refused"))
-    }
-
-    #[test]
-    fn llama_2() {
-        let config = parse(json!({})).unwrap();
-        assert_eq!((config.q_heads, config.kv_heads, config.head_dim), (32, 32, 128));
-        assert_eq!(config.rope, RopeConfig::new(128).theta(10_000.0));
-        assert_eq!(config.eos_tokens, [2]);
-        assert_eq!(config.window_left, None);
-    }
-
-    #[test]
-    fn llama_1_without_key_value_heads() {
-        assert_eq!(parse(json!({"num_key_value_heads": null})).unwrap().kv_heads, 32);
-    }
-
-    #[test]
-    fn llama_3_scaling_in_both_forms() {
-        let scaling = json!({"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
-            "original_max_position_embeddings": 8192, "rope_type": "llama3"});
-        let rest = json!({"hidden_size": 2048, "num_key_value_heads": 8, "head_dim": 64,
-            "max_position_embeddings": 131072, "tie_word_embeddings": true, "eos_token_id": [128001, 128008, 128009]});
-        let mut classic = rest.clone();
-        classic["rope_scaling"] = scaling.clone();
-        classic["rope_theta"] = json!(500000.0);
-        let mut newer = rest;
-        newer["rope_parameters"] = scaling;
-        newer["rope_parameters"]["rope_theta"] = json!(500000.0);
-        let classic = parse(classic).unwrap();
-        assert_eq!(classic, parse(newer).unwrap());
-        let expected = RopeScaling::Llama3 {
-            factor: 32.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_max_positions: 8192,
+    for kind in raw.layer_types.iter().flatten() {
+        let fits = match kind.as_str() {
+            "full_attention" => felt.is_none(),
+            "sliding_attention" => window.is_some(),
+            _ => false,
         };
-        assert_eq!(classic.rope, RopeConfig::new(64).theta(500_000.0).scaling(expected));
-        assert_eq!(classic.eos_tokens, [128001, 128008, 128009]);
-        assert!(classic.tied_embeddings);
+        ensure!(
+            fits,
+            "`layer_types` has {kind:?}, but `sliding_window` is {}",
+            window.map_or("null".into(), |window| window.to_string())
+        );
     }
+    // Hugging Face counts the token itself.
+    Ok(felt.map(|window| window - 1))
+}
 
-    #[test]
-    fn linear_scaling_by_its_old_name() {
-        let config = parse(json!({"rope_scaling": {"type": "linear", "factor": 4.0}})).unwrap();
-        assert_eq!(config.rope, RopeConfig::new(128).scaling(RopeScaling::Linear { factor: 4.0 }));
-    }
-
-    #[test]
-    fn mistral_window_counts_the_token_itself() {
-        let mistral = json!({"architectures": ["MistralForCausalLM"], "num_key_value_heads": 8, "sliding_window": 4096});
-        assert_eq!(parse(mistral).unwrap().window_left, Some(4095));
-        assert_eq!(parse(json!({"sliding_window": 4096})).unwrap().window_left, None, "Llama has no window");
-    }
-
-    #[test]
-    fn refusals_name_what_is_wrong() {
-        for (changes, message) in [
-            (
-                json!({"architectures": ["GPT2LMHeadModel"], "hidden_size": null}),
-                "architecture is GPT2LMHeadModel",
-            ),
-            (json!({"architectures": null, "model_type": "phi"}), "model type is \"phi\""),
-            (
-                json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}),
-                "`rope_scaling.rope_type` is \"yarn\"",
-            ),
-            (json!({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}), "low_freq_factor` is missing"),
-            (
-                json!({"rope_scaling": {"rope_type": "linear", "factor": "2"}}),
-                "factor` is \"2\", expected a number",
-            ),
-            (json!({"hidden_act": "gelu"}), "`hidden_act` is \"gelu\""),
-            (json!({"quantization_config": {"quant_method": "awq"}}), "quantized (awq)"),
-            (json!({"hidden_size": null}), "missing field `hidden_size`"),
-            (json!({"hidden_size": "big"}), "hidden_size: invalid type"),
-            (json!({"num_hidden_layers": 0}), "`num_hidden_layers` is 0"),
-            (json!({"num_key_value_heads": 5}), "a multiple of `num_key_value_heads`, 5"),
-            (json!({"hidden_size": 4097}), "`hidden_size` 4097 is no multiple"),
-            (json!({"eos_token_id": "</s>"}), "eos_token_id: expected a token id or an array"),
-        ] {
-            let refusal = refusal(changes);
-            assert!(refusal.contains(message), "{refusal:?} should contain {message:?}");
-        }
-        assert!(format!("{:#}", Config::parse("{\"hidden").expect_err("no JSON")).contains("EOF"));
-    }
-
-    #[test]
-    fn generation_defaults_apply_only_when_sampling() {
-        let parse = |json| -> GenerationDefaults { serde_json::from_str(json).unwrap() };
-        let greedy = parse(r#"{"eos_token_id": 1, "temperature": 0.6, "top_p": 0.9}"#);
-        assert_eq!((greedy.temperature(), greedy.top_k(), greedy.top_p()), (0.0, None, 1.0));
-        assert_eq!(greedy.eos_tokens(), Some(vec![1]));
-        let sampling =
-            parse(r#"{"eos_token_id": [1, 2], "do_sample": true, "temperature": 0.6, "top_p": 0.9}"#);
-        assert_eq!((sampling.temperature(), sampling.top_k(), sampling.top_p()), (0.6, None, 0.9));
-        assert_eq!(sampling.eos_tokens(), Some(vec![1, 2]));
-        assert_eq!(parse("{}").eos_tokens(), None);
-    }
+/// The type that the weights are converted to.
+fn dtype(raw: &RawConfig) -> Result<Option<DType>> {
+    let names = [("dtype", &raw.dtype), ("torch_dtype", &raw.torch_dtype)];
+    let Some((name, dtype)) = names.into_iter().find_map(|(name, dtype)| Some((name, dtype.as_deref()?)))
+    else {
+        return Ok(None);
+    };
+    Ok(Some(match dtype {
+        "float32" => DType::F32,
+        "float16" => DType::F16,
+        "bfloat16" => DType::BF16,
+        "float64" => DType::F64,
+        _ => bail!("`{name}` is {dtype:?}, expected \"float32\", \"float16\" or \"bfloat16\""),
+    }))
 }

@@ -1,19 +1,25 @@
 //! Writing on from several prompts at once.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::rc::Rc;
+use std::slice;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, ensure};
 use burn::tensor::{Int, Tensor};
 use burn_flashinfer::sampling::{DrawKey, Draws};
-use burn_flashinfer::{DecodeGraph, DecodeStep, KvLayout, SequenceId};
+use burn_flashinfer::{DecodeGraph, DecodeStep, KvLayout, PagedKvCache, SequenceId};
 
 use super::model::Llama;
+use super::room::{self, room};
+use super::rules::{Rules, Text};
 use super::sampling::{self, Sampler, Sampling};
 
-/// Prompts are read in groups of at most this many tokens (one at a time if longer), which bounds the memory it takes.
-const PREFILL_TOKENS: usize = 8192;
+/// Prompts are read in batches of at most this many tokens, long ones in several, which bounds the memory it takes: in
+/// Llama 3 8B the widest tensor of a batch, gate and up in bf16, has then 112 MiB. So many rows keep the largest GPU busy:
+/// to read the weights once more for each batch adds less than a tenth to what it multiplies.
+const PREFILL_TOKENS: usize = 2048;
 
 /// A prompt, and the seed of the random numbers that its text is drawn with.
 #[derive(Debug, Clone)]
@@ -24,14 +30,25 @@ pub struct Request {
 
 #[derive(Debug, Clone)]
 pub struct Options {
-    pub max_new_tokens: usize,
+    pub length: Length,
     pub sampling: Sampling,
+    pub rules: Rules,
     /// Tokens that end a text.
     pub eos_tokens: Vec<u32>,
+    /// Tokens in a page, at most: pages are not larger than the shortest text needs.
     pub page_size: usize,
     pub layout: KvLayout,
     /// Whether steps are captured as a graph and replayed.
     pub graph: bool,
+}
+
+/// How long a text becomes, at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Length {
+    /// So many new tokens.
+    New(usize),
+    /// So many tokens, those of the prompt counted.
+    Total(usize),
 }
 
 /// Why a text ended.
@@ -70,16 +87,25 @@ pub struct Stats {
     pub bytes_read: usize,
 }
 
-/// A request in the batch.
+/// A text in the batch.
 struct Running {
     request: usize,
     sequence: SequenceId,
     seed: u64,
-    /// Tokens of the prompt.
+    /// The prompt and what was written so far, of which the last token is not in the cache yet.
+    tokens: Vec<u32>,
+    /// How many of them are the prompt.
     prompt: usize,
-    last_token: u32,
-    written: usize,
-    limit: usize,
+    limit: Limit,
+    /// How many tokens the cache has room for.
+    room: usize,
+}
+
+/// How many tokens a text may have, those of the prompt counted, and why no more.
+#[derive(Debug, Clone, Copy)]
+struct Limit {
+    tokens: usize,
+    finish: Finish,
 }
 
 /// Writes on from every request until each has ended, and tells `on_token` of every token at once.
@@ -93,18 +119,15 @@ pub fn generate(
     options: &Options,
     mut on_token: impl FnMut(Event) -> Result<()>,
 ) -> Result<Stats> {
-    let limits = requests
-        .iter()
-        .enumerate()
-        .map(|(index, request)| {
-            limit(model, request, options).with_context(|| format!("prompt {}", index + 1))
-        })
-        .collect::<Result<Vec<_>>>()?;
     ensure!(options.page_size > 0, "the page size is 0, expected at least 1");
-    // Room for all of them to the end; the last token of a text is never read back.
-    let lengths = || requests.iter().zip(&limits).map(|(request, limit)| request.tokens.len() + limit - 1);
-    let pages = lengths().map(|tokens| tokens.div_ceil(options.page_size)).sum();
-    let cache = Rc::new(RefCell::new(model.new_cache(pages, options.page_size, options.layout)?));
+    let mut waiting = Vec::with_capacity(requests.len());
+    for (index, request) in requests.iter().enumerate() {
+        let limit = limit(model, request, options).with_context(|| format!("prompt {}", index + 1))?;
+        waiting.push((limit, room(request.tokens.len(), limit.cached())));
+    }
+    let rooms = || waiting.iter().map(|&(_, room)| room);
+    let page_size = room::page_size(options.page_size, rooms());
+    let mut cache = room::new_cache(model, rooms(), page_size, options.layout)?;
 
     let mut stats = Stats::default();
     let mut running: Vec<Running> = Vec::with_capacity(requests.len());
@@ -112,29 +135,39 @@ pub fn generate(
     let draws_of = |running: &[Running]| -> Result<Draws> {
         Ok(Draws::from_keys(&keys(running, running.len()), &model.device)?)
     };
+    let choose = |logits, running: &[Running]| -> Result<Tensor<1, Int>> {
+        let texts: Vec<_> = running.iter().map(Running::text).collect();
+        let logits = options.rules.apply(logits, &texts, &options.eos_tokens)?;
+        sampler.sample(logits, draws_of(running)?)
+    };
     let start = Instant::now();
-    for group in groups(requests) {
-        let mut cache = cache.borrow_mut();
-        let prompts: Vec<_> = requests[group.clone()]
-            .iter()
-            .map(|request| (cache.create(), request.tokens.as_slice()))
-            .collect();
-        let logits = model.prefill(&mut cache, &prompts)?;
-        let group: Vec<_> = group
-            .zip(prompts)
-            .map(|(request, (sequence, tokens))| {
-                let (seed, prompt, limit) = (requests[request].seed, tokens.len(), limits[request]);
-                Running { request, sequence, seed, prompt, last_token: 0, written: 0, limit }
+    let sequences: Vec<_> = requests.iter().map(|_| cache.create()).collect();
+    for batch in batches(requests.iter().map(|request| request.tokens.len())) {
+        let piece =
+            |(request, range): &Piece| (sequences[*request], &requests[*request].tokens[range.clone()]);
+        let hidden = model.extend(&mut cache, &batch.iter().map(piece).collect::<Vec<_>>())?;
+        let read_to_end: Vec<_> = batch
+            .into_iter()
+            .filter(|(request, range)| range.end == requests[*request].tokens.len())
+            .map(|(request, _)| {
+                let (Request { tokens, seed }, (limit, room)) = (requests[request].clone(), waiting[request]);
+                let (sequence, prompt) = (sequences[request], tokens.len());
+                Running { request, sequence, seed, tokens, prompt, limit, room }
             })
             .collect();
-        let tokens = read(sampler.sample(logits, draws_of(&group)?)?, &mut stats)?;
-        for (mut new, token) in group.into_iter().zip(tokens) {
-            let (sequence, event) = (new.sequence, new.advance(token, options));
+        if read_to_end.is_empty() {
+            continue;
+        }
+        // Only the last prompt of a batch goes on in the next.
+        let logits = model.logits(hidden.narrow(0, 0, read_to_end.len()))?;
+        let tokens = read(choose(logits, &read_to_end)?, &mut stats)?;
+        for (mut new, token) in read_to_end.into_iter().zip(tokens) {
+            let event = new.advance(token, options);
             stats.first_token = if new.request == 0 { start.elapsed() } else { stats.first_token };
             stats.prompt_tokens += new.prompt;
             stats.new_tokens += 1;
             match event.finish {
-                Some(_) => cache.free(sequence)?,
+                Some(_) => cache.free(new.sequence)?,
                 None => running.push(new),
             }
             on_token(event)?;
@@ -143,36 +176,53 @@ pub fn generate(
     stats.prefill = start.elapsed();
 
     let start = Instant::now();
-    let steps = |running: &[Running]| -> Vec<_> {
-        running.iter().map(|one| (one.sequence, one.last_token)).collect()
-    };
+    let steps = |running: &[Running]| -> Vec<_> { running.iter().map(Running::step).collect() };
+    let mut cache = Rc::new(RefCell::new(cache));
     // The offsets of a graph are the positions of its step, so that these change only with the batch.
-    let rows = running.len();
     let draws = RefCell::new(draws_of(&running)?);
-    let mut graph = None;
-    if options.graph && !running.is_empty() {
-        let max_len = lengths().max().unwrap_or(0);
-        let step = model.new_step(&cache.borrow(), rows, max_len)?;
-        let run = |cache: &mut _, step: &DecodeStep| {
-            let draws = draws.borrow().at(&step.positions())?;
-            sampler.sample(model.replayable(cache, step)?, draws)
-        };
-        let captured = DecodeGraph::<_, Error>::capture(&cache, step, &steps(&running), run)?;
-        match captured.run_anew_because() {
-            None => tracing::debug!("captured a step"),
-            Some(why) => tracing::info!(why, "the device replays no graph; steps are run one by one"),
-        }
-        graph = Some(captured);
-    }
+    let run = |cache: &mut _, step: &DecodeStep| {
+        let logits = model.replayable(cache, step)?;
+        // What looks back on the texts is new in every step, and so not in the graph.
+        Ok(match options.rules.are_none() {
+            true => Step::Tokens(sampler.sample(logits, draws.borrow().at(&step.positions())?)?),
+            false => Step::Logits(logits),
+        })
+    };
+    let mut captured = None;
     while !running.is_empty() {
+        if running.iter().any(|one| one.cached() == one.room) {
+            captured = None;
+            let grown = grow(model, &cache.borrow(), &mut running, options.layout)?;
+            cache = Rc::new(RefCell::new(grown));
+        }
         let step = steps(&running);
-        let tokens = match &mut graph {
-            None => sampler.sample(model.decode(&mut cache.borrow_mut(), &step)?, draws_of(&running)?)?,
-            Some(graph) => {
-                model.check_tokens(step.iter().map(|(_, token)| token))?;
-                // Rows of texts that have ended come last.
-                graph.replay(&step)?.clone().narrow(0, 0, step.len())
+        let tokens = if options.graph {
+            let graph = match &mut captured {
+                Some(graph) => graph,
+                none => {
+                    *draws.borrow_mut() = draws_of(&running)?;
+                    let longest = running.iter().map(|one| one.room).max().unwrap_or(0);
+                    let buffers = model.new_step(&cache.borrow(), running.len(), longest)?;
+                    let graph = DecodeGraph::<_, Error>::capture(&cache, buffers, &step, run)?;
+                    match graph.run_anew_because() {
+                        None => tracing::debug!("captured a step"),
+                        Some(why) => {
+                            tracing::info!(why, "the device replays no graph; steps are run one by one");
+                        }
+                    }
+                    none.insert(graph)
+                }
+            };
+            model.check_tokens(running.iter().flat_map(|one| one.tokens.last()))?;
+            // Rows of texts that have ended come last.
+            match graph.replay(&step)?.clone() {
+                Step::Tokens(tokens) => tokens.narrow(0, 0, step.len()),
+                Step::Logits(logits) => choose(logits.narrow(0, 0, step.len()), &running)?,
             }
+        } else {
+            let pieces: Vec<_> = step.iter().map(|(one, token)| (*one, slice::from_ref(token))).collect();
+            let hidden = model.extend(&mut cache.borrow_mut(), &pieces)?;
+            choose(model.logits(hidden)?, &running)?
         };
         let tokens = read(tokens, &mut stats)?;
         let mut cache = cache.borrow_mut();
@@ -190,31 +240,76 @@ pub fn generate(
         tracing::trace!(sequences = step.len(), free_pages = cache.free_pages(), "step");
         if !finished.is_empty() {
             running.retain(|one| !finished.contains(&one.sequence));
-            draws.borrow_mut().update(&keys(&running, rows))?;
+            if captured.is_some() {
+                let rows = draws.borrow().len();
+                draws.borrow_mut().update(&keys(&running, rows))?;
+            }
         }
     }
     stats.decode = start.elapsed();
     Ok(stats)
 }
 
+/// What comes out of a captured step.
+#[derive(Clone)]
+enum Step {
+    Tokens(Tensor<1, Int>),
+    Logits(Tensor<2>),
+}
+
+/// A cache with more room for every text, in place of one that a text has filled.
+fn grow(
+    model: &Llama,
+    cache: &PagedKvCache,
+    running: &mut [Running],
+    layout: KvLayout,
+) -> Result<PagedKvCache> {
+    for one in running.iter_mut() {
+        one.room = room(one.cached(), one.limit.cached());
+    }
+    let rooms = running.iter().map(|one| one.room);
+    let mut grown = room::new_cache(model, rooms, cache.page_size(), layout)?;
+    let sequences: Vec<_> = running.iter().map(|one| one.sequence).collect();
+    let copies = room::copy(model, cache, &mut grown, &sequences)?;
+    for (one, copy) in running.iter_mut().zip(copies) {
+        one.sequence = copy;
+    }
+    Ok(grown)
+}
+
+impl Limit {
+    /// Of how many tokens the cache needs to know, at most: the last one of a text is never read back.
+    fn cached(self) -> usize {
+        self.tokens - 1
+    }
+}
+
 impl Running {
+    fn text(&self) -> Text<'_> {
+        Text { tokens: &self.tokens, prompt: self.prompt }
+    }
+
+    /// How many tokens the cache has.
+    fn cached(&self) -> usize {
+        self.tokens.len() - 1
+    }
+
+    /// What it goes on with.
+    fn step(&self) -> (SequenceId, u32) {
+        (self.sequence, self.tokens[self.cached()])
+    }
+
     /// What the next token is drawn with, from this row: its seed, and the position of the token before it.
     fn key(&self, row: usize) -> DrawKey {
-        let offset = (self.prompt + self.written - 1) as u64;
-        DrawKey { seed: self.seed, stream: 0, offset, row }
+        DrawKey { seed: self.seed, stream: 0, offset: self.cached() as u64, row }
     }
 
     fn advance(&mut self, token: u32, options: &Options) -> Event {
-        self.last_token = token;
-        self.written += 1;
-        let finish = if options.eos_tokens.contains(&self.last_token) {
+        self.tokens.push(token);
+        let finish = if options.eos_tokens.contains(&token) {
             Some(Finish::Eos)
-        } else if self.written == options.max_new_tokens {
-            Some(Finish::Length)
-        } else if self.written == self.limit {
-            Some(Finish::Context)
         } else {
-            None
+            (self.tokens.len() == self.limit.tokens).then_some(self.limit.finish)
         };
         Event { request: self.request, token, finish }
     }
@@ -226,34 +321,53 @@ fn keys(running: &[Running], rows: usize) -> Vec<DrawKey> {
     keys.chain((running.len()..rows).map(|row| DrawKey { row, ..DrawKey::default() })).collect()
 }
 
-/// How many tokens a request may get.
-fn limit(model: &Llama, request: &Request, options: &Options) -> Result<usize> {
+/// How long the text of a request may become.
+fn limit(model: &Llama, request: &Request, options: &Options) -> Result<Limit> {
     let (length, context) = (request.tokens.len(), model.config.max_positions);
-    ensure!(options.max_new_tokens > 0, "no tokens were asked for");
+    ensure!(options.length != Length::New(0), "no tokens were asked for");
     ensure!(length > 0, "it has no tokens");
     ensure!(
         length < context,
         "it has {length} tokens, which leaves no room in the model's context of {context} \
          (`max_position_embeddings`)"
     );
-    Ok(options.max_new_tokens.min(context - length))
+    let asked = match options.length {
+        Length::New(tokens) => length.saturating_add(tokens),
+        Length::Total(tokens) => tokens,
+    };
+    ensure!(
+        asked > length,
+        "it has {length} tokens, and a text may have {asked}, those of the prompt counted (`max_length`)"
+    );
+    Ok(match asked <= context {
+        true => Limit { tokens: asked, finish: Finish::Length },
+        false => Limit { tokens: context, finish: Finish::Context },
+    })
 }
 
-/// Consecutive requests of at most [`PREFILL_TOKENS`] tokens together.
-fn groups(requests: &[Request]) -> Vec<std::ops::Range<usize>> {
-    let mut groups: Vec<std::ops::Range<usize>> = Vec::new();
-    let mut tokens = usize::MAX;
-    for (index, request) in requests.iter().enumerate() {
-        tokens = tokens.saturating_add(request.tokens.len());
-        match groups.last_mut() {
-            Some(group) if tokens <= PREFILL_TOKENS => group.end = index + 1,
-            _ => {
-                tokens = request.tokens.len();
-                groups.push(index..index + 1);
+/// A request, and which of its tokens are read at once.
+type Piece = (usize, Range<usize>);
+
+/// Prompts of these lengths, one after the other, in batches of [`PREFILL_TOKENS`] tokens.
+fn batches(lengths: impl Iterator<Item = usize>) -> Vec<Vec<Piece>> {
+    let mut batches = vec![Vec::new()];
+    let mut left = PREFILL_TOKENS;
+    for (request, length) in lengths.enumerate() {
+        let mut start = 0;
+        while start < length {
+            if left == 0 {
+                batches.push(Vec::new());
+                left = PREFILL_TOKENS;
             }
+            let end = length.min(start + left);
+            if let Some(batch) = batches.last_mut() {
+                batch.push((request, start..end));
+            }
+            left -= end - start;
+            start = end;
         }
     }
-    groups
+    batches
 }
 
 /// The one transfer of a step from the device.
@@ -267,12 +381,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn groups_of_prompts_are_bounded() {
-        let requests = |lengths: &[usize]| -> Vec<Request> {
-            lengths.iter().map(|&length| Request { tokens: vec![0; length], seed: 0 }).collect()
-        };
-        assert!(groups(&requests(&[])).is_empty());
-        assert_eq!(groups(&requests(&[5, 6, 7])).len(), 1);
-        assert_eq!(groups(&requests(&[8000, 192, 1, 9000, 3, 4])), [0..2, 2..3, 3..4, 4..6]);
+    fn batches_of_prompts_are_bounded() {
+        assert_eq!(batches([5, 6, 7].into_iter()), [[(0, 0..5), (1, 0..6), (2, 0..7)]]);
+        let expected = [
+            vec![(0, 0..2000), (1, 0..48)],
+            vec![(1, 48..2096)],
+            vec![(1, 2096..4000), (2, 0..1), (3, 0..143)],
+            vec![(3, 143..200)],
+        ];
+        assert_eq!(batches([2000, 4000, 1, 200].into_iter()), expected);
+        assert_eq!(batches([2048].into_iter()), [[(0, 0..2048)]]);
     }
 }

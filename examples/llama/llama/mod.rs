@@ -3,9 +3,14 @@
 //! Start with [`model`]: it is the part that shows how the operations fit together.
 
 pub mod config;
+pub mod defaults;
 pub mod folder;
 pub mod generate;
+pub mod json;
 pub mod model;
+pub mod room;
+pub mod rope;
+pub mod rules;
 pub mod sampling;
 pub mod stream;
 pub mod tokenizer;

@@ -3,14 +3,15 @@
 //! Everything that depends on which requests are in the batch (positions, slots, and the plan of attention) is made once for
 //! each step and shared by all layers.
 
+use std::cell::RefCell;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_flashinfer::{
     AttentionOptions, CacheConfig, DecodeStep, Indptr, KvLayout, PagedKvCache, PagedPlan, PlanConfig,
-    Positions, Qkv, RaggedPlan, Rope, SequenceId, append_paged_kv, apply_rope, check_support,
-    fused_add_rms_norm, matmul_nt, rms_norm, rope_append_paged_kv, silu_and_mul,
+    Positions, Qkv, RaggedPlan, Rope, SequenceId, apply_rope, check_support, fused_add_rms_norm, matmul_nt,
+    rms_norm, rope_append_paged_kv, silu_and_mul,
 };
 
 use super::config::Config;
@@ -21,7 +22,8 @@ pub struct Llama {
     pub config: Config,
     pub device: Device,
     pub dtype: DType,
-    rope: Rope,
+    /// For as many positions as texts have needed so far.
+    rope: RefCell<Rope>,
     attention: PlanConfig,
     /// `[vocab_size, hidden_size]`.
     embedding: Tensor<2>,
@@ -51,7 +53,8 @@ struct Linear {
 impl Llama {
     /// Loads a Hugging Face model folder.
     ///
-    /// The model computes in `dtype`, or else in the type its embedding is stored in. `begin` is told the bytes there are,
+    /// The model computes in `dtype`, or else in the type that its configuration names, or else in the one that its embedding
+    /// is stored in. `begin` is told the bytes there are,
     /// and returns what is told the bytes of each tensor read.
     pub fn load<P: Fn(usize)>(
         folder: &Path,
@@ -62,9 +65,9 @@ impl Llama {
         let config = Config::load(folder)?;
         tracing::debug!(?config, "configuration");
         let weights = Weights::open(folder)?;
-        let dtype = match dtype {
+        let dtype = match dtype.or(config.dtype) {
             Some(dtype) => dtype,
-            None => weights.dtype(EMBEDDING)?,
+            None => weights.dtype(if weights.has(EMBEDDING) { EMBEDDING } else { HEAD })?,
         };
         check_support(device, dtype).context("choose another type with --dtype")?;
         let progress = begin(weights.bytes());
@@ -80,15 +83,16 @@ impl Llama {
 
     fn from_weights(config: Config, loader: &Loader<'_>) -> Result<Self> {
         let Config { vocab_size, hidden_size, .. } = config;
-        let embedding = loader.tensor(EMBEDDING, [vocab_size, hidden_size])?;
+        let (embedding, head) = tied(&config, loader)?;
+        let embedding = loader.tensor(embedding, [vocab_size, hidden_size])?;
         let layers =
             (0..config.layers).map(|index| Layer::load(&config, loader, index)).collect::<Result<_>>()?;
         let norm = loader.tensor("model.norm.weight", [hidden_size])?;
-        let head = match config.tied_embeddings {
-            true => embedding.clone(),
-            false => loader.tensor("lm_head.weight", [vocab_size, hidden_size])?,
+        let head = match head {
+            None => embedding.clone(),
+            Some(head) => loader.tensor(head, [vocab_size, hidden_size])?,
         };
-        let rope = Rope::new(&config.rope, config.max_positions, loader.device)?;
+        let rope = RefCell::new(Rope::new(&config.rope, 1, loader.device)?);
         // A device may report only now that it ran out of memory.
         loader.device.sync().context("cannot load the weights onto the device")?;
 
@@ -109,44 +113,36 @@ impl Llama {
         Ok(PagedKvCache::new(&cache, &self.device)?)
     }
 
-    /// Reads whole prompts into sequences that are still empty.
+    /// Goes on with each sequence by one token or several. Returns the hidden states `[pieces, hidden_size]` after the last
+    /// token of each piece, for [`logits`](Self::logits).
     ///
-    /// The keys and values are at hand, one prompt after the other, so that attention need not go through the pages;
-    /// the pages only keep them. Returns the logits `[prompts, vocab_size]` after the last token of each prompt.
-    pub fn prefill(&self, cache: &mut PagedKvCache, prompts: &[(SequenceId, &[u32])]) -> Result<Tensor<2>> {
-        let growth: Vec<_> = prompts.iter().map(|(sequence, tokens)| (*sequence, tokens.len())).collect();
-        let lengths: Vec<_> = growth.iter().map(|&(_, tokens)| tokens).collect();
-        ensure!(!lengths.contains(&0), "a prompt needs at least one token");
+    /// A piece may be a prompt, a part of one, or the token that was chosen last: the tokens before it are in the pages.
+    pub fn extend(&self, cache: &mut PagedKvCache, pieces: &[(SequenceId, &[u32])]) -> Result<Tensor<2>> {
+        let growth: Vec<_> = pieces.iter().map(|(sequence, tokens)| (*sequence, tokens.len())).collect();
+        let (sequences, lengths): (Vec<_>, Vec<_>) = growth.iter().copied().unzip();
+        ensure!(!lengths.contains(&0), "there is a piece without a token");
+        let tokens = self.tokens(pieces.iter().flat_map(|(_, tokens)| *tokens))?;
+        let mut longest = 0;
+        for &(sequence, tokens) in &growth {
+            longest = longest.max(cache.len(sequence)? + tokens);
+        }
+        let rope = self.rope(longest)?;
         let slots = cache.reserve(&growth)?;
         let positions = cache.last_positions(&growth)?;
+        let table = cache.page_table(&sequences)?;
         let indptr = Indptr::from_lengths(&lengths, &self.device)?;
-        let plan = RaggedPlan::new(&self.attention, &indptr, &indptr)?;
+        let plan = PagedPlan::new(&self.attention, &indptr, &table)?;
 
-        let tokens = self.tokens(prompts.iter().flat_map(|(_, tokens)| *tokens))?;
-        let hidden = self.forward(tokens, |layer, Qkv { q, k, v }| {
-            let (q, k) = apply_rope(q, k, &self.rope, &positions)?;
-            append_paged_kv(cache.layer_mut(layer)?, k.clone(), v.clone(), &slots)?;
-            Ok(plan.run(q, k, v)?.output)
-        })?;
-        let last = indptr.as_slice()[1..].iter().map(|&end| end - 1);
-        self.logits(hidden.select(0, self.indices(last)))
-    }
-
-    /// One step: one more token for each sequence. Returns the logits `[sequences, vocab_size]` after it.
-    pub fn decode(&self, cache: &mut PagedKvCache, step: &[(SequenceId, u32)]) -> Result<Tensor<2>> {
-        let sequences: Vec<_> = step.iter().map(|&(sequence, _)| sequence).collect();
-        let growth: Vec<_> = sequences.iter().map(|&sequence| (sequence, 1)).collect();
-        let slots = cache.reserve(&growth)?;
-        let positions = cache.last_positions(&growth)?;
-        let plan = PagedPlan::decode(&self.attention, &cache.page_table(&sequences)?)?;
-
-        let tokens = self.tokens(step.iter().map(|(_, token)| token))?;
         let hidden = self.forward(tokens, |layer, qkv| {
             let pages = cache.layer_mut(layer)?;
-            let q = rope_append_paged_kv(pages, qkv, None, &self.rope, &positions, &slots)?;
+            let q = rope_append_paged_kv(pages, qkv, None, &rope, &positions, &slots)?;
             Ok(plan.run(q, pages)?.output)
         })?;
-        self.logits(hidden)
+        if hidden.dims()[0] == pieces.len() {
+            return Ok(hidden);
+        }
+        let last = indptr.as_slice()[1..].iter().map(|&end| end - 1);
+        Ok(hidden.select(0, self.indices(last)))
     }
 
     /// The buffers of a step of up to `sequences` sequences of up to `max_len` tokens, for [`replayable`](Self::replayable).
@@ -154,13 +150,13 @@ impl Llama {
         Ok(DecodeStep::new(&self.attention, sequences, max_len, cache)?)
     }
 
-    /// As [`decode`](Self::decode), but all that changes from step to step is on the device already, so that a graph can be
-    /// captured of it.
+    /// One more token for each sequence: the logits `[sequences, vocab_size]` after it. All that changes from step to step is
+    /// on the device already, so that a graph can be captured of it.
     pub fn replayable(&self, cache: &mut PagedKvCache, step: &DecodeStep) -> Result<Tensor<2>> {
-        let (positions, slots) = (step.positions(), step.slots());
+        let (positions, slots, rope) = (step.positions(), step.slots(), self.rope(step.max_len())?);
         let hidden = self.forward(step.tokens(), |layer, qkv| {
             let pages = cache.layer_mut(layer)?;
-            let q = rope_append_paged_kv(pages, qkv, None, &self.rope, &positions, &slots)?;
+            let q = rope_append_paged_kv(pages, qkv, None, &rope, &positions, &slots)?;
             Ok(step.plan().run(q, pages)?.output)
         })?;
         self.logits(hidden)
@@ -189,9 +185,10 @@ impl Llama {
         let indptr = Indptr::from_lengths(&lengths, &self.device)?;
         let positions = Positions::continuing(&indptr, &vec![0; prompts.len()])?;
         let plan = RaggedPlan::new(&self.attention, &indptr, &indptr)?;
+        let rope = self.rope(lengths.into_iter().max().unwrap_or(0))?;
         let tokens = self.tokens(prompts.iter().copied().flatten())?;
         let hidden = self.forward(tokens, |_, Qkv { q, k, v }| {
-            let (q, k) = apply_rope(q, k, &self.rope, &positions)?;
+            let (q, k) = apply_rope(q, k, &rope, &positions)?;
             Ok(plan.run(q, k, v)?.output)
         })?;
         self.logits(hidden)
@@ -233,8 +230,21 @@ impl Llama {
         Ok(normed)
     }
 
-    fn logits(&self, hidden: Tensor<2>) -> Result<Tensor<2>> {
+    /// The logits `[rows, vocab_size]` that follow from hidden states `[rows, hidden_size]`.
+    pub fn logits(&self, hidden: Tensor<2>) -> Result<Tensor<2>> {
         Ok(matmul_nt(hidden, self.head.clone())?)
+    }
+
+    /// The rotations of at least the positions below `positions`: the table grows with the texts, whatever the model could
+    /// take.
+    fn rope(&self, positions: usize) -> Result<Rope> {
+        let mut table = self.rope.borrow_mut();
+        if table.max_positions() < positions {
+            let most = self.config.max_positions;
+            ensure!(positions <= most, "a text of {positions} tokens passes the model's context of {most}");
+            *table = Rope::new(&self.config.rope, positions.next_power_of_two().min(most), &self.device)?;
+        }
+        Ok(table.clone())
     }
 
     fn indices(&self, values: impl Iterator<Item = usize>) -> Tensor<1, Int> {
@@ -245,6 +255,24 @@ impl Llama {
 }
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// The names of the embedding and, if it is another tensor, of the head. As `transformers` has it, two that are stored and
+/// differ are not one, and one that is stored stands for both.
+fn tied(config: &Config, loader: &Loader<'_>) -> Result<(&'static str, Option<&'static str>)> {
+    let stored = |name| loader.weights.is_some_and(|weights| weights.has(name));
+    Ok(match (config.tied_embeddings, stored(EMBEDDING), stored(HEAD)) {
+        (false, ..) => (EMBEDDING, Some(HEAD)),
+        (true, false, true) => (HEAD, None),
+        (true, true, true)
+            if !loader.weights.map_or(Ok(true), |weights| weights.are_equal(EMBEDDING, HEAD))? =>
+        {
+            tracing::warn!("`tie_word_embeddings` is true, but {EMBEDDING} and {HEAD} differ: both are used");
+            (EMBEDDING, Some(HEAD))
+        }
+        (true, ..) => (EMBEDDING, None),
+    })
+}
 
 impl Layer {
     fn load(config: &Config, loader: &Loader<'_>, index: usize) -> Result<Self> {

@@ -10,8 +10,8 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-use super::config::read_json;
 use super::folder;
+use super::json;
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -50,7 +50,7 @@ impl Weights {
         if contents.ends_with(SINGLE) {
             weights.tensors = weights.add_file(&contents)?;
         } else {
-            let index = read_json(&contents)?;
+            let index = json::read(&contents)?;
             weights.add_shards(folder, &index).with_context(|| contents.display().to_string())?;
         }
         Ok(weights)
@@ -113,6 +113,18 @@ impl Weights {
     pub fn dtype(&self, name: &str) -> Result<DType> {
         let stored = self.find(name)?;
         float_dtype(name, stored.dtype).with_context(|| self.file_of(stored))
+    }
+
+    /// Whether there is such a tensor.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Whether two tensors are the same, bit for bit.
+    pub fn are_equal(&self, a: &str, b: &str) -> Result<bool> {
+        let [a, b] = [self.find(a)?, self.find(b)?];
+        let bytes = |stored: &Stored| &self.files[stored.file].1[stored.bytes.clone()];
+        Ok((&a.shape, a.dtype) == (&b.shape, b.dtype) && bytes(a) == bytes(b))
     }
 
     fn find(&self, name: &str) -> Result<&Stored> {
