@@ -86,8 +86,8 @@ mod tests {
             state >> 8
         };
         for _ in 0..1_000_000 {
-            let t = f32::from_bits(random() % 0x7f80_0000 | random() << 24 & 0x7f00_0000);
-            let max = f32::from_bits(random() << 8 ^ random());
+            let t = f32::from_bits((random() % 0x7f80_0000) | ((random() << 24) & 0x7f00_0000));
+            let max = f32::from_bits((random() << 8) ^ random());
             if !max.is_finite() || !t.is_finite() {
                 continue;
             }
