@@ -385,7 +385,8 @@ fn sampling_stays_in_registers() {
         };
         sampling::keep_likely(client, keep, f32).expect("it fits");
         let launches = device.launches();
-        assert_eq!(launches.len(), 10, "{target}");
+        // Of logits, chunks are weighed first.
+        assert_eq!(launches.len(), 12, "{target}");
         for launch in launches {
             let lowered = launch.lower().unwrap_or_else(|error| panic!("{target}: {error}"));
             let what = format!("{} on {target}", lowered.entry);
@@ -393,7 +394,8 @@ fn sampling_stays_in_registers() {
             assert_eq!(listing.count().scratch, 0, "{what}");
             assert_eq!([listing.scratch.unwrap_or(0), listing.spills.unwrap_or(0)], [0; 2], "{what}");
             assert!(lowered.shared_memory <= 64 << 10, "{what}: {}", lowered.shared_memory);
-            assert!(lowered.block[0] >= 256, "{what}: {:?}", lowered.block);
+            // A chunk of bf16 has 4 loads for each of 128 units.
+            assert!(lowered.block[0] >= 128, "{what}: {:?}", lowered.block);
             let wide = match target {
                 Target::Gfx(_) => ["global_load_dwordx4", "buffer_load_dwordx4"].as_slice(),
                 Target::Sm(_) => {

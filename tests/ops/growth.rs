@@ -42,7 +42,6 @@ fn batch(requests: &[Vec<usize>], device: &Device) -> (PageTable, Duration, Indp
 
 /// Taking a batch apart takes about as long as making its page table, which looks at each page once: less than three times,
 /// where what grew with the square took fifty times.
-#[cfg(feature = "flex")]
 #[test]
 fn cascades() {
     let device = &Device::flex();
@@ -75,7 +74,6 @@ fn cascades() {
 }
 
 /// Pages of 1 token.
-#[cfg(feature = "flex")]
 fn cache(pages: usize) -> PagedKvCache {
     PagedKvCache::new(&CacheConfig::new(1, pages, 1, 1, 1), &Device::flex()).expect("a valid cache")
 }
@@ -89,7 +87,6 @@ fn remembered(cache: &mut PagedKvCache, tokens: &[u32]) -> SequenceId {
 }
 
 /// Pages are evicted one by one while as many older ones are in use, and while they hang on one another.
-#[cfg(feature = "flex")]
 #[test]
 fn eviction() {
     let evicted = |cache: &mut PagedKvCache, pages: usize| {
@@ -118,7 +115,6 @@ fn eviction() {
 }
 
 /// Forks of forks, sequences that computed the same, and many of them in one call.
-#[cfg(feature = "flex")]
 #[test]
 fn sequences() {
     grows_evenly("a chain of forks", 2000, |size| {

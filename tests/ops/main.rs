@@ -15,9 +15,12 @@ mod copy;
 mod edges;
 mod errors;
 mod fp8;
+#[cfg(feature = "flex")]
 mod growth;
 mod layer_norm;
 mod linear;
+#[cfg(all(unix, feature = "flex"))]
+mod little_memory;
 mod memory;
 mod merge;
 mod norm;
