@@ -29,7 +29,8 @@ impl Temperature {
     pub(crate) fn new(t: f32) -> Temperature {
         // From 1 on 2^-4, below 2^-64 2^100.
         let on_logits = select(t >= 1.0f32, 0.0625f32, 1.0f32);
-        let on_differences = select(t < 5.421_010_9e-20f32, 1.267_650_6e30f32, 1.0f32);
+        let is_tiny = t < comptime!((-64.0_f32).exp2());
+        let on_differences = select(is_tiny, comptime!(100.0_f32.exp2()), 1.0f32);
         // `abs` for -0.0.
         let inverse = 1.0f32 / (t.abs() * on_logits * on_differences);
         Temperature { on_logits, on_differences, inverse, is_valid: t >= 0.0f32 }
