@@ -230,7 +230,7 @@ fn read_prompt(file: impl Read) -> Result<String> {
     Ok(text)
 }
 
-/// Whether standard input is a pipe or a file, not a terminal or nothing.
+/// True if standard input is a pipe or a file, not a terminal or nothing.
 fn is_stdin_fed() -> bool {
     #[cfg(unix)]
     {

@@ -385,7 +385,7 @@ fn sampling_stays_in_registers() {
         };
         sampling::keep_likely(client, keep, f32).expect("it fits");
         let launches = device.launches();
-        // Of logits, chunks are weighed first.
+        // Sampling from logits launches two kernels.
         assert_eq!(launches.len(), 12, "{target}");
         for launch in launches {
             let lowered = launch.lower().unwrap_or_else(|error| panic!("{target}: {error}"));

@@ -59,7 +59,8 @@ impl PagedKvCache {
     ///
     /// The keys and values of all its tokens must have been appended, in every layer. If a prefix is remembered already in
     /// other pages, from a sequence that computed the same, `sequence` and its forks give theirs back and share those: page
-    /// tables, slots and positions of them that were made before are outdated. The example is at [`create_with_prefix`](Self::create_with_prefix).
+    /// tables, slots and positions of them that were made before are outdated. The example is at
+    /// [`create_with_prefix`](Self::create_with_prefix).
     ///
     /// # Errors
     ///
@@ -116,7 +117,7 @@ impl PagedKvCache {
     /// so that what comes behind may be remembered: who uses a page of the tree uses all that lead to it.
     fn replace_pages(&mut self, sequence: SequenceId, merged: &[Merged]) {
         let Some(&Merged { from: first, .. }) = merged.first() else { return };
-        // Who shares a page with `sequence` shares all before it.
+        // A sequence that shares a page with `sequence` shares all before it.
         let using = if self.pool.owners(first) == 1 {
             self.sequences.range_mut(sequence..=sequence)
         } else {

@@ -76,7 +76,7 @@ fn linear_scaling_by_its_old_name() {
     assert_eq!(config.rope, RopeConfig::new(128).scaling(RopeScaling::Linear { factor: 4.0 }));
 }
 
-/// What `MistralConfig` of transformers 5.24 has for fields that are not there, and for those that are null.
+/// Values of `MistralConfig` of transformers 5.24 for fields that are not there, and for those that are null.
 #[test]
 fn a_mistral_that_does_not_say() {
     let long = 32768;

@@ -185,7 +185,7 @@ fn wrong_types_are_refused_by_field_and_file() {
     }
 }
 
-/// Which file a tensor is wrong in, or missing from.
+/// The file that a tensor is wrong in, or missing from.
 #[test]
 fn tensors_are_refused_by_file() {
     let model = Scratch::copy_of("mha_untied", "named");

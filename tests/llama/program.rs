@@ -185,7 +185,7 @@ fn prompts_from_standard_input() {
     let bytes = "error: cannot read the prompt -: invalid utf-8 sequence of 1 bytes from index 1\n";
     fails(b"a\xFF", &["--prompt", "-"], bytes);
 
-    // Who pipes a prompt, but forgets to say so, is told.
+    // A piped prompt that no option asks for is pointed out.
     let forgotten = run_with_input(b"Tom had a", &common);
     assert!(forgotten.out.starts_with("Once upon a time"), "{}", forgotten.out);
     let note = "standard input is not read; `--prompt -` takes it for the prompt\n";

@@ -1,4 +1,4 @@
-//! What a text costs follows from how long it is, not from how long it might become.
+//! A text costs by how long it is, not by how long it might become.
 
 use burn::tensor::DType;
 use burn_flashinfer::KvLayout;
@@ -73,7 +73,7 @@ fn a_text_that_has_ended_is_not_moved() {
     }
 }
 
-/// What is allowed costs nothing: not ten million positions, not as many new tokens, not a page larger than any text.
+/// Limits cost nothing: not ten million positions, not as many new tokens, not a page larger than any text.
 #[test]
 fn what_is_allowed_is_not_reserved() {
     let (_folder, model) = model(10_000_000, "resources-allowed");

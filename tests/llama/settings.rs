@@ -74,7 +74,7 @@ impl Case {
 fn options(folder: &Path, vocab_size: usize, eos_tokens: &[u32]) -> anyhow::Result<Options> {
     let defaults = GenerationDefaults::load(folder)?;
     let length = match defaults.length(None) {
-        // What make_settings.py asks for where the files do not say.
+        // The settings of make_settings.py where the files do not say.
         Length::New(256) => Length::New(24),
         length => length,
     };

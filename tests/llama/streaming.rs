@@ -119,7 +119,7 @@ fn decoders() -> Vec<Value> {
         bpe.clone(),
         ctc.clone(),
         full_stops.clone(),
-        // What no model has, as far as known.
+        // Rows that no known model has.
         sequence(&[sequence(&[spaces(), sequence(&[byte_fallback()])]), strip(1, 0), fuse(), fuse()]),
         sequence(&[byte_fallback(), fuse(), strip(3, 0), full_stops.clone()]),
         sequence(&[fuse(), strip(0, 0), byte_fallback(), word_piece(true)]),
@@ -203,7 +203,7 @@ fn work_is_linear() {
         let tokenizer = tokenizer(&decoder);
         let work = |token: u32, count: usize| {
             let mut stream = TextStream::new(&tokenizer);
-            // What has been made once for all streams does not count, and `Strip` of `tokenizers` needs text.
+            // Allocations made once for all streams do not count, and `Strip` of `tokenizers` needs text.
             stream.push(0).unwrap();
             stream.push(token).unwrap();
             let measured = allocation_counter::measure(|| {

@@ -69,7 +69,7 @@ pub struct RawConfig {
 
 const SUPPORTED: &str = "LlamaForCausalLM and MistralForCausalLM";
 
-/// What a Mistral has that does not say.
+/// Values of a Mistral that does not say.
 const MISTRAL_KV_HEADS: usize = 8;
 const MISTRAL_WINDOW: usize = 4096;
 
@@ -226,7 +226,7 @@ fn refuse_foreign(fields: &Fields) -> Result<()> {
     }
 }
 
-/// How many tokens to its left a token sees, if not all that there can be.
+/// The number of tokens to its left that a token sees, if not all that there can be.
 fn window_left(raw: &RawConfig, architecture: Architecture) -> Result<Option<usize>> {
     let window = match raw.sliding_window {
         None if architecture == Architecture::Mistral => Some(MISTRAL_WINDOW),

@@ -15,10 +15,10 @@ use super::sampling::{Sampling, is_greedy};
 /// Where the settings are. A folder of old has them in the second.
 const FILES: [&str; 2] = ["generation_config.json", "config.json"];
 
-/// How many tokens `transformers` samples from if the file does not say.
+/// The number of tokens that `transformers` samples from if the file does not say.
 const TOP_K: usize = 50;
 
-/// How many new tokens a text gets, at most, if nobody says.
+/// The largest number of new tokens of a text, if nobody says.
 const NEW_TOKENS: usize = 256;
 
 fn never(_: f64) -> bool {
@@ -80,7 +80,7 @@ struct Raw {
     max_length: Option<usize>,
     cache_implementation: Option<String>,
     repetition_penalty: Option<f64>,
-    // Of these, less than 0 is as good as 0.
+    // Below 0 these are as good as 0.
     no_repeat_ngram_size: Option<i64>,
     min_length: Option<i64>,
     min_new_tokens: Option<i64>,
@@ -100,7 +100,7 @@ pub struct GenerationDefaults {
     min_p: Option<f64>,
     length: Option<Length>,
     rules: Rules,
-    /// What stands in the way of sampling, in words.
+    /// The reason against sampling, in words.
     not_sampled: Option<String>,
 }
 
@@ -142,12 +142,12 @@ impl GenerationDefaults {
         self.eos_tokens.clone()
     }
 
-    /// How long a text becomes, at most, unless it is `asked` for so many new tokens.
+    /// The largest length of a text, unless it is `asked` for so many new tokens.
     pub fn length(&self, asked: Option<usize>) -> Length {
         asked.map(Length::New).or(self.length).unwrap_or(Length::New(NEW_TOKENS))
     }
 
-    /// Which tokens a model of `vocab_size` tokens may write.
+    /// The rules on tokens that a model of `vocab_size` tokens may write.
     pub fn rules(&self, vocab_size: usize) -> Result<Rules> {
         let word = self.rules.bad_words.iter().flatten().find(|&&token| token as usize >= vocab_size);
         match word {
@@ -156,7 +156,7 @@ impl GenerationDefaults {
         }
     }
 
-    /// How to choose a token. What is asked for comes before what the file says; to ask for top-k or top-p is to ask for
+    /// The choice of a token. Options come before what the file says; to ask for top-k or top-p is to ask for
     /// sampling.
     pub fn sampling(
         &self,

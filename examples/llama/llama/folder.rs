@@ -33,7 +33,7 @@ pub fn ensure_fetched(path: &Path, content: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Whether a folder has something of a name, be it a link to nothing, which is then no reason to go on without the file.
+/// True if a folder has something of a name, be it a link to nothing, which is then no reason to go on without the file.
 pub fn is_there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
@@ -54,7 +54,7 @@ pub fn hint(folder: &Path) -> String {
     if let Some(name) = names.iter().find(|name| has_extension(Path::new(name), "gguf")) {
         return format!("; {name} is a GGUF file, which is not supported, get the model as safetensors");
     }
-    // Of Hugging Face and of Meta; others of these endings hold the state of a training.
+    // Names of Hugging Face and of Meta; other files of these endings hold the state of a training.
     let is_pickled = |name: &&&str| {
         (name.starts_with("pytorch_model") && name.ends_with(".bin"))
             || (name.starts_with("consolidated") && name.ends_with(".pth"))

@@ -42,7 +42,7 @@ pub struct Options {
     pub graph: bool,
 }
 
-/// How long a text becomes, at most.
+/// The largest length of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Length {
     /// So many new tokens.
@@ -94,14 +94,14 @@ struct Running {
     seed: u64,
     /// The prompt and what was written so far, of which the last token is not in the cache yet.
     tokens: Vec<u32>,
-    /// How many of them are the prompt.
+    /// The number of them that are the prompt.
     prompt: usize,
     limit: Limit,
-    /// How many tokens the cache has room for.
+    /// The number of tokens that the cache has room for.
     room: usize,
 }
 
-/// How many tokens a text may have, those of the prompt counted, and why no more.
+/// The number of tokens that a text may have, those of the prompt counted, and why no more.
 #[derive(Debug, Clone, Copy)]
 struct Limit {
     tokens: usize,
@@ -182,7 +182,7 @@ pub fn generate(
     let draws = RefCell::new(draws_of(&running)?);
     let run = |cache: &mut _, step: &DecodeStep| {
         let logits = model.replayable(cache, step)?;
-        // What looks back on the texts is new in every step, and so not in the graph.
+        // Rules that look back on the texts are new in every step, and so not in the graph.
         Ok(match options.rules.are_none() {
             true => Step::Tokens(sampler.sample(logits, draws.borrow().at(&step.positions())?)?),
             false => Step::Logits(logits),
@@ -250,7 +250,7 @@ pub fn generate(
     Ok(stats)
 }
 
-/// What comes out of a captured step.
+/// The result of a captured step.
 #[derive(Clone)]
 enum Step {
     Tokens(Tensor<1, Int>),
@@ -278,7 +278,7 @@ fn grow(
 }
 
 impl Limit {
-    /// Of how many tokens the cache needs to know, at most: the last one of a text is never read back.
+    /// The number of tokens that the cache needs to know, at most: the last one of a text is never read back.
     fn cached(self) -> usize {
         self.tokens - 1
     }
@@ -289,12 +289,12 @@ impl Running {
         Text { tokens: &self.tokens, prompt: self.prompt }
     }
 
-    /// How many tokens the cache has.
+    /// The number of tokens in the cache.
     fn cached(&self) -> usize {
         self.tokens.len() - 1
     }
 
-    /// What it goes on with.
+    /// The token that it goes on with.
     fn step(&self) -> (SequenceId, u32) {
         (self.sequence, self.tokens[self.cached()])
     }
@@ -321,7 +321,7 @@ fn keys(running: &[Running], rows: usize) -> Vec<DrawKey> {
     keys.chain((running.len()..rows).map(|row| DrawKey { row, ..DrawKey::default() })).collect()
 }
 
-/// How long the text of a request may become.
+/// The limit on the text of a request.
 fn limit(model: &Llama, request: &Request, options: &Options) -> Result<Limit> {
     let (length, context) = (request.tokens.len(), model.config.max_positions);
     ensure!(options.length != Length::New(0), "no tokens were asked for");

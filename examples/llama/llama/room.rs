@@ -1,4 +1,4 @@
-//! How much memory texts are given: by how long they are, not by how long they might become.
+//! Memory for texts: by how long they are, not by how long they might become.
 
 use anyhow::Result;
 use burn_flashinfer::{KvLayout, PagedKvCache, SequenceId, append_paged_kv, gather_paged_kv};
@@ -9,12 +9,12 @@ use super::model::Llama;
 /// of a long one is moved once on average.
 const MORE_TOKENS: usize = 256;
 
-/// How many tokens a text of `len` tokens is given room for. It never becomes longer than `most`.
+/// The number of tokens that a text of `len` tokens is given room for. It never becomes longer than `most`.
 pub fn room(len: usize, most: usize) -> usize {
     len.saturating_add(len.max(MORE_TOKENS)).min(most)
 }
 
-/// How many tokens a page has: as many as `asked` for, unless the shortest text would leave a part of it empty. What is
+/// The number of tokens of a page: as many as `asked` for, unless the shortest text would leave a part of it empty. What is
 /// reserved is so at most twice what texts have room for.
 pub fn page_size(asked: usize, rooms: impl Iterator<Item = usize>) -> usize {
     rooms.fold(asked, usize::min)

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::config::RawConfig;
 use super::json;
 
-/// What is in either.
+/// The fields of either.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(expecting = "a map")]
 pub struct RopeParameters {
@@ -97,7 +97,7 @@ fn not_0(number: Option<f64>) -> Option<f64> {
     number.filter(|&number| number != 0.0)
 }
 
-/// What YaRN multiplies cosines and sines with, if it is not what follows from `factor` alone.
+/// The factor of YaRN on cosines and sines, if it is not what follows from `factor` alone.
 fn attention_factor(parameters: &RopeParameters, factor: f64) -> Option<f64> {
     let scaled = |mscale: f64| if factor > 1.0 { 0.1 * mscale * factor.ln() + 1.0 } else { 1.0 };
     parameters.attention_factor.or_else(|| {

@@ -5,7 +5,7 @@ use anyhow::{Result, ensure};
 use burn::tensor::{Bool, DType, Device, Tensor, TensorData};
 use burn_flashinfer::sampling::{Penalties, apply_penalties};
 
-/// What the logits of a token depend on besides the model.
+/// The settings that the logits of a token depend on besides the model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rules {
     /// Divides positive logits, and multiplies negative ones, of tokens that the prompt or the text has; 1 for none.
@@ -42,12 +42,12 @@ impl Default for Rules {
 #[derive(Debug, Clone, Copy)]
 pub struct Text<'a> {
     pub tokens: &'a [u32],
-    /// How many of them are the prompt.
+    /// The number of them that are the prompt.
     pub prompt: usize,
 }
 
 impl Rules {
-    /// Whether the logits stay what they are.
+    /// True if the logits stay what they are.
     pub fn are_none(&self) -> bool {
         *self == Self::default()
     }

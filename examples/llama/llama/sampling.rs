@@ -13,7 +13,7 @@ pub struct Sampling {
     min_p: f64,
 }
 
-/// Whether the first of the most likely tokens is taken: at temperature 0, to which a very small one is rounded.
+/// True if the first of the most likely tokens is taken: at temperature 0, to which a very small one is rounded.
 pub fn is_greedy(temperature: f64) -> bool {
     temperature as f32 == 0.0
 }
@@ -29,7 +29,7 @@ impl Sampling {
         Ok(Self { temperature, top_k, top_p, min_p: 0.0 })
     }
 
-    /// Of those that are left, only tokens at least `min_p` times as likely as the most likely one.
+    /// Keeps, of those that are left, only tokens at least `min_p` times as likely as the most likely one.
     pub fn min_p(mut self, min_p: f64) -> Result<Self> {
         ensure!((0.0..=1.0).contains(&min_p), "min-p is {min_p}, expected 0 to 1");
         self.min_p = min_p;

@@ -36,7 +36,7 @@ impl<'a> TextStream<'a> {
         Ok(pieces.concat())
     }
 
-    /// What was held back when the text ended.
+    /// The text that was held back when it ended.
     pub fn finish(&mut self) -> Result<String> {
         let mut pieces = Vec::new();
         for stage in &mut self.stages {

@@ -115,12 +115,12 @@ impl Weights {
         float_dtype(name, stored.dtype).with_context(|| self.file_of(stored))
     }
 
-    /// Whether there is such a tensor.
+    /// True if there is such a tensor.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
-    /// Whether two tensors are the same, bit for bit.
+    /// True if two tensors are the same, bit for bit.
     pub fn are_equal(&self, a: &str, b: &str) -> Result<bool> {
         let [a, b] = [self.find(a)?, self.find(b)?];
         let bytes = |stored: &Stored| &self.files[stored.file].1[stored.bytes.clone()];
