@@ -30,7 +30,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use burn_flashinfer_kernels::attention::{Alignment, Choice, HeadDims, Plan, Problem, Span, Split};
+use burn_flashinfer_kernels::attention::{
+    Alignment, Choice, HeadDims, Plan, Problem, RequestShape, Split, Standard,
+};
 use burn_flashinfer_kernels::offline::{self, Artifact, Count, Kind, Listing, Lowered, Target};
 use clap::Parser;
 use cubecl::ir::{ElemType, FloatKind};
@@ -62,7 +64,8 @@ struct Args {
 struct Case {
     name: String,
     problem: Problem,
-    spans: Vec<Span>,
+    variant: Standard,
+    spans: Vec<RequestShape>,
     kind: Kind,
 }
 
@@ -90,17 +93,17 @@ fn cases() -> Vec<Case> {
                     let problem = Problem {
                         dims: HeadDims { qk: dim, vo: dim },
                         dtype: ElemType::Float(dtype),
+                        kv_dtype: ElemType::Float(dtype),
                         q_heads: 32,
                         kv_heads: 8,
                         scale: 1.0 / (dim as f32).sqrt(),
                         align: Alignment { qk: 64, vo: 64 },
-                        causal: true,
-                        window_left: None,
                     };
                     cases.push(Case {
                         name: format!("{phase}-{kind_name}-{dim}-{dtype_name}"),
                         problem,
-                        spans: Span::following(lengths.iter().copied(), 16),
+                        variant: Standard { causal: true, ..Standard::new(problem.scale) },
+                        spans: RequestShape::following(lengths.iter().copied(), 16),
                         kind,
                     });
                 }
@@ -148,10 +151,10 @@ fn main() -> Result<()> {
 }
 
 fn report(target: Target, case: &Case, asm: Option<&Path>, object: Option<&Path>) -> Result<()> {
-    let Case { name, problem, spans, kind } = case;
-    let plan = Plan::new(&target.profile(), problem, spans, Choice::Auto, Split::Auto)?;
+    let Case { name, problem, variant, spans, kind } = case;
+    let plan = Plan::new(&target.profile(), problem, variant, spans, Choice::Auto, Split::Auto)?;
     println!("\n{name}: {plan}");
-    let launches = offline::launches(target, problem, spans, *kind, &plan)?;
+    let launches = offline::launches(target, problem, variant, spans, *kind, &plan)?;
     let attention = offline::attention_of(&launches);
     for launch in &launches {
         let lowered = match launch.lower() {

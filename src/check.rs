@@ -78,6 +78,12 @@ pub(crate) fn float(op: &'static str, argument: &'static str, dtype: DType, devi
     Ok(())
 }
 
+/// True for a device whose operations are kernels of CubeCL.
+#[cfg(feature = "cube")]
+pub(crate) fn is_cube(device: &Device) -> bool {
+    matches!(device.clone().inner().as_dispatch(), DispatchDevice::Cube(_))
+}
+
 /// Refuses a device without integers of 64 bits.
 pub(crate) fn wide_integers(op: &'static str, argument: &'static str, device: &Device) -> Result<()> {
     #[cfg(feature = "cube")]

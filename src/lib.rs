@@ -62,6 +62,7 @@
 #![cfg_attr(not(any(feature = "flex", feature = "cube")), allow(unused))]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod attention;
 mod backend;
 mod cache;
 mod cascade;
@@ -82,7 +83,10 @@ mod page_table;
 mod plan;
 mod prefix_tree;
 pub mod reference;
+#[cfg(feature = "flex")]
+mod simd;
 
+pub use attention::{AttentionVariant, LogitTile, Request, Row, SharedVariant, VariantInputs};
 pub use cache::{CacheConfig, CacheStats, PagedKvCache, SequenceId, SwappedSequence};
 pub use cascade::Cascade;
 pub use check::check_support;
@@ -132,6 +136,17 @@ pub use plan::{CascadePlan, DecodeStep, KvSplit, PagedPlan, PlanConfig, RaggedPl
 pub mod sampling {
     pub use crate::draws::{DrawKey, Draws};
     pub use crate::ops::sampling::*;
+}
+
+/// What the kernels of a variant are made of: the device's half of an [`AttentionVariant`].
+#[cfg(feature = "cube")]
+pub mod kernels {
+    pub use burn_flashinfer_kernels::Result;
+    pub use burn_flashinfer_kernels::attention::{
+        Call, CausalWindow, CausalWindowLaunch, Inputs, Kernels, Math, QueryRow, RequestShape, SoftCap,
+        Standard, Variant,
+    };
+    pub use cubecl;
 }
 
 /// The examples of the README compile and run with the documentation tests.

@@ -1,5 +1,6 @@
 //! What the caller may choose about attention.
 
+use crate::attention::{AttentionVariant, SharedVariant, StandardAttention};
 use crate::error::{Error, Result};
 use crate::extension::AttentionParams;
 
@@ -27,7 +28,8 @@ pub enum KvLayout {
 /// use burn_flashinfer::AttentionOptions;
 /// let options = AttentionOptions::new().causal(true).window_left(4095).soft_cap(30.0);
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
+#[must_use]
 pub struct AttentionOptions {
     pub(crate) causal: bool,
     pub(crate) window_left: Option<usize>,
@@ -35,6 +37,7 @@ pub struct AttentionOptions {
     pub(crate) scale: Option<f32>,
     pub(crate) return_lse: bool,
     pub(crate) kv_layout: Option<KvLayout>,
+    pub(crate) variant: Option<SharedVariant>,
 }
 
 impl AttentionOptions {
@@ -47,6 +50,7 @@ impl AttentionOptions {
             scale: None,
             return_lse: false,
             kv_layout: None,
+            variant: None,
         }
     }
 
@@ -88,18 +92,39 @@ impl AttentionOptions {
         self
     }
 
+    /// Replaces all that attention means beside its products: mask, scale and cap are then the variant's, and must not be
+    /// set here as well.
+    pub fn variant(mut self, variant: impl AttentionVariant) -> Self {
+        self.variant = Some(SharedVariant::new(variant));
+        self
+    }
+
     /// Everything decided, for heads of `head_dim` elements.
     pub(crate) fn params(&self, head_dim: usize) -> AttentionParams {
-        AttentionParams {
-            causal: self.causal,
-            window_left: self.window_left,
-            soft_cap: self.soft_cap,
-            scale: self.scale.unwrap_or(1.0 / (head_dim as f32).sqrt()),
-            return_lse: self.return_lse,
-        }
+        let variant = self.variant.clone().unwrap_or_else(|| {
+            SharedVariant::new(StandardAttention {
+                causal: self.causal,
+                window_left: self.window_left,
+                soft_cap: self.soft_cap,
+                scale: self.scale.unwrap_or(1.0 / (head_dim as f32).sqrt()),
+            })
+        });
+        AttentionParams { variant, return_lse: self.return_lse }
     }
 
     pub(crate) fn check(&self, op: &'static str) -> Result<()> {
+        if self.variant.is_some() {
+            let set = [
+                ("causal", self.causal),
+                ("window_left", self.window_left.is_some()),
+                ("soft_cap", self.soft_cap.is_some()),
+                ("scale", self.scale.is_some()),
+            ];
+            if let Some((argument, _)) = set.into_iter().find(|(_, set)| *set) {
+                let expected = "not to be set, as the variant decides".into();
+                return Err(Error::Value { op, argument, got: "set beside a variant".into(), expected });
+            }
+        }
         if let Some(cap) = self.soft_cap
             && !(cap > 0.0 && cap.is_finite())
         {

@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use burn_flashinfer_kernels::attention::{
-    Alignment, Attention, Batch, Choice, HeadDims, Plan, Planned, Problem, Span, Split, launch,
+    Alignment, Attention, Batch, Choice, HeadDims, Inputs as Tensors, Plan, Planned, Problem, RequestShape,
+    Split, Standard, launch,
 };
 use burn_flashinfer_kernels::{DeviceProfile, KvLayout};
 use cubecl::ir::{ElemType, FloatKind};
@@ -36,6 +37,12 @@ pub struct Shape {
     pub paged: bool,
     pub choice: Choice,
     pub split: Split,
+}
+
+impl Shape {
+    fn variant(&self) -> Standard {
+        Standard { causal: self.causal, ..Standard::new((self.dim as f32).powf(-0.5)) }
+    }
 }
 
 #[derive(Clone)]
@@ -108,13 +115,12 @@ impl Bench {
             output: inputs.output.clone(),
             lse,
             batch,
-            causal: s.causal,
-            window_left: None,
-            soft_cap: None,
-            scale: (s.dim as f32).powf(-0.5),
+            scale: s.variant().scale,
+            dtype: ElemType::Float(s.dtype.1),
+            kv_dtype: ElemType::Float(s.dtype.1),
+            inputs: Tensors::default(),
         };
-        let (client, dtype) = (&self.device.client, ElemType::Float(s.dtype.1));
-        launch(client, problem, dtype, inputs.planned.clone()).expect("launches");
+        launch(&self.device.client, problem, &s.variant(), inputs.planned.clone()).expect("launches");
     }
 
     /// A row of the table; milliseconds.
@@ -168,18 +174,17 @@ impl Bench {
 
     pub fn plan(&self, s: &Shape) -> Plan {
         let device = DeviceProfile::of(&self.device.client);
-        let spans = Span::following(s.lengths.iter().copied(), if s.paged { PAGE } else { 1 });
+        let spans = RequestShape::following(s.lengths.iter().copied(), if s.paged { PAGE } else { 1 });
         let problem = Problem {
             dims: HeadDims { qk: s.dim, vo: s.dim },
             dtype: ElemType::Float(s.dtype.1),
+            kv_dtype: ElemType::Float(s.dtype.1),
             q_heads: s.q_heads,
             kv_heads: s.kv_heads,
-            scale: 1.0,
+            scale: s.variant().scale,
             align: Alignment { qk: 64, vo: 64 },
-            causal: s.causal,
-            window_left: None,
         };
-        Plan::new(&device, &problem, &spans, s.choice, s.split).expect("a plan")
+        Plan::new(&device, &problem, &s.variant(), &spans, s.choice, s.split).expect("a plan")
     }
 }
 

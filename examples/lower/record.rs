@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use burn_flashinfer_kernels::KvLayout;
 use burn_flashinfer_kernels::attention::{
-    Alignment, Attention, Batch, Choice, HeadDims, Plan, Problem, Span, Split, launch,
+    Alignment, Attention, Batch, Choice, HeadDims, Inputs, Plan, Problem, RequestShape, Split, Standard,
+    launch,
 };
 use burn_flashinfer_kernels::offline::{Device, Target};
 use cubecl::client::Client;
@@ -95,16 +96,16 @@ fn one(target: Target, name: &str, lengths: &[(usize, usize)], paged: bool, to: 
     let problem = Problem {
         dims: HeadDims { qk: DIM, vo: DIM },
         dtype,
+        kv_dtype: dtype,
         q_heads: Q_HEADS,
         kv_heads: KV_HEADS,
         scale: SCALE as f32,
         align: Alignment { qk: 64, vo: 64 },
-        causal: true,
-        window_left: None,
     };
-    let spans = Span::following(lengths.iter().copied(), if paged { PAGE } else { 1 });
+    let causal = Standard { causal: true, ..Standard::new(SCALE as f32) };
+    let spans = RequestShape::following(lengths.iter().copied(), if paged { PAGE } else { 1 });
     // One launch.
-    let plan = Plan::new(&target.profile(), &problem, &spans, Choice::Auto, Split::Never)?;
+    let plan = Plan::new(&target.profile(), &problem, &causal, &spans, Choice::Auto, Split::Never)?;
     let outputs = tokens * Q_HEADS * DIM;
     let attention = Attention {
         q: tensor(client, &bytes(&q), &[tokens, Q_HEADS, DIM]),
@@ -113,12 +114,12 @@ fn one(target: Target, name: &str, lengths: &[(usize, usize)], paged: bool, to: 
         output: tensor(client, &bytes(&vec![f64::NAN; outputs]), &[tokens, Q_HEADS, DIM]),
         lse: None,
         batch,
-        causal: true,
-        window_left: None,
-        soft_cap: None,
         scale: SCALE as f32,
+        dtype,
+        kv_dtype: dtype,
+        inputs: Inputs::default(),
     };
-    launch(client, attention, dtype, plan.upload(client))?;
+    launch(client, attention, &causal, plan.upload(client))?;
     let launches = device.launches();
     let [launch] = launches.as_slice() else { anyhow::bail!("{} launches", launches.len()) };
     let lowered = launch.lower()?;

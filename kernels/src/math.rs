@@ -32,6 +32,36 @@ pub(crate) fn tanh(x: f32) -> f32 {
     select(a < 0.55f32, near, far)
 }
 
+/// Functions of single elements, by the instructions of a matrix unit's machine. A variant's hooks are generic over it.
+#[allow(missing_docs, reason = "the expansions have none")]
+#[cube]
+pub trait Math: Send + Sync + 'static {
+    /// `2^x`.
+    fn exp2(x: f32) -> f32;
+    /// `tanh(x)`, with an absolute error of a few 1e-7 or less.
+    fn tanh(x: f32) -> f32;
+}
+
+/// [`Math`] of every device, to a few ulp.
+pub(crate) enum Exact {}
+
+#[cube]
+impl Math for Exact {
+    fn exp2(x: f32) -> f32 {
+        (x * std::f32::consts::LN_2).exp()
+    }
+
+    fn tanh(x: f32) -> f32 {
+        tanh(x)
+    }
+}
+
+/// `tanh(x) = 1 - 2 / (1 + e^2x)`, which ends at ±1 where the exponential ends.
+#[cube]
+pub(crate) fn tanh_by_exp2<M: Math>(x: f32) -> f32 {
+    1.0f32 - 2.0f32 / (M::exp2(x * (2.0f32 * LOG2_E)) + 1.0f32)
+}
+
 /// `exp(x)` and `1 / x` to a few ulp, by the instructions a machine has for them: for functions that a kernel computes of
 /// every element, where the exact ones would take longer than the memory does.
 #[cube]

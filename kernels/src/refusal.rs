@@ -26,9 +26,17 @@ pub enum Refusal {
         /// The field of the blueprint at fault.
         setting: &'static str,
         /// Its value.
-        got: usize,
+        got: String,
         /// What would run.
         expected: String,
+    },
+    /// A list that the blueprint needs and the plan does not have.
+    #[error("{kernel}: `{argument}` is missing, expected the list of the plan")]
+    Missing {
+        /// The kernel that was asked for.
+        kernel: &'static str,
+        /// The list at fault.
+        argument: &'static str,
     },
     /// More cubes than one launch can have on this device.
     #[error("{kernel}: {cubes} cubes do not fit into one launch of at most {limit:?}")]
@@ -65,9 +73,17 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    pub(crate) fn blueprint(
+        kernel: &'static str,
+        setting: &'static str,
+        got: impl ToString,
+        expected: impl Into<String>,
+    ) -> Self {
+        Self::Blueprint { kernel, setting, got: got.to_string(), expected: expected.into() }
+    }
+
     /// No unit multiplies in planes of so many lanes, or on such a device.
     pub(crate) fn plane(kernel: &'static str, lanes: u32) -> Self {
-        let expected = "32 or 64 lanes of an NVIDIA or AMD GPU".into();
-        Self::Blueprint { kernel, setting: "plane", got: lanes as usize, expected }
+        Self::blueprint(kernel, "plane", lanes, "32 or 64 lanes of an NVIDIA or AMD GPU")
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Once;
 
 use burn_flashinfer_kernels::attention::{
-    Alignment, Blueprint, Choice, HeadDims, Mixed, Plan, Problem, Span, Split, Tiled, Unit,
+    Alignment, Blueprint, Choice, HeadDims, Mixed, Plan, Problem, RequestShape, Split, Standard, Tiled, Unit,
 };
 use burn_flashinfer_kernels::isa::{Arch, Instruction};
 use burn_flashinfer_kernels::offline::{self, Artifact, Error, Kind, Lowered, Target};
@@ -23,18 +23,19 @@ fn problem(dtype: FloatKind, dim: usize) -> Problem {
     Problem {
         dims: HeadDims { qk: dim, vo: dim },
         dtype: ElemType::Float(dtype),
+        kv_dtype: ElemType::Float(dtype),
         q_heads: 32,
         kv_heads: 8,
         scale: 0.1,
         align: Alignment { qk: 64, vo: 64 },
-        causal: true,
-        window_left: None,
     }
 }
 
+const CAUSAL: Standard = Standard { scale: 0.1, causal: true, window_left: None, soft_cap: None };
+
 /// 64 requests of these query tokens over 4096 keys; decoding if it is one.
-fn requests(queries: usize) -> Vec<Span> {
-    Span::following(vec![(queries, 4096); 64], 16)
+fn requests(queries: usize) -> Vec<RequestShape> {
+    RequestShape::following(vec![(queries, 4096); 64], 16)
 }
 
 fn keep_assembly() {
@@ -47,17 +48,18 @@ fn keep_assembly() {
 fn lower(
     target: Target,
     problem: &Problem,
-    spans: &[Span],
+    spans: &[RequestShape],
     kind: Kind,
     choice: Choice,
 ) -> Result<Lowered, Error> {
     keep_assembly();
-    let plan = Plan::new(&target.profile(), problem, spans, choice, Split::Auto)?;
-    offline::lower(target, problem, spans, kind, &plan)
+    let plan = Plan::new(&target.profile(), problem, &CAUSAL, spans, choice, Split::Auto)?;
+    offline::lower(target, problem, &CAUSAL, spans, kind, &plan)
 }
 
-fn tiled(target: Target, problem: &Problem, spans: &[Span]) -> Tiled {
-    match Plan::new(&target.profile(), problem, spans, Choice::Auto, Split::Auto).map(|plan| plan.blueprint())
+fn tiled(target: Target, problem: &Problem, spans: &[RequestShape]) -> Tiled {
+    match Plan::new(&target.profile(), problem, &CAUSAL, spans, Choice::Auto, Split::Auto)
+        .map(|plan| plan.blueprint())
     {
         Ok(Blueprint::Tiled(tiled)) => tiled,
         other => panic!("{target}: {other:?}"),
@@ -144,9 +146,15 @@ fn hopper_computes_on_its_tensor_cores() {
 #[test]
 fn who_gets_warpgroups() {
     let unit = |target: Target, dim, lengths: &[(usize, usize)]| {
-        let spans = Span::following(lengths.iter().copied(), 16);
-        let plan =
-            Plan::new(&target.profile(), &problem(FloatKind::BF16, dim), &spans, Choice::Auto, Split::Auto);
+        let spans = RequestShape::following(lengths.iter().copied(), 16);
+        let plan = Plan::new(
+            &target.profile(),
+            &problem(FloatKind::BF16, dim),
+            &CAUSAL,
+            &spans,
+            Choice::Auto,
+            Split::Auto,
+        );
         match plan.map(|plan| plan.blueprint()) {
             Ok(Blueprint::Tiled(tiled)) => tiled.unit,
             Ok(Blueprint::Mixed(mixed)) => mixed.many.unit,
@@ -169,7 +177,7 @@ fn who_gets_warpgroups() {
 #[test]
 fn who_gets_clusters() {
     let cluster = |dim, lengths: &[(usize, usize)]| {
-        let spans = Span::following(lengths.iter().copied(), 16);
+        let spans = RequestShape::following(lengths.iter().copied(), 16);
         tiled(SM_90, &problem(FloatKind::BF16, dim), &spans).cluster
     };
     for dim in [128, 192, 256] {
@@ -190,7 +198,8 @@ fn what_warpgroups_cannot_do_is_refused() {
     let wgmma = tiled(SM_90, &problem, &spans);
     let refused = |blueprint, dim: usize| {
         let problem = Problem { dims: HeadDims { qk: dim, vo: dim }, ..problem };
-        match Plan::new(&SM_90.profile(), &problem, &spans, Choice::Exactly(blueprint), Split::Auto) {
+        match Plan::new(&SM_90.profile(), &problem, &CAUSAL, &spans, Choice::Exactly(blueprint), Split::Auto)
+        {
             Err(Refusal::Blueprint { setting, .. }) => setting,
             other => panic!("{other:?}"),
         }
@@ -215,7 +224,7 @@ fn what_warpgroups_cannot_do_is_refused() {
     // CUDA 12.2 does not load what makes tensor maps.
     for (cuda, expected) in [(12020, Err("cuda")), (12030, Ok(Unit::Wgmma))] {
         let device = DeviceProfile { cuda: Some(cuda), ..SM_90.profile() };
-        let unit = |choice| match Plan::new(&device, &problem, &spans, choice, Split::Auto) {
+        let unit = |choice| match Plan::new(&device, &problem, &CAUSAL, &spans, choice, Split::Auto) {
             Ok(plan) => match plan.blueprint() {
                 Blueprint::Tiled(tiled) => Ok(tiled.unit),
                 Blueprint::Mixed(mixed) => Ok(mixed.many.unit),
@@ -293,9 +302,9 @@ fn what_an_architecture_lacks_is_refused_by_name() {
 fn prefill_and_decode_are_one_launch() {
     for (target, shared) in [(GFX942, 64 << 10), (Target::Sm(80), 227 << 10)] {
         let (problem, spans) =
-            (problem(FloatKind::BF16, 128), Span::following([(4096, 4096), (1, 8192), (1, 700)], 16));
-        let plan =
-            Plan::new(&target.profile(), &problem, &spans, Choice::Auto, Split::Never).expect("a plan");
+            (problem(FloatKind::BF16, 128), RequestShape::following([(4096, 4096), (1, 8192), (1, 700)], 16));
+        let plan = Plan::new(&target.profile(), &problem, &CAUSAL, &spans, Choice::Auto, Split::Never)
+            .expect("a plan");
         let Blueprint::Mixed(mixed) = plan.blueprint() else { panic!("{target}: {plan}") };
         let lowered = lower(target, &problem, &spans, PAGED, Choice::Auto).expect("lowers");
         let alone = [mixed.many, mixed.few].map(|tiled| {
@@ -314,12 +323,13 @@ fn prefill_and_decode_are_one_launch() {
 #[test]
 fn a_split_is_merged() {
     keep_assembly();
-    let (problem, spans) = (problem(FloatKind::BF16, 128), Span::following([(1, 4096)], 1));
+    let (problem, spans) = (problem(FloatKind::BF16, 128), RequestShape::following([(1, 4096)], 1));
     let profile: DeviceProfile = GFX942.profile();
     assert_eq!(profile.arch, Arch::Gfx(0x942));
-    let plan = Plan::new(&profile, &problem, &spans, Choice::Auto, Split::Auto).expect("a plan");
+    let plan = Plan::new(&profile, &problem, &CAUSAL, &spans, Choice::Auto, Split::Auto).expect("a plan");
     assert!(plan.partial_rows() > 0, "{plan}");
-    let launches = offline::launches(GFX942, &problem, &spans, Kind::Ragged, &plan).expect("launches");
+    let launches =
+        offline::launches(GFX942, &problem, &CAUSAL, &spans, Kind::Ragged, &plan).expect("launches");
     assert_eq!(launches.len(), 2);
     let [first, merge] = [&launches[0], &launches[1]].map(|launch| launch.lower().expect("lowers"));
     // The partial results of the first are what the second reads.

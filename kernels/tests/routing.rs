@@ -8,7 +8,7 @@ use std::path::Path;
 
 use burn_flashinfer_kernels::{
     DeviceProfile,
-    attention::{Alignment, Choice, HeadDims, Plan, Problem, Span, Split},
+    attention::{Alignment, Choice, HeadDims, Plan, Problem, RequestShape, Split, Standard},
     isa::Arch,
     segment_gemm,
 };
@@ -59,7 +59,7 @@ fn every_problem_gets_the_kernel_of_the_table() {
     let mut table = String::new();
     for (device, profile) in DEVICES {
         for (shape, lengths) in SHAPES {
-            let spans = Span::following(
+            let spans = RequestShape::following(
                 lengths.iter().flat_map(|&(requests, queries, keys)| vec![(queries, keys); requests]),
                 1,
             );
@@ -74,14 +74,14 @@ fn every_problem_gets_the_kernel_of_the_table() {
                     let problem = Problem {
                         dims: HeadDims { qk: dim, vo },
                         dtype: ElemType::Float(dtype),
+                        kv_dtype: ElemType::Float(dtype),
                         q_heads: 32,
                         kv_heads: 8,
                         scale: 0.1,
                         align: Alignment { qk: 8, vo: 8 },
-                        causal: true,
-                        window_left: None,
                     };
-                    let plan = Plan::new(&profile, &problem, &spans, Choice::Auto, Split::Auto)
+                    let causal = Standard { causal: true, ..Standard::new(0.1) };
+                    let plan = Plan::new(&profile, &problem, &causal, &spans, Choice::Auto, Split::Auto)
                         .unwrap_or_else(|refusal| panic!("{device}, {shape}, {dim}: {refusal}"));
                     let _ = writeln!(table, "{device} | {shape} | {name} d {dim}/{vo} | {plan}");
                 }

@@ -27,8 +27,13 @@ impl<B: FlashInferBackend, C: CheckpointStrategy> FlashInferBackend for Autodiff
         params: AttentionParams,
     ) -> Attended<Self> {
         // Integer tensors are the same on both sides.
-        let Batch { index, workspace, layout } = batch;
-        let batch = Batch { index, workspace: inner(workspace), layout };
+        let Batch { index, workspace, floats, ints, layout } = batch;
+        // Enumerations of integers differ in type alone.
+        let ints = match ints {
+            MaybeInts::None => MaybeInts::None,
+            MaybeInts::Some(ints) => MaybeInts::Some(ints),
+        };
+        let batch = Batch { index, workspace: inner(workspace), floats: inner(floats), ints, layout };
         match B::batch_attention(Self::inner(q), Self::inner(k), Self::inner(v), batch, params) {
             Attended::WithoutLse(output) => Attended::WithoutLse(Self::from_inner(output)),
             Attended::WithLse(output, lse) => {

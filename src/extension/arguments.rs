@@ -11,6 +11,7 @@ use burn::backend::{
     tensor::{FloatTensor, IntTensor},
 };
 
+use crate::attention::SharedVariant;
 use crate::fp8::Fp8;
 use crate::options::KvLayout;
 use crate::plan::Launch;
@@ -24,6 +25,12 @@ pub struct Batch<B: Backend> {
     /// f32: room for partial results, if there are any. Written whoever else holds it.
     #[extension_type]
     pub workspace: MaybeFloats<B>,
+    /// The variant's numbers, f32.
+    #[extension_type]
+    pub floats: MaybeFloats<B>,
+    /// The variant's integers, `i32`.
+    #[extension_type]
+    pub ints: MaybeInts<B>,
     /// What is where.
     pub layout: BatchLayout,
 }
@@ -55,17 +62,11 @@ pub struct PagesLayout {
     pub layout: KvLayout,
 }
 
-/// The numbers of an attention problem, all of them decided.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// What attention means, all of it decided.
+#[derive(Debug, Clone, PartialEq)]
 pub struct AttentionParams {
-    /// Right-aligned causal mask.
-    pub causal: bool,
-    /// Inclusive left window.
-    pub window_left: Option<usize>,
-    /// Soft cap on the logits.
-    pub soft_cap: Option<f32>,
-    /// Factor on `q·k`.
-    pub scale: f32,
+    /// Scale, visible keys, and what becomes of logits and outputs.
+    pub variant: SharedVariant,
     /// Whether to return the base-2 log-sum-exp.
     pub return_lse: bool,
 }

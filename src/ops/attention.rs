@@ -2,6 +2,7 @@
 
 use burn::{backend::Dispatch, tensor::Tensor};
 
+use crate::attention::VariantInputs;
 use crate::cache::Says;
 use crate::check::{Floats, same_device, shape};
 use crate::error::{Error, Result};
@@ -270,8 +271,10 @@ impl Problem {
                 format!("a number of heads that divides the {q_heads} heads of `q`, not {kv_heads}"),
             ));
         }
-        let config =
-            PlanConfig::new(q_heads, kv_heads, head_dim, q.dtype()).head_dim_v(v_dim).options(*options);
+        let config = PlanConfig::new(q_heads, kv_heads, head_dim, q.dtype())
+            .head_dim_v(v_dim)
+            .options(options.clone());
+        config.check_variant(op, &q.device())?;
         Ok(Self { op, floats, config })
     }
 
@@ -327,7 +330,8 @@ impl Problem {
             self.config.check_causal(self.op, request, queries, keys)?;
         }
         let schedule = Schedule::new(self.op, &self.config, requests, &q.device())?;
-        attend(self.op, q, k, v, schedule.batch(layout), self.config.params())
+        let batch = schedule.batch(layout, VariantInputs::new());
+        attend(self.op, q, k, v, batch, self.config.params())
     }
 }
 

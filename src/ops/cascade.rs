@@ -32,10 +32,10 @@ pub fn cascade_attention(
     const OP: &str = "cascade_attention";
     const NAMES: [&str; 2] = ["cascade"; 2];
     let Cascade { own, shared, .. } = cascade;
-    check_shares(OP, options.window_left, cascade)?;
+    check_shares(OP, options, cascade)?;
     check_room(OP, &q, cascade.levels())?;
-    let own_keys = options.return_lse(options.return_lse || !shared.is_empty());
-    let all_keys = own_keys.causal(false);
+    let own_keys = options.clone().return_lse(options.return_lse || !shared.is_empty());
+    let all_keys = own_keys.clone().causal(false);
     // The own keys first: they alone can be refused for a causal mask.
     let levels = iter::once((own, &own_keys)).chain(shared.iter().map(|level| (level, &all_keys)));
     let found = levels.map(|(level, options)| {
@@ -44,15 +44,17 @@ pub fn cascade_attention(
     merge_levels(found.collect::<Result<_>>()?, options.return_lse)
 }
 
-/// Refuses a left window where requests share keys.
-pub(crate) fn check_shares(op: &'static str, window: Option<usize>, cascade: &Cascade) -> Result<()> {
-    match window {
-        Some(window) if !cascade.shared.is_empty() => Err(Error::Value {
-            op,
-            argument: "window_left",
-            got: window.to_string(),
-            expected: "none, as requests share keys".into(),
-        }),
+/// Refuses what wants positions where requests share keys: a left window, and a variant of the caller's.
+pub(crate) fn check_shares(op: &'static str, options: &AttentionOptions, cascade: &Cascade) -> Result<()> {
+    if cascade.shared.is_empty() {
+        return Ok(());
+    }
+    let refused = |argument, got| {
+        Err(Error::Value { op, argument, got, expected: "none, as requests share keys".into() })
+    };
+    match (options.window_left, &options.variant) {
+        (Some(window), _) => refused("window_left", window.to_string()),
+        (_, Some(variant)) => refused("variant", format!("{variant:?}")),
         _ => Ok(()),
     }
 }

@@ -46,15 +46,15 @@ impl CascadePlan {
     /// positions.
     pub fn new(config: &PlanConfig, cascade: &Cascade) -> Result<Self> {
         let Cascade { own, shared, .. } = cascade;
-        check_shares("CascadePlan::new", config.options.window_left, cascade)?;
+        check_shares("CascadePlan::new", &config.options, cascade)?;
         let plan = |options: AttentionOptions, level: &crate::cascade::Level| {
-            PagedPlan::new(&config.options(options), &level.qo_indptr, &level.table)
+            PagedPlan::new(&config.clone().options(options), &level.qo_indptr, &level.table)
         };
         let return_lse = config.options.return_lse;
-        let own_keys = config.options.return_lse(return_lse || !shared.is_empty());
-        let mut levels = vec![plan(own_keys, own)?];
+        let own_keys = config.options.clone().return_lse(return_lse || !shared.is_empty());
+        let mut levels = vec![plan(own_keys.clone(), own)?];
         for level in shared {
-            levels.push(plan(own_keys.causal(false), level)?);
+            levels.push(plan(own_keys.clone().causal(false), level)?);
         }
         Ok(Self { levels, return_lse })
     }

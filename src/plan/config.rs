@@ -35,7 +35,8 @@ pub enum KvSplit {
 /// let reproducible = config.split(KvSplit::Fixed(512));
 /// # let _ = reproducible;
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
+#[must_use]
 pub struct PlanConfig {
     pub(crate) q_heads: usize,
     pub(crate) kv_heads: usize,
@@ -67,7 +68,7 @@ impl PlanConfig {
     }
 
     /// Mask, scale, soft cap, and whether to return the LSE.
-    pub const fn options(mut self, options: AttentionOptions) -> Self {
+    pub fn options(mut self, options: AttentionOptions) -> Self {
         self.options = options;
         self
     }
@@ -84,6 +85,7 @@ impl PlanConfig {
         };
         self.options.check(op)?;
         check::device(op, "device", device)?;
+        self.check_variant(op, device)?;
         check::float(op, "dtype", self.dtype, device)?;
         for (argument, dim) in [("head_dim", self.head_dim), ("head_dim_v", self.head_dim_v)] {
             if !(1..=MAX_HEAD_DIM).contains(&dim) {
@@ -103,6 +105,24 @@ impl PlanConfig {
         if self.split == KvSplit::Fixed(0) {
             return refuse("split", 0, "at least 1 key".into());
         }
+        Ok(())
+    }
+
+    /// A variant without kernels runs on native code alone.
+    pub(crate) fn check_variant(&self, op: &'static str, device: &Device) -> Result<()> {
+        #[cfg(feature = "cube")]
+        if let Some(variant) = &self.options.variant
+            && variant.kernels().is_none()
+            && check::is_cube(device)
+        {
+            return Err(Error::Unsupported {
+                op,
+                argument: "variant",
+                got: format!("{variant:?} without kernels on {device:?}"),
+                expected: "a variant with kernels, or a device of `Flex`".into(),
+            });
+        }
+        let _ = (op, device);
         Ok(())
     }
 

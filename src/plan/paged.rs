@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 
 use super::config::PlanConfig;
 use super::schedule::{Capacity, KeysOf, Requests, Schedule};
+use crate::attention::VariantInputs;
 use crate::cache::{PagedKvCache, Says, Stamp};
 use crate::check::{Floats, same_device, shape};
 use crate::error::{Error, Result};
@@ -97,7 +98,7 @@ impl PagedPlan {
         let requests = Requests { qo_indptr: rows, kv: KeysOf::Paged(table) };
         let schedule = Schedule::new(op, config, requests, &table.device())?.with_workspace(config);
         Ok(Self {
-            config: *config,
+            config: config.clone(),
             schedule,
             tokens: rows.last().copied().unwrap_or(0),
             page_size: table.page_size(),
@@ -123,7 +124,7 @@ impl PagedPlan {
         let requests = Requests { qo_indptr: &rows, kv: KeysOf::Paged(&table) };
         let schedule = Schedule::fixed(op, config, requests, (&capacity, extra), device)?;
         Ok(Self {
-            config: *config,
+            config: config.clone(),
             schedule,
             tokens: capacity.requests,
             page_size,
@@ -189,6 +190,15 @@ impl PagedPlan {
     /// device; if the pool has fewer pages than the page table names, or is of another cache; if sequences of the cache have
     /// changed since its page table was made ([`Error::Stale`]); if a tensor requires a gradient.
     pub fn run(&self, q: Tensor<3>, pages: &KvPages) -> Result<AttentionOutput> {
+        self.run_with(q, pages, VariantInputs::new())
+    }
+
+    /// [`run`](Self::run), with tensors for a variant.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run), and if these tensors are on another device or require a gradient.
+    pub fn run_with(&self, q: Tensor<3>, pages: &KvPages, inputs: VariantInputs) -> Result<AttentionOutput> {
         const OP: &str = "PagedPlan::run";
         let (config, pool) = (&self.config, pages.shape());
         let floats = Floats::first(OP, "q", &q)?;
@@ -228,7 +238,8 @@ impl PagedPlan {
             return refuse("pages", format!("{:?}", pages.layout()), format!("{layout:?}"));
         }
         let (k, v) = (k.clone(), v.clone());
-        attend(OP, q, k, v, self.schedule.batch(pages.layout()), config.params())
+        let inputs = inputs.checked(&floats)?;
+        attend(OP, q, k, v, self.schedule.batch(pages.layout(), inputs), config.params())
     }
 
     /// Query tokens of all requests: the rows of `q`.

@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 
 use super::config::PlanConfig;
 use super::schedule::{KeysOf, Requests, Schedule};
+use crate::attention::VariantInputs;
 use crate::check::{Floats, same_device, shape};
 use crate::error::{Error, Result};
 use crate::indptr::Indptr;
@@ -50,7 +51,7 @@ impl RaggedPlan {
         config.check(OP, &device)?;
         let requests = checked(OP, config, qo_indptr, kv_indptr)?;
         let schedule = Schedule::new(OP, config, requests, &device)?.with_workspace(config);
-        Ok(Self { config: *config, schedule, tokens: qo_indptr.total(), keys: kv_indptr.total() })
+        Ok(Self { config: config.clone(), schedule, tokens: qo_indptr.total(), keys: kv_indptr.total() })
     }
 
     /// Plans another batch in place of this one, with the buffers of this one where they are large enough.
@@ -76,6 +77,21 @@ impl RaggedPlan {
     /// If tensors do not fit the plan in number of tokens, heads, head dimension, element type or device; if a tensor
     /// requires a gradient.
     pub fn run(&self, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Result<AttentionOutput> {
+        self.run_with(q, k, v, VariantInputs::new())
+    }
+
+    /// [`run`](Self::run), with tensors for a variant.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run), and if these tensors are on another device or require a gradient.
+    pub fn run_with(
+        &self,
+        q: Tensor<3>,
+        k: Tensor<3>,
+        v: Tensor<3>,
+        inputs: VariantInputs,
+    ) -> Result<AttentionOutput> {
         const OP: &str = "RaggedPlan::run";
         let config = &self.config;
         let (k, v) = by_token(k, v, &config.options);
@@ -96,7 +112,8 @@ impl RaggedPlan {
                 return Err(shape(OP, argument, &got, format!("{planned:?}, as planned")));
             }
         }
-        attend(OP, q, k, v, self.schedule.batch(KvLayout::Nhd), config.params())
+        let inputs = inputs.checked(&floats)?;
+        attend(OP, q, k, v, self.schedule.batch(KvLayout::Nhd, inputs), config.params())
     }
 
     /// Query tokens of all requests: the rows of `q`.

@@ -8,6 +8,7 @@ use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Int, Tensor};
 
 use super::config::PlanConfig;
+use crate::attention::VariantInputs;
 use crate::error::Result;
 use crate::extension::{Batch, BatchLayout, FlashInferBackend, MaybeFloats, PagesLayout};
 use crate::indptr::{index, upload};
@@ -25,7 +26,7 @@ const ALIGN: usize = 64;
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Launch {
     /// Ranges of the index tensor.
-    pub(crate) works: Range<usize>,
+    pub(crate) work_items: Range<usize>,
     pub(crate) merges: Range<usize>,
     pub(crate) merge_rows: usize,
     pub(crate) partial_rows: usize,
@@ -177,7 +178,7 @@ impl Schedule {
     }
 
     /// The batch as the backend takes it, of pages of this order if it has pages.
-    pub(crate) fn batch(&self, layout: KvLayout) -> Batch<Dispatch> {
+    pub(crate) fn batch(&self, layout: KvLayout, inputs: VariantInputs) -> Batch<Dispatch> {
         let mut lists = self.layout.clone();
         if let Some(pages) = &mut lists.pages {
             pages.layout = layout;
@@ -188,7 +189,8 @@ impl Schedule {
             }
             _ => MaybeFloats::None,
         };
-        Batch { index: self.index.clone().into_dispatch(), workspace, layout: lists }
+        let (floats, ints) = inputs.into_backend();
+        Batch { index: self.index.clone().into_dispatch(), workspace, floats, ints, layout: lists }
     }
 
     pub(crate) fn explain(&self) -> String {
@@ -228,7 +230,8 @@ impl Planned {
     ) -> Result<Self> {
         let mut lists = Lists::default();
         let (launch, explanation) = launch(op, config, requests, device, fixed.as_ref())?;
-        let words = [launch.works.len(), launch.merges.len(), fixed.map_or(0, |fixed| fixed.capacity.pages)];
+        let words =
+            [launch.work_items.len(), launch.merges.len(), fixed.map_or(0, |fixed| fixed.capacity.pages)];
         let words = words.into_iter().fold(0, usize::saturating_add);
         memory::on_host(op, "batch", memory::bytes([words, size_of::<i32>()]))?;
         let workspace = [launch.partial_rows, config.head_dim_v + 2, size_of::<f32>()];
@@ -236,8 +239,8 @@ impl Planned {
         // Row pointers have been checked to fit `i32` when they were made.
         let [qo_indptr, kv_indptr] = [requests.qo_indptr, requests.kv_indptr()]
             .map(|rows| lists.add(rows.iter().map(|&row| row as i32), 0));
-        let (works, merges) = explanation.lists();
-        let works = lists.add(works.iter().copied(), launch.works.len());
+        let (work_items, merges) = explanation.lists();
+        let work_items = lists.add(work_items.iter().copied(), launch.work_items.len());
         let merges = lists.add(merges.iter().copied(), launch.merges.len());
         let extra = lists.add(fixed.map_or(&[][..], |fixed| fixed.extra).iter().copied(), 0);
         let pages = match requests.kv {
@@ -258,7 +261,7 @@ impl Planned {
                 Some(PagesLayout { last_page_len, indices, page_size, layout: KvLayout::Nhd })
             }
         };
-        let launch = Launch { works, merges, ..launch };
+        let launch = Launch { work_items, merges, ..launch };
         let layout = BatchLayout { qo_indptr, kv_indptr, pages, launch };
         Ok(Self { lists, layout, extra, explanation })
     }
@@ -277,7 +280,7 @@ fn launch(
         let page_size = if let KeysOf::Paged(table) = requests.kv { table.page_size() } else { 1 };
         let keys = fixed.map(|fixed| fixed.capacity.pages.saturating_mul(page_size));
         let before = fixed.and_then(|fixed| fixed.launch);
-        if let Some(planned) = crate::backend::plan(device, config, &requests.spans(), before, keys) {
+        if let Some(planned) = crate::backend::plan(device, config, &requests.shapes(), before, keys) {
             let (plan, limits) = planned.map_err(|refusal| {
                 let got = format!("more than a kernel can count ({refusal})");
                 let expected = "fewer or shorter requests".into();
@@ -285,8 +288,8 @@ fn launch(
             })?;
             let limits = limits.unwrap_or(plan.needs());
             let launch = Launch {
-                works: 0..limits.works * kernels::WORDS,
-                merges: 0..limits.merges * kernels::WORDS,
+                work_items: 0..limits.work_items * kernels::WorkItem::WORDS,
+                merges: 0..limits.merges * kernels::MergeItem::WORDS,
                 merge_rows: limits.merge_rows,
                 partial_rows: limits.partial_rows,
                 blueprint: Some(plan.blueprint()),
@@ -299,11 +302,13 @@ fn launch(
 }
 
 impl Explanation {
-    /// Works and merges.
+    /// Work items and merges.
     fn lists(&self) -> (&[i32], &[i32]) {
         match self {
             #[cfg(feature = "cube")]
-            Self::Kernels(plan) => (plan.works(), plan.merges()),
+            Self::Kernels(plan) => {
+                (bytemuck::cast_slice(plan.work_items()), bytemuck::cast_slice(plan.merges()))
+            }
             Self::Native => (&[], &[]),
         }
     }
@@ -328,10 +333,15 @@ impl Requests<'_> {
     }
 
     #[cfg(feature = "cube")]
-    fn spans(&self) -> Vec<kernels::Span> {
+    fn shapes(&self) -> Vec<kernels::RequestShape> {
         let starts = self.qo_indptr.iter().zip(self.kv_indptr());
-        let span =
-            |((&first_token, &first), (qo_len, kv_len))| kernels::Span { first_token, qo_len, first, kv_len };
-        starts.zip(self.lengths()).map(span).collect()
+        let shape = |(index, ((&first_token, &first), (qo_len, kv_len)))| kernels::RequestShape {
+            index,
+            first_token,
+            qo_len,
+            first,
+            kv_len,
+        };
+        starts.zip(self.lengths()).enumerate().map(shape).collect()
     }
 }

@@ -31,6 +31,7 @@ mod sampling;
 
 use std::ops::Range;
 
+use crate::attention::{AttentionVariant, Request, Row, visible};
 use crate::error::{Error, Result};
 use crate::extension::RopeStyle;
 use crate::options::{AttentionOptions, KvLayout};
@@ -124,6 +125,23 @@ pub struct State {
 ///
 /// If the shapes do not fit together.
 pub fn attention(q: &Heads, k: &Heads, v: &Heads, options: &AttentionOptions) -> Result<State> {
+    let variant = options.params(q.shape[2]).variant;
+    attention_of(q, k, v, &*variant, 0, (&[], &[]))
+}
+
+/// [`attention`] of a variant, for request `index` of a batch. `floats` and `ints` are the variant's tensors.
+///
+/// # Errors
+///
+/// As [`attention`].
+pub fn attention_of(
+    q: &Heads,
+    k: &Heads,
+    v: &Heads,
+    variant: &dyn AttentionVariant,
+    index: usize,
+    (floats, ints): (&[f32], &[i32]),
+) -> Result<State> {
     const OP: &str = "reference::attention";
     let ([tokens, q_heads, dim], [keys, kv_heads, k_dim], [v_keys, v_heads, v_dim]) =
         (q.shape, k.shape, v.shape);
@@ -134,38 +152,36 @@ pub fn attention(q: &Heads, k: &Heads, v: &Heads, options: &AttentionOptions) ->
     if [v_keys, v_heads] != [keys, kv_heads] {
         return Err(shape(OP, "v", &v.shape, format!("[{keys}, {kv_heads}, head_dim_v]")));
     }
-    let scale = options.scale.map_or(1.0 / (dim as f64).sqrt(), f64::from);
-    let visible = |i: usize, j: usize| {
-        let causal = !options.causal || j.saturating_add(tokens) <= keys + i;
-        let window =
-            options.window_left.is_none_or(|w| j.saturating_add(tokens).saturating_add(w) >= keys + i);
-        causal && window
-    };
+    let scale = f64::from(variant.scale());
+    let request = Request { index, qo_len: tokens, kv_len: keys };
     let mut output = Vec::with_capacity(tokens * q_heads * v_dim);
     let mut lse = Vec::with_capacity(tokens * q_heads);
-    for i in 0..tokens {
-        for head in 0..q_heads {
-            let kv_head = head / (q_heads / kv_heads);
-            let logits: Vec<(usize, f64)> = (0..keys)
-                .filter(|&j| visible(i, j))
-                .map(|j| {
-                    let s = scale * dot(q.row(i, head), k.row(j, kv_head));
-                    (j, options.soft_cap.map(f64::from).map_or(s, |cap| cap * (s / cap).tanh()))
+    for query in 0..tokens {
+        for q_head in 0..q_heads {
+            let kv_head = q_head / (q_heads / kv_heads);
+            let row = Row { request, query, q_head, kv_head, floats, ints };
+            let logits: Vec<(usize, f64)> = visible(variant, &request, query)
+                .filter(|&key| variant.keep(&row, key))
+                .map(|key| {
+                    (key, scale * variant.logit(dot(q.row(query, q_head), k.row(key, kv_head)), &row, key))
                 })
                 .collect();
+            let (start, mut sum) = variant.start(&row);
+            let start = if start == f64::NEG_INFINITY { start } else { scale * start };
             // The largest logit, so that no exponential overflows.
-            let max = logits.iter().fold(f64::NEG_INFINITY, |max, &(_, s)| max.max(s));
+            let max = logits.iter().fold(start, |max, &(_, logit)| max.max(logit));
             let max = if max.is_finite() { max } else { 0.0 };
-            let mut sum = 0.0;
-            let mut row = vec![0.0; v_dim];
-            for (j, s) in logits {
-                let weight = (s - max).exp();
+            sum *= (start - max).exp();
+            let mut sums = vec![0.0; v_dim];
+            for (key, logit) in logits {
+                let weight = (logit - max).exp();
                 sum += weight;
-                for (o, x) in row.iter_mut().zip(v.row(j, kv_head)) {
+                for (o, x) in sums.iter_mut().zip(v.row(key, kv_head)) {
                     *o += weight * x;
                 }
             }
-            output.extend(row.iter().map(|o| if sum == 0.0 { 0.0 } else { o / sum }));
+            let finished = |o: &f64| variant.finish(if sum == 0.0 { 0.0 } else { o / sum }, &row);
+            output.extend(sums.iter().map(finished));
             lse.push(max * std::f64::consts::LOG2_E + sum.log2());
         }
     }
@@ -193,7 +209,8 @@ pub fn batch_attention(
     let (mut values, mut lse) = (Vec::new(), Vec::new());
     for (request, rows) in qo_indptr.windows(2).enumerate() {
         let (k, v) = keys(request)?;
-        let state = attention(&q.tokens(rows[0]..rows[1])?, &k, &v, options)?;
+        let variant = options.params(q.shape[2]).variant;
+        let state = attention_of(&q.tokens(rows[0]..rows[1])?, &k, &v, &*variant, request, (&[], &[]))?;
         dim = v.shape[2];
         values.extend(state.output.values);
         lse.extend(state.lse);

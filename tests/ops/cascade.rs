@@ -180,7 +180,7 @@ fn refuses_what_does_not_fit() {
         let q = problem.q.tensor(device);
         let options = AttentionOptions::new();
         refused(
-            cascade_attention(q.clone(), &pool(4), &found, &options.window_left(3)),
+            cascade_attention(q.clone(), &pool(4), &found, &options.clone().window_left(3)),
             "cascade_attention: `window_left` is 3, expected none, as requests share keys",
         );
         refused(

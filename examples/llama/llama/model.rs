@@ -96,8 +96,10 @@ impl Llama {
         // A device may report only now that it ran out of memory.
         loader.device.sync().context("cannot load the weights onto the device")?;
 
-        let options = AttentionOptions::new().causal(true);
-        let options = config.window_left.map_or(options, |window| options.window_left(window));
+        let mut options = AttentionOptions::new().causal(true);
+        if let Some(window) = config.window_left {
+            options = options.window_left(window);
+        }
         let attention =
             PlanConfig::new(config.q_heads, config.kv_heads, config.head_dim, loader.dtype).options(options);
         let (device, dtype) = (loader.device.clone(), loader.dtype);

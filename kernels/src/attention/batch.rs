@@ -1,7 +1,9 @@
-//! Which keys a query attends to, and where they lie.
+//! Where the queries and the keys of each request lie.
 
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
+
+use super::request::RequestShape;
 
 /// Where the queries and keys of each request lie: one kernel variant each.
 #[derive(CubeType, CubeLaunch)]
@@ -32,26 +34,16 @@ pub(crate) struct Paged {
     paging: FastDivmod<u32>,
 }
 
-/// A request.
-#[derive(CubeType)]
-pub(crate) struct Request {
-    /// Its first query token.
-    pub first_token: usize,
-    pub qo_len: usize,
-    pub kv_len: usize,
-    /// First key (ragged), or first entry in the page table (paged).
-    pub first: usize,
-}
-
 /// The request of query `token`.
 #[cube]
-pub(crate) fn request_of(table: &Table, token: usize) -> Request {
+pub(crate) fn request_of(table: &Table, token: usize) -> RequestShape {
     match table {
         Table::Ragged(at) => {
             let index = search(&at.qo_indptr, at.requests, token);
             let first_token = usize::cast_from(at.qo_indptr[index]);
             let first = usize::cast_from(at.kv_indptr[index]);
-            Request {
+            RequestShape {
+                index,
                 first_token,
                 qo_len: usize::cast_from(at.qo_indptr[index + 1]) - first_token,
                 kv_len: usize::cast_from(at.kv_indptr[index + 1]) - first,
@@ -68,7 +60,8 @@ pub(crate) fn request_of(table: &Table, token: usize) -> Request {
             if pages > 0 {
                 kv_len = (pages - 1) * at.page_size + usize::cast_from(at.last_page_len[index]);
             }
-            Request {
+            RequestShape {
+                index,
                 first_token,
                 qo_len: usize::cast_from(at.qo_indptr[index + 1]) - first_token,
                 kv_len,
@@ -99,7 +92,7 @@ fn search(indptr: &[i32], requests: usize, token: usize) -> usize {
 #[cube]
 pub(crate) fn key_offset(
     table: &Table,
-    request: &Request,
+    request: &RequestShape,
     key: usize,
     page_stride: usize,
     slot_stride: usize,
@@ -110,7 +103,7 @@ pub(crate) fn key_offset(
 
 /// Where the keys of a request begin, if they follow one another.
 #[cube]
-pub(crate) fn origin(table: &Table, request: &Request, slot_stride: usize) -> usize {
+pub(crate) fn origin(table: &Table, request: &RequestShape, slot_stride: usize) -> usize {
     match table {
         Table::Ragged(_) => request.first * slot_stride,
         Table::Paged(_) => 0usize.runtime(),
@@ -119,7 +112,7 @@ pub(crate) fn origin(table: &Table, request: &Request, slot_stride: usize) -> us
 
 /// Page and slot of key `key` of the request, from its [`origin`] on.
 #[cube]
-pub(crate) fn key_place(table: &Table, request: &Request, key: usize) -> (usize, usize) {
+pub(crate) fn key_place(table: &Table, request: &RequestShape, key: usize) -> (usize, usize) {
     match table {
         Table::Ragged(_) => (0usize.runtime(), key),
         Table::Paged(at) => {
@@ -129,25 +122,7 @@ pub(crate) fn key_place(table: &Table, request: &Request, key: usize) -> (usize,
     }
 }
 
-/// The keys `start..end` that query `query` of a request sees. The causal mask is right-aligned: the last query sits at
-/// the last key.
-#[cube]
-pub(crate) fn visible(request: &Request, query: usize, causal: u32, window_left: usize) -> (usize, usize) {
-    // Position of the query among the keys, shifted by qo_len to stay above 0.
-    let shifted = request.kv_len + query;
-    let mut end = request.kv_len;
-    if causal == 1 {
-        end = saturating_sub(shifted + 1, request.qo_len);
-    }
-    (saturating_sub(shifted, request.qo_len + window_left), end)
-}
-
-#[cube]
-fn saturating_sub(a: usize, b: usize) -> usize {
-    select(a > b, a - min(a, b), 0usize)
-}
-
-/// Whether boxes of so many keys from key `start` on lie within a page each; they divide it.
+/// True if boxes of `box_rows` keys from key `start` on lie within a page each. A box divides a page.
 #[cube]
 pub(crate) fn fits(table: &Table, start: usize, box_rows: usize) -> bool {
     match table {

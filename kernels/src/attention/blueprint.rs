@@ -3,10 +3,13 @@
 use std::fmt;
 
 use cubecl::ir::ElemType;
+use cubecl::prelude::TensorBinding;
 
-use super::plan::Span;
+use super::launch::KeyRange;
 use super::portable::Portable;
+use super::request::RequestShape;
 use super::tiled::Tiled;
+use crate::tensor::{alignment, offset_alignment};
 use crate::{DeviceProfile, Result};
 
 /// Sizes of a head of queries and keys, and of values and outputs.
@@ -62,20 +65,18 @@ pub enum Choice {
 pub struct Problem {
     /// Sizes of a head.
     pub dims: HeadDims,
-    /// Type of queries, keys, values and output.
+    /// Type of queries and output.
     pub dtype: ElemType,
+    /// Type of keys and values.
+    pub kv_dtype: ElemType,
     /// Query heads.
     pub q_heads: usize,
     /// Key heads.
     pub kv_heads: usize,
-    /// Factor on `q·k`.
+    /// Factor on the logits.
     pub scale: f32,
     /// The most elements that one load may take.
     pub align: Alignment,
-    /// Right-aligned causal mask.
-    pub causal: bool,
-    /// Inclusive left window.
-    pub window_left: Option<usize>,
 }
 
 impl Problem {
@@ -83,26 +84,43 @@ impl Problem {
     pub(crate) fn group(&self) -> usize {
         self.q_heads / self.kv_heads
     }
+}
 
-    /// The keys `start..end` that query `query` of a request sees, as the kernels' `visible`.
-    pub(crate) fn visible(&self, span: &Span, query: usize) -> (usize, usize) {
-        let shifted = span.kv_len + query;
-        let end = if self.causal { (shifted + 1).saturating_sub(span.qo_len) } else { span.kv_len };
-        let window = self.window_left.unwrap_or(shifted);
-        (shifted.saturating_sub(span.qo_len.saturating_add(window)), end)
+impl Alignment {
+    /// Elements to which every row of a tensor is aligned.
+    pub fn of_rows(tensor: &TensorBinding, dtype: ElemType) -> usize {
+        alignment(tensor).min(offset_alignment(tensor, dtype.size()))
     }
 }
 
 impl Blueprint {
+    /// Elements that one load takes: rows must be aligned to as many.
+    pub fn loads(&self, kv_dtype: ElemType) -> Alignment {
+        match self {
+            Self::Portable(portable) => Alignment { qk: portable.qk_vector, vo: portable.vo_vector },
+            Self::Tiled(_) | Self::Mixed(_) => {
+                let elements = 16 / kv_dtype.size();
+                Alignment { qk: elements, vo: elements }
+            }
+        }
+    }
+
     /// The blueprint for a batch on a device: tiles where they can run, else the portable kernel. With `fixed` it does not
     /// depend on the batch.
-    pub(super) fn auto(device: &DeviceProfile, problem: &Problem, spans: &[Span], fixed: bool) -> Self {
-        Tiled::auto(device, problem, spans, fixed).unwrap_or_else(|_| Self::portable(device, problem))
+    pub(super) fn auto(
+        device: &DeviceProfile,
+        problem: &Problem,
+        variant: &dyn KeyRange,
+        requests: &[RequestShape],
+        fixed: bool,
+    ) -> Self {
+        Tiled::auto(device, problem, variant, requests, fixed)
+            .unwrap_or_else(|_| Self::portable(device, problem))
     }
 
     /// The portable kernel, as the device takes it.
     pub(super) fn portable(device: &DeviceProfile, problem: &Problem) -> Self {
-        Self::Portable(Portable::auto(device, problem.dims, problem.dtype.size(), problem.align))
+        Self::Portable(Portable::auto(device, problem.dims, problem.kv_dtype.size(), problem.align))
     }
 
     /// Whether the blueprint can run, or why not.

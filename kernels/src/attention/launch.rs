@@ -1,12 +1,14 @@
+use std::fmt::Debug;
+
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use super::batch::{PagedLaunch, RaggedLaunch, TableArgs};
 use super::blueprint::{Alignment, Blueprint, HeadDims, Problem};
 use super::plan::Planned;
+use super::request::RequestShape;
+use super::variant::Variant;
 use super::{portable, tiled};
-use crate::tensor::{
-    KvLayout, Result, alignment, by_slot, contiguous, offset_alignment, one_page, rows, shape,
-};
+use crate::tensor::{KvLayout, Result, by_slot, contiguous, one_page, rows, shape};
 use crate::{DeviceProfile, Refusal};
 
 const KERNEL: &str = "attention";
@@ -36,7 +38,7 @@ pub enum Batch {
     },
 }
 
-/// An attention problem. All floats but `lse` are of one element type.
+/// The tensors of an attention problem.
 pub struct Attention {
     /// `[tokens, q_heads, qk]`.
     pub q: TensorBinding,
@@ -50,89 +52,124 @@ pub struct Attention {
     pub lse: Option<TensorBinding>,
     /// Which query sees which keys.
     pub batch: Batch,
-    /// Right-aligned causal mask.
-    pub causal: bool,
-    /// Inclusive left window.
-    pub window_left: Option<usize>,
-    /// Soft cap on the logits.
-    pub soft_cap: Option<f32>,
-    /// Factor on `q·k`.
+    /// Factor on the logits, as the variant's kernels have it.
     pub scale: f32,
+    /// Type of `q` and `output`.
+    pub dtype: ElemType,
+    /// Type of `k` and `v`.
+    pub kv_dtype: ElemType,
+    /// The variant's own tensors.
+    pub inputs: Inputs,
 }
 
-/// The tensors of a checked problem, keys and values in pages, and its numbers.
+/// Tensors of a variant, which change from call to call: slopes, sinks, masks.
+#[derive(Clone, Default)]
+pub struct Inputs {
+    /// Of f32, contiguous.
+    pub floats: Option<TensorBinding>,
+    /// Of i32, contiguous.
+    pub ints: Option<TensorBinding>,
+}
+
+/// The tensors of a checked problem, keys and values in pages.
 pub(super) struct Operands {
     pub q: TensorBinding,
     pub k: TensorBinding,
     pub v: TensorBinding,
     pub output: TensorBinding,
     pub lse: Option<TensorBinding>,
-    pub causal: bool,
-    /// `i32::MAX` for none, which reaches every key there can be.
-    pub window_left: usize,
-    pub soft_cap: Option<f32>,
-    pub scale: f32,
+}
+
+/// The keys that a query can see, on the host: what [`Variant::keys`] says on the device.
+pub trait KeyRange {
+    /// The keys `start..end` that query `query` of a request can see.
+    fn keys(&self, request: &RequestShape, query: usize) -> (usize, usize);
+}
+
+/// A variant with its numbers, whatever its type: it launches the kernels that are generic over it.
+pub trait Kernels: Debug + Send + Sync {
+    /// Calls [`Call::run`] with the variant's type and arguments.
+    ///
+    /// # Errors
+    ///
+    /// As [`launch`].
+    fn launch(&self, call: Call<'_>) -> Result<()>;
+}
+
+/// A launch that waits for the variant it is of.
+pub struct Call<'a> {
+    client: &'a Client,
+    attention: Attention,
+    planned: Planned,
 }
 
 /// Runs attention as planned.
 ///
 /// The contents of the index tensors are trusted: row pointers rise from 0 to the number of tokens, page indices are
 /// below the number of pages, the length of a last page is from 1 to the page size. So is the plan: that it was made for
-/// these requests.
+/// these requests and this variant.
 ///
 /// # Errors
 ///
 /// If the shapes do not fit, or if the blueprint cannot run. Nothing is launched then.
-pub fn launch(client: &Client, attention: Attention, dtype: ElemType, planned: Planned) -> Result<()> {
-    let Attention { q, k, v, output, lse, batch, causal, window_left, soft_cap, scale } = attention;
-    if output.size() == 0 {
-        return Ok(());
-    }
-    let (k, v) = match &batch {
-        Batch::Paged { layout, .. } => {
-            rows(KERNEL, "k", &k, 4)?;
-            rows(KERNEL, "v", &v, 4)?;
-            (by_slot(k, *layout), by_slot(v, *layout))
-        }
-        Batch::Ragged { .. } => {
-            rows(KERNEL, "k", &k, 3)?;
-            rows(KERNEL, "v", &v, 3)?;
-            (one_page(k), one_page(v))
-        }
-    };
-    let dims = check(&q, &k, &v, &output, lse.as_ref(), &batch)?;
-    // Without any key nothing is read, but a buffer must be bound, and an empty one cannot be.
-    let (k, v) = (or_bound(k, &q), or_bound(v, &q));
+pub fn launch(client: &Client, attention: Attention, variant: &dyn Kernels, planned: Planned) -> Result<()> {
+    variant.launch(Call { client, attention, planned })
+}
 
-    let aligned = |tensor| alignment(tensor).min(offset_alignment(tensor, dtype.size()));
-    let problem = Problem {
-        dims,
-        dtype,
-        q_heads: q.shape[1],
-        kv_heads: k.shape[2],
-        scale,
-        align: Alignment { qk: aligned(&q).min(aligned(&k)), vo: aligned(&v) },
-        causal,
-        window_left,
-    };
-    let limit = i32::MAX as usize;
-    let got = q.shape[0] * q.shape[1];
-    if got > limit {
-        return Err(Refusal::Range { kernel: KERNEL, argument: "rows", got, limit });
+impl Call<'_> {
+    /// The variant's own tensors.
+    pub fn inputs(&self) -> &Inputs {
+        &self.attention.inputs
     }
-    let device = DeviceProfile::of(client);
-    let blueprint = planned.blueprint(&device, &problem)?;
-    let table = table_args(&batch, k.shape[1]);
-    let window_left = window_left.map_or(limit, |window| window.min(limit));
-    let operands = Operands { q, k, v, output, lse, causal, window_left, soft_cap, scale };
-    let tiles = match blueprint {
-        Blueprint::Portable(portable) => {
-            return portable::launch(client, operands, table, &problem, portable);
+
+    /// Launches the kernels of a variant. `args` is asked for the arguments once for each of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`launch`].
+    pub fn run<V: Variant>(self, args: impl Fn() -> <V::Args as LaunchArg>::RuntimeArg) -> Result<()> {
+        let Self { client, attention, planned } = self;
+        let Attention { q, k, v, output, lse, batch, scale, dtype, kv_dtype, inputs: _ } = attention;
+        if output.size() == 0 {
+            return Ok(());
         }
-        Blueprint::Tiled(tiled) => (tiled, None),
-        Blueprint::Mixed(mixed) => (mixed.many, Some(mixed.few)),
-    };
-    tiled::launch(client, operands, table, &problem, tiles, planned)
+        let (k, v) = match &batch {
+            Batch::Paged { layout, .. } => {
+                rows(KERNEL, "k", &k, 4)?;
+                rows(KERNEL, "v", &v, 4)?;
+                (by_slot(k, *layout), by_slot(v, *layout))
+            }
+            Batch::Ragged { .. } => {
+                rows(KERNEL, "k", &k, 3)?;
+                rows(KERNEL, "v", &v, 3)?;
+                (one_page(k), one_page(v))
+            }
+        };
+        let dims = check(&q, &k, &v, &output, lse.as_ref(), &batch)?;
+        // Without any key nothing is read, but a buffer must be bound, and an empty one cannot be.
+        let (k, v) = (or_bound(k, &q), or_bound(v, &q));
+
+        let qk = Alignment::of_rows(&q, dtype).min(Alignment::of_rows(&k, kv_dtype));
+        let align = Alignment { qk, vo: Alignment::of_rows(&v, kv_dtype) };
+        let problem =
+            Problem { dims, dtype, kv_dtype, q_heads: q.shape[1], kv_heads: k.shape[2], scale, align };
+        let limit = i32::MAX as usize;
+        let got = q.shape[0] * q.shape[1];
+        if got > limit {
+            return Err(Refusal::Range { kernel: KERNEL, argument: "rows", got, limit });
+        }
+        planned.blueprint.check(&DeviceProfile::of(client), &problem)?;
+        let table = table_args(&batch, k.shape[1]);
+        let operands = Operands { q, k, v, output, lse };
+        let tiles = match planned.blueprint {
+            Blueprint::Portable(portable) => {
+                return portable::launch::<V>(client, operands, table, args(), &problem, portable);
+            }
+            Blueprint::Tiled(tiled) => (tiled, None),
+            Blueprint::Mixed(mixed) => (mixed.many, Some(mixed.few)),
+        };
+        tiled::launch::<V>(client, operands, table, args, &problem, tiles, planned)
+    }
 }
 
 fn check(
@@ -147,7 +184,12 @@ fn check(
     let [tokens, q_heads, qk] = [q.shape[0], q.shape[1], q.shape[2]];
     let [pages, slots, kv_heads, vo] = [v.shape[0], v.shape[1], v.shape[2], v.shape[3]];
     if qk == 0 || vo == 0 || kv_heads == 0 || q_heads % kv_heads != 0 {
-        return Err(shape(KERNEL, "q", q, format!("heads in multiples of {kv_heads}, none empty")));
+        return Err(shape(
+            KERNEL,
+            "q",
+            q,
+            format!("a multiple of the {kv_heads} key heads, and no empty head"),
+        ));
     }
     if k.shape.to_vec() != [pages, slots, kv_heads, qk] {
         return Err(shape(KERNEL, "k", k, format!("[{pages}, {slots}, {kv_heads}, {qk}] as `v` and `q`")));

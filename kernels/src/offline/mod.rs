@@ -17,7 +17,7 @@ use cubecl_core::device::DeviceId;
 use cubecl_llvm::nvptx::ptx_version::PtxVersion;
 use cubecl_llvm::{LlvmTarget, PlironArtifact, PlironCompiler, PlironOptions};
 
-use crate::attention::{self, Attention, Batch, Plan, Problem, Span};
+use crate::attention::{self, Attention, Batch, Inputs, Kernels, Plan, Problem, RequestShape};
 use crate::{DeviceProfile, KvLayout, Refusal};
 pub use listing::{Count, Listing, Occupancy};
 use recorder::{Log, Recorded, Recorder};
@@ -265,7 +265,8 @@ pub unsafe fn keep_assembly() {
 pub fn launches(
     target: Target,
     problem: &Problem,
-    spans: &[Span],
+    variant: &dyn Kernels,
+    requests: &[RequestShape],
     kind: Kind,
     plan: &Plan,
 ) -> Result<Vec<Launch>, Error> {
@@ -277,22 +278,22 @@ pub fn launches(
         // SAFETY: the buffer is as long as the shape, without gaps.
         unsafe { TensorBinding::from_raw_parts(handle, strides.into(), shape.to_vec().into()) }
     };
-    let Problem { dims, dtype, q_heads, kv_heads, causal, window_left, scale, .. } = *problem;
-    let (size, requests) = (dtype.size(), spans.len());
-    let tokens = spans.iter().map(|span| span.qo_len).sum();
-    let indptr = || tensor(&[requests + 1], 4);
+    let Problem { dims, dtype, kv_dtype, q_heads, kv_heads, scale, .. } = *problem;
+    let (size, kv_size, count) = (dtype.size(), kv_dtype.size(), requests.len());
+    let tokens = requests.iter().map(|request| request.qo_len).sum();
+    let indptr = || tensor(&[count + 1], 4);
     let (batch, places) = match kind {
         Kind::Ragged => {
-            let keys = spans.iter().map(|span| span.kv_len).sum();
+            let keys = requests.iter().map(|request| request.kv_len).sum();
             (Batch::Ragged { qo_indptr: indptr(), kv_indptr: indptr() }, vec![keys])
         }
         Kind::Paged { page_size } => {
-            let pages = spans.iter().map(|span| span.kv_len.div_ceil(page_size.max(1))).sum();
+            let pages = requests.iter().map(|request| request.kv_len.div_ceil(page_size.max(1))).sum();
             let batch = Batch::Paged {
                 qo_indptr: indptr(),
                 kv_indptr: indptr(),
                 indices: tensor(&[pages], 4),
-                last_page_len: tensor(&[requests], 4),
+                last_page_len: tensor(&[count], 4),
                 layout: KvLayout::Nhd,
             };
             (batch, vec![pages, page_size])
@@ -301,17 +302,17 @@ pub fn launches(
     let heads = |dim| [places.as_slice(), &[kv_heads, dim]].concat();
     let attention = Attention {
         q: tensor(&[tokens, q_heads, dims.qk], size),
-        k: tensor(&heads(dims.qk), size),
-        v: tensor(&heads(dims.vo), size),
+        k: tensor(&heads(dims.qk), kv_size),
+        v: tensor(&heads(dims.vo), kv_size),
         output: tensor(&[tokens, q_heads, dims.vo], size),
         lse: None,
         batch,
-        causal,
-        window_left,
-        soft_cap: None,
         scale,
+        dtype,
+        kv_dtype,
+        inputs: Inputs::default(),
     };
-    attention::launch(client, attention, dtype, plan.upload(client))?;
+    attention::launch(client, attention, variant, plan.upload(client))?;
     Ok(device.launches())
 }
 
@@ -323,11 +324,12 @@ pub fn launches(
 pub fn lower(
     target: Target,
     problem: &Problem,
-    spans: &[Span],
+    variant: &dyn Kernels,
+    requests: &[RequestShape],
     kind: Kind,
     plan: &Plan,
 ) -> Result<Lowered, Error> {
-    let launches = launches(target, problem, spans, kind, plan)?;
+    let launches = launches(target, problem, variant, requests, kind, plan)?;
     attention_of(&launches).ok_or(Error::Nothing)?.lower()
 }
 

@@ -98,9 +98,8 @@ impl Plain {
 impl Tiled {
     /// The choice, or why there is none.
     fn auto(device: &DeviceProfile, problem: &Problem) -> Result<Self> {
-        let refused = |setting, got, expected: String| {
-            Err(Refusal::Blueprint { kernel: KERNEL, setting, got, expected })
-        };
+        let refused =
+            |setting, got: usize, expected: String| Err(Refusal::blueprint(KERNEL, setting, got, expected));
         if problem.tile_rows <= FEW_ROWS {
             return refused("tile_rows", problem.tile_rows, format!("more than {FEW_ROWS}"));
         }
@@ -152,12 +151,7 @@ impl Tiled {
             17..=64 => some,
             65..=128 => many,
             rows => {
-                return Err(Refusal::Blueprint {
-                    kernel: KERNEL,
-                    setting: "tile_rows",
-                    got: rows,
-                    expected: "at most 128".into(),
-                });
+                return Err(Refusal::blueprint(KERNEL, "tile_rows", rows, "at most 128"));
             }
         };
         Ok(Self { unit, row_tiles, column_tiles, row_planes, column_planes, depth_quads, stages })

@@ -14,8 +14,10 @@ use std::marker::PhantomData;
 
 use cubecl::prelude::*;
 
-use super::{Layout, MatrixUnit, Quad, Rows, Tiles, clear_absent_values, copy_of, place, swizzle};
+use super::{Layout, MatrixUnit, Quad, Tiles, clear_absent_values, copy_of, swizzle};
+use crate::attention::TileRows;
 use crate::isa::amd::{exp2, mfma};
+use crate::math::{Math, tanh_by_exp2};
 
 /// Rows and columns of a tile.
 pub(crate) trait Side: Send + Sync + 'static {
@@ -237,7 +239,7 @@ impl<S: Side> MatrixUnit for Mfma<S> {
 
     fn fetch_queries(
         _from: &Tensor<Quad>,
-        _rows: &Rows,
+        _rows: &TileRows,
         _shared: &mut [Quad],
         _unit: usize,
         #[comptime] _tiles: Tiles,
@@ -246,7 +248,7 @@ impl<S: Side> MatrixUnit for Mfma<S> {
 
     fn load_queries(
         from: &Tensor<Quad>,
-        rows: &Rows,
+        rows: &TileRows,
         _shared: &[Quad],
         lane: usize,
         plane: usize,
@@ -260,7 +262,7 @@ impl<S: Side> MatrixUnit for Mfma<S> {
             let row = plane % tiles.row_planes * comptime!(tiles.row_tiles * S::SIDE)
                 + comptime!(m * S::SIDE)
                 + lane % S::SIDE;
-            let (token, head, valid) = place(rows, row);
+            let (token, head, valid) = rows.place(row);
             let first = (token * from.stride(0) + head * from.stride(1)) / 8;
             #[unroll]
             for i in 0..reads {
@@ -406,9 +408,16 @@ impl<S: Side> MatrixUnit for Mfma<S> {
     fn spread(rows: &Array<f32>, #[comptime] tile: usize) -> Vector<f32, S::Acc> {
         Vector::new(rows[tile])
     }
+}
 
+#[cube]
+impl<S: Side> Math for Mfma<S> {
     fn exp2(x: f32) -> f32 {
         exp2(x)
+    }
+
+    fn tanh(x: f32) -> f32 {
+        tanh_by_exp2::<Self>(x)
     }
 }
 

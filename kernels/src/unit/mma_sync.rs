@@ -4,10 +4,12 @@
 
 use cubecl::prelude::*;
 
-use super::{Layout, MatrixUnit, Quad, Rows, Tiles, copy_of, place, swizzle};
+use super::{Layout, MatrixUnit, Quad, Tiles, copy_of, swizzle};
+use crate::attention::TileRows;
 use crate::isa::nvidia::{
     cp_async, cp_async_commit, cp_async_wait, exp2, ldmatrix, mma, pack, shared_address, shuffle_xor,
 };
+use crate::math::{Math, tanh_by_exp2};
 
 /// See the module.
 pub(crate) struct MmaSync;
@@ -113,7 +115,7 @@ impl MatrixUnit for MmaSync {
 
     fn fetch_queries(
         from: &Tensor<Quad>,
-        rows: &Rows,
+        rows: &TileRows,
         shared: &mut [Quad],
         unit: usize,
         #[comptime] tiles: Tiles,
@@ -127,7 +129,7 @@ impl MatrixUnit for MmaSync {
             let at = unit + comptime!(i * units);
             if comptime!(total % units == 0) || at < total {
                 let (row, quad) = (at / quads, at % quads);
-                let (token, head, valid) = place(rows, row);
+                let (token, head, valid) = rows.place(row);
                 let from_quad = (token * from.stride(0) + head * from.stride(1)) / 8 + quad;
                 cp_async(
                     address(shared_address(&shared[0..1]), start, row, quad, quads),
@@ -142,7 +144,7 @@ impl MatrixUnit for MmaSync {
 
     fn load_queries(
         _from: &Tensor<Quad>,
-        _rows: &Rows,
+        _rows: &TileRows,
         shared: &[Quad],
         lane: usize,
         plane: usize,
@@ -298,9 +300,16 @@ impl MatrixUnit for MmaSync {
         spread.insert(3usize, high);
         spread
     }
+}
 
+#[cube]
+impl Math for MmaSync {
     fn exp2(x: f32) -> f32 {
         exp2(x)
+    }
+
+    fn tanh(x: f32) -> f32 {
+        tanh_by_exp2::<Self>(x)
     }
 }
 

@@ -19,7 +19,8 @@ pub(crate) use mma_sync::{MmaSync, weights_operand};
 pub(crate) use product::{ProductTiles, ProductUnit, product_quads, w_copy, x_copy};
 pub(crate) use scalar::{Scalar1, Scalar32, Scalar64};
 
-use crate::attention::HeadDims;
+use crate::attention::{HeadDims, TileRows};
+use crate::math::Math;
 
 /// 16 bytes, whatever is in them.
 pub(crate) type Quad = Vector<u32, Const<4>>;
@@ -151,26 +152,6 @@ pub(crate) fn clear_absent_values<U: MatrixUnit>(
     }
 }
 
-/// Where the rows of a cube lie among the tokens.
-#[derive(CubeType)]
-pub(crate) struct Rows {
-    pub first_token: usize,
-    /// First row of the cube within the request, and end of the request's rows.
-    pub first: usize,
-    pub end: usize,
-    pub group: usize,
-    pub first_head: usize,
-}
-
-/// Token, query head, and whether there is such a row; one that is not there is clamped to the last.
-#[cube]
-pub(crate) fn place(rows: &Rows, row: usize) -> (usize, usize, bool) {
-    let at = rows.first + row;
-    let valid = at < rows.end;
-    let at = min(at, rows.end - 1);
-    (rows.first_token + at / rows.group, rows.first_head + at % rows.group, valid)
-}
-
 /// Which lane holds what of an accumulator, a tile of `ROWS` queries and `COLUMNS` keys (or elements of an output).
 pub(crate) trait Layout: Send + Sync + 'static {
     /// Lanes.
@@ -226,7 +207,7 @@ pub(crate) fn plane_words<L: Layout>(tiles: Tiles) -> usize {
 
 /// What the attention kernel asks of a machine. All lanes of a plane call together.
 #[cube]
-pub(crate) trait MatrixUnit: Layout {
+pub(crate) trait MatrixUnit: Layout + Math {
     /// [`Layout::ACC`].
     type Acc: Size;
     /// [`Layout::RUN`].
@@ -275,7 +256,7 @@ pub(crate) trait MatrixUnit: Layout {
     /// Begins to copy the queries of the cube.
     fn fetch_queries(
         from: &Tensor<Quad>,
-        rows: &Rows,
+        rows: &TileRows,
         shared: &mut [Quad],
         unit: usize,
         #[comptime] tiles: Tiles,
@@ -283,7 +264,7 @@ pub(crate) trait MatrixUnit: Layout {
     /// The queries of the plane, in registers if they stay there.
     fn load_queries(
         from: &Tensor<Quad>,
-        rows: &Rows,
+        rows: &TileRows,
         shared: &[Quad],
         lane: usize,
         plane: usize,
@@ -318,6 +299,4 @@ pub(crate) trait MatrixUnit: Layout {
     fn row_sum(x: f32) -> f32;
     /// For each element of tile `tile` the number of its row.
     fn spread(rows: &Array<f32>, #[comptime] tile: usize) -> Vector<f32, Self::Acc>;
-    /// `2^x`.
-    fn exp2(x: f32) -> f32;
 }

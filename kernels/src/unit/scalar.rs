@@ -12,7 +12,9 @@ use std::marker::PhantomData;
 
 use cubecl::prelude::*;
 
-use super::{Layout, MatrixUnit, Quad, Rows, Tiles, clear_absent_values, copy_of, place, swizzle_period};
+use super::{Layout, MatrixUnit, Quad, Tiles, clear_absent_values, copy_of, swizzle_period};
+use crate::attention::TileRows;
+use crate::math::{Exact, Math};
 
 /// Lanes of a plane.
 pub(crate) trait Lanes: Send + Sync + 'static {
@@ -175,7 +177,7 @@ impl<P: Lanes> MatrixUnit for Scalar<P> {
 
     fn fetch_queries(
         from: &Tensor<Quad>,
-        rows: &Rows,
+        rows: &TileRows,
         shared: &mut [Quad],
         unit: usize,
         #[comptime] tiles: Tiles,
@@ -184,7 +186,7 @@ impl<P: Lanes> MatrixUnit for Scalar<P> {
         let mut at = unit;
         while at < comptime!(tiles.rows(Self::ROWS) * quads) {
             let (row, quad) = (at / quads, at % quads);
-            let (token, head, valid) = place(rows, row);
+            let (token, head, valid) = rows.place(row);
             let first = (token * from.stride(0) + head * from.stride(1)) / tiles.per_quad();
             shared[comptime!(tiles.stage_quads()) + row * quads + turned(quad, row, quads)] =
                 select(valid, from[first + quad], Quad::new(0u32));
@@ -194,7 +196,7 @@ impl<P: Lanes> MatrixUnit for Scalar<P> {
 
     fn load_queries(
         _from: &Tensor<Quad>,
-        _rows: &Rows,
+        _rows: &TileRows,
         _shared: &[Quad],
         _lane: usize,
         _plane: usize,
@@ -329,9 +331,16 @@ impl<P: Lanes> MatrixUnit for Scalar<P> {
     fn spread(rows: &Array<f32>, #[comptime] tile: usize) -> Vector<f32, Const<4>> {
         Vector::new(rows[tile])
     }
+}
 
+#[cube]
+impl<P: Lanes> Math for Scalar<P> {
     fn exp2(x: f32) -> f32 {
-        (x * std::f32::consts::LN_2).exp()
+        Exact::exp2(x)
+    }
+
+    fn tanh(x: f32) -> f32 {
+        Exact::tanh(x)
     }
 }
 

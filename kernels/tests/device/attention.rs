@@ -1,8 +1,8 @@
 use burn_flashinfer_kernels::{
     DeviceProfile, KvLayout, Refusal,
     attention::{
-        Alignment, Attention, Batch, Blueprint, Choice, HeadDims, Plan, Portable, Problem, Span, Split,
-        launch,
+        Alignment, Attention, Batch, Blueprint, Choice, HeadDims, Inputs, Plan, Portable, Problem,
+        RequestShape, Split, Standard, launch,
     },
 };
 
@@ -57,9 +57,9 @@ impl Case {
     /// The plan of this device.
     pub fn plan(&self) -> Plan {
         let page_size = if let Kind::Paged(page_size, _) = self.kind { page_size } else { 1 };
-        let spans = Span::following(self.lengths.iter().copied(), page_size);
+        let spans = RequestShape::following(self.lengths.iter().copied(), page_size);
         let device = DeviceProfile::of(&client());
-        Plan::new(&device, &self.problem(), &spans, self.choice, self.split).expect("a plan")
+        Plan::new(&device, &self.problem(), &self.variant(), &spans, self.choice, self.split).expect("a plan")
     }
 
     /// What the choice of a blueprint depends on.
@@ -68,13 +68,17 @@ impl Case {
         Problem {
             dims: HeadDims { qk: self.qk, vo: self.vo },
             dtype: self.dtype.elem(),
+            kv_dtype: self.dtype.elem(),
             q_heads: self.q_heads,
             kv_heads: self.kv_heads,
-            scale: self.scale(),
+            scale: self.variant().logit_scale(),
             align: Alignment { qk: aligned(self.qk), vo: aligned(self.vo) },
-            causal: self.causal,
-            window_left: self.window_left,
         }
+    }
+
+    pub fn variant(&self) -> Standard {
+        let Self { causal, window_left, soft_cap, .. } = *self;
+        Standard { scale: self.scale(), causal, window_left, soft_cap }
     }
 
     fn scale(&self) -> f32 {
@@ -168,12 +172,12 @@ impl Case {
             output: output.binding(),
             lse: Some(lse.binding()),
             batch,
-            causal: self.causal,
-            window_left: self.window_left,
-            soft_cap: self.soft_cap,
-            scale: self.scale(),
+            scale: self.variant().logit_scale(),
+            dtype: self.dtype.elem(),
+            kv_dtype: self.dtype.elem(),
+            inputs: Inputs::default(),
         };
-        launch(&client, problem, self.dtype.elem(), self.plan().upload(&client)).expect("launches");
+        launch(&client, problem, &self.variant(), self.plan().upload(&client)).expect("launches");
         let [wanted, wanted_lse] = self.expected(&q, &k, &v, |x| x, |x| x);
         // Matrix cores take weights in the type of the values.
         let plain = matches!(self.choice, Choice::Exactly(Blueprint::Portable(_)))
@@ -361,14 +365,14 @@ fn refuses_what_cannot_run() {
         output: tensor(output),
         lse: None,
         batch: Batch::Ragged { qo_indptr: ints(&client, &[0, 2]), kv_indptr: ints(&client, &[0, 5]) },
-        causal: false,
-        window_left: None,
-        soft_cap: None,
         scale: 1.0,
+        dtype: Type::F32.elem(),
+        kv_dtype: Type::F32.elem(),
+        inputs: Inputs::default(),
     };
     let plan = Case { qk: 32, vo: 32, ..Case::new(Kind::Ragged, &[(2, 5)]) }.plan();
     let run = |k: &[usize], output: &[usize]| {
-        launch(&client, problem(k, output), Type::F32.elem(), plan.upload(&client))
+        launch(&client, problem(k, output), &Standard::new(1.0), plan.upload(&client))
     };
     let argument = |result| match result {
         Err(Refusal::Shape { argument, .. }) => argument,
@@ -379,7 +383,8 @@ fn refuses_what_cannot_run() {
     let odd = Blueprint::Portable(Portable { rows: 1, units: 4, tile: 16, qk_vector: 3, vo_vector: 1 });
     let device = DeviceProfile::of(&client);
     let case = Case::new(Kind::Ragged, &[(2, 5)]);
-    let refusal = Plan::new(&device, &case.problem(), &[], Choice::Exactly(odd), Split::Auto);
+    let refusal =
+        Plan::new(&device, &case.problem(), &case.variant(), &[], Choice::Exactly(odd), Split::Auto);
     let refusal = refusal.expect_err("3 does not divide 32");
     assert!(refusal.to_string().contains("qk_vector of 3"), "{refusal}");
 }

@@ -2,7 +2,10 @@
 
 use burn_flashinfer_kernels::{
     DeviceProfile, KvLayout, Refusal,
-    attention::{Attention, Batch, Blueprint, Choice, Mixed, Plan, Span, Split, Tiled, Unit, launch},
+    attention::{
+        Attention, Batch, Blueprint, Choice, Inputs, Mixed, Plan, RequestShape, Split, Standard, Tiled, Unit,
+        launch,
+    },
     isa::{Arch, Instruction},
 };
 
@@ -347,13 +350,14 @@ fn pages_beyond_two_to_the_31() {
                 last_page_len: ints(&client, &[3, 16]),
                 layout: KvLayout::Nhd,
             },
-            causal: false,
-            window_left: None,
-            soft_cap: None,
             scale: 0.1,
+            dtype: Type::BF16.elem(),
+            kv_dtype: Type::BF16.elem(),
+            inputs: Inputs::default(),
         };
+        let variant = Standard::new(0.1);
         // 15 pages of 16 tokens, the last of 3, and 25.
-        let spans = Span::following([(1, 14 * 16 + 3), (1, 25 * 16)], page_size);
+        let spans = RequestShape::following([(1, 14 * 16 + 3), (1, 25 * 16)], page_size);
         let case = Case {
             q_heads: 32,
             kv_heads: heads,
@@ -362,9 +366,16 @@ fn pages_beyond_two_to_the_31() {
             dtype: Type::BF16,
             ..Case::new(PAGED, &[])
         };
-        let plan = Plan::new(&DeviceProfile::of(&client), &case.problem(), &spans, Choice::Auto, Split::Auto);
+        let plan = Plan::new(
+            &DeviceProfile::of(&client),
+            &case.problem(),
+            &variant,
+            &spans,
+            Choice::Auto,
+            Split::Auto,
+        );
         let planned = plan.expect("a plan").upload(&client);
-        launch(&client, problem, Type::BF16.elem(), planned).expect("launches");
+        launch(&client, problem, &variant, planned).expect("launches");
         output.read(&client)
     };
     let near = run(0);

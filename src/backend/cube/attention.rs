@@ -4,17 +4,18 @@ use std::ops::Range;
 
 use burn::backend::{DType, DispatchDevice, cubecl::dtype_to_storage_type, tensor::FloatTensor};
 use burn::tensor::{Bytes, Device};
-use burn_cubecl::{CubeBackend, cubecl::prelude::TensorBinding, tensor::CubeTensor};
+use burn_cubecl::{CubeBackend, cubecl::prelude::TensorBinding, kernel::into_contiguous, tensor::CubeTensor};
 use burn_flashinfer_kernels::{
     DeviceProfile, Refusal,
     attention::{
-        self as kernels, Alignment, Attention, Choice, HeadDims, Limits, Plan, Planned, Problem, Span, Split,
-        launch,
+        self as kernels, Alignment, Attention, Choice, HeadDims, Inputs, Limits, Plan, Planned, Problem,
+        RequestShape, Split, launch,
     },
 };
 
 use super::{empty_like, in_rows, launched, layout_of};
-use crate::extension::{Attended, AttentionParams, Batch, Launch, MaybeFloats, PagesLayout};
+use crate::attention::PlannedKeys;
+use crate::extension::{Attended, AttentionParams, Batch, Launch, MaybeFloats, MaybeInts, PagesLayout};
 use crate::plan::{KvSplit, PlanConfig};
 
 /// Plans a batch on a device of CubeCL; on another there is no plan. With `keys`, what it may have at most, also says what
@@ -22,7 +23,7 @@ use crate::plan::{KvSplit, PlanConfig};
 pub(crate) fn plan(
     device: &Device,
     config: &PlanConfig,
-    spans: &[Span],
+    requests: &[RequestShape],
     launch: Option<&Launch>,
     keys: Option<usize>,
 ) -> Option<Result<(Plan, Option<Limits>), Refusal>> {
@@ -31,27 +32,27 @@ pub(crate) fn plan(
         return None;
     };
     let profile = DeviceProfile::of(&device.client());
-    // Rows as they lie in contiguous tensors: a tensor with others takes a kernel that can.
+    // Rows as they lie in contiguous tensors: a tensor with others is copied.
     let aligned = |dim: usize| 1 << dim.trailing_zeros().min(6);
     let params = config.params();
     let problem = Problem {
         dims: HeadDims { qk: config.head_dim, vo: config.head_dim_v },
         dtype: dtype_to_storage_type(config.dtype),
+        kv_dtype: dtype_to_storage_type(config.dtype),
         q_heads: config.q_heads,
         kv_heads: config.kv_heads,
-        scale: params.scale,
+        scale: params.variant.scale(),
         align: Alignment { qk: aligned(config.head_dim), vo: aligned(config.head_dim_v) },
-        causal: params.causal,
-        window_left: params.window_left,
     };
+    let keys_of = PlannedKeys(&*params.variant);
     let split = match config.split {
         KvSplit::Auto => Split::Auto,
         KvSplit::Fixed(keys) => Split::Every(keys),
         KvSplit::Never => Split::Never,
     };
     let choice = launch.and_then(|launch| launch.blueprint).map_or(Choice::Auto, Choice::Exactly);
-    Some(Plan::new(&profile, &problem, spans, choice, split).map(|plan| {
-        let limits = keys.map(|keys| plan.limits(&profile, &problem, spans, keys, split));
+    Some(Plan::new(&profile, &problem, &keys_of, requests, choice, split).map(|plan| {
+        let limits = keys.map(|keys| plan.limits(&profile, &problem, requests, keys, split));
         (plan, limits)
     }))
 }
@@ -63,27 +64,31 @@ pub(super) fn batch_attention(
     batch: Batch<CubeBackend>,
     params: AttentionParams,
 ) -> Attended<CubeBackend> {
-    let (q, k, v) = (in_rows(q), in_rows(k), in_rows(v));
+    let AttentionParams { variant, return_lse } = params;
     let [tokens, heads] = [q.meta.shape()[0], q.meta.shape()[1]];
     let dim = v.meta.shape()[v.meta.num_dims() - 1];
     let output = empty_like(&q, [tokens, heads, dim].into(), q.dtype);
-    let lse = params.return_lse.then(|| empty_like(&q, [tokens, heads].into(), DType::F32));
-    if tokens > 0 {
-        let (client, dtype) = (q.client.clone(), dtype_to_storage_type(q.dtype));
-        let (requests, planned) = lists(batch);
+    let lse = return_lse.then(|| empty_like(&q, [tokens, heads].into(), DType::F32));
+    let kernels = variant.kernels();
+    if let (Some((requests, planned, inputs)), Some(kernels)) = (lists(batch), kernels)
+        && tokens > 0
+    {
+        let client = q.client.clone();
+        let [dtype, kv_dtype] = [q.dtype, k.dtype].map(dtype_to_storage_type);
+        let loads = planned.blueprint.loads(kv_dtype);
         let attention = Attention {
-            q: q.binding(),
-            k: k.binding(),
-            v: v.binding(),
+            q: aligned(q, loads.qk).binding(),
+            k: aligned(k, loads.qk).binding(),
+            v: aligned(v, loads.vo).binding(),
             output: output.clone().binding(),
             lse: lse.clone().map(CubeTensor::binding),
             batch: requests,
-            causal: params.causal,
-            window_left: params.window_left,
-            soft_cap: params.soft_cap,
-            scale: params.scale,
+            scale: variant.scale(),
+            dtype,
+            kv_dtype,
+            inputs,
         };
-        launched(launch(&client, attention, dtype, planned));
+        launched(launch(&client, attention, kernels, planned));
     }
     match lse {
         Some(lse) => Attended::WithLse(output, lse),
@@ -91,9 +96,22 @@ pub(super) fn batch_attention(
     }
 }
 
-/// The lists of a batch, each as a part of the index tensor.
-fn lists(batch: Batch<CubeBackend>) -> (kernels::Batch, Planned) {
-    let Batch { index, workspace, layout } = batch;
+/// The tensor, or a copy whose rows are aligned as the plan assumed: the kernel is the planned one whatever the strides.
+fn aligned(tensor: CubeTensor, elements: usize) -> CubeTensor {
+    let tensor = in_rows(tensor);
+    let dtype = dtype_to_storage_type(tensor.dtype);
+    let fits = |tensor: &CubeTensor| Alignment::of_rows(&tensor.clone().binding(), dtype) >= elements;
+    if fits(&tensor) {
+        return tensor;
+    }
+    let dense = into_contiguous(tensor);
+    // A dense part of a tensor may begin anywhere.
+    if fits(&dense) { dense } else { dense.copy() }
+}
+
+/// The lists of a batch, each as a part of the index tensor; none without a plan.
+fn lists(batch: Batch<CubeBackend>) -> Option<(kernels::Batch, Planned, Inputs)> {
+    let Batch { index, workspace, floats, ints, layout } = batch;
     let list = |range: &Range<usize>| part(&index, range);
     let some = |range: &Range<usize>| (!range.is_empty()).then(|| part(&index, range));
     let (qo_indptr, kv_indptr) = (list(&layout.qo_indptr), list(&layout.kv_indptr));
@@ -108,20 +126,24 @@ fn lists(batch: Batch<CubeBackend>) -> (kernels::Batch, Planned) {
         },
     };
     let launch = &layout.launch;
+    let dense = |floats: MaybeFloats<CubeBackend>| match floats {
+        MaybeFloats::None => None,
+        MaybeFloats::Some(floats) => Some(into_contiguous(floats).binding()),
+    };
     let planned = Planned {
-        blueprint: launch.blueprint,
-        forced: false,
-        works: some(&launch.works),
+        blueprint: launch.blueprint?,
+        work_items: some(&launch.work_items),
         merges: some(&launch.merges),
         merge_rows: launch.merge_rows,
         partial_rows: launch.partial_rows,
-        workspace: match workspace {
-            MaybeFloats::None => None,
-            // A larger one is as good.
-            MaybeFloats::Some(workspace) => Some(workspace.binding()),
-        },
+        // A larger one is as good.
+        workspace: dense(workspace),
     };
-    (requests, planned)
+    let ints = match ints {
+        MaybeInts::None => None,
+        MaybeInts::Some(ints) => Some(super::index(ints)),
+    };
+    Some((requests, planned, Inputs { floats: dense(floats), ints }))
 }
 
 /// The numbers of `range`, where they are.

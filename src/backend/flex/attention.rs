@@ -19,7 +19,8 @@ use super::{
     simd,
     view::{Rows, dims, indices, tensor, with_rows},
 };
-use crate::extension::{Attended, AttentionParams, Batch, PagesLayout};
+use crate::attention::{AttentionVariant, Request, Row, visible};
+use crate::extension::{Attended, AttentionParams, Batch, MaybeFloats, MaybeInts, PagesLayout};
 use crate::options::KvLayout;
 
 /// Rows that a task with several queries aims at.
@@ -66,15 +67,23 @@ enum Index<'a> {
     Paged { qo_indptr: &'a [i32], kv_indptr: &'a [i32], pages: &'a [i32], last: &'a [i32], page_size: usize },
 }
 
-/// One request.
+/// Where one request lies.
 #[derive(Clone, Copy)]
-struct Request {
+struct Tokens {
+    /// Its number in the batch.
+    index: usize,
     /// Its first query token.
     token: usize,
     qo_len: usize,
     /// Its first key, or where its pages begin in the list of pages.
     first: usize,
     kv_len: usize,
+}
+
+impl Tokens {
+    fn shape(&self) -> Request {
+        Request { index: self.index, qo_len: self.qo_len, kv_len: self.kv_len }
+    }
 }
 
 impl Index<'_> {
@@ -86,7 +95,7 @@ impl Index<'_> {
         }
     }
 
-    fn request(&self, r: usize) -> Request {
+    fn request(&self, r: usize) -> Tokens {
         let (qo_indptr, kv_indptr) = match self {
             Self::Ragged { qo_indptr, kv_indptr } | Self::Paged { qo_indptr, kv_indptr, .. } => {
                 (qo_indptr, kv_indptr)
@@ -98,11 +107,11 @@ impl Index<'_> {
             Self::Paged { last, page_size, .. } if len > 0 => (len - 1) * page_size + last[r] as usize,
             _ => len,
         };
-        Request { token, qo_len, first, kv_len }
+        Tokens { index: r, token, qo_len, first, kv_len }
     }
 
     /// The request that owns a query token, if one does.
-    fn owner(&self, token: usize) -> Option<Request> {
+    fn owner(&self, token: usize) -> Option<Tokens> {
         let (mut low, mut high) = (0, self.requests());
         while low < high {
             let middle = (low + high) / 2;
@@ -119,7 +128,9 @@ struct Problem<'a, E> {
     k: Cache<'a, E>,
     v: Cache<'a, E>,
     index: Index<'a>,
-    params: AttentionParams,
+    variant: &'a dyn AttentionVariant,
+    floats: &'a [f32],
+    ints: &'a [i32],
     kv_heads: usize,
     /// Query heads that share a key-value head.
     group: usize,
@@ -130,7 +141,7 @@ struct Problem<'a, E> {
 /// Some consecutive queries of a request, for the query heads that share one key-value head.
 #[derive(Clone, Copy)]
 struct Work {
-    request: Request,
+    request: Tokens,
     kv_head: usize,
     queries: Queries,
 }
@@ -144,24 +155,35 @@ struct Queries {
 
 impl<E: Float> Problem<'_, E> {
     /// The keys that query `i` of a request sees.
-    fn seen(&self, request: &Request, i: usize) -> Range<usize> {
-        let Request { qo_len, kv_len, .. } = *request;
-        // One past the position of the query among the keys; 0 if it lies before all of them.
-        let position = (kv_len + i + 1).saturating_sub(qo_len);
-        let end = if self.params.causal { position.min(kv_len) } else { kv_len };
-        let start = match self.params.window_left {
-            // A position before all keys is at most -1, and its window begins no later than key 0.
-            Some(window) => position.saturating_sub(window.saturating_add(1)),
-            None => 0,
-        };
-        start.min(end)..end
+    fn seen(&self, request: &Tokens, i: usize) -> Range<usize> {
+        visible(self.variant, &request.shape(), i)
     }
 
     /// The keys that any of these queries sees. Both ends only ever grow from query to query.
     fn seen_by_any(&self, work: &Work) -> Range<usize> {
         let Queries { start, end } = work.queries;
         let (first, last) = (self.seen(&work.request, start), self.seen(&work.request, end - 1));
-        first.start..last.end
+        first.start.min(last.end)..last.end
+    }
+
+    /// A row of `work`, as the variant is told.
+    fn row(&self, work: &Work, row: usize) -> Row<'_> {
+        Row {
+            request: work.request.shape(),
+            query: work.queries.start + row / self.group,
+            q_head: work.kv_head * self.group + row % self.group,
+            kv_head: work.kv_head,
+            floats: self.floats,
+            ints: self.ints,
+        }
+    }
+
+    /// Maximum of the scaled logits and sum of exponentials of a row before its first key.
+    fn start(&self, work: &Work, row: usize) -> (f32, f32) {
+        let (max, sum) = self.variant.start(&self.row(work, row));
+        // A scale may be 0, and -inf times it is NaN.
+        let max = if max == f64::NEG_INFINITY { max } else { max * f64::from(self.variant.scale()) };
+        (max as f32, sum as f32)
     }
 
     fn query(&self, work: &Work, row: usize) -> &[E] {
@@ -208,22 +230,6 @@ impl<E: Float> Problem<'_, E> {
     }
 }
 
-/// The logits of products `q·k`: scaled, and capped.
-///
-/// Natural logits, from which the maximum is subtracted before anything else: in base 2 each would be rounded once
-/// more, which for large logits is more than the error of the product itself.
-#[inline(always)]
-fn logits<const FMA: bool>(params: &AttentionParams, scores: &mut [f32]) {
-    match params.soft_cap {
-        None => scores.iter_mut().for_each(|score| *score *= params.scale),
-        Some(cap) => {
-            // Finite, for 0 times it is 0.
-            let inner = (params.scale / cap).clamp(f32::MIN, f32::MAX);
-            scores.iter_mut().for_each(|score| *score = cap * simd::tanh::<FMA>(inner * *score));
-        }
-    }
-}
-
 /// One query, from its sum of exponentials and its largest logit: the factor on the weighted sum, and the LSE.
 ///
 /// The sum is 0 only if the query has seen no key, and NaN if it has seen a NaN.
@@ -244,7 +250,15 @@ pub(super) fn attention<E: Float>(
     params: AttentionParams,
 ) -> Attended<Flex> {
     let (q, k, v) = (with_rows(q), with_rows(k), with_rows(v));
-    let Batch { index, layout, .. } = batch;
+    let Batch { index, floats, ints, layout, .. } = batch;
+    let floats = match floats {
+        MaybeFloats::None => Vec::new(),
+        MaybeFloats::Some(floats) => floats.to_contiguous().storage::<f32>().to_vec(),
+    };
+    let ints = match ints {
+        MaybeInts::None => Vec::new(),
+        MaybeInts::Some(ints) => indices(ints).storage::<i32>().to_vec(),
+    };
     let index = indices(index);
     let index: &[i32] = index.storage();
     let [qo_indptr, kv_indptr] = [layout.qo_indptr, layout.kv_indptr].map(|list| &index[list]);
@@ -255,13 +269,12 @@ pub(super) fn attention<E: Float>(
             (Index::Paged { qo_indptr, kv_indptr, pages, last, page_size }, Some(layout))
         }
     };
-    run::<E>(&q, &k, &v, index, layout, params)
+    run::<E>([&q, &k, &v], (&floats, &ints), index, layout, params)
 }
 
 fn run<E: Float>(
-    q: &FlexTensor,
-    k: &FlexTensor,
-    v: &FlexTensor,
+    [q, k, v]: [&FlexTensor; 3],
+    (floats, ints): (&[f32], &[i32]),
     index: Index<'_>,
     layout: Option<KvLayout>,
     params: AttentionParams,
@@ -277,7 +290,9 @@ fn run<E: Float>(
         k: Cache::of(k, layout),
         v: Cache::of(v, layout),
         index,
-        params,
+        variant: &*params.variant,
+        floats,
+        ints,
         kv_heads,
         group: q_heads / kv_heads.max(1),
         head_dim,

@@ -1,35 +1,17 @@
 //! Loops that the compiler turns into vector instructions.
 //!
-//! Everything here is inlined into functions that `multiversion` compiles once per instruction set and selects at run
-//! time. `FMA` says whether that set fuses multiply and add: without one, `mul_add` would be a library call.
+//! Everything here is inlined into functions compiled once per instruction set, see [`crate::simd`].
 
 use std::array::from_fn;
 use std::hint::black_box;
 
 use super::float::Float;
-
-/// Compiles a function once for each instruction set worth having, and calls the best that the processor has.
-macro_rules! per_instruction_set {
-    ($($function:tt)*) => {
-        #[multiversion::multiversion(targets(
-            "x86_64+avx512f+avx512bw+avx512dq+avx512vl+avx2+fma",
-            "x86_64+avx2+fma",
-            "aarch64+neon"
-        ))]
-        $($function)*
-    };
-}
-pub(super) use per_instruction_set;
+pub(super) use crate::simd::{mul_add, per_instruction_set};
 
 /// Floats that one step of a loop works on: one AVX-512 register, two of AVX2, four of NEON.
 pub(super) const STEP: usize = 16;
 /// Keys, or rows of a weight, that [`outer`] works on at once.
 pub(super) const KEYS: usize = 4;
-
-#[inline(always)]
-pub(super) fn mul_add<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FMA { a.mul_add(b, c) } else { a * b + c }
-}
 
 /// The sum of the lanes; a power of two of them.
 #[inline(always)]
@@ -208,26 +190,6 @@ fn exp2<const FMA: bool>(x: f32) -> f32 {
     power * f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23))
 }
 
-/// `tanh(x)` to 4 units in the last place, by a rational function; NaN for NaN.
-#[inline(always)]
-pub(super) fn tanh<const FMA: bool>(x: f32) -> f32 {
-    const BOUND: f32 = 7.905_311;
-    let x = if x > BOUND { BOUND } else { x };
-    let x = if x < -BOUND { -BOUND } else { x };
-    let square = x * x;
-    let mut above = -2.760_768_5e-16;
-    for coefficient in
-        [2.000_188e-13, -8.604_672e-11, 5.122_297e-8, 1.485_722_4e-5, 6.372_619_3e-4, 4.893_524_6e-3]
-    {
-        above = mul_add::<FMA>(above, square, coefficient);
-    }
-    let mut below = 1.198_258_4e-6;
-    for coefficient in [1.185_347_1e-4, 2.268_434_6e-3, 4.893_525e-3] {
-        below = mul_add::<FMA>(below, square, coefficient);
-    }
-    x * above / below
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,19 +212,5 @@ mod tests {
         assert_eq!(exp2::<true>(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp2::<true>(-3e5), 0.0);
         assert!(exp2::<true>(f32::NAN).is_nan());
-    }
-
-    #[test]
-    fn tanh_is_accurate_and_keeps_the_special_values() {
-        let mut worst = 0.0f64;
-        for i in 1..2_000_000 {
-            let x = 12.0 * (i as f32 / 2_000_000.0);
-            for x in [x, -x, x * 1e-4] {
-                worst = worst.max(ulps(tanh::<true>(x), f64::from(x).tanh()));
-            }
-        }
-        assert!(worst < 8.0, "{worst}");
-        assert_eq!(tanh::<true>(f32::INFINITY), tanh::<true>(9.0));
-        assert!(tanh::<true>(f32::NAN).is_nan());
     }
 }

@@ -14,41 +14,15 @@ use std::fmt;
 use cubecl::{client::Client, prelude::*};
 
 use super::blueprint::{Blueprint, Choice, Problem};
+use super::launch::KeyRange;
+use super::request::RequestShape;
 use super::tiled::Tiled;
 use crate::{DeviceProfile, Refusal, Result};
 use split::{Classes, Item, Tile};
-pub use work::WORDS;
 pub(crate) use work::{MERGE_ROWS, Work, merge_at, rows_of, work_at};
+pub use work::{MergeItem, WorkItem};
 
 const KERNEL: &str = "attention";
-
-/// A request of a batch, as the host knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Span {
-    /// Its first query token.
-    pub first_token: usize,
-    /// Query tokens.
-    pub qo_len: usize,
-    /// Its first key, or the first of its entries in the page table.
-    pub first: usize,
-    /// Keys.
-    pub kv_len: usize,
-}
-
-impl Span {
-    /// Requests one after the other, of these query tokens and keys. An entry of the page table stands for `page_size`
-    /// keys; without pages it is 1.
-    pub fn following(lengths: impl IntoIterator<Item = (usize, usize)>, page_size: usize) -> Vec<Self> {
-        let (mut first_token, mut first) = (0, 0);
-        let following = |(qo_len, kv_len): (usize, usize)| {
-            let span = Self { first_token, qo_len, first, kv_len };
-            first_token += qo_len;
-            first += kv_len.div_ceil(page_size.max(1));
-            span
-        };
-        lengths.into_iter().map(following).collect()
-    }
-}
 
 /// How the keys of a request are split among cubes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -66,8 +40,8 @@ pub enum Split {
 /// What a plan needs room for at most, however long the requests are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limits {
-    /// Works.
-    pub works: usize,
+    /// Work items.
+    pub work_items: usize,
     /// Merges.
     pub merges: usize,
     /// Rows of partial results.
@@ -80,9 +54,8 @@ pub struct Limits {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     blueprint: Blueprint,
-    forced: bool,
-    works: Vec<i32>,
-    merges: Vec<i32>,
+    work_items: Vec<WorkItem>,
+    merges: Vec<MergeItem>,
     partial_rows: usize,
     merge_rows: usize,
     longest: u64,
@@ -100,27 +73,30 @@ impl Plan {
     pub fn new(
         device: &DeviceProfile,
         problem: &Problem,
-        spans: &[Span],
+        variant: &dyn KeyRange,
+        requests: &[RequestShape],
         choice: Choice,
         split: Split,
     ) -> Result<Self> {
         let limit = i32::MAX as usize;
-        let tokens: usize = spans.iter().map(|span| span.qo_len).sum();
-        let keys = spans.iter().map(|span| span.first.saturating_add(span.kv_len)).max().unwrap_or(0);
+        let tokens: usize = requests.iter().map(|request| request.qo_len).sum();
+        let keys =
+            requests.iter().map(|request| request.first.saturating_add(request.kv_len)).max().unwrap_or(0);
         for (argument, got) in [("rows", tokens.saturating_mul(problem.q_heads)), ("keys", keys)] {
             if got > limit {
                 return Err(Refusal::Range { kernel: KERNEL, argument, got, limit });
             }
         }
         let blueprint = match choice {
-            Choice::Auto => Blueprint::auto(device, problem, spans, matches!(split, Split::Every(_))),
+            Choice::Auto => {
+                Blueprint::auto(device, problem, variant, requests, matches!(split, Split::Every(_)))
+            }
             Choice::Exactly(blueprint) => blueprint,
         };
         blueprint.check(device, problem)?;
         let mut plan = Self {
             blueprint,
-            forced: choice != Choice::Auto,
-            works: vec![],
+            work_items: vec![],
             merges: vec![],
             partial_rows: 0,
             merge_rows: 0,
@@ -129,10 +105,10 @@ impl Plan {
             why: None,
         };
         let Some(classes) = Classes::of(&blueprint) else {
-            plan.why = Tiled::auto(device, problem, spans, false).err();
+            plan.why = Tiled::auto(device, problem, variant, requests, false).err();
             return Ok(plan);
         };
-        let tiles = split::tiles(&classes, problem, spans, device.cores);
+        let tiles = split::tiles(&classes, problem, variant, requests, device.cores);
         let schedule = split::schedule(&classes, &tiles, problem, device.cores, split);
         (plan.longest, plan.mean) = (schedule.longest, schedule.mean);
         let got = schedule.workspace;
@@ -140,41 +116,43 @@ impl Plan {
             return Err(Refusal::Range { kernel: KERNEL, argument: "workspace", got, limit });
         }
         match &schedule.items {
-            Some(items) => plan.write(problem, spans, &tiles, items),
+            Some(items) => plan.write(problem, requests, &tiles, items),
             None => {
-                plan.works.reserve(tiles.len() * WORDS);
-                tiles.iter().for_each(|tile| plan.work(spans, tile, tile.start, tile.end, -1));
+                let whole = |tile: &Tile| work_item(requests, tile, tile.start, tile.end, -1);
+                plan.work_items.extend(tiles.iter().map(whole));
             }
         }
         Ok(plan)
     }
 
     /// Writes the lists.
-    fn write(&mut self, problem: &Problem, spans: &[Span], tiles: &[Tile], items: &[Item]) {
+    fn write(&mut self, problem: &Problem, requests: &[RequestShape], tiles: &[Tile], items: &[Item]) {
         // Where the partial results of a tile begin: its chunks follow one another, whatever order they run in.
         let mut partials = vec![0; tiles.len()];
         for item in items.iter().filter(|item| item.chunk == 0 && item.chunks > 1) {
-            let (tile, span) =
-                (&tiles[item.tile as usize], &spans[tiles[item.tile as usize].request as usize]);
+            let tile = &tiles[item.tile as usize];
+            let request = &requests[tile.request as usize];
             let (first, rows) = (tile.first_row as usize, tile.rows as usize);
             partials[item.tile as usize] = self.partial_rows;
             for row in (0..rows).step_by(MERGE_ROWS) {
                 let merged = (rows - row).min(MERGE_ROWS);
                 self.merge_rows = self.merge_rows.max(merged);
-                let words = [
-                    span.first_token,
-                    first + row,
-                    merged,
-                    item.chunks as usize,
-                    self.partial_rows + row,
-                    rows,
-                ];
-                self.merges.extend(words.map(|word| word as i32).into_iter().chain([0; 2]));
+                self.merges.push(MergeItem {
+                    first_token: request.first_token as i32,
+                    first_row: (first + row) as i32,
+                    rows: merged as i32,
+                    chunks: item.chunks as i32,
+                    partial: (self.partial_rows + row) as i32,
+                    per_head: rows as i32,
+                    request: request.index as i32,
+                    qo_len: request.qo_len as i32,
+                    kv_len: request.kv_len as i32,
+                    ..MergeItem::default()
+                });
             }
             self.partial_rows += rows * problem.kv_heads * item.chunks as usize;
         }
-        self.works.reserve(items.len() * WORDS);
-        for item in items {
+        self.work_items.extend(items.iter().map(|item| {
             let tile = &tiles[item.tile as usize];
             let partial = match item.chunks {
                 1 => -1,
@@ -183,17 +161,8 @@ impl Plan {
                     (partials[item.tile as usize] + before) as i32
                 }
             };
-            self.work(spans, tile, item.start, item.end, partial);
-        }
-    }
-
-    /// Writes the work of a tile over a range of keys.
-    fn work(&mut self, spans: &[Span], tile: &Tile, start: u32, end: u32, partial: i32) {
-        let Span { first_token, qo_len, first, kv_len } = spans[tile.request as usize];
-        let [first_token, qo_len, kv_len, first] =
-            [first_token, qo_len, kv_len, first].map(|word| word as i32);
-        let [first_row, start, end] = [tile.first_row, start, end].map(|word| word as i32);
-        self.works.extend_from_slice(&[first_token, qo_len, kv_len, first, first_row, start, end, partial]);
+            work_item(requests, tile, item.start, item.end, partial)
+        }));
     }
 
     /// What runs.
@@ -201,13 +170,13 @@ impl Plan {
         self.blueprint
     }
 
-    /// The list of works, 8 numbers each; none if the blueprint has no use for it.
-    pub fn works(&self) -> &[i32] {
-        &self.works
+    /// The work items; none if the blueprint has no use for them.
+    pub fn work_items(&self) -> &[WorkItem] {
+        &self.work_items
     }
 
-    /// The list of merges, 8 numbers each.
-    pub fn merges(&self) -> &[i32] {
+    /// The merges.
+    pub fn merges(&self) -> &[MergeItem] {
         &self.merges
     }
 
@@ -219,25 +188,25 @@ impl Plan {
     /// What this plan needs room for.
     pub fn needs(&self) -> Limits {
         Limits {
-            works: self.works.len() / WORDS,
-            merges: self.merges.len() / WORDS,
+            work_items: self.work_items.len(),
+            merges: self.merges.len(),
             partial_rows: self.partial_rows,
             merge_rows: self.merge_rows,
         }
     }
 
     /// What plans of this blueprint and `split` need room for at most: batches of as many requests and query tokens as
-    /// `spans`, none with more query tokens than the longest of these, and of up to `keys` keys in all.
+    /// `requests`, none with more query tokens than the longest of these, and of up to `keys` keys in all.
     pub fn limits(
         &self,
         device: &DeviceProfile,
         problem: &Problem,
-        spans: &[Span],
+        requests: &[RequestShape],
         keys: usize,
         split: Split,
     ) -> Limits {
         match Classes::of(&self.blueprint) {
-            Some(classes) => classes.limits(problem, device.cores, spans, keys, split),
+            Some(classes) => classes.limits(problem, device.cores, requests, keys, split),
             None => Limits::default(),
         }
     }
@@ -252,10 +221,9 @@ impl Plan {
             })
         };
         Planned {
-            blueprint: Some(self.blueprint),
-            forced: self.forced,
-            works: list(&self.works),
-            merges: list(&self.merges),
+            blueprint: self.blueprint,
+            work_items: list(bytemuck::cast_slice(&self.work_items)),
+            merges: list(bytemuck::cast_slice(&self.merges)),
             merge_rows: self.merge_rows,
             partial_rows: self.partial_rows,
             workspace: None,
@@ -274,8 +242,8 @@ impl fmt::Display for Plan {
         if let Some(refusal) = &self.why {
             return write!(f, "; {refusal}");
         }
-        let Limits { works, merges, .. } = self.needs();
-        write!(f, "; {works} works a key head")?;
+        let Limits { work_items, merges, .. } = self.needs();
+        write!(f, "; {work_items} work items a key head")?;
         if merges > 0 {
             write!(f, ", {} rows of partial results in {merges} merges", self.partial_rows)?;
         }
@@ -286,15 +254,33 @@ impl fmt::Display for Plan {
     }
 }
 
+/// The work item of a tile over a range of keys.
+fn work_item(requests: &[RequestShape], tile: &Tile, start: u32, end: u32, partial: i32) -> WorkItem {
+    let RequestShape { index, first_token, qo_len, first, kv_len } = requests[tile.request as usize];
+    let [index, first_token, qo_len, kv_len, first] =
+        [index, first_token, qo_len, kv_len, first].map(|word| word as i32);
+    WorkItem {
+        first_token,
+        qo_len,
+        kv_len,
+        first,
+        first_row: tile.first_row as i32,
+        start: start as i32,
+        end: end as i32,
+        partial,
+        request: index,
+        flags: if start == tile.start { WorkItem::FIRST_CHUNK } else { 0 },
+        mask_offset: [0; 2],
+    }
+}
+
 /// A plan on a device.
 #[derive(Clone)]
 pub struct Planned {
-    /// What runs; if nothing is said, the portable kernel.
-    pub blueprint: Option<Blueprint>,
-    /// Whether nothing else may run: not the portable kernel either, if tensors are aligned worse than they were planned.
-    pub forced: bool,
-    /// [`Plan::works`], and zeros behind them if there is more room. `i32`, contiguous.
-    pub works: Option<TensorBinding>,
+    /// What runs.
+    pub blueprint: Blueprint,
+    /// [`Plan::work_items`], and zeros behind them if there is more room. `i32`, contiguous.
+    pub work_items: Option<TensorBinding>,
     /// [`Plan::merges`], and zeros behind them if there is more room. `i32`, contiguous.
     pub merges: Option<TensorBinding>,
     /// [`Plan::merge_rows`].
@@ -303,14 +289,4 @@ pub struct Planned {
     pub partial_rows: usize,
     /// Room for `partial_rows * (head_dim_vo + 2)` f32, or the launcher takes some.
     pub workspace: Option<TensorBinding>,
-}
-
-impl Planned {
-    pub(super) fn blueprint(&self, device: &DeviceProfile, problem: &Problem) -> Result<Blueprint> {
-        match self.blueprint.map(|blueprint| (blueprint, blueprint.check(device, problem))) {
-            Some((blueprint, Ok(()))) => Ok(blueprint),
-            Some((_, Err(refusal))) if self.forced => Err(refusal),
-            _ => Ok(Blueprint::portable(device, problem)),
-        }
-    }
 }

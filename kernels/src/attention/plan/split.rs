@@ -9,9 +9,11 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::super::blueprint::{Blueprint, Problem};
+use super::super::launch::KeyRange;
+use super::super::request::RequestShape;
 use super::super::specialized::is_shared_out;
 use super::super::tiled::{Tiled, Unit};
-use super::{Limits, MERGE_ROWS, Span, Split};
+use super::{Limits, MERGE_ROWS, Split};
 
 /// Costs are in sixteenths of the time in which a core reads a key of a head of 128 elements in bf16, 16 ns on an H200.
 const KEY: u64 = 16;
@@ -110,15 +112,15 @@ impl Classes {
         &self,
         problem: &Problem,
         cores: Option<usize>,
-        spans: &[Span],
+        requests: &[RequestShape],
         keys: usize,
         split: Split,
     ) -> Limits {
         let group = problem.group();
-        let rows: usize = spans.iter().map(|span| span.qo_len * group).sum();
-        let longest = spans.iter().map(|span| span.qo_len * group).max().unwrap_or(0);
+        let rows: usize = requests.iter().map(|request| request.qo_len * group).sum();
+        let longest = requests.iter().map(|request| request.qo_len * group).max().unwrap_or(0);
         let more = if longest > self.many.rows { rows / self.many.rows } else { 0 };
-        let tiles = spans.len() + more;
+        let tiles = requests.len() + more;
         let chunks = match split {
             Split::Never => 0,
             // All but the last of a tile have so many keys, or more, and no tile more keys than there are.
@@ -127,7 +129,7 @@ impl Classes {
             Split::Auto => (WAVES * self.machines(problem, cores)) as usize,
         };
         Limits {
-            works: tiles + chunks,
+            work_items: tiles + chunks,
             merges: if longest > MERGE_ROWS { tiles + rows / MERGE_ROWS } else { tiles },
             // A tile with two pieces or more has at most twice as many as there are whole ones in it.
             partial_rows: (2 * chunks).min(tiles + chunks) * longest.min(self.many.rows) * problem.kv_heads,
@@ -180,30 +182,36 @@ pub(super) struct Schedule {
 /// the heaviest tiles of all requests first made 297.
 ///
 /// Where works are shared out beforehand the heaviest of all come first: who has one of those has a light one next.
-pub(super) fn tiles(classes: &Classes, problem: &Problem, spans: &[Span], cores: Option<usize>) -> Vec<Tile> {
+pub(super) fn tiles(
+    classes: &Classes,
+    problem: &Problem,
+    variant: &dyn KeyRange,
+    requests: &[RequestShape],
+    cores: Option<usize>,
+) -> Vec<Tile> {
     let group = problem.group();
-    let heaviest = |span: &Span| {
-        let (class, _) = classes.for_rows(span.qo_len * group);
-        let (start, end) = problem.visible(span, span.qo_len.saturating_sub(1));
+    let heaviest = |request: &RequestShape| {
+        let (class, _) = classes.for_rows(request.qo_len * group);
+        let (start, end) = variant.keys(request, request.qo_len.saturating_sub(1));
         class.cost(end.saturating_sub(start) as u32)
     };
     let mut order: Vec<_> =
-        spans.iter().zip(0_u32..).map(|(span, request)| (Reverse(heaviest(span)), request)).collect();
+        requests.iter().zip(0_u32..).map(|(request, index)| (Reverse(heaviest(request)), index)).collect();
     order.sort_unstable();
-    let all: usize = spans.iter().map(|span| span.qo_len * group).sum();
-    let mut tiles = Vec::with_capacity(spans.len() + all / classes.many.rows);
-    for (_, request) in order {
-        let span = &spans[request as usize];
-        let rows = span.qo_len * group;
+    let all: usize = requests.iter().map(|request| request.qo_len * group).sum();
+    let mut tiles = Vec::with_capacity(requests.len() + all / classes.many.rows);
+    for (_, index) in order {
+        let request = &requests[index as usize];
+        let rows = request.qo_len * group;
         let (class, few) = classes.for_rows(rows);
         let query = |row: usize| (row as u32 / group as u32) as usize;
         let mut end_row = rows;
         let mut first_row = rows.saturating_sub(1) / class.rows * class.rows;
         while end_row > 0 {
-            let (start, _) = problem.visible(span, query(first_row));
-            let (_, end) = problem.visible(span, query(end_row - 1));
+            let (start, _) = variant.keys(request, query(first_row));
+            let (_, end) = variant.keys(request, query(end_row - 1));
             tiles.push(Tile {
-                request,
+                request: index,
                 first_row: first_row as u32,
                 rows: (end_row - first_row) as u32,
                 start: start.min(end) as u32,
@@ -287,7 +295,7 @@ impl Pieces {
     /// takes at a time.
     fn of(classes: &Classes, tiles: &[Tile], problem: &Problem, chunk: impl Fn(&Class, u32) -> u32) -> Self {
         // What a row of partial results costs, written and read, in keys.
-        let per_key = (problem.dims.qk + problem.dims.vo) * problem.dtype.size();
+        let per_key = (problem.dims.qk + problem.dims.vo) * problem.kv_dtype.size();
         let per_row = (8 * problem.dims.vo) as u64 * KEY / per_key.max(1) as u64;
         let mut pieces = Self { items: Vec::with_capacity(tiles.len()), all: 0, workspace: 0 };
         for (tile, at) in tiles.iter().zip(0..) {

@@ -3,6 +3,7 @@
 use cubecl::ir::{ElemType, FloatKind};
 
 use super::super::blueprint::{Alignment, HeadDims};
+use super::super::variant::Standard;
 use super::*;
 use crate::isa::Arch;
 
@@ -50,22 +51,27 @@ impl Random {
     }
 }
 
+fn variant(random: &mut Random) -> Standard {
+    let window_left = [None, Some(0), Some(100), Some(5000)][random.below(4)];
+    Standard { causal: random.below(2) == 0, window_left, ..Standard::new(0.1) }
+}
+
 fn problem(random: &mut Random) -> Problem {
     let kv_heads = [1, 2, 8, 32][random.below(4)];
     let dim = [64, 128, 256][random.below(3)];
+    let dtype = ElemType::Float([FloatKind::BF16, FloatKind::F32][random.below(2)]);
     Problem {
         dims: HeadDims { qk: dim, vo: dim },
-        dtype: ElemType::Float([FloatKind::BF16, FloatKind::F32][random.below(2)]),
+        dtype,
+        kv_dtype: dtype,
         q_heads: kv_heads * [1, 4, 7, 16][random.below(4)],
         kv_heads,
         scale: 0.1,
         align: Alignment { qk: 64, vo: 64 },
-        causal: random.below(2) == 0,
-        window_left: [None, Some(0), Some(100), Some(5000)][random.below(4)],
     }
 }
 
-fn batch(random: &mut Random) -> Vec<Span> {
+fn batch(random: &mut Random) -> Vec<RequestShape> {
     let decoding = random.below(2) == 0;
     let lengths: Vec<_> = (0..1 + random.below(40))
         .map(|_| {
@@ -74,12 +80,18 @@ fn batch(random: &mut Random) -> Vec<Span> {
             (queries.min(keys), keys)
         })
         .collect();
-    Span::following(lengths, 16)
+    RequestShape::following(lengths, 16)
 }
 
 /// None if chunks of the caller's choice leave more partial results than a kernel addresses; others never do.
-fn planned(device: &DeviceProfile, problem: &Problem, spans: &[Span], split: Split) -> Option<Plan> {
-    match Plan::new(device, problem, spans, Choice::Auto, split) {
+fn planned(
+    device: &DeviceProfile,
+    problem: &Problem,
+    variant: &Standard,
+    spans: &[RequestShape],
+    split: Split,
+) -> Option<Plan> {
+    match Plan::new(device, problem, variant, spans, Choice::Auto, split) {
         Err(Refusal::Range { argument: "workspace", .. }) if matches!(split, Split::Every(_)) => None,
         plan => Some(plan.expect("a plan")),
     }
@@ -89,26 +101,38 @@ fn planned(device: &DeviceProfile, problem: &Problem, spans: &[Span], split: Spl
 fn every_key_of_every_row_is_in_one_work() {
     let mut random = Random::seeded();
     for _ in 0..300 {
-        let (problem, spans) = (problem(&mut random), batch(&mut random));
+        let (problem, variant, spans) = (problem(&mut random), variant(&mut random), batch(&mut random));
         let device = [H200, MI300X][random.below(2)];
         let split =
             [Split::Auto, Split::Never, Split::Every(10_000 + random.below(100_000))][random.below(3)];
-        let Some(plan) = planned(&device, &problem, &spans, split) else { continue };
+        let Some(plan) = planned(&device, &problem, &variant, &spans, split) else { continue };
         // Its rows find their requests by themselves.
         if let Blueprint::Portable(_) = plan.blueprint() {
-            assert_eq!((plan.works(), plan.partial_rows()), (&[][..], 0));
+            assert!(plan.work_items().is_empty() && plan.partial_rows() == 0);
             continue;
         }
         let what = format!("{problem:?} {spans:?} {split:?}");
         let group = problem.group();
         // Of each request's tiles: first row, and the works' ranges of keys with where their partial results go.
         let mut tiles = std::collections::BTreeMap::<(usize, usize), Vec<(usize, usize, i32)>>::new();
-        for work in plan.works().chunks_exact(WORDS) {
-            let [first_token, qo_len, kv_len, first, row, start, end] =
-                [0, 1, 2, 3, 4, 5, 6].map(|at| work[at] as usize);
-            let span = Span { first_token, qo_len, first, kv_len };
-            let request = spans.iter().position(|&other| other == span).expect("a request");
-            tiles.entry((request, row)).or_default().push((start, end, work[7]));
+        for item in plan.work_items() {
+            let [index, first_token, qo_len, first, kv_len, row, start, end] = [
+                item.request,
+                item.first_token,
+                item.qo_len,
+                item.first,
+                item.kv_len,
+                item.first_row,
+                item.start,
+                item.end,
+            ]
+            .map(|word| word as usize);
+            assert_eq!(spans[index], RequestShape { index, first_token, qo_len, first, kv_len });
+            let works = tiles.entry((index, row)).or_default();
+            works.push((start, end, item.partial));
+            let tile_start = variant.keys(&spans[index], row / group).0;
+            let is_first = start == tile_start.min(end);
+            assert_eq!(item.flags == WorkItem::FIRST_CHUNK, is_first, "{what}: {item:?}");
         }
         let mut partial_rows = vec![];
         for (at, ((request, row), works)) in tiles.iter_mut().enumerate() {
@@ -116,7 +140,7 @@ fn every_key_of_every_row_is_in_one_work() {
             let span = &spans[*request];
             let rows = span.qo_len * group;
             let next = tiles_after(&plan, span, *row, rows);
-            let visible = (*row..next).map(|row| problem.visible(span, row / group));
+            let visible = (*row..next).map(|row| variant.keys(span, row / group));
             let start = visible.clone().map(|keys| keys.0).min().unwrap_or(0);
             let end = visible.map(|keys| keys.1).max().unwrap_or(0);
             assert_eq!(
@@ -141,12 +165,9 @@ fn every_key_of_every_row_is_in_one_work() {
         assert_eq!(end, plan.partial_rows(), "{what}");
         // Every row of a tile that was split is merged once, and no other.
         let merged: usize =
-            plan.merges().chunks_exact(WORDS).map(|merge| merge[2] as usize * merge[3] as usize).sum();
+            plan.merges().iter().map(|merge| merge.rows as usize * merge.chunks as usize).sum();
         assert_eq!(merged * problem.kv_heads, plan.partial_rows(), "{what}");
-        assert!(
-            plan.merges().chunks_exact(WORDS).all(|merge| merge[2] as usize <= plan.merge_rows()),
-            "{what}"
-        );
+        assert!(plan.merges().iter().all(|merge| merge.rows as usize <= plan.merge_rows()), "{what}");
         let covered: usize = tiles.len();
         let wanted: usize = spans.iter().filter(|span| span.qo_len > 0).count();
         assert!(covered >= wanted, "{what}");
@@ -154,26 +175,25 @@ fn every_key_of_every_row_is_in_one_work() {
 }
 
 /// Where the tile that begins at `row` ends.
-fn tiles_after(plan: &Plan, span: &Span, row: usize, rows: usize) -> usize {
-    let later = plan.works().chunks_exact(WORDS).filter(|work| work[0] as usize == span.first_token);
-    let later = later.filter(|work| work[1] as usize == span.qo_len && work[3] as usize == span.first);
-    later.map(|work| work[4] as usize).filter(|&first| first > row).min().unwrap_or(rows)
+fn tiles_after(plan: &Plan, span: &RequestShape, row: usize, rows: usize) -> usize {
+    let later = plan.work_items().iter().filter(|item| item.request as usize == span.index);
+    later.map(|item| item.first_row as usize).filter(|&first| first > row).min().unwrap_or(rows)
 }
 
 #[test]
 fn plans_stay_within_their_limits() {
     let mut random = Random::seeded();
     for _ in 0..300 {
-        let (problem, spans) = (problem(&mut random), batch(&mut random));
+        let (problem, variant, spans) = (problem(&mut random), variant(&mut random), batch(&mut random));
         let device = [H200, MI300X][random.below(2)];
         let split =
             [Split::Auto, Split::Never, Split::Every(10_000 + random.below(100_000))][random.below(3)];
-        let Some(plan) = planned(&device, &problem, &spans, split) else { continue };
+        let Some(plan) = planned(&device, &problem, &variant, &spans, split) else { continue };
         let keys = spans.iter().map(|span| span.kv_len).sum();
         let limits = plan.limits(&device, &problem, &spans, keys, split);
         let needs = plan.needs();
         assert!(
-            needs.works <= limits.works
+            needs.work_items <= limits.work_items
                 && needs.merges <= limits.merges
                 && needs.partial_rows <= limits.partial_rows
                 && needs.merge_rows <= limits.merge_rows,
@@ -188,22 +208,24 @@ fn skewed_lengths_are_balanced() {
     let problem = Problem {
         dims: HeadDims { qk: 128, vo: 128 },
         dtype: ElemType::Float(FloatKind::BF16),
+        kv_dtype: ElemType::Float(FloatKind::BF16),
         q_heads: 32,
         kv_heads: 8,
         scale: 0.1,
         align: Alignment { qk: 64, vo: 64 },
-        causal: true,
-        window_left: None,
     };
+    let causal = Standard { causal: true, ..Standard::new(0.1) };
     // 64 requests by Zipf, of 4096 keys on average, and the longest 32768.
     let keys: Vec<usize> = (1..=64).map(|rank| (32768.0 / f64::from(rank).powf(0.66)) as usize).collect();
-    let decode = Span::following(keys.iter().map(|&keys| (1, keys)), 16);
-    let prefill = Span::following(keys.iter().map(|&keys| (keys / 8, keys / 8)), 16);
+    let decode = RequestShape::following(keys.iter().map(|&keys| (1, keys)), 16);
+    let prefill = RequestShape::following(keys.iter().map(|&keys| (keys / 8, keys / 8)), 16);
     for device in [H200, MI300X] {
         for spans in [&decode, &prefill] {
-            let plan = Plan::new(&device, &problem, spans, Choice::Auto, Split::Auto).expect("a plan");
+            let plan =
+                Plan::new(&device, &problem, &causal, spans, Choice::Auto, Split::Auto).expect("a plan");
             assert!(100 * plan.mean >= 90 * plan.longest, "{plan}");
-            let whole = Plan::new(&device, &problem, spans, Choice::Auto, Split::Never).expect("a plan");
+            let whole =
+                Plan::new(&device, &problem, &causal, spans, Choice::Auto, Split::Never).expect("a plan");
             // What is not split is as balanced as it needs to be; how late it ends is then a bound, not a schedule.
             assert!(plan.merges().is_empty() || plan.longest < whole.longest, "{plan} beside {whole}");
         }
@@ -214,20 +236,18 @@ fn skewed_lengths_are_balanced() {
 fn a_fixed_split_does_not_depend_on_the_batch() {
     let mut random = Random::seeded();
     for _ in 0..100 {
-        let (problem, spans) = (problem(&mut random), batch(&mut random));
+        let (problem, variant, spans) = (problem(&mut random), variant(&mut random), batch(&mut random));
         let split = Split::Every(10_000 + random.below(100_000));
-        let plan = |spans: &[Span]| planned(&H200, &problem, spans, split);
+        let plan = |spans: &[RequestShape]| planned(&H200, &problem, &variant, spans, split);
         let Some(all) = plan(&spans) else { continue };
         for span in &spans {
             let alone = plan(std::slice::from_ref(span)).expect("less than all");
             assert_eq!(alone.blueprint(), all.blueprint());
             // The works of this request, but for where partial results lie and the order.
             let works = |plan: &Plan| {
-                let own = plan.works().chunks_exact(WORDS).filter(|work| {
-                    (work[0], work[1], work[3])
-                        == (span.first_token as i32, span.qo_len as i32, span.first as i32)
-                });
-                let mut works: Vec<_> = own.map(|work| (work[4], work[5], work[6], work[7] < 0)).collect();
+                let own = plan.work_items().iter().filter(|item| item.request as usize == span.index);
+                let mut works: Vec<_> =
+                    own.map(|item| (item.first_row, item.start, item.end, item.partial < 0)).collect();
                 works.sort_unstable();
                 works
             };
@@ -239,7 +259,7 @@ fn a_fixed_split_does_not_depend_on_the_batch() {
 #[test]
 fn numbers_that_no_kernel_counts_are_refused() {
     let problem = problem(&mut Random(1));
-    let spans = [Span { first_token: 0, qo_len: 1, first: 0, kv_len: 1 << 31 }];
-    let refusal = Plan::new(&H200, &problem, &spans, Choice::Auto, Split::Auto);
+    let spans = [RequestShape { qo_len: 1, kv_len: 1 << 31, ..RequestShape::default() }];
+    let refusal = Plan::new(&H200, &problem, &Standard::new(0.1), &spans, Choice::Auto, Split::Auto);
     assert!(matches!(refusal, Err(Refusal::Range { argument: "keys", .. })), "{refusal:?}");
 }

@@ -1,78 +1,159 @@
 //! The lists that tell each cube what to do, as the host writes and the kernels read them.
 
+use bytemuck::{Pod, Zeroable};
 use cubecl::prelude::*;
 
-use super::super::batch::Request;
-use crate::unit::Rows;
-
-/// Numbers of a work, and of a merge.
-pub const WORDS: usize = 8;
+use super::super::request::{RequestShape, TileRows};
 
 /// Rows that a [`Merge`] has at most.
 pub(crate) const MERGE_ROWS: usize = 16;
 
-/// What one cube computes for a key head: a tile of rows of a request over a range of keys.
+/// A work item as the host writes it: a tile of rows of a request over a range of its keys, for every key head.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct WorkItem {
+    /// First query token of the request.
+    pub first_token: i32,
+    /// Query tokens of the request.
+    pub qo_len: i32,
+    /// Keys of the request.
+    pub kv_len: i32,
+    /// First key, or first entry in the page table.
+    pub first: i32,
+    /// First row of the tile within the request. An item without rows is padding.
+    pub first_row: i32,
+    /// First key of the range.
+    pub start: i32,
+    /// End of the range.
+    pub end: i32,
+    /// Row of the workspace for the partial results of the first key head; -1 if there is nothing to merge.
+    pub partial: i32,
+    /// Number of the request in the batch.
+    pub request: i32,
+    /// [`Self::FIRST_CHUNK`].
+    pub flags: i32,
+    /// Room for the offset of the request's mask, low and high half.
+    pub mask_offset: [u32; 2],
+}
+
+impl WorkItem {
+    /// Numbers of an item.
+    pub const WORDS: usize = size_of::<Self>() / size_of::<i32>();
+    /// The range begins where the tile's keys begin: the initial `(m, l)` of its rows counts here and in no other chunk.
+    pub const FIRST_CHUNK: i32 = 1;
+}
+
+/// A merge as the host writes it: rows of a request whose keys were split.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct MergeItem {
+    /// First query token of the request.
+    pub first_token: i32,
+    /// First of the rows within the request.
+    pub first_row: i32,
+    /// At most [`MERGE_ROWS`]; 0 is padding.
+    pub rows: i32,
+    /// Chunks of keys.
+    pub chunks: i32,
+    /// Row of the workspace where the first chunk of the first key head begins.
+    pub partial: i32,
+    /// Rows of the workspace from a key head to the next.
+    pub per_head: i32,
+    /// Number of the request in the batch.
+    pub request: i32,
+    /// Query tokens of the request.
+    pub qo_len: i32,
+    /// Keys of the request.
+    pub kv_len: i32,
+    /// Nothing.
+    pub unused: [i32; 3],
+}
+
+impl MergeItem {
+    /// Numbers of an item.
+    pub const WORDS: usize = size_of::<Self>() / size_of::<i32>();
+}
+
+/// A [`WorkItem`] in a kernel.
 #[derive(CubeType)]
 pub(crate) struct Work {
-    pub request: Request,
-    /// First row of the tile within the request. A work without rows is padding.
+    pub request: RequestShape,
     pub first_row: usize,
-    /// Keys: what any row of the tile sees, or a chunk of it.
     pub start: usize,
     pub end: usize,
-    /// Where the partial results of the first key head go, in rows of the workspace; -1 if there is nothing to merge.
     pub partial: i32,
+    pub flags: i32,
 }
 
 #[cube]
-pub(crate) fn work_at(works: &[i32], index: usize) -> Work {
-    let at = index * WORDS;
+pub(crate) fn work_at(work_items: &[i32], index: usize) -> Work {
+    let at = index * WorkItem::WORDS;
     Work {
-        request: Request {
-            first_token: usize::cast_from(works[at]),
-            qo_len: usize::cast_from(works[at + 1]),
-            kv_len: usize::cast_from(works[at + 2]),
-            first: usize::cast_from(works[at + 3]),
+        request: RequestShape {
+            first_token: usize::cast_from(work_items[at]),
+            qo_len: usize::cast_from(work_items[at + 1]),
+            kv_len: usize::cast_from(work_items[at + 2]),
+            first: usize::cast_from(work_items[at + 3]),
+            index: usize::cast_from(work_items[at + 8]),
         },
-        first_row: usize::cast_from(works[at + 4]),
-        start: usize::cast_from(works[at + 5]),
-        end: usize::cast_from(works[at + 6]),
-        partial: works[at + 7],
+        first_row: usize::cast_from(work_items[at + 4]),
+        start: usize::cast_from(work_items[at + 5]),
+        end: usize::cast_from(work_items[at + 6]),
+        partial: work_items[at + 7],
+        flags: work_items[at + 9],
     }
 }
 
-/// The rows of a work for a key head, of which `group` query heads share it.
 #[cube]
-pub(crate) fn rows_of(work: &Work, kv_head: usize, group: usize) -> Rows {
-    Rows {
-        first_token: work.request.first_token,
-        first: work.first_row,
-        end: work.request.qo_len * group,
-        group,
-        first_head: kv_head * group,
+impl Work {
+    /// True in the chunk that the initial `(m, l)` of the rows belongs to.
+    pub fn is_first_chunk(&self) -> bool {
+        self.flags % 2 == WorkItem::FIRST_CHUNK
     }
 }
 
-/// Rows of a request whose chunks of keys have to be merged.
+/// The rows of a work item for a key head, of which `group` query heads share it.
+#[cube]
+pub(crate) fn rows_of(work: &Work, kv_head: usize, group: usize) -> TileRows {
+    let request = &work.request;
+    TileRows {
+        request: RequestShape {
+            index: request.index,
+            first_token: request.first_token,
+            qo_len: request.qo_len,
+            first: request.first,
+            kv_len: request.kv_len,
+        },
+        first: work.first_row,
+        end: request.qo_len * group,
+        group,
+        kv_head,
+    }
+}
+
+/// A [`MergeItem`] in a kernel.
 #[derive(CubeType)]
 pub(crate) struct Merge {
-    pub first_token: usize,
-    /// First of the rows within the request.
+    pub request: RequestShape,
     pub first_row: usize,
-    /// At most [`MERGE_ROWS`]; 0 is padding.
     pub rows: usize,
     pub chunks: usize,
-    /// Where the first row of the first chunk and key head is, in rows of the workspace.
     pub partial: usize,
-    /// Rows from a key head to the next.
     pub per_head: usize,
 }
 
 #[cube]
 pub(crate) fn merge_at(merges: &[i32], index: usize) -> Merge {
-    let at = index * WORDS;
+    let at = index * MergeItem::WORDS;
     Merge {
-        first_token: usize::cast_from(merges[at]),
+        request: RequestShape {
+            first_token: usize::cast_from(merges[at]),
+            index: usize::cast_from(merges[at + 6]),
+            qo_len: usize::cast_from(merges[at + 7]),
+            kv_len: usize::cast_from(merges[at + 8]),
+            // A merge reads no key.
+            first: 0usize.runtime(),
+        },
         first_row: usize::cast_from(merges[at + 1]),
         rows: usize::cast_from(merges[at + 2]),
         chunks: usize::cast_from(merges[at + 3]),

@@ -40,8 +40,9 @@ impl Portable {
 
     /// Whether the blueprint can run, or why not.
     pub(crate) fn check(&self, device: &DeviceProfile, dims: HeadDims, align: Alignment) -> Result<()> {
-        let refused =
-            |setting, got, expected| Err(Refusal::Blueprint { kernel: "attention", setting, got, expected });
+        let refused = |setting, got: usize, expected: String| {
+            Err(Refusal::blueprint("attention", setting, got, expected))
+        };
         if self.units == 0 || self.units > device.max_units {
             return refused("units", self.units as usize, format!("1 to {}", device.max_units));
         }

@@ -1,5 +1,5 @@
 //! ```text
-//! o_i = Σ_j p_ij v_j / Σ_j p_ij      p_ij = exp(s_ij - m_i)      s_ij = scale q_i·k_j, soft-capped, for visible j
+//! o_i = Σ_j p_ij v_j / Σ_j p_ij      p_ij = exp(s_ij - m_i)      s_ij = scale logit(q_i·k_j), for visible j
 //! ```
 //! A row is one query token of one query head. `U` units own a row and walk over its visible keys in tiles; per tile
 //!
@@ -18,25 +18,21 @@
 //! On a GPU a cube is one row. On a CPU a unit is a thread and a barrier a spin lock, so there a cube is many rows of
 //! one unit each, every row with its part of the shared memory, and there are no barriers.
 //!
-//! The masks are ranges of keys, so a masked key is never read, let alone weighed.
+//! Keys outside the range of a row are never read, let alone weighed.
 
 use cubecl::prelude::*;
 
-use super::super::batch::{Table, key_offset, request_of, visible};
+use super::super::batch::{Table, key_offset, request_of};
 use super::super::blueprint::HeadDims;
+use super::super::request::query_row;
+use super::super::variant::Variant;
 use super::Portable;
-use crate::math::{LOG2_E, narrow, tanh};
+use crate::math::{Exact, LOG2_E, narrow};
 use crate::team::meet;
 
 /// The run-time numbers of a problem.
 #[derive(CubeType, CubeLaunch)]
 pub(crate) struct Params {
-    pub scale: f32,
-    /// 0 for none.
-    pub soft_cap: f32,
-    /// `i32::MAX` for none, which reaches every key there can be.
-    pub window_left: usize,
-    pub causal: u32,
     /// Tokens times query heads.
     pub rows: usize,
 }
@@ -45,17 +41,18 @@ pub(crate) struct Params {
 /// `[tokens, q_heads, vo]` and `lse`: `[tokens, q_heads]`, both contiguous.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(crate) fn attention<F: Float, QK: Size, VO: Size>(
+pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
     q: &Tensor<Vector<F, QK>>,
-    k: &Tensor<Vector<F, QK>>,
-    v: &Tensor<Vector<F, VO>>,
+    k: &Tensor<Vector<C, QK>>,
+    v: &Tensor<Vector<C, VO>>,
     output: &mut Tensor<Vector<F, VO>>,
     lse: &mut ComptimeOption<Box<[f32]>>,
     table: &Table,
+    args: &V::Args,
     params: &Params,
     #[comptime] dims: HeadDims,
     #[comptime] blueprint: Portable,
-    #[define(F)] _dtype: ElemType,
+    #[define(F, C)] _dtypes: [ElemType; 2],
 ) {
     let units = comptime!(blueprint.units as usize);
     let rows = comptime!(blueprint.rows as usize);
@@ -74,9 +71,12 @@ pub(crate) fn attention<F: Float, QK: Size, VO: Size>(
     let head = row % q_heads;
     let kv_head = head / (q_heads / k.shape(2));
     let request = request_of(table, token);
-    let (start, end) = visible(&request, token - request.first_token, params.causal, params.window_left);
+    let query = token - request.first_token;
+    let of = query_row(&request, query, head, kv_head);
+    let (start, end) = V::keys(args, &request, query);
+    let scale = V::scale(args);
 
-    let mut query = Shared::<[Vector<f32, QK>]>::new_slice(rows * qk);
+    let mut q_shared = Shared::<[Vector<f32, QK>]>::new_slice(rows * qk);
     let mut logits = Shared::<[f32]>::new_slice(rows * tile);
     let mut weights = Shared::<[f32]>::new_slice(rows * tile);
     let mut values = Shared::<[usize]>::new_slice(rows * tile);
@@ -87,7 +87,7 @@ pub(crate) fn attention<F: Float, QK: Size, VO: Size>(
     let q_row = (token * q.stride(0) + head * q.stride(1)) / QK::value();
     let mut i = unit;
     while i < qk {
-        query[query_at + i] = Vector::cast_from(q[q_row + i]);
+        q_shared[query_at + i] = Vector::cast_from(q[q_row + i]);
         i += units;
     }
     meet(units);
@@ -99,8 +99,10 @@ pub(crate) fn attention<F: Float, QK: Size, VO: Size>(
     for c in 0..columns {
         sums[c] = Vector::new(0.0f32);
     }
-    let mut maximum = f32::NEG_INFINITY.runtime();
-    let mut sum = 0.0f32;
+    let (m, l) = V::start(args, &of);
+    // A scale may be 0, and -inf times it is NaN.
+    let mut maximum = select(m == f32::NEG_INFINITY, m, m * scale);
+    let mut sum = l;
 
     let mut first = start;
     while first < end {
@@ -112,9 +114,10 @@ pub(crate) fn attention<F: Float, QK: Size, VO: Size>(
             let at = (at + kv_head * k.stride(2)) / QK::value();
             let mut dot = Vector::<f32, QK>::new(0.0f32);
             for i in 0..qk {
-                dot += query[query_at + i] * Vector::cast_from(k[at + i]);
+                dot += q_shared[query_at + i] * Vector::cast_from(k[at + i]);
             }
-            logits[tile_at + j] = soft_capped(dot.vector_sum() * params.scale, params.soft_cap);
+            let logit = V::logit::<Exact>(args, dot.vector_sum(), &of, first + j) * scale;
+            logits[tile_at + j] = select(V::keep(args, &of, first + j), logit, f32::NEG_INFINITY);
             j += units;
         }
         meet(units);
@@ -162,7 +165,12 @@ pub(crate) fn attention<F: Float, QK: Size, VO: Size>(
     for c in 0..columns {
         let column = unit + c * units;
         if comptime!(vo % units == 0) || column < vo {
-            output[row * vo + column] = narrow::<F, VO>(sums[c] / Vector::new(norm));
+            let mut finished = sums[c] / Vector::new(norm);
+            #[unroll]
+            for i in 0..VO::value() {
+                finished.insert(i, V::finish(args, finished.extract(i), &of));
+            }
+            output[row * vo + column] = narrow::<F, VO>(finished);
         }
     }
     #[comptime]
@@ -175,14 +183,4 @@ pub(crate) fn attention<F: Float, QK: Size, VO: Size>(
         }
         ComptimeOption::None => {}
     }
-}
-
-/// `cap * tanh(logit / cap)`, or the logit itself with a cap of 0.
-#[cube]
-fn soft_capped(logit: f32, cap: f32) -> f32 {
-    let mut capped = logit;
-    if cap > 0.0f32 {
-        capped = cap * tanh(logit / cap);
-    }
-    capped
 }

@@ -3,6 +3,7 @@ use cubecl::{client::Client, prelude::*};
 use super::super::batch::TableArgs;
 use super::super::blueprint::Problem;
 use super::super::launch::Operands;
+use super::super::variant::Variant;
 use super::Portable;
 use super::kernel::{ParamsLaunch, attention};
 use crate::grid::cover;
@@ -10,27 +11,28 @@ use crate::tensor::addresses;
 use crate::{DeviceProfile, Result};
 
 /// Runs the portable kernel. `operands` and `blueprint` have been checked.
-pub(in super::super) fn launch(
+pub(in super::super) fn launch<V: Variant>(
     client: &Client,
     operands: Operands,
     table: TableArgs,
+    args: <V::Args as LaunchArg>::RuntimeArg,
     problem: &Problem,
     blueprint: Portable,
 ) -> Result<()> {
-    let Operands { q, k, v, output, lse, causal, window_left, soft_cap, scale } = operands;
+    let Operands { q, k, v, output, lse } = operands;
     let rows = q.shape[0] * problem.q_heads;
     let cubes =
         cover("attention", rows.div_ceil(blueprint.rows as usize), DeviceProfile::of(client).max_cubes)?;
-    let size = problem.dtype.size();
-    let address = addresses(&[(&q, size), (&k, size), (&v, size), (&output, size)]);
-    let params = ParamsLaunch::new(scale, soft_cap.unwrap_or(0.0), window_left, causal as u32, rows);
+    let (size, kv_size) = (problem.dtype.size(), problem.kv_dtype.size());
+    let address = addresses(&[(&q, size), (&k, kv_size), (&v, kv_size), (&output, size)]);
+    let params = ParamsLaunch::new(rows);
 
     // SAFETY: a unit beyond the last row stops. A row reads q and writes output and lse at (token, head), within the
     // shapes that `check` compared; k and v at keys below kv_len, whose pages and offsets are in bounds by the contract
     // on index tensors. Column loads stay below the head dimensions, which the vectors divide. Shared memory is indexed
     // by keys < tile and columns of the query, within the part of the row.
     unsafe {
-        attention::launch_unchecked(
+        attention::launch_unchecked::<V>(
             client,
             cubes,
             CubeDim::new_1d(blueprint.rows * blueprint.units),
@@ -43,10 +45,11 @@ pub(in super::super) fn launch(
             output.into_tensor_arg(),
             lse.map(TensorBinding::into_buffer_arg).into(),
             table,
+            args,
             params,
             problem.dims,
             blueprint,
-            problem.dtype,
+            [problem.dtype, problem.kv_dtype],
         );
     }
     Ok(())

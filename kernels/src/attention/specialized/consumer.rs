@@ -2,10 +2,11 @@
 
 use cubecl::prelude::*;
 
-use super::super::batch::{Request, visible};
 use super::super::plan::{Work, work_at};
-use super::super::tiled::softmax::{Softmax, mask, new_softmax, row_of, soft_cap, weights};
+use super::super::request::TileRows;
+use super::super::tiled::softmax::{Softmax, logits, mask, row_of, start_softmax, weights};
 use super::super::tiled::{TiledParams, store_rows};
+use super::super::variant::Variant;
 use super::kernel::owned_by;
 use super::ring::{ROW_BYTES, Tile, empty, place_of, wait_full};
 use crate::isa::nvidia::{
@@ -13,7 +14,7 @@ use crate::isa::nvidia::{
     wgmma_wait,
 };
 use crate::math::LOG2_E;
-use crate::unit::{MatrixUnit, MmaSync, Quad, Rows, Tiles, weights_operand};
+use crate::unit::{MatrixUnit, MmaSync, Quad, Tiles, weights_operand};
 
 /// Where a consumer is: tiles so far.
 #[derive(CubeType)]
@@ -30,21 +31,20 @@ pub(super) struct Consumer {
 /// Attention of one work. A warp's accumulators are laid out as [`MmaSync`]'s.
 #[allow(clippy::too_many_arguments, reason = "the buffers of the kernel")]
 #[cube]
-pub(super) fn consume<E: Float>(
+pub(super) fn consume<V: Variant, E: Float>(
     output: &mut [Vector<E, Const<2>>],
     lse: &mut ComptimeOption<Box<[f32]>>,
     workspace: &mut ComptimeOption<Box<[Vector<f32, Const<2>>]>>,
-    works: &[i32],
+    work_items: &[i32],
     index: usize,
     kv_head: usize,
+    args: &V::Args,
     params: &TiledParams,
     q_heads: usize,
     consumer: &mut Consumer,
-    #[comptime] capped: bool,
     #[comptime] tiles: Tiles,
 ) {
-    let work = work_at(works, index);
-    let request = &work.request;
+    let work = work_at(work_items, index);
     let owned = owned_by(&work, kv_head, params.group, consumer.rank, tiles);
     if work.first_row < owned.end {
         let lane = UNIT_POS_X as usize;
@@ -55,10 +55,11 @@ pub(super) fn consume<E: Float>(
         for i in 0..elements {
             sums[i] = Vector::new(0.0f32);
         }
-        let mut softmax = new_softmax(2usize);
-        let factor = if comptime!(capped) { LOG2_E.runtime() } else { params.scale * LOG2_E };
+        let first_row = plane * 16;
+        let mut softmax = start_softmax::<MmaSync, V>(args, &owned, first_row, work.is_first_chunk(), tiles);
+        let factor = V::scale(args) * LOG2_E;
         if work.start < work.end {
-            let seen = seen_by(&owned, request, &work, params, lane, plane);
+            let seen = seen_by::<V>(&owned, &work, args, plane);
             let mut scores = Array::<Vector<f32, Const<4>>>::new(comptime!(tiles.keys / 8));
             let mut operand = Array::<Quad>::new(comptime!(tiles.keys / DEPTH));
             wait_full(base, consumer.queries, Tile::Queries, tiles);
@@ -68,7 +69,7 @@ pub(super) fn consume<E: Float>(
             pass_turn(plane, tiles);
             release(base, consumer.keys, lane, Tile::Keys, tiles);
             let mut at = work.start;
-            see(&mut scores, &seen, at, params, lane, capped, tiles);
+            see::<V>(&mut scores, &seen, at, args, &owned, first_row, tiles);
             weights::<MmaSync>(&mut scores, &mut softmax, factor, tiles);
             round(&scores, &mut operand, tiles);
             at += tiles.keys;
@@ -83,7 +84,7 @@ pub(super) fn consume<E: Float>(
                 wgmma_wait(&mut scores, tiles.keys, 1usize);
                 pass_turn(plane, tiles);
                 release(base, consumer.keys, lane, Tile::Keys, tiles);
-                see(&mut scores, &seen, at, params, lane, capped, tiles);
+                see::<V>(&mut scores, &seen, at, args, &owned, first_row, tiles);
                 weights::<MmaSync>(&mut scores, &mut softmax, factor, tiles);
                 at += tiles.keys;
                 consumer.keys += 1;
@@ -105,15 +106,15 @@ pub(super) fn consume<E: Float>(
         }
         #[unroll]
         for r in 0..2usize {
-            softmax.totals[r] = MmaSync::row_sum(softmax.totals[r]);
+            softmax.row_sum[r] = MmaSync::row_sum(softmax.row_sum[r]);
         }
-        store_rows::<MmaSync, E>(
+        store_rows::<MmaSync, V, E>(
             output,
             lse,
             workspace,
+            args,
             &work,
             &owned,
-            kv_head,
             &softmax,
             &sums,
             factor,
@@ -156,7 +157,7 @@ fn begin_scores(
 /// Reduces the sums by what the last tile raised the maxima.
 #[cube]
 fn rescale(sums: &mut Array<Vector<f32, Const<4>>>, softmax: &Softmax, #[comptime] tiles: Tiles) {
-    let rescale = MmaSync::spread(&softmax.rescales, 0usize);
+    let rescale = MmaSync::spread(&softmax.alpha, 0usize);
     #[unroll]
     for i in 0..comptime!(tiles.dims.vo / 8) {
         sums[i] *= rescale;
@@ -222,50 +223,37 @@ struct Seen {
 }
 
 #[cube]
-fn seen_by(
-    owned: &Rows,
-    request: &Request,
-    work: &Work,
-    params: &TiledParams,
-    lane: usize,
-    plane: usize,
-) -> Seen {
+fn seen_by<V: Variant>(owned: &TileRows, work: &Work, args: &V::Args, plane: usize) -> Seen {
+    let lane = UNIT_POS_X as usize;
     let first_row = plane / 4 * 64;
-    let (_, every_end) = seen_by_row(owned, request, params, first_row);
-    let (every_start, _) = seen_by_row(owned, request, params, first_row + 63);
+    let (_, every_end) = V::keys(args, &owned.request, owned.at(first_row).query);
+    let (every_start, _) = V::keys(args, &owned.request, owned.at(first_row + 63).query);
     let mut starts = Array::<u32>::new(2usize);
     let mut ends = Array::<u32>::new(2usize);
     #[unroll]
     for r in 0..2usize {
-        let (start, end) = seen_by_row(owned, request, params, plane * 16 + row_of::<MmaSync>(lane, r));
+        let query = owned.at(plane * 16 + row_of::<MmaSync>(lane, r)).query;
+        let (start, end) = V::keys(args, &owned.request, query);
         starts[r] = start as u32;
         ends[r] = min(end, work.end) as u32;
     }
     Seen { every_start, every_end: min(every_end, work.end), starts, ends }
 }
 
+/// The logits of the keys from `at` on, masked.
 #[cube]
-fn seen_by_row(owned: &Rows, request: &Request, params: &TiledParams, row: usize) -> (usize, usize) {
-    let query = min(owned.first + row, owned.end - 1) / params.group;
-    visible(request, query, params.causal, params.window_left)
-}
-
-/// Caps and masks the scores of the keys from `at` on.
-#[cube]
-fn see(
+fn see<V: Variant>(
     scores: &mut Array<Vector<f32, Const<4>>>,
     seen: &Seen,
     at: usize,
-    params: &TiledParams,
-    lane: usize,
-    #[comptime] capped: bool,
+    args: &V::Args,
+    owned: &TileRows,
+    first_row: usize,
     #[comptime] tiles: Tiles,
 ) {
-    if comptime!(capped) {
-        soft_cap::<MmaSync>(scores, params.scale, params.soft_cap, tiles);
-    }
+    let key = (at + MmaSync::column(UNIT_POS_X as usize)) as u32;
+    logits::<MmaSync, V>(scores, args, owned, first_row, key, tiles);
     if at < seen.every_start || at + tiles.keys > seen.every_end {
-        let key = (at + MmaSync::column(lane)) as u32;
         #[unroll]
         for r in 0..2usize {
             mask::<MmaSync>(scores, r, key, seen.starts[r], seen.ends[r], tiles);

@@ -1,7 +1,7 @@
 //! FlashAttention-3's schedule, for Hopper: one warpgroup copies, the others multiply.
 //!
 //! ```text
-//! o_i = Σ_j p_ij v_j / Σ_j p_ij      p_ij = exp2(s_ij - m_i)      s_ij = log2(e) scale q_i·k_j, soft-capped, visible j
+//! o_i = Σ_j p_ij v_j / Σ_j p_ij      p_ij = exp2(s_ij - m_i)      s_ij = log2(e) scale logit(q_i·k_j), visible j
 //! ```
 //! Rows, works and partial results are those of [the tiled kernel](super::super::tiled). Producers go through a work's
 //! tiles, one pair of planes those of the keys, the other one those of the values, and put each into a ring of stages as soon
@@ -22,12 +22,14 @@ use cubecl::prelude::*;
 
 use super::super::batch::Table;
 use super::super::plan::{Work, rows_of};
+use super::super::request::TileRows;
 use super::super::tiled::TiledParams;
+use super::super::variant::Variant;
 use super::consumer::{Consumer, consume, pass_turn};
 use super::producer::{MAP_QUADS, Producer, make_map, map_at, produce};
 use super::ring::{init, maps_at, shared_quads};
 use crate::isa::nvidia::{acquire_map, form_clusters, set_registers, shared_address, sync_cluster};
-use crate::unit::{Quad, Rows, Tiles};
+use crate::unit::{Quad, Tiles};
 
 /// Planes that copy: a warpgroup, which is what registers are handed out to.
 pub(in super::super) const PRODUCERS: usize = 4;
@@ -59,20 +61,20 @@ pub(in super::super) fn cubes_for(items: usize, cores: Option<usize>, cluster: u
 /// ([`ROUNDS`]); else each takes one.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(crate) fn specialized<E: Float>(
+pub(crate) fn specialized<V: Variant, E: Float>(
     q: &Tensor<Quad>,
     k: &Tensor<Quad>,
     v: &Tensor<Quad>,
     output: &mut [Vector<E, Const<2>>],
     lse: &mut ComptimeOption<Box<[f32]>>,
     workspace: &mut ComptimeOption<Box<[Vector<f32, Const<2>>]>>,
-    works: &[i32],
+    work_items: &[i32],
     maps: &mut [Quad],
     table: &Table,
+    args: &V::Args,
     params: &TiledParams,
     box_rows: usize,
     prepared: u32,
-    #[comptime] capped: bool,
     #[comptime] tiles: Tiles,
     #[define(E)] _dtype: ElemType,
 ) {
@@ -92,10 +94,10 @@ pub(crate) fn specialized<E: Float>(
     let cluster = CUBE_POS / tiles.cluster;
     let clusters = CUBE_COUNT / tiles.cluster;
     let kv_heads = k.shape(2);
-    let total = params.works * kv_heads;
+    let total = params.work_items * kv_heads;
     let mut together = kv_heads;
     if clusters == total {
-        together = heads_together(works, kv_heads, tiles);
+        together = heads_together(work_items, kv_heads, tiles);
     }
     let plane = UNIT_POS_Y as usize;
     if plane < PRODUCERS {
@@ -113,8 +115,22 @@ pub(crate) fn specialized<E: Float>(
         let mut item = cluster;
         let mut round = 0usize;
         while item < total {
-            let (index, head) = work_of(item, together, params.works, kv_heads);
-            produce(q, k, v, works, map, rank, index, head, table, params, box_rows, &mut producer, tiles);
+            let (index, head) = work_of(item, together, params.work_items, kv_heads);
+            produce(
+                q,
+                k,
+                v,
+                work_items,
+                map,
+                rank,
+                index,
+                head,
+                table,
+                params,
+                box_rows,
+                &mut producer,
+                tiles,
+            );
             round += 1;
             item = item_of(cluster, clusters, round);
         }
@@ -129,18 +145,18 @@ pub(crate) fn specialized<E: Float>(
         let mut item = cluster;
         let mut round = 0usize;
         while item < total {
-            let (index, head) = work_of(item, together, params.works, kv_heads);
-            consume::<E>(
+            let (index, head) = work_of(item, together, params.work_items, kv_heads);
+            consume::<V, E>(
                 output,
                 lse,
                 workspace,
-                works,
+                work_items,
                 index,
                 head,
+                args,
                 params,
                 q.shape(1),
                 &mut consumer,
-                capped,
                 tiles,
             );
             round += 1;
@@ -161,7 +177,7 @@ pub(super) fn owned_by(
     group: usize,
     rank: usize,
     #[comptime] tiles: Tiles,
-) -> Rows {
+) -> TileRows {
     let mut rows = rows_of(work, kv_head, group);
     rows.first = min(rows.first + rank * comptime!(tiles.rows(16)), rows.end);
     rows
@@ -171,8 +187,8 @@ pub(super) fn owned_by(
 /// together, by the first request, which has the heaviest work. 32 heads of 16384 keys all together: 507 TFLOP/s, in
 /// turn 581 (H200).
 #[cube]
-fn heads_together(works: &[i32], kv_heads: usize, #[comptime] tiles: Tiles) -> usize {
-    let bytes = usize::cast_from(works[2]) * comptime!((tiles.dims.qk + tiles.dims.vo) * 2);
+fn heads_together(work_items: &[i32], kv_heads: usize, #[comptime] tiles: Tiles) -> usize {
+    let bytes = usize::cast_from(work_items[2]) * comptime!((tiles.dims.qk + tiles.dims.vo) * 2);
     min(max(SECTION / max(bytes, 1), 1), kv_heads)
 }
 

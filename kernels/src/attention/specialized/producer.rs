@@ -7,6 +7,7 @@ use cubecl::prelude::*;
 
 use super::super::batch::{Table, fits, key_place, origin};
 use super::super::plan::{Work, work_at};
+use super::super::request::TileRows;
 use super::super::tiled::TiledParams;
 use super::kernel::{PRODUCERS, owned_by};
 use super::ring::{ROW_BYTES, Tile, full, place_of, wait_empty};
@@ -14,7 +15,7 @@ use crate::isa::nvidia::{
     MAP_BYTES, barrier_arrive, barrier_expect, copy_box, cp_async_at, cp_async_commit, cp_async_wait,
     fence_proxy_async, map_rows, publish_map, shared_address, shuffle,
 };
-use crate::unit::{Quad, Rows, Tiles, place};
+use crate::unit::{Quad, Tiles};
 
 /// Quads of a descriptor.
 pub(in super::super) const MAP_QUADS: usize = MAP_BYTES / 16;
@@ -92,7 +93,7 @@ pub(super) fn produce(
     q: &Tensor<Quad>,
     k: &Tensor<Quad>,
     v: &Tensor<Quad>,
-    works: &[i32],
+    work_items: &[i32],
     map: &[Quad],
     rank: usize,
     index: usize,
@@ -103,7 +104,7 @@ pub(super) fn produce(
     producer: &mut Producer,
     #[comptime] tiles: Tiles,
 ) {
-    let work = work_at(works, index);
+    let work = work_at(work_items, index);
     let owned = owned_by(&work, kv_head, params.group, rank, tiles);
     if work.first_row < owned.end && work.start < work.end {
         if (UNIT_POS_Y as usize) < PAIR {
@@ -262,11 +263,11 @@ fn hand_over(full: u32) {
 
 /// Begins to copy the rows of queries; those that are not there are zeros.
 #[cube]
-fn copy_queries(from: &Tensor<Quad>, owned: &Rows, base: u32, #[comptime] tiles: Tiles) {
+fn copy_queries(from: &Tensor<Quad>, owned: &TileRows, base: u32, #[comptime] tiles: Tiles) {
     let rows = comptime!(tiles.rows(16));
     #[unroll]
     for i in 0..comptime!(rows.div_ceil(LOOKED_UP)) {
-        let (token, head, _) = place(owned, own_row(i * LOOKED_UP, rows));
+        let (token, head, _) = owned.place(own_row(i * LOOKED_UP, rows));
         let own = (token * from.stride(0) + head * from.stride(1)) / 8;
         copy_rows(from, own, base, i * LOOKED_UP, owned.end - owned.first, tiles.qk_quads(), rows);
     }

@@ -27,8 +27,8 @@ pub(in super::super) fn shared_quads(tiles: Tiles) -> usize {
 
 /// Whether tiles are such as warpgroups multiply and producers copy.
 pub(in super::super) fn check(tiles: Tiles) -> Result<()> {
-    let refused = |setting, got, expected: &str| {
-        Err(Refusal::Blueprint { kernel: "attention on warpgroups", setting, got, expected: expected.into() })
+    let refused = |setting, got: usize, expected: &str| {
+        Err(Refusal::blueprint("attention on warpgroups", setting, got, expected))
     };
     for (setting, got) in [("head_dim", tiles.dims.qk), ("head_dim_vo", tiles.dims.vo)] {
         if !got.is_multiple_of(64) {

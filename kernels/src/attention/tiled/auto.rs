@@ -1,7 +1,8 @@
 //! Which tiles a batch gets.
 
 use super::super::blueprint::{Blueprint, Mixed, Problem};
-use super::super::plan::Span;
+use super::super::launch::KeyRange;
+use super::super::request::RequestShape;
 use super::blueprint::{KERNEL, Tiled, Unit};
 use crate::isa::Arch;
 use crate::{DeviceProfile, Refusal, Result};
@@ -17,21 +18,22 @@ impl Tiled {
     pub(in super::super) fn auto(
         device: &DeviceProfile,
         problem: &Problem,
-        spans: &[Span],
+        variant: &dyn KeyRange,
+        requests: &[RequestShape],
         fixed: bool,
     ) -> Result<Blueprint> {
         let has =
             |unit: Unit| matches!(unit.instruction(problem.dtype), Ok(Some(it)) if it.exists_on(device.arch));
         let group = problem.group();
-        let all: usize = spans.iter().map(|span| span.qo_len * group).sum();
+        let all: usize = requests.iter().map(|request| request.qo_len * group).sum();
         // One size for any number of rows, if it may not depend on the batch.
         let longest = match fixed {
             true => usize::MAX,
-            false => spans.iter().map(|span| span.qo_len * group).max().unwrap_or(0),
+            false => requests.iter().map(|request| request.qo_len * group).max().unwrap_or(0),
         };
-        if has(Unit::Wgmma) && !fixed && longest > FEW_ROWS && !Self::is_short(device, problem, spans) {
+        if has(Unit::Wgmma) && !fixed && longest > FEW_ROWS && !Self::is_short(device, problem, requests) {
             let can = |tiled: &Self| tiled.check(device, problem).is_ok();
-            if let Some(tiled) = Self::on_hopper(device, problem, spans).find(can) {
+            if let Some(tiled) = Self::on_hopper(device, problem, variant, requests).find(can) {
                 return Ok(Blueprint::Tiled(tiled));
             }
         }
@@ -44,7 +46,8 @@ impl Tiled {
             None
         };
         if let Some(mixed) = mixed {
-            let has_few = spans.iter().any(|span| (1..=mixed.few.rows()).contains(&(span.qo_len * group)));
+            let has_few =
+                requests.iter().any(|request| (1..=mixed.few.rows()).contains(&(request.qo_len * group)));
             let both = fixed || (has_few && longest > mixed.few.rows());
             let one = if longest <= mixed.few.rows() { mixed.few } else { mixed.many };
             let choices = [both.then_some(Blueprint::Mixed(mixed)), Some(Blueprint::Tiled(one))];
@@ -63,12 +66,13 @@ impl Tiled {
     fn on_hopper(
         device: &DeviceProfile,
         problem: &Problem,
-        spans: &[Span],
+        variant: &dyn KeyRange,
+        requests: &[RequestShape],
     ) -> impl Iterator<Item = Self> + use<> {
         // Of small heads the softmax is most of the work, which a third warpgroup hides better: 457 TFLOP/s over 8192 tokens
         // with 3 stages, 428 with 2 or 4, 389 with two warpgroups (H200).
         let (row_planes, stages) = if problem.dims.qk.max(problem.dims.vo) <= 64 { (12, 3) } else { (8, 2) };
-        let cluster = if row_planes == 8 && Self::is_long(device, problem, spans) { 2 } else { 1 };
+        let cluster = if row_planes == 8 && Self::is_long(device, problem, requests) { 2 } else { 1 };
         let tiled = move |keys| Self {
             unit: Unit::Wgmma,
             row_tiles: 1,
@@ -82,8 +86,10 @@ impl Tiled {
         // The more, the less often sums are rescaled and warpgroups wait for each other: 8192 keys, all seen, at 600
         // TFLOP/s with 176, 590 with 160, 579 with 128, and 631 with 192 where 160 made 622 by then. Behind a causal mask the
         // last tile is a loss, 585, 589 and 572, which weighs more with 1024 keys, 272 with 128 and 259 with 160.
-        let longest = spans.iter().map(|span| span.kv_len).max().unwrap_or(0);
-        let most = match (problem.causal, longest) {
+        let longest = requests.iter().map(|request| request.kv_len).max().unwrap_or(0);
+        let sees_all = |request: &RequestShape| variant.keys(request, 0).1 >= request.kv_len;
+        let causal = requests.iter().any(|request| request.qo_len > 1 && !sees_all(request));
+        let most = match (causal, longest) {
             (false, _) => 192,
             (true, 0..=1024) => 128,
             (true, _) => 160,
@@ -94,19 +100,20 @@ impl Tiled {
     /// Whether pairs of cubes that share their keys are worth that they wait for each other, and come in larger works: they
     /// halve what is read from the second-level cache, whose energy is clock where products are at the limit of power.
     /// 16384 tokens 1 to 3% faster, 8192 up to 4%, but of 8 requests of 2048 6% slower (H200).
-    fn is_long(device: &DeviceProfile, problem: &Problem, spans: &[Span]) -> bool {
-        let rows = |span: &Span| span.qo_len * problem.group();
-        let items = spans.iter().map(|span| rows(span).div_ceil(256)).sum::<usize>() * problem.kv_heads;
+    fn is_long(device: &DeviceProfile, problem: &Problem, requests: &[RequestShape]) -> bool {
+        let rows = |request: &RequestShape| request.qo_len * problem.group();
+        let items =
+            requests.iter().map(|request| rows(request).div_ceil(256)).sum::<usize>() * problem.kv_heads;
         items >= 2 * device.cores.unwrap_or(1)
-            && spans.iter().all(|span| span.kv_len >= 8192 && rows(span) >= 1024)
+            && requests.iter().all(|request| request.kv_len >= 8192 && rows(request) >= 1024)
     }
 
     /// Whether warpgroups would leave most cores without work, and have little of it each: 128 tokens in 11.8 µs, with
     /// `mma.sync` in 8.9, 256 in 12.8 and 11.7, but 512 in 17.7 and 24.5 (H200, 32/8 heads).
-    fn is_short(device: &DeviceProfile, problem: &Problem, spans: &[Span]) -> bool {
-        let rows: usize = spans.iter().map(|span| span.qo_len * problem.group()).sum();
+    fn is_short(device: &DeviceProfile, problem: &Problem, requests: &[RequestShape]) -> bool {
+        let rows: usize = requests.iter().map(|request| request.qo_len * problem.group()).sum();
         let items = rows.div_ceil(128) * problem.kv_heads;
-        2 * items <= device.cores.unwrap_or(1) && spans.iter().all(|span| span.kv_len <= 256)
+        2 * items <= device.cores.unwrap_or(1) && requests.iter().all(|request| request.kv_len <= 256)
     }
 
     fn on_nvidia(device: &DeviceProfile, problem: &Problem, rows: usize) -> Mixed {

@@ -107,12 +107,8 @@ impl Unit {
             (Self::Mfma16 | Self::Mfma32, F16) => Some(Instruction::MfmaF16),
             (Self::Mfma16 | Self::Mfma32, BF16) => Some(Instruction::MfmaBf16),
             _ => {
-                return Err(Refusal::Blueprint {
-                    kernel: KERNEL,
-                    setting: "element size",
-                    got: dtype.size(),
-                    expected: format!("a type that {self:?} multiplies"),
-                });
+                let expected = format!("a type that {self:?} multiplies");
+                return Err(Refusal::blueprint(KERNEL, "dtype", dtype, expected));
             }
         };
         Ok(instruction)
@@ -122,9 +118,12 @@ impl Unit {
 impl Tiled {
     /// Whether the blueprint can run, or why not.
     pub(crate) fn check(&self, device: &DeviceProfile, problem: &Problem) -> Result<()> {
-        let refused = |setting, got, expected: String| {
-            Err(Refusal::Blueprint { kernel: KERNEL, setting, got, expected })
-        };
+        let refused =
+            |setting, got: usize, expected: String| Err(Refusal::blueprint(KERNEL, setting, got, expected));
+        if problem.kv_dtype != problem.dtype {
+            let expected = format!("{}, the type of the queries", problem.dtype);
+            return Err(Refusal::blueprint(KERNEL, "kv_dtype", problem.kv_dtype, expected));
+        }
         let instruction = self.unit.instruction(problem.dtype)?;
         if let Some(instruction) = instruction {
             instruction.check(KERNEL, device.arch)?;
@@ -148,7 +147,7 @@ impl Tiled {
         // A NaN is not positive.
         let positive = problem.scale > 0.0;
         if !positive {
-            return refused("scale", 0, format!("a positive one, not {}", problem.scale));
+            return Err(Refusal::blueprint(KERNEL, "scale", problem.scale, "a positive one"));
         }
         for (setting, got) in [
             ("row_tiles", self.row_tiles),
@@ -253,16 +252,16 @@ impl Mixed {
         let (got, wanted) = (self.few.planes(), self.many.planes());
         if got != wanted {
             let expected = format!("{wanted} planes, as tiles of many rows have");
-            return Err(Refusal::Blueprint { kernel: KERNEL, setting: "key_planes", got, expected });
+            return Err(Refusal::blueprint(KERNEL, "key_planes", got, expected));
         }
         let units = (self.many.unit, self.few.unit);
         if units.0 == Unit::Wgmma {
-            let expected = "planes that multiply alone: warpgroups have tiles of one size".into();
-            return Err(Refusal::Blueprint { kernel: KERNEL, setting: "unit", got: 0, expected });
+            let expected = "planes that multiply alone: warpgroups have tiles of one size";
+            return Err(Refusal::blueprint(KERNEL, "unit", "Wgmma", expected));
         }
         if units.0 != units.1 && units != (Unit::Mfma32, Unit::Mfma16) {
-            let expected = format!("{:?}, as tiles of many rows have, not {:?}", units.0, units.1);
-            return Err(Refusal::Blueprint { kernel: KERNEL, setting: "unit", got: 0, expected });
+            let expected = format!("{:?}, as tiles of many rows have", units.0);
+            return Err(Refusal::blueprint(KERNEL, "unit", format!("{:?}", units.1), expected));
         }
         Ok(())
     }

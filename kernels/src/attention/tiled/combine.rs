@@ -7,6 +7,8 @@
 use cubecl::prelude::*;
 
 use super::super::plan::merge_at;
+use super::super::request::query_row;
+use super::super::variant::Variant;
 use crate::math::narrow;
 
 /// Chunks whose partial results are read at once, so that their latencies overlap. One after the other, 16 of them took
@@ -16,8 +18,6 @@ const TOGETHER: usize = 8;
 /// The run-time numbers of a problem.
 #[derive(CubeType, CubeLaunch)]
 pub(crate) struct CombineParams {
-    /// Factor on scores; 1 if a soft cap has scaled them.
-    pub scale: f32,
     pub q_heads: usize,
     pub kv_heads: usize,
     /// Rows that the workspace has room for.
@@ -31,11 +31,12 @@ pub(crate) struct CombineParams {
 /// `workspace`: `[partial_rows, vo]`, then `[partial_rows, 2]` of `b` and `t`. `output`: `[tokens, q_heads, vo]`.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(crate) fn combine<O: Float>(
+pub(crate) fn combine<V: Variant, O: Float>(
     workspace: &[Vector<f32, Const<4>>],
     output: &mut [Vector<O, Const<4>>],
     lse: &mut ComptimeOption<Box<[f32]>>,
     merges: &[i32],
+    args: &V::Args,
     params: &CombineParams,
     #[comptime] vectors: usize,
     #[define(O)] _dtype: ElemType,
@@ -56,6 +57,7 @@ pub(crate) fn combine<O: Float>(
     let sums = workspace.with_vector_size::<Const<2>>();
     let sums_at = params.partial_rows * comptime!(vectors * 2);
 
+    let scale = V::scale(args);
     let mut highest = f32::NEG_INFINITY.runtime();
     let mut base = 0.0f32;
     let mut sum = 0.0f32;
@@ -77,12 +79,12 @@ pub(crate) fn combine<O: Float>(
         }
         // While every chunk is empty, subtract 0 instead: (-inf) - (-inf) would be NaN.
         base = select(highest == f32::NEG_INFINITY, 0.0f32, highest);
-        let rescale = ((before - base) * params.scale).exp();
+        let rescale = ((before - base) * scale).exp();
         sum *= rescale;
         merged *= Vector::new(rescale);
         #[unroll]
         for i in 0..TOGETHER {
-            let relative = (of_rows[i].extract(0usize) - base) * params.scale;
+            let relative = (of_rows[i].extract(0usize) - base) * scale;
             let weight = select(c + i < merge.chunks, of_rows[i].extract(1usize) * relative.exp(), 0.0f32);
             sum += weight;
             merged += parts[i] * Vector::new(weight);
@@ -92,13 +94,20 @@ pub(crate) fn combine<O: Float>(
     let norm = select(sum == 0.0f32, 1.0f32, sum);
     let group = params.q_heads / params.kv_heads;
     let packed = merge.first_row + row;
-    let to = (merge.first_token + packed / group) * params.q_heads + kv_head * group + packed % group;
-    output[to * vectors + column] = narrow::<O, Const<4>>(merged / Vector::new(norm));
+    let q_head = kv_head * group + packed % group;
+    let to = (merge.request.first_token + packed / group) * params.q_heads + q_head;
+    let row = query_row(&merge.request, packed / group, q_head, kv_head);
+    let mut finished = merged / Vector::new(norm);
+    #[unroll]
+    for i in 0..4usize {
+        finished.insert(i, V::finish(args, finished.extract(i), &row));
+    }
+    output[to * vectors + column] = narrow::<O, Const<4>>(finished);
     #[comptime]
     match lse {
         ComptimeOption::Some(lse) => {
             if column == 0 {
-                let value = (base * params.scale + sum.ln()) * crate::math::LOG2_E;
+                let value = (base * scale + sum.ln()) * crate::math::LOG2_E;
                 lse[to] = select(sum == 0.0f32, f32::NEG_INFINITY, value);
             }
         }

@@ -2,7 +2,8 @@
 
 use cubecl::prelude::*;
 
-use super::super::batch::{Request, Table, key_place};
+use super::super::batch::{Table, key_place};
+use super::super::request::RequestShape;
 use crate::unit::{MatrixUnit, Quad, Tiles};
 
 /// Begins to copy the tile of keys and values from `first` on; beyond `end` there are zeros.
@@ -14,7 +15,7 @@ pub(super) fn fetch<U: MatrixUnit>(
     k_head: usize,
     v_head: usize,
     table: &Table,
-    request: &Request,
+    request: &RequestShape,
     first: usize,
     end: usize,
     shared: &mut [Quad],

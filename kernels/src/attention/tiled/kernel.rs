@@ -1,5 +1,5 @@
 //! ```text
-//! o_i = Σ_j p_ij v_j / Σ_j p_ij      p_ij = exp2(s_ij - m_i)      s_ij = log2(e) scale q_i·k_j, soft-capped, visible j
+//! o_i = Σ_j p_ij v_j / Σ_j p_ij      p_ij = exp2(s_ij - m_i)      s_ij = log2(e) scale logit(q_i·k_j), visible j
 //! ```
 //! FlashAttention-2 on any [`MatrixUnit`]. The queries of the heads that share a key head are packed into rows: row
 //! `r` is query `r / group` of head `r % group`. A cube owns a tile of rows and walks over the keys that any of them
@@ -20,11 +20,12 @@
 
 use cubecl::prelude::*;
 
-use super::super::batch::{Table, origin, visible};
+use super::super::batch::{Table, origin};
 use super::super::plan::{Work, rows_of, work_at};
+use super::super::variant::Variant;
 use super::fetch::fetch;
 use super::merge::merge_planes;
-use super::softmax::{mask, new_softmax, row_of, soft_cap, weights};
+use super::softmax::{logits, mask, row_of, start_softmax, weights};
 use super::store::store_rows;
 use crate::math::LOG2_E;
 use crate::unit::{MatrixUnit, Quad, Tiles, shared_quads};
@@ -32,30 +33,24 @@ use crate::unit::{MatrixUnit, Quad, Tiles, shared_quads};
 /// The run-time numbers of a problem.
 #[derive(CubeType, CubeLaunch)]
 pub(crate) struct TiledParams {
-    pub scale: f32,
-    pub soft_cap: f32,
-    /// `i32::MAX` for none.
-    pub window_left: usize,
-    pub causal: u32,
     /// Query heads of a key head.
     pub group: usize,
-    /// Works of a key head.
-    pub works: usize,
+    /// Work items of a key head.
+    pub work_items: usize,
     /// Rows of partial results that the workspace has room for.
     pub partial_rows: usize,
 }
 
 /// Comptime choices beside the tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Variant {
+pub(crate) struct TileConfig {
     /// Tiles of requests with many rows.
     pub many: Tiles,
     /// Tiles of requests whose rows fit into one, if they have their own.
     pub few: Option<Tiles>,
-    pub soft_cap: bool,
 }
 
-impl Variant {
+impl TileConfig {
     fn shared_quads<M: MatrixUnit, F: MatrixUnit>(&self) -> usize {
         shared_quads::<M>(self.many).max(self.few.map_or(0, shared_quads::<F>))
     }
@@ -71,42 +66,43 @@ impl Variant {
 /// `[partial_rows, 2]` of maxima and totals.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(crate) fn tiled<M: MatrixUnit, F: MatrixUnit, E: Float>(
+pub(crate) fn tiled<M: MatrixUnit, F: MatrixUnit, V: Variant, E: Float>(
     q: &Tensor<Quad>,
     k: &Tensor<Quad>,
     v: &Tensor<Quad>,
     output: &mut [Vector<E, M::Run>],
     lse: &mut ComptimeOption<Box<[f32]>>,
     workspace: &mut ComptimeOption<Box<[Vector<f32, Const<2>>]>>,
-    works: &[i32],
+    work_items: &[i32],
     table: &Table,
+    args: &V::Args,
     params: &TiledParams,
-    #[comptime] variant: Variant,
+    #[comptime] config: TileConfig,
     #[define(E)] _dtype: ElemType,
 ) {
     // Heads of a work run side by side: their keys are neighbours in memory, and on MI300X a head stays on an XCD if
     // there are 8.
     let kv_heads = k.shape(2);
     let index = CUBE_POS / kv_heads;
-    if index >= params.works {
+    if index >= params.work_items {
         terminate!();
     }
-    let work = work_at(works, index);
+    let work = work_at(work_items, index);
     let rows = work.request.qo_len * params.group;
     if work.first_row >= rows {
         terminate!();
     }
     let head = CUBE_POS % kv_heads;
-    let mut shared = Shared::<[Quad]>::new_aligned_slice(comptime!(variant.shared_quads::<M, F>()), 128usize);
+    let mut shared = Shared::<[Quad]>::new_aligned_slice(comptime!(config.shared_quads::<M, F>()), 128usize);
     let mut few = false;
-    if comptime!(variant.few.is_some()) {
-        few = rows <= comptime!(variant.few_rows::<F>());
+    if comptime!(config.few.is_some()) {
+        few = rows <= comptime!(config.few_rows::<F>());
     }
     if few {
-        if comptime!(variant.few.is_some()) {
+        if comptime!(config.few.is_some()) {
             let output = output.with_vector_size_mut::<F::Run>();
-            let tiles = comptime!(variant.few.unwrap_or(variant.many));
-            attend::<F, E>(
+            let tiles = comptime!(config.few.unwrap_or(config.many));
+            attend::<F, V, E>(
                 q,
                 k,
                 v,
@@ -116,14 +112,14 @@ pub(crate) fn tiled<M: MatrixUnit, F: MatrixUnit, E: Float>(
                 &work,
                 head,
                 table,
+                args,
                 params,
                 &mut shared,
-                comptime!(variant.soft_cap),
                 tiles,
             );
         }
     } else {
-        attend::<M, E>(
+        attend::<M, V, E>(
             q,
             k,
             v,
@@ -133,10 +129,10 @@ pub(crate) fn tiled<M: MatrixUnit, F: MatrixUnit, E: Float>(
             &work,
             head,
             table,
+            args,
             params,
             &mut shared,
-            comptime!(variant.soft_cap),
-            comptime!(variant.many),
+            comptime!(config.many),
         );
     }
 }
@@ -144,7 +140,7 @@ pub(crate) fn tiled<M: MatrixUnit, F: MatrixUnit, E: Float>(
 /// One work, with tiles of one size.
 #[allow(clippy::too_many_arguments, reason = "the buffers of the kernel")]
 #[cube]
-fn attend<U: MatrixUnit, E: Float>(
+fn attend<U: MatrixUnit, V: Variant, E: Float>(
     q: &Tensor<Quad>,
     k: &Tensor<Quad>,
     v: &Tensor<Quad>,
@@ -154,9 +150,9 @@ fn attend<U: MatrixUnit, E: Float>(
     work: &Work,
     kv_head: usize,
     table: &Table,
+    args: &V::Args,
     params: &TiledParams,
     shared: &mut [Quad],
-    #[comptime] capped: bool,
     #[comptime] tiles: Tiles,
 ) {
     let rows = comptime!(tiles.rows(U::ROWS));
@@ -170,8 +166,8 @@ fn attend<U: MatrixUnit, E: Float>(
     // Queries of the first and the last row, and the keys that all rows see: from `every_start` to `every_end`.
     let first_query = owned.first / group;
     let last_query = (min(owned.first + rows, owned.end) - 1) / group;
-    let (_, every_end) = visible(request, first_query, params.causal, params.window_left);
-    let (every_start, _) = visible(request, last_query, params.causal, params.window_left);
+    let (_, every_end) = V::keys(args, request, first_query);
+    let (every_start, _) = V::keys(args, request, last_query);
     let (start, end) = (work.start, work.end);
     let every_end = min(every_end, end);
 
@@ -212,9 +208,10 @@ fn attend<U: MatrixUnit, E: Float>(
     for i in 0..comptime!(tiles.row_tiles * elements) {
         sums[i] = Vector::new(0.0f32);
     }
-    let mut softmax = new_softmax(lane_rows);
     let first_row = plane % tiles.row_planes * comptime!(tiles.row_tiles * U::ROWS);
-    let factor = if comptime!(capped) { LOG2_E.runtime() } else { params.scale * LOG2_E };
+    let first = work.is_first_chunk() && plane < tiles.row_planes;
+    let mut softmax = start_softmax::<U, V>(args, &owned, first_row, first, tiles);
+    let factor = V::scale(args) * LOG2_E;
     // The lane's first key in a tile.
     let first_key = plane / tiles.row_planes * tiles.keys + U::column(lane);
 
@@ -246,16 +243,13 @@ fn attend<U: MatrixUnit, E: Float>(
 
         U::scores::<E>(&queries, &staged, &*shared, stage, lane, plane, &mut scores, tiles);
 
-        if comptime!(capped) {
-            soft_cap::<U>(&mut scores, params.scale, params.soft_cap, tiles);
-        }
+        let key = (at + first_key) as u32;
+        logits::<U, V>(&mut scores, args, &owned, first_row, key, tiles);
         if at < every_start || at + cube_keys > every_end {
             #[unroll]
             for r in 0..lane_rows {
-                let row = first_row + row_of::<U>(lane, r);
-                let query = min(owned.first + row, owned.end - 1) / group;
-                let (start, end_of_row) = visible(request, query, params.causal, params.window_left);
-                let key = (at + first_key) as u32;
+                let query = owned.at(first_row + row_of::<U>(lane, r)).query;
+                let (start, end_of_row) = V::keys(args, request, query);
                 mask::<U>(&mut scores, r, key, start as u32, min(end_of_row, end) as u32, tiles);
             }
         }
@@ -264,7 +258,7 @@ fn attend<U: MatrixUnit, E: Float>(
         // parts what is scheduled together.
         #[unroll]
         for m in 0..tiles.row_tiles {
-            let rescale = U::spread(&softmax.rescales, m);
+            let rescale = U::spread(&softmax.alpha, m);
             #[unroll]
             for i in 0..elements {
                 sums[comptime!(m * elements + i)] *= rescale;
@@ -281,19 +275,19 @@ fn attend<U: MatrixUnit, E: Float>(
     }
     #[unroll]
     for r in 0..lane_rows {
-        softmax.totals[r] = U::row_sum(softmax.totals[r]);
+        softmax.row_sum[r] = U::row_sum(softmax.row_sum[r]);
     }
     if comptime!(tiles.key_planes > 1) {
         merge_planes::<U>(shared, lane, plane, &mut softmax, &mut sums, factor, tiles);
     }
 
-    store_rows::<U, E>(
+    store_rows::<U, V, E>(
         output,
         lse,
         workspace,
+        args,
         work,
         &owned,
-        kv_head,
         &softmax,
         &sums,
         factor,

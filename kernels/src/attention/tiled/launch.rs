@@ -7,22 +7,23 @@ use cubecl::{
 use super::super::batch::TableArgs;
 use super::super::blueprint::Problem;
 use super::super::launch::Operands;
-use super::super::plan::{Planned, WORDS};
+use super::super::plan::{MergeItem, Planned, WorkItem};
 use super::super::specialized::{
     MAP_QUADS, PRODUCERS, box_rows, cubes_for, is_shared_out, prepare, specialized,
 };
+use super::super::variant::Variant;
 use super::blueprint::{Tiled, Unit};
 use super::combine::{CombineParamsLaunch, combine};
-use super::kernel::{TiledParamsLaunch, Variant, tiled};
+use super::kernel::{TileConfig, TiledParamsLaunch, tiled};
 use crate::grid::{cover, elementwise};
 use crate::tensor::{addresses, buffer, contiguous, shape};
 use crate::unit::{MatrixUnit, Mfma16, Mfma32, MmaSync, Scalar1, Scalar32, Scalar64};
-use crate::{DeviceProfile, Result};
+use crate::{DeviceProfile, Refusal, Result};
 
 const KERNEL: &str = "attention";
 
 /// What both kernels are launched with.
-struct Launch<'a> {
+struct Launch<'a, V: Variant> {
     client: &'a Client,
     cubes: CubeCount,
     dim: CubeDim,
@@ -33,14 +34,15 @@ struct Launch<'a> {
     output: TensorBinding,
     lse: Option<TensorBinding>,
     workspace: Option<TensorBinding>,
-    works: TensorBinding,
+    work_items: TensorBinding,
     table: TableArgs,
+    args: <V::Args as LaunchArg>::RuntimeArg,
     params: TiledParamsLaunch,
-    variant: Variant,
+    config: TileConfig,
     dtype: ElemType,
 }
 
-impl Launch<'_> {
+impl<V: Variant> Launch<'_, V> {
     /// [`tiled`].
     fn tiled<M: MatrixUnit, F: MatrixUnit>(self) {
         // SAFETY: a cube beyond the last work, or with one that has no rows, stops. By the contract on plans a work lies
@@ -51,7 +53,7 @@ impl Launch<'_> {
         // is indexed by rows, keys and quads of the tiles that sized it. Partial results go to rows of the workspace below
         // `partial_rows`, by the contract.
         unsafe {
-            tiled::launch_unchecked::<M, F>(
+            tiled::launch_unchecked::<M, F, V>(
                 self.client,
                 self.cubes,
                 self.dim,
@@ -62,10 +64,11 @@ impl Launch<'_> {
                 self.output.into_buffer_arg(),
                 self.lse.map(TensorBinding::into_buffer_arg).into(),
                 self.workspace.map(TensorBinding::into_buffer_arg).into(),
-                self.works.into_buffer_arg(),
+                self.work_items.into_buffer_arg(),
                 self.table,
+                self.args,
                 self.params,
-                self.variant,
+                self.config,
                 self.dtype,
             );
         }
@@ -74,7 +77,7 @@ impl Launch<'_> {
     /// [`specialized`], of `cubes`, which make descriptors of their own or share those of [`prepare`].
     fn specialized(self, cubes: usize, prepared: bool) {
         let page_size = matches!(self.table, TableArgs::Paged(_)).then(|| self.k.shape[1]);
-        let box_rows = box_rows(self.variant.many.keys / self.variant.many.cluster, page_size);
+        let box_rows = box_rows(self.config.many.keys / self.config.many.cluster, page_size);
         let prepared = prepared && box_rows > 0;
         let maps = buffer(
             self.client,
@@ -93,14 +96,14 @@ impl Launch<'_> {
                     self.v.clone().into_tensor_arg(),
                     maps.clone().into_buffer_arg(),
                     box_rows,
-                    self.variant.many,
+                    self.config.many,
                 );
             }
         }
         // SAFETY: as above. Each plane that copies has its descriptor in `maps`. Boxes are copied where a tile's keys are all of
         // the request, and none reaches beyond a page, since it begins at a multiple of what divides one.
         unsafe {
-            specialized::launch_unchecked(
+            specialized::launch_unchecked::<V>(
                 self.client,
                 self.cubes,
                 self.dim,
@@ -111,14 +114,14 @@ impl Launch<'_> {
                 self.output.into_buffer_arg(),
                 self.lse.map(TensorBinding::into_buffer_arg).into(),
                 self.workspace.map(TensorBinding::into_buffer_arg).into(),
-                self.works.into_buffer_arg(),
+                self.work_items.into_buffer_arg(),
                 maps.into_buffer_arg(),
                 self.table,
+                self.args,
                 self.params,
                 box_rows,
                 prepared as u32,
-                self.variant.soft_cap,
-                self.variant.many,
+                self.config.many,
                 self.dtype,
             );
         }
@@ -127,29 +130,31 @@ impl Launch<'_> {
 
 /// Runs the kernel of the blueprint, and [`combine`] after it if there is something to merge. `operands` and blueprints
 /// have been checked.
-pub(in super::super) fn launch(
+pub(in super::super) fn launch<V: Variant>(
     client: &Client,
     operands: Operands,
     table: TableArgs,
+    args: impl Fn() -> <V::Args as LaunchArg>::RuntimeArg,
     problem: &Problem,
     (many, few): (Tiled, Option<Tiled>),
     planned: Planned,
 ) -> Result<()> {
-    let Operands { q, k, v, output, lse, causal, window_left, soft_cap, scale } = operands;
-    let Planned { works, merges, merge_rows, partial_rows, workspace, .. } = planned;
-    let lists = |argument, list: Option<&TensorBinding>| match list {
-        Some(list) => {
-            contiguous(KERNEL, argument, list, &[list.size()])?;
-            match list.size() % WORDS {
-                0 => Ok(list.size() / WORDS),
-                _ => Err(shape(KERNEL, argument, list, format!("[{WORDS} numbers each]"))),
-            }
+    let Operands { q, k, v, output, lse } = operands;
+    let Planned { work_items, merges, merge_rows, partial_rows, workspace, .. } = planned;
+    let length = |argument, list: &TensorBinding, words| {
+        contiguous(KERNEL, argument, list, &[list.size()])?;
+        match list.size() % words {
+            0 => Ok(list.size() / words),
+            _ => Err(shape(KERNEL, argument, list, format!("[{words} numbers each]"))),
         }
-        None => Ok(0),
     };
-    let (count, merge_count) = (lists("works", works.as_ref())?, lists("merges", merges.as_ref())?);
-    let Some(works) = works else {
-        return Ok(());
+    let Some(work_items) = work_items else {
+        return Err(Refusal::Missing { kernel: KERNEL, argument: "work_items" });
+    };
+    let count = length("work_items", &work_items, WorkItem::WORDS)?;
+    let merge_count = match &merges {
+        Some(merges) => length("merges", merges, MergeItem::WORDS)?,
+        None => 0,
     };
     let vo = problem.dims.vo;
     let workspace = (partial_rows > 0)
@@ -170,22 +175,14 @@ pub(in super::super) fn launch(
         _ => items,
     };
     let cubes = cover(KERNEL, in_all, device.max_cubes)?;
-    let size = problem.dtype.size();
-    let mut address = addresses(&[(&q, size), (&k, size), (&v, size), (&output, size)]);
+    let (size, kv_size) = (problem.dtype.size(), problem.kv_dtype.size());
+    let mut address = addresses(&[(&q, size), (&k, kv_size), (&v, kv_size), (&output, size)]);
     if let Some(workspace) = &workspace {
         address = address.max(addresses(&[(workspace, 4)]));
     }
     let dim = CubeDim::new_2d(device.plane, many.planes() as u32);
-    let params = TiledParamsLaunch::new(
-        scale,
-        soft_cap.unwrap_or(0.0),
-        window_left,
-        causal as u32,
-        problem.group(),
-        count,
-        partial_rows,
-    );
-    let launch = Launch {
+    let params = TiledParamsLaunch::new(problem.group(), count, partial_rows);
+    let launch = Launch::<V> {
         client,
         cubes,
         dim,
@@ -196,14 +193,11 @@ pub(in super::super) fn launch(
         output: output.clone(),
         lse: lse.clone(),
         workspace: workspace.clone(),
-        works,
+        work_items,
         table,
+        args: args(),
         params,
-        variant: Variant {
-            many: many.tiles(problem),
-            few: few.map(|few| few.tiles(problem)),
-            soft_cap: soft_cap.is_some(),
-        },
+        config: TileConfig { many: many.tiles(problem), few: few.map(|few| few.tiles(problem)) },
         dtype: problem.dtype,
     };
     match (many.unit, few.map(|few| few.unit)) {
@@ -225,12 +219,11 @@ pub(in super::super) fn launch(
     let vectors = vo / 4;
     let total = merge_count * kv_heads * merge_rows * vectors;
     let (cubes, dim) = elementwise(KERNEL, client, total)?;
-    let scale = if soft_cap.is_some() { 1.0 } else { scale };
-    let params = CombineParamsLaunch::new(scale, q_heads, kv_heads, partial_rows, merge_rows, total);
+    let params = CombineParamsLaunch::new(q_heads, kv_heads, partial_rows, merge_rows, total);
     // SAFETY: a unit beyond the last merge, or beyond its rows, stops. By the contract on plans a merge lies within its
     // request, and its chunks within the rows of the workspace, each of which a cube has written.
     unsafe {
-        combine::launch_unchecked(
+        combine::launch_unchecked::<V>(
             client,
             cubes,
             dim,
@@ -239,6 +232,7 @@ pub(in super::super) fn launch(
             output.into_buffer_arg(),
             lse.map(TensorBinding::into_buffer_arg).into(),
             merges.into_buffer_arg(),
+            args(),
             params,
             vectors,
             problem.dtype,

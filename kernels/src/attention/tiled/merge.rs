@@ -27,9 +27,9 @@ pub(super) fn merge_planes<U: MatrixUnit>(
         let mine = (plane - tiles.row_planes) * per_plane + lane;
         #[unroll]
         for r in 0..lane_rows {
-            words[mine + comptime!(2 * r * U::PLANE)] = Vector::new(u32::reinterpret(softmax.maxima[r]));
+            words[mine + comptime!(2 * r * U::PLANE)] = Vector::new(u32::reinterpret(softmax.row_max[r]));
             words[mine + comptime!((2 * r + 1) * U::PLANE)] =
-                Vector::new(u32::reinterpret(softmax.totals[r]));
+                Vector::new(u32::reinterpret(softmax.row_sum[r]));
         }
         #[unroll]
         for i in 0..comptime!(registers / U::ACC) {
@@ -52,12 +52,12 @@ pub(super) fn merge_planes<U: MatrixUnit>(
                 let maximum = f32::reinterpret(words[theirs + comptime!(2 * r * U::PLANE)].extract(0usize));
                 let total =
                     f32::reinterpret(words[theirs + comptime!((2 * r + 1) * U::PLANE)].extract(0usize));
-                let highest = max(softmax.maxima[r], maximum);
+                let highest = max(softmax.row_max[r], maximum);
                 let base = select(highest == f32::NEG_INFINITY, 0.0f32, highest);
-                let a = U::exp2((softmax.maxima[r] - base) * factor);
+                let a = U::exp2((softmax.row_max[r] - base) * factor);
                 let b = U::exp2((maximum - base) * factor);
-                softmax.totals[r] = softmax.totals[r] * a + total * b;
-                softmax.maxima[r] = highest;
+                softmax.row_sum[r] = softmax.row_sum[r] * a + total * b;
+                softmax.row_max[r] = highest;
                 mine_scales[r] = a;
                 their_scales[r] = b;
             }

@@ -2,31 +2,42 @@
 
 use cubecl::prelude::*;
 
-use crate::math::LOG2_E;
+use super::super::request::TileRows;
+use super::super::variant::Variant;
 use crate::unit::{MatrixUnit, Tiles};
 
-/// What a lane knows of its rows.
+/// The online softmax of a lane's rows.
 #[derive(CubeType)]
 pub(in super::super) struct Softmax {
-    /// Largest score so far, before scaling.
-    pub maxima: Array<f32>,
-    /// Sum of the lane's own weights.
-    pub totals: Array<f32>,
-    /// What the last tile did to the weights before it.
-    pub rescales: Array<f32>,
+    /// Largest logit so far, before scaling: `m`.
+    pub row_max: Array<f32>,
+    /// The lane's part of the sum of probabilities: `l`.
+    pub row_sum: Array<f32>,
+    /// `exp(m_old - m)` of the last tile, the factor on everything before it.
+    pub alpha: Array<f32>,
 }
 
-/// Nothing seen.
+/// The rows before their first key. `(m, l)` of the variant counts once: where `first`, and of the lanes of a row in the
+/// one with its first column.
 #[cube]
-pub(in super::super) fn new_softmax(#[comptime] rows: usize) -> Softmax {
-    let mut maxima = Array::<f32>::new(rows);
-    let mut totals = Array::<f32>::new(rows);
+pub(in super::super) fn start_softmax<M: MatrixUnit, V: Variant>(
+    args: &V::Args,
+    rows: &TileRows,
+    first_row: usize,
+    first: bool,
+    #[comptime] tiles: Tiles,
+) -> Softmax {
+    let lane = UNIT_POS_X as usize;
+    let lane_rows = comptime!(tiles.row_tiles * M::LANE_ROWS);
+    let mut row_max = Array::<f32>::new(lane_rows);
+    let mut row_sum = Array::<f32>::new(lane_rows);
     #[unroll]
-    for r in 0..rows {
-        maxima[r] = f32::NEG_INFINITY;
-        totals[r] = 0.0f32;
+    for r in 0..lane_rows {
+        let (m, l) = V::start(args, &rows.at(first_row + row_of::<M>(lane, r)));
+        row_max[r] = select(first, m, f32::NEG_INFINITY);
+        row_sum[r] = select(first && M::column(lane) == 0, l, 0.0f32);
     }
-    Softmax { maxima, totals, rescales: Array::<f32>::new(rows) }
+    Softmax { row_max, row_sum, alpha: Array::<f32>::new(lane_rows) }
 }
 
 /// Row `r` of the lane, within the rows of its plane.
@@ -35,26 +46,35 @@ pub(in super::super) fn row_of<U: MatrixUnit>(lane: usize, #[comptime] r: usize)
     U::row(lane, comptime!(r % U::LANE_ROWS)) + comptime!(r / U::LANE_ROWS * U::ROWS)
 }
 
-/// `cap * tanh(scale * score / cap)` of all scores.
+/// The products of all rows become logits: as the variant transforms them, and -inf where it does not keep a key. `key` is
+/// the lane's first. For hooks that do nothing the compiler leaves nothing of it.
 #[cube]
-pub(in super::super) fn soft_cap<U: MatrixUnit>(
-    scores: &mut Array<Vector<f32, U::Acc>>,
-    scale: f32,
-    cap: f32,
+pub(in super::super) fn logits<M: MatrixUnit, V: Variant>(
+    scores: &mut Array<Vector<f32, M::Acc>>,
+    args: &V::Args,
+    rows: &TileRows,
+    first_row: usize,
+    key: u32,
     #[comptime] tiles: Tiles,
 ) {
-    // Finite, for 0 times it is 0.
-    let steep = max(min(scale / cap * (2.0f32 * LOG2_E), f32::MAX), f32::MIN);
+    let lane = UNIT_POS_X as usize;
+    let columns = comptime!(tiles.keys / M::COLUMNS);
     #[unroll]
-    for i in 0..comptime!(tiles.row_tiles * (tiles.keys / U::COLUMNS)) {
-        let mut tile = scores[i];
+    for r in 0..comptime!(tiles.row_tiles * M::LANE_ROWS) {
+        let row = rows.at(first_row + row_of::<M>(lane, r));
         #[unroll]
-        for e in 0..comptime!(U::ACC) {
-            // tanh x = 1 - 2 / (1 + e^2x), which ends at ±1 where the exponential ends.
-            let power = U::exp2(tile.extract(e) * steep);
-            tile.insert(e, cap - 2.0f32 * cap / (power + 1.0f32));
+        for n in 0..columns {
+            let mut tile = scores[comptime!(r / M::LANE_ROWS * columns + n)];
+            #[unroll]
+            for e in 0..comptime!(M::ACC) {
+                if comptime!(M::lane_row(e) == r % M::LANE_ROWS) {
+                    let key = (key + comptime!(M::step(n, e) as u32)) as usize;
+                    let logit = V::logit::<M>(args, tile.extract(e), &row, key);
+                    tile.insert(e, select(V::keep(args, &row, key), logit, f32::NEG_INFINITY));
+                }
+            }
+            scores[comptime!(r / M::LANE_ROWS * columns + n)] = tile;
         }
-        scores[i] = tile;
     }
 }
 
@@ -97,15 +117,15 @@ pub(in super::super) fn weights<U: MatrixUnit>(
 ) {
     #[unroll]
     for r in 0..comptime!(tiles.row_tiles * U::LANE_ROWS) {
-        let before = softmax.maxima[r];
+        let before = softmax.row_max[r];
         let highest = max(before, U::row_max(highest_of::<U>(&*scores, r, tiles)));
         // What weights are relative to. While there is none it is 0, for (-inf) - (-inf) would be NaN.
         let base = select(highest == f32::NEG_INFINITY, 0.0f32, highest);
         let rescale = U::exp2((before - base) * factor);
         let total = weigh::<U>(scores, r, base, factor, tiles);
-        softmax.maxima[r] = highest;
-        softmax.rescales[r] = rescale;
-        softmax.totals[r] = softmax.totals[r] * rescale + total;
+        softmax.row_max[r] = highest;
+        softmax.alpha[r] = rescale;
+        softmax.row_sum[r] = softmax.row_sum[r] * rescale + total;
     }
 }
 

@@ -3,21 +3,23 @@
 use cubecl::prelude::*;
 
 use super::super::plan::Work;
+use super::super::request::{QueryRow, TileRows};
+use super::super::variant::Variant;
 use super::softmax::{Softmax, row_of};
 use crate::math::{LOG2_E, narrow};
-use crate::unit::{MatrixUnit, Rows, Tiles, place};
+use crate::unit::{MatrixUnit, Tiles};
 
 /// Stores output and LSE, or of a chunk of keys partial results: `[partial_rows, vo]` normalised, then `[partial_rows, 2]`
 /// of largest logits and sums of weights, whose logarithm would be rounded where logits are large.
 #[allow(clippy::too_many_arguments, reason = "the state of the kernel")]
 #[cube]
-pub(in super::super) fn store_rows<U: MatrixUnit, E: Float>(
+pub(in super::super) fn store_rows<U: MatrixUnit, V: Variant, E: Float>(
     output: &mut [Vector<E, U::Run>],
     lse: &mut ComptimeOption<Box<[f32]>>,
     workspace: &mut ComptimeOption<Box<[Vector<f32, Const<2>>]>>,
+    args: &V::Args,
     work: &Work,
-    owned: &Rows,
-    kv_head: usize,
+    owned: &TileRows,
     softmax: &Softmax,
     sums: &Array<Vector<f32, U::Acc>>,
     factor: f32,
@@ -34,41 +36,42 @@ pub(in super::super) fn store_rows<U: MatrixUnit, E: Float>(
         #[unroll]
         for r in 0..lane_rows {
             let row = first_row + row_of::<U>(lane, r);
-            let (token, head, valid) = place(owned, row);
+            let (token, head, valid) = owned.place(row);
             if valid {
+                let of = owned.at(row);
                 // Nothing visible, or nothing but -inf: the sums are 0 and stay 0.
-                let total = softmax.totals[r];
+                let total = softmax.row_sum[r];
                 let norm = 1.0f32 / select(total == 0.0f32, 1.0f32, total);
                 let to = token * q_heads + head;
                 #[comptime]
                 match workspace {
                     ComptimeOption::Some(workspace) => {
                         if work.partial < 0 {
-                            store_row::<U, E>(output, to, sums, norm, lane, r, tiles);
+                            store_row::<U, V, E>(output, to, args, &of, sums, norm, r, true, tiles);
                         } else {
                             // Heads of a chunk, then the rows of the work.
                             let stored = min(comptime!(rows * tiles.cluster), owned.end - work.first_row);
-                            let before = usize::cast_from(work.partial) + kv_head * stored;
+                            let before = usize::cast_from(work.partial) + owned.kv_head * stored;
                             let to = before + owned.first - work.first_row + row;
                             let partial = workspace.with_vector_size_mut::<U::Run>();
-                            store_row::<U, f32>(partial, to, sums, norm, lane, r, tiles);
+                            store_row::<U, V, f32>(partial, to, args, &of, sums, norm, r, false, tiles);
                             if U::column(lane) == 0 {
                                 let mut of_row = Vector::<f32, Const<2>>::empty();
-                                of_row.insert(0usize, softmax.maxima[r]);
+                                of_row.insert(0usize, softmax.row_max[r]);
                                 of_row.insert(1usize, total);
                                 workspace[partial_rows * comptime!(tiles.dims.vo / 2) + to] = of_row;
                             }
                         }
                     }
                     ComptimeOption::None => {
-                        store_row::<U, E>(output, to, sums, norm, lane, r, tiles);
+                        store_row::<U, V, E>(output, to, args, &of, sums, norm, r, true, tiles);
                     }
                 }
                 #[comptime]
                 match lse {
                     ComptimeOption::Some(lse) => {
                         if work.partial < 0 && U::column(lane) == 0 {
-                            let value = softmax.maxima[r] * factor + total.ln() * LOG2_E;
+                            let value = softmax.row_max[r] * factor + total.ln() * LOG2_E;
                             lse[to] = select(total == 0.0f32, f32::NEG_INFINITY, value);
                         }
                     }
@@ -79,17 +82,21 @@ pub(in super::super) fn store_rows<U: MatrixUnit, E: Float>(
     }
 }
 
-/// Stores the lane's row `r`, normalised, as row `to`.
+/// Stores the lane's row `r`, normalised, as row `to`; `finished`, unless it is a partial result.
+#[allow(clippy::too_many_arguments, reason = "the state of the kernel")]
 #[cube]
-fn store_row<U: MatrixUnit, O: Float>(
+fn store_row<U: MatrixUnit, V: Variant, O: Float>(
     rows: &mut [Vector<O, U::Run>],
     to: usize,
+    args: &V::Args,
+    row: &QueryRow,
     sums: &Array<Vector<f32, U::Acc>>,
     norm: f32,
-    lane: usize,
     #[comptime] r: usize,
+    #[comptime] finished: bool,
     #[comptime] tiles: Tiles,
 ) {
+    let lane = UNIT_POS_X as usize;
     let elements = comptime!(tiles.dims.vo.div_ceil(U::COLUMNS));
     #[unroll]
     for i in 0..elements {
@@ -100,7 +107,11 @@ fn store_row<U: MatrixUnit, O: Float>(
                 let mut run = Vector::<f32, U::Run>::empty();
                 #[unroll]
                 for o in 0..comptime!(U::RUN) {
-                    run.insert(o, tile.extract(comptime!(e + o)) * norm);
+                    let mut element = tile.extract(comptime!(e + o)) * norm;
+                    if comptime!(finished) {
+                        element = V::finish(args, element, row);
+                    }
+                    run.insert(o, element);
                 }
                 let element = U::column(lane) + comptime!(U::step(i, e));
                 if comptime!(tiles.dims.vo.is_multiple_of(U::COLUMNS)) || element < tiles.dims.vo {

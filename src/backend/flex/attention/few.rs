@@ -11,7 +11,8 @@ use super::super::{
     scratch::{cut, with_scratch},
     simd::{self, STEP, per_instruction_set},
 };
-use super::{Cache, Problem, Work, finish, logits};
+use super::{Cache, Problem, Work, finish};
+use crate::attention::LogitTile;
 
 /// Rows at most: above, the lanes of `many` are filled well enough to win.
 pub(super) const ROWS: usize = 8;
@@ -68,6 +69,9 @@ fn body<E: Float, const FMA: bool, const LANES: usize>(
     sums.fill(0.0);
     let mut max = [f32::NEG_INFINITY; ROWS];
     let mut sum = [0.0; ROWS];
+    for row in 0..rows {
+        (max[row], sum[row]) = problem.start(work, row);
+    }
     let seen = problem.seen_by_any(work);
     let mut next = Places::of(problem, &problem.k, work, seen.clone());
     let mut from = seen.start;
@@ -77,13 +81,14 @@ fn body<E: Float, const FMA: bool, const LANES: usize>(
         let v = Places::of(problem, &problem.v, work, from..seen.end);
         next = Places::of(problem, &problem.k, work, from + keys..seen.end);
         score::<E, FMA, LANES>(problem, queries, k.get(), v.get(), scores);
+        let row_of = |row| problem.row(work, row);
+        problem.variant.transform(&mut LogitTile::new(scores, [TILE, 1], [rows, keys], from, &row_of));
         let mut all_see_all = true;
         for row in 0..rows {
             let range = problem.seen(&work.request, work.queries.start + row / group);
             let (first, end) = (range.start.saturating_sub(from), range.end.saturating_sub(from).min(keys));
             all_see_all &= first == 0 && end == keys;
             let scores = &mut scores[row * TILE..][..TILE];
-            logits::<FMA>(&problem.params, &mut scores[..keys]);
             scores[..first.min(keys)].fill(f32::NEG_INFINITY);
             scores[end..].fill(f32::NEG_INFINITY);
             let new = maximum(scores).max(max[row]);
@@ -109,11 +114,13 @@ fn body<E: Float, const FMA: bool, const LANES: usize>(
         }
         from += keys;
     }
-    for (row, sums) in sums.chunks_exact(head_dim_vo).enumerate() {
+    for (row, sums) in sums.chunks_exact_mut(head_dim_vo).enumerate() {
         let (factor, row_lse) = finish(sum[row], max[row]);
         let into = &mut output[row / group][row % group * head_dim_vo..][..head_dim_vo];
+        sums.iter_mut().for_each(|sum| *sum *= factor);
+        problem.variant.finish_row(sums, &problem.row(work, row));
         for (into, sum) in into.iter_mut().zip(sums) {
-            *into = E::narrow(sum * factor);
+            *into = E::narrow(*sum);
         }
         if let Some(lse) = lse.get_mut(row / group).and_then(|lse| lse.get_mut(row % group)) {
             *lse = row_lse;

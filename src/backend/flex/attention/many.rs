@@ -12,7 +12,8 @@ use super::super::{
     scratch::{cut, with_scratch},
     simd::{self, KEYS, per_instruction_set},
 };
-use super::{Cache, Problem, Work, finish, logits};
+use super::{Cache, Problem, Work, finish};
+use crate::attention::LogitTile;
 
 /// Keys of a tile: a multiple of `KEYS`.
 const TILE: usize = 32;
@@ -75,13 +76,18 @@ fn body<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize>(
                 *into = from.widen();
             }
         }
-        rest[LANES * padded..][..LANES].fill(f32::NEG_INFINITY);
+        let state = &mut rest[LANES * padded..];
+        state[..LANES].fill(f32::NEG_INFINITY);
+        for lane in 0..LANES.min(rows - at * LANES) {
+            (state[lane], state[LANES + lane]) = problem.start(work, at * LANES + lane);
+        }
     }
 
     let seen = problem.seen_by_any(work);
     for from in seen.clone().step_by(TILE) {
         let keys = (seen.end - from).min(TILE);
         let tile = Tile {
+            from,
             keys,
             k: Wide::of(problem, &problem.k, work, from..from + keys, [dim, dim], tile_k),
             v: Wide::of(problem, &problem.v, work, from..from + keys, [dim_vo, padded], tile_v),
@@ -98,18 +104,22 @@ fn body<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize>(
             if ranges.iter().all(|(start, end)| start == end) {
                 continue;
             }
-            attend_tile::<E, FMA, WIDTH, LANES>(problem, &tile, &ranges, rows, scores, block);
+            let rows = first..first + rows;
+            attend_tile::<E, FMA, WIDTH, LANES>(problem, work, &tile, &ranges, rows, scores, block);
         }
     }
 
-    for (at, block) in blocks.chunks_exact(block_len).enumerate() {
-        let (sums, state) = block[LANES * dim..].split_at(LANES * padded);
+    for (at, block) in blocks.chunks_exact_mut(block_len).enumerate() {
+        let (sums, state) = block[LANES * dim..].split_at_mut(LANES * padded);
         for lane in 0..LANES.min(rows - at * LANES) {
             let (factor, row_lse) = finish(state[LANES + lane], state[lane]);
             let row = at * LANES + lane;
             let into = &mut output[row / group][row % group * dim_vo..][..dim_vo];
-            for (into, sum) in into.iter_mut().zip(&sums[lane * padded..]) {
-                *into = E::narrow(sum * factor);
+            let sums = &mut sums[lane * padded..][..dim_vo];
+            sums.iter_mut().for_each(|sum| *sum *= factor);
+            problem.variant.finish_row(sums, &problem.row(work, row));
+            for (into, sum) in into.iter_mut().zip(sums) {
+                *into = E::narrow(*sum);
             }
             if let Some(lse) = lse.get_mut(row / group).and_then(|lse| lse.get_mut(row % group)) {
                 *lse = row_lse;
@@ -158,6 +168,8 @@ impl<'a> Wide<'a> {
 }
 
 struct Tile<'a> {
+    /// Its first key.
+    from: usize,
     keys: usize,
     k: Wide<'a>,
     v: Wide<'a>,
@@ -167,9 +179,10 @@ struct Tile<'a> {
 #[inline(always)]
 fn attend_tile<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize>(
     problem: &Problem<'_, E>,
+    work: &Work,
     tile: &Tile<'_>,
     ranges: &[(usize, usize); LANES],
-    rows: usize,
+    rows: Range<usize>,
     scores: &mut [f32],
     block: &mut [f32],
 ) {
@@ -188,7 +201,9 @@ fn attend_tile<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize
     }
     let all_see_all = ranges.iter().all(|&range| range == (0, tile.keys));
     let scores = &mut scores[..tile.keys * LANES];
-    logits::<FMA>(&problem.params, scores);
+    let row_of = |lane| problem.row(work, rows.start + lane);
+    let mut logits = LogitTile::new(scores, [1, LANES], [rows.len(), tile.keys], tile.from, &row_of);
+    problem.variant.transform(&mut logits);
     let scores = scores.as_chunks_mut::<LANES>().0;
     if !all_see_all {
         for (key, scores) in scores.iter_mut().enumerate() {
@@ -220,11 +235,11 @@ fn attend_tile<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize
     *max = new;
 
     if all_see_all {
-        weigh::<FMA, WIDTH, LANES>(scores, &fade, &tile.v, rows, sums);
+        weigh::<FMA, WIDTH, LANES>(scores, &fade, &tile.v, rows.len(), sums);
         return;
     }
     // Row by row: 0 times the infinite value of a key that a row does not see would be NaN.
-    for (lane, sums) in sums.chunks_exact_mut(padded).enumerate().take(rows) {
+    for (lane, sums) in sums.chunks_exact_mut(padded).enumerate().take(rows.len()) {
         sums.iter_mut().for_each(|sum| *sum *= fade[lane]);
         let (start, end) = ranges[lane];
         let value = |key: usize| &tile.v.data[tile.v.places[key]..][..padded];

@@ -5,7 +5,8 @@ use burn_flex::Layout;
 
 use super::super::float::Float;
 use super::*;
-use crate::extension::{BatchLayout, MaybeFloats};
+use crate::attention::{SharedVariant, StandardAttention};
+use crate::extension::BatchLayout;
 use crate::plan::Launch;
 
 struct Random(u64);
@@ -42,7 +43,7 @@ struct Case {
     dim: usize,
     dim_vo: usize,
     page_size: usize,
-    params: AttentionParams,
+    variant: StandardAttention,
 }
 
 fn ints(values: Vec<usize>) -> FlexTensor {
@@ -99,10 +100,20 @@ fn batch(
         PagesLayout { last_page_len, indices, page_size, layout }
     });
     let layout = BatchLayout { qo_indptr, kv_indptr, pages, launch: Launch::default() };
-    Batch { index: ints(index), workspace: MaybeFloats::None, layout }
+    Batch {
+        index: ints(index),
+        workspace: MaybeFloats::None,
+        floats: MaybeFloats::None,
+        ints: MaybeInts::None,
+        layout,
+    }
 }
 
 impl Case {
+    fn params(&self) -> AttentionParams {
+        AttentionParams { variant: SharedVariant::new(self.variant), return_lse: true }
+    }
+
     fn check<E: Float>(&self, random: &mut Random) {
         let (tokens, keys) = (self.qo_lens.iter().sum::<usize>(), self.kv_lens.iter().sum::<usize>());
         let q_heads = self.kv_heads * self.group;
@@ -142,7 +153,8 @@ impl Case {
                 (batch, pool(&k, self.dim), pool(&v, self.dim_vo))
             }
         };
-        let Attended::WithLse(output, lse) = attention::<E>(q_tensor, k_tensor, v_tensor, batch, self.params)
+        let Attended::WithLse(output, lse) =
+            attention::<E>(q_tensor, k_tensor, v_tensor, batch, self.params())
         else {
             unreachable!("the LSE was asked for")
         };
@@ -221,15 +233,15 @@ impl Case {
         };
         let logits: Vec<f64> = (0..kv_len)
             .map(|j| {
-                let visible = (!self.params.causal || j as i64 <= position)
+                let visible = (!self.variant.causal || j as i64 <= position)
                     && self
-                        .params
+                        .variant
                         .window_left
                         .is_none_or(|window| j as i64 >= position - window.min(1 << 40) as i64);
                 let dot: f64 =
                     row(k, j, self.dim).iter().zip(query).map(|(k, q)| k * f64::from(*q)).sum::<f64>();
-                let logit = dot * f64::from(self.params.scale);
-                let cap = self.params.soft_cap.map(f64::from);
+                let logit = dot * f64::from(self.variant.scale);
+                let cap = self.variant.soft_cap.map(f64::from);
                 let logit = cap.map_or(logit, |cap| cap * (logit / cap).tanh());
                 if visible { logit } else { f64::NEG_INFINITY }
             })
@@ -272,17 +284,16 @@ fn random_problems_agree_with_f64() {
             dim,
             dim_vo: if random.below(3) == 0 { 48 } else { dim },
             page_size: pick(&mut random, &[1, 5, 16]),
-            params: AttentionParams {
+            variant: StandardAttention {
                 causal: random.below(2) == 0,
                 window_left: (random.below(3) == 0).then(|| pick(&mut random, &[0, 3, 20, usize::MAX])),
                 soft_cap: (random.below(3) == 0).then_some(2.5),
                 scale: pick(&mut random, &[0.125, 0.4]),
-                return_lse: true,
             },
         };
         println!(
             "seed {seed}: {kind:?} {:?} {:?} {}x{} d {} {} {:?}",
-            case.qo_lens, case.kv_lens, case.kv_heads, case.group, case.dim, case.dim_vo, case.params
+            case.qo_lens, case.kv_lens, case.kv_heads, case.group, case.dim, case.dim_vo, case.variant
         );
         match seed % 3 {
             0 => case.check::<f32>(&mut random),
@@ -299,8 +310,8 @@ fn causal_with(tokens: usize, change: impl Fn(&mut [f32], &mut [f32], &mut [f32]
         [(); 3].map(|()| (0..tokens * 16).map(|_| random.normal()).collect::<Vec<_>>());
     change(&mut q, &mut k, &mut v);
     let [q, k, v] = [q, k, v].map(|x| with_margin::<f32>(&x, &[tokens, 1, 16], 0));
-    let params =
-        AttentionParams { causal: true, window_left: None, soft_cap: None, scale: 0.25, return_lse: false };
+    let variant = StandardAttention { causal: true, window_left: None, soft_cap: None, scale: 0.25 };
+    let params = AttentionParams { variant: SharedVariant::new(variant), return_lse: false };
     match attention::<f32>(q, k, v, batch(&[0, tokens], &[0, tokens], None), params) {
         Attended::WithoutLse(output) | Attended::WithLse(output, _) => floats(&output),
     }

@@ -1,0 +1,252 @@
+//! The meaning of attention beside its two products.
+//!
+//! ```text
+//! o_i = finish(Σ_j p_ij v_j / Σ_j p_ij)      p_ij = exp(scale · logit(q_i·k_j)) for the keys j of `keys` that `keep` keeps
+//! ```
+//! Every kernel is generic over a [`Variant`], whose hooks see what FlashInfer's variants see: the request, the query and
+//! the key within it, and the heads. [`Standard`] is one like any other.
+
+#![allow(missing_docs, reason = "the derived launch structs have none; what is written here does")]
+
+use cubecl::prelude::*;
+
+use super::launch::{Call, Kernels, KeyRange};
+use super::request::{QueryRow, RequestShape};
+use crate::Result;
+use crate::math::Math;
+
+/// What attention means beside the two products. Only `scale` has no default.
+///
+/// The hooks are `#[cube]` functions: implement the trait with `#[cube] impl Variant for ...`. The trait itself is written
+/// out, for `#[cube]` on a trait drops default bodies.
+pub trait Variant: Send + Sync + 'static {
+    /// The tensors and numbers of the hooks, a `#[derive(CubeType, CubeLaunch)]` struct.
+    type Args: LaunchArg + Send + Sync + 'static;
+
+    /// The factor on every logit, above 0.
+    fn scale(args: &Self::Args) -> f32;
+
+    /// The keys `start..end` that query `query` of a request can see. Keys outside are never read. Neither end may fall
+    /// from a query to the next: a tile of queries reads from the first one's start to the last one's end.
+    fn keys(_args: &Self::Args, request: &RequestShape, _query: usize) -> (usize, usize) {
+        (0, request.kv_len)
+    }
+
+    /// The logit before `scale`, of the product `q·k`.
+    fn logit<M: Math>(_args: &Self::Args, product: f32, _row: &QueryRow, _key: usize) -> f32 {
+        product
+    }
+
+    /// Masks single keys out of the range of [`keys`](Self::keys): false is a logit of -inf.
+    fn keep(_args: &Self::Args, _row: &QueryRow, _key: usize) -> bool {
+        true
+    }
+
+    /// `(m, l)` of a row before its first key: the maximum of the logits, before `scale`, and the sum of `exp(scale ·
+    /// (logit - m))`. `(z / scale, 1)` is a sink of logit `z`, whose value is 0.
+    fn start(_args: &Self::Args, _row: &QueryRow) -> (f32, f32) {
+        (f32::NEG_INFINITY, 0.0)
+    }
+
+    /// An element of the output, of the normalised sum.
+    fn finish(_args: &Self::Args, output: f32, _row: &QueryRow) -> f32 {
+        output
+    }
+
+    #[doc(hidden)]
+    fn __expand_scale(scope: &Scope, args: &<Self::Args as CubeType>::ExpandType) -> NativeExpand<f32>;
+
+    #[doc(hidden)]
+    fn __expand_keys(
+        scope: &Scope,
+        _args: &<Self::Args as CubeType>::ExpandType,
+        request: &<RequestShape as CubeType>::ExpandType,
+        _query: NativeExpand<usize>,
+    ) -> (NativeExpand<usize>, NativeExpand<usize>) {
+        (0usize.into_expand(scope), request.kv_len.clone())
+    }
+
+    #[doc(hidden)]
+    fn __expand_logit<M: Math>(
+        _scope: &Scope,
+        _args: &<Self::Args as CubeType>::ExpandType,
+        product: NativeExpand<f32>,
+        _row: &<QueryRow as CubeType>::ExpandType,
+        _key: NativeExpand<usize>,
+    ) -> NativeExpand<f32> {
+        product
+    }
+
+    #[doc(hidden)]
+    fn __expand_keep(
+        scope: &Scope,
+        _args: &<Self::Args as CubeType>::ExpandType,
+        _row: &<QueryRow as CubeType>::ExpandType,
+        _key: NativeExpand<usize>,
+    ) -> NativeExpand<bool> {
+        true.into_expand(scope)
+    }
+
+    #[doc(hidden)]
+    fn __expand_start(
+        scope: &Scope,
+        _args: &<Self::Args as CubeType>::ExpandType,
+        _row: &<QueryRow as CubeType>::ExpandType,
+    ) -> (NativeExpand<f32>, NativeExpand<f32>) {
+        (f32::NEG_INFINITY.into_expand(scope), 0.0f32.into_expand(scope))
+    }
+
+    #[doc(hidden)]
+    fn __expand_finish(
+        _scope: &Scope,
+        _args: &<Self::Args as CubeType>::ExpandType,
+        output: NativeExpand<f32>,
+        _row: &<QueryRow as CubeType>::ExpandType,
+    ) -> NativeExpand<f32> {
+        output
+    }
+}
+
+/// A right-aligned causal mask and a left window, for the `Args` of a variant.
+#[derive(CubeType, CubeLaunch)]
+pub struct CausalWindow {
+    /// `i32::MAX` for none, which reaches every key there can be.
+    pub window_left: usize,
+    /// 1 or 0.
+    pub causal: u32,
+}
+
+#[cube]
+impl CausalWindow {
+    /// The keys `start..end` that query `query` sees: the last query sits at the last key, and sees itself and
+    /// `window_left` keys before it.
+    pub fn keys(&self, request: &RequestShape, query: usize) -> (usize, usize) {
+        // Position of the query among the keys, shifted by qo_len to stay above 0.
+        let shifted = request.kv_len + query;
+        let mut end = request.kv_len;
+        if self.causal == 1 {
+            end = saturating_sub(shifted + 1, request.qo_len);
+        }
+        (saturating_sub(shifted, request.qo_len + self.window_left), end)
+    }
+}
+
+impl CausalWindow {
+    /// The range that the options of standard attention ask for.
+    pub fn new(causal: bool, window_left: Option<usize>) -> Self {
+        let none = i32::MAX as usize;
+        Self { window_left: window_left.map_or(none, |window| window.min(none)), causal: causal.into() }
+    }
+
+    /// The argument of a launch.
+    pub fn launch(&self) -> CausalWindowLaunch {
+        CausalWindowLaunch::new(self.window_left, self.causal)
+    }
+}
+
+#[cube]
+fn saturating_sub(a: usize, b: usize) -> usize {
+    select(a > b, a - min(a, b), 0usize)
+}
+
+/// Scaled dot products, behind a causal mask and a window, soft-capped if asked for. As a type, without the cap.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Standard {
+    /// Factor on `q·k`, before the cap.
+    pub scale: f32,
+    /// Right-aligned causal mask.
+    pub causal: bool,
+    /// Inclusive left window.
+    pub window_left: Option<usize>,
+    /// Bound of the logits.
+    pub soft_cap: Option<f32>,
+}
+
+impl Standard {
+    /// Every query sees every key, without a cap.
+    pub fn new(scale: f32) -> Self {
+        Self { scale, causal: false, window_left: None, soft_cap: None }
+    }
+
+    /// What [`Variant::scale`] says: a cap has scaled the logits itself.
+    pub fn logit_scale(&self) -> f32 {
+        if self.soft_cap.is_some() { 1.0 } else { self.scale }
+    }
+
+    fn mask(&self) -> CausalWindow {
+        CausalWindow::new(self.causal, self.window_left)
+    }
+}
+
+impl KeyRange for Standard {
+    fn keys(&self, request: &RequestShape, query: usize) -> (usize, usize) {
+        self.mask().keys(request, query)
+    }
+}
+
+impl Kernels for Standard {
+    fn launch(&self, call: Call<'_>) -> Result<()> {
+        let mask = self.mask();
+        match self.soft_cap {
+            None => call.run::<Self>(|| StandardArgsLaunch::new(self.scale, mask.launch())),
+            Some(cap) => {
+                let inner = (self.scale / cap).clamp(f32::MIN, f32::MAX);
+                call.run::<SoftCap>(|| SoftCapArgsLaunch::new(cap, inner, mask.launch()))
+            }
+        }
+    }
+}
+
+/// The numbers of [`Standard`].
+#[derive(CubeType, CubeLaunch)]
+pub struct StandardArgs {
+    /// Factor on `q·k`.
+    pub scale: f32,
+    /// The keys that a query sees.
+    pub mask: CausalWindow,
+}
+
+#[cube]
+impl Variant for Standard {
+    type Args = StandardArgs;
+
+    fn scale(args: &StandardArgs) -> f32 {
+        args.scale
+    }
+
+    fn keys(args: &StandardArgs, request: &RequestShape, query: usize) -> (usize, usize) {
+        args.mask.keys(request, query)
+    }
+}
+
+/// [`Standard`] with logits of `cap tanh(scale q·k / cap)`.
+#[derive(Debug)]
+pub enum SoftCap {}
+
+/// The numbers of [`SoftCap`].
+#[derive(CubeType, CubeLaunch)]
+pub struct SoftCapArgs {
+    /// Bound of the logits.
+    pub cap: f32,
+    /// `scale / cap`. Finite, for 0 times it is 0.
+    pub inner: f32,
+    /// The keys that a query sees.
+    pub mask: CausalWindow,
+}
+
+#[cube]
+impl Variant for SoftCap {
+    type Args = SoftCapArgs;
+
+    fn scale(_args: &SoftCapArgs) -> f32 {
+        1.0f32
+    }
+
+    fn keys(args: &SoftCapArgs, request: &RequestShape, query: usize) -> (usize, usize) {
+        args.mask.keys(request, query)
+    }
+
+    fn logit<M: Math>(args: &SoftCapArgs, product: f32, _row: &QueryRow, _key: usize) -> f32 {
+        args.cap * M::tanh(product * args.inner)
+    }
+}

@@ -1,0 +1,10 @@
+//! Attention: what it means, and what the caller may choose of it.
+
+mod inputs;
+mod variant;
+
+pub use inputs::VariantInputs;
+#[cfg(feature = "cube")]
+pub(crate) use variant::PlannedKeys;
+pub use variant::{AttentionVariant, LogitTile, Request, Row, SharedVariant};
+pub(crate) use variant::{StandardAttention, visible};
