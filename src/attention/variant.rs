@@ -1,6 +1,6 @@
 //! The meaning of attention beside its two products, on the host.
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug, Formatter};
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
@@ -163,8 +163,14 @@ impl<'a> LogitTile<'a> {
 }
 
 /// A variant that crosses threads and backends.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct SharedVariant(Arc<dyn AttentionVariant>);
+
+impl Debug for SharedVariant {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 impl SharedVariant {
     /// Shares a variant.

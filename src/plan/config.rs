@@ -115,12 +115,9 @@ impl PlanConfig {
             && variant.kernels().is_none()
             && check::is_cube(device)
         {
-            return Err(Error::Unsupported {
-                op,
-                argument: "variant",
-                got: format!("{variant:?} without kernels on {device:?}"),
-                expected: "a variant with kernels, or a device of `Flex`".into(),
-            });
+            let got = format!("{variant:?} without kernels on {device:?}");
+            let expected = "a variant with kernels, or the device of Flex".into();
+            return Err(Error::Value { op, argument: "variant", got, expected });
         }
         let _ = (op, device);
         Ok(())

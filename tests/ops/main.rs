@@ -36,3 +36,4 @@ mod scales;
 mod segment_gemm;
 mod support;
 mod tables;
+mod variants;
