@@ -5,6 +5,9 @@
 //! cargo run -p burn-flashinfer-kernels --features compilers --example lower -- --case decode-paged-128-bf16 --asm out.s
 //! ```
 //!
+//! With `--dump DIR` it writes the code of a fixed list of kernels, of all modules; `scripts/same-kernels.sh` compares two
+//! such folders.
+//!
 //! With `--record DIR` it writes small launches, of decoding and prefill over ragged and paged keys, that another program
 //! can run on an AMD GPU or a simulator of one, each into a folder: the files named below and `launch.json`.
 //!
@@ -23,6 +26,10 @@
 //! | `expected.file` | what should be, as little-endian f64 without rounding |
 //! | `expected.tolerance` | the largest difference allowed: twice that of the same sum in f32 with weights and result rounded to the type, plus 1e-5 |
 
+#[path = "lower/dump.rs"]
+mod dump;
+#[path = "lower/kernels.rs"]
+mod kernels;
 #[path = "lower/record.rs"]
 mod record;
 
@@ -55,6 +62,12 @@ struct Args {
     /// Writes the code object (or PTX) of the only kernel.
     #[arg(long, value_name = "FILE")]
     object: Option<PathBuf>,
+    /// Writes the code of a fixed list of kernels, and nothing else; `--case` names some of that list.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["asm", "object", "record", "list"])]
+    dump: Option<PathBuf>,
+    /// Names the kernels that `--dump` writes and stops.
+    #[arg(long)]
+    dump_list: bool,
     /// Writes launches that another program can run, and nothing else.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["cases", "asm", "object"])]
     record: Option<PathBuf>,
@@ -127,6 +140,13 @@ fn main() -> Result<()> {
     // SAFETY: no other thread has been started.
     unsafe { offline::keep_assembly() };
     let args = Args::parse();
+    if args.dump_list {
+        kernels::cases().iter().for_each(|case| println!("{}", case.name));
+        return Ok(());
+    }
+    if let Some(dir) = &args.dump {
+        return args.targets.iter().try_for_each(|&target| dump::dump(target, &args.cases, dir));
+    }
     if let Some(dir) = &args.record {
         return args.targets.iter().try_for_each(|&target| record::record(target, dir));
     }

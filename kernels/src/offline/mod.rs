@@ -88,6 +88,16 @@ impl Device {
         &self.client
     }
 
+    /// What `launch` launches on this device, in order.
+    ///
+    /// # Errors
+    ///
+    /// If the launcher refuses.
+    pub fn record(&self, launch: impl FnOnce(&Client) -> Result<(), Refusal>) -> Result<Vec<Launch>, Error> {
+        launch(&self.client)?;
+        Ok(self.launches())
+    }
+
     /// What was launched since the last call, in order.
     pub fn launches(&self) -> Vec<Launch> {
         // Launches are handed over without waiting; this waits for them. It cannot fail.
@@ -256,28 +266,17 @@ pub unsafe fn keep_assembly() {
     unsafe { std::env::set_var(ASSEMBLY, "1") };
 }
 
-/// The launches of a batch as planned: attention, before it what prepares it if there is anything, and behind it what merges
-/// chunks of keys if there are any.
-///
-/// # Errors
-///
-/// If the problem is refused, as it would be on the machine.
-pub fn launches(
-    target: Target,
-    problem: &Problem,
-    variant: &dyn Kernels,
-    requests: &[RequestShape],
-    kind: Kind,
-    plan: &Plan,
-) -> Result<Vec<Launch>, Error> {
-    let device = Device::new(target)?;
-    let client = device.client();
-    let tensor = |shape: &[usize], size: usize| {
-        let strides: Vec<usize> = (0..shape.len()).map(|axis| shape[axis + 1..].iter().product()).collect();
-        let handle = client.empty(shape.iter().product::<usize>() * size);
-        // SAFETY: the buffer is as long as the shape, without gaps.
-        unsafe { TensorBinding::from_raw_parts(handle, strides.into(), shape.to_vec().into()) }
-    };
+/// A tensor without gaps, of elements of so many bytes, to which nothing was written.
+pub fn tensor(client: &Client, shape: &[usize], element: usize) -> TensorBinding {
+    let strides: Vec<usize> = (0..shape.len()).map(|axis| shape[axis + 1..].iter().product()).collect();
+    let handle = client.empty(shape.iter().product::<usize>() * element);
+    // SAFETY: the buffer is as long as the shape, without gaps.
+    unsafe { TensorBinding::from_raw_parts(handle, strides.into(), shape.to_vec().into()) }
+}
+
+/// The tensors of an attention problem, without LSE.
+pub fn attention(client: &Client, problem: &Problem, requests: &[RequestShape], kind: Kind) -> Attention {
+    let tensor = |shape: &[usize], element| tensor(client, shape, element);
     let Problem { dims, dtype, kv_dtype, q_heads, kv_heads, scale, .. } = *problem;
     let (size, kv_size, count) = (dtype.size(), kv_dtype.size(), requests.len());
     let tokens = requests.iter().map(|request| request.qo_len).sum();
@@ -300,7 +299,7 @@ pub fn launches(
         }
     };
     let heads = |dim| [places.as_slice(), &[kv_heads, dim]].concat();
-    let attention = Attention {
+    Attention {
         q: tensor(&[tokens, q_heads, dims.qk], size),
         k: tensor(&heads(dims.qk), kv_size),
         v: tensor(&heads(dims.vo), kv_size),
@@ -311,9 +310,27 @@ pub fn launches(
         dtype,
         kv_dtype,
         inputs: Inputs::default(),
-    };
-    attention::launch(client, attention, variant, plan.upload(client))?;
-    Ok(device.launches())
+    }
+}
+
+/// The launches of a batch as planned: attention, before it what prepares it if there is anything, and behind it what merges
+/// chunks of keys if there are any.
+///
+/// # Errors
+///
+/// If the problem is refused, as it would be on the machine.
+pub fn launches(
+    target: Target,
+    problem: &Problem,
+    variant: &dyn Kernels,
+    requests: &[RequestShape],
+    kind: Kind,
+    plan: &Plan,
+) -> Result<Vec<Launch>, Error> {
+    Device::new(target)?.record(|client| {
+        let attention = attention(client, problem, requests, kind);
+        attention::launch(client, attention, variant, plan.upload(client))
+    })
 }
 
 /// The attention kernel of a batch as planned, compiled.
