@@ -14,7 +14,10 @@ use cubecl_ir::{
 use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
 
 #[cfg(feature = "compilers")]
-use super::lowering::{amdgcn, amdgcn_half, amdgcn_hint, as_shorts};
+use super::attributes::string;
+use super::attributes::{BUILTIN, IMMEDIATES, TEXT, operation};
+#[cfg(feature = "compilers")]
+use super::lowering::{amdgcn, as_shorts};
 
 /// `d = a · b + c` over `T x T` tiles, `T` 16 (`v_mfma_f32_16x16x16_*`) or 32 (`v_mfma_f32_32x32x8_*`), `a` and `b` of
 /// f16 or bf16. With `G = 64 / T` groups of lanes, lane `l` being in column `l % T` of group `l / T`:
@@ -60,7 +63,7 @@ impl ToLLVMDialect for MfmaOp {
             (a, b) = (as_shorts(ctx, rw, a), as_shorts(ctx, rw, b));
         }
         let intrinsic = format!("llvm.amdgcn.mfma.f32.{}", builtin_suffix(tile, bf16, "."));
-        amdgcn(ctx, rw, self.get_operation(), &intrinsic, vec![a, b, c], &[0, 0, 0])
+        amdgcn(ctx, rw, self.get_operation(), &intrinsic, vec![a, b, c], &[(0, 32); 3])
     }
 }
 
@@ -108,79 +111,69 @@ pub(crate) fn mfma<E: Float, Acc: Size>(
     })
 }
 
-/// `2^x` to 1 ulp, denormal results flushed: `v_exp_f32`. On every AMD GPU.
-#[cube_op(name = "flashinfer.v_exp_f32")]
-#[result_ty(same_as = x)]
-#[op_traits(Pure, CanMaterialize)]
-pub struct ExpOp {
-    pub x: Value,
+/// An intrinsic of LLVM and a builtin of clang with the same operands, of which immediates are the last.
+struct Intrinsic {
+    /// Without `llvm.amdgcn.`.
+    intrinsic: String,
+    /// Without `__builtin_amdgcn_`.
+    builtin: String,
+    operands: Vec<Value>,
+    /// Each with its bits.
+    immediates: Vec<(usize, usize)>,
 }
 
-#[cfg(feature = "compilers")]
-#[op_interface_impl]
-impl ToLLVMDialect for ExpOp {
-    fn rewrite(&self, ctx: &mut Context, rw: &mut DialectConversionRewriter, _: &OperandsInfo) -> Result<()> {
-        let x = self.x(ctx);
-        amdgcn(ctx, rw, self.get_operation(), "llvm.amdgcn.exp2.f32", vec![x], &[])
+impl Intrinsic {
+    fn operation<O: Op>(self, ctx: &mut Context, result: Vec<TypeHandle>) -> Ptr<Operation> {
+        let immediates: Vec<_> = self.immediates.iter().map(|(n, bits)| format!("{n}:{bits}")).collect();
+        let immediates = immediates.join(",");
+        let strings =
+            [(&TEXT, self.intrinsic.as_str()), (&BUILTIN, &self.builtin), (&IMMEDIATES, &immediates)];
+        operation::<O>(ctx, result, self.operands, &strings)
+    }
+
+    #[cfg(feature = "compilers")]
+    fn of(ctx: &Context, op: Ptr<Operation>) -> Self {
+        let immediates = string(ctx, op, &IMMEDIATES);
+        let immediates = immediates.split(',').filter_map(|immediate| {
+            let (n, bits) = immediate.split_once(':')?;
+            Some((n.parse().ok()?, bits.parse().ok()?))
+        });
+        Self {
+            intrinsic: string(ctx, op, &TEXT),
+            builtin: string(ctx, op, &BUILTIN),
+            operands: op.deref(ctx).operands().collect(),
+            immediates: immediates.collect(),
+        }
     }
 }
 
-#[cfg(feature = "compilers")]
-#[op_interface_impl]
-impl OpToCPP<Hip> for ExpOp {
-    fn to_cpp(&self, ctx: &Context) -> String {
-        let out = self.get_result(ctx);
-        format!("{} = __builtin_amdgcn_exp2f({});\n", out.fmt_left(ctx), self.x(ctx).name(ctx))
-    }
-}
+/// Declares an operation that stands for intrinsics.
+macro_rules! kind {
+    ($(#[$doc:meta])* $op:ident = $name:literal, [$($interface:ty),*], [$($trait:ident),*]) => {
+        $(#[$doc])*
+        #[pliron_op(name = $name, format, verifier = "succ")]
+        #[op_interfaces($($interface),*)]
+        #[op_traits($($trait),*)]
+        pub struct $op;
 
-/// [`ExpOp`].
-#[cube]
-#[allow(unused_variables, reason = "the expansion uses them")]
-pub(crate) fn exp2(x: f32) -> f32 {
-    intrinsic!(|scope| {
-        let x = x.read_value(scope);
-        let op = ExpOp::new(scope.ctx_mut(), x);
-        scope.register_with_result(&op).into()
-    })
-}
+        impl $op {
+            fn new(ctx: &mut Context, result: Vec<TypeHandle>, call: Intrinsic) -> Self {
+                Self { op: call.operation::<Self>(ctx, result) }
+            }
+        }
 
-/// Sets the priority of the wave, 0 to 3, among those of its SIMD: `s_setprio`. On every AMD GPU.
-#[cube_op(name = "flashinfer.s_setprio")]
-#[result_ty(none)]
-#[op_traits(CanMaterialize, NoMemoryEffect, HasSideEffects)]
-pub struct SetPriorityOp {
-    pub priority: IndexAttr,
-}
-
-/// Instructions do not cross it while the compiler schedules, but for the kinds in `mask`: `sched_barrier`. No
-/// instruction of its own.
-#[cube_op(name = "flashinfer.sched_barrier")]
-#[result_ty(none)]
-#[op_traits(CanMaterialize, NoMemoryEffect, HasSideEffects)]
-pub struct SchedBarrierOp {
-    pub mask: IndexAttr,
-}
-
-/// The next `size` instructions of the kinds in `mask` stand together, after those of the last such group:
-/// `sched_group_barrier`. No instruction of its own.
-#[cube_op(name = "flashinfer.sched_group_barrier")]
-#[result_ty(none)]
-#[op_traits(CanMaterialize, NoMemoryEffect, HasSideEffects)]
-pub struct SchedGroupBarrierOp {
-    pub mask: IndexAttr,
-    pub size: IndexAttr,
-}
-
-/// A hint without operands: an intrinsic with immediates on LLVM, a builtin of the same name in HIP C++.
-macro_rules! hint {
-    ($op:ident, $intrinsic:literal, $builtin:literal, $width:literal, [$($field:ident),*], [$($last:literal)?]) => {
         #[cfg(feature = "compilers")]
         #[op_interface_impl]
         impl ToLLVMDialect for $op {
-            fn rewrite(&self, ctx: &mut Context, rw: &mut DialectConversionRewriter, _: &OperandsInfo) -> Result<()> {
-                let immediates = [$(self.$field(ctx).0 as i64,)* $($last)?];
-                amdgcn_hint(ctx, rw, self.get_operation(), $intrinsic, &immediates, $width)
+            fn rewrite(
+                &self,
+                ctx: &mut Context,
+                rw: &mut DialectConversionRewriter,
+                _: &OperandsInfo,
+            ) -> Result<()> {
+                let Intrinsic { intrinsic, operands, immediates, .. } = Intrinsic::of(ctx, self.get_operation());
+                let intrinsic = format!("llvm.amdgcn.{intrinsic}");
+                amdgcn(ctx, rw, self.get_operation(), &intrinsic, operands, &immediates)
             }
         }
 
@@ -188,154 +181,100 @@ macro_rules! hint {
         #[op_interface_impl]
         impl OpToCPP<Hip> for $op {
             fn to_cpp(&self, ctx: &Context) -> String {
-                let immediates: Vec<String> = vec![$(self.$field(ctx).0.to_string(),)* $($last.to_string())?];
-                format!("{}({});\n", $builtin, immediates.join(", "))
+                let Intrinsic { builtin, operands, immediates, .. } = Intrinsic::of(ctx, self.get_operation());
+                let operands = operands.iter().map(|value| value.name(ctx).to_string());
+                let immediates = immediates.iter().map(|(n, _)| n.to_string());
+                let arguments: Vec<String> = operands.chain(immediates).collect();
+                let call = format!("__builtin_amdgcn_{builtin}({})", arguments.join(", "));
+                let operation = self.get_operation();
+                if operation.deref(ctx).get_num_results() == 0 {
+                    return format!("{call};\n");
+                }
+                let out = operation.deref(ctx).get_result(0);
+                let ty = out.get_type(ctx).to_cpp(ctx);
+                format!("{} = __builtin_bit_cast({ty}, {call});\n", out.fmt_left(ctx))
             }
         }
     };
 }
 
-hint!(SetPriorityOp, "llvm.amdgcn.s.setprio", "__builtin_amdgcn_s_setprio", 16, [priority], []);
-hint!(SchedBarrierOp, "llvm.amdgcn.sched.barrier", "__builtin_amdgcn_sched_barrier", 32, [mask], []);
-hint!(
-    SchedGroupBarrierOp,
-    "llvm.amdgcn.sched.group.barrier",
-    "__builtin_amdgcn_sched_group_barrier",
-    32,
-    [mask, size],
-    [0]
-);
+kind! {
+    /// The result depends on the operands alone.
+    PureOp = "flashinfer.amdgcn_pure", [NResultsInterface<1>, OneResultInterface], [Pure, CanMaterialize]
+}
+kind! {
+    /// Tells the hardware or the compiler something.
+    HintOp = "flashinfer.amdgcn_hint", [NResultsInterface<0>], [CanMaterialize, NoMemoryEffect, HasSideEffects]
+}
 
-/// [`SetPriorityOp`].
+/// Declares intrinsics as functions of kernels. After `=` stand the operation, the arguments that are operands, the name of
+/// the intrinsic as `format!` takes it, if it is another one the name of the builtin, the immediates with their bits, and
+/// more names for the first.
+macro_rules! amdgcn {
+    ($(
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident($($params:tt)*) $(-> $ty:ty)? =
+            $op:ident($($operand:ident),*) $intrinsic:tt $(or $builtin:literal)? [$($immediate:expr; $bits:literal),*]
+            $(, $part:ident = $value:expr)*;
+    )*) => {
+        $(
+            $(#[$meta])*
+            #[cube]
+            #[allow(unused_variables, reason = "the expansion uses them")]
+            $vis fn $name($($params)*) $(-> $ty)? {
+                intrinsic!(|scope| {
+                    let intrinsic = format!($intrinsic $(, $part = $value)*);
+                    let builtin = intrinsic.replace('.', "_");
+                    $(let builtin = String::from($builtin);)?
+                    let operands = vec![$($operand.read_value(scope)),*];
+                    let immediates = vec![$(($immediate as usize, $bits)),*];
+                    let call = Intrinsic { intrinsic, builtin, operands, immediates };
+                    amdgcn!(@put $op, scope, call $(, $ty)?)
+                })
+            }
+        )*
+    };
+    (@put $op:ident, $scope:ident, $call:ident) => {{
+        let op = $op::new($scope.ctx_mut(), vec![], $call);
+        $scope.register(&op);
+    }};
+    (@put $op:ident, $scope:ident, $call:ident, $ty:ty) => {{
+        let ty = <$ty as CubePrimitive>::__expand_as_type($scope);
+        let op = $op::new($scope.ctx_mut(), vec![ty], $call);
+        $scope.register_with_result(&op).into()
+    }};
+}
+
+amdgcn! {
+    /// `2^x` to 1 ulp, denormal results flushed: `v_exp_f32`. On every AMD GPU.
+    pub(crate) fn exp2(x: f32) -> f32 = PureOp(x) "exp2.f32" or "exp2f" [];
+
+    /// Sets the priority of the wave, 0 to 3, among those of its SIMD: `s_setprio`. On every AMD GPU.
+    pub(crate) fn set_priority(#[comptime] priority: usize) = HintOp() "s.setprio" [priority; 16];
+
+    /// Instructions do not cross it while the compiler schedules, but for the kinds in `mask`: `sched_barrier`. No
+    /// instruction of its own.
+    pub(crate) fn sched_barrier(#[comptime] mask: usize) = HintOp() "sched.barrier" [mask; 32];
+
+    /// The next `size` instructions of the kinds in `mask` stand together, after those of the last such group:
+    /// `sched_group_barrier`. No instruction of its own.
+    pub(crate) fn sched_group_barrier(#[comptime] mask: usize, #[comptime] size: usize) =
+        HintOp() "sched.group.barrier" [mask; 32, size; 32, 0; 32];
+
+    /// Two floats rounded to 8 bits in half `half`, 0 for the low one, of a word whose other half is that of `old`:
+    /// `v_cvt_pk_fp8_f32`, `v_cvt_pk_bf8_f32`. The encodings are FNUZ on gfx940 to gfx942, which alone of CDNA have them
+    /// up to CDNA3.
+    fn to_fp8_half(a: f32, b: f32, old: u32, #[comptime] half: usize, #[comptime] e5m2: bool) -> u32 =
+        PureOp(a, b, old) "cvt.pk.{ty}.f32" [half; 1], ty = if e5m2 { "bf8" } else { "fp8" };
+
+    /// The two numbers of 8 bits in half `half` of a word: `v_cvt_pk_f32_fp8`, `v_cvt_pk_f32_bf8`. As [`to_fp8_half`].
+    pub(crate) fn from_fp8(x: u32, #[comptime] half: usize, #[comptime] e5m2: bool) -> Vector<f32, Const<2>> =
+        PureOp(x) "cvt.pk.f32.{ty}" [half; 1], ty = if e5m2 { "bf8" } else { "fp8" };
+}
+
+/// [`to_fp8_half`] of four floats.
 #[cube]
-pub(crate) fn set_priority(#[comptime] priority: usize) {
-    intrinsic!(|scope| {
-        let op = SetPriorityOp::new(scope.ctx_mut(), priority);
-        scope.register(&op);
-    })
-}
-
-/// [`SchedBarrierOp`].
-#[cube]
-pub(crate) fn sched_barrier(#[comptime] mask: usize) {
-    intrinsic!(|scope| {
-        let op = SchedBarrierOp::new(scope.ctx_mut(), mask);
-        scope.register(&op);
-    })
-}
-
-/// [`SchedGroupBarrierOp`].
-#[cube]
-pub(crate) fn sched_group_barrier(#[comptime] mask: usize, #[comptime] size: usize) {
-    intrinsic!(|scope| {
-        let op = SchedGroupBarrierOp::new(scope.ctx_mut(), mask, size);
-        scope.register(&op);
-    })
-}
-
-/// Two floats rounded to 8 bits in half `half` of a word whose other half is that of `old`: `v_cvt_pk_fp8_f32`,
-/// `v_cvt_pk_bf8_f32`. The encodings are FNUZ on gfx940 to gfx942, which alone of CDNA have them up to CDNA3.
-#[cube_op(name = "flashinfer.v_cvt_pk_fp8_f32")]
-#[result_ty(same_as = old)]
-#[op_traits(Pure, CanMaterialize)]
-pub struct ToFp8Op {
-    pub a: Value,
-    pub b: Value,
-    pub old: Value,
-    /// 0 for the low half.
-    pub half: IndexAttr,
-    /// 1 for e5m2, else e4m3.
-    pub e5m2: IndexAttr,
-}
-
-/// The two numbers of 8 bits in half `half` of a word: `v_cvt_pk_f32_fp8`, `v_cvt_pk_f32_bf8`. As [`ToFp8Op`].
-#[cube_op(name = "flashinfer.v_cvt_pk_f32_fp8")]
-#[result_ty(argument)]
-#[op_traits(Pure, CanMaterialize)]
-pub struct FromFp8Op {
-    pub x: Value,
-    /// 0 for the low half.
-    pub half: IndexAttr,
-    /// 1 for e5m2, else e4m3.
-    pub e5m2: IndexAttr,
-}
-
-#[cfg(feature = "compilers")]
-fn fp8(e5m2: usize) -> &'static str {
-    if e5m2 == 1 { "bf8" } else { "fp8" }
-}
-
-#[cfg(feature = "compilers")]
-#[op_interface_impl]
-impl ToLLVMDialect for ToFp8Op {
-    fn rewrite(&self, ctx: &mut Context, rw: &mut DialectConversionRewriter, _: &OperandsInfo) -> Result<()> {
-        let (a, b, old, half) = (self.a(ctx), self.b(ctx), self.old(ctx), self.half(ctx).0);
-        let intrinsic = format!("llvm.amdgcn.cvt.pk.{}.f32", fp8(self.e5m2(ctx).0));
-        amdgcn_half(ctx, rw, self.get_operation(), &intrinsic, vec![a, b, old], half == 1)
-    }
-}
-
-#[cfg(feature = "compilers")]
-#[op_interface_impl]
-impl ToLLVMDialect for FromFp8Op {
-    fn rewrite(&self, ctx: &mut Context, rw: &mut DialectConversionRewriter, _: &OperandsInfo) -> Result<()> {
-        let (x, half) = (self.x(ctx), self.half(ctx).0);
-        let intrinsic = format!("llvm.amdgcn.cvt.pk.f32.{}", fp8(self.e5m2(ctx).0));
-        amdgcn_half(ctx, rw, self.get_operation(), &intrinsic, vec![x], half == 1)
-    }
-}
-
-#[cfg(feature = "compilers")]
-#[op_interface_impl]
-impl OpToCPP<Hip> for ToFp8Op {
-    fn to_cpp(&self, ctx: &Context) -> String {
-        let out = self.get_result(ctx);
-        let [a, b, old] = [self.a(ctx), self.b(ctx), self.old(ctx)].map(|v| v.name(ctx).to_string());
-        let (ty, half) = (fp8(self.e5m2(ctx).0), self.half(ctx).0 == 1);
-        format!("{} = __builtin_amdgcn_cvt_pk_{ty}_f32({a}, {b}, {old}, {half});\n", out.fmt_left(ctx))
-    }
-}
-
-#[cfg(feature = "compilers")]
-#[op_interface_impl]
-impl OpToCPP<Hip> for FromFp8Op {
-    fn to_cpp(&self, ctx: &Context) -> String {
-        let out = self.get_result(ctx);
-        let ty = out.get_type(ctx).to_cpp(ctx);
-        let (format, half, x) = (fp8(self.e5m2(ctx).0), self.half(ctx).0 == 1, self.x(ctx).name(ctx));
-        format!(
-            "{} = __builtin_bit_cast({ty}, __builtin_amdgcn_cvt_pk_f32_{format}({x}, {half}));\n",
-            out.fmt_left(ctx)
-        )
-    }
-}
-
-/// [`ToFp8Op`] of four floats.
-#[cube]
-#[allow(unused_variables, reason = "the expansion uses them")]
 pub(crate) fn to_fp8(x: Vector<f32, Const<4>>, #[comptime] e5m2: bool) -> u32 {
     let low = to_fp8_half(x.extract(0usize), x.extract(1usize), 0u32.runtime(), 0usize, e5m2);
     to_fp8_half(x.extract(2usize), x.extract(3usize), low, 1usize, e5m2)
-}
-
-#[cube]
-#[allow(unused_variables, reason = "the expansion uses them")]
-fn to_fp8_half(a: f32, b: f32, old: u32, #[comptime] half: usize, #[comptime] e5m2: bool) -> u32 {
-    intrinsic!(|scope| {
-        let (a, b, old) = (a.read_value(scope), b.read_value(scope), old.read_value(scope));
-        let op = ToFp8Op::new(scope.ctx_mut(), a, b, old, half, e5m2 as usize);
-        scope.register_with_result(&op).into()
-    })
-}
-
-/// [`FromFp8Op`] of two of the four numbers.
-#[cube]
-#[allow(unused_variables, reason = "the expansion uses them")]
-pub(crate) fn from_fp8(x: u32, #[comptime] half: usize, #[comptime] e5m2: bool) -> Vector<f32, Const<2>> {
-    intrinsic!(|scope| {
-        let x = x.read_value(scope);
-        let ty = <Vector<f32, Const<2>> as CubePrimitive>::__expand_as_type(scope);
-        let op = FromFp8Op::new(scope.ctx_mut(), ty, x, half, e5m2 as usize);
-        scope.register_with_result(&op).into()
-    })
 }

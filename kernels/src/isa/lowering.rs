@@ -9,6 +9,8 @@ use pliron_llvm::llvm_attrs::{LlvmAttrValue, LlvmAttributesAttr};
 use pliron_llvm::ops as llvm;
 use pliron_llvm::types::{self, StructLayout, StructType};
 
+use super::nvidia::Register;
+
 /// Puts an operation where the rewriter is, for its value.
 macro_rules! put {
     ($ctx:expr, $rw:expr, $op:expr) => {{
@@ -21,24 +23,7 @@ macro_rules! put {
 #[error("{0} does not exist on this target")]
 struct Foreign(String);
 
-/// A register class of PTX.
-#[derive(Clone, Copy, PartialEq)]
-pub(super) enum Register {
-    F32,
-    B32,
-    /// A pointer to global memory.
-    Global,
-}
-
 impl Register {
-    fn constraint(self) -> char {
-        match self {
-            Self::F32 => 'f',
-            Self::B32 => 'r',
-            Self::Global => 'l',
-        }
-    }
-
     fn cpp(self) -> &'static str {
         match self {
             Self::F32 => "float",
@@ -61,41 +46,11 @@ pub(super) struct Ptx {
 }
 
 impl Ptx {
-    /// An instruction whose result depends on nothing but its inputs.
-    pub(super) fn value(
-        text: impl Into<String>,
-        output: (Register, usize),
-        inputs: Vec<(Register, usize, Value)>,
-    ) -> Self {
-        Self { text: text.into(), output: Some(output), updated: None, inputs, effect: false }
-    }
-
-    /// An instruction without result, of registers of 32 bits.
-    pub(super) fn effect(text: &str, inputs: &[Value]) -> Self {
-        let inputs = inputs.iter().map(|&value| (Register::B32, 1, value)).collect();
-        Self { text: text.into(), output: None, updated: None, inputs, effect: true }
-    }
-
-    /// An instruction without result, between an address in shared memory, `$0`, and one in global memory, `$1`; then
-    /// registers of 32 bits.
-    pub(super) fn transfer(text: impl Into<String>, shared: Value, global: Value, numbers: &[Value]) -> Self {
-        let places = [(Register::B32, 1, shared), (Register::Global, 1, global)];
-        let numbers = numbers.iter().map(|&number| (Register::B32, 1, number));
-        let inputs = places.into_iter().chain(numbers).collect();
-        Self { text: text.into(), output: None, updated: None, inputs, effect: true }
-    }
-
-    /// `{$first, …}` for `count` registers.
-    pub(super) fn group(first: usize, count: usize) -> String {
-        let names: Vec<_> = (first..first + count).map(|i| format!("${i}")).collect();
-        format!("{{{}}}", names.join(", "))
-    }
-
     fn constraints(&self) -> String {
         let outputs =
-            self.output.iter().flat_map(|&(class, count)| vec![format!("={}", class.constraint()); count]);
+            self.output.iter().flat_map(|&(class, count)| vec![format!("={}", class.letter()); count]);
         let inputs =
-            self.inputs.iter().flat_map(|&(class, count, _)| vec![class.constraint().to_string(); count]);
+            self.inputs.iter().flat_map(|&(class, count, _)| vec![class.letter().to_string(); count]);
         // Behind the others, so that text is numbered the same with and without.
         let updated = match (&self.updated, self.output) {
             (Some(_), Some((_, count))) => (0..count).map(|i| i.to_string()).collect(),
@@ -170,11 +125,7 @@ impl Ptx {
         if let Some((class, count)) = self.output {
             for i in 0..count {
                 let way = if self.updated.is_some() { '+' } else { '=' };
-                outputs.push(format!(
-                    "\"{way}{}\"({})",
-                    class.constraint(),
-                    element(class, "result".into(), i)
-                ));
+                outputs.push(format!("\"{way}{}\"({})", class.letter(), element(class, "result".into(), i)));
             }
         }
         let mut inputs = vec![];
@@ -187,7 +138,7 @@ impl Ptx {
                         element(class, format!("const_cast<{}&>({name})", value.get_type(ctx).to_cpp(ctx)), i)
                     }
                 };
-                inputs.push(format!("\"{}\"({operand})", class.constraint()));
+                inputs.push(format!("\"{}\"({operand})", class.letter()));
             }
         }
         let volatile = if self.effect { " volatile" } else { "" };
@@ -268,20 +219,23 @@ fn made_of(
     value
 }
 
-/// Calls an intrinsic of AMDGPU in place of an operation. Integers follow the operands.
+/// Calls an intrinsic of AMDGPU in place of an operation. Immediates, each with its bits, follow the operands.
 pub(super) fn amdgcn(
     ctx: &mut Context,
     rw: &mut DialectConversionRewriter,
     old: Ptr<Operation>,
     intrinsic: &str,
     mut operands: Vec<Value>,
-    immediates: &[i32],
+    immediates: &[(usize, usize)],
 ) -> Result<()> {
     if ctx.target() != LlvmTarget::AmdGpu {
         return pliron::input_err!(old.deref(ctx).loc(), Foreign(intrinsic.to_owned()));
     }
-    for &immediate in immediates {
-        operands.push(put!(ctx, rw, i32_const_op(ctx, immediate)));
+    for &(immediate, bits) in immediates {
+        operands.push(match bits {
+            1 => insert_bool_const(ctx, rw, immediate == 1),
+            _ => insert_int_const(ctx, rw, bits as u32, (immediate as i64).into()),
+        });
     }
     let results = old.deref(ctx).get_num_results();
     let ty = match results {
@@ -309,22 +263,6 @@ pub(super) fn as_shorts(ctx: &mut Context, rw: &mut DialectConversionRewriter, v
     put!(ctx, rw, llvm::BitcastOp::new(ctx, value, shorts))
 }
 
-/// A hint of AMDGPU: an intrinsic without operands whose immediates are `width` bits wide.
-pub(super) fn amdgcn_hint(
-    ctx: &mut Context,
-    rw: &mut DialectConversionRewriter,
-    old: Ptr<Operation>,
-    intrinsic: &str,
-    immediates: &[i64],
-    width: u32,
-) -> Result<()> {
-    let mut operands = vec![];
-    for &immediate in immediates {
-        operands.push(insert_int_const(ctx, rw, width, immediate.into()));
-    }
-    amdgcn(ctx, rw, old, intrinsic, operands, &[])
-}
-
 /// A generic pointer into shared memory as the number of its byte there.
 pub(super) fn shared_address_to_llvm(
     ctx: &mut Context,
@@ -338,19 +276,6 @@ pub(super) fn shared_address_to_llvm(
     let address = put!(ctx, rw, llvm::PtrToIntOp::new(ctx, pointer, word));
     rw.replace_operation_with_values(ctx, old, vec![address]);
     Ok(())
-}
-
-/// Calls an intrinsic of AMDGPU whose last operand says which half of a word is meant.
-pub(super) fn amdgcn_half(
-    ctx: &mut Context,
-    rw: &mut DialectConversionRewriter,
-    old: Ptr<Operation>,
-    intrinsic: &str,
-    mut operands: Vec<Value>,
-    high: bool,
-) -> Result<()> {
-    operands.push(insert_bool_const(ctx, rw, high));
-    amdgcn(ctx, rw, old, intrinsic, operands, &[])
 }
 
 /// Gives the function that an operation is in an attribute of LLVM, in place of the operation. When functions are LLVM's.

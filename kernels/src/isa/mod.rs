@@ -6,6 +6,7 @@
 
 pub(crate) mod amd;
 mod arch;
+mod attributes;
 #[cfg(feature = "compilers")]
 mod lowering;
 pub(crate) mod nvidia;

@@ -12,11 +12,10 @@ use cubecl_ir::{
     interfaces::side_effects::{MemoryEffect, MemoryEffectsOp},
     prelude::*,
 };
-#[cfg(feature = "compilers")]
-use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
 
+use super::instruction::ptx;
 #[cfg(feature = "compilers")]
-use crate::isa::lowering::{Ptx, set_function_attribute};
+use crate::isa::lowering::set_function_attribute;
 
 /// Makes each `cubes` cubes along the first axis of the grid a cluster: `.reqnctapercluster`. The grid is a multiple of it.
 ///
@@ -28,7 +27,13 @@ use crate::isa::lowering::{Ptx, set_function_attribute};
 pub struct ClusterOp {
     pub cubes: IndexAttr,
 }
-orders_memory!(ClusterOp);
+
+#[op_interface_impl]
+impl MemoryEffectsOp for ClusterOp {
+    fn memory_effects(&self, _ctx: &Context) -> Vec<MemoryEffect> {
+        vec![MemoryEffect::ReadAll, MemoryEffect::WriteAll]
+    }
+}
 
 #[cfg(feature = "compilers")]
 #[op_interface_impl]
@@ -57,60 +62,16 @@ pub(crate) fn form_clusters(#[comptime] cubes: usize) {
     })
 }
 
-/// Waits for all units of the cluster, and what they wrote to shared memory, barriers' first states too:
-/// `barrier.cluster`. Whole warps.
-#[cube_op(name = "flashinfer.sync_cluster")]
-#[result_ty(none)]
-#[op_traits(CanMaterialize, HasSideEffects)]
-pub struct SyncClusterOp {}
-lower!(SyncClusterOp);
-orders_memory!(SyncClusterOp);
+ptx! {
+    /// Waits for all units of the cluster, and what they wrote to shared memory, barriers' first states too:
+    /// `barrier.cluster`. Whole warps.
+    pub(crate) fn sync_cluster() = EffectOp()
+        "fence.mbarrier_init.release.cluster; barrier.cluster.arrive.release.aligned; \
+         barrier.cluster.wait.acquire.aligned;";
 
-#[cfg(feature = "compilers")]
-impl SyncClusterOp {
-    fn ptx(&self, _ctx: &Context) -> Ptx {
-        let text = "fence.mbarrier_init.release.cluster; barrier.cluster.arrive.release.aligned; \
-                    barrier.cluster.wait.acquire.aligned;";
-        Ptx::effect(text, &[])
-    }
-}
-
-/// [`SyncClusterOp`].
-#[cube]
-pub(crate) fn sync_cluster() {
-    intrinsic!(|scope| {
-        let op = SyncClusterOp::new(scope.ctx_mut());
-        scope.register(&op);
-    })
-}
-
-/// One arrival at the same barrier of another cube of the cluster, or of this one: `mapa`, `mbarrier.arrive`.
-#[cube_op(name = "flashinfer.mbarrier_arrive_at")]
-#[result_ty(none)]
-#[op_traits(CanMaterialize, HasSideEffects)]
-pub struct BarrierArriveAtOp {
-    pub barrier: Value,
-    pub rank: Value,
-}
-lower!(BarrierArriveAtOp);
-orders_memory!(BarrierArriveAtOp);
-
-#[cfg(feature = "compilers")]
-impl BarrierArriveAtOp {
-    fn ptx(&self, ctx: &Context) -> Ptx {
-        let text = "{ .reg .b32 there; mapa.shared::cluster.u32 there, $0, $1; \
-                    mbarrier.arrive.shared::cluster.b64 _, [there]; }";
-        Ptx::effect(text, &[self.barrier(ctx), self.rank(ctx)])
-    }
-}
-
-/// [`BarrierArriveAtOp`] at this [`super::shared_address`].
-#[cube]
-#[allow(unused_variables, reason = "the expansion uses them")]
-pub(crate) fn barrier_arrive_at(barrier: u32, rank: u32) {
-    intrinsic!(|scope| {
-        let (barrier, rank) = (barrier.read_value(scope), rank.read_value(scope));
-        let op = BarrierArriveAtOp::new(scope.ctx_mut(), barrier, rank);
-        scope.register(&op);
-    })
+    /// One arrival at the same barrier of another cube of the cluster, or of this one: `mapa`, `mbarrier.arrive`. The
+    /// barrier is a [`super::shared_address`].
+    pub(crate) fn barrier_arrive_at(barrier: u32, rank: u32) = EffectOp(barrier, rank)
+        "{{ .reg .b32 there; mapa.shared::cluster.u32 there, {barrier}, {rank}; \
+         mbarrier.arrive.shared::cluster.b64 _, [there]; }}";
 }
