@@ -28,9 +28,9 @@ pub mod pages;
 mod profile;
 mod refusal;
 pub mod rope;
+mod row_group;
 pub mod sampling;
 pub mod segment_gemm;
-mod team;
 mod tensor;
 mod unit;
 

@@ -5,7 +5,7 @@ use cubecl::{client::Client, ir::ElemType, prelude::*};
 use crate::DeviceProfile;
 use crate::fp8::{Code, Quantized, divisor, element_type, encode, scale_of};
 use crate::math::narrow;
-use crate::team::{Team, total, totals};
+use crate::row_group::{RowGroup, row_sum, row_sums};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
 const KERNEL: &str = "norm";
@@ -16,7 +16,7 @@ const HELD: usize = 8;
 /// Who works on a row, and what is made of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Blueprint {
-    team: Team,
+    row_group: RowGroup,
     /// Vectors of a row that each unit keeps in registers; if 0, it reads them anew in each pass.
     held: usize,
     /// Whether the mean is subtracted first.
@@ -54,7 +54,7 @@ fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
     #[comptime] blueprint: Blueprint,
     #[define(F, W, Y)] _dtypes: [ElemType; 3],
 ) {
-    let (rows, units) = comptime!((blueprint.team.rows, blueprint.team.units));
+    let (rows, units) = comptime!((blueprint.row_group.rows, blueprint.row_group.units));
     let held = comptime!(blueprint.held);
     let unit = UNIT_POS as usize % units;
     let row = CUBE_POS * rows + UNIT_POS as usize / units;
@@ -119,7 +119,7 @@ fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
                 part += again::<F, N>(&kept, turn, x, residual, start + i, dense + i, held);
             }
         }
-        mean = Vector::new(total(part.vector_sum(), unit, blueprint.team) / f32::cast_from(width));
+        mean = Vector::new(row_sum(part.vector_sum(), unit, blueprint.row_group) / f32::cast_from(width));
     }
 
     let mut squares = Vector::<f32, N>::new(0.0f32);
@@ -138,7 +138,7 @@ fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
     let mut sums = Array::<f32>::new(2usize);
     sums[0] = squares.vector_sum();
     sums[1] = distances.vector_sum();
-    totals(&mut sums, comptime!(if blueprint.centred { 2usize } else { 1 }), unit, blueprint.team);
+    row_sums(&mut sums, comptime!(if blueprint.centred { 2usize } else { 1 }), unit, blueprint.row_group);
     let mut variance = sums[0] / f32::cast_from(width);
     // By how much the mean was rounded: beside a small deviation it is not little.
     let mut rest = Vector::<f32, N>::new(0.0f32);
@@ -295,16 +295,16 @@ pub fn launch(client: &Client, norm: Norm, dtype: ElemType, weight_dtype: ElemTy
     let is_few = DeviceProfile::of(client).cores.is_some_and(|cores| row_count <= cores);
     let each = if centred && is_few { HELD / 4 } else { HELD };
     let most = vectors.div_ceil(each).next_multiple_of(256);
-    let (team, count, dim) =
-        Team::of(KERNEL, client, row_count, vectors, u32::try_from(most).unwrap_or(u32::MAX))?;
-    let turns = vectors.div_ceil(team.units);
-    let held = if team.units > 1 && turns <= HELD { turns } else { 0 };
+    let (row_group, count, dim) =
+        RowGroup::of(KERNEL, client, row_count, vectors, u32::try_from(most).unwrap_or(u32::MAX))?;
+    let turns = vectors.div_ceil(row_group.units);
+    let held = if row_group.units > 1 && turns <= HELD { turns } else { 0 };
     // All that is contiguous is as large as `y`, `x` with its gaps may be larger, and repeated rows smaller.
     let dense = y.as_ref().unwrap_or(&x);
     let address = addresses(&[(&x, dtype.size()), (dense, dtype.size()), (&weight, weight_dtype.size())]);
     let y_dtype = element_type(quantized.is_some(), dtype);
     let (code, scale) = Quantized::unzip(quantized, client);
-    let blueprint = Blueprint { team, held, centred, one_more, code };
+    let blueprint = Blueprint { row_group, held, centred, one_more, code };
     // Places of `x` and `residual` among the buffers.
     let stride = x.strides[0] / lanes;
     let y = y.map_or_else(|| BufferArg::alias(0, x.size()), TensorBinding::into_buffer_arg);

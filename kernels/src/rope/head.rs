@@ -79,7 +79,7 @@ pub(super) fn rotate<F: Float, E: Numeric, N: Size, M: Size>(
         if second < vectors {
             y[to + second] = encode::<E, N>(b, by, code);
         }
-        i += comptime!(blueprint.team.units);
+        i += comptime!(blueprint.row_group.units);
     }
 }
 

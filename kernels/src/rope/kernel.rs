@@ -6,13 +6,13 @@ use super::Style;
 use super::head::{rotate, squares};
 use crate::fp8::{Code, divisor, scale_of};
 use crate::pages::row_of;
-use crate::team::{self, Team};
+use crate::row_group::{self, RowGroup};
 
 /// Who works on a head, and what is made of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Blueprint {
     pub style: Style,
-    pub team: Team,
+    pub row_group: RowGroup,
     pub q_code: Option<Code>,
     pub k_code: Option<Code>,
     pub v_code: Option<Code>,
@@ -48,7 +48,7 @@ pub(super) fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
     #[comptime] blueprint: Blueprint,
     #[define(F, Q, K)] _dtypes: [ElemType; 3],
 ) {
-    let (rows, units) = comptime!((blueprint.team.rows, blueprint.team.units));
+    let (rows, units) = comptime!((blueprint.row_group.rows, blueprint.row_group.units));
     let unit = UNIT_POS as usize % units;
     let row = CUBE_POS * rows + UNIT_POS as usize / units;
     let (q_heads, k_heads) = (q.shape(2), k.shape(2));
@@ -73,7 +73,7 @@ pub(super) fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
         } else if is_k {
             part = squares::<F, N>(k, k_row, unit, units);
         }
-        let sum = team::total(part, unit, blueprint.team);
+        let sum = row_group::row_sum(part, unit, blueprint.row_group);
         factor = 1.0f32 / (sum / f32::cast_from(q.shape(3)) + epsilon).sqrt();
     }
 

@@ -10,7 +10,7 @@ use super::Style;
 use super::kernel::{Blueprint, rope};
 use crate::fp8::{Quantized, element_type};
 use crate::pages::{KvQuantized, Pools, unzip};
-use crate::team::Team;
+use crate::row_group::RowGroup;
 use crate::tensor::{KvLayout, Result, addresses, alignment, contiguous, one_page, rows, shape, vector};
 
 const KERNEL: &str = "rope";
@@ -162,7 +162,7 @@ pub fn launch(client: &Client, rope: Rope, dtype: ElemType) -> Result<()> {
     let heads = q_heads + k_heads + to.v_heads;
     let total = tokens * heads;
     let pairs = (dim.max(v_dim) / lanes).div_ceil(2);
-    let (team, count, cube_dim) = Team::of_neighbours(KERNEL, client, total, pairs)?;
+    let (row_group, count, cube_dim) = RowGroup::of_neighbours(KERNEL, client, total, pairs)?;
     let size = dtype.size();
     let address = addresses(&[
         (&q, size),
@@ -178,7 +178,7 @@ pub fn launch(client: &Client, rope: Rope, dtype: ElemType) -> Result<()> {
     let q_dtype = element_type(q_quantized.is_some(), dtype);
     let (q_code, q_scale) = Quantized::unzip(q_quantized, client);
     let [(k_code, k_scale), (v_code, v_scale)] = unzip(to.quantized, client);
-    let blueprint = Blueprint { style, team, q_code, k_code, v_code };
+    let blueprint = Blueprint { style, row_group, q_code, k_code, v_code };
     let (q_weight, k_weight, epsilon) = match norm {
         None => (None, None, 0.0),
         Some(HeadNorm { q_weight, k_weight, epsilon }) => {

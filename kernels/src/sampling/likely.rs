@@ -10,7 +10,7 @@ use super::mass::limit_of;
 use super::search::{IN_FLIGHT, Limits, Memory, Row, Search, load, search_row};
 use crate::DeviceProfile;
 use crate::math::{narrow, widen};
-use crate::team::Team;
+use crate::row_group::RowGroup;
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
 const KERNEL: &str = "keep_likely";
@@ -34,7 +34,7 @@ fn keep_likely<F: Float, N: Size>(
     #[comptime] output: Output,
     #[define(F)] _dtype: ElemType,
 ) {
-    let (rows, units) = comptime!((search.team.rows, search.team.units));
+    let (rows, units) = comptime!((search.row_group.rows, search.row_group.units));
     let unit = UNIT_POS as usize % units;
     let part = UNIT_POS as usize / units;
     let at = CUBE_POS * rows + part;
@@ -139,14 +139,14 @@ pub fn launch(client: &Client, keep: KeepLikely, dtype: ElemType) -> Result<()> 
     let vectors = vocab / lanes;
     let device = DeviceProfile::of(client);
     let units = Search::units(&device, row_count, vectors);
-    let (team, cubes, dim) = Team::of(KERNEL, client, row_count, vectors, units)?;
+    let (row_group, cubes, dim) = RowGroup::of(KERNEL, client, row_count, vectors, units)?;
     let address = addresses(&[(&x, dtype.size()), (&y, dtype.size())]);
     let search = Search {
         by_count,
         by_mass: !by_count,
         of_probs: output == Output::Renormalised,
         segments: usize::from(output == Output::Renormalised),
-        ..Search::new(&device, team, lanes, vocab)
+        ..Search::new(&device, row_group, lanes, vocab)
     };
     let limit = limit.into_buffer_arg();
     let (top_k, top_p) = if by_count { (Some(limit), None) } else { (None, Some(limit)) };

@@ -16,7 +16,7 @@ use super::mass::{key_of, number_of};
 use super::search::{IN_FLIGHT, Row, load};
 use super::weights::{MASS_BITS, Temperature};
 use crate::math::widen;
-use crate::team::{Team, largest, meet, running_sum};
+use crate::row_group::{RowGroup, prefix_sum, row_max, sync_row};
 use crate::tensor::{Result, addresses, alignment, buffer, contiguous, rows, shape, vector};
 
 const KERNEL: &str = "sample_logits";
@@ -36,13 +36,13 @@ fn weigh<F: Float, N: Size>(
     maxima: &mut [f32],
     masses: &mut [u64],
     total: usize,
-    #[comptime] team: Team,
+    #[comptime] row_group: RowGroup,
     #[comptime] lanes: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let units = comptime!(team.units);
+    let units = comptime!(row_group.units);
     let unit = UNIT_POS as usize % units;
-    let at = CUBE_POS * comptime!(team.rows) + UNIT_POS as usize / units;
+    let at = CUBE_POS * comptime!(row_group.rows) + UNIT_POS as usize / units;
     if at >= total {
         terminate!();
     }
@@ -69,7 +69,7 @@ fn weigh<F: Float, N: Size>(
         first += comptime!(IN_FLIGHT * units);
     }
     // Above all keys of numbers is one of a NaN.
-    let highest = number_of(largest(select(has_nan, u32::MAX, key_of(highest)), unit, team));
+    let highest = number_of(row_max(select(has_nan, u32::MAX, key_of(highest)), unit, row_group));
 
     let t = Temperature::new(temperature[row]);
     let mut mass = 0u64;
@@ -84,7 +84,7 @@ fn weigh<F: Float, N: Size>(
         }
         first += comptime!(IN_FLIGHT * units);
     }
-    let (_, mass) = running_sum(mass, unit, team);
+    let (_, mass) = prefix_sum(mass, unit, row_group);
     if unit == 0 {
         maxima[at] = highest;
         masses[at] = mass;
@@ -103,11 +103,11 @@ fn pick<F: Float, N: Size>(
     samples: &mut [i32],
     valid: &mut [i32],
     total_draws: usize,
-    #[comptime] team: Team,
+    #[comptime] row_group: RowGroup,
     #[comptime] lanes: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let (rows, units) = comptime!((team.rows, team.units));
+    let (rows, units) = comptime!((row_group.rows, row_group.units));
     let unit = UNIT_POS as usize % units;
     let part = UNIT_POS as usize / units;
     let at = CUBE_POS * rows + part;
@@ -128,7 +128,7 @@ fn pick<F: Float, N: Size>(
         chunk += units;
     }
     // NaN if the row has one.
-    let highest = number_of(largest(key, unit, team));
+    let highest = number_of(row_max(key, unit, row_group));
     let is_valid = t.is_valid && highest > f32::NEG_INFINITY;
 
     let run = chunks.div_ceil(units);
@@ -139,7 +139,7 @@ fn pick<F: Float, N: Size>(
         let share = t.mass(maxima[first_of_row + chunk], highest, SHARE_BITS);
         mass += scaled(masses[first_of_row + chunk], share);
     }
-    let (before, sum) = running_sum(mass, unit, team);
+    let (before, sum) = prefix_sum(mass, unit, row_group);
     let mut chosen = Shared::<[u64]>::new_slice(comptime!(2 * rows));
     let target = below(sum, &philox(0u32, &draw));
     if is_valid && target >= before && target - before < mass {
@@ -157,7 +157,7 @@ fn pick<F: Float, N: Size>(
         chosen[2 * part] = u64::cast_from(here);
         chosen[2 * part + 1] = rest;
     }
-    meet(units);
+    sync_row(units);
 
     if is_valid {
         let here = usize::cast_from(chosen[2 * part]);
@@ -180,7 +180,7 @@ fn pick<F: Float, N: Size>(
             }
             i += IN_FLIGHT;
         }
-        let (before, _) = running_sum(mass, unit, team);
+        let (before, _) = prefix_sum(mass, unit, row_group);
         if scaled(before, share) <= rest && rest < scaled(before + mass, share) {
             let mut reached = before;
             let mut id = 0u32;
@@ -273,8 +273,10 @@ pub fn launch(client: &Client, sample: SampleLogits, dtype: ElemType) -> Result<
     let lanes = vector(client, dtype, &[vocab], alignment(&logits));
     let vectors = vocab.min(CHUNK) / lanes;
     let total = row_count * vocab.div_ceil(CHUNK);
-    let team = |count| Team::of(KERNEL, client, count, vectors, vectors.div_ceil(IN_FLIGHT).min(256) as u32);
-    let ((weigh_team, weigh_cubes, weigh_dim), (team, cubes, dim)) = (team(total)?, team(count)?);
+    let row_group =
+        |count| RowGroup::of(KERNEL, client, count, vectors, vectors.div_ceil(IN_FLIGHT).min(256) as u32);
+    let ((weigh_group, weigh_cubes, weigh_dim), (row_group, cubes, dim)) =
+        (row_group(total)?, row_group(count)?);
     let address = addresses(&[(&logits, dtype.size()), (&draws, 4)]);
     let (maxima, masses) = (buffer(client, total, 4), buffer(client, total, 8));
     // SAFETY: a unit beyond the last chunk, or draw, stops. A vector read is below the vectors of a chunk, and these are below
@@ -292,7 +294,7 @@ pub fn launch(client: &Client, sample: SampleLogits, dtype: ElemType) -> Result<
             maxima.clone().into_buffer_arg(),
             masses.clone().into_buffer_arg(),
             total,
-            weigh_team,
+            weigh_group,
             lanes,
             dtype,
         );
@@ -310,7 +312,7 @@ pub fn launch(client: &Client, sample: SampleLogits, dtype: ElemType) -> Result<
             samples.into_buffer_arg(),
             valid.into_buffer_arg(),
             count,
-            team,
+            row_group,
             lanes,
             dtype,
         );

@@ -16,7 +16,7 @@ use super::draw::{DRAW_WORDS, below, draw_of, philox};
 use super::mass::{limit_of, mass_where};
 use super::search::{IN_FLIGHT, Kept, Limits, Memory, Row, SEGMENTS, Search, load, search_row};
 use crate::DeviceProfile;
-use crate::team::{Team, group_sums, meet};
+use crate::row_group::{RowGroup, shuffle_scan, sync_row};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
 const KERNEL: &str = "sample_probs";
@@ -34,7 +34,7 @@ fn sample_probs<N: Size>(
     total_draws: usize,
     #[comptime] search: Search,
 ) {
-    let (rows, units) = comptime!((search.team.rows, search.team.units));
+    let (rows, units) = comptime!((search.row_group.rows, search.row_group.units));
     let unit = UNIT_POS as usize % units;
     let part = UNIT_POS as usize / units;
     let at = CUBE_POS * rows + part;
@@ -100,7 +100,7 @@ fn find<N: Size>(
     memory: &mut Memory,
     #[comptime] search: Search,
 ) {
-    let (units, team) = comptime!((search.team.units, search.team));
+    let (units, row_group) = comptime!((search.row_group.units, search.row_group));
     let unit = memory.unit;
     let mut rest = target;
     let mut segment = 0usize;
@@ -132,11 +132,13 @@ fn find<N: Size>(
         i += IN_FLIGHT;
     }
     // All have read the masses of segments.
-    meet(units);
-    let (of_group, later) = group_sums(sum, unit, team);
+    sync_row(units);
+    let (of_group, later) = shuffle_scan(sum, unit, row_group);
     memory.put(0usize, of_group, search);
-    meet(units);
-    let before = memory.sum(0usize, 0usize, unit / comptime!(team.group), search) + of_group - later - sum;
+    sync_row(units);
+    let before = memory.sum(0usize, 0usize, unit / comptime!(row_group.shuffle_width), search) + of_group
+        - later
+        - sum;
     if rest >= before && rest < before + sum {
         rest -= before;
         let mut id = 0u32;
@@ -210,14 +212,14 @@ pub fn launch(client: &Client, sample: SampleProbs) -> Result<()> {
     let dtype = ElemType::Float(FloatKind::F32);
     let lanes = vector(client, dtype, &[vocab], alignment(&probs));
     let device = DeviceProfile::of(client);
-    let (team, cubes, dim) = Team::of(KERNEL, client, count, vocab / lanes, 1024)?;
+    let (row_group, cubes, dim) = RowGroup::of(KERNEL, client, count, vocab / lanes, 1024)?;
     let address = addresses(&[(&probs, 4), (&draws, 4)]);
     let search = Search {
         by_count: top_k.is_some(),
         by_mass: top_p.is_some(),
         has_floor: min_p.is_some(),
         segments: SEGMENTS,
-        ..Search::new(&device, team, lanes, vocab)
+        ..Search::new(&device, row_group, lanes, vocab)
     };
     // SAFETY: a unit beyond the last draw stops. The rows that the draws name are below that of probs and of the filters:
     // their caller checked it. A vector read is below the vectors of a row; shared memory has a place for each group, bucket

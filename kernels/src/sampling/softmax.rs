@@ -12,7 +12,7 @@ use super::mass::{key_of, number_of};
 use super::search::{IN_FLIGHT, Row, load};
 use super::weights::Temperature;
 use crate::math::widen;
-use crate::team::{Team, largest, total};
+use crate::row_group::{RowGroup, row_max, row_sum};
 use crate::tensor::{Result, addresses, alignment, buffer, contiguous, rows, shape, vector};
 
 const KERNEL: &str = "softmax";
@@ -23,13 +23,13 @@ fn weigh<F: Float, N: Size>(
     logits: &Tensor<Vector<F, N>>,
     temperature: &[f32],
     weighed: &mut [f32],
-    #[comptime] team: Team,
+    #[comptime] row_group: RowGroup,
     #[comptime] lanes: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let units = comptime!(team.units);
+    let units = comptime!(row_group.units);
     let unit = UNIT_POS as usize % units;
-    let at = CUBE_POS * comptime!(team.rows) + UNIT_POS as usize / units;
+    let at = CUBE_POS * comptime!(row_group.rows) + UNIT_POS as usize / units;
     let vectors = logits.shape(1) / lanes;
     let chunks = vectors.div_ceil(comptime!(CHUNK / lanes));
     let row = at / chunks;
@@ -38,7 +38,7 @@ fn weigh<F: Float, N: Size>(
     }
     let t = Temperature::new(temperature[row]);
     let chunk = chunk_of(row * logits.stride(0) / lanes, vectors, at % chunks, lanes);
-    let (highest, sum) = max_and_sum::<F, N>(logits, &chunk, &t, unit, team, lanes);
+    let (highest, sum) = max_and_sum::<F, N>(logits, &chunk, &t, unit, row_group, lanes);
     if unit == 0 {
         weighed[2 * at] = highest;
         weighed[2 * at + 1] = sum;
@@ -52,13 +52,13 @@ fn softmax<F: Float, N: Size>(
     temperature: &[f32],
     weighed: &ComptimeOption<Box<[f32]>>,
     probs: &mut Tensor<Vector<f32, N>>,
-    #[comptime] team: Team,
+    #[comptime] row_group: RowGroup,
     #[comptime] lanes: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let units = comptime!(team.units);
+    let units = comptime!(row_group.units);
     let unit = UNIT_POS as usize % units;
-    let at = CUBE_POS * comptime!(team.rows) + UNIT_POS as usize / units;
+    let at = CUBE_POS * comptime!(row_group.rows) + UNIT_POS as usize / units;
     let vectors = logits.shape(1) / lanes;
     let chunks = vectors.div_ceil(comptime!(CHUNK / lanes));
     let row = at / chunks;
@@ -77,17 +77,17 @@ fn softmax<F: Float, N: Size>(
                 of_row = max(of_row, weighed[2 * (row * chunks + other)]);
                 other += units;
             }
-            of_row = number_of(largest(key_of(of_row), unit, team));
+            of_row = number_of(row_max(key_of(of_row), unit, row_group));
             let mut other = unit;
             while other < chunks {
                 let at = 2 * (row * chunks + other);
                 sum += weighed[at + 1] * t.weight(weighed[at], of_row);
                 other += units;
             }
-            sum = total(sum, unit, team);
+            sum = row_sum(sum, unit, row_group);
         }
         ComptimeOption::None => {
-            let (highest, weight) = max_and_sum::<F, N>(logits, &chunk, &t, unit, team, lanes);
+            let (highest, weight) = max_and_sum::<F, N>(logits, &chunk, &t, unit, row_group, lanes);
             of_row = highest;
             sum = weight;
         }
@@ -119,10 +119,10 @@ fn max_and_sum<F: Float, N: Size>(
     chunk: &Row,
     t: &Temperature,
     unit: usize,
-    #[comptime] team: Team,
+    #[comptime] row_group: RowGroup,
     #[comptime] lanes: usize,
 ) -> (f32, f32) {
-    let units = comptime!(team.units);
+    let units = comptime!(row_group.units);
     let mut highest = f32::NEG_INFINITY.runtime();
     let mut sums = Vector::<f32, N>::new(0.0f32);
     let mut first = unit;
@@ -151,8 +151,8 @@ fn max_and_sum<F: Float, N: Size>(
         }
         first += comptime!(IN_FLIGHT * units);
     }
-    let of_chunk = number_of(largest(key_of(highest), unit, team));
-    (of_chunk, total(sums.vector_sum() * t.weight(highest, of_chunk), unit, team))
+    let of_chunk = number_of(row_max(key_of(highest), unit, row_group));
+    (of_chunk, row_sum(sums.vector_sum() * t.weight(highest, of_chunk), unit, row_group))
 }
 
 /// Logits, and where their probabilities go.
@@ -187,8 +187,13 @@ pub fn launch(client: &Client, softmax: Softmax, dtype: ElemType) -> Result<()> 
     let lanes = vector(client, widest, &[vocab], alignment(&logits));
     let vectors = vocab.min(CHUNK) / lanes;
     let chunks = vocab.div_ceil(CHUNK);
-    let (team, cubes, dim) =
-        Team::of(KERNEL, client, row_count * chunks, vectors, vectors.div_ceil(IN_FLIGHT).min(256) as u32)?;
+    let (row_group, cubes, dim) = RowGroup::of(
+        KERNEL,
+        client,
+        row_count * chunks,
+        vectors,
+        vectors.div_ceil(IN_FLIGHT).min(256) as u32,
+    )?;
     let address = addresses(&[(&logits, dtype.size()), (&probs, 4)]);
     let weighed = (chunks > 1).then(|| buffer(client, 2 * row_count * chunks, size_of::<f32>()));
     if let Some(weighed) = &weighed {
@@ -204,7 +209,7 @@ pub fn launch(client: &Client, softmax: Softmax, dtype: ElemType) -> Result<()> 
                 logits.clone().into_tensor_arg(),
                 temperature.clone().into_buffer_arg(),
                 weighed.clone().into_buffer_arg(),
-                team,
+                row_group,
                 lanes,
                 dtype,
             );
@@ -222,7 +227,7 @@ pub fn launch(client: &Client, softmax: Softmax, dtype: ElemType) -> Result<()> 
             temperature.into_buffer_arg(),
             weighed.map(TensorBinding::into_buffer_arg).into(),
             probs.into_tensor_arg(),
-            team,
+            row_group,
             lanes,
             dtype,
         );

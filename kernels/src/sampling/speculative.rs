@@ -8,7 +8,7 @@ use cubecl::{
 
 use super::draw::{DRAW_WORDS, draw_of, philox};
 use crate::grid::elementwise;
-use crate::team::Team;
+use crate::row_group::RowGroup;
 use crate::tensor::{Result, addresses, contiguous, shape, vector};
 
 const KERNEL: &str = "chain_speculative_sampling";
@@ -30,10 +30,10 @@ fn accept<N: Size>(
     drafted: usize,
     vectors: usize,
     requests: usize,
-    #[comptime] team: Team,
+    #[comptime] row_group: RowGroup,
     #[comptime] lanes: usize,
 ) {
-    let (rows, units) = comptime!((team.rows, team.units));
+    let (rows, units) = comptime!((row_group.rows, row_group.units));
     let unit = UNIT_POS as usize % units;
     let request = CUBE_POS * rows + UNIT_POS as usize / units;
     if request >= requests {
@@ -157,7 +157,7 @@ pub fn launch(client: &Client, speculative: Speculative) -> Result<()> {
         return Ok(());
     }
     let lanes = vector(client, ElemType::Float(FloatKind::F32), &[vocab], 64);
-    let (team, cubes, dim) = Team::of(KERNEL, client, requests, vocab / lanes, 512)?;
+    let (row_group, cubes, dim) = RowGroup::of(KERNEL, client, requests, vocab / lanes, 512)?;
     let address = addresses(&[(&target_probs, 4)]);
     // SAFETY: a unit beyond the last request stops. Rows are those of a request, drafted tokens outside of the vocabulary
     // are read as token 0, and vectors are below those of a row.
@@ -177,7 +177,7 @@ pub fn launch(client: &Client, speculative: Speculative) -> Result<()> {
             drafted,
             vocab / lanes,
             requests,
-            team,
+            row_group,
             lanes,
         );
     }

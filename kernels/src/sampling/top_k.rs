@@ -10,7 +10,7 @@ use super::mass::key_of;
 use super::search::{COLLECTED, IN_FLIGHT, Limits, Memory, MemoryExpand, Row, Search, load, search_row};
 use crate::DeviceProfile;
 use crate::math::widen;
-use crate::team::{Team, group_sum, group_sums, meet};
+use crate::row_group::{RowGroup, shuffle_scan, shuffle_sum, sync_row};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
 const KERNEL: &str = "top_k";
@@ -28,7 +28,7 @@ fn top_k<F: Float, N: Size>(
     #[comptime] search: Search,
     #[define(F)] _dtype: ElemType,
 ) {
-    let (rows, units) = comptime!((search.team.rows, search.team.units));
+    let (rows, units) = comptime!((search.row_group.rows, search.row_group.units));
     let unit = UNIT_POS as usize % units;
     let part = UNIT_POS as usize / units;
     let at = CUBE_POS * rows + part;
@@ -103,7 +103,7 @@ fn list_in_order<F: Float, N: Size>(
     memory: &mut Memory,
     #[comptime] search: Search,
 ) {
-    let (units, team) = comptime!((search.team.units, search.team));
+    let (units, row_group) = comptime!((search.row_group.units, search.row_group));
     let unit = memory.unit;
     memory.start_list(search);
     let mut i = unit;
@@ -130,12 +130,12 @@ fn list_in_order<F: Float, N: Size>(
             let is_equal = i < row.vectors && key_of(vector.extract(lane)) == least;
             equal += select(is_equal, 1u64, 0u64);
         }
-        let (of_group, later) = group_sums(equal, unit, team);
+        let (of_group, later) = shuffle_scan(equal, unit, row_group);
         // All have read the sums of the last round.
-        meet(units);
+        sync_row(units);
         memory.put(0usize, of_group, search);
-        meet(units);
-        let before = memory.sum(0usize, 0usize, unit / comptime!(team.group), search);
+        sync_row(units);
+        let before = memory.sum(0usize, 0usize, unit / comptime!(row_group.shuffle_width), search);
         let mut place = next + usize::cast_from(before + of_group - later - equal);
         #[unroll]
         for lane in 0..search.lanes {
@@ -149,13 +149,13 @@ fn list_in_order<F: Float, N: Size>(
         next += usize::cast_from(memory.total(0usize, search));
         first += units;
     }
-    meet(units);
+    sync_row(units);
 }
 
 /// Sorts a list, the largest first and of equals the first, by a bitonic network.
 #[cube]
 fn sort(listed: usize, memory: &mut Memory, #[comptime] search: Search) {
-    let units = comptime!(search.team.units);
+    let units = comptime!(search.row_group.units);
     let mut size = 1usize.runtime();
     while size < listed {
         size *= 2;
@@ -165,7 +165,7 @@ fn sort(listed: usize, memory: &mut Memory, #[comptime] search: Search) {
         memory.list(i, 0u32, u32::MAX.runtime(), search);
         i += units;
     }
-    meet(units);
+    sync_row(units);
     let mut run = 2usize.runtime();
     while run <= size {
         let mut stride = run / 2;
@@ -176,7 +176,7 @@ fn sort(listed: usize, memory: &mut Memory, #[comptime] search: Search) {
                 memory.order(a, a + stride, a & run == 0, search);
                 pair += units;
             }
-            meet(units);
+            sync_row(units);
             stride /= 2;
         }
         run *= 2;
@@ -187,11 +187,11 @@ fn sort(listed: usize, memory: &mut Memory, #[comptime] search: Search) {
 impl Memory {
     /// Begins a list of numbers and their places. What shared memory had before is read no more.
     fn start_list(&mut self, #[comptime] search: Search) {
-        meet(comptime!(search.team.units));
+        sync_row(comptime!(search.row_group.units));
         if self.unit == 0 {
             self.find(COLLECTED, 0u32);
         }
-        meet(comptime!(search.team.units));
+        sync_row(comptime!(search.row_group.units));
     }
 
     fn append(&mut self, key: u32, id: u32, #[comptime] search: Search) {
@@ -227,8 +227,8 @@ impl Memory {
 
     /// The sum over all units of the row.
     fn total_of(&mut self, slot: usize, part: u64, #[comptime] search: Search) -> u64 {
-        self.put(slot, group_sum(part, search.team), search);
-        meet(comptime!(search.team.units));
+        self.put(slot, shuffle_sum(part, search.row_group), search);
+        sync_row(comptime!(search.row_group.units));
         self.total(slot, search)
     }
 }
@@ -263,9 +263,9 @@ pub fn launch(client: &Client, top: TopK, dtype: ElemType) -> Result<()> {
         return Ok(());
     }
     let lanes = vector(client, dtype, &[vocab], alignment(&x));
-    let (team, cubes, dim) = Team::of(KERNEL, client, row_count, vocab / lanes, 1024)?;
+    let (row_group, cubes, dim) = RowGroup::of(KERNEL, client, row_count, vocab / lanes, 1024)?;
     let address = addresses(&[(&x, dtype.size()), (&values, dtype.size()), (&ids, 4)]);
-    let search = Search::new(&DeviceProfile::of(client), team, lanes, vocab);
+    let search = Search::new(&DeviceProfile::of(client), row_group, lanes, vocab);
     let search =
         Search { by_count: true, of_probs: false, size: search.size.max(k.next_power_of_two()), ..search };
     // SAFETY: a unit beyond the last row stops. A vector read is below those of a row, and k numbers of a row are written, of

@@ -28,7 +28,7 @@ use super::super::request::query_row;
 use super::super::variant::Variant;
 use super::Portable;
 use crate::math::{Exact, LOG2_E, narrow};
-use crate::team::meet;
+use crate::row_group::sync_row;
 
 /// The run-time numbers of a problem.
 #[derive(CubeType, CubeLaunch)]
@@ -90,7 +90,7 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
         q_shared[query_at + i] = Vector::cast_from(q[q_row + i]);
         i += units;
     }
-    meet(units);
+    sync_row(units);
 
     let columns = comptime!(vo.div_ceil(units));
     let unrolled = comptime!(columns <= 8);
@@ -120,7 +120,7 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
             logits[tile_at + j] = select(V::keep(args, &of, first + j), logit, f32::NEG_INFINITY);
             j += units;
         }
-        meet(units);
+        sync_row(units);
 
         let mut highest = maximum;
         for j in 0..keys {
@@ -135,7 +135,7 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
             values[tile_at + j] = (at + kv_head * v.stride(2)) / VO::value();
             j += units;
         }
-        meet(units);
+        sync_row(units);
 
         let rescale = (maximum - base).exp();
         maximum = highest;

@@ -8,8 +8,8 @@ use super::memory::{
 };
 use super::{IN_FLIGHT, Limits, Row, Search, countable, fits, load};
 use crate::math::widen;
+use crate::row_group::{row_max, shuffle_scan, shuffle_sum, sync_row};
 use crate::sampling::mass::{mass, mass_of_key};
-use crate::team::{group_sum, group_sums, largest as of_row, meet};
 
 /// Keys from `low` to below `top`, in buckets of `2^shift` that begin at `base`: the first has also what is below it, the
 /// last what is above.
@@ -82,7 +82,7 @@ pub(super) fn tally<F: Float, N: Size>(
     #[comptime] is_first: bool,
     #[comptime] search: Search,
 ) -> u32 {
-    let (units, buckets) = comptime!((search.team.units, search.buckets()));
+    let (units, buckets) = comptime!((search.row_group.units, search.buckets()));
     let unit = memory.unit;
     let tallies = memory.row * buckets;
     let mut bucket = unit;
@@ -90,7 +90,7 @@ pub(super) fn tally<F: Float, N: Size>(
         memory.tallies[tallies + bucket].store(0u32);
         bucket += units;
     }
-    meet(units);
+    sync_row(units);
 
     let mut largest = 0u32;
     let mut over_mass = 0u64;
@@ -139,16 +139,16 @@ pub(super) fn tally<F: Float, N: Size>(
         first += comptime!(IN_FLIGHT * units);
     }
     if comptime!(!is_first) {
-        memory.put(OVER_COUNT, group_sum(u64::cast_from(over_count), search.team), search);
+        memory.put(OVER_COUNT, shuffle_sum(u64::cast_from(over_count), search.row_group), search);
         if comptime!(search.by_mass) {
-            memory.put(OVER_MASS, group_sum(over_mass, search.team), search);
-            memory.put(HALF_MASS, group_sum(half_mass, search.team), search);
-            memory.put(HALF_COUNT, group_sum(u64::cast_from(half_count), search.team), search);
+            memory.put(OVER_MASS, shuffle_sum(over_mass, search.row_group), search);
+            memory.put(HALF_MASS, shuffle_sum(half_mass, search.row_group), search);
+            memory.put(HALF_COUNT, shuffle_sum(u64::cast_from(half_count), search.row_group), search);
         }
     }
-    meet(units);
+    sync_row(units);
     if comptime!(search.has_floor && is_first) {
-        largest = of_row(largest, unit, search.team);
+        largest = row_max(largest, unit, search.row_group);
     }
     largest
 }
@@ -212,7 +212,7 @@ pub(super) fn bracket_of(
     #[comptime] is_guess: bool,
     #[comptime] search: Search,
 ) -> Bracket {
-    let (units, buckets, team) = comptime!((search.team.units, search.buckets(), search.team));
+    let (units, buckets, row_group) = comptime!((search.row_group.units, search.buckets(), search.row_group));
     let each = comptime!(buckets.div_ceil(units));
     let unit = memory.unit;
     let first = min(unit * each, buckets.runtime());
@@ -235,22 +235,22 @@ pub(super) fn bracket_of(
         }
     }
     // All have read the sums of what was before.
-    meet(units);
-    let groups = comptime!(team.groups());
-    let next = unit / comptime!(team.group) + 1;
-    let (of_group, later) = group_sums(count, unit, team);
+    sync_row(units);
+    let groups = comptime!(row_group.shuffle_groups());
+    let next = unit / comptime!(row_group.shuffle_width) + 1;
+    let (of_group, later) = shuffle_scan(count, unit, row_group);
     let mut count_above = later;
     memory.put(IN_BUCKETS, of_group, search);
-    let (of_group, later) = group_sums(at_least, unit, team);
+    let (of_group, later) = shuffle_scan(at_least, unit, row_group);
     let mut least_above = later;
     memory.put(AT_LEAST, of_group, search);
     let mut most_above = later;
     if comptime!(!is_guess) {
-        let (of_group, later) = group_sums(at_most, unit, team);
+        let (of_group, later) = shuffle_scan(at_most, unit, row_group);
         most_above = later;
         memory.put(AT_MOST, of_group, search);
     }
-    meet(units);
+    sync_row(units);
     count_above += memory.sum(IN_BUCKETS, next, groups, search);
     let least_later = memory.sum(AT_LEAST, next, groups, search);
     least_above += least_later;
@@ -311,7 +311,7 @@ pub(super) fn bracket_of(
             memory.find(FROM_LOW, u32::cast_from(count_above));
         }
     }
-    meet(units);
+    sync_row(units);
     let mut low = memory.found(LOW);
     let mut high = memory.found(HIGH);
     let count = memory.found(FROM_LOW) - memory.found(FROM_HIGH);

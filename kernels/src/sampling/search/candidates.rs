@@ -6,8 +6,8 @@ use super::buckets::Bracket;
 use super::memory::{COLLECTED, COUNT, HIGH, LOW, MASS_WITHIN, Memory, MemoryExpand, NANS};
 use super::{IN_FLIGHT, Limits, Row, Search, countable, fits, load};
 use crate::math::widen;
+use crate::row_group::{shuffle_sum, sync_row};
 use crate::sampling::mass::{ZERO, mass_of_key, mass_where, number_of};
-use crate::team::{group_sum, meet};
 
 /// Bits that a candidate's key takes, as a difference; the others are its segment.
 pub(super) const KEY_BITS: u32 = 29;
@@ -21,12 +21,13 @@ pub(super) fn collect<F: Float, N: Size>(
     memory: &mut Memory,
     #[comptime] search: Search,
 ) {
-    let (units, team, candidates) = comptime!((search.team.units, search.team, search.candidates()));
+    let (units, row_group, candidates) =
+        comptime!((search.row_group.units, search.row_group, search.candidates()));
     let unit = memory.unit;
     if unit == 0 {
         memory.find(COLLECTED, 0u32);
     }
-    meet(units);
+    sync_row(units);
     let low = max(bracket.low, comptime!(search.least()));
     // Numbers above 0 compare as their keys do, and what is none not at all.
     let (least, least_above) = (number_of(low), number_of(bracket.high));
@@ -76,16 +77,16 @@ pub(super) fn collect<F: Float, N: Size>(
             first += comptime!(IN_FLIGHT * units);
         }
         if comptime!(segments > 0) {
-            memory.put(segment, group_sum(sum, team), search);
+            memory.put(segment, shuffle_sum(sum, row_group), search);
         }
     }
     if comptime!(search.by_count) {
-        memory.put(COUNT, group_sum(u64::cast_from(count), team), search);
+        memory.put(COUNT, shuffle_sum(u64::cast_from(count), row_group), search);
     }
     if comptime!(segments > 0) {
-        memory.put(NANS, group_sum(u64::cast_from(u32::cast_from(has_nan)), team), search);
+        memory.put(NANS, shuffle_sum(u64::cast_from(u32::cast_from(has_nan)), row_group), search);
     }
-    meet(units);
+    sync_row(units);
 }
 
 /// How many numbers there are above the bracket, and their mass, if it matters.
@@ -113,7 +114,8 @@ pub(super) fn holds(
     memory: &mut Memory,
     #[comptime] search: Search,
 ) -> bool {
-    let (units, team, candidates) = comptime!((search.team.units, search.team, search.candidates()));
+    let (units, row_group, candidates) =
+        comptime!((search.row_group.units, search.row_group, search.candidates()));
     let all = usize::cast_from(memory.found(COLLECTED));
     let mut mass = 0u64;
     let mut i = memory.unit;
@@ -123,8 +125,8 @@ pub(super) fn holds(
         }
         i += units;
     }
-    memory.put(MASS_WITHIN, group_sum(mass, team), search);
-    meet(units);
+    memory.put(MASS_WITHIN, shuffle_sum(mass, row_group), search);
+    sync_row(units);
     let (count_above, mass_above) = above(memory, search);
     let mass_from_low = mass_above + memory.total(MASS_WITHIN, search);
     let is_low = bracket.low <= max(floor, comptime!(search.least() - 1))
@@ -150,19 +152,20 @@ pub(super) fn bisect(
     memory: &mut Memory,
     #[comptime] search: Search,
 ) -> u32 {
-    let (units, team, candidates) = comptime!((search.team.units, search.team, search.candidates()));
+    let (units, row_group, candidates) =
+        comptime!((search.row_group.units, search.row_group, search.candidates()));
     let all = min(usize::cast_from(memory.found(COLLECTED)), candidates.runtime());
     let (count_above, mass_above) = above(memory, search);
     if memory.unit == 0 {
         memory.find(LOW, bracket.low);
         memory.find(HIGH, bracket.high);
     }
-    let group = memory.unit / comptime!(team.group);
-    let of_unit = memory.unit % comptime!(team.group);
+    let group = memory.unit / comptime!(row_group.shuffle_width);
+    let of_unit = memory.unit % comptime!(row_group.shuffle_width);
     let mut low = bracket.low;
     let mut high = bracket.high;
     while high - low > 1u32 {
-        let part = (high - low).div_ceil(comptime!(team.groups() as u32 + 1));
+        let part = (high - low).div_ceil(comptime!(row_group.shuffle_groups() as u32 + 1));
         let cut = min(low + part * (u32::cast_from(group) + 1u32), high);
         let mut sum = 0u64;
         let mut count = 0u32;
@@ -174,15 +177,18 @@ pub(super) fn bisect(
                 sum += mass_where(is_above, f32::reinterpret(key - ZERO));
             }
             count += select(is_above, 1u32, 0u32);
-            i += comptime!(team.group);
+            i += comptime!(row_group.shuffle_width);
         }
         if comptime!(search.by_mass) {
-            sum = group_sum(sum, team);
+            sum = shuffle_sum(sum, row_group);
         }
-        let count =
-            if comptime!(search.by_count) { group_sum(u64::cast_from(count), team) } else { 0u64.runtime() };
+        let count = if comptime!(search.by_count) {
+            shuffle_sum(u64::cast_from(count), row_group)
+        } else {
+            0u64.runtime()
+        };
         // All know where the bracket ended before.
-        meet(units);
+        sync_row(units);
         if of_unit == 0 {
             if fits(count_above + count, mass_above + sum, limits, search) {
                 memory.at_most(HIGH, cut);
@@ -190,7 +196,7 @@ pub(super) fn bisect(
                 memory.at_least(LOW, cut);
             }
         }
-        meet(units);
+        sync_row(units);
         low = memory.found(LOW);
         high = memory.found(HIGH);
     }
@@ -200,10 +206,11 @@ pub(super) fn bisect(
 /// Adds the masses of the candidates from `least` on to those of their segments.
 #[cube]
 pub(super) fn add_candidates(bracket: &Bracket, least: u32, memory: &mut Memory, #[comptime] search: Search) {
-    let (units, team, candidates) = comptime!((search.team.units, search.team, search.candidates()));
+    let (units, row_group, candidates) =
+        comptime!((search.row_group.units, search.row_group, search.candidates()));
     let all = min(usize::cast_from(memory.found(COLLECTED)), candidates.runtime());
     // Their sums are read no more.
-    meet(units);
+    sync_row(units);
     for segment in 0..comptime!(search.segments) {
         let mut sum = 0u64;
         let mut i = memory.unit;
@@ -214,7 +221,7 @@ pub(super) fn add_candidates(bracket: &Bracket, least: u32, memory: &mut Memory,
             sum += select(counts, mass_of_key(key), 0u64);
             i += units;
         }
-        memory.add(segment, group_sum(sum, team), search);
+        memory.add(segment, shuffle_sum(sum, row_group), search);
     }
-    meet(units);
+    sync_row(units);
 }

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::{SEGMENTS, Search};
-use crate::team::group_sum;
+use crate::row_group::shuffle_sum;
 
 /// Sums of a row that are kept at a time. While numbers are tallied: the counts in buckets, the least and the most that
 /// these may weigh; the mass and count beyond the range, and of its upper half.
@@ -46,12 +46,12 @@ pub(crate) struct Memory {
 #[cube]
 impl Memory {
     pub(crate) fn new(row: usize, unit: usize, #[comptime] search: Search) -> Memory {
-        let team = comptime!(search.team);
+        let row_group = comptime!(search.row_group);
         Memory {
-            tallies: Shared::new_slice(comptime!(team.rows * search.buckets())),
-            candidates: Shared::new_slice(comptime!(team.rows * search.candidates())),
-            sums: Shared::new_slice(comptime!(team.rows * SLOTS * team.groups())),
-            found: Shared::new_slice(comptime!(team.rows * FOUND)),
+            tallies: Shared::new_slice(comptime!(row_group.rows * search.buckets())),
+            candidates: Shared::new_slice(comptime!(row_group.rows * search.candidates())),
+            sums: Shared::new_slice(comptime!(row_group.rows * SLOTS * row_group.shuffle_groups())),
+            found: Shared::new_slice(comptime!(row_group.rows * FOUND)),
             row,
             unit,
         }
@@ -59,40 +59,41 @@ impl Memory {
 
     /// Keeps a sum of this unit's group.
     pub(crate) fn put(&mut self, slot: usize, of_group: u64, #[comptime] search: Search) {
-        let team = comptime!(search.team);
-        let of_unit = self.unit % comptime!(team.group);
+        let row_group = comptime!(search.row_group);
+        let of_unit = self.unit % comptime!(row_group.shuffle_width);
         if of_unit == 0 {
-            let group = self.unit / comptime!(team.group);
-            self.sums[(self.row * SLOTS + slot) * comptime!(team.groups()) + group] = of_group;
+            let group = self.unit / comptime!(row_group.shuffle_width);
+            self.sums[(self.row * SLOTS + slot) * comptime!(row_group.shuffle_groups()) + group] = of_group;
         }
     }
 
     /// Adds to a sum of this unit's group.
     pub(super) fn add(&mut self, slot: usize, of_group: u64, #[comptime] search: Search) {
-        let team = comptime!(search.team);
-        let of_unit = self.unit % comptime!(team.group);
+        let row_group = comptime!(search.row_group);
+        let of_unit = self.unit % comptime!(row_group.shuffle_width);
         if of_unit == 0 {
-            let group = self.unit / comptime!(team.group);
-            self.sums[(self.row * SLOTS + slot) * comptime!(team.groups()) + group] += of_group;
+            let group = self.unit / comptime!(row_group.shuffle_width);
+            self.sums[(self.row * SLOTS + slot) * comptime!(row_group.shuffle_groups()) + group] += of_group;
         }
     }
 
     /// Adds up what the groups from `first` until `end` have put, in each unit.
     pub(crate) fn sum(&self, slot: usize, first: usize, end: usize, #[comptime] search: Search) -> u64 {
-        let team = comptime!(search.team);
+        let row_group = comptime!(search.row_group);
         let mut part = 0u64;
-        let mut group = self.unit % comptime!(team.group);
-        while group < comptime!(team.groups()) {
-            let of_group = self.sums[(self.row * SLOTS + slot) * comptime!(team.groups()) + group];
+        let mut group = self.unit % comptime!(row_group.shuffle_width);
+        while group < comptime!(row_group.shuffle_groups()) {
+            let of_group =
+                self.sums[(self.row * SLOTS + slot) * comptime!(row_group.shuffle_groups()) + group];
             part += select(group >= first && group < end, of_group, 0u64);
-            group += comptime!(team.group);
+            group += comptime!(row_group.shuffle_width);
         }
-        group_sum(part, team)
+        shuffle_sum(part, row_group)
     }
 
     /// Adds up what all groups have put.
     pub(crate) fn total(&self, slot: usize, #[comptime] search: Search) -> u64 {
-        self.sum(slot, 0usize, comptime!(search.team.groups()), search)
+        self.sum(slot, 0usize, comptime!(search.row_group.shuffle_groups()), search)
     }
 
     pub(super) fn found(&self, which: usize) -> u32 {

@@ -22,7 +22,7 @@ use cubecl::prelude::*;
 use super::mass::{ZERO, key_of, number_of};
 use super::top_k::MOST_TOP_K;
 use crate::DeviceProfile;
-use crate::team::Team;
+use crate::row_group::RowGroup;
 use buckets::{Bracket, Range, bracket_of, tally};
 use candidates::{KEY_BITS, add_candidates, bisect, collect, holds};
 use memory::NANS;
@@ -36,7 +36,7 @@ pub(crate) const IN_FLIGHT: usize = 4;
 /// What is searched for, known when the kernel is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Search {
-    pub team: Team,
+    pub row_group: RowGroup,
     /// Elements of a vector.
     pub lanes: usize,
     /// What is less than the numbers above: their count, their mass.
@@ -54,12 +54,12 @@ pub(crate) struct Search {
 
 impl Search {
     /// A search without limits, in rows of `vocab` numbers.
-    pub(crate) fn new(device: &DeviceProfile, team: Team, lanes: usize, vocab: usize) -> Self {
+    pub(crate) fn new(device: &DeviceProfile, row_group: RowGroup, lanes: usize, vocab: usize) -> Self {
         // 32 KiB at most, beside 4 KiB of sums. A bucket is as much work as several numbers.
         let most = if device.shared_memory >= 40 << 10 { 4096 } else { MOST_TOP_K };
         let size = vocab.div_ceil(8).next_power_of_two().clamp(64, most);
         Self {
-            team,
+            row_group,
             lanes,
             by_count: false,
             by_mass: false,

@@ -1,4 +1,4 @@
-//! The units that share a row.
+//! Units that share a row, and what they compute together.
 
 use cubecl::{client::Client, prelude::*};
 
@@ -7,26 +7,26 @@ use crate::grid::cover;
 use crate::isa::{Arch, nvidia};
 use crate::tensor::Result;
 
-/// Who works on a row: a cube is one row, or `rows` rows of one unit each.
+/// The units of a row. A cube holds one row of many units, or many rows of few units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Team {
+pub(crate) struct RowGroup {
     /// Rows of a cube.
     pub rows: usize,
     /// Units of a row.
     pub units: usize,
-    /// Neighbours that exchange numbers without shared memory.
-    pub group: usize,
-    /// Whether all lanes of a plane can be waited for when they exchange numbers, wherever they are.
-    is_nvidia: bool,
+    /// Neighbours that exchange numbers by shuffles: a plane, or a part of one.
+    pub shuffle_width: usize,
+    /// Uses `shfl.sync` with the full mask, since CubeCL's shuffle takes the active mask.
+    full_mask: bool,
 }
 
-impl Team {
-    /// How many groups a row has.
-    pub(crate) fn groups(self) -> usize {
-        self.units / self.group
+impl RowGroup {
+    /// How many groups of neighbours a row has.
+    pub(crate) fn shuffle_groups(self) -> usize {
+        self.units / self.shuffle_width
     }
 
-    /// The team for `rows` rows of `vectors` vectors, of at most `most` units, and the launch that has it.
+    /// The units for `rows` rows of `vectors` vectors, at most `most` a row, and the launch that has them.
     pub(crate) fn of(
         kernel: &'static str,
         client: &Client,
@@ -46,15 +46,13 @@ impl Team {
         };
         let count = cover(kernel, rows.div_ceil(cube_rows as usize), device.max_cubes)?;
         // A plane may be narrower than the widest that a device has.
-        let group = units.min(device.plane).min(32) as usize;
-        let is_nvidia = matches!(device.arch, Arch::Sm(_));
-        let team = Self { rows: cube_rows as usize, units: units as usize, group, is_nvidia };
-        Ok((team, count, CubeDim::new_1d(units * cube_rows)))
+        let shuffle_width = units.min(device.plane).min(32) as usize;
+        let full_mask = matches!(device.arch, Arch::Sm(_));
+        let row_group = Self { rows: cube_rows as usize, units: units as usize, shuffle_width, full_mask };
+        Ok((row_group, count, CubeDim::new_1d(units * cube_rows)))
     }
-}
 
-impl Team {
-    /// The team for `rows` short rows of `vectors` vectors: neighbours, which exchange numbers without shared memory.
+    /// The units for `rows` short rows of `vectors` vectors: neighbours, which need no shared memory.
     pub(crate) fn of_neighbours(
         kernel: &'static str,
         client: &Client,
@@ -62,7 +60,7 @@ impl Team {
         vectors: usize,
     ) -> Result<(Self, CubeCount, CubeDim)> {
         /// Units of a cube.
-        const CUBE: u32 = 256;
+        const CUBE_UNITS: u32 = 256;
         let device = DeviceProfile::of(client);
         let (units, cube_rows) = match device.cpu_cores {
             // Units are threads here: a row each.
@@ -70,19 +68,19 @@ impl Team {
             None => {
                 // A plane may be narrower than the widest that a device has.
                 let units = vectors.next_power_of_two().min(device.plane.min(32) as usize);
-                (units, device.max_units.min(CUBE) as usize / units)
+                (units, device.max_units.min(CUBE_UNITS) as usize / units)
             }
         };
         let count = cover(kernel, rows.div_ceil(cube_rows), device.max_cubes)?;
-        let is_nvidia = matches!(device.arch, Arch::Sm(_));
-        let team = Self { rows: cube_rows, units, group: units, is_nvidia };
-        Ok((team, count, CubeDim::new_1d((units * cube_rows) as u32)))
+        let full_mask = matches!(device.arch, Arch::Sm(_));
+        let row_group = Self { rows: cube_rows, units, shuffle_width: units, full_mask };
+        Ok((row_group, count, CubeDim::new_1d((units * cube_rows) as u32)))
     }
 }
 
 /// Waits for the other units of the row, if there are any.
 #[cube]
-pub(crate) fn meet(#[comptime] units: usize) {
+pub(crate) fn sync_row(#[comptime] units: usize) {
     if comptime!(units > 1) {
         sync_cube();
     }
@@ -90,31 +88,36 @@ pub(crate) fn meet(#[comptime] units: usize) {
 
 /// The sum of `part` over the units of a row, to the bit the same in each.
 #[cube]
-pub(crate) fn total(part: f32, unit: usize, #[comptime] team: Team) -> f32 {
+pub(crate) fn row_sum(part: f32, unit: usize, #[comptime] row_group: RowGroup) -> f32 {
     let mut sum = Array::<f32>::new(1usize);
     sum[0] = part;
-    totals(&mut sum, 1usize, unit, team);
+    row_sums(&mut sum, 1usize, unit, row_group);
     sum[0]
 }
 
 /// Replaces each of `count` parts by its sum over the units of a row, waiting once for all.
 #[cube]
-pub(crate) fn totals(parts: &mut Array<f32>, #[comptime] count: usize, unit: usize, #[comptime] team: Team) {
+pub(crate) fn row_sums(
+    parts: &mut Array<f32>,
+    #[comptime] count: usize,
+    unit: usize,
+    #[comptime] row_group: RowGroup,
+) {
     #[unroll]
     for which in 0..count {
         #[unroll]
-        for step in 0..comptime!(team.group.ilog2()) {
+        for step in 0..comptime!(row_group.shuffle_width.ilog2()) {
             let part = parts[which];
-            parts[which] = part + f32::reinterpret(exchanged(u32::reinterpret(part), step, team));
+            parts[which] = part + f32::reinterpret(shuffle_xor(u32::reinterpret(part), step, row_group));
         }
     }
-    let groups = comptime!(team.groups());
+    let groups = comptime!(row_group.shuffle_groups());
     if comptime!(groups > 1) {
         let mut sums = Shared::<[f32]>::new_slice(comptime!(count * groups));
-        if unit.is_multiple_of(comptime!(team.group)) {
+        if unit.is_multiple_of(comptime!(row_group.shuffle_width)) {
             #[unroll]
             for which in 0..count {
-                sums[which * groups + unit / comptime!(team.group)] = parts[which];
+                sums[which * groups + unit / comptime!(row_group.shuffle_width)] = parts[which];
             }
         }
         sync_cube();
@@ -131,17 +134,17 @@ pub(crate) fn totals(parts: &mut Array<f32>, #[comptime] count: usize, unit: usi
 
 /// The largest `part` of the units of a row.
 #[cube]
-pub(crate) fn largest(part: u32, unit: usize, #[comptime] team: Team) -> u32 {
+pub(crate) fn row_max(part: u32, unit: usize, #[comptime] row_group: RowGroup) -> u32 {
     let mut largest = part;
     #[unroll]
-    for step in 0..comptime!(team.group.ilog2()) {
-        largest = max(largest, exchanged(largest, step, team));
+    for step in 0..comptime!(row_group.shuffle_width.ilog2()) {
+        largest = max(largest, shuffle_xor(largest, step, row_group));
     }
-    let groups = comptime!(team.groups());
+    let groups = comptime!(row_group.shuffle_groups());
     if comptime!(groups > 1) {
         let mut of_groups = Shared::<[u32]>::new_slice(groups);
-        if unit.is_multiple_of(comptime!(team.group)) {
-            of_groups[unit / comptime!(team.group)] = largest;
+        if unit.is_multiple_of(comptime!(row_group.shuffle_width)) {
+            of_groups[unit / comptime!(row_group.shuffle_width)] = largest;
         }
         sync_cube();
         for group in 0..groups {
@@ -151,10 +154,10 @@ pub(crate) fn largest(part: u32, unit: usize, #[comptime] team: Team) -> u32 {
     largest
 }
 
-/// The number of the unit `1 << step` away in the group.
+/// The value of unit `u ^ (1 << step)`.
 #[cube]
-fn exchanged(x: u32, #[comptime] step: u32, #[comptime] team: Team) -> u32 {
-    if comptime!(team.is_nvidia) {
+fn shuffle_xor(x: u32, #[comptime] step: u32, #[comptime] row_group: RowGroup) -> u32 {
+    if comptime!(row_group.full_mask) {
         // CubeCL asks which lanes are active, and would not wait for the others of a plane that has diverged.
         u32::reinterpret(nvidia::shuffle_xor(f32::reinterpret(x), comptime!(1usize << step)))
     } else {
@@ -162,33 +165,33 @@ fn exchanged(x: u32, #[comptime] step: u32, #[comptime] team: Team) -> u32 {
     }
 }
 
-/// [`exchanged`], in two halves.
+/// [`shuffle_xor`] of 64 bits, in two halves.
 #[cube]
-fn exchanged_wide(x: u64, #[comptime] step: u32, #[comptime] team: Team) -> u64 {
-    let low = exchanged(u32::cast_from(x & 0xffff_ffffu64), step, team);
-    let high = exchanged(u32::cast_from(x >> 32u64), step, team);
+fn shuffle_xor_u64(x: u64, #[comptime] step: u32, #[comptime] row_group: RowGroup) -> u64 {
+    let low = shuffle_xor(u32::cast_from(x & 0xffff_ffffu64), step, row_group);
+    let high = shuffle_xor(u32::cast_from(x >> 32u64), step, row_group);
     (u64::cast_from(high) << 32u64) + u64::cast_from(low)
 }
 
-/// The sum over the units of a group, in each.
+/// The sum over the units of a shuffle group, in each of them.
 #[cube]
-pub(crate) fn group_sum(part: u64, #[comptime] team: Team) -> u64 {
+pub(crate) fn shuffle_sum(part: u64, #[comptime] row_group: RowGroup) -> u64 {
     let mut sum = part;
     #[unroll]
-    for step in 0..comptime!(team.group.ilog2()) {
-        sum += exchanged_wide(sum, step, team);
+    for step in 0..comptime!(row_group.shuffle_width.ilog2()) {
+        sum += shuffle_xor_u64(sum, step, row_group);
     }
     sum
 }
 
-/// The sum over the units of a group, and over those that come after this one.
+/// The sum over the units of a shuffle group, and over those that come after this one.
 #[cube]
-pub(crate) fn group_sums(part: u64, unit: usize, #[comptime] team: Team) -> (u64, u64) {
+pub(crate) fn shuffle_scan(part: u64, unit: usize, #[comptime] row_group: RowGroup) -> (u64, u64) {
     let mut sum = part;
     let mut later = 0u64;
     #[unroll]
-    for step in 0..comptime!(team.group.ilog2()) {
-        let other = exchanged_wide(sum, step, team);
+    for step in 0..comptime!(row_group.shuffle_width.ilog2()) {
+        let other = shuffle_xor_u64(sum, step, row_group);
         let is_later = (unit >> comptime!(step as usize)) & 1 == 0;
         later += select(is_later, other, 0u64);
         sum += other;
@@ -198,15 +201,15 @@ pub(crate) fn group_sums(part: u64, unit: usize, #[comptime] team: Team) -> (u64
 
 /// The sum of `part` over the units of a row before this one, and over all of them.
 #[cube]
-pub(crate) fn running_sum(part: u64, unit: usize, #[comptime] team: Team) -> (u64, u64) {
-    let (of_group, later) = group_sums(part, unit, team);
+pub(crate) fn prefix_sum(part: u64, unit: usize, #[comptime] row_group: RowGroup) -> (u64, u64) {
+    let (of_group, later) = shuffle_scan(part, unit, row_group);
     let mut before = of_group - later - part;
     let mut sum = of_group;
-    let groups = comptime!(team.groups());
+    let groups = comptime!(row_group.shuffle_groups());
     if comptime!(groups > 1) {
         let mut of_groups = Shared::<[u64]>::new_slice(groups);
-        let group = unit / comptime!(team.group);
-        if unit.is_multiple_of(comptime!(team.group)) {
+        let group = unit / comptime!(row_group.shuffle_width);
+        if unit.is_multiple_of(comptime!(row_group.shuffle_width)) {
             of_groups[group] = of_group;
         }
         sync_cube();
