@@ -1,7 +1,8 @@
-//! Shows a function of this crate to CubeCL's CPU compiler, see `src/backend/compiler_runtime.rs`.
+//! Shows a function of this crate to CubeCL's CPU compiler in the tests and programs, see `src/backend/compiler_runtime.rs`.
 
 fn main() {
-    println!("cargo::rerun-if-changed=build.rs");
+    // Of more than one package, so its own path is none to name; it asks for nothing but features and target.
+    println!("cargo::rerun-if-env-changed=CARGO_FEATURE_CPU");
     let is_set = |name: &str| std::env::var_os(name).is_some();
     if is_set("CARGO_FEATURE_CPU") && std::env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
         println!("cargo::rustc-link-arg=-Wl,--undefined=__truncsfbf2,--export-dynamic-symbol=__truncsfbf2");

@@ -56,5 +56,4 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 runner=(--config "target.$host.runner = ['env', 'ROCM_PATH=$rocm']")
 cargo test --locked --package hip-sim --package hip-sim-runtime
 cargo test "${runner[@]}" "${features[@]}" --test ops --test device
-cargo build "${features[@]}" --example llama
 cargo test "${runner[@]}" "${features[@]}" --test llama every_device_writes_the_same

@@ -2,14 +2,10 @@
 //! reading weights and cache takes.
 //!
 //! ```sh
-//! cargo bench --bench llama_step --no-default-features --features cuda,fusion -- [layers=32] [batch=1] [context=1024] [gbps=4460]
+//! cargo bench -p llama --bench step --no-default-features --features cuda,fusion -- [layers=32] [batch=1] [context=1024] [gbps=4460]
 //! ```
 //!
 //! prints one CSV line each. Tokens are those of all sequences together; every step reads the logits of each back.
-
-#[path = "../examples/llama/llama/mod.rs"]
-#[allow(dead_code, unused_imports, reason = "the program and its tests use the rest")]
-mod llama;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -34,7 +30,7 @@ fn main() -> Result<()> {
         given.map_or(Ok(default), |given| given.parse().with_context(|| format!("{name}{given}")))
     };
     let (layers, batch, context) = (number("layers=", 32)?, number("batch=", 1)?, number("context=", 1024)?);
-    // What attention reads at on an H200: `benches/attention.rs`, 128 x 16384.
+    // What attention reads at on an H200: `benches/attention.rs` of the kernels, 128 x 16384.
     let bandwidth = number("gbps=", 4460)?;
     let (device, dtype) = (Device::default(), DType::BF16);
     let folder = std::env::temp_dir().join(format!("llama-step-{}", std::process::id()));

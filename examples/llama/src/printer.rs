@@ -4,9 +4,9 @@ use std::io::Write;
 
 use anyhow::Result;
 
-use crate::llama::generate::{Event, Finish};
-use crate::llama::stream::TextStream;
-use crate::llama::tokenizer::TextTokenizer;
+use llama::generate::{Event, Finish};
+use llama::stream::TextStream;
+use llama::tokenizer::TextTokenizer;
 
 /// The first text that has not ended is live; those after it wait for their turn.
 pub struct Printer<'a, W> {

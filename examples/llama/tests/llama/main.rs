@@ -11,7 +11,3 @@ mod program;
 mod resources;
 mod settings;
 mod streaming;
-
-#[path = "../../examples/llama/llama/mod.rs"]
-#[allow(dead_code, reason = "the program uses all of it")]
-mod llama;

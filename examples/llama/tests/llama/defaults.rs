@@ -1,8 +1,8 @@
 //! `generation_config.json`: what comes before what, and which settings are refused.
 
-use crate::llama::defaults::GenerationDefaults;
-use crate::llama::generate::Length;
-use crate::llama::sampling::Sampling;
+use llama::defaults::GenerationDefaults;
+use llama::generate::Length;
+use llama::sampling::Sampling;
 
 fn parse(json: &str) -> GenerationDefaults {
     GenerationDefaults::parse(json).unwrap_or_else(|error| panic!("{json}: {error:#}"))

@@ -9,8 +9,8 @@ use serde_json::json;
 
 use crate::checkpoint::{Scratch, Stored};
 use crate::fixture::{fixture, folder, load, logits, max_difference};
-use crate::llama::defaults::GenerationDefaults;
-use crate::llama::tokenizer::TextTokenizer;
+use llama::defaults::GenerationDefaults;
+use llama::tokenizer::TextTokenizer;
 
 fn refusal(folder: &Path) -> String {
     match load(folder, None) {
@@ -330,7 +330,7 @@ fn sliding_window() {
     let model = Scratch::copy_of("mha_untied", "window");
     model.configure("architectures", vec!["MistralForCausalLM"]);
     let tokens = [7, 9, 7, 200, 9];
-    let of_each = |model: &crate::llama::model::Llama| -> Vec<f32> {
+    let of_each = |model: &llama::model::Llama| -> Vec<f32> {
         tokens.iter().flat_map(|&token| logits(model, &[&[token]])).collect()
     };
     model.configure("sliding_window", 1);

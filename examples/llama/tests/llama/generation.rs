@@ -5,10 +5,10 @@ use burn_flashinfer::KvLayout;
 use burn_flashinfer::sampling::{DrawKey, Draws};
 
 use crate::fixture::{fixture, folder, load};
-use crate::llama::generate::{Finish, Length, Options, Request, generate};
-use crate::llama::model::Llama;
-use crate::llama::rules::Rules;
-use crate::llama::sampling::{Sampler, Sampling, read};
+use llama::generate::{Finish, Length, Options, Request, generate};
+use llama::model::Llama;
+use llama::rules::Rules;
+use llama::sampling::{Sampler, Sampling, read};
 
 pub fn greedy(max_new_tokens: usize, page_size: usize, layout: KvLayout) -> Options {
     sampled(max_new_tokens, Sampling::new(0.0, None, 1.0).unwrap(), page_size, layout)

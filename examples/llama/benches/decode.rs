@@ -1,15 +1,11 @@
 //! Decoding with the shipped Llama, beside `transformers` on the same processor, type and threads, in one run.
 //!
 //! ```sh
-//! cargo bench --bench llama_decode
+//! cargo bench -p llama --bench decode
 //! ```
 //!
 //! prints one CSV line for each. The lines of `transformers` need a Python that has it: `$PYTHON`, or else `python3`;
 //! without one they are missing and a note says why. `RAYON_NUM_THREADS` sets the threads of both.
-
-#[path = "../examples/llama/llama/mod.rs"]
-#[allow(dead_code, unused_imports, reason = "the program and its tests use the rest")]
-mod llama;
 
 use std::path::Path;
 use std::process::Command;
@@ -20,8 +16,8 @@ use burn::tensor::{DType, Device, Tensor};
 use burn_flashinfer::KvLayout;
 use llama::model::Llama;
 
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/llama/tiny");
-const PEER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/transformers_decode.py");
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tiny");
+const PEER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/transformers_decode.py");
 const PROMPT_TOKENS: usize = 16;
 const NEW_TOKENS: usize = 128;
 const REPEATS: usize = 5;

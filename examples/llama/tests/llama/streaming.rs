@@ -8,8 +8,8 @@ use tokenizers::{Tokenizer, decoders::byte_level::ByteLevel};
 use crate::checkpoint::Scratch;
 use crate::fixture::load;
 use crate::generation::{greedy, write};
-use crate::llama::stream::TextStream;
 use crate::program::run;
+use llama::stream::TextStream;
 
 /// Tokens of which each family of decoders changes some.
 const PIECES: [&str; 24] = [

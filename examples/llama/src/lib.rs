@@ -2,6 +2,11 @@
 //!
 //! Start with [`model`]: it is the part that shows how the operations fit together.
 
+#![allow(
+    missing_docs,
+    reason = "of a program: most fields are settings of Hugging Face's files, under their names there"
+)]
+
 pub mod config;
 pub mod defaults;
 pub mod folder;

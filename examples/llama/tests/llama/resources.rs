@@ -7,10 +7,10 @@ use burn_flashinfer::sampling::{DrawKey, Draws};
 use crate::checkpoint::Scratch;
 use crate::fixture::{folder, load, max_difference, values};
 use crate::generation::{greedy, write};
-use crate::llama::generate::{Finish, Length, Options};
-use crate::llama::model::Llama;
-use crate::llama::room::{page_size, room};
-use crate::llama::sampling::{Sampler, Sampling, read};
+use llama::generate::{Finish, Length, Options};
+use llama::model::Llama;
+use llama::room::{page_size, room};
+use llama::sampling::{Sampler, Sampling, read};
 
 /// A small model with this many positions.
 fn model(positions: usize, name: &str) -> (Scratch, Llama) {

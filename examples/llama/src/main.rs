@@ -1,10 +1,9 @@
 //! Writes text with a Llama of Hugging Face, on the operations of `burn_flashinfer`.
 //!
-//! `cargo run --release --example llama` tells a story with the little model that comes along. See `llama/model.rs` for
-//! how the operations fit together, and `--help` for the rest.
+//! `cargo run --release -p llama` tells a story with the little model that comes along. See [`llama::model`] for how
+//! the operations fit together, and `--help` for the rest.
 
 mod device;
-mod llama;
 mod printer;
 
 use std::fmt::Write as _;
@@ -38,7 +37,7 @@ struct Args {
     /// Model folder as Hugging Face has it: config.json, tokenizer.json, *.safetensors [default: the one that comes
     /// along, examples/llama/tiny]
     #[arg(long, value_name = "DIR", hide_default_value = true)]
-    #[arg(default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/llama/tiny"))]
+    #[arg(default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/tiny"))]
     model: PathBuf,
     /// Where to run [default: the first that the build has]
     #[arg(long, value_enum)]

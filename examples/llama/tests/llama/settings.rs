@@ -13,8 +13,8 @@ use serde_json::Value;
 use crate::checkpoint::{Scratch, Stored};
 use crate::fixture::load;
 use crate::generation::write;
-use crate::llama::defaults::GenerationDefaults;
-use crate::llama::generate::{Length, Options};
+use llama::defaults::GenerationDefaults;
+use llama::generate::{Length, Options};
 
 #[derive(Deserialize)]
 struct Settings {

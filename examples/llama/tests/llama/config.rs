@@ -5,7 +5,7 @@ use burn::tensor::DType;
 use burn_flashinfer::{RopeConfig, RopeScaling};
 use serde_json::{Value, json};
 
-use crate::llama::config::Config;
+use llama::config::Config;
 
 /// The shape of a Llama 2 file, with `changes` on top; null takes a field away.
 fn parse(changes: Value) -> Result<Config> {

@@ -76,7 +76,6 @@ impl Llama {
     }
 
     /// A model of random weights: as fast as one that was trained.
-    #[allow(dead_code, reason = "the program loads weights; a benchmark need not")]
     pub fn random(config: Config, device: &Device, dtype: DType) -> Result<Self> {
         Self::from_weights(config, &Loader { weights: None, device, dtype, progress: &|_| {} })
     }
@@ -181,7 +180,6 @@ impl Llama {
     }
 
     /// The logits `[tokens, vocab_size]` after every token of every prompt, one prompt after the other, without a cache.
-    #[allow(dead_code, reason = "the program needs only the last ones; the tests compare them all")]
     pub fn logits_all(&self, prompts: &[&[u32]]) -> Result<Tensor<2>> {
         let lengths: Vec<_> = prompts.iter().map(|tokens| tokens.len()).collect();
         let indptr = Indptr::from_lengths(&lengths, &self.device)?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{DType, Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
 
-use crate::llama::model::Llama;
+use llama::model::Llama;
 
 pub const NAMES: [&str; 3] = ["gqa_llama3", "mha_untied", "tiny"];
 
@@ -27,7 +27,7 @@ pub struct Prompt {
 pub fn folder(name: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     match name {
-        "tiny" => root.join("examples/llama/tiny"),
+        "tiny" => root.join("tiny"),
         name => root.join("tests/fixtures/hf").join(name),
     }
 }

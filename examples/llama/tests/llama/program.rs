@@ -1,24 +1,13 @@
 //! The program as its users meet it: a process with arguments, two streams and an exit code.
 
 use std::io::{Read, Write};
-use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use crate::checkpoint::Scratch;
 use crate::fixture::folder;
 
-/// The example, which `cargo test` builds beside the tests, unless it is told to run only some of them.
 fn llama() -> Command {
-    let tests = std::env::current_exe().unwrap();
-    let profile = tests.parent().and_then(|deps| deps.parent()).unwrap();
-    let program = profile.join("examples").join(format!("llama{}", std::env::consts::EXE_SUFFIX));
-    let changed = |path: &Path| path.metadata().and_then(|data| data.modified()).ok();
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/llama");
-    let files = ["", "llama"].map(|folder| std::fs::read_dir(sources.join(folder)).unwrap());
-    let newest = files.into_iter().flatten().filter_map(|file| changed(&file.unwrap().path())).max();
-    let hint = "build it with `cargo build --example llama`";
-    assert!(changed(&program) >= newest, "{} is missing or outdated: {hint}", program.display());
-    let mut command = Command::new(program);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_llama"));
     command.env_remove("RUST_LOG").env("RUST_BACKTRACE", "1");
     command
 }
@@ -277,15 +266,24 @@ fn failures_are_one_line_and_code_1() {
     fails(&["--device", "abacus"], 2, "possible values: flex, cuda, rocm, vulkan, cpu");
 }
 
+/// The devices that there are, and whether this build has them.
+const DEVICES: [(&str, bool); 5] = [
+    ("flex", cfg!(feature = "flex")),
+    ("cuda", cfg!(feature = "cuda")),
+    ("rocm", cfg!(feature = "rocm")),
+    ("vulkan", cfg!(feature = "vulkan")),
+    ("cpu", cfg!(feature = "cpu")),
+];
+
+/// Whether `BURN_FLASHINFER_TEST_DEVICES` leaves the device in, as for the tests of the operations.
+fn is_asked_for(name: &str) -> bool {
+    let asked = std::env::var("BURN_FLASHINFER_TEST_DEVICES").ok();
+    asked.is_none_or(|asked| asked.split(',').any(|asked| asked.trim() == name))
+}
+
 #[test]
 fn devices_that_are_not_there() {
-    for (name, built) in [
-        ("flex", cfg!(feature = "flex")),
-        ("cuda", cfg!(feature = "cuda")),
-        ("rocm", cfg!(feature = "rocm")),
-        ("vulkan", cfg!(feature = "vulkan")),
-        ("cpu", cfg!(feature = "cpu")),
-    ] {
+    for (name, built) in DEVICES.into_iter().filter(|&(name, built)| !built || is_asked_for(name)) {
         let ran = run(&["--device", name, "--max-new-tokens", "4"]);
         match (built, ran.code) {
             (true, Some(0)) => {}
@@ -304,22 +302,12 @@ fn devices_that_are_not_there() {
     }
 }
 
-/// A few tokens of a batch, read from pages and written to them: the same text as on the CPU. `BURN_FLASHINFER_TEST_DEVICES`
-/// chooses the devices, as for the tests of the operations; without it all of the build must work.
-#[cfg(all(feature = "cube", feature = "flex"))]
+/// A few tokens of a batch, read from pages and written to them: the same text as on the CPU. All devices of the build
+/// that are asked for must work.
+#[cfg(feature = "flex")]
 #[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn every_device_writes_the_same() {
-    let built = [
-        ("cpu", cfg!(feature = "cpu")),
-        ("cuda", cfg!(feature = "cuda")),
-        ("rocm", cfg!(feature = "rocm")),
-        ("vulkan", cfg!(feature = "vulkan")),
-    ];
-    let wanted = std::env::var("BURN_FLASHINFER_TEST_DEVICES").ok();
-    let is_wanted = |name: &str| {
-        wanted.as_ref().is_none_or(|wanted| wanted.split(',').any(|wanted| wanted.trim() == name))
-    };
     let on = |device: &str| {
         let ran = run(&[
             "--device",
@@ -341,7 +329,7 @@ fn every_device_writes_the_same() {
         ran.out
     };
     let expected = on("flex");
-    for (name, _) in built.into_iter().filter(|&(name, built)| built && is_wanted(name)) {
+    for (name, _) in DEVICES.into_iter().filter(|&(name, built)| built && is_asked_for(name)) {
         assert_eq!(on(name), expected, "{name}");
     }
 }
