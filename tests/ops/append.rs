@@ -6,7 +6,10 @@ use burn_flashinfer::{
     reference,
 };
 
-use crate::support::{DTYPES, Host, Rng, Target, VIEWS, View, address, devices};
+use crate::devices::{Target, device_tests};
+use crate::support::{DTYPES, Host, Rng, VIEWS, View, address};
+
+device_tests!(writes_nothing_else, last_tokens_bit_for_bit, clones_keep_their_numbers, no_tokens, in_place);
 
 const LAYOUTS: [KvLayout; 2] = [KvLayout::Nhd, KvLayout::Hnd];
 
@@ -32,17 +35,13 @@ fn expected(pool: &Host<4>, layout: KvLayout, new: &Host<3>, slots: &[Option<usi
 }
 
 /// Every page size, layout and type: the new rows are written, padding is left out, nothing else changes by a bit.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn writes_nothing_else() {
+fn writes_nothing_else(target: Target) {
     let rng = &mut Rng::new("append");
-    for target in devices() {
-        for dtype in target.dtypes() {
-            for (page_size, layout) in [1, 5, 16, 64].into_iter().flat_map(|s| LAYOUTS.map(|l| (s, l))) {
-                for v_dim in [40, 96] {
-                    let view = VIEWS[rng.below(4)];
-                    scattered(&target, page_size, v_dim, layout, dtype, view, rng);
-                }
+    for dtype in target.dtypes() {
+        for (page_size, layout) in [1, 5, 16, 64].into_iter().flat_map(|s| LAYOUTS.map(|l| (s, l))) {
+            for v_dim in [40, 96] {
+                let view = VIEWS[rng.below(4)];
+                scattered(&target, page_size, v_dim, layout, dtype, view, rng);
             }
         }
     }
@@ -87,121 +86,105 @@ fn scattered(
 }
 
 /// The last tokens of each request, NaN and infinities included: bits are copied, not computed with.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn last_tokens_bit_for_bit() {
+fn last_tokens_bit_for_bit(target: Target) {
     let rng = &mut Rng::new("append last");
-    for target in devices() {
-        for dtype in target.dtypes() {
-            let table = table(5, &target.device);
-            let indptr = burn_flashinfer::Indptr::new(&[0, 7, 8], &target.device).expect("valid");
-            let mapping = SlotMapping::last(&table, &indptr).expect("it fits");
-            // Request 0 has 15 tokens in pages 7, 0, 3; request 1 has 10 in 5, 2.
-            let slots: Vec<Option<usize>> = [3, 4, 15, 16, 17, 18, 19, 14].into_iter().map(Some).collect();
-            let [k_pool, v_pool] = pools(5, 40, KvLayout::Nhd, dtype, rng);
-            let mut k = Host::random([8, 2, 40], dtype, rng);
-            k.values[3] = f32::INFINITY;
-            k.values[4] = -0.0;
-            k.values[5] = f32::NAN;
-            let v = Host::random([8, 2, 40], dtype, rng);
-            let [k_tensor, v_tensor] = [&k_pool, &v_pool].map(|pool| pool.tensor(&target.device));
-            let mut pages = KvPages::new(k_tensor, v_tensor, KvLayout::Nhd).expect("pages that fit");
-            append_paged_kv(&mut pages, k.tensor(&target.device), v.tensor(&target.device), &mapping)
-                .expect("it fits");
-            let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-            let (got_k, got_v) = pages.into_tensors().expect("numbers");
-            assert_eq!(bits(Host::of(got_k).values), bits(expected(&k_pool, KvLayout::Nhd, &k, &slots)));
-            assert_eq!(bits(Host::of(got_v).values), bits(expected(&v_pool, KvLayout::Nhd, &v, &slots)));
-        }
+    for dtype in target.dtypes() {
+        let table = table(5, &target.device);
+        let indptr = burn_flashinfer::Indptr::new(&[0, 7, 8], &target.device).expect("valid");
+        let mapping = SlotMapping::last(&table, &indptr).expect("it fits");
+        // Request 0 has 15 tokens in pages 7, 0, 3; request 1 has 10 in 5, 2.
+        let slots: Vec<Option<usize>> = [3, 4, 15, 16, 17, 18, 19, 14].into_iter().map(Some).collect();
+        let [k_pool, v_pool] = pools(5, 40, KvLayout::Nhd, dtype, rng);
+        let mut k = Host::random([8, 2, 40], dtype, rng);
+        k.values[3] = f32::INFINITY;
+        k.values[4] = -0.0;
+        k.values[5] = f32::NAN;
+        let v = Host::random([8, 2, 40], dtype, rng);
+        let [k_tensor, v_tensor] = [&k_pool, &v_pool].map(|pool| pool.tensor(&target.device));
+        let mut pages = KvPages::new(k_tensor, v_tensor, KvLayout::Nhd).expect("pages that fit");
+        append_paged_kv(&mut pages, k.tensor(&target.device), v.tensor(&target.device), &mapping)
+            .expect("it fits");
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let (got_k, got_v) = pages.into_tensors().expect("numbers");
+        assert_eq!(bits(Host::of(got_k).values), bits(expected(&k_pool, KvLayout::Nhd, &k, &slots)));
+        assert_eq!(bits(Host::of(got_v).values), bits(expected(&v_pool, KvLayout::Nhd, &v, &slots)));
     }
 }
 
 /// A pool that is a view of a larger tensor is not written through: the larger tensor has another owner.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn clones_keep_their_numbers() {
+fn clones_keep_their_numbers(target: Target) {
     let rng = &mut Rng::new("append clones");
-    for target in devices() {
-        for dtype in target.dtypes() {
-            let [k_pool, v_pool] = pools(5, 40, KvLayout::Nhd, dtype, rng);
-            let table = table(5, &target.device);
-            let mapping = SlotMapping::new(&table, &[Some(0)], &[0]).expect("a slot");
-            let new = Host::random([1, 2, 40], dtype, rng);
-            let both = [&k_pool, &v_pool].map(|pool| pool.tensor(&target.device));
-            let whole: Tensor<4> = Tensor::cat(both.to_vec(), 0);
-            let before = Host::of(whole.clone()).values;
-            let half = |first: usize| whole.clone().slice(first..first + 9);
-            let mut pages = KvPages::new(half(0), half(9), KvLayout::Nhd).expect("pages that fit");
-            let clone = pages.k().expect("numbers").clone();
-            append_paged_kv(&mut pages, new.tensor(&target.device), new.tensor(&target.device), &mapping)
-                .expect("it fits");
-            let slots = [Some(35)];
-            let (got_k, got_v) = pages.into_tensors().expect("numbers");
-            // Not `assert_eq`, which would print thousands of numbers.
-            let same = |what, got: &Host<4>, wanted: &[f32]| {
-                assert!(got.values == wanted, "{what} on {}, {dtype:?}", target.name);
-            };
-            same("new keys", &Host::of(got_k), &expected(&k_pool, KvLayout::Nhd, &new, &slots));
-            same("new values", &Host::of(got_v), &expected(&v_pool, KvLayout::Nhd, &new, &slots));
-            same("keys of the clone", &Host::of(clone), &k_pool.values);
-            same("the larger tensor", &Host::of(whole), &before);
-        }
+    for dtype in target.dtypes() {
+        let [k_pool, v_pool] = pools(5, 40, KvLayout::Nhd, dtype, rng);
+        let table = table(5, &target.device);
+        let mapping = SlotMapping::new(&table, &[Some(0)], &[0]).expect("a slot");
+        let new = Host::random([1, 2, 40], dtype, rng);
+        let both = [&k_pool, &v_pool].map(|pool| pool.tensor(&target.device));
+        let whole: Tensor<4> = Tensor::cat(both.to_vec(), 0);
+        let before = Host::of(whole.clone()).values;
+        let half = |first: usize| whole.clone().slice(first..first + 9);
+        let mut pages = KvPages::new(half(0), half(9), KvLayout::Nhd).expect("pages that fit");
+        let clone = pages.k().expect("numbers").clone();
+        append_paged_kv(&mut pages, new.tensor(&target.device), new.tensor(&target.device), &mapping)
+            .expect("it fits");
+        let slots = [Some(35)];
+        let (got_k, got_v) = pages.into_tensors().expect("numbers");
+        // Not `assert_eq`, which would print thousands of numbers.
+        let same = |what, got: &Host<4>, wanted: &[f32]| {
+            assert!(got.values == wanted, "{what} on {}, {dtype:?}", target.name);
+        };
+        same("new keys", &Host::of(got_k), &expected(&k_pool, KvLayout::Nhd, &new, &slots));
+        same("new values", &Host::of(got_v), &expected(&v_pool, KvLayout::Nhd, &new, &slots));
+        same("keys of the clone", &Host::of(clone), &k_pool.values);
+        same("the larger tensor", &Host::of(whole), &before);
     }
 }
 
 /// No tokens: nothing happens.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn no_tokens() {
-    for target in devices() {
-        let rng = &mut Rng::new("append nothing");
-        let [k_pool, v_pool] = pools(5, 40, KvLayout::Nhd, DTYPES[0], rng);
-        let [k, v] = [&k_pool, &v_pool].map(|pool| pool.tensor(&target.device));
-        let mut pages = KvPages::new(k, v, KvLayout::Nhd).expect("pages that fit");
-        let mapping = SlotMapping::new(&table(5, &target.device), &[], &[]).expect("no slots");
-        assert!(mapping.is_empty());
-        let nothing = || Host::full([0, 2, 40], DTYPES[0], 0.0).tensor(&target.device);
-        append_paged_kv(&mut pages, nothing(), nothing(), &mapping).expect("it fits");
-        // Only padding: likewise.
-        let mapping = SlotMapping::new(&table(5, &target.device), &[None, None], &[0, 0]).expect("no slots");
-        let padding = || Host::full([2, 2, 40], DTYPES[0], 1.0).tensor(&target.device);
-        append_paged_kv(&mut pages, padding(), padding(), &mapping).expect("it fits");
-        let (k, v) = pages.into_tensors().expect("numbers");
-        assert_eq!((Host::of(k).values, Host::of(v).values), (k_pool.values, v_pool.values));
-    }
+fn no_tokens(target: Target) {
+    let rng = &mut Rng::new("append nothing");
+    let [k_pool, v_pool] = pools(5, 40, KvLayout::Nhd, DTYPES[0], rng);
+    let [k, v] = [&k_pool, &v_pool].map(|pool| pool.tensor(&target.device));
+    let mut pages = KvPages::new(k, v, KvLayout::Nhd).expect("pages that fit");
+    let mapping = SlotMapping::new(&table(5, &target.device), &[], &[]).expect("no slots");
+    assert!(mapping.is_empty());
+    let nothing = || Host::full([0, 2, 40], DTYPES[0], 0.0).tensor(&target.device);
+    append_paged_kv(&mut pages, nothing(), nothing(), &mapping).expect("it fits");
+    // Only padding: likewise.
+    let mapping = SlotMapping::new(&table(5, &target.device), &[None, None], &[0, 0]).expect("no slots");
+    let padding = || Host::full([2, 2, 40], DTYPES[0], 1.0).tensor(&target.device);
+    append_paged_kv(&mut pages, padding(), padding(), &mapping).expect("it fits");
+    let (k, v) = pages.into_tensors().expect("numbers");
+    assert_eq!((Host::of(k).values, Host::of(v).values), (k_pool.values, v_pool.values));
 }
 
 /// A hundred steps of a decode loop, attention reading the pages between two appends, never copy a page: the elements
 /// stay where they are.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn in_place() {
-    for target in devices() {
-        for dtype in target.dtypes() {
-            for layout in LAYOUTS {
-                let shape = match layout {
-                    KvLayout::Nhd => [128, 16, 8, 64],
-                    KvLayout::Hnd => [128, 8, 16, 64],
-                };
-                let zeros = || Tensor::<4>::zeros(shape, (&target.device, dtype));
-                let mut pages = KvPages::new(zeros(), zeros(), layout).expect("pages that fit");
-                step(&target, &mut pages, dtype, 0);
-                let before = [pages.k().expect("numbers"), pages.v().expect("numbers")].map(address);
-                for at in 1..100 {
-                    step(&target, &mut pages, dtype, at);
-                    // Not after every step, so that a lazy backend may gather some.
-                    if at % 7 == 1 {
-                        let after = [pages.k().expect("numbers"), pages.v().expect("numbers")].map(address);
-                        assert_eq!(after, before, "step {at} moved the pages on {}", target.name);
-                    }
+fn in_place(target: Target) {
+    for dtype in target.dtypes() {
+        for layout in LAYOUTS {
+            let shape = match layout {
+                KvLayout::Nhd => [128, 16, 8, 64],
+                KvLayout::Hnd => [128, 8, 16, 64],
+            };
+            let zeros = || Tensor::<4>::zeros(shape, (&target.device, dtype));
+            let mut pages = KvPages::new(zeros(), zeros(), layout).expect("pages that fit");
+            step(&target, &mut pages, dtype, 0);
+            let before = [pages.k().expect("numbers"), pages.v().expect("numbers")].map(address);
+            for at in 1..100 {
+                step(&target, &mut pages, dtype, at);
+                // Not after every step, so that a lazy backend may gather some.
+                if at % 7 == 1 {
+                    let after = [pages.k().expect("numbers"), pages.v().expect("numbers")].map(address);
+                    assert_eq!(after, before, "step {at} moved the pages on {}", target.name);
                 }
-                // The measure sees a copy when there is one: a clone of the pages is alive.
-                let clone = pages.clone();
-                step(&target, &mut pages, dtype, 100);
-                let after = [pages.k().expect("numbers"), pages.v().expect("numbers")].map(address);
-                assert!(after[0] != before[0] && after[1] != before[1], "{}: {after:?}", target.name);
-                drop(clone);
             }
+            // The measure sees a copy when there is one: a clone of the pages is alive.
+            let clone = pages.clone();
+            step(&target, &mut pages, dtype, 100);
+            let after = [pages.k().expect("numbers"), pages.v().expect("numbers")].map(address);
+            assert!(after[0] != before[0] && after[1] != before[1], "{}: {after:?}", target.name);
+            drop(clone);
         }
     }
 }

@@ -2,8 +2,23 @@
 
 use burn_flashinfer::{AttentionOptions, KvLayout, single_decode, single_prefill};
 
+use crate::devices::{Target, device_tests};
 use crate::problem::{Case, Got, Problem};
-use crate::support::{DTYPES, Host, Rng, Target, VIEWS, View, devices};
+use crate::support::{DTYPES, Host, Rng, VIEWS, View};
+
+device_tests!(
+    dims_and_groups,
+    sizes,
+    options,
+    ragged_lengths,
+    views,
+    value_dims,
+    without_lse,
+    decode,
+    default_options,
+    many_tokens,
+    fuzz
+);
 
 pub const DIMS: [usize; 8] = [32, 40, 64, 80, 96, 128, 192, 256];
 /// `(kv_heads, group)`.
@@ -11,15 +26,13 @@ pub const HEADS: [(usize, usize); 6] = [(2, 1), (2, 3), (2, 4), (1, 7), (2, 8), 
 pub const SIZES: [usize; 6] = [1, 17, 37, 54, 97, 127];
 const LAYOUTS: [KvLayout; 2] = [KvLayout::Nhd, KvLayout::Hnd];
 
-/// Runs `run` on every device with the cases whose type the device takes, every `nth` of them on a slow device.
-pub fn on_devices(nth: usize, cases: &[Case], mut run: impl FnMut(&Target, &Case)) {
-    for target in devices() {
-        let dtypes = target.dtypes();
-        let cases: Vec<&Case> = cases.iter().filter(|case| dtypes.contains(&case.dtype)).collect();
-        let cases = target.thin(nth, cases);
-        println!("{}: {} cases", target.name, cases.len());
-        cases.into_iter().for_each(|case| run(&target, case));
-    }
+/// Runs `run` with the cases whose type the device takes, every `nth` of them on a slow device.
+pub fn on_device(target: &Target, nth: usize, cases: &[Case], mut run: impl FnMut(&Target, &Case)) {
+    let dtypes = target.dtypes();
+    let cases: Vec<&Case> = cases.iter().filter(|case| dtypes.contains(&case.dtype)).collect();
+    let cases = target.thin(nth, cases);
+    println!("{}: {} cases", target.name, cases.len());
+    cases.into_iter().for_each(|case| run(target, case));
 }
 
 /// Two sizes, the first at most the second: which ones goes round with `at`.
@@ -29,9 +42,7 @@ pub fn lengths(at: usize) -> (usize, usize) {
 }
 
 /// Every head dimension with every grouping in every type; sizes and causal go round.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn dims_and_groups() {
+fn dims_and_groups(target: Target) {
     let mut cases = Vec::new();
     for dim in DIMS {
         for (kv_heads, group) in HEADS {
@@ -42,7 +53,7 @@ fn dims_and_groups() {
             }
         }
     }
-    on_devices(13, &cases, |target, case| {
+    on_device(&target, 13, &cases, |target, case| {
         let problem = case.problem("dims_and_groups");
         let got = problem.single(&target.device, View::Whole, KvLayout::Nhd);
         problem.check("single_prefill", target, &problem.expected(), &got);
@@ -50,9 +61,7 @@ fn dims_and_groups() {
 }
 
 /// Every pair of sizes, more queries than keys too (where there is no causal mask).
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn sizes() {
+fn sizes(target: Target) {
     let mut cases = Vec::new();
     for queries in SIZES {
         for keys in SIZES {
@@ -63,7 +72,7 @@ fn sizes() {
             }
         }
     }
-    on_devices(5, &cases, |target, case| {
+    on_device(&target, 5, &cases, |target, case| {
         let problem = case.problem("sizes");
         let got = problem.single(&target.device, View::Whole, KvLayout::Nhd);
         problem.check("single_prefill", target, &problem.expected(), &got);
@@ -87,10 +96,8 @@ pub fn option_cases(lengths: &[(usize, usize)]) -> Vec<Case> {
     cases
 }
 
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn options() {
-    on_devices(7, &option_cases(&[(17, 37), (5, 0), (0, 3), (37, 97), (1, 54)]), |target, case| {
+fn options(target: Target) {
+    on_device(&target, 7, &option_cases(&[(17, 37), (5, 0), (0, 3), (37, 97), (1, 54)]), |target, case| {
         if case.causal && case.lengths.iter().any(|(queries, keys)| queries > keys) {
             let lengths = case.lengths.iter().copied().filter(|(queries, keys)| queries <= keys).collect();
             let case = Case { lengths, ..case.clone() };
@@ -107,9 +114,7 @@ fn ragged(what: &str, target: &Target, problem: &Problem) {
 }
 
 /// Requests without queries, without keys, without either, and batches of nothing at all.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn ragged_lengths() {
+fn ragged_lengths(target: Target) {
     let batches: [&[(usize, usize)]; 7] = [
         &[(17, 54), (1, 1), (37, 37), (0, 5), (1, 97), (0, 0), (3, 4)],
         &[(5, 0), (0, 0), (0, 7)],
@@ -123,7 +128,7 @@ fn ragged_lengths() {
         .into_iter()
         .flat_map(|dtype| batches.map(|lengths| Case::new(dtype, 128, lengths).heads(2, 4)))
         .collect();
-    on_devices(1, &cases, |target, case| {
+    on_device(&target, 1, &cases, |target, case| {
         ragged("ragged", target, &case.problem("ragged_lengths"));
         if case.lengths.iter().all(|(queries, keys)| queries <= keys) {
             ragged("ragged", target, &case.clone().causal().problem("ragged_lengths"));
@@ -132,11 +137,9 @@ fn ragged_lengths() {
 }
 
 /// Slices and transposed views of tensors that are NaN wherever the view does not look, in both layouts.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn views() {
+fn views(target: Target) {
     let cases = DTYPES.map(|dtype| Case::new(dtype, 40, &[(17, 37)]).causal());
-    on_devices(1, &cases, |target, case| {
+    on_device(&target, 1, &cases, |target, case| {
         let problem = case.problem("views");
         let expected = problem.expected();
         let contiguous = problem.single(&target.device, View::Whole, KvLayout::Nhd);
@@ -151,16 +154,14 @@ fn views() {
 }
 
 /// Values may have another head dimension than keys.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn value_dims() {
+fn value_dims(target: Target) {
     let mut cases = Vec::new();
     for (dim, v_dim) in [(192, 128), (64, 32), (32, 96), (40, 1), (1, 40), (576, 512)] {
         for dtype in DTYPES {
             cases.push(Case { v_dim, ..Case::new(dtype, dim, &[(17, 54), (1, 97)]) }.causal());
         }
     }
-    on_devices(3, &cases, |target, case| {
+    on_device(&target, 3, &cases, |target, case| {
         // So that the thinned grid still has every type.
         let dtypes = if target.is_slow() { DTYPES.to_vec() } else { vec![case.dtype] };
         for dtype in dtypes {
@@ -170,10 +171,8 @@ fn value_dims() {
 }
 
 /// Without the LSE the output has the same bits.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn without_lse() {
-    on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(17, 37)])), |target, case| {
+fn without_lse(target: Target) {
+    on_device(&target, 1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(17, 37)])), |target, case| {
         let problem = case.problem("without_lse");
         let [q, k, v] = [&problem.q, &problem.k, &problem.v].map(|x| x.tensor(&target.device));
         let attended = single_prefill(q, k, v, &case.options().return_lse(false)).expect("it fits");
@@ -184,9 +183,7 @@ fn without_lse() {
 }
 
 /// One token, in both layouts, against the oracle and against prefill.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn decode() {
+fn decode(target: Target) {
     let mut cases = Vec::new();
     for (at, keys) in [0, 1, 17, 37, 54, 97, 127, 577].into_iter().enumerate() {
         for dtype in DTYPES {
@@ -194,7 +191,7 @@ fn decode() {
             cases.push(Case::new(dtype, DIMS[at % 8], &[(1, keys)]).heads(kv_heads, group));
         }
     }
-    on_devices(4, &cases, |target, case| {
+    on_device(&target, 4, &cases, |target, case| {
         let problem = case.problem("decode");
         let expected = problem.expected();
         let prefill = problem.single(&target.device, View::Whole, KvLayout::Nhd);
@@ -218,10 +215,8 @@ fn decode() {
 }
 
 /// Without options: no mask, no LSE.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn default_options() {
-    on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(7, 9)])), |target, case| {
+fn default_options(target: Target) {
+    on_device(&target, 1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(7, 9)])), |target, case| {
         let problem = case.problem("default_options");
         let [q, k, v] = [&problem.q, &problem.k, &problem.v].map(|x| x.tensor(&target.device));
         let attended = single_prefill(q, k, v, &AttentionOptions::default()).expect("it fits");
@@ -233,17 +228,13 @@ fn default_options() {
 }
 
 /// One large problem, so that every tile and split of a kernel has neighbours.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn many_tokens() {
+fn many_tokens(target: Target) {
     let cases = DTYPES.map(|dtype| Case::new(dtype, 128, &[(129, 577), (1, 1031)]).heads(1, 4).causal());
-    on_devices(3, &cases, |target, case| ragged("many_tokens", target, &case.problem("many_tokens")));
+    on_device(&target, 3, &cases, |target, case| ragged("many_tokens", target, &case.problem("many_tokens")));
 }
 
 /// A random mixture of everything.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn fuzz() {
+fn fuzz(target: Target) {
     let rng = &mut Rng::new("fuzz");
     let cases: Vec<Case> = (0..60)
         .map(|_| {
@@ -265,5 +256,5 @@ fn fuzz() {
             }
         })
         .collect();
-    on_devices(12, &cases, |target, case| ragged("fuzz", target, &case.problem("fuzz")));
+    on_device(&target, 12, &cases, |target, case| ragged("fuzz", target, &case.problem("fuzz")));
 }

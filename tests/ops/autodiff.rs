@@ -9,7 +9,10 @@ use burn_flashinfer::{
     single_decode, single_prefill, variable_length_merge_states,
 };
 
-use crate::support::{Host, Rng, Target, bits, devices, refused};
+use crate::devices::{Target, device_tests};
+use crate::support::{Host, Rng, bits, refused};
+
+device_tests!(inference_passes_through, gradients_are_refused, mixed_with_the_device_inside);
 
 /// Inputs of every operation on a device.
 struct Inputs {
@@ -105,17 +108,13 @@ impl Inputs {
 }
 
 /// The same bits as on the device inside.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn inference_passes_through() {
-    for target in devices() {
-        for dtype in target.dtypes() {
-            let plain = Inputs::new(&target.device, dtype).run(&target.device);
-            let autodiff = target.device.clone().autodiff();
-            assert!(autodiff.is_autodiff());
-            let through = Inputs::new(&autodiff, dtype).run(&autodiff);
-            assert_eq!(through, plain, "{} {dtype:?}", target.name);
-        }
+fn inference_passes_through(target: Target) {
+    for dtype in target.dtypes() {
+        let plain = Inputs::new(&target.device, dtype).run(&target.device);
+        let autodiff = target.device.clone().autodiff();
+        assert!(autodiff.is_autodiff());
+        let through = Inputs::new(&autodiff, dtype).run(&autodiff);
+        assert_eq!(through, plain, "{} {dtype:?}", target.name);
     }
 }
 
@@ -127,131 +126,121 @@ fn refusal(op: &str, argument: &str) -> String {
 }
 
 /// Every float argument of every operation, as a leaf that requires a gradient and as something computed from one.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn gradients_are_refused() {
-    for target in devices() {
-        let device = target.device.clone().autodiff();
-        let i = Inputs::new(&device, DType::F32);
-        let options = AttentionOptions::new();
-        for computed in [false, true] {
-            fn track<const D: usize>(tensor: &Tensor<D>, computed: bool) -> Tensor<D> {
-                let leaf = tensor.clone().require_grad();
-                if computed { leaf.mul_scalar(2.0) } else { leaf }
-            }
-            let (x, k, s) = (|| i.x.clone(), || i.k.clone(), || i.s.clone());
-            let (gx, gk, gs) = (|| track(&i.x, computed), || track(&i.k, computed), || track(&i.s, computed));
-            refused(single_prefill(gx(), k(), k(), &options), refusal("single_prefill", "q"));
-            refused(single_prefill(x(), gk(), k(), &options), refusal("single_prefill", "k"));
-            refused(single_prefill(x(), k(), gk(), &options), refusal("single_prefill", "v"));
-            let q = track(&i.x.clone().slice(0..1).squeeze_dim(0), computed);
-            refused(single_decode(q, k(), k(), &options), refusal("single_decode", "q"));
-            refused(
-                batch_prefill_ragged(x(), gk(), k(), &i.qo, &i.qo, &options),
-                refusal("batch_prefill_ragged", "k"),
-            );
-            let pages = |k, v| KvPages::new(k, v, KvLayout::Nhd).expect("it fits");
-            let (pool, gpool) = (|| i.pool.clone(), || track(&i.pool, computed));
-            for pages in [pages(gpool(), pool()), pages(pool(), gpool())] {
-                refused(
-                    batch_prefill_paged(x(), &i.qo, &pages, &i.table, &options),
-                    refusal("batch_prefill_paged", "pages"),
-                );
-            }
-            let mut plain = pages(pool(), pool());
-            let q = track(&i.x.clone().slice(0..2), computed);
-            refused(batch_decode_paged(q, &plain, &i.table, &options), refusal("batch_decode_paged", "q"));
-            refused(append_paged_kv(&mut plain, gk(), k(), &i.slots), refusal("append_paged_kv", "k"));
-            refused(append_paged_kv(&mut plain, k(), gk(), &i.slots), refusal("append_paged_kv", "v"));
-            assert_eq!(bits(plain.k().expect("numbers").clone()), bits(pool()), "a refused call wrote");
-            for mut pages in [pages(gpool(), pool()), pages(pool(), gpool())] {
-                refused(append_paged_kv(&mut pages, k(), k(), &i.slots), refusal("append_paged_kv", "pages"));
-            }
-            refused(merge_state(gx(), s(), x(), s()), refusal("merge_state", "v_a"));
-            refused(merge_state(x(), gs(), x(), s()), refusal("merge_state", "s_a"));
-            refused(merge_state(x(), s(), gx(), s()), refusal("merge_state", "v_b"));
-            refused(merge_state(x(), s(), x(), gs()), refusal("merge_state", "s_b"));
-            let into = |v, s, v_other, s_other| merge_state_in_place(v, s, v_other, s_other, None);
-            let op = "merge_state_in_place";
-            refused(into(gx(), s(), x(), s()), refusal(op, "v"));
-            refused(into(x(), gs(), x(), s()), refusal(op, "s"));
-            refused(into(x(), s(), gx(), s()), refusal(op, "v_other"));
-            refused(into(x(), s(), x(), gs()), refusal(op, "s_other"));
-            let many = |v: Tensor<3>, s: Tensor<2>| merge_states(v.unsqueeze_dim(1), s.unsqueeze_dim(1));
-            refused(many(gx(), s()), refusal("merge_states", "v"));
-            refused(many(x(), gs()), refusal("merge_states", "s"));
-            let ragged = |v, s| variable_length_merge_states(v, s, &i.qo);
-            refused(ragged(gx(), s()), refusal("variable_length_merge_states", "v"));
-            refused(ragged(x(), gs()), refusal("variable_length_merge_states", "s"));
-            refused(apply_rope(gx(), k(), &i.rope, &i.positions), refusal("apply_rope", "q"));
-            refused(apply_rope(x(), gk(), &i.rope, &i.positions), refusal("apply_rope", "k"));
-            let (gweight, gmatrix) = (track(&i.weight, computed), track(&i.matrix, computed));
-            let (w, gw) = (|| i.weight.clone(), || gweight.clone());
-            for (norm, op) in [(rms_norm as fn(_, _, _) -> _, "rms_norm"), (gemma_rms_norm, "gemma_rms_norm")]
-            {
-                refused(norm(gx(), w(), 1e-6), refusal(op, "x"));
-                refused(norm(x(), gw(), 1e-6), refusal(op, "weight"));
-            }
-            for (norm, op) in [
-                (fused_add_rms_norm as fn(_, _, _, _) -> _, "fused_add_rms_norm"),
-                (gemma_fused_add_rms_norm, "gemma_fused_add_rms_norm"),
-            ] {
-                refused(norm(gx(), x(), w(), 1e-6), refusal(op, "x"));
-                refused(norm(x(), gx(), w(), 1e-6), refusal(op, "residual"));
-                refused(norm(x(), x(), gw(), 1e-6), refusal(op, "weight"));
-            }
-            refused(layer_norm(gx(), w(), w(), 1e-6), refusal("layer_norm", "x"));
-            refused(layer_norm(x(), gw(), w(), 1e-6), refusal("layer_norm", "gamma"));
-            refused(layer_norm(x(), w(), gw(), 1e-6), refusal("layer_norm", "beta"));
-            refused(silu_and_mul(gx()), refusal("silu_and_mul", "x"));
-            refused(gelu_and_mul(gx()), refusal("gelu_and_mul", "x"));
-            refused(gelu_tanh_and_mul(gx()), refusal("gelu_tanh_and_mul", "x"));
-            refused(matmul_nt(gx(), i.matrix.clone()), refusal("matmul_nt", "x"));
-            refused(matmul_nt(x(), gmatrix), refusal("matmul_nt", "weight"));
-            // Taken out of the graph, it runs.
-            single_prefill(gx().inner(), gk().inner(), k(), &options).expect("no gradient");
+fn gradients_are_refused(target: Target) {
+    let device = target.device.clone().autodiff();
+    let i = Inputs::new(&device, DType::F32);
+    let options = AttentionOptions::new();
+    for computed in [false, true] {
+        fn track<const D: usize>(tensor: &Tensor<D>, computed: bool) -> Tensor<D> {
+            let leaf = tensor.clone().require_grad();
+            if computed { leaf.mul_scalar(2.0) } else { leaf }
         }
+        let (x, k, s) = (|| i.x.clone(), || i.k.clone(), || i.s.clone());
+        let (gx, gk, gs) = (|| track(&i.x, computed), || track(&i.k, computed), || track(&i.s, computed));
+        refused(single_prefill(gx(), k(), k(), &options), refusal("single_prefill", "q"));
+        refused(single_prefill(x(), gk(), k(), &options), refusal("single_prefill", "k"));
+        refused(single_prefill(x(), k(), gk(), &options), refusal("single_prefill", "v"));
+        let q = track(&i.x.clone().slice(0..1).squeeze_dim(0), computed);
+        refused(single_decode(q, k(), k(), &options), refusal("single_decode", "q"));
+        refused(
+            batch_prefill_ragged(x(), gk(), k(), &i.qo, &i.qo, &options),
+            refusal("batch_prefill_ragged", "k"),
+        );
+        let pages = |k, v| KvPages::new(k, v, KvLayout::Nhd).expect("it fits");
+        let (pool, gpool) = (|| i.pool.clone(), || track(&i.pool, computed));
+        for pages in [pages(gpool(), pool()), pages(pool(), gpool())] {
+            refused(
+                batch_prefill_paged(x(), &i.qo, &pages, &i.table, &options),
+                refusal("batch_prefill_paged", "pages"),
+            );
+        }
+        let mut plain = pages(pool(), pool());
+        let q = track(&i.x.clone().slice(0..2), computed);
+        refused(batch_decode_paged(q, &plain, &i.table, &options), refusal("batch_decode_paged", "q"));
+        refused(append_paged_kv(&mut plain, gk(), k(), &i.slots), refusal("append_paged_kv", "k"));
+        refused(append_paged_kv(&mut plain, k(), gk(), &i.slots), refusal("append_paged_kv", "v"));
+        assert_eq!(bits(plain.k().expect("numbers").clone()), bits(pool()), "a refused call wrote");
+        for mut pages in [pages(gpool(), pool()), pages(pool(), gpool())] {
+            refused(append_paged_kv(&mut pages, k(), k(), &i.slots), refusal("append_paged_kv", "pages"));
+        }
+        refused(merge_state(gx(), s(), x(), s()), refusal("merge_state", "v_a"));
+        refused(merge_state(x(), gs(), x(), s()), refusal("merge_state", "s_a"));
+        refused(merge_state(x(), s(), gx(), s()), refusal("merge_state", "v_b"));
+        refused(merge_state(x(), s(), x(), gs()), refusal("merge_state", "s_b"));
+        let into = |v, s, v_other, s_other| merge_state_in_place(v, s, v_other, s_other, None);
+        let op = "merge_state_in_place";
+        refused(into(gx(), s(), x(), s()), refusal(op, "v"));
+        refused(into(x(), gs(), x(), s()), refusal(op, "s"));
+        refused(into(x(), s(), gx(), s()), refusal(op, "v_other"));
+        refused(into(x(), s(), x(), gs()), refusal(op, "s_other"));
+        let many = |v: Tensor<3>, s: Tensor<2>| merge_states(v.unsqueeze_dim(1), s.unsqueeze_dim(1));
+        refused(many(gx(), s()), refusal("merge_states", "v"));
+        refused(many(x(), gs()), refusal("merge_states", "s"));
+        let ragged = |v, s| variable_length_merge_states(v, s, &i.qo);
+        refused(ragged(gx(), s()), refusal("variable_length_merge_states", "v"));
+        refused(ragged(x(), gs()), refusal("variable_length_merge_states", "s"));
+        refused(apply_rope(gx(), k(), &i.rope, &i.positions), refusal("apply_rope", "q"));
+        refused(apply_rope(x(), gk(), &i.rope, &i.positions), refusal("apply_rope", "k"));
+        let (gweight, gmatrix) = (track(&i.weight, computed), track(&i.matrix, computed));
+        let (w, gw) = (|| i.weight.clone(), || gweight.clone());
+        for (norm, op) in [(rms_norm as fn(_, _, _) -> _, "rms_norm"), (gemma_rms_norm, "gemma_rms_norm")] {
+            refused(norm(gx(), w(), 1e-6), refusal(op, "x"));
+            refused(norm(x(), gw(), 1e-6), refusal(op, "weight"));
+        }
+        for (norm, op) in [
+            (fused_add_rms_norm as fn(_, _, _, _) -> _, "fused_add_rms_norm"),
+            (gemma_fused_add_rms_norm, "gemma_fused_add_rms_norm"),
+        ] {
+            refused(norm(gx(), x(), w(), 1e-6), refusal(op, "x"));
+            refused(norm(x(), gx(), w(), 1e-6), refusal(op, "residual"));
+            refused(norm(x(), x(), gw(), 1e-6), refusal(op, "weight"));
+        }
+        refused(layer_norm(gx(), w(), w(), 1e-6), refusal("layer_norm", "x"));
+        refused(layer_norm(x(), gw(), w(), 1e-6), refusal("layer_norm", "gamma"));
+        refused(layer_norm(x(), w(), gw(), 1e-6), refusal("layer_norm", "beta"));
+        refused(silu_and_mul(gx()), refusal("silu_and_mul", "x"));
+        refused(gelu_and_mul(gx()), refusal("gelu_and_mul", "x"));
+        refused(gelu_tanh_and_mul(gx()), refusal("gelu_tanh_and_mul", "x"));
+        refused(matmul_nt(gx(), i.matrix.clone()), refusal("matmul_nt", "x"));
+        refused(matmul_nt(x(), gmatrix), refusal("matmul_nt", "weight"));
+        // Taken out of the graph, it runs.
+        single_prefill(gx().inner(), gk().inner(), k(), &options).expect("no gradient");
     }
 }
 
 /// An autodiff tensor beside a plain one of the same device: never a panic. Row pointers, tables and rotations made on
 /// the plain device serve both.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn mixed_with_the_device_inside() {
-    for target in devices() {
-        let Target { device: plain, .. } = &target;
-        let autodiff = plain.clone().autodiff();
-        let outside = Inputs::new(&autodiff, DType::F32);
-        let inside = Inputs::new(plain, DType::F32);
-        let random = |device: &Device| Tensor::<3>::random([3, 2, 8], Distribution::Default, device);
-        for (q, k, v) in [
-            (random(&autodiff), random(plain), random(plain)),
-            (random(plain), random(&autodiff), random(plain)),
-            (random(plain), random(plain), random(&autodiff)),
-        ] {
-            mixed(single_prefill(q, k, v, &AttentionOptions::new()).map(|attended| drop(attended.output)));
-        }
-        mixed(rms_norm(outside.x.clone(), inside.weight.clone(), 1e-6).map(drop));
-        let (x, w) = (|| outside.x.clone(), || inside.weight.clone());
-        mixed(fused_add_rms_norm(x(), inside.x.clone(), w(), 1e-6).map(drop));
-        mixed(layer_norm(x(), outside.weight.clone(), w(), 1e-6).map(drop));
-        let s = || inside.s.clone();
-        mixed(merge_state_in_place(x(), s(), inside.x.clone(), s(), None).map(drop));
-        let mask = Tensor::<1, Bool>::full([3], true, plain);
-        let s = || outside.s.clone();
-        mixed(merge_state_in_place(x(), s(), x(), s(), Some(mask)).map(drop));
-        mixed(variable_length_merge_states(x(), s(), &inside.qo).map(drop));
-        mixed(matmul_nt(inside.x.clone(), outside.matrix.clone()).map(drop));
-        mixed(apply_rope(outside.x.clone(), outside.k.clone(), &inside.rope, &inside.positions).map(drop));
-        let options = AttentionOptions::new();
-        let (k, qo) = (&outside.k, &inside.qo);
-        mixed(batch_prefill_ragged(outside.x.clone(), k.clone(), k.clone(), qo, qo, &options).map(drop));
-        let mut pages =
-            KvPages::new(inside.pool.clone(), inside.pool.clone(), KvLayout::Nhd).expect("it fits");
-        mixed(append_paged_kv(&mut pages, outside.k.clone(), outside.k.clone(), &inside.slots));
-        mixed(KvPages::new(inside.pool.clone(), outside.pool.clone(), KvLayout::Nhd).map(drop));
+fn mixed_with_the_device_inside(target: Target) {
+    let Target { device: plain, .. } = &target;
+    let autodiff = plain.clone().autodiff();
+    let outside = Inputs::new(&autodiff, DType::F32);
+    let inside = Inputs::new(plain, DType::F32);
+    let random = |device: &Device| Tensor::<3>::random([3, 2, 8], Distribution::Default, device);
+    for (q, k, v) in [
+        (random(&autodiff), random(plain), random(plain)),
+        (random(plain), random(&autodiff), random(plain)),
+        (random(plain), random(plain), random(&autodiff)),
+    ] {
+        mixed(single_prefill(q, k, v, &AttentionOptions::new()).map(|attended| drop(attended.output)));
     }
+    mixed(rms_norm(outside.x.clone(), inside.weight.clone(), 1e-6).map(drop));
+    let (x, w) = (|| outside.x.clone(), || inside.weight.clone());
+    mixed(fused_add_rms_norm(x(), inside.x.clone(), w(), 1e-6).map(drop));
+    mixed(layer_norm(x(), outside.weight.clone(), w(), 1e-6).map(drop));
+    let s = || inside.s.clone();
+    mixed(merge_state_in_place(x(), s(), inside.x.clone(), s(), None).map(drop));
+    let mask = Tensor::<1, Bool>::full([3], true, plain);
+    let s = || outside.s.clone();
+    mixed(merge_state_in_place(x(), s(), x(), s(), Some(mask)).map(drop));
+    mixed(variable_length_merge_states(x(), s(), &inside.qo).map(drop));
+    mixed(matmul_nt(inside.x.clone(), outside.matrix.clone()).map(drop));
+    mixed(apply_rope(outside.x.clone(), outside.k.clone(), &inside.rope, &inside.positions).map(drop));
+    let options = AttentionOptions::new();
+    let (k, qo) = (&outside.k, &inside.qo);
+    mixed(batch_prefill_ragged(outside.x.clone(), k.clone(), k.clone(), qo, qo, &options).map(drop));
+    let mut pages = KvPages::new(inside.pool.clone(), inside.pool.clone(), KvLayout::Nhd).expect("it fits");
+    mixed(append_paged_kv(&mut pages, outside.k.clone(), outside.k.clone(), &inside.slots));
+    mixed(KvPages::new(inside.pool.clone(), outside.pool.clone(), KvLayout::Nhd).map(drop));
 }
 
 /// Accepted, or refused because of the device.

@@ -6,9 +6,12 @@ use burn_flashinfer::{
     cascade_attention,
 };
 
-use crate::attention::on_devices;
+use crate::attention::on_device;
+use crate::devices::{Target, device_tests, devices};
 use crate::problem::{Case, Got, Paging, Problem};
-use crate::support::{DTYPES, Rng, Target, devices, refused};
+use crate::support::{DTYPES, Rng, refused};
+
+device_tests!(levels, any_tree, refuses_what_does_not_fit);
 
 /// A problem whose request `r` begins with the first `shared[r]` pages of request `r - 1`.
 fn sharing(case: &Case, label: &str, page_size: usize, shared: &[usize]) -> (Problem, Paging) {
@@ -66,9 +69,7 @@ fn attend(problem: &Problem, paging: &Paging, target: &Target, layout: KvLayout,
 }
 
 /// Decoding and appending, over one level and over several, causal or not, in every type.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn levels() {
+fn levels(target: Target) {
     let decode = [(1, 97), (1, 101), (1, 83), (1, 85), (1, 17), (1, 1), (1, 0)];
     let append = [(7, 97), (3, 101), (0, 90), (17, 97), (1, 1)];
     let trees = [
@@ -86,7 +87,7 @@ fn levels() {
                 lengths.iter().map(|&(queries, keys)| (queries, keys.max(queries.min(least)))).collect();
             cases.push(Case { causal, ..Case::new(dtype, 64, &lengths).heads(2, 4) });
         }
-        on_devices(3, &cases, |target, case| {
+        on_device(&target, 3, &cases, |target, case| {
             let (problem, paging) = sharing(case, "levels", 5, shared);
             let expected = problem.expected();
             let found = cascade(&problem, &paging, &target.device, 1);
@@ -100,37 +101,30 @@ fn levels() {
 }
 
 /// Random trees of prefixes, soft caps and scales, and any saving asked for.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn any_tree() {
+fn any_tree(target: Target) {
     let rng = &mut Rng::new("any_tree");
-    for target in devices() {
-        for round in 0..if target.name == "flex" { 60 } else { 4 } {
-            let page_size = [1, 3, 16][rng.below(3)];
-            let lengths: Vec<(usize, usize)> = (0..1 + rng.below(7))
-                .map(|_| {
-                    let keys = rng.below(90);
-                    (rng.below(keys.min(9) + 1), keys)
-                })
-                .collect();
-            let shared: Vec<usize> =
-                (0..lengths.len())
-                    .map(|r| {
-                        if r == 0 { 0 } else { rng.below(lengths[r].1.min(lengths[r - 1].1) / page_size + 1) }
-                    })
-                    .collect();
-            let case = Case {
-                causal: round % 2 == 0,
-                soft_cap: (round % 3 == 0).then_some(20.0),
-                scale: (round % 5 == 0).then_some(0.4),
-                ..Case::new(target.dtypes()[round % target.dtypes().len()], 32, &lengths)
-            };
-            let (problem, paging) = sharing(&case, &format!("any_tree {round}"), page_size, &shared);
-            let found = cascade(&problem, &paging, &target.device, [0, 1, 40][rng.below(3)]);
-            assert!(found.keys_read() <= found.keys_seen());
-            let got = attend(&problem, &paging, &target, KvLayout::Nhd, &found);
-            problem.check("cascade", &target, &problem.expected(), &got);
-        }
+    for round in 0..if target.name == "flex" { 60 } else { 4 } {
+        let page_size = [1, 3, 16][rng.below(3)];
+        let lengths: Vec<(usize, usize)> = (0..1 + rng.below(7))
+            .map(|_| {
+                let keys = rng.below(90);
+                (rng.below(keys.min(9) + 1), keys)
+            })
+            .collect();
+        let shared: Vec<usize> = (0..lengths.len())
+            .map(|r| if r == 0 { 0 } else { rng.below(lengths[r].1.min(lengths[r - 1].1) / page_size + 1) })
+            .collect();
+        let case = Case {
+            causal: round % 2 == 0,
+            soft_cap: (round % 3 == 0).then_some(20.0),
+            scale: (round % 5 == 0).then_some(0.4),
+            ..Case::new(target.dtypes()[round % target.dtypes().len()], 32, &lengths)
+        };
+        let (problem, paging) = sharing(&case, &format!("any_tree {round}"), page_size, &shared);
+        let found = cascade(&problem, &paging, &target.device, [0, 1, 40][rng.below(3)]);
+        assert!(found.keys_read() <= found.keys_seen());
+        let got = attend(&problem, &paging, &target, KvLayout::Nhd, &found);
+        problem.check("cascade", &target, &problem.expected(), &got);
     }
 }
 
@@ -155,47 +149,43 @@ fn saves_what_it_is_asked_to() {
     assert_eq!(Cascade::new(&table, &qo, saved + 1).expect("it fits").levels(), 1);
 }
 
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn refuses_what_does_not_fit() {
-    for target in devices() {
-        let case = Case::new(DType::F32, 32, &[(1, 40), (1, 40)]);
-        let (problem, paging) = sharing(&case, "refuses", 4, &[0, 8]);
-        let device = &target.device;
-        let table = paging.table(device);
-        let rows = |lengths: &[usize]| Indptr::from_lengths(lengths, device).expect("lengths");
-        refused(
-            Cascade::new(&table, &rows(&[1]), 1),
-            "Cascade::new: `qo_indptr` is of 1 requests, expected of 2 requests, as `table`",
-        );
-        let found = Cascade::new(&table, &rows(&[1, 1]), 1).expect("it fits");
-        let pool = |page_size: usize| {
-            let paging = Paging { page_size, ..paging.clone() };
-            let [k, v] = [&problem.k, &problem.v].map(|x| {
-                let shape = [paging.pages, page_size, x.shape[1], x.shape[2]];
-                burn::tensor::Tensor::<4>::zeros(shape, (device, DType::F32))
-            });
-            KvPages::new(k, v, KvLayout::Nhd).expect("pages that fit")
-        };
-        let q = problem.q.tensor(device);
-        let options = AttentionOptions::new();
-        refused(
-            cascade_attention(q.clone(), &pool(4), &found, &options.clone().window_left(3)),
-            "cascade_attention: `window_left` is 3, expected none, as requests share keys",
-        );
-        refused(
-            cascade_attention(q.clone(), &pool(8), &found, &options),
-            "cascade_attention: `cascade` is of pages of 4 tokens, expected pages of 8 tokens, as `pages`",
-        );
-        refused(
-            cascade_attention(q.narrow(0, 0, 1), &pool(4), &found, &options),
-            "cascade_attention: `cascade[2]` is 2, expected 1, the tokens of `q`",
-        );
-        let windowed = Case { window: Some(3), ..case };
-        let (problem, paging) = sharing(&windowed, "refuses", 4, &[0, 8]);
-        let alone = cascade(&problem, &paging, device, 1000);
-        assert_eq!(alone.levels(), 1);
-        let got = attend(&problem, &paging, &target, KvLayout::Nhd, &alone);
-        problem.check("a cascade of one level", &target, &problem.expected(), &got);
-    }
+fn refuses_what_does_not_fit(target: Target) {
+    let case = Case::new(DType::F32, 32, &[(1, 40), (1, 40)]);
+    let (problem, paging) = sharing(&case, "refuses", 4, &[0, 8]);
+    let device = &target.device;
+    let table = paging.table(device);
+    let rows = |lengths: &[usize]| Indptr::from_lengths(lengths, device).expect("lengths");
+    refused(
+        Cascade::new(&table, &rows(&[1]), 1),
+        "Cascade::new: `qo_indptr` is of 1 requests, expected of 2 requests, as `table`",
+    );
+    let found = Cascade::new(&table, &rows(&[1, 1]), 1).expect("it fits");
+    let pool = |page_size: usize| {
+        let paging = Paging { page_size, ..paging.clone() };
+        let [k, v] = [&problem.k, &problem.v].map(|x| {
+            let shape = [paging.pages, page_size, x.shape[1], x.shape[2]];
+            burn::tensor::Tensor::<4>::zeros(shape, (device, DType::F32))
+        });
+        KvPages::new(k, v, KvLayout::Nhd).expect("pages that fit")
+    };
+    let q = problem.q.tensor(device);
+    let options = AttentionOptions::new();
+    refused(
+        cascade_attention(q.clone(), &pool(4), &found, &options.clone().window_left(3)),
+        "cascade_attention: `window_left` is 3, expected none, as requests share keys",
+    );
+    refused(
+        cascade_attention(q.clone(), &pool(8), &found, &options),
+        "cascade_attention: `cascade` is of pages of 4 tokens, expected pages of 8 tokens, as `pages`",
+    );
+    refused(
+        cascade_attention(q.narrow(0, 0, 1), &pool(4), &found, &options),
+        "cascade_attention: `cascade[2]` is 2, expected 1, the tokens of `q`",
+    );
+    let windowed = Case { window: Some(3), ..case };
+    let (problem, paging) = sharing(&windowed, "refuses", 4, &[0, 8]);
+    let alone = cascade(&problem, &paging, device, 1000);
+    assert_eq!(alone.levels(), 1);
+    let got = attend(&problem, &paging, &target, KvLayout::Nhd, &alone);
+    problem.check("a cascade of one level", &target, &problem.expected(), &got);
 }

@@ -2,9 +2,21 @@
 
 use burn_flashinfer::KvLayout;
 
-use crate::attention::on_devices;
+use crate::attention::on_device;
+use crate::devices::{Target, device_tests};
 use crate::problem::{Case, Problem};
-use crate::support::{DTYPES, Target, View, round};
+use crate::support::{DTYPES, View, round};
+
+device_tests!(
+    large_negative_logits,
+    large_logits,
+    tiny_soft_caps,
+    masked_keys_do_not_leak,
+    rows_without_keys,
+    nan_stays_in_its_row,
+    infinite_logits,
+    one_key
+);
 
 fn run(what: &str, target: &Target, problem: &Problem) {
     let expected = problem.expected();
@@ -16,11 +28,9 @@ fn run(what: &str, target: &Target, problem: &Problem) {
 
 /// Logits of -1e4 to -2.45e5 in every row: a mask value like -5e4 would beat them. Inputs are powers of two and small
 /// integers, so that every logit is exact in f32 and the comparison strict.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn large_negative_logits() {
+fn large_negative_logits(target: Target) {
     let lengths = [(17, 37), (1, 54), (3, 97)];
-    on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &lengths)), |target, case| {
+    on_device(&target, 1, &DTYPES.map(|dtype| Case::new(dtype, 64, &lengths)), |target, case| {
         for k in [10.0, 60.0, 240.0] {
             for case in [case.clone(), case.clone().causal(), Case { window: Some(5), ..case.clone() }] {
                 let mut problem = case.problem("large_negative_logits");
@@ -36,10 +46,8 @@ fn large_negative_logits() {
 }
 
 /// Logits up to 1e5 of both signs: no exponential may overflow.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn large_logits() {
-    on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(17, 37), (1, 97)])), |target, case| {
+fn large_logits(target: Target) {
+    on_device(&target, 1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(17, 37), (1, 97)])), |target, case| {
         let mut problem = case.clone().causal().problem("large_logits");
         // Integers times 256 and 8: products and sums are exact.
         problem.q.values.iter_mut().for_each(|x| *x = (*x * 3.0).round() * 256.0);
@@ -49,12 +57,10 @@ fn large_logits() {
 }
 
 /// A cap whose reciprocal overflows: all logits are as good as 0, and those that are 0 do not become NaN.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn tiny_soft_caps() {
+fn tiny_soft_caps(target: Target) {
     let cases =
         DTYPES.map(|dtype| Case { soft_cap: Some(1e-39), ..Case::new(dtype, 64, &[(17, 37), (1, 97)]) });
-    on_devices(1, &cases, |target, case| {
+    on_device(&target, 1, &cases, |target, case| {
         let mut problem = case.problem("tiny_soft_caps");
         let half = problem.q.values.len() / 2;
         problem.q.values[..half].fill(0.0);
@@ -65,10 +71,8 @@ fn tiny_soft_caps() {
 /// Keys outside the mask whose logits are huge, and whose values too, have no influence. Queries and keys are small
 /// integers, so that every logit is exact in f32: of inexact ones in the thousands, the rounding of a single product
 /// decides how far an output of huge values is off, and the baseline's may happen to be small.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn masked_keys_do_not_leak() {
-    on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(8, 40), (1, 70)])), |target, case| {
+fn masked_keys_do_not_leak(target: Target) {
+    on_device(&target, 1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(8, 40), (1, 70)])), |target, case| {
         for case in [
             case.clone().causal(),
             Case { window: Some(5), ..case.clone() },
@@ -99,9 +103,7 @@ fn masked_keys_do_not_leak() {
 
 /// Rows that see no key, those of requests without keys: output exactly 0, LSE -inf. (A causal mask with more queries
 /// than keys is refused, and a left window alone always leaves the last key.)
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn rows_without_keys() {
+fn rows_without_keys(target: Target) {
     let mut cases = Vec::new();
     for dtype in DTYPES {
         for lengths in [&[(37, 5)][..], &[(37, 5), (0, 0), (3, 0), (17, 17)], &[(3, 0)]] {
@@ -109,16 +111,14 @@ fn rows_without_keys() {
             cases.push(Case { soft_cap: Some(20.0), ..Case::new(dtype, 64, lengths) });
         }
     }
-    on_devices(1, &cases, |target, case| {
+    on_device(&target, 1, &cases, |target, case| {
         run("rows without keys", target, &case.problem("rows_without_keys"))
     });
 }
 
 /// A NaN in a query makes its own row NaN and no other; a NaN in a key, the rows of its head that see it.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn nan_stays_in_its_row() {
-    on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(17, 37), (1, 20)])), |target, case| {
+fn nan_stays_in_its_row(target: Target) {
+    on_device(&target, 1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(17, 37), (1, 20)])), |target, case| {
         for case in [case.clone(), case.clone().causal()] {
             let clean = case.problem("nan_stays_in_its_row");
             let clean_got = clean.ragged(&target.device, View::Whole, KvLayout::Nhd);
@@ -141,10 +141,8 @@ fn nan_stays_in_its_row() {
 }
 
 /// A query of infinities: NaN where the reference has NaN, -inf logits count as no key.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn infinite_logits() {
-    on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(4, 9)])), |target, case| {
+fn infinite_logits(target: Target) {
+    on_device(&target, 1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(4, 9)])), |target, case| {
         let mut problem = case.problem("infinite_logits");
         problem.k.values.iter_mut().for_each(|x| *x = round(x.abs() + 0.5, case.dtype));
         // Token 0: every logit -inf, so no key. Token 1: one key far ahead of the others.
@@ -155,10 +153,9 @@ fn infinite_logits() {
 }
 
 /// One key: the output is its value, bit for bit, whatever the logit.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn one_key() {
-    on_devices(
+fn one_key(target: Target) {
+    on_device(
+        &target,
         1,
         &DTYPES.map(|dtype| Case::new(dtype, 64, &[(3, 1), (1, 1)]).heads(2, 4)),
         |target, case| {

@@ -12,6 +12,7 @@ mod burn_ops;
 mod cache;
 mod cascade;
 mod copy;
+mod devices;
 mod edges;
 mod errors;
 mod fp8;

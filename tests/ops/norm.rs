@@ -3,7 +3,10 @@
 use burn::tensor::{Slice, Tensor};
 use burn_flashinfer::{Result, gemma_rms_norm, reference, rms_norm};
 
-use crate::support::{Host, Rng, Target, check, devices, round};
+use crate::devices::{Target, device_tests};
+use crate::support::{Host, Rng, check, round};
+
+device_tests!(shapes, axes_and_views, magnitudes, nan_stays_in_its_row);
 
 /// `x`, weight and epsilon to norms.
 type Oracle = fn(&[f64], &[f64], f64) -> Result<Vec<f64>>;
@@ -56,94 +59,74 @@ fn compare<const D: usize>(
     );
 }
 
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn shapes() {
+fn shapes(target: Target) {
     let rng = &mut Rng::new("norm shapes");
-    for target in devices() {
-        for dtype in target.dtypes() {
-            for (rows, width) in [
-                (1, 1),
-                (3, 17),
-                (5, 40),
-                (1, 127),
-                (2, 1000),
-                (37, 128),
-                (4, 4096),
-                (0, 64),
-                (300, 64),
-                (2, 8192),
-            ] {
-                let x = Host::random([rows, width], dtype, rng);
-                let weight = Host::random([width], dtype, rng);
-                for norm in &NORMS {
-                    let got = norm.run(x.tensor(&target.device), weight.tensor(&target.device), 1e-6);
-                    assert_eq!((got.dims(), got.dtype()), ([rows, width], dtype));
-                    compare("shapes", norm, &target, &x, &weight, 1e-6, &Host::of(got).values);
-                }
+    for dtype in target.dtypes() {
+        for (rows, width) in [
+            (1, 1),
+            (3, 17),
+            (5, 40),
+            (1, 127),
+            (2, 1000),
+            (37, 128),
+            (4, 4096),
+            (0, 64),
+            (300, 64),
+            (2, 8192),
+        ] {
+            let x = Host::random([rows, width], dtype, rng);
+            let weight = Host::random([width], dtype, rng);
+            for norm in &NORMS {
+                let got = norm.run(x.tensor(&target.device), weight.tensor(&target.device), 1e-6);
+                assert_eq!((got.dims(), got.dtype()), ([rows, width], dtype));
+                compare("shapes", norm, &target, &x, &weight, 1e-6, &Host::of(got).values);
             }
         }
     }
 }
 
 /// Any number of leading axes, for instance for the norm of each head; strided too.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn axes_and_views() {
+fn axes_and_views(target: Target) {
     let rng = &mut Rng::new("norm axes");
-    for target in devices() {
-        for dtype in target.dtypes() {
-            let weight = Host::random([64], dtype, rng);
-            let norm = &NORMS[1];
-            let w = || weight.tensor(&target.device);
-            let x1 = Host::random([64], dtype, rng);
-            let got = norm.run(x1.tensor(&target.device), w(), 1e-5);
-            compare("one axis", norm, &target, &x1, &weight, 1e-5, &Host::of(got).values);
-            let x4 = Host::random([2, 3, 4, 64], dtype, rng);
-            let got = norm.run(x4.tensor(&target.device), w(), 1e-5);
-            compare("four axes", norm, &target, &x4, &weight, 1e-5, &Host::of(got).values);
-            let x3 = Host::random([5, 3, 64], dtype, rng);
-            for view in crate::support::VIEWS {
-                let got = norm.run(x3.view(view, &target.device), w(), 1e-5);
-                compare(&format!("{view:?}"), norm, &target, &x3, &weight, 1e-5, &Host::of(got).values);
-            }
-            // Every other weight of a longer row.
-            let doubled =
-                Host::from_fn([128], dtype, |i| if i % 2 == 0 { weight.values[i / 2] } else { f32::NAN });
-            let strided: Tensor<1> = doubled.tensor(&target.device).slice([Slice::new(0, Some(128), 2)]);
-            let got = norm.run(x1.tensor(&target.device), strided, 1e-5);
-            compare("strided weight", norm, &target, &x1, &weight, 1e-5, &Host::of(got).values);
+    for dtype in target.dtypes() {
+        let weight = Host::random([64], dtype, rng);
+        let norm = &NORMS[1];
+        let w = || weight.tensor(&target.device);
+        let x1 = Host::random([64], dtype, rng);
+        let got = norm.run(x1.tensor(&target.device), w(), 1e-5);
+        compare("one axis", norm, &target, &x1, &weight, 1e-5, &Host::of(got).values);
+        let x4 = Host::random([2, 3, 4, 64], dtype, rng);
+        let got = norm.run(x4.tensor(&target.device), w(), 1e-5);
+        compare("four axes", norm, &target, &x4, &weight, 1e-5, &Host::of(got).values);
+        let x3 = Host::random([5, 3, 64], dtype, rng);
+        for view in crate::support::VIEWS {
+            let got = norm.run(x3.view(view, &target.device), w(), 1e-5);
+            compare(&format!("{view:?}"), norm, &target, &x3, &weight, 1e-5, &Host::of(got).values);
         }
+        // Every other weight of a longer row.
+        let doubled =
+            Host::from_fn([128], dtype, |i| if i % 2 == 0 { weight.values[i / 2] } else { f32::NAN });
+        let strided: Tensor<1> = doubled.tensor(&target.device).slice([Slice::new(0, Some(128), 2)]);
+        let got = norm.run(x1.tensor(&target.device), strided, 1e-5);
+        compare("strided weight", norm, &target, &x1, &weight, 1e-5, &Host::of(got).values);
     }
 }
 
 /// Rows of zeros, and of magnitudes whose squares f16 could not hold.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn magnitudes() {
+fn magnitudes(target: Target) {
     let rng = &mut Rng::new("norm magnitudes");
-    for target in devices() {
-        for dtype in target.dtypes() {
-            for factor in [0.0, 1e-4, 1.0, 1e4] {
-                for epsilon in [0.0, 1e-6, 0.5] {
-                    if factor == 0.0 && epsilon == 0.0 {
-                        continue;
-                    }
-                    let x = Host::from_fn([9, 96], dtype, |_| rng.normal() * factor);
-                    let weight = Host::random([96], dtype, rng);
-                    for norm in &NORMS {
-                        let got = norm.run(x.tensor(&target.device), weight.tensor(&target.device), epsilon);
-                        let got = Host::of(got).values;
-                        compare(
-                            &format!("x {factor} e {epsilon}"),
-                            norm,
-                            &target,
-                            &x,
-                            &weight,
-                            epsilon,
-                            &got,
-                        );
-                    }
+    for dtype in target.dtypes() {
+        for factor in [0.0, 1e-4, 1.0, 1e4] {
+            for epsilon in [0.0, 1e-6, 0.5] {
+                if factor == 0.0 && epsilon == 0.0 {
+                    continue;
+                }
+                let x = Host::from_fn([9, 96], dtype, |_| rng.normal() * factor);
+                let weight = Host::random([96], dtype, rng);
+                for norm in &NORMS {
+                    let got = norm.run(x.tensor(&target.device), weight.tensor(&target.device), epsilon);
+                    let got = Host::of(got).values;
+                    compare(&format!("x {factor} e {epsilon}"), norm, &target, &x, &weight, epsilon, &got);
                 }
             }
         }
@@ -151,19 +134,15 @@ fn magnitudes() {
 }
 
 /// A NaN makes its own row NaN, no other.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn nan_stays_in_its_row() {
+fn nan_stays_in_its_row(target: Target) {
     let rng = &mut Rng::new("norm nan");
-    for target in devices() {
-        for dtype in target.dtypes() {
-            let mut x = Host::random([5, 40], dtype, rng);
-            x.values[2 * 40 + 7] = f32::NAN;
-            let weight = Host::random([40], dtype, rng);
-            for norm in &NORMS {
-                let got = norm.run(x.tensor(&target.device), weight.tensor(&target.device), 1e-6);
-                compare("NaN", norm, &target, &x, &weight, 1e-6, &Host::of(got).values);
-            }
+    for dtype in target.dtypes() {
+        let mut x = Host::random([5, 40], dtype, rng);
+        x.values[2 * 40 + 7] = f32::NAN;
+        let weight = Host::random([40], dtype, rng);
+        for norm in &NORMS {
+            let got = norm.run(x.tensor(&target.device), weight.tensor(&target.device), 1e-6);
+            compare("NaN", norm, &target, &x, &weight, 1e-6, &Host::of(got).values);
         }
     }
 }

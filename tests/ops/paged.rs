@@ -3,9 +3,22 @@
 use burn::tensor::Tensor;
 use burn_flashinfer::{KvLayout, KvPages, PageTable, batch_decode_paged};
 
-use crate::attention::{DIMS, HEADS, on_devices, option_cases};
+use crate::attention::{DIMS, HEADS, on_device, option_cases};
+use crate::devices::{Target, device_tests};
 use crate::problem::{Case, Got, Paging};
 use crate::support::{DTYPES, Host, View};
+
+device_tests!(
+    page_sizes,
+    dims_and_groups,
+    options,
+    value_dims,
+    strided_pools,
+    decode,
+    shared_pages,
+    one_request_many_times,
+    agrees_with_contiguous
+);
 
 const LAYOUTS: [KvLayout; 2] = [KvLayout::Nhd, KvLayout::Hnd];
 /// Last pages of every kind for pages of 1, 5, 16 and 64: full, of one token, between; no page at all.
@@ -13,11 +26,9 @@ const LENGTHS: [(usize, usize); 9] =
     [(17, 65), (1, 1), (0, 16), (3, 64), (0, 0), (10, 97), (1, 5), (6, 6), (2, 80)];
 
 /// Every page size and layout in every type, pages shuffled; NaN in every slot that no token owns.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn page_sizes() {
+fn page_sizes(target: Target) {
     let cases = DTYPES.map(|dtype| Case::new(dtype, 64, &LENGTHS).heads(2, 4).causal());
-    on_devices(1, &cases, |target, case| {
+    on_device(&target, 1, &cases, |target, case| {
         let problem = case.problem("page_sizes");
         let expected = problem.expected();
         for (page_size, layout) in [1, 5, 16, 64].into_iter().flat_map(|size| LAYOUTS.map(|l| (size, l))) {
@@ -27,9 +38,7 @@ fn page_sizes() {
     });
 }
 
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn dims_and_groups() {
+fn dims_and_groups(target: Target) {
     let mut cases = Vec::new();
     for (at, dim) in DIMS.into_iter().enumerate() {
         for dtype in DTYPES {
@@ -37,31 +46,27 @@ fn dims_and_groups() {
             cases.push(Case::new(dtype, dim, &[(17, 54), (1, 97)]).heads(kv_heads, group).causal());
         }
     }
-    on_devices(5, &cases, |target, case| {
+    on_device(&target, 5, &cases, |target, case| {
         let problem = case.problem("paged dims");
         let got = problem.paged(&target.device, 16, LAYOUTS[case.dim / 8 % 2]);
         problem.check("paged", target, &problem.expected(), &got);
     });
 }
 
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn options() {
-    on_devices(11, &option_cases(&[(17, 37), (0, 3), (1, 54), (0, 0)]), |target, case| {
+fn options(target: Target) {
+    on_device(&target, 11, &option_cases(&[(17, 37), (0, 3), (1, 54), (0, 0)]), |target, case| {
         let problem = case.problem("paged options");
         let got = problem.paged(&target.device, 5, KvLayout::Nhd);
         problem.check("paged options", target, &problem.expected(), &got);
     });
 }
 
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn value_dims() {
+fn value_dims(target: Target) {
     let mut cases = Vec::new();
     for (dim, v_dim) in [(192, 128), (32, 96)] {
         cases.extend(DTYPES.map(|dtype| Case { v_dim, ..Case::new(dtype, dim, &[(4, 21), (1, 48)]) }));
     }
-    on_devices(1, &cases, |target, case| {
+    on_device(&target, 1, &cases, |target, case| {
         let problem = case.problem("paged value dims");
         let got = problem.paged(&target.device, 16, KvLayout::Hnd);
         problem.check("paged", target, &problem.expected(), &got);
@@ -69,10 +74,8 @@ fn value_dims() {
 }
 
 /// A pool that is half of `[pages, 2, page_size, kv_heads, head_dim]`, as FlashInfer lays its cache out.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn strided_pools() {
-    on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &LENGTHS)), |target, case| {
+fn strided_pools(target: Target) {
+    on_device(&target, 1, &DTYPES.map(|dtype| Case::new(dtype, 64, &LENGTHS)), |target, case| {
         let problem = case.problem("strided_pools");
         let expected = problem.expected();
         for layout in LAYOUTS {
@@ -87,9 +90,7 @@ fn strided_pools() {
 }
 
 /// One new token for each request: decode, against the oracle and bit for bit against prefill.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn decode() {
+fn decode(target: Target) {
     let mut cases = Vec::new();
     for (at, dim) in [64, 128, 80].into_iter().enumerate() {
         for dtype in DTYPES {
@@ -97,7 +98,7 @@ fn decode() {
             cases.push(Case::new(dtype, dim, &lengths).heads(2, [4, 8, 1][at]));
         }
     }
-    on_devices(2, &cases, |target, case| {
+    on_device(&target, 2, &cases, |target, case| {
         let problem = case.problem("paged decode");
         let expected = problem.expected();
         for (page_size, layout) in [(16, KvLayout::Nhd), (5, KvLayout::Hnd), (1, KvLayout::Nhd)] {
@@ -115,12 +116,11 @@ fn decode() {
 }
 
 /// Two requests whose first pages are the same pages.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn shared_pages() {
+fn shared_pages(target: Target) {
     let (page_size, shared) = (5, 4);
     for layout in LAYOUTS {
-        on_devices(
+        on_device(
+            &target,
             1,
             &DTYPES.map(|dtype| Case::new(dtype, 64, &[(7, 23), (2, 26)]).causal()),
             |target, case| {
@@ -145,10 +145,8 @@ fn shared_pages() {
 }
 
 /// The same request several times: rows of one table, all with the same pages.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn one_request_many_times() {
-    on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(1, 37)])), |target, case| {
+fn one_request_many_times(target: Target) {
+    on_device(&target, 1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(1, 37)])), |target, case| {
         let problem = case.problem("one_request_many_times");
         let paging = problem.paging(16);
         let [k, v] = [&problem.k, &problem.v].map(|x| paging.pool(x, KvLayout::Nhd).tensor(&target.device));
@@ -167,11 +165,9 @@ fn one_request_many_times() {
 }
 
 /// Paged, ragged and single see the same keys and must agree, each with the same oracle.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn agrees_with_contiguous() {
+fn agrees_with_contiguous(target: Target) {
     let cases = DTYPES.map(|dtype| Case::new(dtype, 128, &[(17, 54), (37, 97), (1, 127)]).causal());
-    on_devices(1, &cases, |target, case| {
+    on_device(&target, 1, &cases, |target, case| {
         let problem = case.problem("agrees_with_contiguous");
         let expected = problem.expected();
         let single = problem.single(&target.device, View::Whole, KvLayout::Nhd);

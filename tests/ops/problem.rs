@@ -6,7 +6,8 @@ use burn_flashinfer::{
     batch_prefill_ragged, reference, single_prefill,
 };
 
-use crate::support::{Host, Rng, Target, View, check, round};
+use crate::devices::Target;
+use crate::support::{Host, Rng, View, check, round};
 
 /// An attention problem without its numbers.
 #[derive(Debug, Clone)]

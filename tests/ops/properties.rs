@@ -3,9 +3,21 @@
 use burn::tensor::Tensor;
 use burn_flashinfer::{Indptr, KvLayout, KvPages, batch_prefill_paged, merge_state, single_prefill};
 
-use crate::attention::on_devices;
+use crate::attention::on_device;
+use crate::devices::{Target, device_tests};
 use crate::problem::{Case, Expected, Got, Paging, Problem};
-use crate::support::{DTYPES, Host, Rng, Target, View, bits};
+use crate::support::{DTYPES, Host, Rng, View, bits};
+
+device_tests!(
+    permuted_pages,
+    repeatable,
+    gqa_is_repeated_mha,
+    batch_does_not_matter,
+    split_and_merge,
+    window_is_a_suffix,
+    chunked_prefill,
+    inputs_are_not_touched
+);
 
 const REPEATS: usize = 20;
 
@@ -14,10 +26,8 @@ fn batch(dtype: burn::tensor::DType) -> Case {
 }
 
 /// Which pages hold the tokens makes no difference to a single bit.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn permuted_pages() {
-    on_devices(1, &DTYPES.map(batch), |target, case| {
+fn permuted_pages(target: Target) {
+    on_device(&target, 1, &DTYPES.map(batch), |target, case| {
         let problem = case.problem("permuted_pages");
         let rng = &mut Rng::new("permuted_pages");
         let first = problem.paging(5);
@@ -36,10 +46,8 @@ fn permuted_pages() {
 }
 
 /// The same call gives the same bits, every time.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn repeatable() {
-    on_devices(1, &DTYPES.map(batch), |target, case| {
+fn repeatable(target: Target) {
+    on_device(&target, 1, &DTYPES.map(batch), |target, case| {
         let problem = case.problem("repeatable");
         let first = problem.paged(&target.device, 16, KvLayout::Nhd).bits();
         for _ in 0..REPEATS {
@@ -50,11 +58,9 @@ fn repeatable() {
 
 /// Query heads that share a key head get what they get when each has its own copy of it: within the bound, not the same
 /// bits, since a backend may add up in another order where more rows share a key.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn gqa_is_repeated_mha() {
+fn gqa_is_repeated_mha(target: Target) {
     let cases = DTYPES.map(|dtype| Case::new(dtype, 64, &[(17, 54), (1, 97)]).heads(2, 4));
-    on_devices(1, &cases, |target, case| {
+    on_device(&target, 1, &cases, |target, case| {
         let problem = case.problem("gqa_is_repeated_mha");
         let repeated = |x: &Host<3>| {
             let [tokens, heads, dim] = x.shape;
@@ -76,10 +82,8 @@ fn gqa_is_repeated_mha() {
 }
 
 /// A request alone gives the bits it gives among others.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn batch_does_not_matter() {
-    on_devices(1, &DTYPES.map(batch), |target, case| {
+fn batch_does_not_matter(target: Target) {
+    on_device(&target, 1, &DTYPES.map(batch), |target, case| {
         let problem = case.problem("batch_does_not_matter");
         let together = problem.ragged(&target.device, View::Whole, KvLayout::Nhd);
         let alone = problem.single(&target.device, View::Whole, KvLayout::Nhd);
@@ -90,10 +94,8 @@ fn batch_does_not_matter() {
 }
 
 /// Attention over two sets of keys, merged, is attention over both. Some sets are empty.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn split_and_merge() {
-    on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(17, 97)])), |target, case| {
+fn split_and_merge(target: Target) {
+    on_device(&target, 1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(17, 97)])), |target, case| {
         for soft_cap in [None, Some(5.0)] {
             let problem = Case { soft_cap, ..case.clone() }.problem("split_and_merge");
             let Expected { oracle, baseline, .. } = problem.expected();
@@ -137,11 +139,9 @@ fn split_baseline(problem: &Problem, at: usize) -> Vec<f32> {
 }
 
 /// Keys before the window make no difference to what is within it.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn window_is_a_suffix() {
+fn window_is_a_suffix(target: Target) {
     let cases = DTYPES.map(|dtype| Case { window: Some(16), ..Case::new(dtype, 64, &[(1, 127)]) });
-    on_devices(1, &cases, |target, case| {
+    on_device(&target, 1, &cases, |target, case| {
         let problem = case.problem("window_is_a_suffix");
         let suffix = Problem {
             case: Case { lengths: vec![(1, 17)], window: None, ..case.clone() },
@@ -155,10 +155,8 @@ fn window_is_a_suffix() {
 }
 
 /// Prefill in two steps over one cache is prefill in one.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn chunked_prefill() {
-    on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(54, 54)]).causal()), |target, case| {
+fn chunked_prefill(target: Target) {
+    on_device(&target, 1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(54, 54)]).causal()), |target, case| {
         let problem = case.problem("chunked_prefill");
         let expected = problem.expected();
         let [whole, chunks] = [&[54][..], &[20, 1, 33]].map(|chunks| chunked(target, &problem, chunks));
@@ -190,10 +188,8 @@ fn chunked(target: &Target, problem: &Problem, chunks: &[usize]) -> Got {
 }
 
 /// Operations leave their inputs as they were.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn inputs_are_not_touched() {
-    on_devices(1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(7, 9)])), |target, case| {
+fn inputs_are_not_touched(target: Target) {
+    on_device(&target, 1, &DTYPES.map(|dtype| Case::new(dtype, 64, &[(7, 9)])), |target, case| {
         let problem = case.problem("inputs_are_not_touched");
         let [q, k, v] = [&problem.q, &problem.k, &problem.v].map(|x| x.tensor(&target.device));
         let before = [&q, &k, &v].map(|x| bits(x.clone()));

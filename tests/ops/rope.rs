@@ -3,7 +3,10 @@
 use burn::tensor::DType;
 use burn_flashinfer::{Indptr, Positions, Rope, RopeConfig, RopeScaling, RopeStyle, apply_rope, reference};
 
-use crate::support::{DTYPES, Host, Rng, Target, VIEWS, View, check, devices, round};
+use crate::devices::{Target, device_tests};
+use crate::support::{DTYPES, Host, Rng, VIEWS, View, check, round};
+
+device_tests!(dims_styles_and_scalings, views, no_tokens, position_zero, far_positions, continuing);
 
 const STYLES: [RopeStyle; 2] = [RopeStyle::Halves, RopeStyle::Interleaved];
 const LLAMA3: RopeScaling = RopeScaling::Llama3 {
@@ -78,9 +81,7 @@ fn run(target: &Target, case: &Case, style: RopeStyle, dtype: DType, view: View,
     }
 }
 
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn dims_styles_and_scalings() {
+fn dims_styles_and_scalings(target: Target) {
     let rng = &mut Rng::new("rope");
     let mut cases = Vec::new();
     for (dim, rotary_dim) in
@@ -97,99 +98,76 @@ fn dims_styles_and_scalings() {
             cases.push(Case { tokens, heads, dim, rotary_dim, theta, scaling });
         }
     }
-    for target in devices() {
-        for dtype in target.dtypes() {
-            for case in target.thin(7, cases.iter().collect()) {
-                STYLES.into_iter().for_each(|style| run(&target, case, style, dtype, View::Whole, rng));
-            }
+    for dtype in target.dtypes() {
+        for case in target.thin(7, cases.iter().collect()) {
+            STYLES.into_iter().for_each(|style| run(&target, case, style, dtype, View::Whole, rng));
         }
     }
 }
 
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn views() {
+fn views(target: Target) {
     let rng = &mut Rng::new("rope views");
     let case =
         Case { tokens: 5, heads: [6, 2], dim: 40, rotary_dim: 32, theta: 1e4, scaling: RopeScaling::None };
-    for target in devices() {
-        for dtype in target.dtypes() {
-            for view in VIEWS {
-                STYLES.into_iter().for_each(|style| run(&target, &case, style, dtype, view, rng));
-            }
+    for dtype in target.dtypes() {
+        for view in VIEWS {
+            STYLES.into_iter().for_each(|style| run(&target, &case, style, dtype, view, rng));
         }
     }
 }
 
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn no_tokens() {
-    for target in devices() {
-        for dtype in target.dtypes() {
-            let rope = Rope::new(&RopeConfig::new(64), 16, &target.device).expect("valid");
-            let [q, k] = [8, 2].map(|heads| Host::full([0, heads, 64], dtype, 0.0).tensor(&target.device));
-            let positions = Positions::new(&[], &target.device).expect("no positions");
-            let (q, k) = apply_rope(q, k, &rope, &positions).expect("it fits");
-            assert_eq!((q.dims(), k.dims()), ([0, 8, 64], [0, 2, 64]));
-        }
+fn no_tokens(target: Target) {
+    for dtype in target.dtypes() {
+        let rope = Rope::new(&RopeConfig::new(64), 16, &target.device).expect("valid");
+        let [q, k] = [8, 2].map(|heads| Host::full([0, heads, 64], dtype, 0.0).tensor(&target.device));
+        let positions = Positions::new(&[], &target.device).expect("no positions");
+        let (q, k) = apply_rope(q, k, &rope, &positions).expect("it fits");
+        assert_eq!((q.dims(), k.dims()), ([0, 8, 64], [0, 2, 64]));
     }
 }
 
 /// Position 0 turns nothing: the bits stay.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn position_zero() {
-    for target in devices() {
-        for dtype in target.dtypes() {
-            let rope = Rope::new(&RopeConfig::new(64), 1, &target.device).expect("valid");
-            let x = Host::random([3, 2, 64], dtype, &mut Rng::new("rope zero"));
-            let positions = Positions::new(&[0, 0, 0], &target.device).expect("positions");
-            let (q, k) = apply_rope(x.tensor(&target.device), x.tensor(&target.device), &rope, &positions)
-                .expect("it fits");
-            assert_eq!((Host::of(q).values, Host::of(k).values), (x.values.clone(), x.values));
-        }
+fn position_zero(target: Target) {
+    for dtype in target.dtypes() {
+        let rope = Rope::new(&RopeConfig::new(64), 1, &target.device).expect("valid");
+        let x = Host::random([3, 2, 64], dtype, &mut Rng::new("rope zero"));
+        let positions = Positions::new(&[0, 0, 0], &target.device).expect("positions");
+        let (q, k) = apply_rope(x.tensor(&target.device), x.tensor(&target.device), &rope, &positions)
+            .expect("it fits");
+        assert_eq!((Host::of(q).values, Host::of(k).values), (x.values.clone(), x.values));
     }
 }
 
 /// Far positions are as exact as near ones: angles are computed in f64.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn far_positions() {
+fn far_positions(target: Target) {
     let config = RopeConfig::new(16).theta(1e4);
-    for target in devices() {
-        let rope = Rope::new(&config, 131_072, &target.device).expect("valid");
-        for dtype in target.dtypes() {
-            let x = Host::random([4, 1, 16], dtype, &mut Rng::new("rope far"));
-            let at = [131_071, 100_003, 65_537, 99_999];
-            let positions = Positions::new(&at, &target.device).expect("positions");
-            let (q, _) = apply_rope(x.tensor(&target.device), x.tensor(&target.device), &rope, &positions)
-                .expect("it fits");
-            compare("far", &target, &config, RopeStyle::Halves, &x, &at, &Host::of(q).values);
-        }
+    let rope = Rope::new(&config, 131_072, &target.device).expect("valid");
+    for dtype in target.dtypes() {
+        let x = Host::random([4, 1, 16], dtype, &mut Rng::new("rope far"));
+        let at = [131_071, 100_003, 65_537, 99_999];
+        let positions = Positions::new(&at, &target.device).expect("positions");
+        let (q, _) = apply_rope(x.tensor(&target.device), x.tensor(&target.device), &rope, &positions)
+            .expect("it fits");
+        compare("far", &target, &config, RopeStyle::Halves, &x, &at, &Host::of(q).values);
     }
 }
 
 /// `Positions::continuing` numbers the tokens of each request from its offset.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn continuing() {
-    for target in devices() {
-        let rope = Rope::new(&RopeConfig::new(32), 200, &target.device).expect("valid");
-        let indptr = Indptr::from_lengths(&[3, 0, 1, 2], &target.device).expect("valid");
-        let continuing = Positions::continuing(&indptr, &[10, 7, 0, 150]).expect("valid");
-        let listed = Positions::new(&[10, 11, 12, 0, 150, 151], &target.device).expect("valid");
-        assert_eq!((continuing.len(), continuing.is_empty()), (6, false));
-        let x = Host::random([6, 2, 32], DTYPES[0], &mut Rng::new("rope continuing"));
-        let rotated = |positions: &Positions| {
-            let x = || x.tensor(&target.device);
-            Host::of(apply_rope(x(), x(), &rope, positions).expect("it fits").0).values
-        };
-        assert_eq!(rotated(&continuing), rotated(&listed));
-    }
+fn continuing(target: Target) {
+    let rope = Rope::new(&RopeConfig::new(32), 200, &target.device).expect("valid");
+    let indptr = Indptr::from_lengths(&[3, 0, 1, 2], &target.device).expect("valid");
+    let continuing = Positions::continuing(&indptr, &[10, 7, 0, 150]).expect("valid");
+    let listed = Positions::new(&[10, 11, 12, 0, 150, 151], &target.device).expect("valid");
+    assert_eq!((continuing.len(), continuing.is_empty()), (6, false));
+    let x = Host::random([6, 2, 32], DTYPES[0], &mut Rng::new("rope continuing"));
+    let rotated = |positions: &Positions| {
+        let x = || x.tensor(&target.device);
+        Host::of(apply_rope(x(), x(), &rope, positions).expect("it fits").0).values
+    };
+    assert_eq!(rotated(&continuing), rotated(&listed));
 }
 
 /// Hugging Face's numbers for Llama 3.1 8B: `rope_scaling` of its configuration, theta 500 000, 128 elements.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn llama3_frequencies() {
     let scaled: Vec<f64> = RopeConfig::new(128).theta(5e5).scaling(LLAMA3).frequencies().collect();

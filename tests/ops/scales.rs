@@ -7,8 +7,11 @@ use burn_flashinfer::{
     rms_norm_quant, rope_append_paged_kv, rope_quantize_fp8, silu_and_mul_quant,
 };
 
+use crate::devices::{Target, device_tests};
 use crate::fp8::{FORMATS, codes};
-use crate::support::{Host, Rng, Target, bits, devices, round, seed};
+use crate::support::{Host, Rng, bits, round, seed};
+
+device_tests!(of_pages, of_rope, of_norms_and_activations, without_a_quotient);
 
 /// The least f32, others that are subnormal or hardly are not, ordinary ones, and some up to the largest.
 const SCALES: [f32; 19] = [
@@ -124,92 +127,80 @@ fn stored(pages: &KvPages) -> [Vec<u8>; 2] {
     [k, v].map(|pool| codes(pool.clone().slice_dim(1, 0..1)))
 }
 
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn of_pages() {
+fn of_pages(target: Target) {
     let rng = &mut Rng::new("scales of pages");
-    for target in devices() {
-        for (format, dtype) in FORMATS
-            .into_iter()
-            .map(|format| (format, DType::F32))
-            .chain([(Fp8::E4m3, DType::BF16), (Fp8::E5m2, DType::BF16)])
-        {
-            let what = format!("{format:?} {dtype:?} on {}", target.name);
-            let rows = SCALES.map(|scale| numbers(format, scale, dtype, rng));
-            let (mut pages, table) = pages(format, &SCALES, &target);
-            let slots = SlotMapping::new(&table, &[Some(0)], &[0]).expect("a slot");
-            let new = || tokens(&rows, dtype, &target);
-            append_paged_kv(&mut pages, new(), new(), &slots).expect("it fits");
-            for got in stored(&pages) {
-                for (head, (row, scale)) in rows.iter().zip(SCALES).enumerate() {
-                    check(&what, format, &got[head * DIM..][..DIM], row, scale);
-                }
+    for (format, dtype) in FORMATS
+        .into_iter()
+        .map(|format| (format, DType::F32))
+        .chain([(Fp8::E4m3, DType::BF16), (Fp8::E5m2, DType::BF16)])
+    {
+        let what = format!("{format:?} {dtype:?} on {}", target.name);
+        let rows = SCALES.map(|scale| numbers(format, scale, dtype, rng));
+        let (mut pages, table) = pages(format, &SCALES, &target);
+        let slots = SlotMapping::new(&table, &[Some(0)], &[0]).expect("a slot");
+        let new = || tokens(&rows, dtype, &target);
+        append_paged_kv(&mut pages, new(), new(), &slots).expect("it fits");
+        for got in stored(&pages) {
+            for (head, (row, scale)) in rows.iter().zip(SCALES).enumerate() {
+                check(&what, format, &got[head * DIM..][..DIM], row, scale);
             }
+        }
 
-            // And back: a product in f32, rounded to the type.
-            let (k, v) = gather_paged_kv(&pages, &table, dtype).expect("it fits");
-            for (got, codes) in [k, v].into_iter().zip(stored(&pages)) {
-                let heads = codes.chunks_exact(DIM).zip(SCALES);
-                let wanted = heads.flat_map(|(codes, scale)| {
-                    codes.iter().map(move |&code| round(format.decode(code) * scale, dtype))
-                });
-                for (got, wanted) in bits(got).into_iter().map(f32::from_bits).zip(wanted) {
-                    let same = got.to_bits() == wanted.to_bits() || got.is_nan() && wanted.is_nan();
-                    assert!(same, "gather {what}: {got:e}, expected {wanted:e}; seed {}", seed());
-                }
+        // And back: a product in f32, rounded to the type.
+        let (k, v) = gather_paged_kv(&pages, &table, dtype).expect("it fits");
+        for (got, codes) in [k, v].into_iter().zip(stored(&pages)) {
+            let heads = codes.chunks_exact(DIM).zip(SCALES);
+            let wanted = heads.flat_map(|(codes, scale)| {
+                codes.iter().map(move |&code| round(format.decode(code) * scale, dtype))
+            });
+            for (got, wanted) in bits(got).into_iter().map(f32::from_bits).zip(wanted) {
+                let same = got.to_bits() == wanted.to_bits() || got.is_nan() && wanted.is_nan();
+                assert!(same, "gather {what}: {got:e}, expected {wanted:e}; seed {}", seed());
             }
         }
     }
 }
 
 /// Tables that do not rotate: queries and keys become the codes of themselves.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn of_rope() {
+fn of_rope(target: Target) {
     let rng = &mut Rng::new("scales of rope");
-    for target in devices() {
-        for format in target.thin(2, FORMATS.to_vec()) {
-            let what = format!("{format:?} on {}", target.name);
-            let table = [vec![1.0; DIM / 2], vec![0.0; DIM / 2]].concat();
-            let table = Host { shape: [1, DIM], values: table, dtype: DType::F32 }.tensor(&target.device);
-            let rope = Rope::from_cos_sin_cache(table, RopeStyle::Halves).expect("a table");
-            let positions = Positions::new(&[0], &target.device).expect("a position");
-            let finite = |x: f32| if x.is_finite() { x } else { 0.0 };
-            let rows = SCALES.map(|scale| numbers(format, scale, DType::F32, rng));
-            let rows = rows.map(|row| row.into_iter().map(finite).collect::<Vec<_>>());
-            // A sum with the 0 of the other half: -0 becomes 0.
-            let rotated = rows.clone().map(|row| row.into_iter().map(|x| x + 0.0).collect::<Vec<_>>());
-            let new = || tokens(&rows, DType::F32, &target);
-            let (mut pages, pages_table) = pages(format, &SCALES, &target);
-            let slots = SlotMapping::new(&pages_table, &[Some(0)], &[0]).expect("a slot");
-            let qkv = Qkv { q: new(), k: new(), v: new() };
-            rope_append_paged_kv(&mut pages, qkv, None, &rope, &positions, &slots).expect("it fits");
-            let [k, v] = stored(&pages);
-            for (head, scale) in SCALES.into_iter().enumerate() {
-                let [k, v] = [&k, &v].map(|codes| &codes[head * DIM..][..DIM]);
-                check(&format!("values {what}"), format, v, &rows[head], scale);
-                let same_zero = |code: u8| if code == 0x80 && format != Fp8::E4m3Fnuz { 0 } else { code };
-                let agree = |name: &str, codes: &[u8]| {
-                    for (&code, &x) in codes.iter().zip(&rotated[head]) {
-                        let near = near(format, f64::from(x) / f64::from(scale)).map(same_zero);
-                        assert!(
-                            near.contains(&same_zero(code)),
-                            "{name} {what}: {x:e} / {scale:e} is {code:#x}"
-                        );
-                    }
-                };
-                agree("keys", k);
+    for format in target.thin(2, FORMATS.to_vec()) {
+        let what = format!("{format:?} on {}", target.name);
+        let table = [vec![1.0; DIM / 2], vec![0.0; DIM / 2]].concat();
+        let table = Host { shape: [1, DIM], values: table, dtype: DType::F32 }.tensor(&target.device);
+        let rope = Rope::from_cos_sin_cache(table, RopeStyle::Halves).expect("a table");
+        let positions = Positions::new(&[0], &target.device).expect("a position");
+        let finite = |x: f32| if x.is_finite() { x } else { 0.0 };
+        let rows = SCALES.map(|scale| numbers(format, scale, DType::F32, rng));
+        let rows = rows.map(|row| row.into_iter().map(finite).collect::<Vec<_>>());
+        // A sum with the 0 of the other half: -0 becomes 0.
+        let rotated = rows.clone().map(|row| row.into_iter().map(|x| x + 0.0).collect::<Vec<_>>());
+        let new = || tokens(&rows, DType::F32, &target);
+        let (mut pages, pages_table) = pages(format, &SCALES, &target);
+        let slots = SlotMapping::new(&pages_table, &[Some(0)], &[0]).expect("a slot");
+        let qkv = Qkv { q: new(), k: new(), v: new() };
+        rope_append_paged_kv(&mut pages, qkv, None, &rope, &positions, &slots).expect("it fits");
+        let [k, v] = stored(&pages);
+        for (head, scale) in SCALES.into_iter().enumerate() {
+            let [k, v] = [&k, &v].map(|codes| &codes[head * DIM..][..DIM]);
+            check(&format!("values {what}"), format, v, &rows[head], scale);
+            let same_zero = |code: u8| if code == 0x80 && format != Fp8::E4m3Fnuz { 0 } else { code };
+            let agree = |name: &str, codes: &[u8]| {
+                for (&code, &x) in codes.iter().zip(&rotated[head]) {
+                    let near = near(format, f64::from(x) / f64::from(scale)).map(same_zero);
+                    assert!(near.contains(&same_zero(code)), "{name} {what}: {x:e} / {scale:e} is {code:#x}");
+                }
+            };
+            agree("keys", k);
 
-                let scale_of = |scale| Quantization::new(format, scale_tensor(&[scale], &target));
-                let by = scale_of(scale).expect("a scale");
-                if head % 5 == 0 {
-                    let one = || tokens(&rows[head..=head], DType::F32, &target);
-                    let (q, k) =
-                        rope_quantize_fp8(one(), one(), &rope, &positions, &by, &by).expect("it fits");
-                    for got in [q, k].map(codes) {
-                        assert_eq!(got.len(), DIM);
-                        agree("rope_quantize_fp8", &got);
-                    }
+            let scale_of = |scale| Quantization::new(format, scale_tensor(&[scale], &target));
+            let by = scale_of(scale).expect("a scale");
+            if head % 5 == 0 {
+                let one = || tokens(&rows[head..=head], DType::F32, &target);
+                let (q, k) = rope_quantize_fp8(one(), one(), &rope, &positions, &by, &by).expect("it fits");
+                for got in [q, k].map(codes) {
+                    assert_eq!(got.len(), DIM);
+                    agree("rope_quantize_fp8", &got);
                 }
             }
         }
@@ -217,96 +208,82 @@ fn of_rope() {
 }
 
 /// Rows of zeros stay zeros, and others are divided: exactly where the row is, by construction, what it was.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn of_norms_and_activations() {
+fn of_norms_and_activations(target: Target) {
     let width = 64;
-    for target in devices() {
-        for format in target.thin(2, FORMATS.to_vec()) {
-            let rows = |values: Vec<f32>| -> Tensor<2> {
-                let shape = [values.len() / width, width];
-                Host { shape, values, dtype: DType::F32 }.tensor(&target.device)
+    for format in target.thin(2, FORMATS.to_vec()) {
+        let rows = |values: Vec<f32>| -> Tensor<2> {
+            let shape = [values.len() / width, width];
+            Host { shape, values, dtype: DType::F32 }.tensor(&target.device)
+        };
+        let vector = |value: f32| Host::full([width], DType::F32, value).tensor(&target.device);
+        for scale in SCALES.into_iter().chain([0.0, -0.0]) {
+            let what = format!("{format:?}, scale {scale:e}, on {}", target.name);
+            let by = Quantization::new(format, scale_tensor(&[scale], &target)).expect("a scale");
+            // The root mean square of the second row is 1.
+            let x = [vec![0.0; width], [1.0, -1.0].repeat(width / 2)].concat();
+            let expected = |factor: f32| -> Vec<u8> {
+                let of = |x: f32| format.encode(if x == 0.0 { x } else { x * factor / scale });
+                x.iter().map(|&x| of(x)).collect()
             };
-            let vector = |value: f32| Host::full([width], DType::F32, value).tensor(&target.device);
-            for scale in SCALES.into_iter().chain([0.0, -0.0]) {
-                let what = format!("{format:?}, scale {scale:e}, on {}", target.name);
-                let by = Quantization::new(format, scale_tensor(&[scale], &target)).expect("a scale");
-                // The root mean square of the second row is 1.
-                let x = [vec![0.0; width], [1.0, -1.0].repeat(width / 2)].concat();
-                let expected = |factor: f32| -> Vec<u8> {
-                    let of = |x: f32| format.encode(if x == 0.0 { x } else { x * factor / scale });
-                    x.iter().map(|&x| of(x)).collect()
+            let same_zero =
+                |codes: Vec<u8>| codes.into_iter().map(|code| format.decode(code)).collect::<Vec<_>>();
+            let agree = |name: &str, got: Tensor<2, Int>, wanted: Vec<u8>| {
+                assert_eq!(same_zero(codes(got)), same_zero(wanted), "{name} {what}");
+            };
+            for factor in [1.0, scale.abs().max(f32::MIN_POSITIVE) * 0.75] {
+                let normed = rms_norm_quant(rows(x.clone()), vector(factor), 1e-30, &by);
+                agree("rms_norm", normed.expect("it fits"), expected(factor));
+                let (normed, _) = fused_add_rms_norm_quant(
+                    rows(x.clone()),
+                    rows(vec![0.0; 2 * width]),
+                    vector(factor),
+                    1e-30,
+                    &by,
+                )
+                .expect("it fits");
+                agree("fused_add_rms_norm", normed, expected(factor));
+                let normed = layer_norm_quant(rows(x.clone()), vector(factor), vector(0.0), 1e-30, &by);
+                agree("layer_norm", normed.expect("it fits"), expected(factor));
+                // Far from 0 both activations are the identity.
+                let gates =
+                    [vec![100.0; width], x[..width].to_vec(), vec![100.0; width], x[width..].to_vec()];
+                let b = gates.concat();
+                let b: Vec<f32> =
+                    b.into_iter().map(|x| if x == 100.0 { x } else { x * factor / 100.0 }).collect();
+                let product: Vec<f32> = x.iter().map(|x| 100.0 * (x * factor / 100.0)).collect();
+                let wanted: Vec<u8> =
+                    product.iter().map(|&x| format.encode(if x == 0.0 { x } else { x / scale })).collect();
+                let gated = |values: Vec<f32>| {
+                    Host { shape: [2, 2 * width], values, dtype: DType::F32 }.tensor(&target.device)
                 };
-                let same_zero =
-                    |codes: Vec<u8>| codes.into_iter().map(|code| format.decode(code)).collect::<Vec<_>>();
-                let agree = |name: &str, got: Tensor<2, Int>, wanted: Vec<u8>| {
-                    assert_eq!(same_zero(codes(got)), same_zero(wanted), "{name} {what}");
-                };
-                for factor in [1.0, scale.abs().max(f32::MIN_POSITIVE) * 0.75] {
-                    let normed = rms_norm_quant(rows(x.clone()), vector(factor), 1e-30, &by);
-                    agree("rms_norm", normed.expect("it fits"), expected(factor));
-                    let (normed, _) = fused_add_rms_norm_quant(
-                        rows(x.clone()),
-                        rows(vec![0.0; 2 * width]),
-                        vector(factor),
-                        1e-30,
-                        &by,
-                    )
-                    .expect("it fits");
-                    agree("fused_add_rms_norm", normed, expected(factor));
-                    let normed = layer_norm_quant(rows(x.clone()), vector(factor), vector(0.0), 1e-30, &by);
-                    agree("layer_norm", normed.expect("it fits"), expected(factor));
-                    // Far from 0 both activations are the identity.
-                    let gates =
-                        [vec![100.0; width], x[..width].to_vec(), vec![100.0; width], x[width..].to_vec()];
-                    let b = gates.concat();
-                    let b: Vec<f32> =
-                        b.into_iter().map(|x| if x == 100.0 { x } else { x * factor / 100.0 }).collect();
-                    let product: Vec<f32> = x.iter().map(|x| 100.0 * (x * factor / 100.0)).collect();
-                    let wanted: Vec<u8> = product
-                        .iter()
-                        .map(|&x| format.encode(if x == 0.0 { x } else { x / scale }))
-                        .collect();
-                    let gated = |values: Vec<f32>| {
-                        Host { shape: [2, 2 * width], values, dtype: DType::F32 }.tensor(&target.device)
-                    };
-                    agree(
-                        "silu",
-                        silu_and_mul_quant(gated(b.clone()), &by).expect("it fits"),
-                        wanted.clone(),
-                    );
-                    agree("gelu", gelu_and_mul_quant(gated(b), &by).expect("it fits"), wanted);
-                }
+                agree("silu", silu_and_mul_quant(gated(b.clone()), &by).expect("it fits"), wanted.clone());
+                agree("gelu", gelu_and_mul_quant(gated(b), &by).expect("it fits"), wanted);
             }
         }
     }
 }
 
 /// A scale of 0 keeps zeros and makes all else the largest, one that is not finite makes all NaN.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn without_a_quotient() {
+fn without_a_quotient(target: Target) {
     let scales = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
-    for target in devices() {
-        for format in target.thin(2, FORMATS.to_vec()) {
-            let what = format!("{format:?} on {}", target.name);
-            let mut row = vec![0.0; DIM];
-            row[..7].copy_from_slice(&[1e-45, -1.0, f32::MAX, f32::NEG_INFINITY, f32::NAN, -0.0, 3e-39]);
-            let (mut pages, table) = pages(format, &scales, &target);
-            let slots = SlotMapping::new(&table, &[Some(0)], &[0]).expect("a slot");
-            let new = || tokens(&vec![row.clone(); scales.len()], DType::F32, &target);
-            append_paged_kv(&mut pages, new(), new(), &slots).expect("it fits");
-            for got in stored(&pages) {
-                for (head, scale) in scales.into_iter().enumerate() {
-                    for (&code, &x) in got[head * DIM..][..DIM].iter().zip(&row) {
-                        let number = format.decode(code);
-                        if x.is_nan() || !scale.is_finite() {
-                            assert!(number.is_nan(), "{what}: {x:e} by {scale} is {code:#x}");
-                        } else {
-                            let sign = x.signum() * scale.signum();
-                            let wanted = if x == 0.0 { 0.0 } else { format.max() * sign };
-                            assert_eq!(number, wanted, "{what}: {x:e} by {scale}");
-                        }
+    for format in target.thin(2, FORMATS.to_vec()) {
+        let what = format!("{format:?} on {}", target.name);
+        let mut row = vec![0.0; DIM];
+        row[..7].copy_from_slice(&[1e-45, -1.0, f32::MAX, f32::NEG_INFINITY, f32::NAN, -0.0, 3e-39]);
+        let (mut pages, table) = pages(format, &scales, &target);
+        let slots = SlotMapping::new(&table, &[Some(0)], &[0]).expect("a slot");
+        let new = || tokens(&vec![row.clone(); scales.len()], DType::F32, &target);
+        append_paged_kv(&mut pages, new(), new(), &slots).expect("it fits");
+        for got in stored(&pages) {
+            for (head, scale) in scales.into_iter().enumerate() {
+                for (&code, &x) in got[head * DIM..][..DIM].iter().zip(&row) {
+                    let number = format.decode(code);
+                    if x.is_nan() || !scale.is_finite() {
+                        assert!(number.is_nan(), "{what}: {x:e} by {scale} is {code:#x}");
+                    } else {
+                        let sign = x.signum() * scale.signum();
+                        let wanted = if x == 0.0 { 0.0 } else { format.max() * sign };
+                        assert_eq!(number, wanted, "{what}: {x:e} by {scale}");
                     }
                 }
             }

@@ -1,4 +1,4 @@
-//! Devices, random numbers, tensors, and the rule by which a result counts as right.
+//! Random numbers, tensors, and the rule by which a result counts as right.
 
 use std::fmt::Display;
 use std::io::Write;
@@ -7,98 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use burn::tensor::{DType, Device, Slice, Tensor, TensorData, bf16, f16};
 use burn_flashinfer::reference::Heads;
-use burn_flashinfer::{CacheConfig, Error, PagedKvCache};
 
 pub const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
-
-/// A device of this build.
-#[derive(Debug, Clone)]
-pub struct Target {
-    pub name: &'static str,
-    pub device: Device,
-}
-
-/// The devices of this build, or those of them that `BURN_FLASHINFER_TEST_DEVICES` names.
-pub fn devices() -> Vec<Target> {
-    #[cfg(feature = "cube")]
-    if std::env::var_os("BURN_FLASHINFER_TEST_EXACT_ALLOCATIONS").is_some() {
-        allocate_exactly();
-    }
-    type Open = fn() -> Device;
-    let of_build: &[(&str, Open)] = &[
-        #[cfg(feature = "flex")]
-        ("flex", Device::flex),
-        #[cfg(feature = "cpu")]
-        ("cpu", Device::cpu),
-        #[cfg(feature = "cuda")]
-        ("cuda", || Device::cuda(0)),
-        #[cfg(feature = "rocm")]
-        ("rocm", || Device::rocm(0)),
-        #[cfg(feature = "vulkan")]
-        ("vulkan", || Device::vulkan(Default::default())),
-    ];
-    let wanted = |name: &str| match std::env::var("BURN_FLASHINFER_TEST_DEVICES") {
-        Ok(wanted) => wanted.split(',').any(|wanted| wanted.trim() == name),
-        Err(_) => true,
-    };
-    let chosen = of_build.iter().filter(|(name, _)| wanted(name));
-    let chosen: Vec<Target> = chosen.map(|&(name, device)| Target { name, device: device() }).collect();
-    assert!(
-        !chosen.is_empty(),
-        "no device to test: neither in this build, nor left by BURN_FLASHINFER_TEST_DEVICES"
-    );
-    chosen
-}
-
-/// Gives each tensor an allocation of its own, where CubeCL cuts many out of a large one: a device that checks accesses
-/// (the simulated MI300X, or a GPU under compute-sanitizer) then finds those that leave the tensor.
-#[cfg(feature = "cube")]
-fn allocate_exactly() {
-    use burn_cubecl::cubecl::config::memory::PersistentMemory;
-    use burn_cubecl::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
-
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| {
-        let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
-        config.memory.persistent_memory = PersistentMemory::Enforced;
-        CubeClRuntimeConfig::set(config);
-    });
-}
-
-impl Target {
-    /// CubeCL on a CPU compiles every variant of a kernel for seconds: it gets a part of each grid.
-    pub fn is_slow(&self) -> bool {
-        self.name == "cpu"
-    }
-
-    /// Whether weights meet values in the type of the values.
-    pub fn has_matrix_cores(&self) -> bool {
-        ["cuda", "rocm"].contains(&self.name)
-    }
-
-    /// The element types the device takes. A refusal is printed; flex, cpu and cuda may not refuse any.
-    pub fn dtypes(&self) -> Vec<DType> {
-        let takes = |dtype: &DType| {
-            let config = CacheConfig::new(1, 1, 1, 1, 1).dtype(*dtype);
-            match PagedKvCache::new(&config, &self.device) {
-                Ok(_) => true,
-                Err(refusal @ Error::Dtype { .. }) => {
-                    say(format!("{} refuses {dtype:?}: {refusal}", self.name));
-                    assert!(!["flex", "cpu", "cuda"].contains(&self.name), "{refusal}");
-                    false
-                }
-                Err(other) => panic!("{}: {other}", self.name),
-            }
-        };
-        DTYPES.into_iter().filter(takes).collect()
-    }
-
-    /// All of `cases`, or every `nth` of them on a slow device.
-    pub fn thin<T>(&self, nth: usize, cases: Vec<T>) -> Vec<T> {
-        let step = if self.is_slow() { nth } else { 1 };
-        cases.into_iter().step_by(step).collect()
-    }
-}
 
 /// Prints a line that the test harness does not swallow.
 pub fn say(line: impl Display) {

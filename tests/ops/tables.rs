@@ -6,7 +6,10 @@ use burn_flashinfer::{Error, Indptr, PageTable, Positions, SlotMapping};
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 
-use crate::support::{Target, devices, seed};
+use crate::devices::{Target, device_tests, devices};
+use crate::support::seed;
+
+device_tests!(indptr, page_tables_and_slots);
 
 const LIMIT: usize = i32::MAX as usize;
 
@@ -54,31 +57,27 @@ fn is_row_pointer(rows: &[usize]) -> bool {
         && rows.iter().all(|&row| row <= LIMIT)
 }
 
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn indptr() {
-    for target in devices() {
-        let any = prop::collection::vec(number(), 0..6);
-        run(&target, prop_oneof![rows(0..5), any], |values| {
-            let made = Indptr::new(&values, &target.device);
-            prop_assert_eq!(made.is_ok(), is_row_pointer(&values));
-            if let Ok(made) = made {
-                prop_assert_eq!(made.as_slice(), &values[..]);
-                prop_assert_eq!(made.requests(), values.len() - 1);
-                prop_assert_eq!(made.total(), values[values.len() - 1]);
-                let lengths: Vec<usize> = made.lengths().collect();
-                prop_assert_eq!(Indptr::from_lengths(&lengths, &target.device), Ok(made));
-            }
-            // Taken as lengths.
-            let total: u128 = values.iter().map(|&x| x as u128).sum();
-            let made = Indptr::from_lengths(&values, &target.device);
-            prop_assert_eq!(made.is_ok(), !values.is_empty() && total <= LIMIT as u128);
-            // Taken as positions.
-            let made = Positions::new(&values, &target.device);
-            prop_assert_eq!(made.is_ok(), values.iter().all(|&x| x <= LIMIT));
-            Ok(())
-        });
-    }
+fn indptr(target: Target) {
+    let any = prop::collection::vec(number(), 0..6);
+    run(&target, prop_oneof![rows(0..5), any], |values| {
+        let made = Indptr::new(&values, &target.device);
+        prop_assert_eq!(made.is_ok(), is_row_pointer(&values));
+        if let Ok(made) = made {
+            prop_assert_eq!(made.as_slice(), &values[..]);
+            prop_assert_eq!(made.requests(), values.len() - 1);
+            prop_assert_eq!(made.total(), values[values.len() - 1]);
+            let lengths: Vec<usize> = made.lengths().collect();
+            prop_assert_eq!(Indptr::from_lengths(&lengths, &target.device), Ok(made));
+        }
+        // Taken as lengths.
+        let total: u128 = values.iter().map(|&x| x as u128).sum();
+        let made = Indptr::from_lengths(&values, &target.device);
+        prop_assert_eq!(made.is_ok(), !values.is_empty() && total <= LIMIT as u128);
+        // Taken as positions.
+        let made = Positions::new(&values, &target.device);
+        prop_assert_eq!(made.is_ok(), values.iter().all(|&x| x <= LIMIT));
+        Ok(())
+    });
 }
 
 #[derive(Debug, Clone)]
@@ -165,74 +164,65 @@ fn the_last_page() {
     );
 }
 
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn page_tables_and_slots() {
-    for target in devices() {
-        let accepted = std::cell::Cell::new(0);
-        let tokens = prop::collection::vec((prop::option::of(number()), number()), 0..5);
-        run(&target, (table(), tokens, rows(1..4)), |(table, tokens, append)| {
-            let made = PageTable::new(
-                &table.indptr,
-                &table.indices,
-                &table.last,
-                table.page_size,
-                table.pages,
-                &target.device,
-            );
-            prop_assert_eq!(made.is_ok(), table.is_valid(), "{:?}", made);
-            let Ok(made) = made else { return Ok(()) };
-            accepted.set(accepted.get() + 1);
-            let requests = table.last.len();
-            prop_assert_eq!(made.requests(), requests);
-            for r in 0..requests {
-                prop_assert_eq!(made.kv_lengths()[r] as u128, table.length(r));
-                prop_assert_eq!(made.pages(r), table.owned(r));
-            }
-            for r in [requests, usize::MAX / 2] {
-                prop_assert_eq!(made.pages(r), &[] as &[usize]);
-            }
-
-            let slot = |request: usize, position: usize| -> Option<u128> {
-                let within = request < requests && (position as u128) < table.length(request);
-                within.then(|| {
-                    let page = table.owned(request)[position / table.page_size] as u128;
-                    page * table.page_size as u128 + (position % table.page_size) as u128
-                })
-            };
-            let distinct = |slots: &[u128]| slots.iter().collect::<BTreeSet<_>>().len() == slots.len();
-            let (asked, positions): (Vec<Option<usize>>, Vec<usize>) = tokens.into_iter().unzip();
-            let slots: Option<Vec<u128>> = asked
-                .iter()
-                .zip(&positions)
-                .filter_map(|(request, &position)| request.map(|request| slot(request, position)))
-                .collect();
-            let valid =
-                slots.is_some_and(|slots| distinct(&slots) && slots.iter().all(|&s| s <= LIMIT as u128));
-            let mapping = SlotMapping::new(&made, &asked, &positions);
-            prop_assert_eq!(mapping.is_ok(), valid, "{:?}", mapping);
-
-            let Ok(append) = Indptr::new(&append, &target.device) else { return Ok(()) };
-            let mut slots = Some(Vec::new());
-            for (r, appended) in append.lengths().enumerate().take(requests) {
-                let first = table.length(r).checked_sub(appended as u128);
-                slots = slots.zip(first).map(|(mut slots, first)| {
-                    // What is longer than this is refused for its length, or has too many slots to list.
-                    slots.extend((0..appended.min(1000)).filter_map(|i| slot(r, first as usize + i)));
-                    slots
-                });
-            }
-            let valid =
-                slots.is_some_and(|slots| distinct(&slots) && slots.iter().all(|&s| s <= LIMIT as u128));
-            prop_assume!(append.total() < 1000 || !valid);
-            let mapping = SlotMapping::last(&made, &append);
-            prop_assert_eq!(mapping.is_ok(), valid && append.requests() == requests, "{:?}", mapping);
-            Ok(())
-        });
-        let (accepted, cases) = (accepted.get(), cases(&target));
-        assert!(
-            accepted > cases / 20,
-            "only {accepted} of {cases} tables were valid: the property says little"
+fn page_tables_and_slots(target: Target) {
+    let accepted = std::cell::Cell::new(0);
+    let tokens = prop::collection::vec((prop::option::of(number()), number()), 0..5);
+    run(&target, (table(), tokens, rows(1..4)), |(table, tokens, append)| {
+        let made = PageTable::new(
+            &table.indptr,
+            &table.indices,
+            &table.last,
+            table.page_size,
+            table.pages,
+            &target.device,
         );
-    }
+        prop_assert_eq!(made.is_ok(), table.is_valid(), "{:?}", made);
+        let Ok(made) = made else { return Ok(()) };
+        accepted.set(accepted.get() + 1);
+        let requests = table.last.len();
+        prop_assert_eq!(made.requests(), requests);
+        for r in 0..requests {
+            prop_assert_eq!(made.kv_lengths()[r] as u128, table.length(r));
+            prop_assert_eq!(made.pages(r), table.owned(r));
+        }
+        for r in [requests, usize::MAX / 2] {
+            prop_assert_eq!(made.pages(r), &[] as &[usize]);
+        }
+
+        let slot = |request: usize, position: usize| -> Option<u128> {
+            let within = request < requests && (position as u128) < table.length(request);
+            within.then(|| {
+                let page = table.owned(request)[position / table.page_size] as u128;
+                page * table.page_size as u128 + (position % table.page_size) as u128
+            })
+        };
+        let distinct = |slots: &[u128]| slots.iter().collect::<BTreeSet<_>>().len() == slots.len();
+        let (asked, positions): (Vec<Option<usize>>, Vec<usize>) = tokens.into_iter().unzip();
+        let slots: Option<Vec<u128>> = asked
+            .iter()
+            .zip(&positions)
+            .filter_map(|(request, &position)| request.map(|request| slot(request, position)))
+            .collect();
+        let valid = slots.is_some_and(|slots| distinct(&slots) && slots.iter().all(|&s| s <= LIMIT as u128));
+        let mapping = SlotMapping::new(&made, &asked, &positions);
+        prop_assert_eq!(mapping.is_ok(), valid, "{:?}", mapping);
+
+        let Ok(append) = Indptr::new(&append, &target.device) else { return Ok(()) };
+        let mut slots = Some(Vec::new());
+        for (r, appended) in append.lengths().enumerate().take(requests) {
+            let first = table.length(r).checked_sub(appended as u128);
+            slots = slots.zip(first).map(|(mut slots, first)| {
+                // What is longer than this is refused for its length, or has too many slots to list.
+                slots.extend((0..appended.min(1000)).filter_map(|i| slot(r, first as usize + i)));
+                slots
+            });
+        }
+        let valid = slots.is_some_and(|slots| distinct(&slots) && slots.iter().all(|&s| s <= LIMIT as u128));
+        prop_assume!(append.total() < 1000 || !valid);
+        let mapping = SlotMapping::last(&made, &append);
+        prop_assert_eq!(mapping.is_ok(), valid && append.requests() == requests, "{:?}", mapping);
+        Ok(())
+    });
+    let (accepted, cases) = (accepted.get(), cases(&target));
+    assert!(accepted > cases / 20, "only {accepted} of {cases} tables were valid: the property says little");
 }

@@ -5,8 +5,20 @@ use burn_flashinfer_kernels::{
         RequestShape, Split, Standard, launch,
     },
 };
+use cubecl::client::Client;
 
-use crate::host::{Device, Random, TYPES, Type, assert_close, client, contiguous, ints};
+use crate::host::{Device, Random, TYPES, Type, assert_close, contiguous, device_tests, ints};
+
+device_tests!(
+    every_kind_and_mask,
+    every_head_dimension,
+    every_group,
+    every_type_page_and_layout,
+    large_logits_neither_overflow_nor_leak,
+    forced_blueprints_run,
+    runs_agree_bit_for_bit,
+    refuses_what_cannot_run
+);
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
@@ -55,10 +67,10 @@ impl Case {
     }
 
     /// The plan of this device.
-    pub fn plan(&self) -> Plan {
+    pub fn plan(&self, client: &Client) -> Plan {
         let page_size = if let Kind::Paged(page_size, _) = self.kind { page_size } else { 1 };
         let spans = RequestShape::following(self.lengths.iter().copied(), page_size);
-        let device = DeviceProfile::of(&client());
+        let device = DeviceProfile::of(client);
         Plan::new(&device, &self.problem(), &self.variant(), &spans, self.choice, self.split).expect("a plan")
     }
 
@@ -141,14 +153,13 @@ impl Case {
     }
 
     /// Runs the kernel and checks it, and returns its output.
-    pub fn check(&self, random: &mut Random) -> Vec<f64> {
+    pub fn check(&self, client: &Client, random: &mut Random) -> Vec<f64> {
         let seeds = self.lengths.iter().map(|_| random.next()).collect::<Vec<_>>();
-        self.check_seeded(&seeds, random)
+        self.check_seeded(client, &seeds, random)
     }
 
     /// The same with the numbers of each request from a seed of its own.
-    pub fn check_seeded(&self, seeds: &[u64], random: &mut Random) -> Vec<f64> {
-        let client = client();
+    pub fn check_seeded(&self, client: &Client, seeds: &[u64], random: &mut Random) -> Vec<f64> {
         let tokens: usize = self.lengths.iter().map(|l| l.0).sum();
         let (mut q, mut k, mut v) = (vec![], vec![], vec![]);
         for (&(qo_len, kv_len), &seed) in self.lengths.iter().zip(seeds) {
@@ -158,13 +169,13 @@ impl Case {
             k.push(fill(kv_len * self.kv_heads * self.qk));
             v.push(fill(kv_len * self.kv_heads * self.vo));
         }
-        let output = Device::poisoned(&client, self.dtype, &[tokens, self.q_heads, self.vo]);
-        let lse = Device::poisoned(&client, Type::F32, &[tokens, self.q_heads]);
+        let output = Device::poisoned(client, self.dtype, &[tokens, self.q_heads, self.vo]);
+        let lse = Device::poisoned(client, Type::F32, &[tokens, self.q_heads]);
         // Heads before tokens in memory, and rows that begin apart.
         let width = self.qk + self.gap;
         let strides = [width, tokens * width, 1];
-        let q_device = Device::strided(&client, self.dtype, &q, &[tokens, self.q_heads, self.qk], &strides);
-        let (batch, k_device, v_device) = self.place(&k, &v, random);
+        let q_device = Device::strided(client, self.dtype, &q, &[tokens, self.q_heads, self.qk], &strides);
+        let (batch, k_device, v_device) = self.place(client, &k, &v, random);
         let problem = Attention {
             q: q_device.binding(),
             k: k_device.binding(),
@@ -177,7 +188,7 @@ impl Case {
             kv_dtype: self.dtype.elem(),
             inputs: Inputs::default(),
         };
-        launch(&client, problem, &self.variant(), self.plan().upload(&client)).expect("launches");
+        launch(client, problem, &self.variant(), self.plan(client).upload(client)).expect("launches");
         let [wanted, wanted_lse] = self.expected(&q, &k, &v, |x| x, |x| x);
         // Matrix cores take weights in the type of the values.
         let plain = matches!(self.choice, Choice::Exactly(Blueprint::Portable(_)))
@@ -185,30 +196,35 @@ impl Case {
         let weight = |x| if plain { x } else { self.dtype.round(x) };
         let [mut baseline, baseline_lse] = self.expected(&q, &k, &v, |x| x as f32 as f64, weight);
         baseline.iter_mut().for_each(|x| *x = self.dtype.round(*x));
-        let got = output.read(&client);
+        let got = output.read(client);
         assert_close(&format!("output of {self:?}"), &got, &wanted, &baseline);
-        assert_close(&format!("lse of {self:?}"), &lse.read(&client), &wanted_lse, &baseline_lse);
+        assert_close(&format!("lse of {self:?}"), &lse.read(client), &wanted_lse, &baseline_lse);
         got
     }
 
     /// Keys and values where the kind of batch wants them, with NaN in every place that no request owns.
-    fn place(&self, k: &[Vec<f64>], v: &[Vec<f64>], random: &mut Random) -> (Batch, Device, Device) {
-        let client = client();
-        let qo_indptr = ints(&client, &indptr(self.lengths.iter().map(|l| l.0)));
+    fn place(
+        &self,
+        client: &Client,
+        k: &[Vec<f64>],
+        v: &[Vec<f64>],
+        random: &mut Random,
+    ) -> (Batch, Device, Device) {
+        let qo_indptr = ints(client, &indptr(self.lengths.iter().map(|l| l.0)));
         match self.kind {
             Kind::Ragged => {
                 let keys: usize = self.lengths.iter().map(|l| l.1).sum();
                 let device = |data: &[Vec<f64>], dim| {
                     let (shape, width) = ([keys, self.kv_heads, dim], dim + self.gap);
                     Device::strided(
-                        &client,
+                        client,
                         self.dtype,
                         &data.concat(),
                         &shape,
                         &[self.kv_heads * width, width, 1],
                     )
                 };
-                let kv_indptr = ints(&client, &indptr(self.lengths.iter().map(|l| l.1)));
+                let kv_indptr = ints(client, &indptr(self.lengths.iter().map(|l| l.1)));
                 (Batch::Ragged { qo_indptr, kv_indptr }, device(k, self.qk), device(v, self.vo))
             }
             Kind::Paged(page_size, layout) => {
@@ -236,7 +252,7 @@ impl Case {
                         }
                         first += counts[request];
                     }
-                    Device::new(&client, self.dtype, &pool, &shape)
+                    Device::new(client, self.dtype, &pool, &shape)
                 };
                 let last = |l: &(usize, usize)| if l.1 == 0 { 0 } else { ((l.1 - 1) % page_size + 1) as i32 };
                 let (k, v) = (device(k, self.qk), device(v, self.vo));
@@ -245,9 +261,9 @@ impl Case {
                 }
                 let batch = Batch::Paged {
                     qo_indptr,
-                    kv_indptr: ints(&client, &indptr(counts.into_iter())),
-                    indices: ints(&client, &indices),
-                    last_page_len: ints(&client, &self.lengths.iter().map(last).collect::<Vec<_>>()),
+                    kv_indptr: ints(client, &indptr(counts.into_iter())),
+                    indices: ints(client, &indices),
+                    last_page_len: ints(client, &self.lengths.iter().map(last).collect::<Vec<_>>()),
                     layout,
                 };
                 (batch, k, v)
@@ -268,65 +284,62 @@ const PAGED: Kind = Kind::Paged(5, KvLayout::Nhd);
 /// Prefill, decode, empty requests of either side, and a page that is exactly full.
 pub const MIXED: [(usize, usize); 6] = [(17, 37), (1, 97), (0, 5), (3, 0), (1, 1), (5, 80)];
 
-#[test]
-fn every_kind_and_mask() {
+fn every_kind_and_mask(client: Client) {
     let mut random = Random::new(1);
     for kind in [Kind::Ragged, PAGED] {
         for causal in [false, true] {
             for window_left in [None, Some(0), Some(9), Some(usize::MAX)] {
                 for soft_cap in [None, Some(0.7), Some(30.0)] {
                     let case = Case { causal, window_left, soft_cap, ..Case::new(kind, &MIXED) };
-                    case.check(&mut random);
+                    case.check(&client, &mut random);
                 }
             }
         }
     }
     for (qo_len, kv_len) in [(1, 97), (17, 37), (37, 17), (3, 0), (0, 3), (1, 1)] {
         for causal in [false, true] {
-            Case { causal, gap: 3, ..Case::new(Kind::Ragged, &[(qo_len, kv_len)]) }.check(&mut random);
+            Case { causal, gap: 3, ..Case::new(Kind::Ragged, &[(qo_len, kv_len)]) }
+                .check(&client, &mut random);
         }
     }
 }
 
-#[test]
-fn every_head_dimension() {
+fn every_head_dimension(client: Client) {
     let mut random = Random::new(2);
     for (qk, vo) in [(40, 40), (64, 64), (80, 80), (128, 128), (256, 256), (192, 128), (7, 5)] {
-        Case { qk, vo, causal: true, ..Case::new(PAGED, &[(4, 37), (1, 17)]) }.check(&mut random);
+        Case { qk, vo, causal: true, ..Case::new(PAGED, &[(4, 37), (1, 17)]) }.check(&client, &mut random);
     }
 }
 
-#[test]
-fn every_group() {
+fn every_group(client: Client) {
     let mut random = Random::new(3);
     for (q_heads, kv_heads) in [(2, 2), (6, 2), (8, 2), (7, 1), (16, 2), (9, 1)] {
-        Case { q_heads, kv_heads, causal: true, ..Case::new(PAGED, &[(4, 37), (1, 17)]) }.check(&mut random);
+        Case { q_heads, kv_heads, causal: true, ..Case::new(PAGED, &[(4, 37), (1, 17)]) }
+            .check(&client, &mut random);
     }
 }
 
-#[test]
-fn every_type_page_and_layout() {
+fn every_type_page_and_layout(client: Client) {
     let mut random = Random::new(4);
     for dtype in TYPES {
         for page_size in [1, 5, 16] {
             for layout in [KvLayout::Nhd, KvLayout::Hnd] {
                 let kind = Kind::Paged(page_size, layout);
-                Case { dtype, causal: true, qk: 64, vo: 64, ..Case::new(kind, &MIXED) }.check(&mut random);
+                Case { dtype, causal: true, qk: 64, vo: 64, ..Case::new(kind, &MIXED) }
+                    .check(&client, &mut random);
             }
         }
     }
 }
 
-#[test]
-fn large_logits_neither_overflow_nor_leak() {
+fn large_logits_neither_overflow_nor_leak(client: Client) {
     let mut random = Random::new(5);
     for spread in [100.0, 1e-4] {
-        Case { spread, causal: true, ..Case::new(PAGED, &MIXED) }.check(&mut random);
+        Case { spread, causal: true, ..Case::new(PAGED, &MIXED) }.check(&client, &mut random);
     }
 }
 
-#[test]
-fn forced_blueprints_run() {
+fn forced_blueprints_run(client: Client) {
     // Threads that share a row meet in spin locks: the more threads, the smaller the problem.
     let (some, one) = ([(2, 37), (1, 5)].as_slice(), [(1, 37)].as_slice());
     for (lengths, rows, units, tile, vector) in
@@ -340,23 +353,20 @@ fn forced_blueprints_run() {
             vo_vector: vector,
         }));
         let case = Case { choice, q_heads: 1, kv_heads: 1, causal: true, ..Case::new(PAGED, lengths) };
-        case.check(&mut Random::new(6));
+        case.check(&client, &mut Random::new(6));
     }
 }
 
-#[test]
-fn runs_agree_bit_for_bit() {
+fn runs_agree_bit_for_bit(client: Client) {
     let case = Case { dtype: Type::BF16, causal: true, ..Case::new(PAGED, &MIXED) };
-    let bits = || case.check(&mut Random::new(7)).iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let bits = || case.check(&client, &mut Random::new(7)).iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     let first = bits();
     for _ in 0..5 {
         assert_eq!(bits(), first);
     }
 }
 
-#[test]
-fn refuses_what_cannot_run() {
-    let client = client();
+fn refuses_what_cannot_run(client: Client) {
     let tensor = |shape: &[usize]| Device::poisoned(&client, Type::F32, shape).binding();
     let problem = |k: &[usize], output: &[usize]| Attention {
         q: tensor(&[2, 4, 32]),
@@ -370,7 +380,7 @@ fn refuses_what_cannot_run() {
         kv_dtype: Type::F32.elem(),
         inputs: Inputs::default(),
     };
-    let plan = Case { qk: 32, vo: 32, ..Case::new(Kind::Ragged, &[(2, 5)]) }.plan();
+    let plan = Case { qk: 32, vo: 32, ..Case::new(Kind::Ragged, &[(2, 5)]) }.plan(&client);
     let run = |k: &[usize], output: &[usize]| {
         launch(&client, problem(k, output), &Standard::new(1.0), plan.upload(&client))
     };

@@ -8,12 +8,19 @@ use burn_flashinfer_kernels::{
     pages::Pools,
     rope::{self, Rope, Style, To},
 };
+use cubecl::client::Client;
 
-use crate::host::{Device, Random, TYPES, Type, assert_close, client, ints};
+use crate::host::{Device, Random, TYPES, Type, assert_close, device_tests, ints};
 
-#[test]
-fn append_writes_its_slots_and_no_other() {
-    let client = client();
+device_tests!(
+    append_writes_its_slots_and_no_other,
+    rope_rotates_pairs_and_copies_the_rest,
+    norms_divide_by_the_root_mean_square,
+    norms_in_place,
+    activations_gate_the_other_half
+);
+
+fn append_writes_its_slots_and_no_other(client: Client) {
     let mut random = Random::new(1);
     let (pages, page_size, heads) = (4, 5, 3);
     let slots = [7, -1, 0, 19, 12];
@@ -60,9 +67,7 @@ fn append_writes_its_slots_and_no_other() {
     }
 }
 
-#[test]
-fn rope_rotates_pairs_and_copies_the_rest() {
-    let client = client();
+fn rope_rotates_pairs_and_copies_the_rest(client: Client) {
     let mut random = Random::new(2);
     let (tokens, q_heads, k_heads, positions) = (3, 4, 2, 11);
     let at = [10, 0, 4];
@@ -123,9 +128,7 @@ fn rope_rotates_pairs_and_copies_the_rest() {
     }
 }
 
-#[test]
-fn norms_divide_by_the_root_mean_square() {
-    let client = client();
+fn norms_divide_by_the_root_mean_square(client: Client) {
     let mut random = Random::new(4);
     for (dtype, width) in TYPES.into_iter().flat_map(|t| [(t, 111), (t, 512)]) {
         for kind in 0..4 {
@@ -181,9 +184,7 @@ fn norms_divide_by_the_root_mean_square() {
 }
 
 /// Where the outputs are the inputs: the same bits as where they are not.
-#[test]
-fn norms_in_place() {
-    let client = client();
+fn norms_in_place(client: Client) {
     let mut random = Random::new(5);
     for dtype in TYPES {
         let shape = [7, 264];
@@ -209,9 +210,7 @@ fn norms_in_place() {
     }
 }
 
-#[test]
-fn activations_gate_the_other_half() {
-    let client = client();
+fn activations_gate_the_other_half(client: Client) {
     let mut random = Random::new(6);
     for (dtype, width) in TYPES.into_iter().flat_map(|t| [(t, 111), (t, 512)]) {
         let x = random.floats(3 * 2 * width, dtype, 8.0);

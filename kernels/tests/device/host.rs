@@ -1,5 +1,7 @@
 //! Random numbers, element types and buffers.
 
+use std::io::Write;
+
 use cubecl::{
     client::Client,
     ir::{ElemType, FloatKind},
@@ -8,20 +10,49 @@ use cubecl::{
 };
 use half::{bf16, f16};
 
-/// The device of this run.
-pub fn client() -> Client {
-    let wanted = std::env::var("BURN_FLASHINFER_TEST_DEVICES").unwrap_or_default();
-    type Open = fn() -> cubecl::Device;
-    let devices: &[(&str, Open)] = &[
-        #[cfg(feature = "cpu")]
-        ("cpu", || cubecl::Device::Cpu(Default::default())),
-        #[cfg(feature = "cuda")]
-        ("cuda", || cubecl::Device::Cuda(Default::default())),
-        #[cfg(feature = "rocm")]
-        ("rocm", || cubecl::Device::Hip(Default::default())),
-    ];
-    let chosen = devices.iter().find(|(name, _)| wanted.is_empty() || wanted == *name);
-    chosen.unwrap_or_else(|| panic!("this build has no device {wanted}")).1().client()
+/// `device_tests!(merges)` makes a test of the function for each device of this build: `merges::cpu` and so on. A function
+/// that is missing in the list is dead code, which the compiler reports.
+macro_rules! device_tests {
+    ($($(#[$attribute:meta])* $test:ident),+ $(,)?) => {$(
+        mod $test {
+            #[cfg(feature = "cpu")]
+            #[test]
+            $(#[$attribute])*
+            fn cpu() {
+                let device = cubecl::Device::Cpu(Default::default());
+                crate::host::run("cpu", device, module_path!(), super::$test);
+            }
+
+            #[cfg(feature = "cuda")]
+            #[test]
+            $(#[$attribute])*
+            fn cuda() {
+                let device = cubecl::Device::Cuda(Default::default());
+                crate::host::run("cuda", device, module_path!(), super::$test);
+            }
+
+            #[cfg(feature = "rocm")]
+            #[test]
+            $(#[$attribute])*
+            fn rocm() {
+                let device = cubecl::Device::Hip(Default::default());
+                crate::host::run("rocm", device, module_path!(), super::$test);
+            }
+        }
+    )+};
+}
+pub(crate) use device_tests;
+
+/// Runs a test on a device, unless `BURN_FLASHINFER_TEST_DEVICES` leaves that out: then the test says so.
+pub fn run(name: &str, device: cubecl::Device, test: &str, body: fn(Client)) {
+    let asked = std::env::var("BURN_FLASHINFER_TEST_DEVICES").ok();
+    if asked.is_none_or(|asked| asked.split(',').any(|asked| asked.trim() == name)) {
+        body(device.client());
+    } else {
+        // Past the harness, which keeps what a test prints to itself.
+        let note = format!("{test}::{name} did nothing: BURN_FLASHINFER_TEST_DEVICES leaves {name} out\n");
+        let _ = std::io::stderr().write_all(note.as_bytes());
+    }
 }
 
 /// SplitMix64.

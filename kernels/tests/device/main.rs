@@ -1,5 +1,5 @@
-//! The kernels on a device, without Burn, against f64 on the host: the CPU, or what `BURN_FLASHINFER_TEST_DEVICES` names
-//! (`cpu`, `cuda` or `rocm`) of the devices in this build.
+//! The kernels on each device of the build, without Burn, against f64 on the host. `BURN_FLASHINFER_TEST_DEVICES=cpu,rocm`
+//! leaves out the others.
 //!
 //! An error may be twice that of the same sum in f32 over the same rounded inputs, rounded once at the end, plus 1e-5:
 //! a bound that scales with the problem instead of a tolerance someone picked.

@@ -1,8 +1,11 @@
 //! Merging attention states.
 
 use burn_flashinfer_kernels::merge::{self, Merge, State, States};
+use cubecl::client::Client;
 
-use crate::host::{Device, Random, TYPES, Type, assert_close, client, ints};
+use crate::host::{Device, Random, TYPES, Type, assert_close, device_tests, ints};
+
+device_tests!(merge_weighs_by_lse, merges_into_the_first);
 
 const HEADS: usize = 3;
 const EMPTY: f64 = f64::NEG_INFINITY;
@@ -28,7 +31,7 @@ impl Rows {
     }
 
     /// With a gap of a row after each row of heads.
-    fn state(&self, client: &cubecl::client::Client, axes: &[usize]) -> State {
+    fn state(&self, client: &Client, axes: &[usize]) -> State {
         let strides = |width: usize| {
             let mut strides: Vec<_> = (0..axes.len())
                 .map(|at| (HEADS + 1) * width * axes[at + 1..].iter().product::<usize>())
@@ -73,14 +76,12 @@ impl Rows {
 }
 
 /// Where the states of `tokens` tokens go.
-fn outputs(client: &cubecl::client::Client, dtype: Type, tokens: usize, dim: usize) -> [Device; 2] {
+fn outputs(client: &Client, dtype: Type, tokens: usize, dim: usize) -> [Device; 2] {
     let v = Device::poisoned(client, dtype, &[tokens, HEADS, dim]);
     [v, Device::poisoned(client, Type::F32, &[tokens, HEADS])]
 }
 
-#[test]
-fn merge_weighs_by_lse() {
-    let client = client();
+fn merge_weighs_by_lse(client: Client) {
     let mut random = Random::new(3);
     for (dtype, dim) in TYPES.into_iter().flat_map(|dtype| [17, 64].map(|dim| (dtype, dim))) {
         let all = Rows::new(&mut random, dtype, 12, dim);
@@ -105,9 +106,7 @@ fn merge_weighs_by_lse() {
 }
 
 /// The second state goes into the first, which is replaced or not; where the mask is 0 its bits stay.
-#[test]
-fn merges_into_the_first() {
-    let client = client();
+fn merges_into_the_first(client: Client) {
     let mut random = Random::new(4);
     let masks = [None, Some([1, 0, 7, 0, 1])];
     for (dtype, dim) in TYPES.into_iter().flat_map(|dtype| [17, 64].map(|dim| (dtype, dim))) {

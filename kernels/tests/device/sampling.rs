@@ -6,7 +6,17 @@ use burn_flashinfer_kernels::sampling::{
 };
 use cubecl::{client::Client, prelude::TensorBinding, server::Handle};
 
-use crate::host::{Device, Random, TYPES, Type, assert_close, binding, client, ints};
+use crate::host::{Device, Random, TYPES, Type, assert_close, binding, device_tests, ints};
+
+device_tests!(
+    probabilities_are_drawn_in_order,
+    filters_leave_the_likely_tokens,
+    logits_are_drawn_in_order,
+    softmax_sums_to_one,
+    the_likely_are_kept,
+    crowds_at_the_threshold,
+    the_largest_are_sorted
+);
 
 /// Philox 4x32-10.
 fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
@@ -88,9 +98,7 @@ fn row(vocab: usize, random: &mut Random) -> Vec<f64> {
     row.iter().map(|p| Type::F32.round(p / sum)).collect()
 }
 
-#[test]
-fn probabilities_are_drawn_in_order() {
-    let client = client();
+fn probabilities_are_drawn_in_order(client: Client) {
     let mut random = Random::new(21);
     for vocab in [1, 7, 64, 1000, 4096] {
         let (rows, each) = (3, 20);
@@ -121,9 +129,7 @@ fn probabilities_are_drawn_in_order() {
 }
 
 /// With each filter, and with all of them: never a token that does not count.
-#[test]
-fn filters_leave_the_likely_tokens() {
-    let client = client();
+fn filters_leave_the_likely_tokens(client: Client) {
     let mut random = Random::new(22);
     for vocab in [7, 1000, 4099] {
         let (rows, each) = (4, 40);
@@ -166,9 +172,7 @@ fn filters_leave_the_likely_tokens() {
 
 /// The token is where the random number falls among the probabilities, added up, in f64. Rows of several chunks, at
 /// temperatures of all magnitudes, with logits to match.
-#[test]
-fn logits_are_drawn_in_order() {
-    let client = client();
+fn logits_are_drawn_in_order(client: Client) {
     let mut random = Random::new(23);
     let cases = [(Type::F32, 1), (Type::F32, 9001), (Type::F16, 514), (Type::BF16, 4096), (Type::BF16, 8200)];
     for (dtype, vocab) in cases {
@@ -219,9 +223,7 @@ fn logits_are_drawn_in_order() {
     }
 }
 
-#[test]
-fn softmax_sums_to_one() {
-    let client = client();
+fn softmax_sums_to_one(client: Client) {
     let mut random = Random::new(24);
     for (dtype, vocab) in TYPES.into_iter().flat_map(|t| [(t, 1), (t, 111), (t, 4096), (t, 9001)]) {
         let logits = random.floats(3 * vocab, dtype, 8.0);
@@ -248,9 +250,7 @@ fn softmax_sums_to_one() {
 }
 
 /// The most likely numbers stay, whatever their type, by count and by mass; equals count as one.
-#[test]
-fn the_likely_are_kept() {
-    let client = client();
+fn the_likely_are_kept(client: Client) {
     let mut random = Random::new(25);
     for (dtype, vocab) in TYPES.into_iter().flat_map(|t| [(t, 1), (t, 111), (t, 4096)]) {
         let rows = 5;
@@ -313,9 +313,7 @@ fn the_likely_are_kept() {
 
 /// More numbers where the threshold is than there is room for candidates: equals, numbers that differ in their last bits
 /// only, most of the mass in one of them, or none above 2^-40.
-#[test]
-fn crowds_at_the_threshold() {
-    let client = client();
+fn crowds_at_the_threshold(client: Client) {
     let mut random = Random::new(26);
     let vocab = 12_000;
     let close = |at: f64, by: f64, random: &mut Random| at * (1.0 + by * random.unit());
@@ -395,9 +393,7 @@ fn crowds_at_the_threshold() {
 }
 
 /// Sorted, the first of equals first and NaN last, whatever the type; among more equals than there is room for, too.
-#[test]
-fn the_largest_are_sorted() {
-    let client = client();
+fn the_largest_are_sorted(client: Client) {
     let mut random = Random::new(27);
     for dtype in TYPES {
         for (vocab, k) in [(1, 1), (7, 7), (111, 5), (514, 514), (4099, 300), (9000, 2048)] {

@@ -1,12 +1,13 @@
 //! Segments of rows times matrices of their own, with every size of tile that the device has, and a work list in any order.
 
 use burn_flashinfer_kernels::segment_gemm::{SegmentGemm, launch};
+use cubecl::client::Client;
 
-use crate::host::{Device, Random, TYPES, assert_close, client, ints};
+use crate::host::{Device, Random, TYPES, assert_close, device_tests, ints};
 
-#[test]
-fn every_size_of_tile() {
-    let client = client();
+device_tests!(every_size_of_tile);
+
+fn every_size_of_tile(client: Client) {
     let mut random = Random::new(31);
     for (i, dtype) in TYPES.into_iter().enumerate() {
         for (tile_rows, lengths) in

@@ -8,19 +8,35 @@ use burn_flashinfer_kernels::{
     },
     isa::{Arch, Instruction},
 };
+use cubecl::client::Client;
 
 use crate::attention::{Case, Kind, MIXED};
-use crate::host::{Device, Random, Type, binding, bytes_of, client, contiguous, ints};
+use crate::host::{Device, Random, Type, binding, bytes_of, contiguous, device_tests, ints};
+
+device_tests!(
+    every_kind_and_mask,
+    warpgroups_alone_and_in_pairs,
+    a_work_for_each_cube,
+    every_head_dimension_and_type,
+    every_group_and_page,
+    large_logits_neither_overflow_nor_leak,
+    runs_agree_bit_for_bit,
+    both_sizes_at_once,
+    results_do_not_depend_on_the_batch,
+    what_cannot_run_is_refused,
+    #[ignore = "9 GB on the device and on the host"]
+    pages_beyond_two_to_the_31
+);
 
 /// The units of this device.
-fn units() -> Vec<Unit> {
-    let matrix_units = match Arch::of(&client()) {
+fn units(client: &Client) -> Vec<Unit> {
+    let matrix_units = match Arch::of(client) {
         arch if Instruction::Wgmma.exists_on(arch) => vec![Unit::MmaSync, Unit::Wgmma],
         arch if Instruction::MmaSync.exists_on(arch) => vec![Unit::MmaSync],
         arch if Instruction::MfmaBf16.exists_on(arch) => vec![Unit::Mfma16, Unit::Mfma32],
         _ => vec![],
     };
-    let scalar = match DeviceProfile::of(&client()).plane {
+    let scalar = match DeviceProfile::of(client).plane {
         1 => Unit::Scalar1,
         32 => Unit::Scalar32,
         _ => Unit::Scalar64,
@@ -83,8 +99,7 @@ fn case(kind: Kind, lengths: &[(usize, usize)], dtype: Type, (tiled, split): (Ti
 
 const PAGED: Kind = Kind::Paged(16, KvLayout::Nhd);
 
-#[test]
-fn every_kind_and_mask() {
+fn every_kind_and_mask(client: Client) {
     let mut random = Random::new(11);
     let mut masks = vec![];
     for kind in [Kind::Ragged, Kind::Paged(5, KvLayout::Hnd), PAGED] {
@@ -96,7 +111,7 @@ fn every_kind_and_mask() {
             }
         }
     }
-    for unit in units() {
+    for unit in units(&client) {
         let blueprints = blueprints(unit);
         // Those that CI runs slowest are thinned out.
         let nth = match unit {
@@ -110,7 +125,7 @@ fn every_kind_and_mask() {
             let dtype = dtypes(unit)[i % dtypes(unit).len()];
             let lengths = [&MIXED[..], &[(70, 200), (2, 300), (1, 64), (130, 128)]].concat();
             let case = case(kind, &lengths, dtype, tiled);
-            Case { causal, window_left, soft_cap, ..case }.check(&mut random);
+            Case { causal, window_left, soft_cap, ..case }.check(&client, &mut random);
         }
         for tiled in blueprints {
             for (i, lengths) in
@@ -118,19 +133,18 @@ fn every_kind_and_mask() {
             {
                 let dtype = dtypes(unit)[i % dtypes(unit).len()];
                 let case = case(Kind::Ragged, &[*lengths], dtype, tiled);
-                Case { causal: i % 2 == 0, gap: 8, ..case }.check(&mut random);
+                Case { causal: i % 2 == 0, gap: 8, ..case }.check(&client, &mut random);
             }
         }
     }
 }
 
 /// What long requests get on Hopper, by cubes alone and by pairs whose second cube has all of its rows, some, or none.
-#[test]
-fn warpgroups_alone_and_in_pairs() {
+fn warpgroups_alone_and_in_pairs(client: Client) {
     let mut random = Random::new(20);
     let kinds = [PAGED, Kind::Ragged, Kind::Paged(5, KvLayout::Hnd)];
     let sizes = [(128, 128, 160), (128, 128, 176), (128, 128, 192), (192, 128, 128), (256, 256, 80)];
-    for unit in units().into_iter().filter(|&unit| unit == Unit::Wgmma) {
+    for unit in units(&client).into_iter().filter(|&unit| unit == Unit::Wgmma) {
         for (i, (dim, vo, keys)) in sizes.into_iter().enumerate() {
             for (j, cluster) in [1, 2, 1, 2].into_iter().enumerate() {
                 let tiled = Tiled { keys, cluster, ..blueprints(unit)[2].0 };
@@ -140,27 +154,25 @@ fn warpgroups_alone_and_in_pairs() {
                 let window_left = [None, Some(150), None][(i + j / 2) % 3];
                 let lengths = [(70, 700), (33, 457), (64, 640), (300, 555), (0, 9), (1, 5)];
                 let case = Case { qk: dim, vo, choice, split, window_left, ..Case::new(kind, &lengths) };
-                Case { dtype, causal: i % 2 == 0, ..case }.check(&mut random);
+                Case { dtype, causal: i % 2 == 0, ..case }.check(&client, &mut random);
             }
         }
     }
 }
 
 /// More works than Hopper's cubes share among themselves: each cube has one, and they share their descriptors.
-#[test]
-fn a_work_for_each_cube() {
+fn a_work_for_each_cube(client: Client) {
     let mut random = Random::new(21);
     let lengths: Vec<_> = (0..700).map(|i| (1 + i % 3, 60 + i % 71)).collect();
-    for unit in units().into_iter().filter(|&unit| unit == Unit::Wgmma) {
+    for unit in units(&client).into_iter().filter(|&unit| unit == Unit::Wgmma) {
         for (tiled, kind) in blueprints(unit).into_iter().zip([PAGED, Kind::Ragged, PAGED]) {
             let case = case(kind, &lengths, Type::BF16, tiled);
-            Case { causal: true, split: Split::Never, ..case }.check(&mut random);
+            Case { causal: true, split: Split::Never, ..case }.check(&client, &mut random);
         }
     }
 }
 
-#[test]
-fn every_head_dimension_and_type() {
+fn every_head_dimension_and_type(client: Client) {
     let mut random = Random::new(12);
     // With 192 and 160, keys and values are as many copies of a lane, but of other quads.
     for (qk, vo) in [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (192, 160), (256, 256), (40, 72)] {
@@ -172,41 +184,39 @@ fn every_head_dimension_and_type() {
                 let case = Case { qk, vo, dtype, causal: true, ..Case::new(PAGED, &lengths) };
                 let case = Case { q_heads: 8, ..case };
                 // The portable kernel has a test of its own.
-                if !matches!(case.plan().blueprint(), Blueprint::Portable(_)) {
-                    case.check(&mut random);
+                if !matches!(case.plan(&client).blueprint(), Blueprint::Portable(_)) {
+                    case.check(&client, &mut random);
                 }
             }
         }
     }
 }
 
-#[test]
-fn every_group_and_page() {
+fn every_group_and_page(client: Client) {
     let mut random = Random::new(13);
     for (q_heads, kv_heads) in [(2, 2), (6, 2), (8, 2), (7, 1), (16, 2), (9, 1), (17, 1)] {
         for page_size in [1, 8, 16, 32, 64, 128, 7] {
             let kind = Kind::Paged(page_size, KvLayout::Nhd);
             let case = Case { qk: 64, vo: 64, dtype: Type::BF16, ..Case::new(kind, &[(4, 137), (1, 300)]) };
-            Case { q_heads, kv_heads, causal: true, ..case }.check(&mut random);
+            Case { q_heads, kv_heads, causal: true, ..case }.check(&client, &mut random);
         }
     }
 }
 
-#[test]
-fn large_logits_neither_overflow_nor_leak() {
+fn large_logits_neither_overflow_nor_leak(client: Client) {
     let mut random = Random::new(14);
     for spread in [60.0, 1e-3] {
         let case = Case { qk: 64, vo: 64, dtype: Type::BF16, spread, ..Case::new(PAGED, &MIXED) };
-        Case { causal: true, ..case }.check(&mut random);
+        Case { causal: true, ..case }.check(&client, &mut random);
     }
 }
 
-#[test]
-fn runs_agree_bit_for_bit() {
-    for unit in units() {
+fn runs_agree_bit_for_bit(client: Client) {
+    for unit in units(&client) {
         for tiled in blueprints(unit) {
             let case = Case { causal: true, ..case(PAGED, &[(3, 700), (1, 900)], Type::BF16, tiled) };
-            let bits = || case.check(&mut Random::new(15)).iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            let bits =
+                || case.check(&client, &mut Random::new(15)).iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             let first = bits();
             for _ in 0..10 {
                 assert_eq!(bits(), first);
@@ -216,7 +226,7 @@ fn runs_agree_bit_for_bit() {
 }
 
 /// Tiles for many rows and tiles for few in one launch, as far as they go together.
-fn both_sizes() -> Vec<Mixed> {
+fn both_sizes(client: &Client) -> Vec<Mixed> {
     let both = |unit| {
         let [(few, _), (many, _), _] = blueprints(unit);
         match unit {
@@ -230,34 +240,32 @@ fn both_sizes() -> Vec<Mixed> {
             Unit::MmaSync => Some(Mixed { many, few }),
         }
     };
-    units().into_iter().filter_map(both).collect()
+    units(client).into_iter().filter_map(both).collect()
 }
 
-#[test]
-fn both_sizes_at_once() {
+fn both_sizes_at_once(client: Client) {
     let mut random = Random::new(17);
-    for mixed in both_sizes() {
+    for mixed in both_sizes(&client) {
         let choice = Choice::Exactly(Blueprint::Mixed(mixed));
         for (kind, split) in [(PAGED, Split::Auto), (Kind::Ragged, Split::Every(64)), (PAGED, Split::Never)] {
             let lengths = [&MIXED[..], &[(40, 100), (1, 300), (2, 70)]].concat();
             let case = case(kind, &lengths, dtypes(mixed.many.unit)[0], (mixed.few, split));
-            Case { choice, causal: split != Split::Never, ..case }.check(&mut random);
+            Case { choice, causal: split != Split::Never, ..case }.check(&client, &mut random);
         }
     }
 }
 
 /// With a fixed split a request gets the same bits, whatever stands beside it.
-#[test]
-fn results_do_not_depend_on_the_batch() {
+fn results_do_not_depend_on_the_batch(client: Client) {
     let (mut random, mut shuffles) = (Random::new(18), Random::new(19));
     let requests = [(1, 333), (37, 200), (2, 64)];
     // As the planner chooses, and where that is no tiles, with tiles.
-    let choices = both_sizes().into_iter().map(|mixed| (Choice::Exactly(Blueprint::Mixed(mixed)), 64));
+    let choices = both_sizes(&client).into_iter().map(|mixed| (Choice::Exactly(Blueprint::Mixed(mixed)), 64));
     for (choice, split) in choices.chain([(Choice::Auto, 100)]) {
         let mut run = |lengths: &[(usize, usize)], seeds: &[u64]| {
             let case = Case { qk: 64, vo: 64, dtype: Type::BF16, causal: true, ..Case::new(PAGED, lengths) };
             let case = Case { split: Split::Every(split), choice, ..case };
-            let output = case.check_seeded(seeds, &mut shuffles);
+            let output = case.check_seeded(&client, seeds, &mut shuffles);
             // The bits of each request.
             let mut rest = output.iter().map(|x| x.to_bits());
             lengths.iter().map(|l| rest.by_ref().take(l.0 * 4 * 64).collect()).collect::<Vec<Vec<u64>>>()
@@ -284,10 +292,9 @@ fn results_do_not_depend_on_the_batch() {
     }
 }
 
-#[test]
-fn what_cannot_run_is_refused() {
-    let arch = Arch::of(&client());
-    let device = DeviceProfile::of(&client());
+fn what_cannot_run_is_refused(client: Client) {
+    let arch = Arch::of(&client);
+    let device = DeviceProfile::of(&client);
     let [(decode, _), (prefill, _), _] = blueprints(Unit::MmaSync);
     let problem = Case { qk: 64, vo: 64, dtype: Type::F16, ..Case::new(PAGED, &MIXED) }.problem();
     let check = |tiled, problem| Blueprint::Tiled(tiled).check(&device, &problem);
@@ -314,10 +321,7 @@ fn what_cannot_run_is_refused() {
 }
 
 /// The same keys at the front of a small pool and beyond element 2^31 of a large one.
-#[test]
-#[ignore = "9 GB on the device and on the host"]
-fn pages_beyond_two_to_the_31() {
-    let client = client();
+fn pages_beyond_two_to_the_31(client: Client) {
     let (page_size, heads, dim, pages) = (16, 8, 128, 40);
     let page = page_size * heads * dim;
     let far = (1usize << 31) / page;

@@ -7,7 +7,10 @@ use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 
 use super::model::{Model, rows};
-use crate::support::{devices, seed};
+use crate::devices::{Target, device_tests};
+use crate::support::seed;
+
+device_tests!(any_history);
 
 /// What one may do to a cache. Sequences, and those that wait in host memory, are meant by their number.
 #[derive(Debug, Clone)]
@@ -151,49 +154,43 @@ fn wrong(model: &mut Model, id: SequenceId) {
     model.check_contents();
 }
 
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn any_history() {
-    for target in devices() {
-        let cases = if target.is_slow() { 12 } else { 192 };
-        let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&seed().to_le_bytes());
-        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-        let strategy = (
-            1..6_usize,
-            1..16_usize,
-            prop_oneof![Just(KvLayout::Nhd), Just(KvLayout::Hnd)],
-            prop::sample::select(target.dtypes()),
-            prop::collection::vec(action(), 1..60),
-        );
-        let (done, judged) = (RefCell::new(CacheStats::default()), RefCell::new([0; 2]));
-        let outcome = TestRunner::new_with_rng(config, rng).run(
-            &strategy,
-            |(page_size, pages, layout, dtype, actions)| {
-                let model = Model::new(&target, page_size, pages, layout, dtype);
-                let (stats, cases) = run(History { model, prompt: Vec::new() }, &actions);
-                judged.borrow_mut().iter_mut().zip(cases).for_each(|(all, cases)| *all += cases);
-                let mut done = done.borrow_mut();
-                done.hit_tokens += stats.hit_tokens;
-                done.evicted_pages += stats.evicted_pages;
-                done.merged_pages += stats.merged_pages;
-                done.copied_pages += stats.copied_pages;
-                done.swapped_in_tokens += stats.swapped_in_tokens;
-                Ok(())
-            },
-        );
-        if let Err(error) = outcome {
-            panic!("{}, seed {}: {error}", target.name, seed());
-        }
-        let CacheStats { hit_tokens, evicted_pages, merged_pages, copied_pages, swapped_in_tokens, .. } =
-            done.into_inner();
-        let reached = [hit_tokens, evicted_pages, merged_pages, copied_pages, swapped_in_tokens];
-        // Hundreds of each were counted.
-        assert!(target.is_slow() || !reached.contains(&0), "{reached:?}; seed {}", seed());
-        let judged = judged.into_inner();
-        assert!(target.is_slow() || judged.iter().all(|&cases| cases > 1000), "{judged:?}; seed {}", seed());
+fn any_history(target: Target) {
+    let cases = if target.is_slow() { 12 } else { 192 };
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed().to_le_bytes());
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
+    let strategy = (
+        1..6_usize,
+        1..16_usize,
+        prop_oneof![Just(KvLayout::Nhd), Just(KvLayout::Hnd)],
+        prop::sample::select(target.dtypes()),
+        prop::collection::vec(action(), 1..60),
+    );
+    let (done, judged) = (RefCell::new(CacheStats::default()), RefCell::new([0; 2]));
+    let outcome =
+        TestRunner::new_with_rng(config, rng).run(&strategy, |(page_size, pages, layout, dtype, actions)| {
+            let model = Model::new(&target, page_size, pages, layout, dtype);
+            let (stats, cases) = run(History { model, prompt: Vec::new() }, &actions);
+            judged.borrow_mut().iter_mut().zip(cases).for_each(|(all, cases)| *all += cases);
+            let mut done = done.borrow_mut();
+            done.hit_tokens += stats.hit_tokens;
+            done.evicted_pages += stats.evicted_pages;
+            done.merged_pages += stats.merged_pages;
+            done.copied_pages += stats.copied_pages;
+            done.swapped_in_tokens += stats.swapped_in_tokens;
+            Ok(())
+        });
+    if let Err(error) = outcome {
+        panic!("{}, seed {}: {error}", target.name, seed());
     }
+    let CacheStats { hit_tokens, evicted_pages, merged_pages, copied_pages, swapped_in_tokens, .. } =
+        done.into_inner();
+    let reached = [hit_tokens, evicted_pages, merged_pages, copied_pages, swapped_in_tokens];
+    // Hundreds of each were counted.
+    assert!(target.is_slow() || !reached.contains(&0), "{reached:?}; seed {}", seed());
+    let judged = judged.into_inner();
+    assert!(target.is_slow() || judged.iter().all(|&cases| cases > 1000), "{judged:?}; seed {}", seed());
 }
 
 /// All of a history: what the cache has done in it, and how many handles were refused and taken.

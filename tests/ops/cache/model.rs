@@ -10,7 +10,8 @@ use burn_flashinfer::{
     SwappedSequence, append_paged_kv, gather_paged_kv,
 };
 
-use crate::support::{Host, Target};
+use crate::devices::Target;
+use crate::support::Host;
 
 pub const LAYERS: usize = 2;
 const HEADS: usize = 2;

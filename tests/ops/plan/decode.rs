@@ -10,7 +10,10 @@ use burn_flashinfer::{
 };
 
 use super::any_device;
-use crate::support::{Host, Rng, bits, check, devices, read, refused, say};
+use crate::devices::{Target, device_tests};
+use crate::support::{Host, Rng, bits, check, read, refused, say};
+
+device_tests!(replays_equal_eager_steps);
 
 const LAYERS: usize = 2;
 const HEADS: [usize; 2] = [8, 2];
@@ -98,89 +101,80 @@ impl Model {
 
 /// Lengths grow over the ends of pages and of what one core reads; sequences come, fork and go. A replay gives the bits of
 /// the same step run without a graph, and the numbers of calls that plan for themselves.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn replays_equal_eager_steps() {
-    for target in devices() {
-        for dtype in target.dtypes() {
-            let (device, mut rng) = (&target.device, Rng::new("replays"));
-            let model = Model::new(dtype, device);
-            let mut caches = [(); 3].map(|()| model.cache(device));
-            // Each sequence in each of the caches.
-            let mut running: Vec<[SequenceId; 3]> = Vec::new();
-            let start = |cache: &mut PagedKvCache, tokens: usize| {
-                let sequence = cache.create();
-                model.prefill(cache, sequence, tokens);
-                sequence
-            };
-            for tokens in [3, 250, 1019] {
-                running.push(caches.each_mut().map(|cache| start(cache, tokens)));
-            }
-            let [captured, mut stepped, mut eager] = caches;
-            let captured = Rc::new(RefCell::new(captured));
-            let step = |cache: &PagedKvCache| {
-                DecodeStep::new(&model.config(), REQUESTS, MAX_LEN, cache).expect("a step")
-            };
-            let fixed = step(&captured.borrow());
-            let first: Vec<_> = running.iter().map(|&[sequence, ..]| (sequence, 1)).collect();
-            let before = captured.borrow().len(first[0].0).expect("a sequence");
-            let mut graph =
-                DecodeGraph::capture(&captured, fixed, &first, |cache, step| model.step(cache, step))
-                    .expect("a graph");
-            assert_eq!(captured.borrow().len(first[0].0).expect("a sequence"), before);
-            // CUDA must capture. On HIP CubeCL 0.11.3 allocates 0 bytes within the capture, for which its pools have no room,
-            // and so gives it up: steps are run anew there.
-            match graph.run_anew_because() {
-                None => assert!(["cuda", "rocm"].contains(&target.name), "{}", target.name),
-                Some(why) if target.name == "rocm" => say(format!("rocm captures no graph: {why}")),
-                Some(why) => assert_ne!(target.name, "cuda", "{why}"),
-            }
+fn replays_equal_eager_steps(target: Target) {
+    for dtype in target.dtypes() {
+        let (device, mut rng) = (&target.device, Rng::new("replays"));
+        let model = Model::new(dtype, device);
+        let mut caches = [(); 3].map(|()| model.cache(device));
+        // Each sequence in each of the caches.
+        let mut running: Vec<[SequenceId; 3]> = Vec::new();
+        let start = |cache: &mut PagedKvCache, tokens: usize| {
+            let sequence = cache.create();
+            model.prefill(cache, sequence, tokens);
+            sequence
+        };
+        for tokens in [3, 250, 1019] {
+            running.push(caches.each_mut().map(|cache| start(cache, tokens)));
+        }
+        let [captured, mut stepped, mut eager] = caches;
+        let captured = Rc::new(RefCell::new(captured));
+        let step = |cache: &PagedKvCache| {
+            DecodeStep::new(&model.config(), REQUESTS, MAX_LEN, cache).expect("a step")
+        };
+        let fixed = step(&captured.borrow());
+        let first: Vec<_> = running.iter().map(|&[sequence, ..]| (sequence, 1)).collect();
+        let before = captured.borrow().len(first[0].0).expect("a sequence");
+        let mut graph = DecodeGraph::capture(&captured, fixed, &first, |cache, step| model.step(cache, step))
+            .expect("a graph");
+        assert_eq!(captured.borrow().len(first[0].0).expect("a sequence"), before);
+        // CUDA must capture. On HIP CubeCL 0.11.3 allocates 0 bytes within the capture, for which its pools have no room,
+        // and so gives it up: steps are run anew there.
+        match graph.run_anew_because() {
+            None => assert!(["cuda", "rocm"].contains(&target.name), "{}", target.name),
+            Some(why) if target.name == "rocm" => say(format!("rocm captures no graph: {why}")),
+            Some(why) => assert_ne!(target.name, "cuda", "{why}"),
+        }
 
-            let mut fixed = step(&stepped);
-            for round in 0..if target.is_slow() { 8 } else { 16 } {
-                let mut lent = captured.borrow_mut();
-                let [a, b, c] = [&mut *lent, &mut stepped, &mut eager];
-                match round {
-                    3 => {
-                        let gone = running.remove(0);
-                        [a, b, c]
-                            .into_iter()
-                            .zip(gone)
-                            .for_each(|(cache, id)| cache.free(id).expect("alive"));
-                    }
-                    5 => {
-                        let [x, y, z] = running[0];
-                        running
-                            .push([(a, x), (b, y), (c, z)].map(|(cache, id)| cache.fork(id).expect("alive")));
-                    }
-                    6 => running.push([a, b, c].map(|cache| start(cache, 11))),
-                    _ => {}
+        let mut fixed = step(&stepped);
+        for round in 0..if target.is_slow() { 8 } else { 16 } {
+            let mut lent = captured.borrow_mut();
+            let [a, b, c] = [&mut *lent, &mut stepped, &mut eager];
+            match round {
+                3 => {
+                    let gone = running.remove(0);
+                    [a, b, c].into_iter().zip(gone).for_each(|(cache, id)| cache.free(id).expect("alive"));
                 }
-                drop(lent);
-                let tokens: Vec<u32> = running.iter().map(|_| rng.below(VOCAB) as u32).collect();
-                let tokens_of = |cache: usize| -> Vec<(SequenceId, u32)> {
-                    running.iter().map(|ids| ids[cache]).zip(tokens.iter().copied()).collect()
-                };
-                let replayed = graph.replay(&tokens_of(0)).expect("a step").clone();
-                fixed.update(&mut stepped, &tokens_of(1)).expect("a step");
-                let again = model.step(&mut stepped, &fixed).expect("a step");
-                let what = format!("{} {dtype:?} round {round}", target.name);
-                assert_eq!(bits(replayed.clone()), bits(again), "{what}");
-                for (layer, wanted) in model.eager(&mut eager, &tokens_of(2)).into_iter().enumerate() {
-                    let got: Tensor<3> = replayed.clone().narrow(0, layer, 1).squeeze_dim(0);
-                    // Rows of sequences that are missing are 0.
-                    let mut got = read(got);
-                    let rest = got.split_off(tokens.len() * HEADS[0] * DIM);
-                    assert!(rest.iter().all(|&x| x == 0.0), "{what}");
-                    // Both are rounded: a unit in the last place of the largest number.
-                    let wanted = read(wanted);
-                    let oracle: Vec<f64> = wanted.iter().map(|&x| f64::from(x)).collect();
-                    let off: Vec<f32> = wanted
-                        .iter()
-                        .map(|x| x + x.abs() * crate::support::epsilon(dtype) as f32 / 2.0)
-                        .collect();
-                    check(format!("{what}, layer {layer}"), &got, &off, &oracle, dtype);
+                5 => {
+                    let [x, y, z] = running[0];
+                    running.push([(a, x), (b, y), (c, z)].map(|(cache, id)| cache.fork(id).expect("alive")));
                 }
+                6 => running.push([a, b, c].map(|cache| start(cache, 11))),
+                _ => {}
+            }
+            drop(lent);
+            let tokens: Vec<u32> = running.iter().map(|_| rng.below(VOCAB) as u32).collect();
+            let tokens_of = |cache: usize| -> Vec<(SequenceId, u32)> {
+                running.iter().map(|ids| ids[cache]).zip(tokens.iter().copied()).collect()
+            };
+            let replayed = graph.replay(&tokens_of(0)).expect("a step").clone();
+            fixed.update(&mut stepped, &tokens_of(1)).expect("a step");
+            let again = model.step(&mut stepped, &fixed).expect("a step");
+            let what = format!("{} {dtype:?} round {round}", target.name);
+            assert_eq!(bits(replayed.clone()), bits(again), "{what}");
+            for (layer, wanted) in model.eager(&mut eager, &tokens_of(2)).into_iter().enumerate() {
+                let got: Tensor<3> = replayed.clone().narrow(0, layer, 1).squeeze_dim(0);
+                // Rows of sequences that are missing are 0.
+                let mut got = read(got);
+                let rest = got.split_off(tokens.len() * HEADS[0] * DIM);
+                assert!(rest.iter().all(|&x| x == 0.0), "{what}");
+                // Both are rounded: a unit in the last place of the largest number.
+                let wanted = read(wanted);
+                let oracle: Vec<f64> = wanted.iter().map(|&x| f64::from(x)).collect();
+                let off: Vec<f32> = wanted
+                    .iter()
+                    .map(|x| x + x.abs() * crate::support::epsilon(dtype) as f32 / 2.0)
+                    .collect();
+                check(format!("{what}, layer {layer}"), &got, &off, &oracle, dtype);
             }
         }
     }

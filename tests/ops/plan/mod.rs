@@ -6,9 +6,19 @@ mod refusals;
 use burn::tensor::{DType, Device};
 use burn_flashinfer::{Indptr, KvLayout, KvPages, KvSplit, PagedPlan, PlanConfig, RaggedPlan};
 
-use crate::attention::on_devices;
+use crate::attention::on_device;
+use crate::devices::{Target, device_tests, devices};
 use crate::problem::{Case, Got, Problem};
-use crate::support::{DTYPES, Host, Rng, View, devices};
+use crate::support::{DTYPES, Host, Rng, View};
+
+device_tests!(
+    every_split,
+    skewed_lengths,
+    long_requests,
+    updates,
+    a_fixed_split_is_reproducible,
+    runs_repeat
+);
 
 /// Prefill, append, decode, and requests without queries or keys.
 const MIXED: [(usize, usize); 7] = [(17, 65), (1, 700), (0, 16), (40, 64), (1, 1), (3, 300), (1, 97)];
@@ -37,9 +47,7 @@ fn run_paged(plan: &PagedPlan, problem: &Problem, page_size: usize, device: &Dev
 }
 
 /// Every way to split, over pages and without.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn every_split() {
+fn every_split(target: Target) {
     let mut cases = Vec::new();
     for dtype in DTYPES {
         for lengths in [&MIXED[..], &DECODE] {
@@ -47,7 +55,7 @@ fn every_split() {
         }
         cases.push(Case { window: Some(100), v_dim: 32, ..Case::new(dtype, 64, &MIXED).causal() });
     }
-    on_devices(4, &cases, |target, case| {
+    on_device(&target, 4, &cases, |target, case| {
         // A causal mask wants as many keys as queries.
         let device = &target.device;
         let problem = case.problem("every_split");
@@ -80,15 +88,13 @@ fn every_split() {
 }
 
 /// Lengths by Zipf's law, as the benchmark has them: decoding over pages, and ragged prefill.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn skewed_lengths() {
+fn skewed_lengths(target: Target) {
     let zipf =
         |requests: u32, longest: f64| (1..=requests).map(move |rank| (longest / f64::from(rank)) as usize);
     let decode: Vec<_> = zipf(64, 4096.0).map(|keys| (1, keys)).collect();
     let prefill: Vec<_> = zipf(16, 512.0).map(|tokens| (tokens, tokens)).collect();
     let cases = [&decode, &prefill].map(|lengths| Case::new(DType::BF16, 64, lengths).heads(1, 4).causal());
-    on_devices(1, &cases, |target, case| {
+    on_device(&target, 1, &cases, |target, case| {
         let (device, problem) = (&target.device, case.problem("skewed_lengths"));
         let (qo, expected) = (rows(&problem, device), problem.expected());
         let plan = PagedPlan::new(&config(case), &qo, &problem.paging(16).table(device)).expect("a plan");
@@ -100,10 +106,8 @@ fn skewed_lengths() {
 }
 
 /// A request that is far longer than what one core reads, beside short ones.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn long_requests() {
-    on_devices(1, &[Case::new(DType::BF16, 64, &[]).heads(1, 4)], |target, case| {
+fn long_requests(target: Target) {
+    on_device(&target, 1, &[Case::new(DType::BF16, 64, &[]).heads(1, 4)], |target, case| {
         // Simulated or compiled for a CPU, keys take their time.
         let longest = if ["flex", "cuda"].contains(&target.name) { 300_000 } else { 20_000 };
         let case = Case { lengths: vec![(1, 700), (1, longest), (2, 5000)], ..case.clone() };
@@ -117,10 +121,8 @@ fn long_requests() {
 }
 
 /// One plan goes through batches that grow and shrink, and gives what a new one would.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn updates() {
-    on_devices(1, &[Case::new(DType::F16, 64, &DECODE).heads(2, 4)], |target, case| {
+fn updates(target: Target) {
+    on_device(&target, 1, &[Case::new(DType::F16, 64, &DECODE).heads(2, 4)], |target, case| {
         let device = &target.device;
         let mut rng = Rng::new("updates");
         let mut plan: Option<PagedPlan> = None;
@@ -156,12 +158,10 @@ fn updates() {
 }
 
 /// With a fixed split a request gets the same bits alone and beside others; decoding and prefill.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn a_fixed_split_is_reproducible() {
+fn a_fixed_split_is_reproducible(target: Target) {
     let cases: Vec<_> =
         DTYPES.into_iter().map(|dtype| Case::new(dtype, 64, &MIXED).heads(2, 4).causal()).collect();
-    on_devices(2, &cases, |target, case| {
+    on_device(&target, 2, &cases, |target, case| {
         let device = &target.device;
         let problem = case.problem("a_fixed_split");
         let run = |problem: &Problem| {
@@ -186,10 +186,8 @@ fn a_fixed_split_is_reproducible() {
 }
 
 /// The output of a run does not depend on what an earlier one left in the workspace, nor on what lies beyond the tensors.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn runs_repeat() {
-    on_devices(1, &[Case::new(DType::BF16, 128, &MIXED).heads(2, 4).causal()], |target, case| {
+fn runs_repeat(target: Target) {
+    on_device(&target, 1, &[Case::new(DType::BF16, 128, &MIXED).heads(2, 4).causal()], |target, case| {
         let device = &target.device;
         let (first, second) = (case.problem("runs_repeat 1"), case.problem("runs_repeat 2"));
         let plan = PagedPlan::new(&config(case), &rows(&first, device), &first.paging(16).table(device));

@@ -5,7 +5,10 @@ use burn_flashinfer::reference;
 use burn_flashinfer::sampling::{Penalties, apply_penalties};
 
 use super::{floats, integers};
-use crate::support::{Host, Rng, Target, address, bits, check, devices, round};
+use crate::devices::{Target, device_tests};
+use crate::support::{Host, Rng, address, bits, check, round};
+
+device_tests!(shapes, in_place_and_views);
 
 /// Counts and penalties of a batch.
 struct Batch {
@@ -65,60 +68,52 @@ fn compare(what: &str, target: &Target, logits: &Host<2>, batch: &Batch, got: Te
     check(what, &Host::of(got).values, &baseline, &oracle, dtype);
 }
 
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn shapes() {
+fn shapes(target: Target) {
     let rng = &mut Rng::new("penalties shapes");
-    for target in devices() {
-        for dtype in target.dtypes() {
-            for [rows, vocab] in [[1, 1], [5, 17], [8, 111], [3, 4096], [0, 40], [64, 40]] {
-                let mut logits = Host::from_fn([rows, vocab], dtype, |_| 4.0 * rng.normal());
-                for special in [0.0, -0.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                    for _ in 0..rows * vocab / 30 {
-                        logits.values[rng.below(rows * vocab)] = special;
-                    }
+    for dtype in target.dtypes() {
+        for [rows, vocab] in [[1, 1], [5, 17], [8, 111], [3, 4096], [0, 40], [64, 40]] {
+            let mut logits = Host::from_fn([rows, vocab], dtype, |_| 4.0 * rng.normal());
+            for special in [0.0, -0.0, f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                for _ in 0..rows * vocab / 30 {
+                    logits.values[rng.below(rows * vocab)] = special;
                 }
-                let batch = Batch::random(rows, vocab, rng);
-                for ints in [DType::I32, DType::I64] {
-                    let penalties = batch.tensors(&target, ints);
-                    let got = apply_penalties(logits.tensor(&target.device), &penalties).expect("it fits");
-                    compare("shapes", &target, &logits, &batch, got);
-                }
+            }
+            let batch = Batch::random(rows, vocab, rng);
+            for ints in [DType::I32, DType::I64] {
+                let penalties = batch.tensors(&target, ints);
+                let got = apply_penalties(logits.tensor(&target.device), &penalties).expect("it fits");
+                compare("shapes", &target, &logits, &batch, got);
             }
         }
     }
 }
 
 /// What nobody else has a clone of is overwritten, a clone never is; a transposed matrix is read as it lies.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn in_place_and_views() {
+fn in_place_and_views(target: Target) {
     let rng = &mut Rng::new("penalties in place");
-    for target in devices() {
-        for dtype in target.dtypes() {
-            let logits = Host::random([8, 256], dtype, rng);
-            let batch = Batch::random(8, 256, rng);
-            let penalties = batch.tensors(&target, DType::I32);
-            for keep in [false, true] {
-                let tensor = logits.tensor(&target.device);
-                let before = address(&tensor);
-                let clone = keep.then(|| tensor.clone());
-                let got = apply_penalties(tensor, &penalties).expect("it fits");
-                assert_eq!(address(&got) != before, keep, "{} {dtype:?}", target.name);
-                compare("in place", &target, &logits, &batch, got);
-                if let Some(clone) = clone {
-                    assert_eq!(bits(clone), bits(logits.tensor(&target.device)), "a clone was overwritten");
-                }
+    for dtype in target.dtypes() {
+        let logits = Host::random([8, 256], dtype, rng);
+        let batch = Batch::random(8, 256, rng);
+        let penalties = batch.tensors(&target, DType::I32);
+        for keep in [false, true] {
+            let tensor = logits.tensor(&target.device);
+            let before = address(&tensor);
+            let clone = keep.then(|| tensor.clone());
+            let got = apply_penalties(tensor, &penalties).expect("it fits");
+            assert_eq!(address(&got) != before, keep, "{} {dtype:?}", target.name);
+            compare("in place", &target, &logits, &batch, got);
+            if let Some(clone) = clone {
+                assert_eq!(bits(clone), bits(logits.tensor(&target.device)), "a clone was overwritten");
             }
-            let tall = Host::from_fn([256, 8], dtype, |i| logits.values[i % 8 * 256 + i / 8]);
-            let turned = |counts: &Tensor<2, Int>| counts.clone().transpose().clone();
-            let strided = Penalties {
-                prompt: turned(&turned(&penalties.prompt)),
-                output: turned(&turned(&penalties.output)),
-                ..penalties.clone()
-            };
-            let got = apply_penalties(tall.tensor(&target.device).transpose(), &strided).expect("it fits");
-            compare("transposed", &target, &logits, &batch, got);
         }
+        let tall = Host::from_fn([256, 8], dtype, |i| logits.values[i % 8 * 256 + i / 8]);
+        let turned = |counts: &Tensor<2, Int>| counts.clone().transpose().clone();
+        let strided = Penalties {
+            prompt: turned(&turned(&penalties.prompt)),
+            output: turned(&turned(&penalties.output)),
+            ..penalties.clone()
+        };
+        let got = apply_penalties(tall.tensor(&target.device).transpose(), &strided).expect("it fits");
+        compare("transposed", &target, &logits, &batch, got);
     }
 }

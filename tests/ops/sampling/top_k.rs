@@ -4,7 +4,10 @@ use burn::tensor::{DType, Int, Slice, Tensor};
 use burn_flashinfer::reference;
 use burn_flashinfer::sampling::top_k;
 
-use crate::support::{Host, Rng, Target, devices};
+use crate::devices::{Target, device_tests, devices};
+use crate::support::{Host, Rng};
+
+device_tests!(in_order, views, the_first_of_many_equals);
 
 /// Rows of few different numbers, or many, among them all special ones; of the last rows one is `-inf` and one NaN.
 fn rows([rows, vocab]: [usize; 2], dtype: DType, rng: &mut Rng) -> Host<2> {
@@ -39,28 +42,24 @@ fn compare(what: &str, target: &Target, x: &Host<2>, k: usize, (values, ids): (T
     }
 }
 
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn in_order() {
+fn in_order(target: Target) {
     let rng = &mut Rng::new("top_k");
-    for target in devices() {
-        for dtype in target.dtypes() {
-            let cases = vec![
-                ([8, 1], 1),
-                ([6, 17], 1),
-                ([6, 17], 17),
-                ([9, 111], 50),
-                ([5, 1000], 1000),
-                ([0, 8], 3),
-                ([5, 4099], 100),
-                ([2, 32000], 1),
-                ([4, 3001], 2048),
-                ([300, 64], 3),
-            ];
-            for (shape, k) in target.thin(3, cases) {
-                let x = rows(shape, dtype, rng);
-                compare("rows", &target, &x, k, top_k(x.tensor(&target.device), k).expect("it fits"));
-            }
+    for dtype in target.dtypes() {
+        let cases = vec![
+            ([8, 1], 1),
+            ([6, 17], 1),
+            ([6, 17], 17),
+            ([9, 111], 50),
+            ([5, 1000], 1000),
+            ([0, 8], 3),
+            ([5, 4099], 100),
+            ([2, 32000], 1),
+            ([4, 3001], 2048),
+            ([300, 64], 3),
+        ];
+        for (shape, k) in target.thin(3, cases) {
+            let x = rows(shape, dtype, rng);
+            compare("rows", &target, &x, k, top_k(x.tensor(&target.device), k).expect("it fits"));
         }
     }
 }
@@ -78,35 +77,27 @@ fn as_many_as_there_are() {
 }
 
 /// Rows with gaps, and a transposed matrix.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn views() {
+fn views(target: Target) {
     let rng = &mut Rng::new("top_k views");
-    for target in devices() {
-        let device = &target.device;
-        let x = rows([6, 40], DType::F32, rng);
-        let wide = Host::from_fn([6, 48], DType::F32, |i| match i % 48 {
-            column @ 3..43 => x.values[i / 48 * 40 + column - 3],
-            _ => f32::INFINITY,
-        });
-        let tall = Host::from_fn([40, 6], DType::F32, |i| x.values[i % 6 * 40 + i / 6]);
-        let cut = wide.tensor(device).slice([Slice::from(0..6), Slice::from(3..43)]);
-        compare("a slice", &target, &x, 7, top_k(cut, 7).expect("it fits"));
-        let turned = tall.tensor(device).transpose();
-        compare("transposed", &target, &x, 7, top_k(turned, 7).expect("it fits"));
-    }
+    let device = &target.device;
+    let x = rows([6, 40], DType::F32, rng);
+    let wide = Host::from_fn([6, 48], DType::F32, |i| match i % 48 {
+        column @ 3..43 => x.values[i / 48 * 40 + column - 3],
+        _ => f32::INFINITY,
+    });
+    let tall = Host::from_fn([40, 6], DType::F32, |i| x.values[i % 6 * 40 + i / 6]);
+    let cut = wide.tensor(device).slice([Slice::from(0..6), Slice::from(3..43)]);
+    compare("a slice", &target, &x, 7, top_k(cut, 7).expect("it fits"));
+    let turned = tall.tensor(device).transpose();
+    compare("transposed", &target, &x, 7, top_k(turned, 7).expect("it fits"));
 }
 
 /// More equals than there is room for in shared memory: the first of them count.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn the_first_of_many_equals() {
-    for target in devices() {
-        let x = Host::from_fn([2, 9001], DType::F32, |i| match i % 9001 {
-            at if at % 1000 == 999 => 2.0,
-            at if i > 9000 && at % 3 == 0 => f32::NAN,
-            _ => 1.0,
-        });
-        compare("equals", &target, &x, 60, top_k(x.tensor(&target.device), 60).expect("it fits"));
-    }
+fn the_first_of_many_equals(target: Target) {
+    let x = Host::from_fn([2, 9001], DType::F32, |i| match i % 9001 {
+        at if at % 1000 == 999 => 2.0,
+        at if i > 9000 && at % 3 == 0 => f32::NAN,
+        _ => 1.0,
+    });
+    compare("equals", &target, &x, 60, top_k(x.tensor(&target.device), 60).expect("it fits"));
 }
