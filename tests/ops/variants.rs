@@ -9,8 +9,15 @@ use burn_flashinfer::{
     RaggedPlan, Request, Row, VariantInputs, single_prefill,
 };
 
+use crate::devices::{Target, device_tests};
 use crate::problem::{Case, Got, Problem};
-use crate::support::{Rng, Target, check, devices, refused, round};
+use crate::support::{Rng, check, refused, round};
+
+device_tests!(
+    every_hook_says_the_same_on_every_device,
+    long_requests_of_a_variant,
+    what_a_variant_cannot_do_is_refused
+);
 
 /// Every hook at once: a bias by distance and head, single keys masked by request, an initial `(m, l)`, and a factor on
 /// the output. Its tensors are a slope, a sink and a factor of each query head, and a number of each request.
@@ -226,41 +233,36 @@ impl Setting {
 }
 
 /// Decoding and prefill, ragged and in pages, alone and split, of heads that matrix cores take and of heads that none takes.
-#[test]
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-fn every_hook_says_the_same_on_every_device() {
-    for target in devices() {
-        for dtype in target.dtypes() {
-            let lengths: &[(usize, usize)] = &[(1, 70), (5, 5), (1, 0), (0, 9), (37, 150)];
-            let masks = [(false, None), (true, None), (true, Some(19))];
-            let cases = [64, 40].into_iter().flat_map(|dim| masks.map(move |mask| (dim, mask))).collect();
-            for (dim, (causal, window)) in target.thin(4, cases) {
-                let case = Case { causal, window, ..Case::new(dtype, dim, lengths) };
-                for sinks in [false, true] {
-                    let setting = Setting::new("variants", &case, sinks);
-                    let device = &target.device;
-                    setting.check("ragged", &target, &ragged(&setting, KvSplit::Auto, device));
-                    setting.check("split", &target, &ragged(&setting, KvSplit::Fixed(16), device));
-                    setting.check("paged", &target, &paged(&setting, KvSplit::Auto, device));
-                }
+fn every_hook_says_the_same_on_every_device(target: Target) {
+    for dtype in target.dtypes() {
+        let lengths: &[(usize, usize)] = &[(1, 70), (5, 5), (1, 0), (0, 9), (37, 150)];
+        let masks = [(false, None), (true, None), (true, Some(19))];
+        let cases = [64, 40].into_iter().flat_map(|dim| masks.map(move |mask| (dim, mask))).collect();
+        for (dim, (causal, window)) in target.thin(4, cases) {
+            let case = Case { causal, window, ..Case::new(dtype, dim, lengths) };
+            for sinks in [false, true] {
+                let setting = Setting::new("variants", &case, sinks);
+                let device = &target.device;
+                setting.check("ragged", &target, &ragged(&setting, KvSplit::Auto, device));
+                setting.check("split", &target, &ragged(&setting, KvSplit::Fixed(16), device));
+                setting.check("paged", &target, &paged(&setting, KvSplit::Auto, device));
             }
         }
     }
 }
 
 /// Enough rows and keys for warpgroups, whose tiles lie within the range of some rows and outside that of others.
-#[test]
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-fn long_requests_of_a_variant() {
-    for target in devices().into_iter().filter(|target| !target.is_slow()) {
-        for dtype in [DType::F16, DType::BF16] {
-            let case = Case::new(dtype, 128, &[(300, 700), (1, 600)]).heads(2, 4);
-            let case = Case { causal: true, window: Some(400), ..case };
-            let setting = Setting::new("long variants", &case, true);
-            for split in [KvSplit::Never, KvSplit::Fixed(128)] {
-                setting.check("ragged", &target, &ragged(&setting, split, &target.device));
-                setting.check("paged", &target, &paged(&setting, split, &target.device));
-            }
+fn long_requests_of_a_variant(target: Target) {
+    if target.is_slow() {
+        return;
+    }
+    for dtype in [DType::F16, DType::BF16] {
+        let case = Case::new(dtype, 128, &[(300, 700), (1, 600)]).heads(2, 4);
+        let case = Case { causal: true, window: Some(400), ..case };
+        let setting = Setting::new("long variants", &case, true);
+        for split in [KvSplit::Never, KvSplit::Fixed(128)] {
+            setting.check("ragged", &target, &ragged(&setting, split, &target.device));
+            setting.check("paged", &target, &paged(&setting, split, &target.device));
         }
     }
 }
@@ -294,29 +296,25 @@ impl AttentionVariant for HostAlone {
     }
 }
 
-#[test]
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-fn what_a_variant_cannot_do_is_refused() {
-    for target in devices() {
-        let x = || Tensor::<3>::zeros([2, 2, 8], (&target.device, DType::F32));
-        let options = AttentionOptions::new().variant(HostAlone);
-        let result = single_prefill(x(), x(), x(), &options);
-        if target.name == "flex" {
-            assert!(result.is_ok());
-        } else {
-            let device = &target.device;
-            refused(
-                result,
-                format!(
-                    "single_prefill: `variant` is HostAlone without kernels on {device:?}, expected a variant with kernels, or \
-                     the device of Flex"
-                ),
-            );
-        }
-        let both = options.causal(true);
+fn what_a_variant_cannot_do_is_refused(target: Target) {
+    let x = || Tensor::<3>::zeros([2, 2, 8], (&target.device, DType::F32));
+    let options = AttentionOptions::new().variant(HostAlone);
+    let result = single_prefill(x(), x(), x(), &options);
+    if target.name == "flex" {
+        assert!(result.is_ok());
+    } else {
+        let device = &target.device;
         refused(
-            single_prefill(x(), x(), x(), &both),
-            "single_prefill: `causal` is set beside a variant, expected not to be set, as the variant decides",
+            result,
+            format!(
+                "single_prefill: `variant` is HostAlone without kernels on {device:?}, expected a variant with kernels, or \
+                 the device of Flex"
+            ),
         );
     }
+    let both = options.causal(true);
+    refused(
+        single_prefill(x(), x(), x(), &both),
+        "single_prefill: `causal` is set beside a variant, expected not to be set, as the variant decides",
+    );
 }
