@@ -5,6 +5,7 @@ use burn::{
     tensor::{DType, Device, Tensor},
 };
 
+use crate::dispatch::Origin;
 use crate::error::{Error, Result};
 
 /// A shape error.
@@ -164,6 +165,8 @@ pub(crate) struct Floats {
     op: &'static str,
     device: Device,
     dtype: DType,
+    /// Where results belong.
+    pub(crate) origin: Origin,
 }
 
 impl Floats {
@@ -176,7 +179,7 @@ impl Floats {
         device(op, argument, &found)?;
         float(op, argument, dtype, &found)?;
         no_gradient(op, argument, tensor)?;
-        Ok(Self { op, device: found, dtype })
+        Ok(Self { op, device: found, dtype, origin: Origin::of(tensor) })
     }
 
     /// A tensor of the same type on the same device.

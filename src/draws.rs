@@ -1,13 +1,10 @@
 //! Which random numbers a draw takes: a function of seed, stream and offset, and of nothing else.
 
-use burn::{
-    backend::Dispatch,
-    tensor::{Device, Int, Tensor},
-};
+use burn::tensor::{Device, Int, Tensor};
 
 use crate::check::same_device;
+use crate::dispatch::write_ints;
 use crate::error::{Error, Result};
-use crate::extension::FlashInferBackend;
 use crate::indptr::{Positions, index, upload};
 use crate::memory;
 
@@ -56,6 +53,7 @@ pub struct DrawKey {
 /// # }
 /// ```
 #[derive(Debug, Clone)]
+#[must_use]
 pub struct Draws {
     len: usize,
     /// One past the largest row.
@@ -142,8 +140,7 @@ impl Draws {
             });
         }
         if !self.is_empty() {
-            let buffer = self.tensor.extract().into_dispatch();
-            self.tensor = Tensor::from_dispatch(Dispatch::write_ints(buffer, words));
+            self.tensor = write_ints(self.tensor.extract(), words);
         }
         Ok(())
     }

@@ -1,9 +1,12 @@
 //! Numbers of 8 bits.
 
+use std::fmt;
+
 use burn::backend::Dispatch;
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{DType, Device, Float, Int, Tensor};
 
 use crate::check;
+use crate::dispatch::{IntoBackend, Origin};
 use crate::error::{Error, Result};
 use crate::extension::{MaybeFloats, Rounding, Rows};
 
@@ -23,6 +26,7 @@ use crate::extension::{MaybeFloats, Rounding, Rows};
 /// assert!(Fp8::E5m2.decode(Fp8::E5m2.encode(f32::NAN)).is_nan());
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Fp8 {
     /// Four bits of exponent, three of mantissa, up to 448; NaN, but no infinity (OCP `e4m3fn`).
     E4m3,
@@ -30,6 +34,17 @@ pub enum Fp8 {
     E4m3Fnuz,
     /// Five bits of exponent, two of mantissa, up to 57344: the upper half of an f16 (OCP).
     E5m2,
+}
+
+/// The name that PyTorch and ONNX give the format: `e4m3fn`, `e4m3fnuz` or `e5m2`.
+impl fmt::Display for Fp8 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::E4m3 => "e4m3fn",
+            Self::E4m3Fnuz => "e4m3fnuz",
+            Self::E5m2 => "e5m2",
+        })
+    }
 }
 
 impl Fp8 {
@@ -119,6 +134,7 @@ impl Fp8 {
 
 /// Rounding of a result to 8 bits: it is divided by a scale first.
 #[derive(Debug, Clone)]
+#[must_use]
 pub struct Quantization {
     pub(crate) format: Fp8,
     pub(crate) scale: Tensor<1>,
@@ -141,7 +157,7 @@ pub(crate) fn rounding(quantization: Option<&Quantization>) -> Rounding<Dispatch
     match quantization {
         None => Rounding { scale: MaybeFloats::None, format: None },
         Some(Quantization { format, scale }) => {
-            let scale = MaybeFloats::Some(scale.clone().into_dispatch());
+            let scale = MaybeFloats::Some(scale.clone().into_backend());
             Rounding { scale, format: Some(*format) }
         }
     }
@@ -157,27 +173,28 @@ pub(crate) fn check_quantization(
     check::bytes(op, "quantization", device)
 }
 
-/// Rows that were not to become codes.
-pub(crate) fn numbers<const D: usize>(
-    op: &'static str,
-    rows: Rows<Dispatch>,
-    dims: [usize; D],
-) -> Result<Tensor<D>> {
-    match rows {
-        Rows::Floats(rows) => Ok(Tensor::<2>::from_dispatch(rows).reshape(dims)),
-        Rows::Codes(_) => Err(wrong_rows(op, "codes", "numbers")),
-    }
+/// Rows of a backend, and the tensor that they become.
+pub(crate) struct Rounded<const D: usize> {
+    pub rows: Rows<Dispatch>,
+    pub dims: [usize; D],
+    pub origin: Origin,
 }
 
-/// Rows that were to become codes.
-pub(crate) fn coded<const D: usize>(
-    op: &'static str,
-    rows: Rows<Dispatch>,
-    dims: [usize; D],
-) -> Result<Tensor<D, Int>> {
-    match rows {
-        Rows::Codes(rows) => Ok(Tensor::<2, Int>::from_dispatch(rows).reshape(dims)),
-        Rows::Floats(_) => Err(wrong_rows(op, "numbers", "codes")),
+impl<const D: usize> Rounded<D> {
+    /// Rows that were not to become codes.
+    pub(crate) fn numbers(self, op: &'static str) -> Result<Tensor<D>> {
+        match self.rows {
+            Rows::Floats(rows) => Ok(self.origin.tensor::<2, Float>(rows).reshape(self.dims)),
+            Rows::Codes(_) => Err(wrong_rows(op, "codes", "numbers")),
+        }
+    }
+
+    /// Rows that were to become codes.
+    pub(crate) fn codes(self, op: &'static str) -> Result<Tensor<D, Int>> {
+        match self.rows {
+            Rows::Codes(rows) => Ok(self.origin.tensor::<2, Int>(rows).reshape(self.dims)),
+            Rows::Floats(_) => Err(wrong_rows(op, "numbers", "codes")),
+        }
     }
 }
 

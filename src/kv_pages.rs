@@ -8,6 +8,7 @@ use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::cache::{Clock, Says, Stamp, Unfit};
 use crate::check;
+use crate::dispatch::{IntoBackend, Origin};
 use crate::error::{Error, Result};
 use crate::extension::{KvTensors, MaybeScales, Pages};
 use crate::fp8::{self, Fp8};
@@ -272,6 +273,14 @@ impl KvPages {
         }
     }
 
+    /// Where what is read from the pages belongs.
+    pub(crate) fn origin(&self) -> Origin {
+        match &self.pool {
+            Pool::Floats(k, _) => Origin::of(k),
+            Pool::Codes { k, .. } => Origin::of(k),
+        }
+    }
+
     fn floats(&self) -> Option<(&Tensor<4>, &Tensor<4>)> {
         match &self.pool {
             Pool::Floats(k, v) => Some((k, v)),
@@ -330,23 +339,23 @@ impl KvPages {
     /// Replaces both tensors by what `write` makes of them. They are moved out meanwhile, so that it is their only
     /// owner and can write in place.
     pub(crate) fn update(&mut self, write: impl FnOnce(Pages<Dispatch>) -> KvTensors<Dispatch>) {
-        let (layout, pinned) = (self.layout, self.pinned);
+        let (layout, pinned, origin) = (self.layout, self.pinned, self.origin());
         let (tensors, scales, format) = match &mut self.pool {
             Pool::Floats(k, v) => {
-                let tensors = KvTensors::Floats(k.extract().into_dispatch(), v.extract().into_dispatch());
+                let tensors = KvTensors::Floats(k.extract().into_backend(), v.extract().into_backend());
                 (tensors, MaybeScales::None, None)
             }
             Pool::Codes { k, v, meaning } => {
-                let tensors = KvTensors::Codes(k.extract().into_dispatch(), v.extract().into_dispatch());
+                let tensors = KvTensors::Codes(k.extract().into_backend(), v.extract().into_backend());
                 (tensors, meaning.scales(), Some(meaning.format))
             }
         };
         match (write(Pages { tensors, scales, format, layout, pinned }), &mut self.pool) {
             (KvTensors::Floats(new_k, new_v), Pool::Floats(k, v)) => {
-                (*k, *v) = (Tensor::from_dispatch(new_k), Tensor::from_dispatch(new_v));
+                (*k, *v) = (origin.tensor(new_k), origin.tensor(new_v));
             }
             (KvTensors::Codes(new_k, new_v), Pool::Codes { k, v, .. }) => {
-                (*k, *v) = (Tensor::from_dispatch(new_k), Tensor::from_dispatch(new_v));
+                (*k, *v) = (origin.tensor(new_k), origin.tensor(new_v));
             }
             // `write` returns what it got.
             _ => {}
@@ -358,10 +367,10 @@ impl KvPages {
         let (layout, pinned) = (self.layout, self.pinned);
         let (tensors, scales, format) = match self.pool.clone() {
             Pool::Floats(k, v) => {
-                (KvTensors::Floats(k.into_dispatch(), v.into_dispatch()), MaybeScales::None, None)
+                (KvTensors::Floats(k.into_backend(), v.into_backend()), MaybeScales::None, None)
             }
             Pool::Codes { k, v, meaning } => {
-                let tensors = KvTensors::Codes(k.into_dispatch(), v.into_dispatch());
+                let tensors = KvTensors::Codes(k.into_backend(), v.into_backend());
                 (tensors, meaning.scales(), Some(meaning.format))
             }
         };
@@ -371,7 +380,7 @@ impl KvPages {
 
 impl Meaning {
     fn scales(&self) -> MaybeScales<Dispatch> {
-        let [k, v] = [&self.k_scale, &self.v_scale].map(|scale| scale.clone().into_dispatch());
+        let [k, v] = [&self.k_scale, &self.v_scale].map(|scale| scale.clone().into_backend());
         MaybeScales::Some(k, v)
     }
 }

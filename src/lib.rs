@@ -67,6 +67,7 @@ mod backend;
 mod cache;
 mod cascade;
 mod check;
+mod dispatch;
 mod draws;
 mod error;
 pub mod extension;

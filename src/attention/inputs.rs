@@ -2,6 +2,7 @@ use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor};
 
 use crate::check::Floats;
+use crate::dispatch::IntoBackend;
 use crate::error::Result;
 use crate::extension::{MaybeFloats, MaybeInts};
 use crate::ints::saturated;
@@ -44,8 +45,8 @@ impl VariantInputs {
     }
 
     pub(crate) fn into_backend(self) -> (MaybeFloats<Dispatch>, MaybeInts<Dispatch>) {
-        let some = |floats: Tensor<1>| MaybeFloats::Some(floats.into_dispatch());
+        let some = |floats: Tensor<1>| MaybeFloats::Some(floats.into_backend());
         let floats = self.floats.map_or(MaybeFloats::None, some);
-        (floats, self.ints.map_or(MaybeInts::None, |ints| MaybeInts::Some(ints.into_dispatch())))
+        (floats, self.ints.map_or(MaybeInts::None, |ints| MaybeInts::Some(ints.into_backend())))
     }
 }

@@ -1,6 +1,5 @@
 //! The operations on each backend.
 
-mod autodiff;
 #[cfg(all(feature = "cpu", target_os = "linux"))]
 mod compiler_runtime;
 #[cfg(feature = "cube")]

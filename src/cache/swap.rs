@@ -4,6 +4,7 @@ use burn::tensor::{Int, Tensor, TensorData, Transaction};
 
 use super::{PagedKvCache, Sequence, SequenceId};
 use crate::check;
+use crate::dispatch::IntoBackend;
 use crate::error::{Error, Result};
 use crate::extension::KvTensors;
 use crate::fp8::Fp8;
@@ -137,10 +138,10 @@ impl PagedKvCache {
             let (device, dtype, rows) = (&self.device, k.dtype(), [k, v].map(Clone::clone));
             let tokens = if format.is_some() {
                 let [k, v] = rows.map(|rows| Tensor::<3, Int>::from_data(rows, (device, dtype)));
-                KvTensors::Codes(k.into_dispatch(), v.into_dispatch())
+                KvTensors::Codes(k.into_backend(), v.into_backend())
             } else {
                 let [k, v] = rows.map(|rows| Tensor::<3>::from_data(rows, (device, dtype)));
-                KvTensors::Floats(k.into_dispatch(), v.into_dispatch())
+                KvTensors::Floats(k.into_backend(), v.into_backend())
             };
             write(layer, tokens, &slots);
         }

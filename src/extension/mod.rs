@@ -21,12 +21,12 @@ pub use crate::plan::Launch;
 
 /// The operations of this crate, as a backend provides them.
 ///
-/// Float tensors are f32, f16 or bf16. Any strides are allowed, but the last axis of a page pool is contiguous.
+/// Float tensors are f32, f16 or bf16. Any strides are allowed, but the last axis of a page pool is contiguous. Tensors
+/// come without autodiff: the operations take it off their arguments and put it on their results.
 #[backend_extension(
     Flex: cfg(feature = "flex"),
     Cube: cfg(feature = "cube"),
-    Fusion: cfg(all(feature = "cube", feature = "fusion")),
-    Autodiff
+    Fusion: cfg(all(feature = "cube", feature = "fusion"))
 )]
 pub trait FlashInferBackend: Backend {
     /// Attention of `q` `[tokens, q_heads, head_dim]` over the keys and values of each request.

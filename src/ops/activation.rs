@@ -6,9 +6,10 @@ use burn::{
 };
 
 use crate::check::{Floats, shape};
+use crate::dispatch::IntoBackend;
 use crate::error::Result;
-use crate::extension::{Activation, FlashInferBackend, Rows};
-use crate::fp8::{Quantization, check_quantization, coded, numbers, rounding};
+use crate::extension::{Activation, FlashInferBackend};
+use crate::fp8::{Quantization, Rounded, check_quantization, rounding};
 
 /// Multiplies the second half of the last axis with the first one through SiLU: `a / (1 + exp(-a)) * b`, where `a` is
 /// `x[…, ..width]` and `b` is `x[…, width..]`.
@@ -20,8 +21,7 @@ use crate::fp8::{Quantization, check_quantization, coded, numbers, rounding};
 /// If the last axis of `x` is odd, its type or device is not one of this crate's, or it requires a gradient.
 pub fn silu_and_mul<const D: usize>(x: Tensor<D>) -> Result<Tensor<D>> {
     const OP: &str = "silu_and_mul";
-    let (products, dims) = act_and_mul(OP, x, Activation::Silu, None)?;
-    numbers(OP, products, dims)
+    act_and_mul(OP, x, Activation::Silu, None)?.numbers(OP)
 }
 
 /// [`silu_and_mul`] in 8 bits: divided by the scale of `quantization`, and rounded once.
@@ -34,8 +34,7 @@ pub fn silu_and_mul_quant<const D: usize>(
     quantization: &Quantization,
 ) -> Result<Tensor<D, Int>> {
     const OP: &str = "silu_and_mul_quant";
-    let (products, dims) = act_and_mul(OP, x, Activation::Silu, Some(quantization))?;
-    coded(OP, products, dims)
+    act_and_mul(OP, x, Activation::Silu, Some(quantization))?.codes(OP)
 }
 
 /// [`silu_and_mul`] with GELU: `a/2 * (1 + erf(a / sqrt(2))) * b`.
@@ -45,8 +44,7 @@ pub fn silu_and_mul_quant<const D: usize>(
 /// As [`silu_and_mul`].
 pub fn gelu_and_mul<const D: usize>(x: Tensor<D>) -> Result<Tensor<D>> {
     const OP: &str = "gelu_and_mul";
-    let (products, dims) = act_and_mul(OP, x, Activation::Gelu, None)?;
-    numbers(OP, products, dims)
+    act_and_mul(OP, x, Activation::Gelu, None)?.numbers(OP)
 }
 
 /// [`gelu_and_mul`] in 8 bits: divided by the scale of `quantization`, and rounded once.
@@ -59,8 +57,7 @@ pub fn gelu_and_mul_quant<const D: usize>(
     quantization: &Quantization,
 ) -> Result<Tensor<D, Int>> {
     const OP: &str = "gelu_and_mul_quant";
-    let (products, dims) = act_and_mul(OP, x, Activation::Gelu, Some(quantization))?;
-    coded(OP, products, dims)
+    act_and_mul(OP, x, Activation::Gelu, Some(quantization))?.codes(OP)
 }
 
 /// [`silu_and_mul`] with GELU by `tanh`: `a/2 * (1 + tanh(sqrt(2/π) * (a + 0.044715 a³))) * b`.
@@ -70,8 +67,7 @@ pub fn gelu_and_mul_quant<const D: usize>(
 /// As [`silu_and_mul`].
 pub fn gelu_tanh_and_mul<const D: usize>(x: Tensor<D>) -> Result<Tensor<D>> {
     const OP: &str = "gelu_tanh_and_mul";
-    let (products, dims) = act_and_mul(OP, x, Activation::GeluTanh, None)?;
-    numbers(OP, products, dims)
+    act_and_mul(OP, x, Activation::GeluTanh, None)?.numbers(OP)
 }
 
 /// [`gelu_tanh_and_mul`] in 8 bits: divided by the scale of `quantization`, and rounded once.
@@ -84,8 +80,7 @@ pub fn gelu_tanh_and_mul_quant<const D: usize>(
     quantization: &Quantization,
 ) -> Result<Tensor<D, Int>> {
     const OP: &str = "gelu_tanh_and_mul_quant";
-    let (products, dims) = act_and_mul(OP, x, Activation::GeluTanh, Some(quantization))?;
-    coded(OP, products, dims)
+    act_and_mul(OP, x, Activation::GeluTanh, Some(quantization))?.codes(OP)
 }
 
 fn act_and_mul<const D: usize>(
@@ -93,8 +88,8 @@ fn act_and_mul<const D: usize>(
     x: Tensor<D>,
     activation: Activation,
     quantization: Option<&Quantization>,
-) -> Result<(Rows<Dispatch>, [usize; D])> {
-    Floats::first(op, "x", &x)?;
+) -> Result<Rounded<D>> {
+    let origin = Floats::first(op, "x", &x)?.origin;
     if let Some(quantization) = quantization {
         check_quantization(op, quantization, &x.device())?;
     }
@@ -104,7 +99,7 @@ fn act_and_mul<const D: usize>(
         return Err(shape(op, "x", &dims, "an even last axis"));
     }
     let x = x.reshape([dims[..D - 1].iter().product(), width]);
-    let products = Dispatch::act_and_mul(x.into_dispatch(), rounding(quantization), activation);
+    let rows = Dispatch::act_and_mul(x.into_backend(), rounding(quantization), activation);
     dims[D - 1] = width / 2;
-    Ok((products, dims))
+    Ok(Rounded { rows, dims, origin })
 }

@@ -7,6 +7,7 @@ use burn::{
 
 use crate::cache::Says;
 use crate::check::{self, Floats, shape};
+use crate::dispatch::IntoBackend;
 use crate::error::{Error, Result};
 use crate::extension::{FlashInferBackend, KvTensors};
 use crate::indptr::upload;
@@ -32,7 +33,7 @@ pub fn append_paged_kv(pages: &mut KvPages, k: Tensor<3>, v: Tensor<3>, slots: &
     const OP: &str = "append_paged_kv";
     fits(OP, pages, &k, &v, slots)?;
     if !slots.is_empty() {
-        let tokens = KvTensors::Floats(k.into_dispatch(), v.into_dispatch());
+        let tokens = KvTensors::Floats(k.into_backend(), v.into_backend());
         write(pages, tokens, slots);
     }
     Ok(())
@@ -43,7 +44,7 @@ pub(crate) type Tokens = KvTensors<Dispatch>;
 
 /// Writes tokens that fit, bit for bit.
 pub(crate) fn write(pages: &mut KvPages, tokens: Tokens, slots: &SlotMapping) {
-    let slots = slots.tensor.clone().into_dispatch();
+    let slots = slots.tensor.clone().into_backend();
     pages.update(|pages| Dispatch::append_paged_kv(pages, tokens, slots));
 }
 
@@ -103,7 +104,7 @@ pub fn gather_paged_kv(pages: &KvPages, table: &PageTable, dtype: DType) -> Resu
         return Ok((rows(pool.k_dim), rows(pool.v_dim)));
     }
     match read(pages, upload(slots, &pages.device()), dtype) {
-        KvTensors::Floats(k, v) => Ok((Tensor::from_dispatch(k), Tensor::from_dispatch(v))),
+        KvTensors::Floats(k, v) => Ok((pages.origin().tensor(k), pages.origin().tensor(v))),
         // A backend makes numbers where numbers are asked for.
         KvTensors::Codes(..) => Err(Error::Read {
             op: OP,
@@ -116,5 +117,5 @@ pub fn gather_paged_kv(pages: &KvPages, table: &PageTable, dtype: DType) -> Resu
 
 /// What slots of `pages` hold, at least one: numbers of type `dtype`, or codes if it is `U8`.
 pub(crate) fn read(pages: &KvPages, slots: Tensor<1, Int>, dtype: DType) -> Tokens {
-    Dispatch::gather_paged_kv(pages.to_dispatch(), slots.into_dispatch(), dtype)
+    Dispatch::gather_paged_kv(pages.to_dispatch(), slots.into_backend(), dtype)
 }

@@ -5,6 +5,7 @@ use burn::{backend::Dispatch, tensor::Tensor};
 use crate::attention::VariantInputs;
 use crate::cache::Says;
 use crate::check::{Floats, same_device, shape};
+use crate::dispatch::{IntoBackend, Origin};
 use crate::error::{Error, Result};
 use crate::extension::{Attended, AttentionParams, Batch, FlashInferBackend};
 use crate::indptr::Indptr;
@@ -16,6 +17,8 @@ use crate::plan::{KeysOf, MAX_HEAD_DIM, PlanConfig, Requests, Schedule, decode_r
 
 /// What attention returns.
 #[derive(Debug, Clone)]
+#[must_use]
+#[non_exhaustive]
 pub struct AttentionOutput<const D: usize = 3, const L: usize = 2> {
     /// `[tokens, q_heads, head_dim]`, of the type of the queries: `softmax(logits) · v`.
     pub output: Tensor<D>,
@@ -351,10 +354,11 @@ pub(crate) fn attend<const D: usize>(
     let [tokens, q_heads, _] = q.dims();
     let output = memory::bytes([tokens, q_heads, v.dims()[D - 1], q.dtype().size()]);
     memory::on_device(op, "q", [1, output], &q.device())?;
-    let [k, v] = [k, v].map(Tensor::into_dispatch);
-    let (output, lse) = match Dispatch::batch_attention(q.into_dispatch(), k, v, batch, params) {
+    let origin = Origin::of(&q);
+    let [k, v] = [k, v].map(IntoBackend::into_backend);
+    let (output, lse) = match Dispatch::batch_attention(q.into_backend(), k, v, batch, params) {
         Attended::WithoutLse(output) => (output, None),
-        Attended::WithLse(output, lse) => (output, Some(Tensor::from_dispatch(lse))),
+        Attended::WithLse(output, lse) => (output, Some(origin.tensor(lse))),
     };
-    Ok(AttentionOutput { output: Tensor::from_dispatch(output), lse })
+    Ok(AttentionOutput { output: origin.tensor(output), lse })
 }

@@ -6,6 +6,7 @@ use burn::{
 };
 
 use crate::check::{self, same_device, shape};
+use crate::dispatch::{IntoBackend, Origin};
 use crate::error::{Error, Result};
 use crate::extension::{BitOrder, BitSegments, FlashInferBackend};
 use crate::indptr::Indptr;
@@ -128,7 +129,7 @@ fn in_bytes(indptr: &Indptr) -> Result<Indptr> {
 }
 
 fn segments(bits: &Indptr, bytes: &Indptr) -> BitSegments<Dispatch> {
-    BitSegments::Many(bits.tensor.clone().into_dispatch(), bytes.tensor.clone().into_dispatch())
+    BitSegments::Many(bits.tensor.clone().into_backend(), bytes.tensor.clone().into_backend())
 }
 
 fn pack(
@@ -137,7 +138,8 @@ fn pack(
     bytes: usize,
     order: BitOrder,
 ) -> Tensor<1, Int> {
-    Tensor::from_dispatch(Dispatch::pack_bits(x.into_dispatch(), segments, bytes, order))
+    let origin = Origin::of(&x);
+    origin.tensor(Dispatch::pack_bits(x.into_backend(), segments, bytes, order))
 }
 
 fn unpack(
@@ -146,8 +148,9 @@ fn unpack(
     bits: usize,
     order: BitOrder,
 ) -> Tensor<1, Bool> {
-    let bits = Dispatch::unpack_bits(packed.into_dispatch(), segments, bits, order);
-    Tensor::<1, Int>::from_dispatch(bits).bool()
+    let origin = Origin::of(&packed);
+    let bits = Dispatch::unpack_bits(packed.into_backend(), segments, bits, order);
+    origin.tensor::<1, Int>(bits).bool()
 }
 
 fn check_packed(

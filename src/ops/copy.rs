@@ -17,6 +17,7 @@ use crate::page_table::SlotMapping;
 /// It is checked once, when it is made, and trusted from then on: make it once and use it in every layer. The example
 /// is at [`copy_pages`].
 #[derive(Debug, Clone)]
+#[must_use]
 pub struct PageCopies {
     len: usize,
     /// One past the largest page.

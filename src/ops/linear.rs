@@ -1,8 +1,12 @@
 //! A linear layer on weights as checkpoints store them.
 
-use burn::{backend::Dispatch, tensor::Tensor};
+use burn::{
+    backend::Dispatch,
+    tensor::{Float, Tensor},
+};
 
 use crate::check::{Floats, shape};
+use crate::dispatch::IntoBackend;
 use crate::error::Result;
 use crate::extension::FlashInferBackend;
 use crate::memory;
@@ -32,7 +36,7 @@ pub fn matmul_nt<const D: usize>(x: Tensor<D>, weight: Tensor<2>) -> Result<Tens
     let rows = dims[..D - 1].iter().product::<usize>();
     memory::on_device(OP, "x", [1, memory::bytes([rows, out_dim, x.dtype().size()])], &x.device())?;
     let x = x.reshape([rows, in_dim]);
-    let y: Tensor<2> = Tensor::from_dispatch(Dispatch::matmul_nt(x.into_dispatch(), weight.into_dispatch()));
+    let y = Dispatch::matmul_nt(x.into_backend(), weight.into_backend());
     dims[D - 1] = out_dim;
-    Ok(y.reshape(dims))
+    Ok(floats.origin.tensor::<2, Float>(y).reshape(dims))
 }

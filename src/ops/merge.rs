@@ -6,6 +6,7 @@ use burn::{
 };
 
 use crate::check::{Floats, shape};
+use crate::dispatch::IntoBackend;
 use crate::error::{Error, Result};
 use crate::extension::{FlashInferBackend, MaybeInts};
 use crate::indptr::Indptr;
@@ -93,7 +94,7 @@ pub fn merge_state_in_place(
             if mask.dims() != [tokens] {
                 return Err(shape(OP, "mask", &mask.dims(), format!("[{tokens}], the tokens of `v`")));
             }
-            MaybeInts::Some(mask.int().cast(DType::I32).into_dispatch())
+            MaybeInts::Some(mask.int().cast(DType::I32).into_backend())
         }
     };
     two(&floats, OP, ["v", "s", "v_other", "s_other"], (v, s), (v_other, s_other), mask)
@@ -143,8 +144,8 @@ pub fn merge_states(v: Tensor<4>, s: Tensor<3>) -> Result<(Tensor<3>, Tensor<2>)
     if states == 0 {
         return Ok(nothing(&v, [tokens, heads, dim]));
     }
-    let (v, s) = Dispatch::merge_states(v.into_dispatch(), s.into_dispatch(), MaybeInts::None);
-    Ok((Tensor::from_dispatch(v), Tensor::from_dispatch(s)))
+    let (v, s) = Dispatch::merge_states(v.into_backend(), s.into_backend(), MaybeInts::None);
+    Ok((floats.origin.tensor(v), floats.origin.tensor(s)))
 }
 
 /// [`merge_states`] of tokens that do not all have the same number of them: those of token `t` are the rows
@@ -195,9 +196,9 @@ pub fn variable_length_merge_states(
     if rows == 0 {
         return Ok(nothing(&v, [indptr.requests(), heads, dim]));
     }
-    let indptr = MaybeInts::Some(indptr.tensor.clone().into_dispatch());
-    let (v, s) = Dispatch::merge_states(v.into_dispatch(), s.into_dispatch(), indptr);
-    Ok((Tensor::from_dispatch(v), Tensor::from_dispatch(s)))
+    let indptr = MaybeInts::Some(indptr.tensor.clone().into_backend());
+    let (v, s) = Dispatch::merge_states(v.into_backend(), s.into_backend(), indptr);
+    Ok((floats.origin.tensor(v), floats.origin.tensor(s)))
 }
 
 /// `names`: those of `v_a`, `s_a`, `v_b` and `s_b`.
@@ -218,13 +219,13 @@ fn two(
     check_lse(floats, op, [v_a_name, s_a_name], dims, &s_a)?;
     check_lse(floats, op, [v_a_name, s_b_name], dims, &s_b)?;
     let (v, s) = Dispatch::merge_state(
-        v_a.into_dispatch(),
-        s_a.into_dispatch(),
-        v_b.into_dispatch(),
-        s_b.into_dispatch(),
+        v_a.into_backend(),
+        s_a.into_backend(),
+        v_b.into_backend(),
+        s_b.into_backend(),
         mask,
     );
-    Ok((Tensor::from_dispatch(v), Tensor::from_dispatch(s)))
+    Ok((floats.origin.tensor(v), floats.origin.tensor(s)))
 }
 
 /// `s` must have a number for each head of `v`, which must not be empty.

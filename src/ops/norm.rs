@@ -2,13 +2,14 @@
 
 use burn::{
     backend::Dispatch,
-    tensor::{DType, Int, Tensor},
+    tensor::{DType, Float, Int, Tensor},
 };
 
 use crate::check::{self, Floats, shape};
+use crate::dispatch::IntoBackend;
 use crate::error::Result;
-use crate::extension::{FlashInferBackend, NormedSum, RmsNormStyle, Rows};
-use crate::fp8::{Quantization, check_quantization, coded, numbers, rounding};
+use crate::extension::{FlashInferBackend, NormedSum, RmsNormStyle};
+use crate::fp8::{Quantization, Rounded, check_quantization, rounding};
 
 /// Root-mean-square normalisation of the last axis: `x / sqrt(mean(x²) + epsilon) * weight`.
 ///
@@ -20,8 +21,7 @@ use crate::fp8::{Quantization, check_quantization, coded, numbers, rounding};
 /// gradient.
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f32) -> Result<Tensor<D>> {
     const OP: &str = "rms_norm";
-    let dims = x.dims();
-    numbers(OP, rms(OP, x, weight, epsilon, RmsNormStyle::Plain, None)?, dims)
+    rms(OP, x, weight, epsilon, RmsNormStyle::Plain, None)?.numbers(OP)
 }
 
 /// [`rms_norm`] in 8 bits: divided by the scale of `quantization`, and rounded once.
@@ -51,8 +51,7 @@ pub fn rms_norm_quant<const D: usize>(
     quantization: &Quantization,
 ) -> Result<Tensor<D, Int>> {
     const OP: &str = "rms_norm_quant";
-    let dims = x.dims();
-    coded(OP, rms(OP, x, weight, epsilon, RmsNormStyle::Plain, Some(quantization))?, dims)
+    rms(OP, x, weight, epsilon, RmsNormStyle::Plain, Some(quantization))?.codes(OP)
 }
 
 /// [`rms_norm`] as Gemma has it: `x / sqrt(mean(x²) + epsilon) * (1 + weight)`.
@@ -62,8 +61,7 @@ pub fn rms_norm_quant<const D: usize>(
 /// As [`rms_norm`].
 pub fn gemma_rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f32) -> Result<Tensor<D>> {
     const OP: &str = "gemma_rms_norm";
-    let dims = x.dims();
-    numbers(OP, rms(OP, x, weight, epsilon, RmsNormStyle::Gemma, None)?, dims)
+    rms(OP, x, weight, epsilon, RmsNormStyle::Gemma, None)?.numbers(OP)
 }
 
 /// [`gemma_rms_norm`] in 8 bits.
@@ -78,8 +76,7 @@ pub fn gemma_rms_norm_quant<const D: usize>(
     quantization: &Quantization,
 ) -> Result<Tensor<D, Int>> {
     const OP: &str = "gemma_rms_norm_quant";
-    let dims = x.dims();
-    coded(OP, rms(OP, x, weight, epsilon, RmsNormStyle::Gemma, Some(quantization))?, dims)
+    rms(OP, x, weight, epsilon, RmsNormStyle::Gemma, Some(quantization))?.codes(OP)
 }
 
 /// Adds `x` to the residual stream and normalises the sum: with `t = x + residual`, returns
@@ -100,9 +97,8 @@ pub fn fused_add_rms_norm<const D: usize>(
     epsilon: f32,
 ) -> Result<(Tensor<D>, Tensor<D>)> {
     const OP: &str = "fused_add_rms_norm";
-    let dims = x.dims();
     let (normed, sum) = fused_add_rms(OP, x, residual, weight, epsilon, RmsNormStyle::Plain, None)?;
-    Ok((numbers(OP, normed, dims)?, sum))
+    Ok((normed.numbers(OP)?, sum))
 }
 
 /// [`fused_add_rms_norm`], whose norms are in 8 bits; the sums are not.
@@ -118,9 +114,9 @@ pub fn fused_add_rms_norm_quant<const D: usize>(
     quantization: &Quantization,
 ) -> Result<(Tensor<D, Int>, Tensor<D>)> {
     const OP: &str = "fused_add_rms_norm_quant";
-    let (dims, style) = (x.dims(), RmsNormStyle::Plain);
+    let style = RmsNormStyle::Plain;
     let (normed, sum) = fused_add_rms(OP, x, residual, weight, epsilon, style, Some(quantization))?;
-    Ok((coded(OP, normed, dims)?, sum))
+    Ok((normed.codes(OP)?, sum))
 }
 
 /// [`fused_add_rms_norm`] as Gemma has it: multiplied by `1 + weight`.
@@ -135,9 +131,8 @@ pub fn gemma_fused_add_rms_norm<const D: usize>(
     epsilon: f32,
 ) -> Result<(Tensor<D>, Tensor<D>)> {
     const OP: &str = "gemma_fused_add_rms_norm";
-    let dims = x.dims();
     let (normed, sum) = fused_add_rms(OP, x, residual, weight, epsilon, RmsNormStyle::Gemma, None)?;
-    Ok((numbers(OP, normed, dims)?, sum))
+    Ok((normed.numbers(OP)?, sum))
 }
 
 /// [`gemma_fused_add_rms_norm`], whose norms are in 8 bits; the sums are not.
@@ -153,9 +148,9 @@ pub fn gemma_fused_add_rms_norm_quant<const D: usize>(
     quantization: &Quantization,
 ) -> Result<(Tensor<D, Int>, Tensor<D>)> {
     const OP: &str = "gemma_fused_add_rms_norm_quant";
-    let (dims, style) = (x.dims(), RmsNormStyle::Gemma);
+    let style = RmsNormStyle::Gemma;
     let (normed, sum) = fused_add_rms(OP, x, residual, weight, epsilon, style, Some(quantization))?;
-    Ok((coded(OP, normed, dims)?, sum))
+    Ok((normed.codes(OP)?, sum))
 }
 
 /// Normalisation of the last axis to mean 0 and variance 1:
@@ -173,8 +168,7 @@ pub fn layer_norm<const D: usize>(
     epsilon: f32,
 ) -> Result<Tensor<D>> {
     const OP: &str = "layer_norm";
-    let dims = x.dims();
-    numbers(OP, layer(OP, x, gamma, beta, epsilon, None)?, dims)
+    layer(OP, x, gamma, beta, epsilon, None)?.numbers(OP)
 }
 
 /// [`layer_norm`] in 8 bits.
@@ -190,8 +184,7 @@ pub fn layer_norm_quant<const D: usize>(
     quantization: &Quantization,
 ) -> Result<Tensor<D, Int>> {
     const OP: &str = "layer_norm_quant";
-    let dims = x.dims();
-    coded(OP, layer(OP, x, gamma, beta, epsilon, Some(quantization))?, dims)
+    layer(OP, x, gamma, beta, epsilon, Some(quantization))?.codes(OP)
 }
 
 fn layer<const D: usize>(
@@ -201,7 +194,7 @@ fn layer<const D: usize>(
     beta: Tensor<1>,
     epsilon: f32,
     quantization: Option<&Quantization>,
-) -> Result<Rows<Dispatch>> {
+) -> Result<Rounded<D>> {
     let floats = Floats::first(op, "x", &x)?;
     if gamma.dtype() == DType::F32 {
         floats.f32("gamma", &gamma)?;
@@ -211,13 +204,10 @@ fn layer<const D: usize>(
         floats.like("beta", &beta)?;
     }
     let shape = rows(op, &x, &[("gamma", &gamma), ("beta", &beta)], epsilon, quantization)?;
-    Ok(Dispatch::layer_norm_rows(
-        x.reshape(shape).into_dispatch(),
-        gamma.into_dispatch(),
-        beta.into_dispatch(),
-        rounding(quantization),
-        epsilon,
-    ))
+    let dims = x.dims();
+    let [x, gamma, beta] = [x.reshape(shape).into_backend(), gamma.into_backend(), beta.into_backend()];
+    let rows = Dispatch::layer_norm_rows(x, gamma, beta, rounding(quantization), epsilon);
+    Ok(Rounded { rows, dims, origin: floats.origin })
 }
 
 fn rms<const D: usize>(
@@ -227,11 +217,14 @@ fn rms<const D: usize>(
     epsilon: f32,
     style: RmsNormStyle,
     quantization: Option<&Quantization>,
-) -> Result<Rows<Dispatch>> {
-    Floats::first(op, "x", &x)?.like("weight", &weight)?;
+) -> Result<Rounded<D>> {
+    let floats = Floats::first(op, "x", &x)?;
+    floats.like("weight", &weight)?;
     let shape = rows(op, &x, &[("weight", &weight)], epsilon, quantization)?;
-    let x = x.reshape(shape).into_dispatch();
-    Ok(Dispatch::rms_norm(x, weight.into_dispatch(), rounding(quantization), epsilon, style))
+    let dims = x.dims();
+    let x = x.reshape(shape).into_backend();
+    let rows = Dispatch::rms_norm(x, weight.into_backend(), rounding(quantization), epsilon, style);
+    Ok(Rounded { rows, dims, origin: floats.origin })
 }
 
 fn fused_add_rms<const D: usize>(
@@ -242,7 +235,7 @@ fn fused_add_rms<const D: usize>(
     epsilon: f32,
     style: RmsNormStyle,
     quantization: Option<&Quantization>,
-) -> Result<(Rows<Dispatch>, Tensor<D>)> {
+) -> Result<(Rounded<D>, Tensor<D>)> {
     let floats = Floats::first(op, "x", &x)?;
     floats.like("residual", &residual)?;
     floats.like("weight", &weight)?;
@@ -252,14 +245,16 @@ fn fused_add_rms<const D: usize>(
         return Err(shape(op, "residual", &residual.dims(), format!("{dims:?}, as `x`")));
     }
     let NormedSum { normed, sum } = Dispatch::fused_add_rms_norm(
-        x.reshape(rows).into_dispatch(),
-        residual.reshape(rows).into_dispatch(),
-        weight.into_dispatch(),
+        x.reshape(rows).into_backend(),
+        residual.reshape(rows).into_backend(),
+        weight.into_backend(),
         rounding(quantization),
         epsilon,
         style,
     );
-    Ok((normed, Tensor::<2>::from_dispatch(sum).reshape(dims)))
+    let origin = floats.origin;
+    let sum = origin.tensor::<2, Float>(sum).reshape(dims);
+    Ok((Rounded { rows: normed, dims, origin }, sum))
 }
 
 /// `x` as rows, if each of `columns` has one element for each of their columns and `epsilon` is one.

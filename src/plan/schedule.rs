@@ -9,8 +9,9 @@ use burn::tensor::{DType, Device, Int, Tensor};
 
 use super::config::PlanConfig;
 use crate::attention::VariantInputs;
+use crate::dispatch::{IntoBackend, write_ints};
 use crate::error::Result;
-use crate::extension::{Batch, BatchLayout, FlashInferBackend, MaybeFloats, PagesLayout};
+use crate::extension::{Batch, BatchLayout, MaybeFloats, PagesLayout};
 use crate::indptr::{index, upload};
 use crate::memory;
 use crate::options::KvLayout;
@@ -130,8 +131,7 @@ impl Schedule {
         if words.len() > self.index.dims()[0] {
             self.index = upload(words, &device);
         } else {
-            let buffer = self.index.extract().into_dispatch();
-            self.index = Tensor::from_dispatch(Dispatch::write_ints(buffer, words));
+            self.index = write_ints(self.index.extract(), words);
         }
         (self.layout, self.extra, self.explanation) = (planned.layout, planned.extra, planned.explanation);
         Ok(())
@@ -185,12 +185,12 @@ impl Schedule {
         }
         let workspace = match &self.workspace {
             Some(workspace) if lists.launch.partial_rows > 0 => {
-                MaybeFloats::Some(workspace.clone().into_dispatch())
+                MaybeFloats::Some(workspace.clone().into_backend())
             }
             _ => MaybeFloats::None,
         };
         let (floats, ints) = inputs.into_backend();
-        Batch { index: self.index.clone().into_dispatch(), workspace, floats, ints, layout: lists }
+        Batch { index: self.index.clone().into_backend(), workspace, floats, ints, layout: lists }
     }
 
     pub(crate) fn explain(&self) -> String {

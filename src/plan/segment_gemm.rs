@@ -6,6 +6,7 @@ use burn::{
 };
 
 use crate::check::{Floats, shape};
+use crate::dispatch::IntoBackend;
 use crate::error::{Error, Result};
 use crate::extension::{FlashInferBackend, WeightLayout};
 use crate::indptr::{Indptr, index, upload};
@@ -38,6 +39,7 @@ const TILE_ROWS: [usize; 5] = [1, 4, 16, 64, 128];
 /// # }
 /// ```
 #[derive(Debug, Clone)]
+#[must_use]
 pub struct SegmentGemm {
     /// First row, end of the rows, and matrix of each work. Works of a matrix stand together, so that it stays in a cache.
     works: Tensor<1, Int>,
@@ -136,10 +138,10 @@ impl SegmentGemm {
         if rows == 0 {
             return Ok(Tensor::empty([0, d_out], (&x.device(), x.dtype())));
         }
-        Ok(Tensor::from_dispatch(Dispatch::segment_gemm(
-            x.into_dispatch(),
-            weights.into_dispatch(),
-            self.works.clone().into_dispatch(),
+        Ok(floats.origin.tensor(Dispatch::segment_gemm(
+            x.into_backend(),
+            weights.into_backend(),
+            self.works.clone().into_backend(),
             self.tile_rows,
             self.layout,
         )))

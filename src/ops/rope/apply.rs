@@ -8,6 +8,7 @@ use burn::{
 use super::table::Rope;
 use crate::cache::Says;
 use crate::check::{self, Floats, shape};
+use crate::dispatch::{IntoBackend, Origin};
 use crate::error::{Error, Result};
 use crate::extension::{FlashInferBackend, MaybeHeadNorm, RotatedAndAppended, Rotations};
 use crate::fp8::{Quantization, check_quantization};
@@ -106,10 +107,11 @@ pub fn rope_quantize_fp8(
             expected: format!("{:?}, as `q_quantization`", q_quantization.format),
         });
     }
-    let [q_scale, k_scale] = [q_quantization, k_quantization].map(|by| by.scale.clone().into_dispatch());
-    let (q, k) = (q.into_dispatch(), k.into_dispatch());
+    let [q_scale, k_scale] = [q_quantization, k_quantization].map(|by| by.scale.clone().into_backend());
+    let origin = Origin::of(&q);
+    let (q, k) = (q.into_backend(), k.into_backend());
     let (q, k) = Dispatch::rope_quantize_fp8(q, k, rotations, q_scale, k_scale, q_quantization.format);
-    Ok((Tensor::from_dispatch(q), Tensor::from_dispatch(k)))
+    Ok((origin.tensor(q), origin.tensor(k)))
 }
 
 /// The queries, keys and values of new tokens: `[tokens, heads, head_dim]`.
@@ -174,8 +176,9 @@ pub fn rope_append_paged_kv(
     if slots.is_empty() {
         return Ok(q);
     }
-    let [q, k, v] = [q, k, v].map(Tensor::into_dispatch);
-    let slots = slots.tensor.clone().into_dispatch();
+    let origin = Origin::of(&q);
+    let [q, k, v] = [q, k, v].map(IntoBackend::into_backend);
+    let slots = slots.tensor.clone().into_backend();
     let mut rotated = None;
     pages.update(|pages| {
         let RotatedAndAppended { q, pages } =
@@ -183,7 +186,7 @@ pub fn rope_append_paged_kv(
         rotated = Some(q);
         pages
     });
-    rotated.map(Tensor::from_dispatch).ok_or_else(|| Error::Read {
+    rotated.map(|q| origin.tensor(q)).ok_or_else(|| Error::Read {
         op: OP,
         argument: "q",
         got: "nothing".into(),
@@ -200,8 +203,9 @@ fn rotate(
     positions: &Positions,
 ) -> Result<(Tensor<3>, Tensor<3>)> {
     let rotations = checked(op, &q, &k, norm, rope, positions)?;
-    let (q, k) = Dispatch::apply_rope(q.into_dispatch(), k.into_dispatch(), rotations);
-    Ok((Tensor::from_dispatch(q), Tensor::from_dispatch(k)))
+    let origin = Origin::of(&q);
+    let (q, k) = Dispatch::apply_rope(q.into_backend(), k.into_backend(), rotations);
+    Ok((origin.tensor(q), origin.tensor(k)))
 }
 
 /// Rotations that fit queries and keys.
@@ -252,13 +256,13 @@ fn checked(
                 }
             }
             check::epsilon(op, "norm.epsilon", *epsilon)?;
-            let [q, k] = [q_weight, k_weight].map(|weight| weight.clone().into_dispatch());
+            let [q, k] = [q_weight, k_weight].map(|weight| weight.clone().into_backend());
             MaybeHeadNorm::Some(q, k, *epsilon)
         }
     };
     Ok(Rotations {
-        cos_sin: rope.cos_sin.clone().into_dispatch(),
-        positions: positions.tensor.clone().into_dispatch(),
+        cos_sin: rope.cos_sin.clone().into_backend(),
+        positions: positions.tensor.clone().into_backend(),
         norm,
         style: rope.style,
     })

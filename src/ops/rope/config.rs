@@ -5,6 +5,7 @@ use crate::extension::RopeStyle;
 
 /// How the frequencies of RoPE are stretched for a longer context.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
 pub enum RopeScaling {
     /// `f_i = theta^(-2i / rotary_dim)`.
     #[default]
@@ -68,6 +69,7 @@ impl RopeScaling {
 
 /// The parameters of RoPE, by builder.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[must_use]
 pub struct RopeConfig {
     pub(super) rotary_dim: usize,
     theta: f64,

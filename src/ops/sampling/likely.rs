@@ -7,6 +7,7 @@ use burn::{
 
 use super::{Filters, Samples, of_probs, one_each, rows, sample, softmax_for};
 use crate::check::{Floats, wide_integers};
+use crate::dispatch::IntoBackend;
 use crate::draws::Draws;
 use crate::error::Result;
 use crate::extension::{FlashInferBackend, Limit};
@@ -14,6 +15,7 @@ use crate::ints::saturated;
 
 /// In which order two filters apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum FilterOrder {
     /// The probabilities of the `top_k` most likely tokens are made a distribution, of which `top_p` is a part.
     #[default]
@@ -90,8 +92,8 @@ pub fn top_p_renorm_probs(probs: Tensor<2>, top_p: Tensor<1>) -> Result<Tensor<2
     let (floats, rows) = of_probs(OP, &probs)?;
     floats.f32("top_p", &top_p)?;
     one_each(OP, "top_p", top_p.dims(), rows)?;
-    let by = Limit::TopP(top_p.into_dispatch());
-    Ok(Tensor::from_dispatch(Dispatch::renorm_probs(probs.into_dispatch(), by)))
+    let by = Limit::TopP(top_p.into_backend());
+    Ok(floats.origin.tensor(Dispatch::renorm_probs(probs.into_backend(), by)))
 }
 
 /// The distribution of the `top_k` most likely tokens: their probabilities divided by their sum, and 0 for all others.
@@ -122,14 +124,14 @@ pub fn top_k_mask_logits(logits: Tensor<2>, top_k: Tensor<1, Int>) -> Result<Ten
     wide_integers(OP, "logits", &logits.device())?;
     floats.on_device("top_k", &top_k.device())?;
     one_each(OP, "top_k", top_k.dims(), rows)?;
-    let masked = Dispatch::top_k_mask_logits(logits.into_dispatch(), saturated(top_k).into_dispatch());
-    Ok(Tensor::from_dispatch(masked))
+    let masked = Dispatch::top_k_mask_logits(logits.into_backend(), saturated(top_k).into_backend());
+    Ok(floats.origin.tensor(masked))
 }
 
 pub(super) fn renorm_top_k(op: &'static str, probs: Tensor<2>, top_k: Tensor<1, Int>) -> Result<Tensor<2>> {
     let (floats, rows) = of_probs(op, &probs)?;
     floats.on_device("top_k", &top_k.device())?;
     one_each(op, "top_k", top_k.dims(), rows)?;
-    let by = Limit::TopK(saturated(top_k).into_dispatch());
-    Ok(Tensor::from_dispatch(Dispatch::renorm_probs(probs.into_dispatch(), by)))
+    let by = Limit::TopK(saturated(top_k).into_backend());
+    Ok(floats.origin.tensor(Dispatch::renorm_probs(probs.into_backend(), by)))
 }

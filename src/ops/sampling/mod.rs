@@ -12,6 +12,7 @@ use burn::{
 };
 
 use crate::check::{Floats, shape, wide_integers};
+use crate::dispatch::IntoBackend;
 use crate::draws::Draws;
 use crate::error::Result;
 use crate::extension::{FlashInferBackend, MaybeFloats, MaybeInts};
@@ -28,6 +29,8 @@ pub use top_k::top_k;
 
 /// Tokens that were drawn.
 #[derive(Debug, Clone)]
+#[must_use]
+#[non_exhaustive]
 pub struct Samples {
     /// `[draws]`, of type i32: a token of the vocabulary, 0 where the draw is not valid.
     pub ids: Tensor<1, Int>,
@@ -91,11 +94,11 @@ pub fn sampling_from_logits(
         return Ok(Samples::none(&device));
     }
     let (ids, valid) = Dispatch::sample_logits(
-        logits.into_dispatch(),
-        temperature.into_dispatch(),
-        draws.words().into_dispatch(),
+        logits.into_backend(),
+        temperature.into_backend(),
+        draws.words().into_backend(),
     );
-    Ok(Samples::of(Tensor::from_dispatch(ids), Tensor::from_dispatch(valid)))
+    Ok(Samples::of(floats.origin.tensor(ids), floats.origin.tensor(valid)))
 }
 
 /// [`sampling_from_probs`] from the `top_k` most likely tokens of each row.
@@ -163,8 +166,8 @@ fn softmax_for(op: &'static str, logits: Tensor<2>, temperature: Option<Tensor<1
     let floats = Floats::first(op, "logits", &logits)?;
     let rows = rows(op, "logits", &logits)?;
     let temperature = temperatures(op, &floats, temperature, rows, &logits.device())?;
-    let probs = Dispatch::softmax_with_temperature(logits.into_dispatch(), temperature.into_dispatch());
-    Ok(Tensor::from_dispatch(probs))
+    let probs = Dispatch::softmax_with_temperature(logits.into_backend(), temperature.into_backend());
+    Ok(floats.origin.tensor(probs))
 }
 
 /// Which tokens count.
@@ -194,22 +197,22 @@ fn sample(op: &'static str, probs: Tensor<2>, filters: Filters, draws: &Draws) -
     if draws.is_empty() {
         return Ok(Samples::none(&device));
     }
-    let floats = |tensor: Option<Tensor<1>>| match tensor {
-        Some(tensor) => MaybeFloats::Some(tensor.into_dispatch()),
+    let limits = |tensor: Option<Tensor<1>>| match tensor {
+        Some(tensor) => MaybeFloats::Some(tensor.into_backend()),
         None => MaybeFloats::None,
     };
     let top_k = match top_k {
-        Some(top_k) => MaybeInts::Some(saturated(top_k).into_dispatch()),
+        Some(top_k) => MaybeInts::Some(saturated(top_k).into_backend()),
         None => MaybeInts::None,
     };
     let (ids, valid) = Dispatch::sample_probs(
-        probs.into_dispatch(),
+        probs.into_backend(),
         top_k,
-        floats(top_p),
-        floats(min_p),
-        draws.words().into_dispatch(),
+        limits(top_p),
+        limits(min_p),
+        draws.words().into_backend(),
     );
-    Ok(Samples::of(Tensor::from_dispatch(ids), Tensor::from_dispatch(valid)))
+    Ok(Samples::of(floats.origin.tensor(ids), floats.origin.tensor(valid)))
 }
 
 /// Tokens whose masses, of at most 2 times 2⁴⁰ each, certainly add up to less than 2⁶⁴.

@@ -7,6 +7,7 @@ use burn::{
 
 use super::{one_each, rows};
 use crate::check::{Floats, shape};
+use crate::dispatch::IntoBackend;
 use crate::error::Result;
 use crate::extension::FlashInferBackend;
 use crate::ints::saturated;
@@ -59,12 +60,12 @@ pub fn apply_penalties(logits: Tensor<2>, penalties: &Penalties) -> Result<Tenso
         one_each(OP, argument, penalty.dims(), rows)?;
     }
     let penalised = Dispatch::apply_penalties(
-        logits.into_dispatch(),
-        saturated(penalties.prompt.clone()).into_dispatch(),
-        saturated(penalties.output.clone()).into_dispatch(),
-        penalties.repetition.clone().into_dispatch(),
-        penalties.frequency.clone().into_dispatch(),
-        penalties.presence.clone().into_dispatch(),
+        logits.into_backend(),
+        saturated(penalties.prompt.clone()).into_backend(),
+        saturated(penalties.output.clone()).into_backend(),
+        penalties.repetition.clone().into_backend(),
+        penalties.frequency.clone().into_backend(),
+        penalties.presence.clone().into_backend(),
     );
-    Ok(Tensor::from_dispatch(penalised))
+    Ok(floats.origin.tensor(penalised))
 }

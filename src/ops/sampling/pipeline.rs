@@ -84,6 +84,7 @@ impl Step {
 /// # }
 /// ```
 #[derive(Debug, Clone)]
+#[must_use]
 pub struct LogitsPipeline {
     penalties: Option<Penalties>,
     temperature: Option<Tensor<1>>,

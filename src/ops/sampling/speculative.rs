@@ -7,6 +7,7 @@ use burn::{
 
 use super::MOST_TOKENS;
 use crate::check::{Floats, shape, wide_integers};
+use crate::dispatch::IntoBackend;
 use crate::draws::Draws;
 use crate::error::{Error, Result};
 use crate::extension::FlashInferBackend;
@@ -14,6 +15,8 @@ use crate::ints::saturated;
 
 /// What became of drafts.
 #[derive(Debug, Clone)]
+#[must_use]
+#[non_exhaustive]
 pub struct Speculation {
     /// `[requests, drafted + 1]`, of type i32: the drafted tokens before the first that is not accepted, then one that was
     /// drawn in its place, or after the last, then -1.
@@ -87,15 +90,15 @@ pub fn chain_speculative_sampling(
         return Ok(Speculation { ids, accepted: none(), emitted: none(), valid: none().equal_elem(1) });
     }
     let (ids, counts) = Dispatch::chain_speculative_sampling(
-        draft_probs.into_dispatch(),
-        saturated(draft_ids).into_dispatch(),
-        target_probs.into_dispatch(),
-        draws.words().into_dispatch(),
+        draft_probs.into_backend(),
+        saturated(draft_ids).into_backend(),
+        target_probs.into_backend(),
+        draws.words().into_backend(),
     );
-    let counts: Tensor<2, Int> = Tensor::from_dispatch(counts);
+    let counts: Tensor<2, Int> = floats.origin.tensor(counts);
     let column = |at: usize| counts.clone().slice([0..requests, at..at + 1]).squeeze_dim::<1>(1);
     Ok(Speculation {
-        ids: Tensor::from_dispatch(ids),
+        ids: floats.origin.tensor(ids),
         accepted: column(0),
         emitted: column(1),
         valid: column(2).equal_elem(1),

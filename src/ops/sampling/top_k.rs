@@ -7,6 +7,7 @@ use burn::{
 
 use super::rows;
 use crate::check::{Floats, most_top_k, wide_integers};
+use crate::dispatch::IntoBackend;
 use crate::error::{Error, Result};
 use crate::extension::FlashInferBackend;
 
@@ -36,7 +37,7 @@ use crate::extension::FlashInferBackend;
 /// If `k` is out of its range, the type is none of these, the device has no integers of 64 bits, or `x` requires a gradient.
 pub fn top_k(x: Tensor<2>, k: usize) -> Result<(Tensor<2>, Tensor<2, Int>)> {
     const OP: &str = "top_k";
-    Floats::first(OP, "x", &x)?;
+    let floats = Floats::first(OP, "x", &x)?;
     rows(OP, "x", &x)?;
     let device = x.device();
     wide_integers(OP, "x", &device)?;
@@ -50,6 +51,6 @@ pub fn top_k(x: Tensor<2>, k: usize) -> Result<(Tensor<2>, Tensor<2, Int>)> {
     {
         return refuse(format!("at most {most} on {device:?}"));
     }
-    let (values, ids) = Dispatch::top_k(x.into_dispatch(), k);
-    Ok((Tensor::from_dispatch(values), Tensor::from_dispatch(ids)))
+    let (values, ids) = Dispatch::top_k(x.into_backend(), k);
+    Ok((floats.origin.tensor(values), floats.origin.tensor(ids)))
 }

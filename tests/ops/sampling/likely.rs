@@ -139,7 +139,7 @@ fn both_filters(target: Target) {
                 let (top_k, top_p) = (Some(k[row]), Some(p[row]));
                 let (row_probs, filter) = match order {
                     FilterOrder::Joint => (row_probs.to_vec(), Filter { top_k, top_p, ..Filter::default() }),
-                    FilterOrder::TopKFirst => {
+                    _ => {
                         let first = Filter { top_k, ..Filter::default() };
                         let shares = reference::renormalised(row_probs, &first);
                         let shares = shares.into_iter().map(|share| share as f32).collect();
