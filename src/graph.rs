@@ -1,7 +1,6 @@
 //! Decoding as a graph: captured once, replayed for every step.
 
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::fmt;
 
 use burn::backend::{Backend as _, BackendTypes, Dispatch};
 use burn::tensor::Device;
@@ -22,8 +21,6 @@ use crate::plan::DecodeStep;
 /// use burn_flashinfer::{
 ///     CacheConfig, DecodeGraph, DecodeStep, PagedKvCache, PlanConfig, append_paged_kv,
 /// };
-/// use std::cell::RefCell;
-/// use std::rc::Rc;
 ///
 /// # fn main() -> burn_flashinfer::Result<()> {
 /// let device = Device::default();
@@ -33,23 +30,22 @@ use crate::plan::DecodeStep;
 /// // A model of one layer: an embedding of 10 tokens for queries, and one for keys and values.
 /// let queries = Tensor::<2>::random([10, 8 * 64], Distribution::Default, &device);
 /// let keys = Tensor::<2>::random([10, 2 * 64], Distribution::Default, &device);
-/// let cache = Rc::new(RefCell::new(cache));
-/// let mut decoder = DecodeGraph::capture(&cache, step, &[(sequence, 3)], |cache, step| {
+/// let mut decoder = DecodeGraph::capture(&mut cache, step, &[(sequence, 3)], |cache, step| {
 ///     let q = queries.clone().select(0, step.tokens()).reshape([1, 8, 64]);
 ///     let k = keys.clone().select(0, step.tokens()).reshape([1, 2, 64]);
 ///     append_paged_kv(cache.layer_mut(0)?, k.clone(), k, &step.slots())?;
 ///     step.plan().run(q, cache.layer(0)?)
 /// })?;
 /// for token in [3, 1, 4, 1, 5] {
-///     let attended = decoder.replay(&[(sequence, token)])?;
+///     let attended = decoder.replay(&mut cache, &[(sequence, token)])?;
 ///     assert_eq!(attended.output.dims(), [1, 8, 64]);
 /// }
-/// assert_eq!(cache.borrow().len(sequence)?, 5);
+/// assert_eq!(cache.len(sequence)?, 5);
 /// # Ok(())
 /// # }
 /// ```
+#[must_use]
 pub struct DecodeGraph<'a, T, E = Error> {
-    cache: Rc<RefCell<PagedKvCache>>,
     step: DecodeStep,
     run: Run<'a, T, E>,
     device: Device,
@@ -76,37 +72,37 @@ impl<'a, T, E: From<Error>> DecodeGraph<'a, T, E> {
     ///
     /// As [`DecodeStep::update`], and what `run` returns.
     pub fn capture(
-        cache: &Rc<RefCell<PagedKvCache>>,
+        cache: &mut PagedKvCache,
         mut step: DecodeStep,
         tokens: &[(SequenceId, u32)],
         run: impl FnMut(&mut PagedKvCache, &DecodeStep) -> Result<T, E> + 'a,
     ) -> Result<Self, E> {
         let mut run: Run<'a, T, E> = Box::new(run);
-        let lent = &mut *cache.borrow_mut();
-        step.update(lent, tokens)?;
-        lent.pin();
-        let device = lent.device().clone();
-        let captured = captured(&device, || run(lent, &step));
+        step.update(cache, tokens)?;
+        cache.pin();
+        let device = cache.device().clone();
+        let captured = captured(&device, || run(cache, &step));
         for &(sequence, _) in tokens {
-            let len = lent.len(sequence)?;
-            lent.truncate(sequence, len.saturating_sub(1))?;
+            let len = cache.len(sequence)?;
+            cache.truncate(sequence, len.saturating_sub(1))?;
         }
         let (output, graph) = captured?;
-        Ok(Self { cache: cache.clone(), step, run, device, output, graph })
+        Ok(Self { step, run, device, output, graph })
     }
 
-    /// One step: each sequence goes on with a token. Returns what `run` returned when it was captured, with the numbers of
-    /// this step in it until the next.
+    /// One step over the `cache` of the capture: each sequence goes on with a token. Returns what `run` returned when it was
+    /// captured, with the numbers of this step in it until the next.
     ///
     /// # Errors
     ///
     /// As [`DecodeStep::update`], and if a layer of the cache was [replaced](PagedKvCache::layer_mut) since the capture, when
     /// nothing has changed; if the device fails; and what `run` returns.
-    pub fn replay(&mut self, tokens: &[(SequenceId, u32)]) -> Result<&T, E> {
-        let cache = &mut *self.cache.borrow_mut();
+    pub fn replay(&mut self, cache: &mut PagedKvCache, tokens: &[(SequenceId, u32)]) -> Result<&T, E> {
+        const OP: &str = "DecodeGraph::replay";
+        self.step.check_cache(OP, cache)?;
         if self.graph.is_ok() && !cache.is_pinned() {
             let (got, expected) = ("of other pages than were captured".into(), "of pages that stay".into());
-            return Err(Error::Stale { op: "DecodeGraph::replay", argument: "graph", got, expected }.into());
+            return Err(Error::Stale { op: OP, argument: "graph", got, expected }.into());
         }
         self.step.update(cache, tokens)?;
         match &self.graph {
@@ -116,7 +112,7 @@ impl<'a, T, E: From<Error>> DecodeGraph<'a, T, E> {
                 // another in the stream of this thread, as the capture did.
                 unsafe { Dispatch::graph_replay(self.device.as_dispatch(), graph) }.map_err(|error| {
                     let (got, expected) = (error.to_string(), "a step of the captured launches".into());
-                    Error::Replay { op: "DecodeGraph::replay", argument: "graph", got, expected }
+                    Error::Replay { op: OP, argument: "graph", got, expected }
                 })?;
             }
             Err(_) => self.output = (self.run)(cache, &self.step)?,
@@ -127,6 +123,17 @@ impl<'a, T, E: From<Error>> DecodeGraph<'a, T, E> {
     /// Why the device does not replay the step by itself, so that it is run anew; nothing if it does.
     pub fn run_anew_because(&self) -> Option<&str> {
         self.graph.as_ref().err().map(String::as_str)
+    }
+}
+
+impl<T, E> fmt::Debug for DecodeGraph<'_, T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let graph = self.graph.as_ref().map(|_| "captured");
+        f.debug_struct("DecodeGraph")
+            .field("step", &self.step)
+            .field("device", &self.device)
+            .field("graph", &graph)
+            .finish_non_exhaustive()
     }
 }
 

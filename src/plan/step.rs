@@ -24,6 +24,7 @@ const REQUEST_BYTES: usize = 64;
 /// either: what [`DecodeGraph`](crate::DecodeGraph) captures and replays. Sequences that are missing to the full number get
 /// token 0 at position 0, write nothing, and read no key.
 #[derive(Debug)]
+#[must_use]
 pub struct DecodeStep {
     plan: PagedPlan,
     requests: usize,
@@ -77,11 +78,8 @@ impl DecodeStep {
                 expected: format!("{expected}, the capacity"),
             })
         };
+        self.check_cache(OP, cache)?;
         let before = self.plan.stamp().cloned();
-        if before.as_ref().is_some_and(|stamp| !cache.made(stamp)) {
-            let (got, expected) = ("another cache".into(), "the one that the step was made for".into());
-            return Err(Error::Value { op: OP, argument: "cache", got, expected });
-        }
         if tokens.is_empty() || tokens.len() > self.requests {
             return refuse(format!("of {} sequences", tokens.len()), format!("1 to {}", self.requests));
         }
@@ -106,6 +104,15 @@ impl DecodeStep {
             before.rewrite();
         }
         Ok(())
+    }
+
+    /// Refuses another cache than the one that the step was made for.
+    pub(crate) fn check_cache(&self, op: &'static str, cache: &PagedKvCache) -> Result<()> {
+        if self.plan.stamp().is_none_or(|stamp| cache.made(stamp)) {
+            return Ok(());
+        }
+        let (got, expected) = ("another cache".into(), "the one that the step was made for".into());
+        Err(Error::Value { op, argument: "cache", got, expected })
     }
 
     /// `[requests]`: the token of each sequence.

@@ -7,8 +7,6 @@
 //!
 //! prints one CSV line each. Tokens are those of all sequences together; every step reads the logits of each back.
 
-use std::cell::RefCell;
-use std::rc::Rc;
 use std::slice;
 use std::time::Instant;
 
@@ -56,20 +54,20 @@ fn main() -> Result<()> {
 
     for graph in [false, true] {
         let pages = batch * (context + 2 * STEPS).div_ceil(PAGE);
-        let cache = Rc::new(RefCell::new(model.new_cache(pages, PAGE, KvLayout::Nhd)?));
-        let sequences: Vec<SequenceId> = (0..batch).map(|_| cache.borrow_mut().create()).collect();
+        let mut cache = model.new_cache(pages, PAGE, KvLayout::Nhd)?;
+        let sequences: Vec<SequenceId> = (0..batch).map(|_| cache.create()).collect();
         let prompt: Vec<u32> = (0..context as u32).map(|token| token * 37 % 128_000).collect();
         for &sequence in &sequences {
-            model.extend(&mut cache.borrow_mut(), &[(sequence, &prompt)])?;
+            model.extend(&mut cache, &[(sequence, &prompt)])?;
         }
         let mut tokens: Vec<u32> = vec![1; batch];
         let begin = Instant::now();
         let mut replay = None;
         if graph {
-            let step = model.new_step(&cache.borrow(), batch, context + 2 * STEPS)?;
+            let step = model.new_step(&cache, batch, context + 2 * STEPS)?;
             let first: Vec<_> = sequences.iter().map(|&sequence| (sequence, 1)).collect();
             let run = |cache: &mut _, step: &_| model.replayable(cache, step);
-            replay = Some(DecodeGraph::<_, Error>::capture(&cache, step, &first, run)?);
+            replay = Some(DecodeGraph::<_, Error>::capture(&mut cache, step, &first, run)?);
         }
         let mut times = Vec::new();
         let mut first = 0.0;
@@ -77,11 +75,11 @@ fn main() -> Result<()> {
             let start = Instant::now();
             let step: Vec<_> = sequences.iter().copied().zip(tokens.iter().copied()).collect();
             let logits = match &mut replay {
-                Some(graph) => graph.replay(&step)?.clone(),
+                Some(graph) => graph.replay(&mut cache, &step)?.clone(),
                 None => {
                     let pieces: Vec<_> =
                         step.iter().map(|(one, token)| (*one, slice::from_ref(token))).collect();
-                    model.logits(model.extend(&mut cache.borrow_mut(), &pieces)?)?
+                    model.logits(model.extend(&mut cache, &pieces)?)?
                 }
             };
             tokens = best(logits)?;

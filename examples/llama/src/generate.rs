@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
-use std::rc::Rc;
 use std::slice;
 use std::time::{Duration, Instant};
 
@@ -177,7 +176,6 @@ pub fn generate(
 
     let start = Instant::now();
     let steps = |running: &[Running]| -> Vec<_> { running.iter().map(Running::step).collect() };
-    let mut cache = Rc::new(RefCell::new(cache));
     // The offsets of a graph are the positions of its step, so that these change only with the batch.
     let draws = RefCell::new(draws_of(&running)?);
     let run = |cache: &mut _, step: &DecodeStep| {
@@ -192,8 +190,7 @@ pub fn generate(
     while !running.is_empty() {
         if running.iter().any(|one| one.cached() == one.room) {
             captured = None;
-            let grown = grow(model, &cache.borrow(), &mut running, options.layout)?;
-            cache = Rc::new(RefCell::new(grown));
+            cache = grow(model, &cache, &mut running, options.layout)?;
         }
         let step = steps(&running);
         let tokens = if options.graph {
@@ -202,8 +199,8 @@ pub fn generate(
                 none => {
                     *draws.borrow_mut() = draws_of(&running)?;
                     let longest = running.iter().map(|one| one.room).max().unwrap_or(0);
-                    let buffers = model.new_step(&cache.borrow(), running.len(), longest)?;
-                    let graph = DecodeGraph::<_, Error>::capture(&cache, buffers, &step, run)?;
+                    let buffers = model.new_step(&cache, running.len(), longest)?;
+                    let graph = DecodeGraph::<_, Error>::capture(&mut cache, buffers, &step, run)?;
                     match graph.run_anew_because() {
                         None => tracing::debug!("captured a step"),
                         Some(why) => {
@@ -215,17 +212,16 @@ pub fn generate(
             };
             model.check_tokens(running.iter().flat_map(|one| one.tokens.last()))?;
             // Rows of texts that have ended come last.
-            match graph.replay(&step)?.clone() {
+            match graph.replay(&mut cache, &step)?.clone() {
                 Step::Tokens(tokens) => tokens.narrow(0, 0, step.len()),
                 Step::Logits(logits) => choose(logits.narrow(0, 0, step.len()), &running)?,
             }
         } else {
             let pieces: Vec<_> = step.iter().map(|(one, token)| (*one, slice::from_ref(token))).collect();
-            let hidden = model.extend(&mut cache.borrow_mut(), &pieces)?;
+            let hidden = model.extend(&mut cache, &pieces)?;
             choose(model.logits(hidden)?, &running)?
         };
         let tokens = read(tokens, &mut stats)?;
-        let mut cache = cache.borrow_mut();
         let mut finished = Vec::new();
         for (one, token) in running.iter_mut().zip(tokens) {
             let event = one.advance(token, options);

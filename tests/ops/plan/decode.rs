@@ -1,8 +1,5 @@
 //! Decoding steps in fixed buffers, run eagerly and as a captured graph.
 
-use std::cell::RefCell;
-use std::rc::Rc;
-
 use burn::tensor::{DType, Device, Tensor};
 use burn_flashinfer::{
     AttentionOptions, CacheConfig, DecodeGraph, DecodeStep, Error, PagedKvCache, PlanConfig, Result,
@@ -13,7 +10,7 @@ use super::any_device;
 use crate::devices::{Target, device_tests};
 use crate::support::{Host, Rng, bits, check, read, refused, say};
 
-device_tests!(replays_equal_eager_steps);
+device_tests!(replays_equal_eager_steps, another_cache_is_not_replayed);
 
 const LAYERS: usize = 2;
 const HEADS: [usize; 2] = [8, 2];
@@ -116,17 +113,17 @@ fn replays_equal_eager_steps(target: Target) {
         for tokens in [3, 250, 1019] {
             running.push(caches.each_mut().map(|cache| start(cache, tokens)));
         }
-        let [captured, mut stepped, mut eager] = caches;
-        let captured = Rc::new(RefCell::new(captured));
+        let [mut captured, mut stepped, mut eager] = caches;
         let step = |cache: &PagedKvCache| {
             DecodeStep::new(&model.config(), REQUESTS, MAX_LEN, cache).expect("a step")
         };
-        let fixed = step(&captured.borrow());
+        let fixed = step(&captured);
         let first: Vec<_> = running.iter().map(|&[sequence, ..]| (sequence, 1)).collect();
-        let before = captured.borrow().len(first[0].0).expect("a sequence");
-        let mut graph = DecodeGraph::capture(&captured, fixed, &first, |cache, step| model.step(cache, step))
-            .expect("a graph");
-        assert_eq!(captured.borrow().len(first[0].0).expect("a sequence"), before);
+        let before = captured.len(first[0].0).expect("a sequence");
+        let mut graph =
+            DecodeGraph::capture(&mut captured, fixed, &first, |cache, step| model.step(cache, step))
+                .expect("a graph");
+        assert_eq!(captured.len(first[0].0).expect("a sequence"), before);
         // CUDA must capture. On HIP CubeCL 0.11.3 allocates 0 bytes within the capture, for which its pools have no room,
         // and so gives it up: steps are run anew there.
         match graph.run_anew_because() {
@@ -137,26 +134,28 @@ fn replays_equal_eager_steps(target: Target) {
 
         let mut fixed = step(&stepped);
         for round in 0..if target.is_slow() { 8 } else { 16 } {
-            let mut lent = captured.borrow_mut();
-            let [a, b, c] = [&mut *lent, &mut stepped, &mut eager];
+            let [a, b, c] = [&mut captured, &mut stepped, &mut eager];
             match round {
                 3 => {
                     let gone = running.remove(0);
-                    [a, b, c].into_iter().zip(gone).for_each(|(cache, id)| cache.free(id).expect("alive"));
+                    [a, b, c]
+                        .into_iter()
+                        .zip(gone)
+                        .for_each(|(cache, id)| cache.free(id).expect("alive"));
                 }
                 5 => {
                     let [x, y, z] = running[0];
-                    running.push([(a, x), (b, y), (c, z)].map(|(cache, id)| cache.fork(id).expect("alive")));
+                    running
+                        .push([(a, x), (b, y), (c, z)].map(|(cache, id)| cache.fork(id).expect("alive")));
                 }
                 6 => running.push([a, b, c].map(|cache| start(cache, 11))),
                 _ => {}
             }
-            drop(lent);
             let tokens: Vec<u32> = running.iter().map(|_| rng.below(VOCAB) as u32).collect();
             let tokens_of = |cache: usize| -> Vec<(SequenceId, u32)> {
                 running.iter().map(|ids| ids[cache]).zip(tokens.iter().copied()).collect()
             };
-            let replayed = graph.replay(&tokens_of(0)).expect("a step").clone();
+            let replayed = graph.replay(&mut captured, &tokens_of(0)).expect("a step").clone();
             fixed.update(&mut stepped, &tokens_of(1)).expect("a step");
             let again = model.step(&mut stepped, &fixed).expect("a step");
             let what = format!("{} {dtype:?} round {round}", target.name);
@@ -232,8 +231,27 @@ fn a_failing_step_is_not_captured() {
     let mut cache = model.cache(&device);
     let sequence = cache.create();
     let step = DecodeStep::new(&model.config(), 1, 10, &cache).expect("a step");
-    let cache = Rc::new(RefCell::new(cache));
-    let graph = DecodeGraph::capture(&cache, step, &[(sequence, 1)], |cache, _| cache.layer(99).map(|_| ()));
+    let graph =
+        DecodeGraph::capture(&mut cache, step, &[(sequence, 1)], |cache, _| cache.layer(99).map(|_| ()));
     refused(graph.map(|_| ()), format!("PagedKvCache::layer: `layer` is 99, expected below {LAYERS}"));
-    assert_eq!(cache.borrow().len(sequence).expect("alive"), 0);
+    assert_eq!(cache.len(sequence).expect("alive"), 0);
+}
+
+/// A replay wants the cache of the capture, on every device.
+fn another_cache_is_not_replayed(target: Target) {
+    let model = Model::new(DType::F32, &target.device);
+    let [mut cache, mut other] = [(); 2].map(|()| model.cache(&target.device));
+    let [sequence, stranger] = [&mut cache, &mut other].map(PagedKvCache::create);
+    let step = DecodeStep::new(&model.config(), REQUESTS, 10, &cache).expect("a step");
+    let run = |cache: &mut _, step: &_| model.step(cache, step);
+    let mut graph =
+        DecodeGraph::<_, Error>::capture(&mut cache, step, &[(sequence, 1)], run).expect("a graph");
+    other.pin();
+    refused(
+        graph.replay(&mut other, &[(stranger, 1)]).map(|_| ()),
+        "DecodeGraph::replay: `cache` is another cache, expected the one that the step was made for",
+    );
+    assert_eq!(other.len(stranger).expect("alive"), 0);
+    graph.replay(&mut cache, &[(sequence, 1)]).expect("its cache");
+    assert!(format!("{graph:?}").starts_with("DecodeGraph"), "{graph:?}");
 }
