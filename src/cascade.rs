@@ -37,6 +37,7 @@ use crate::page_table::PageTable;
 /// # }
 /// ```
 #[derive(Debug, Clone)]
+#[must_use]
 pub struct Cascade {
     pub(crate) shared: Vec<Level>,
     pub(crate) own: Level,

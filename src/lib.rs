@@ -25,7 +25,7 @@
 //! | [`matmul_nt`] | linear layer on weights as checkpoints store them |
 //! | [`segment_gemm`], [`SegmentGemm`] | segments of rows times matrices of their own: grouped layers, LoRA |
 //!
-//! [`PagedKvCache`] manages pages for many sequences: it shares them between forks, remembers prefixes that come again, evicts
+//! The [`prelude`] has what a decoder layer needs. [`PagedKvCache`] manages pages for many sequences: it shares them between forks, remembers prefixes that come again, evicts
 //! the least recently used under pressure, and moves sequences to host memory and back; [`KvPages`], [`PageTable`],
 //! [`SlotMapping`] and [`PageCopies`] are for programs that manage their own. Every operation exists once more in [`reference`](mod@reference),
 //! slow and in f64.
@@ -58,6 +58,7 @@
 //! Every argument is checked before anything is written, and every refusal is an [`Error`] that names the operation,
 //! the argument, what it got and what it wanted. Host-side indices are checked when they are made into a [`PageTable`],
 //! [`SlotMapping`], [`Indptr`] or [`Positions`], once for all layers of a model; batches when they are planned.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 // A library leaves the choice of backends to the program; a build without any compiles, and refuses every device.
 #![cfg_attr(not(any(feature = "flex", feature = "cube")), allow(unused))]
 #![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -88,7 +89,7 @@ pub mod reference;
 mod simd;
 
 pub use attention::{AttentionVariant, LogitTile, Request, Row, SharedVariant, VariantInputs};
-pub use cache::{CacheConfig, CacheStats, PagedKvCache, SequenceId, SwappedSequence};
+pub use cache::{CacheConfig, CacheStats, PagedKvCache, PagedStep, SequenceId, SwappedSequence};
 pub use cascade::Cascade;
 pub use check::check_support;
 pub use error::{Error, Result};
@@ -111,6 +112,15 @@ pub use ops::{
 pub use options::{AttentionOptions, KvLayout};
 pub use page_table::{PageTable, SlotMapping};
 pub use plan::{CascadePlan, DecodeStep, KvSplit, PagedPlan, PlanConfig, RaggedPlan, SegmentGemm};
+
+/// All that a decoder layer over a paged cache needs, for `use burn_flashinfer::prelude::*`.
+pub mod prelude {
+    pub use crate::{
+        AttentionOptions, AttentionOutput, CacheConfig, KvLayout, KvPages, PagedKvCache, PagedPlan,
+        PagedStep, PlanConfig, QkNorm, Qkv, Rope, RopeConfig, SequenceId, append_paged_kv, apply_rope,
+        fused_add_rms_norm, matmul_nt, rms_norm, rope_append_paged_kv, silu_and_mul,
+    };
+}
 
 /// Sampling: from logits to tokens, for a whole batch on the device, without sorting and without reading anything back.
 ///

@@ -1,5 +1,7 @@
 //! What the caller may choose about attention.
 
+use std::fmt;
+
 use crate::attention::{AttentionVariant, SharedVariant, StandardAttention};
 use crate::error::{Error, Result};
 use crate::extension::AttentionParams;
@@ -12,6 +14,16 @@ pub enum KvLayout {
     Nhd,
     /// Heads before tokens: `[kv_heads, tokens, head_dim]`, a page is `[kv_heads, page_size, head_dim]`.
     Hnd,
+}
+
+/// `NHD` or `HND`, as FlashInfer calls them.
+impl fmt::Display for KvLayout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Nhd => "NHD",
+            Self::Hnd => "HND",
+        })
+    }
 }
 
 /// Options of every attention operation, by builder.

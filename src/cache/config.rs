@@ -11,6 +11,7 @@ use crate::options::KvLayout;
 
 /// The extents of a [`PagedKvCache`](crate::PagedKvCache).
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
 pub struct CacheConfig {
     pub(super) layers: usize,
     pub(super) pages: usize,

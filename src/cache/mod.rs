@@ -5,9 +5,11 @@ mod config;
 mod prefix;
 mod reserve;
 mod stats;
+mod step;
 mod swap;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,16 +19,14 @@ use burn::tensor::Transaction;
 
 use crate::check::shape;
 use crate::error::{Error, Result};
-use crate::indptr::Positions;
 use crate::kv_pages::{KvPages, PageShape};
-use crate::memory;
 use crate::page_pool::PagePool;
-use crate::page_table::PageTable;
 use crate::prefix_tree::PrefixTree;
 
 pub(crate) use clock::{Change, Clock, Says, Stamp, Unfit};
 pub use config::CacheConfig;
 pub use stats::CacheStats;
+pub use step::PagedStep;
 pub use swap::SwappedSequence;
 
 /// A sequence of one [`PagedKvCache`]. It is never used again once the sequence is freed, nor by another cache of the process.
@@ -37,6 +37,13 @@ impl SequenceId {
     fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// `sequence 7`.
+impl fmt::Display for SequenceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sequence {}", self.0)
     }
 }
 
@@ -83,14 +90,13 @@ impl Sequence {
 /// let sequences = [cache.create(), cache.create()];
 ///
 /// // Once for each step: room for one more token in each sequence.
-/// let slots = cache.reserve(&sequences.map(|sequence| (sequence, 1)))?;
-/// let table = cache.page_table(&sequences)?;
+/// let step = cache.step(&sequences.map(|sequence| (sequence, 1)))?;
 /// for layer in 0..layers {
 ///     let q = Tensor::<3>::random([2, q_heads, head_dim], Distribution::Default, &device);
 ///     let k = Tensor::<3>::random([2, kv_heads, head_dim], Distribution::Default, &device);
 ///     let v = k.clone();
-///     append_paged_kv(cache.layer_mut(layer)?, k, v, &slots)?;
-///     let attended = batch_decode_paged(q, cache.layer(layer)?, &table, &AttentionOptions::new())?;
+///     append_paged_kv(cache.layer_mut(layer)?, k, v, step.slots())?;
+///     let attended = batch_decode_paged(q, cache.layer(layer)?, step.table(), &AttentionOptions::new())?;
 ///     assert_eq!(attended.output.dims(), [2, q_heads, head_dim]);
 /// }
 /// # Ok(())
@@ -194,66 +200,6 @@ impl PagedKvCache {
             self.clock.touch(sequence, Change::Moved);
         }
         Ok(())
-    }
-
-    /// The page table of these sequences, one request each.
-    ///
-    /// # Errors
-    ///
-    /// If there is no sequence, or one of them is unknown.
-    pub fn page_table(&self, sequences: &[SequenceId]) -> Result<PageTable> {
-        const OP: &str = "PagedKvCache::page_table";
-        let mut indptr = vec![0];
-        let mut indices = Vec::new();
-        let mut last_page_len = Vec::with_capacity(sequences.len());
-        for &id in sequences {
-            let sequence = self.sequence(OP, "sequences", id)?;
-            indices.extend_from_slice(&sequence.pages);
-            indptr.push(indices.len());
-            last_page_len.push(match sequence.len % self.page_size {
-                0 if sequence.len > 0 => self.page_size,
-                rest => rest,
-            });
-        }
-        if sequences.is_empty() {
-            return Err(Error::Value {
-                op: OP,
-                argument: "sequences",
-                got: "empty".into(),
-                expected: "at least one sequence".into(),
-            });
-        }
-        // Not checked again: a sequence owns each of its pages once, and all are of the pool.
-        let table = PageTable::trusted(OP, indptr, indices, &last_page_len, self.page_size, &self.device)?;
-        Ok(table.stamped(self.stamp(sequences)))
-    }
-
-    /// The positions of the last `tokens` tokens of each `(sequence, tokens)`: what [`reserve`](Self::reserve) has just
-    /// made room for.
-    ///
-    /// # Errors
-    ///
-    /// If a sequence is unknown or shorter.
-    pub fn last_positions(&self, growth: &[(SequenceId, usize)]) -> Result<Positions> {
-        const OP: &str = "PagedKvCache::last_positions";
-        let (mut ranges, mut all) = (Vec::with_capacity(growth.len()), 0_usize);
-        for &(id, tokens) in growth {
-            let len = self.sequence(OP, "growth", id)?.len;
-            let Some(first) = len.checked_sub(tokens) else {
-                return Err(Error::Value {
-                    op: OP,
-                    argument: "growth",
-                    got: format!("{tokens} tokens of {id:?}"),
-                    expected: format!("at most {len}, its length"),
-                });
-            };
-            ranges.push(first..len);
-            all = all.saturating_add(tokens);
-        }
-        let mut positions = memory::list(OP, "growth", all)?;
-        // A pool has no more tokens than an `i32` counts.
-        positions.extend(ranges.into_iter().flatten().map(|position| position as i32));
-        Ok(Positions::uploaded(positions, &self.device).stamped(self.stamp_of(growth)))
     }
 
     /// The pages of layer `layer`.

@@ -1,5 +1,7 @@
 //! What a cache has and what it did.
 
+use std::fmt;
+
 use super::PagedKvCache;
 
 /// How a [`PagedKvCache`] is used now, in pages and tokens, and what it has done since it was made.
@@ -25,6 +27,7 @@ use super::PagedKvCache;
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
+#[must_use]
 pub struct CacheStats {
     /// Pages of the pool.
     pub pages: usize,
@@ -56,6 +59,19 @@ pub struct CacheStats {
     pub swapped_out_tokens: u64,
     /// Tokens [moved](PagedKvCache::swap_in) back.
     pub swapped_in_tokens: u64,
+}
+
+/// One line for a log: how full the pool is, and how often prefixes were found.
+impl fmt::Display for CacheStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pages, used_pages, evictable_pages, sequences, tokens, hit_tokens, missed_tokens, .. } =
+            self;
+        write!(
+            f,
+            "{used_pages} of {pages} pages used, {evictable_pages} evictable; {sequences} sequences of {tokens} tokens; \
+             prefixes: {hit_tokens} tokens found, {missed_tokens} not"
+        )
+    }
 }
 
 impl PagedKvCache {

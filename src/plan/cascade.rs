@@ -1,5 +1,7 @@
 //! Plans of batches whose requests share pages.
 
+use std::fmt;
+
 use burn::tensor::Tensor;
 
 use super::config::PlanConfig;
@@ -31,6 +33,7 @@ use crate::options::AttentionOptions;
 /// # }
 /// ```
 #[derive(Debug)]
+#[must_use]
 pub struct CascadePlan {
     /// The requests' own keys, then what they share.
     levels: Vec<PagedPlan>,
@@ -76,8 +79,13 @@ impl CascadePlan {
         self.levels.iter().map(PagedPlan::workspace_bytes).sum()
     }
 
-    /// What runs for each level, how the work is divided, and how evenly; the requests' own keys come first.
-    pub fn explain(&self) -> String {
-        self.levels.iter().map(PagedPlan::explain).collect::<Vec<_>>().join("\n")
+    /// What runs for each level, how the work is divided, and how evenly: a line for each. The requests' own keys come first.
+    pub fn explain(&self) -> impl fmt::Display {
+        fmt::from_fn(|f| {
+            for (at, level) in self.levels.iter().enumerate() {
+                write!(f, "{}{}", if at == 0 { "" } else { "\n" }, level.explain())?;
+            }
+            Ok(())
+        })
     }
 }

@@ -1,10 +1,13 @@
 //! What a plan is made for.
 
+use std::fmt;
+
 use burn::tensor::{DType, Device};
 
 use crate::check;
 use crate::error::{Error, Result};
 use crate::extension::AttentionParams;
+use crate::kv_pages::{KvPages, PageShape};
 use crate::options::AttentionOptions;
 
 /// The largest head dimension of queries, keys and values: what every kernel can hold in registers and shared memory.
@@ -12,6 +15,7 @@ pub(crate) const MAX_HEAD_DIM: usize = 1024;
 
 /// How the keys of a request are split among the cores of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum KvSplit {
     /// So that the batch ends soonest: it depends on all requests.
     #[default]
@@ -22,6 +26,17 @@ pub enum KvSplit {
     Fixed(usize),
     /// Not at all.
     Never,
+}
+
+/// `auto`, `fixed` with its keys, or `never`.
+impl fmt::Display for KvSplit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.pad("auto"),
+            Self::Fixed(keys) => write!(f, "fixed ({keys} keys)"),
+            Self::Never => f.pad("never"),
+        }
+    }
 }
 
 /// What a plan is made for, beside the batch: heads, element type, options.
@@ -59,6 +74,14 @@ impl PlanConfig {
             options: AttentionOptions::new(),
             split: KvSplit::Auto,
         }
+    }
+
+    /// Attention of `q_heads` heads over pages such as these: key heads, head dimensions and element type are theirs.
+    ///
+    /// Attention does not read pages of [codes](crate::KvPages::new_fp8) yet: a plan for them is refused.
+    pub fn for_pages(q_heads: usize, pages: &KvPages) -> Self {
+        let PageShape { kv_heads, k_dim, v_dim, .. } = pages.shape();
+        Self::new(q_heads, kv_heads, k_dim, pages.dtype()).head_dim_v(v_dim)
     }
 
     /// The head dimension of values and outputs, if it is not that of queries and keys.

@@ -1,5 +1,6 @@
 //! Plans over keys and values in pages.
 
+use std::fmt;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
@@ -7,7 +8,7 @@ use burn::tensor::Tensor;
 use super::config::PlanConfig;
 use super::schedule::{Capacity, KeysOf, Requests, Schedule};
 use crate::attention::VariantInputs;
-use crate::cache::{PagedKvCache, Says, Stamp};
+use crate::cache::{PagedKvCache, PagedStep, Says, Stamp};
 use crate::check::{Floats, same_device, shape};
 use crate::error::{Error, Result};
 use crate::indptr::Indptr;
@@ -27,9 +28,9 @@ use crate::page_table::PageTable;
 /// workspace.
 ///
 /// ```
-/// use burn::tensor::{DType, Device, Distribution, Tensor};
+/// use burn::tensor::{Device, Distribution, Tensor};
 /// use burn_flashinfer::{
-///     AttentionOptions, CacheConfig, Indptr, PagedKvCache, PagedPlan, PlanConfig, append_paged_kv,
+///     AttentionOptions, CacheConfig, PagedKvCache, PagedPlan, PlanConfig, append_paged_kv,
 /// };
 ///
 /// # fn main() -> burn_flashinfer::Result<()> {
@@ -37,23 +38,23 @@ use crate::page_table::PageTable;
 /// let (layers, q_heads, kv_heads, head_dim) = (2, 8, 2, 64);
 /// let mut cache = PagedKvCache::new(&CacheConfig::new(layers, 16, 8, kv_heads, head_dim), &device)?;
 /// let options = AttentionOptions::new().causal(true);
-/// let config = PlanConfig::new(q_heads, kv_heads, head_dim, DType::F32).options(options);
+/// let config = PlanConfig::for_pages(q_heads, cache.layer(0)?).options(options);
 ///
 /// // A prompt of 20 tokens, and one of 3.
-/// let growth = [(cache.create(), 20), (cache.create(), 3)];
-/// let slots = cache.reserve(&growth)?;
-/// let table = cache.page_table(&growth.map(|(sequence, _)| sequence))?;
-/// let plan = PagedPlan::new(&config, &Indptr::from_lengths(&[20, 3], &device)?, &table)?;
+/// let prompts = [(cache.create(), 20), (cache.create(), 3)];
+/// let step = cache.step(&prompts)?;
+/// let plan = PagedPlan::for_step(&config, &step)?;
 /// for layer in 0..layers {
 ///     let q = Tensor::<3>::random([23, q_heads, head_dim], Distribution::Default, &device);
 ///     let k = Tensor::<3>::random([23, kv_heads, head_dim], Distribution::Default, &device);
-///     append_paged_kv(cache.layer_mut(layer)?, k.clone(), k, &slots)?;
+///     append_paged_kv(cache.layer_mut(layer)?, k.clone(), k, step.slots())?;
 ///     assert_eq!(plan.run(q, cache.layer(layer)?)?.output.dims(), [23, q_heads, head_dim]);
 /// }
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Debug)]
+#[must_use]
 pub struct PagedPlan {
     config: PlanConfig,
     schedule: Schedule,
@@ -74,10 +75,7 @@ impl PagedPlan {
     /// (a causal one wants at least as many keys as queries).
     pub fn new(config: &PlanConfig, qo_indptr: &Indptr, table: &PageTable) -> Result<Self> {
         const OP: &str = "PagedPlan::new";
-        let device = table.device();
-        config.check(OP, &device)?;
-        same_device(OP, "qo_indptr", &qo_indptr.device(), &device)?;
-        check_requests(OP, config, qo_indptr.as_slice(), table)?;
+        same_device(OP, "qo_indptr", &qo_indptr.device(), &table.device())?;
         Self::of(OP, config, qo_indptr.as_slice(), table)
     }
 
@@ -87,14 +85,21 @@ impl PagedPlan {
     ///
     /// As [`new`](Self::new).
     pub fn decode(config: &PlanConfig, table: &PageTable) -> Result<Self> {
-        const OP: &str = "PagedPlan::decode";
-        config.check(OP, &table.device())?;
-        let rows = decode_rows(table.requests());
-        check_requests(OP, config, &rows, table)?;
-        Self::of(OP, config, &rows, table)
+        Self::of("PagedPlan::decode", config, &decode_rows(table.requests()), table)
+    }
+
+    /// Plans the new tokens of a step of a cache.
+    ///
+    /// # Errors
+    ///
+    /// If `config` is not one that the device can take.
+    pub fn for_step(config: &PlanConfig, step: &PagedStep) -> Result<Self> {
+        Self::of("PagedPlan::for_step", config, step.qo_indptr(), step.table())
     }
 
     fn of(op: &'static str, config: &PlanConfig, rows: &[usize], table: &PageTable) -> Result<Self> {
+        config.check(op, &table.device())?;
+        check_requests(op, config, rows, table)?;
         let requests = Requests { qo_indptr: rows, kv: KeysOf::Paged(table) };
         let schedule = Schedule::new(op, config, requests, &table.device())?.with_workspace(config);
         Ok(Self {
@@ -142,8 +147,7 @@ impl PagedPlan {
     pub fn update(&mut self, qo_indptr: &Indptr, table: &PageTable) -> Result<()> {
         const OP: &str = "PagedPlan::update";
         same_device(OP, "qo_indptr", &qo_indptr.device(), &table.device())?;
-        self.check_update(OP, qo_indptr.as_slice(), table)?;
-        self.replan(OP, qo_indptr.as_slice(), table, &[])
+        self.update_rows(OP, qo_indptr.as_slice(), table)
     }
 
     /// Plans another batch of requests with one query token each in place of this one.
@@ -152,15 +156,22 @@ impl PagedPlan {
     ///
     /// As [`update`](Self::update).
     pub fn update_decode(&mut self, table: &PageTable) -> Result<()> {
-        const OP: &str = "PagedPlan::update_decode";
-        let rows = decode_rows(table.requests());
-        self.check_update(OP, &rows, table)?;
-        self.replan(OP, &rows, table, &[])
+        self.update_rows("PagedPlan::update_decode", &decode_rows(table.requests()), table)
     }
 
-    fn check_update(&self, op: &'static str, rows: &[usize], table: &PageTable) -> Result<()> {
+    /// Plans the new tokens of a step of a cache in place of this batch.
+    ///
+    /// # Errors
+    ///
+    /// If the pages are on another device. The plan is as it was then.
+    pub fn update_step(&mut self, step: &PagedStep) -> Result<()> {
+        self.update_rows("PagedPlan::update_step", step.qo_indptr(), step.table())
+    }
+
+    fn update_rows(&mut self, op: &'static str, rows: &[usize], table: &PageTable) -> Result<()> {
         same_device(op, "table", &table.device(), &self.schedule.index().device())?;
-        check_requests(op, &self.config, rows, table)
+        check_requests(op, &self.config, rows, table)?;
+        self.replan(op, rows, table, &[])
     }
 
     /// Plans a batch that was checked. `extra`: what a fixed plan carries along.
@@ -261,7 +272,7 @@ impl PagedPlan {
     }
 
     /// What runs, how the work is divided, and how evenly.
-    pub fn explain(&self) -> String {
+    pub fn explain(&self) -> impl fmt::Display {
         self.schedule.explain()
     }
 

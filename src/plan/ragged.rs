@@ -1,5 +1,7 @@
 //! Plans over keys and values one request after the other.
 
+use std::fmt;
+
 use burn::tensor::Tensor;
 
 use super::config::PlanConfig;
@@ -30,6 +32,7 @@ use crate::options::KvLayout;
 /// # }
 /// ```
 #[derive(Debug)]
+#[must_use]
 pub struct RaggedPlan {
     config: PlanConfig,
     schedule: Schedule,
@@ -127,7 +130,7 @@ impl RaggedPlan {
     }
 
     /// What runs, how the work is divided, and how evenly.
-    pub fn explain(&self) -> String {
+    pub fn explain(&self) -> impl fmt::Display {
         self.schedule.explain()
     }
 }

@@ -1,6 +1,7 @@
 //! The lists of a batch in one tensor.
 
 use std::cell::Cell;
+use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -193,12 +194,8 @@ impl Schedule {
         Batch { index: self.index.clone().into_backend(), workspace, floats, ints, layout: lists }
     }
 
-    pub(crate) fn explain(&self) -> String {
-        match &self.explanation {
-            #[cfg(feature = "cube")]
-            Explanation::Kernels(plan) => plan.to_string(),
-            Explanation::Native => "native code, parallel over requests, key heads and queries".into(),
-        }
+    pub(crate) fn explain(&self) -> impl fmt::Display {
+        &self.explanation
     }
 }
 
@@ -299,6 +296,16 @@ fn launch(
     }
     let _ = (op, config, requests, device, fixed);
     Ok((Launch::default(), Explanation::Native))
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            #[cfg(feature = "cube")]
+            Self::Kernels(plan) => fmt::Display::fmt(plan, f),
+            Self::Native => f.pad("native code, parallel over requests, key heads and queries"),
+        }
+    }
 }
 
 impl Explanation {

@@ -63,7 +63,7 @@ fn attend(problem: &Problem, paging: &Paging, target: &Target, layout: KvLayout,
     let Case { kv_heads, group, dim, dtype, .. } = problem.case;
     let config = PlanConfig::new(kv_heads * group, kv_heads, dim, dtype).options(options);
     let plan = CascadePlan::new(&config, cascade).expect("a plan");
-    assert_eq!(plan.explain().lines().count(), cascade.levels());
+    assert_eq!(plan.explain().to_string().lines().count(), cascade.levels());
     assert_eq!(Got::of(plan.run(q(), &pages).expect("as planned")).bits(), got.bits());
     got
 }

@@ -37,4 +37,5 @@ mod scales;
 mod segment_gemm;
 mod support;
 mod tables;
+mod traits;
 mod variants;

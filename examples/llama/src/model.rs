@@ -120,29 +120,25 @@ impl Llama {
     /// A piece may be a prompt, a part of one, or the token that was chosen last: the tokens before it are in the pages.
     pub fn extend(&self, cache: &mut PagedKvCache, pieces: &[(SequenceId, &[u32])]) -> Result<Tensor<2>> {
         let growth: Vec<_> = pieces.iter().map(|(sequence, tokens)| (*sequence, tokens.len())).collect();
-        let (sequences, lengths): (Vec<_>, Vec<_>) = growth.iter().copied().unzip();
-        ensure!(!lengths.contains(&0), "there is a piece without a token");
+        ensure!(growth.iter().all(|&(_, tokens)| tokens > 0), "there is a piece without a token");
         let tokens = self.tokens(pieces.iter().flat_map(|(_, tokens)| *tokens))?;
         let mut longest = 0;
         for &(sequence, tokens) in &growth {
             longest = longest.max(cache.len(sequence)? + tokens);
         }
         let rope = self.rope(longest)?;
-        let slots = cache.reserve(&growth)?;
-        let positions = cache.last_positions(&growth)?;
-        let table = cache.page_table(&sequences)?;
-        let indptr = Indptr::from_lengths(&lengths, &self.device)?;
-        let plan = PagedPlan::new(&self.attention, &indptr, &table)?;
+        let step = cache.step(&growth)?;
+        let plan = PagedPlan::for_step(&self.attention, &step)?;
 
         let hidden = self.forward(tokens, |layer, qkv| {
             let pages = cache.layer_mut(layer)?;
-            let q = rope_append_paged_kv(pages, qkv, None, &rope, &positions, &slots)?;
+            let q = rope_append_paged_kv(pages, qkv, None, &rope, step.positions(), step.slots())?;
             Ok(plan.run(q, pages)?.output)
         })?;
         if hidden.dims()[0] == pieces.len() {
             return Ok(hidden);
         }
-        let last = indptr.as_slice()[1..].iter().map(|&end| end - 1);
+        let last = step.qo_indptr()[1..].iter().map(|&end| end - 1);
         Ok(hidden.select(0, self.indices(last)))
     }
 

@@ -190,7 +190,7 @@ fn of_another_cache(target: Target) {
         "DecodeStep::update: `cache` is another cache, expected the one that the step was made for",
     );
     assert_eq!((contents(&draft), draft.stats()), before, "a refusal changed the cache");
-    plan.run(q(), target_model.layer(0).expect("a layer")).expect("its own");
+    let _ = plan.run(q(), target_model.layer(0).expect("a layer")).expect("its own");
 }
 
 /// The buffer of a step is rewritten in place: what was taken of it says something else afterwards. Before the first update

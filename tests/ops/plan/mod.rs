@@ -99,7 +99,7 @@ fn skewed_lengths(target: Target) {
         let (qo, expected) = (rows(&problem, device), problem.expected());
         let plan = PagedPlan::new(&config(case), &qo, &problem.paging(16).table(device)).expect("a plan");
         let got = run_paged(&plan, &problem, 16, device);
-        problem.check(&plan.explain(), target, &expected, &got);
+        problem.check(&plan.explain().to_string(), target, &expected, &got);
         let got = problem.ragged(device, View::Whole, KvLayout::Nhd);
         problem.check("ragged", target, &expected, &got);
     });
@@ -116,7 +116,7 @@ fn long_requests(target: Target) {
         let table = problem.paging(16).table(device);
         let plan = PagedPlan::new(&config(&case), &rows(&problem, device), &table).expect("a plan");
         let got = run_paged(&plan, &problem, 16, device);
-        problem.check(&plan.explain(), target, &problem.expected(), &got);
+        problem.check(&plan.explain().to_string(), target, &problem.expected(), &got);
     });
 }
 
@@ -149,7 +149,7 @@ fn updates(target: Target) {
             let got = run_paged(plan, &problem, 16, device);
             problem.check("updated", target, &problem.expected(), &got);
             assert_eq!(got.bits(), run_paged(&fresh, &problem, 16, device).bits(), "{}", fresh.explain());
-            assert_eq!(plan.explain(), fresh.explain());
+            assert_eq!(plan.explain().to_string(), fresh.explain().to_string());
             // It grows, and holds what it has.
             assert!(plan.workspace_bytes() >= held.max(fresh.workspace_bytes()));
             held = plan.workspace_bytes();

@@ -167,14 +167,14 @@ fn stale_plans() {
     let mut plan = PagedPlan::decode(&config(), &table).expect("a plan");
     let q = || tensor([1, 8, 64]);
     let options = AttentionOptions::new();
-    plan.run(q(), cache.layer(0).expect("a layer")).expect("as it was");
+    let _ = plan.run(q(), cache.layer(0).expect("a layer")).expect("as it was");
     // What happens to others does not matter, nor that somebody shares the pages.
     cache.reserve(&[(other, 1)]).expect("room");
     let fork = cache.fork(one).expect("alive");
-    plan.run(q(), cache.layer(0).expect("a layer")).expect("as it was");
+    let _ = plan.run(q(), cache.layer(0).expect("a layer")).expect("as it was");
     cache.free(fork).expect("alive");
     cache.reserve(&[(one, 0)]).expect("nothing");
-    plan.run(q(), cache.layer(0).expect("a layer")).expect("as it was");
+    let _ = plan.run(q(), cache.layer(0).expect("a layer")).expect("as it was");
 
     cache.reserve(&[(one, 1)]).expect("room");
     refused(
@@ -190,7 +190,7 @@ fn stale_plans() {
         ),
     );
     plan.update_decode(&cache.page_table(&[one]).expect("a table")).expect("an update");
-    plan.run(q(), cache.layer(0).expect("a layer")).expect("up to date");
+    let _ = plan.run(q(), cache.layer(0).expect("a layer")).expect("up to date");
     // Shrinking, and going.
     cache.truncate(one, 2).expect("alive");
     assert!(plan.run(q(), cache.layer(0).expect("a layer")).is_err());
@@ -209,7 +209,7 @@ fn updates() {
         "PagedPlan::update: `causal` is true with 4 queries and 3 keys in request 1, expected at least as many keys as queries",
     );
     assert_eq!(plan.tokens(), 10);
-    plan.run(tensor([10, 8, 64]), &pages([8, 4, 2, 64], KvLayout::Nhd)).expect("as planned");
+    let _ = plan.run(tensor([10, 8, 64]), &pages([8, 4, 2, 64], KvLayout::Nhd)).expect("as planned");
     plan.update_decode(&table()).expect("an update");
     assert_eq!(plan.tokens(), 2);
 }
