@@ -9,6 +9,7 @@
 //! have ([`isa`]). All other kernels, and attention on all other devices, need no matrix unit, and of plane operations no more
 //! than shuffles; they compute in f32 whatever the element type, so they run on every CubeCL device that has those, and on
 //! its CPU runtime, where a unit is alone.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod activation;
