@@ -1,6 +1,9 @@
 //! Decoding as a graph: captured once, replayed for every step.
 
 use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::thread::ThreadId;
 
 use burn::backend::{Backend as _, BackendTypes, Dispatch};
 use burn::tensor::Device;
@@ -13,8 +16,8 @@ use crate::plan::DecodeStep;
 ///
 /// The launches of a step are always the same; what they read lies in the buffers of a [`DecodeStep`], which each
 /// [`replay`](Self::replay) rewrites in one copy, and in the cache, which is [pinned](PagedKvCache::pin) to where it is.
-/// Between replays the program may do anything with the cache: prefill new sequences, fork, free. On devices without graphs
-/// (a CPU, Flex) a replay runs the step anew, to the same results.
+/// Between replays the program may do anything with the cache on this thread: prefill new sequences, fork, free. On devices
+/// without graphs (a CPU, Flex) a replay runs the step anew, to the same results.
 ///
 /// ```
 /// use burn::tensor::{DType, Device, Distribution, Tensor};
@@ -51,6 +54,9 @@ pub struct DecodeGraph<'a, T, E = Error> {
     device: Device,
     output: T,
     graph: Result<DeviceGraph, String>,
+    /// Behind the graph, which waits for its replays when it is dropped.
+    kept: Option<Arc<ThreadId>>,
+    not_send: PhantomData<*const ()>,
 }
 
 type Run<'a, T, E> = Box<dyn FnMut(&mut PagedKvCache, &DecodeStep) -> Result<T, E> + 'a>;
@@ -78,6 +84,7 @@ impl<'a, T, E: From<Error>> DecodeGraph<'a, T, E> {
         run: impl FnMut(&mut PagedKvCache, &DecodeStep) -> Result<T, E> + 'a,
     ) -> Result<Self, E> {
         let mut run: Run<'a, T, E> = Box::new(run);
+        cache.check_thread("DecodeGraph::capture")?;
         step.update(cache, tokens)?;
         cache.pin();
         let device = cache.device().clone();
@@ -87,7 +94,8 @@ impl<'a, T, E: From<Error>> DecodeGraph<'a, T, E> {
             cache.truncate(sequence, len.saturating_sub(1))?;
         }
         let (output, graph) = captured?;
-        Ok(Self { step, run, device, output, graph })
+        let kept = graph.is_ok().then(|| cache.keep_to_this_thread());
+        Ok(Self { step, run, device, output, graph, kept, not_send: PhantomData })
     }
 
     /// One step over the `cache` of the capture: each sequence goes on with a token. Returns what `run` returned when it was
@@ -108,8 +116,9 @@ impl<'a, T, E: From<Error>> DecodeGraph<'a, T, E> {
         match &self.graph {
             Ok(graph) => {
                 // SAFETY: every page of memory that the captured launches touched is guarded by the graph as long as it lives,
-                // so that nothing else can lie there. This is not `Send`: update, replay and what reads the output follow one
-                // another in the stream of this thread, as the capture did.
+                // so that nothing else can lie there. This is not `Send`, and keeps the pages to its thread: update, replay,
+                // other work on the pages and what reads the output follow one another in the stream of this thread, as the
+                // capture did.
                 unsafe { Dispatch::graph_replay(self.device.as_dispatch(), graph) }.map_err(|error| {
                     let (got, expected) = (error.to_string(), "a step of the captured launches".into());
                     Error::Replay { op: OP, argument: "graph", got, expected }
@@ -133,6 +142,7 @@ impl<T, E> fmt::Debug for DecodeGraph<'_, T, E> {
             .field("step", &self.step)
             .field("device", &self.device)
             .field("graph", &graph)
+            .field("thread", &self.kept)
             .finish_non_exhaustive()
     }
 }

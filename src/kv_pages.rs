@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::tensor::Transaction;
 use burn::tensor::{DType, Device, Int, Tensor};
 
-use crate::cache::{Clock, Says, Stamp, Unfit};
+use crate::cache::{Clock, Says, Stamp, Unfit, check_thread};
 use crate::check;
 use crate::dispatch::{IntoBackend, Origin};
 use crate::error::{Error, Result};
@@ -178,6 +178,10 @@ impl KvPages {
         Ok(())
     }
 
+    fn check_thread(&self, op: &'static str, argument: &'static str) -> Result<()> {
+        self.clock.as_ref().map_or(Ok(()), |clock| check_thread(op, argument, clock))
+    }
+
     /// Refuses what is of another cache, or older than a change of its sequences.
     pub(crate) fn check_current(
         &self,
@@ -187,7 +191,7 @@ impl KvPages {
         stamp: Option<&Arc<Stamp>>,
     ) -> Result<()> {
         match stamp.and_then(|stamp| stamp.unfit(self.clock.as_ref(), says)) {
-            None => Ok(()),
+            None => self.check_thread(op, "pages"),
             Some(Unfit::Foreign) => {
                 let (got, expected) = ("of another cache".into(), "of the cache of `pages`".into());
                 Err(Error::Value { op, argument, got, expected })
@@ -304,6 +308,7 @@ impl KvPages {
 
     /// Refuses pages that are not on `device`, or through which a gradient would have to flow.
     pub(crate) fn check(&self, op: &'static str, argument: &'static str, device: &Device) -> Result<()> {
+        self.check_thread(op, argument)?;
         check::device(op, argument, &self.device())?;
         check::same_device(op, argument, &self.device(), device)?;
         if let Some((k, v)) = self.floats() {

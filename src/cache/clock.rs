@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::{self, ThreadId};
 
 use super::SequenceId;
 
@@ -11,6 +12,10 @@ use super::SequenceId;
 pub(crate) struct Clock {
     now: AtomicU64,
     sequences: Mutex<HashMap<SequenceId, Times>>,
+    /// True once there was a graph: what every layer asks costs one load before.
+    was_captured: AtomicBool,
+    /// The thread of the graphs that are alive.
+    graphs: Mutex<Weak<ThreadId>>,
 }
 
 /// When a sequence changed last in each way.
@@ -82,6 +87,28 @@ impl Clock {
         self.tick().1.remove(&sequence);
     }
 
+    /// Keeps the pages to this thread, whose stream the replays of a graph are ordered in, as long as what it returns lives.
+    pub(super) fn keep_to_this_thread(&self) -> Arc<ThreadId> {
+        let mut graphs = self.graphs.lock().unwrap_or_else(PoisonError::into_inner);
+        self.was_captured.store(true, Ordering::Release);
+        graphs.upgrade().unwrap_or_else(|| {
+            let this = Arc::new(thread::current().id());
+            *graphs = Arc::downgrade(&this);
+            this
+        })
+    }
+
+    /// True if a graph of another thread replays steps of the cache.
+    pub(crate) fn is_of_another_thread(&self) -> bool {
+        self.was_captured.load(Ordering::Acquire)
+            && self
+                .graphs
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .upgrade()
+                .is_some_and(|thread| *thread != thread::current().id())
+    }
+
     pub(super) fn stamp(self: &Arc<Self>, sequences: Vec<SequenceId>) -> Stamp {
         let made = self.now.load(Ordering::Relaxed);
         let current = [made, made].map(AtomicU64::new);
@@ -125,5 +152,24 @@ impl Stamp {
             current.store(now, Ordering::Relaxed);
         }
         found.map(Unfit::Changed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_graph_keeps_the_cache_to_its_thread() {
+        let clock = Clock::default();
+        let elsewhere = || thread::scope(|scope| scope.spawn(|| clock.is_of_another_thread()).join());
+        assert!(matches!(elsewhere(), Ok(false)));
+        let first = clock.keep_to_this_thread();
+        let second = clock.keep_to_this_thread();
+        drop(first);
+        assert!(matches!(elsewhere(), Ok(true)));
+        assert!(!clock.is_of_another_thread());
+        drop(second);
+        assert!(matches!(elsewhere(), Ok(false)));
     }
 }

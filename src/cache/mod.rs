@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::ThreadId;
 
 use burn::tensor::Device;
 #[cfg(feature = "cube")]
@@ -70,7 +71,8 @@ impl Sequence {
 /// copy of that page first. So do sequences that [start](Self::create_with_prefix) with tokens that others computed, if the
 /// cache was told to [remember](Self::remember) them. A sequence may [wait](Self::swap_out) in host memory.
 ///
-/// A call that is refused has changed nothing.
+/// A call that is refused has changed nothing. A cache may go to another thread, but not while a
+/// [graph](crate::DecodeGraph) of it is alive: its pages are refused there ([`Error::Value`]).
 ///
 /// Handles of a cache are for this cache alone, and of their moment. Page tables, and plans of them, say where all tokens of
 /// their sequences are: any change of one of those outdates them. Slots and positions say it of some tokens: they are outdated
@@ -278,6 +280,16 @@ impl PagedKvCache {
         Arc::new(self.clock.stamp(growth.iter().map(|&(id, _)| id).collect()))
     }
 
+    /// Refuses a thread that is not that of the graphs of the cache.
+    pub(crate) fn check_thread(&self, op: &'static str) -> Result<()> {
+        check_thread(op, "cache", &self.clock)
+    }
+
+    /// Keeps the pages to this thread as long as a graph lives that holds what it returns.
+    pub(crate) fn keep_to_this_thread(&self) -> Arc<ThreadId> {
+        self.clock.keep_to_this_thread()
+    }
+
     /// True if all layers are where they were when they were [pinned](Self::pin).
     pub(crate) fn is_pinned(&self) -> bool {
         self.layers.iter().all(|layer| layer.are_pinned_of(&self.clock))
@@ -336,6 +348,15 @@ fn check_allocated(op: &'static str, config: &CacheConfig, layers: &[KvPages]) -
     }
     let _ = (op, config, layers);
     Ok(())
+}
+
+/// Refuses pages that a graph of another thread reads and writes, in the stream of that thread.
+pub(crate) fn check_thread(op: &'static str, argument: &'static str, clock: &Clock) -> Result<()> {
+    if !clock.is_of_another_thread() {
+        return Ok(());
+    }
+    let (got, expected) = ("of a graph of another thread".into(), "used by that thread alone".into());
+    Err(Error::Value { op, argument, got, expected })
 }
 
 fn unknown(op: &'static str, argument: &'static str, id: SequenceId) -> Error {

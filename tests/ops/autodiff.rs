@@ -12,7 +12,12 @@ use burn_flashinfer::{
 use crate::devices::{Target, device_tests};
 use crate::support::{Host, Rng, bits, refused};
 
-device_tests!(inference_passes_through, gradients_are_refused, mixed_with_the_device_inside);
+device_tests!(
+    inference_passes_through,
+    gradients_are_refused,
+    mixed_with_the_device_inside,
+    checkpointing_strategies_are_kept
+);
 
 /// Inputs of every operation on a device.
 struct Inputs {
@@ -119,21 +124,16 @@ fn inference_passes_through(target: Target) {
 }
 
 /// Results and pages keep the strategy of the device that they belong to.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn checkpointing_strategies_are_kept() {
-    for target in devices() {
-        let device = target.device.clone().autodiff().gradient_checkpointing();
-        let inputs = Inputs::new(&device, DType::F32);
-        let strategy = inputs.x.gradient_checkpointing_strategy();
-        assert_eq!(strategy, device.gradient_checkpointing_strategy());
-        let y = silu_and_mul(inputs.x.clone()).expect("it fits");
-        assert_eq!(y.gradient_checkpointing_strategy(), strategy);
-        let mut pages =
-            KvPages::new(inputs.pool.clone(), inputs.pool.clone(), KvLayout::Nhd).expect("it fits");
-        append_paged_kv(&mut pages, inputs.k.clone(), inputs.k.clone(), &inputs.slots).expect("it fits");
-        assert_eq!(pages.k().and_then(Tensor::gradient_checkpointing_strategy), strategy);
-    }
+fn checkpointing_strategies_are_kept(target: Target) {
+    let device = target.device.clone().autodiff().gradient_checkpointing();
+    let inputs = Inputs::new(&device, DType::F32);
+    let strategy = inputs.x.gradient_checkpointing_strategy();
+    assert_eq!(strategy, device.gradient_checkpointing_strategy());
+    let y = silu_and_mul(inputs.x.clone()).expect("it fits");
+    assert_eq!(y.gradient_checkpointing_strategy(), strategy);
+    let mut pages = KvPages::new(inputs.pool.clone(), inputs.pool.clone(), KvLayout::Nhd).expect("it fits");
+    append_paged_kv(&mut pages, inputs.k.clone(), inputs.k.clone(), &inputs.slots).expect("it fits");
+    assert_eq!(pages.k().and_then(Tensor::gradient_checkpointing_strategy), strategy);
 }
 
 fn refusal(op: &str, argument: &str) -> String {

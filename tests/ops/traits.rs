@@ -8,7 +8,7 @@ use burn_flashinfer::{
     SlotMapping, SwappedSequence, VariantInputs,
 };
 
-use crate::support::devices;
+use crate::devices::devices;
 
 const fn send<T: Send>() {}
 const fn shared<T: Send + Sync>() {}

@@ -6,7 +6,10 @@ use burn_flashinfer::{
     Qkv, Result, Rope, RopeConfig, SequenceId, SlotMapping, rope_append_paged_kv,
 };
 
-use crate::support::{Host, Rng, Target, bits, devices, refused};
+use crate::devices::{Target, device_tests, devices};
+use crate::support::{Host, Rng, bits, refused};
+
+device_tests!(equal_their_parts, of_another_moment_are_refused);
 
 const HEADS: [usize; 2] = [4, 2];
 const DIM: usize = 16;
@@ -43,40 +46,36 @@ fn by_step(cache: &mut PagedKvCache, plan: &PagedPlan, step: &PagedStep) -> Resu
 }
 
 /// Prompts, a chunk beside a decoded token, a fork that copies its last page: planned anew and in place.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn equal_their_parts() {
-    for target in devices() {
-        let mut caches = [cache(&target), cache(&target)];
-        let start = |cache: &mut PagedKvCache| [cache.create(), cache.create()];
-        let [a, b] = caches.each_mut().map(start);
-        let (mut running, mut plan) = ([a.to_vec(), b.to_vec()], None);
-        for growth in [&[6, 3][..], &[1, 5], &[1, 0, 2]] {
-            if growth.len() > running[0].len() {
-                for (cache, ids) in caches.iter_mut().zip(&mut running) {
-                    ids.push(cache.fork(ids[0]).expect("alive"));
-                }
+fn equal_their_parts(target: Target) {
+    let mut caches = [cache(&target), cache(&target)];
+    let start = |cache: &mut PagedKvCache| [cache.create(), cache.create()];
+    let [a, b] = caches.each_mut().map(start);
+    let (mut running, mut plan) = ([a.to_vec(), b.to_vec()], None);
+    for growth in [&[6, 3][..], &[1, 5], &[1, 0, 2]] {
+        if growth.len() > running[0].len() {
+            for (cache, ids) in caches.iter_mut().zip(&mut running) {
+                ids.push(cache.fork(ids[0]).expect("alive"));
             }
-            let [of_steps, of_parts] = &mut caches;
-            let grown =
-                |ids: &[SequenceId]| -> Vec<_> { ids.iter().copied().zip(growth.iter().copied()).collect() };
-            let step = of_steps.step(&grown(&running[0])).expect("room");
-            let slots = of_parts.reserve(&grown(&running[1])).expect("room");
-            let positions = of_parts.last_positions(&grown(&running[1])).expect("as many");
-            let table = of_parts.page_table(&running[1]).expect("alive");
-            let rows = Indptr::from_lengths(growth, &target.device).expect("lengths");
-            assert_eq!((step.qo_indptr(), step.tokens()), (rows.as_slice(), rows.total()));
-            assert_eq!(step.table().kv_lengths(), table.kv_lengths());
-
-            let config = config(of_parts);
-            let parts = PagedPlan::new(&config, &rows, &table).expect("it fits");
-            let expected = layer(of_parts, &parts, (&positions, &slots)).expect("it fits");
-            let fresh = PagedPlan::for_step(&config, &step).expect("it fits");
-            assert_eq!(by_step(of_steps, &fresh, &step).expect("it fits"), expected, "{}", target.name);
-            let plan = plan.get_or_insert(fresh);
-            plan.update_step(&step).expect("it fits");
-            assert_eq!(by_step(of_steps, plan, &step).expect("it fits"), expected, "{}", target.name);
         }
+        let [of_steps, of_parts] = &mut caches;
+        let grown =
+            |ids: &[SequenceId]| -> Vec<_> { ids.iter().copied().zip(growth.iter().copied()).collect() };
+        let step = of_steps.step(&grown(&running[0])).expect("room");
+        let slots = of_parts.reserve(&grown(&running[1])).expect("room");
+        let positions = of_parts.last_positions(&grown(&running[1])).expect("as many");
+        let table = of_parts.page_table(&running[1]).expect("alive");
+        let rows = Indptr::from_lengths(growth, &target.device).expect("lengths");
+        assert_eq!((step.qo_indptr(), step.tokens()), (rows.as_slice(), rows.total()));
+        assert_eq!(step.table().kv_lengths(), table.kv_lengths());
+
+        let config = config(of_parts);
+        let parts = PagedPlan::new(&config, &rows, &table).expect("it fits");
+        let expected = layer(of_parts, &parts, (&positions, &slots)).expect("it fits");
+        let fresh = PagedPlan::for_step(&config, &step).expect("it fits");
+        assert_eq!(by_step(of_steps, &fresh, &step).expect("it fits"), expected, "{}", target.name);
+        let plan = plan.get_or_insert(fresh);
+        plan.update_step(&step).expect("it fits");
+        assert_eq!(by_step(of_steps, plan, &step).expect("it fits"), expected, "{}", target.name);
     }
 }
 
@@ -102,21 +101,17 @@ fn without_room_are_refused() {
 }
 
 /// Its plan once a sequence grew, its slots once one lost tokens, all of it by another cache.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn of_another_moment_are_refused() {
-    for target in devices() {
-        let [mut cache, mut other] = [cache(&target), cache(&target)];
-        let id = cache.create();
-        let step = cache.step(&[(id, 6)]).expect("room");
-        let plan = PagedPlan::for_step(&config(&cache), &step).expect("it fits");
-        by_step(&mut cache, &plan, &step).expect("of this moment");
-        let is = |error: Error, argument: &str| assert!(error.to_string().contains(argument), "{error}");
-        is(by_step(&mut other, &plan, &step).expect_err("foreign"), "`slots` is of another cache");
+fn of_another_moment_are_refused(target: Target) {
+    let [mut cache, mut other] = [cache(&target), cache(&target)];
+    let id = cache.create();
+    let step = cache.step(&[(id, 6)]).expect("room");
+    let plan = PagedPlan::for_step(&config(&cache), &step).expect("it fits");
+    by_step(&mut cache, &plan, &step).expect("of this moment");
+    let is = |error: Error, argument: &str| assert!(error.to_string().contains(argument), "{error}");
+    is(by_step(&mut other, &plan, &step).expect_err("foreign"), "`slots` is of another cache");
 
-        let _ = cache.step(&[(id, 1)]).expect("room");
-        is(by_step(&mut cache, &plan, &step).expect_err("it grew"), "`plan` is older than a change");
-        cache.truncate(id, 5).expect("shorter");
-        is(by_step(&mut cache, &plan, &step).expect_err("it shrank"), "`slots` is older than a change");
-    }
+    let _ = cache.step(&[(id, 1)]).expect("room");
+    is(by_step(&mut cache, &plan, &step).expect_err("it grew"), "`plan` is older than a change");
+    cache.truncate(id, 5).expect("shorter");
+    is(by_step(&mut cache, &plan, &step).expect_err("it shrank"), "`slots` is older than a change");
 }

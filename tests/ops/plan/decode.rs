@@ -1,5 +1,7 @@
 //! Decoding steps in fixed buffers, run eagerly and as a captured graph.
 
+use std::thread;
+
 use burn::tensor::{DType, Device, Tensor};
 use burn_flashinfer::{
     AttentionOptions, CacheConfig, DecodeGraph, DecodeStep, Error, PagedKvCache, PlanConfig, Result,
@@ -138,15 +140,11 @@ fn replays_equal_eager_steps(target: Target) {
             match round {
                 3 => {
                     let gone = running.remove(0);
-                    [a, b, c]
-                        .into_iter()
-                        .zip(gone)
-                        .for_each(|(cache, id)| cache.free(id).expect("alive"));
+                    [a, b, c].into_iter().zip(gone).for_each(|(cache, id)| cache.free(id).expect("alive"));
                 }
                 5 => {
                     let [x, y, z] = running[0];
-                    running
-                        .push([(a, x), (b, y), (c, z)].map(|(cache, id)| cache.fork(id).expect("alive")));
+                    running.push([(a, x), (b, y), (c, z)].map(|(cache, id)| cache.fork(id).expect("alive")));
                 }
                 6 => running.push([a, b, c].map(|cache| start(cache, 11))),
                 _ => {}
@@ -253,5 +251,16 @@ fn another_cache_is_not_replayed(target: Target) {
     );
     assert_eq!(other.len(stranger).expect("alive"), 0);
     graph.replay(&mut cache, &[(sequence, 1)]).expect("its cache");
+    // What a graph replays is ordered in the stream of its thread.
+    let captured = graph.run_anew_because().is_none();
+    let elsewhere = |cache: &mut PagedKvCache| {
+        thread::scope(|scope| scope.spawn(|| cache.swap_out(sequence)).join().expect("no panic"))
+    };
+    if captured {
+        let expected = "`layer` is of a graph of another thread, expected used by that thread alone";
+        refused(elsewhere(&mut cache), format!("PagedKvCache::swap_out: {expected}"));
+    }
     assert!(format!("{graph:?}").starts_with("DecodeGraph"), "{graph:?}");
+    drop(graph);
+    elsewhere(&mut cache).expect("no graph is left");
 }

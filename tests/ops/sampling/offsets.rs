@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use burn::tensor::{DType, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 use burn_flashinfer::sampling::{DrawKey, Draws, sampling_from_logits};
 use burn_flashinfer::{
     CacheConfig, DecodeGraph, DecodeStep, Error, PagedKvCache, PlanConfig, Positions, Result,
@@ -10,9 +10,9 @@ use burn_flashinfer::{
 
 use super::{draws, ints};
 use crate::devices::{Target, device_tests};
-use crate::support::{Host, Rng, devices, refused};
+use crate::support::{Host, Rng, refused};
 
-device_tests!(positions_are_offsets, others_are_refused);
+device_tests!(positions_are_offsets, a_replay_draws_anew, others_are_refused);
 
 const VOCAB: usize = 500;
 
@@ -44,36 +44,35 @@ fn positions_are_offsets(target: Target) {
 }
 
 /// A captured step draws with the offsets of each replay, and with the keys that it is given.
-#[cfg_attr(feature = "rocm", serial_test::serial(device))]
-#[test]
-fn a_replay_draws_anew() -> Result<()> {
-    for target in devices() {
-        let device = &target.device;
-        let table = Host::random([VOCAB, VOCAB], DType::F32, &mut Rng::new("replayed draws")).tensor(device);
-        let mut cache = PagedKvCache::new(&CacheConfig::new(1, 8, 4, 1, 64), device)?;
-        let sequences = [cache.create(), cache.create()];
-        let step = DecodeStep::new(&PlanConfig::new(1, 1, 64, DType::F32), 2, 16, &cache)?;
-        let key = |row, seed, offset| DrawKey { seed, offset, row, ..DrawKey::default() };
-        let draws = RefCell::new(Draws::from_keys(&[key(0, 7, 0), key(1, 8, 0)], device)?);
-        let logits = |tokens: Tensor<1, Int>| table.clone().select(0, tokens);
-        let start = sequences.map(|sequence| (sequence, 3));
-        let mut graph = DecodeGraph::<_, Error>::capture(&mut cache, step, &start, |_, step| {
-            let draws = draws.borrow().at(&step.positions())?;
-            Ok(sampling_from_logits(logits(step.tokens()), None, &draws)?.ids)
-        })?;
-        let (mut seeds, mut last) = ([7, 8], vec![3_i64, 3]);
-        for position in 0..9 {
-            if position == 5 {
-                seeds = [8, 9];
-                draws.borrow_mut().update(&[key(0, 8, 0), key(1, 9, 0)])?;
-            }
-            let keys = [0, 1].map(|row| key(row, seeds[row], position));
-            let ids = Tensor::from_data([last[0] as i32, last[1] as i32], (device, DType::I32));
-            let expected = sampling_from_logits(logits(ids), None, &Draws::from_keys(&keys, device)?)?;
-            let next = [0, 1].map(|row| (sequences[row], last[row] as u32));
-            last = ints(graph.replay(&mut cache, &next)?.clone());
-            assert_eq!(last, ints(expected.ids), "{}, at {position}", target.name);
+fn a_replay_draws_anew(target: Target) {
+    replayed(&target.device).expect("a step that is captured and replayed");
+}
+
+fn replayed(device: &Device) -> Result<()> {
+    let table = Host::random([VOCAB, VOCAB], DType::F32, &mut Rng::new("replayed draws")).tensor(device);
+    let mut cache = PagedKvCache::new(&CacheConfig::new(1, 8, 4, 1, 64), device)?;
+    let sequences = [cache.create(), cache.create()];
+    let step = DecodeStep::new(&PlanConfig::new(1, 1, 64, DType::F32), 2, 16, &cache)?;
+    let key = |row, seed, offset| DrawKey { seed, offset, row, ..DrawKey::default() };
+    let draws = RefCell::new(Draws::from_keys(&[key(0, 7, 0), key(1, 8, 0)], device)?);
+    let logits = |tokens: Tensor<1, Int>| table.clone().select(0, tokens);
+    let start = sequences.map(|sequence| (sequence, 3));
+    let mut graph = DecodeGraph::<_, Error>::capture(&mut cache, step, &start, |_, step| {
+        let draws = draws.borrow().at(&step.positions())?;
+        Ok(sampling_from_logits(logits(step.tokens()), None, &draws)?.ids)
+    })?;
+    let (mut seeds, mut last) = ([7, 8], vec![3_i64, 3]);
+    for position in 0..9 {
+        if position == 5 {
+            seeds = [8, 9];
+            draws.borrow_mut().update(&[key(0, 8, 0), key(1, 9, 0)])?;
         }
+        let keys = [0, 1].map(|row| key(row, seeds[row], position));
+        let ids = Tensor::from_data([last[0] as i32, last[1] as i32], (device, DType::I32));
+        let expected = sampling_from_logits(logits(ids), None, &Draws::from_keys(&keys, device)?)?;
+        let next = [0, 1].map(|row| (sequences[row], last[row] as u32));
+        last = ints(graph.replay(&mut cache, &next)?.clone());
+        assert_eq!(last, ints(expected.ids), "at {position}");
     }
     Ok(())
 }
@@ -83,10 +82,7 @@ fn others_are_refused(target: Target) {
     let key = |row| DrawKey { row, ..DrawKey::default() };
     let mut draws = Draws::new(1, 0, 2, device).expect("rows fit");
     let positions = Positions::new(&[1, 2, 3], device).expect("they fit");
-    refused(
-        draws.at(&positions),
-        "Draws::at: `positions` is 3 positions, expected one for each of 2 draws",
-    );
+    refused(draws.at(&positions), "Draws::at: `positions` is 3 positions, expected one for each of 2 draws");
     let expected = "expected 2 from 2, one from each in order, as before";
     for (keys, got) in [
         (vec![key(0)], "1 draws from 1 rows"),
