@@ -6,7 +6,7 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use super::mass::limit_of;
+use super::fixed_point::top_p_mass;
 use super::search::{IN_FLIGHT, Limits, Memory, Row, Search, load, search_row};
 use crate::DeviceProfile;
 use crate::math::{narrow, widen};
@@ -54,7 +54,7 @@ fn keep_likely<F: Float, N: Size>(
     #[comptime]
     match top_p {
         ComptimeOption::Some(top_p) => {
-            limits.limit = limit_of(top_p[at]);
+            limits.limit = top_p_mass(top_p[at]);
         }
         ComptimeOption::None => {}
     }

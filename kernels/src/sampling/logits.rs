@@ -12,9 +12,9 @@ use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use super::MOST_TOKENS;
 use super::draw::{DRAW_WORDS, below, draw_of, high_half, philox};
-use super::mass::{key_of, number_of};
+use super::fixed_point::{from_radix_key, radix_key};
 use super::search::{IN_FLIGHT, Row, load};
-use super::weights::{MASS_BITS, Temperature};
+use super::weights::{Temperature, WEIGHT_BITS};
 use crate::math::widen;
 use crate::row_group::{RowGroup, prefix_sum, row_max, sync_row};
 use crate::tensor::{Result, addresses, alignment, buffer, contiguous, rows, shape, vector};
@@ -69,7 +69,7 @@ fn weigh<F: Float, N: Size>(
         first += comptime!(IN_FLIGHT * units);
     }
     // Above all keys of numbers is one of a NaN.
-    let highest = number_of(row_max(select(has_nan, u32::MAX, key_of(highest)), unit, row_group));
+    let highest = from_radix_key(row_max(select(has_nan, u32::MAX, radix_key(highest)), unit, row_group));
 
     let t = Temperature::new(temperature[row]);
     let mut mass = 0u64;
@@ -124,11 +124,11 @@ fn pick<F: Float, N: Size>(
     let mut chunk = unit;
     while chunk < chunks {
         let highest = maxima[first_of_row + chunk];
-        key = max(key, select(highest.is_nan(), u32::MAX, key_of(highest)));
+        key = max(key, select(highest.is_nan(), u32::MAX, radix_key(highest)));
         chunk += units;
     }
     // NaN if the row has one.
-    let highest = number_of(row_max(key, unit, row_group));
+    let highest = from_radix_key(row_max(key, unit, row_group));
     let is_valid = t.is_valid && highest > f32::NEG_INFINITY;
 
     let run = chunks.div_ceil(units);
@@ -136,7 +136,7 @@ fn pick<F: Float, N: Size>(
     let end = min(first + run, chunks);
     let mut mass = 0u64;
     for chunk in first..end {
-        let share = t.mass(maxima[first_of_row + chunk], highest, SHARE_BITS);
+        let share = t.fixed_weight(maxima[first_of_row + chunk], highest, SHARE_BITS);
         mass += scaled(masses[first_of_row + chunk], share);
     }
     let (before, sum) = prefix_sum(mass, unit, row_group);
@@ -147,7 +147,7 @@ fn pick<F: Float, N: Size>(
         let mut here = first;
         let mut is_found = false.runtime();
         for chunk in first..end {
-            let share = t.mass(maxima[first_of_row + chunk], highest, SHARE_BITS);
+            let share = t.fixed_weight(maxima[first_of_row + chunk], highest, SHARE_BITS);
             let mass = scaled(masses[first_of_row + chunk], share);
             let is_here = !is_found && rest < mass;
             here = select(is_here, chunk, here);
@@ -164,7 +164,7 @@ fn pick<F: Float, N: Size>(
         let rest = chosen[2 * part + 1];
         let chunk = chunk_of(draw.row * logits.stride(0) / lanes, vectors, here, lanes);
         let of_chunk = maxima[first_of_row + here];
-        let share = t.mass(of_chunk, highest, SHARE_BITS);
+        let share = t.fixed_weight(of_chunk, highest, SHARE_BITS);
         let run = chunk.vectors.div_ceil(units);
         let first = min(unit * run, chunk.vectors);
         let end = min(first + run, chunk.vectors);
@@ -191,7 +191,7 @@ fn pick<F: Float, N: Size>(
                 let first_id = here * CHUNK + i * lanes;
                 #[unroll]
                 for lane in 0..lanes {
-                    reached += t.mass(vector.extract(lane), of_chunk, MASS_BITS);
+                    reached += t.fixed_weight(vector.extract(lane), of_chunk, WEIGHT_BITS);
                     let is_here = !is_found && rest < scaled(reached, share);
                     id = select(is_here, u32::cast_from(first_id + lane), id);
                     is_found = is_found || is_here;
@@ -222,7 +222,7 @@ fn mass_of<N: Size>(x: Vector<f32, N>, highest: f32, t: &Temperature, #[comptime
     let mut sum = 0u64;
     #[unroll]
     for lane in 0..lanes {
-        sum += t.mass(x.extract(lane), highest, MASS_BITS);
+        sum += t.fixed_weight(x.extract(lane), highest, WEIGHT_BITS);
     }
     sum
 }

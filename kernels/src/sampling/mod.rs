@@ -6,9 +6,9 @@
 //! depend on their order, or in fused operations: so a draw gives the same token on every device and in every batch.
 
 mod draw;
+mod fixed_point;
 mod likely;
 mod logits;
-mod mass;
 mod penalties;
 mod probs;
 mod search;

@@ -13,7 +13,7 @@ use cubecl::{
 };
 
 use super::draw::{DRAW_WORDS, below, draw_of, philox};
-use super::mass::{limit_of, mass_where};
+use super::fixed_point::{fixed_point_where, top_p_mass};
 use super::search::{IN_FLIGHT, Kept, Limits, Memory, Row, SEGMENTS, Search, load, search_row};
 use crate::DeviceProfile;
 use crate::row_group::{RowGroup, shuffle_scan, sync_row};
@@ -55,7 +55,7 @@ fn sample_probs<N: Size>(
     #[comptime]
     match top_p {
         ComptimeOption::Some(top_p) => {
-            limits.limit = limit_of(top_p[draw.row]);
+            limits.limit = top_p_mass(top_p[draw.row]);
         }
         ComptimeOption::None => {}
     }
@@ -125,7 +125,7 @@ fn find<N: Size>(
             if i + f < end {
                 #[unroll]
                 for lane in 0..search.lanes {
-                    sum += mass_kept(read[f].extract(lane), kept);
+                    sum += fixed_point_kept(read[f].extract(lane), kept);
                 }
             }
         }
@@ -148,7 +148,7 @@ fn find<N: Size>(
             let vector = probs[row.start + i];
             #[unroll]
             for lane in 0..search.lanes {
-                let m = mass_kept(vector.extract(lane), kept);
+                let m = fixed_point_kept(vector.extract(lane), kept);
                 let is_here = !is_found && rest < m;
                 id = select(is_here, u32::cast_from(i * search.lanes + lane), id);
                 rest = select(is_found || is_here, rest, rest - m);
@@ -162,8 +162,8 @@ fn find<N: Size>(
 
 /// The mass of a probability that counts.
 #[cube]
-fn mass_kept(p: f32, kept: &Kept) -> u64 {
-    mass_where(p >= kept.least, p)
+fn fixed_point_kept(p: f32, kept: &Kept) -> u64 {
+    fixed_point_where(p >= kept.least, p)
 }
 
 /// Probabilities, which of them count, and where the samples go.

@@ -7,8 +7,8 @@ use cubecl::{
     prelude::*,
 };
 
+use super::fixed_point::{from_radix_key, radix_key};
 use super::logits::{CHUNK, chunk_of};
-use super::mass::{key_of, number_of};
 use super::search::{IN_FLIGHT, Row, load};
 use super::weights::Temperature;
 use crate::math::widen;
@@ -77,7 +77,7 @@ fn softmax<F: Float, N: Size>(
                 of_row = max(of_row, weighed[2 * (row * chunks + other)]);
                 other += units;
             }
-            of_row = number_of(row_max(key_of(of_row), unit, row_group));
+            of_row = from_radix_key(row_max(radix_key(of_row), unit, row_group));
             let mut other = unit;
             while other < chunks {
                 let at = 2 * (row * chunks + other);
@@ -151,7 +151,7 @@ fn max_and_sum<F: Float, N: Size>(
         }
         first += comptime!(IN_FLIGHT * units);
     }
-    let of_chunk = number_of(row_max(key_of(highest), unit, row_group));
+    let of_chunk = from_radix_key(row_max(radix_key(highest), unit, row_group));
     (of_chunk, row_sum(sums.vector_sum() * t.weight(highest, of_chunk), unit, row_group))
 }
 

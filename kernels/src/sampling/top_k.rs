@@ -6,7 +6,7 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use super::mass::key_of;
+use super::fixed_point::radix_key;
 use super::search::{COLLECTED, IN_FLIGHT, Limits, Memory, MemoryExpand, Row, Search, load, search_row};
 use crate::DeviceProfile;
 use crate::math::widen;
@@ -57,7 +57,7 @@ fn top_k<F: Float, N: Size>(
                 let vector = widen::<F, N>(read[f]);
                 #[unroll]
                 for lane in 0..search.lanes {
-                    let key = key_of(vector.extract(lane));
+                    let key = radix_key(vector.extract(lane));
                     larger += select(key > least, 1u32, 0u32);
                     equal += select(key == least, 1u32, 0u32);
                     if key >= least {
@@ -111,7 +111,7 @@ fn list_in_order<F: Float, N: Size>(
         let vector = widen::<F, N>(x[row.start + i]);
         #[unroll]
         for lane in 0..search.lanes {
-            let key = key_of(vector.extract(lane));
+            let key = radix_key(vector.extract(lane));
             if key > least {
                 memory.append(key, u32::cast_from(i * search.lanes + lane), search);
             }
@@ -127,7 +127,7 @@ fn list_in_order<F: Float, N: Size>(
         let mut equal = 0u64;
         #[unroll]
         for lane in 0..search.lanes {
-            let is_equal = i < row.vectors && key_of(vector.extract(lane)) == least;
+            let is_equal = i < row.vectors && radix_key(vector.extract(lane)) == least;
             equal += select(is_equal, 1u64, 0u64);
         }
         let (of_group, later) = shuffle_scan(equal, unit, row_group);
@@ -139,7 +139,7 @@ fn list_in_order<F: Float, N: Size>(
         let mut place = next + usize::cast_from(before + of_group - later - equal);
         #[unroll]
         for lane in 0..search.lanes {
-            if i < row.vectors && key_of(vector.extract(lane)) == least {
+            if i < row.vectors && radix_key(vector.extract(lane)) == least {
                 if place < k {
                     memory.list(place, least, u32::cast_from(i * search.lanes + lane), search);
                 }

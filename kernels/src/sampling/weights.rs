@@ -8,8 +8,8 @@ use cubecl::prelude::*;
 
 use crate::math::LOG2_E;
 
-/// Bits after the point of a [`mass`].
-pub(crate) const MASS_BITS: u32 = 40;
+/// Bits after the point of a [weight in fixed point](Temperature::fixed_weight).
+pub(crate) const WEIGHT_BITS: u32 = 40;
 
 /// A temperature, as the factors on a difference of logits.
 #[derive(CubeType, Clone, Copy)]
@@ -58,7 +58,7 @@ impl Temperature {
     ///
     /// Every sum of a product is one fused operation, so that each device that rounds as IEEE 754 has it returns the same bits:
     /// what a compiler fuses of its own accord differs from one to the next.
-    pub(crate) fn mass(&self, x: f32, max: f32, #[comptime] bits: u32) -> u64 {
+    pub(crate) fn fixed_weight(&self, x: f32, max: f32, #[comptime] bits: u32) -> u64 {
         let difference = fma(x, self.on_logits, -(max * self.on_logits)) * self.on_differences;
         let factor = self.inverse * LOG2_E;
         // Nothing for NaN: -inf at infinite temperature.

@@ -9,7 +9,7 @@ use super::memory::{
 use super::{IN_FLIGHT, Limits, Row, Search, countable, fits, load};
 use crate::math::widen;
 use crate::row_group::{row_max, shuffle_scan, shuffle_sum, sync_row};
-use crate::sampling::mass::{mass, mass_of_key};
+use crate::sampling::fixed_point::{fixed_point, fixed_point_of_key};
 
 /// Keys from `low` to below `top`, in buckets of `2^shift` that begin at `base`: the first has also what is below it, the
 /// last what is above.
@@ -124,7 +124,7 @@ pub(super) fn tally<F: Float, N: Size>(
                         }
                     }
                     if comptime!(!is_first && search.by_mass) {
-                        let mass = mass(value);
+                        let mass = fixed_point(value);
                         let is_half = counts && key >= half;
                         over_mass += select(is_over, mass, 0u64);
                         half_mass += select(is_half, mass, 0u64);
@@ -164,10 +164,10 @@ fn bounds(
     let least = range.edge(bucket, search);
     let most = range.edge(bucket + 1, search) - 1u32;
     if comptime!(is_guess) {
-        let mass = mass_of_key(least + (most - least) / 2u32);
+        let mass = fixed_point_of_key(least + (most - least) / 2u32);
         (mass, mass)
     } else {
-        (mass_of_key(least), mass_of_key(most))
+        (fixed_point_of_key(least), fixed_point_of_key(most))
     }
 }
 

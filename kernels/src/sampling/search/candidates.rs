@@ -7,7 +7,7 @@ use super::memory::{COLLECTED, COUNT, HIGH, LOW, MASS_WITHIN, Memory, MemoryExpa
 use super::{IN_FLIGHT, Limits, Row, Search, countable, fits, load};
 use crate::math::widen;
 use crate::row_group::{shuffle_sum, sync_row};
-use crate::sampling::mass::{ZERO, mass_of_key, mass_where, number_of};
+use crate::sampling::fixed_point::{ZERO_KEY, fixed_point_of_key, fixed_point_where, from_radix_key};
 
 /// Bits that a candidate's key takes, as a difference; the others are its segment.
 pub(super) const KEY_BITS: u32 = 29;
@@ -30,7 +30,7 @@ pub(super) fn collect<F: Float, N: Size>(
     sync_row(units);
     let low = max(bracket.low, comptime!(search.least()));
     // Numbers above 0 compare as their keys do, and what is none not at all.
-    let (least, least_above) = (number_of(low), number_of(bracket.high));
+    let (least, least_above) = (from_radix_key(low), from_radix_key(bracket.high));
     let mut count = 0u32;
     let mut has_nan = false.runtime();
     let segments = comptime!(search.segments);
@@ -53,7 +53,7 @@ pub(super) fn collect<F: Float, N: Size>(
                         let counts = if of_probs { value >= least_above } else { key >= bracket.high };
                         let is_low = if of_probs { value >= least } else { key >= low };
                         if comptime!(segments > 0) {
-                            sum += mass_where(counts, value);
+                            sum += fixed_point_where(counts, value);
                             has_nan = has_nan || value.is_nan();
                         }
                         if comptime!(search.by_count) {
@@ -121,7 +121,7 @@ pub(super) fn holds(
     let mut i = memory.unit;
     while i < min(all, candidates.runtime()) {
         if comptime!(search.by_mass) {
-            mass += mass_of_key(memory.candidate(bracket, i, search));
+            mass += fixed_point_of_key(memory.candidate(bracket, i, search));
         }
         i += units;
     }
@@ -174,7 +174,7 @@ pub(super) fn bisect(
             let key = memory.candidate(bracket, i, search);
             let is_above = key >= cut;
             if comptime!(search.by_mass) {
-                sum += mass_where(is_above, f32::reinterpret(key - ZERO));
+                sum += fixed_point_where(is_above, f32::reinterpret(key - ZERO_KEY));
             }
             count += select(is_above, 1u32, 0u32);
             i += comptime!(row_group.shuffle_width);
@@ -218,7 +218,7 @@ pub(super) fn add_candidates(bracket: &Bracket, least: u32, memory: &mut Memory,
             let candidate = memory.candidates[memory.row * candidates + i];
             let key = bracket.low + (candidate & comptime!((1u32 << KEY_BITS) - 1));
             let counts = key >= least && candidate >> KEY_BITS == u32::cast_from(segment);
-            sum += select(counts, mass_of_key(key), 0u64);
+            sum += select(counts, fixed_point_of_key(key), 0u64);
             i += units;
         }
         memory.add(segment, shuffle_sum(sum, row_group), search);

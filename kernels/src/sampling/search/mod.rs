@@ -19,7 +19,7 @@ mod memory;
 
 use cubecl::prelude::*;
 
-use super::mass::{ZERO, key_of, number_of};
+use super::fixed_point::{ZERO_KEY, from_radix_key, radix_key};
 use super::top_k::MOST_TOP_K;
 use crate::DeviceProfile;
 use crate::row_group::RowGroup;
@@ -93,7 +93,7 @@ impl Search {
 
     /// The least key that may count.
     pub(crate) fn least(self) -> u32 {
-        if self.of_probs { ZERO + 1 } else { 1 }
+        if self.of_probs { ZERO_KEY + 1 } else { 1 }
     }
 
     /// Where the buckets of the first tally begin, and how many bits of a key a bucket covers: probabilities from 2^-31 to
@@ -156,9 +156,9 @@ pub(crate) struct Kept {
 #[cube]
 fn countable(x: f32, #[comptime] search: Search) -> (bool, u32) {
     if comptime!(search.of_probs) {
-        (x > 0.0f32, u32::reinterpret(x) | ZERO)
+        (x > 0.0f32, u32::reinterpret(x) | ZERO_KEY)
     } else {
-        (!x.is_nan(), key_of(x))
+        (!x.is_nan(), radix_key(x))
     }
 }
 
@@ -203,7 +203,7 @@ pub(crate) fn search_row<F: Float, N: Size>(
     if comptime!(search.is_limited() || search.has_floor) {
         let largest = tally::<F, N>(x, row, &range, memory, true, search);
         if comptime!(search.has_floor) {
-            let largest = f32::reinterpret(max(largest, ZERO) - ZERO);
+            let largest = f32::reinterpret(max(largest, ZERO_KEY) - ZERO_KEY);
             let least = limits.floor * largest;
             // NaN is no floor.
             let (is_one, key) = countable(select(least > largest, largest, least), search);
@@ -254,7 +254,7 @@ pub(crate) fn search_row<F: Float, N: Size>(
     let has_nan =
         if comptime!(search.segments > 0) { memory.total(NANS, search) > 0u64 } else { false.runtime() };
     let key = max(kept, least);
-    Kept { key, least: number_of(key), has_nan }
+    Kept { key, least: from_radix_key(key), has_nan }
 }
 
 /// What is left of a bracket if nothing below a floor counts.
