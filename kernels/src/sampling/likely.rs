@@ -1,13 +1,12 @@
 //! The most likely tokens of each row: their probabilities made a distribution, or the logits of all others masked.
 //!
-//! What counts reaches from a number on, the smallest above which there is less than a limit, which is
-//! [searched](super::search) for: fewer than `top_k` tokens, or less than `top_p` probability. With two passes over the row
-//! for that, and one that writes, it is read three times and written once.
+//! A token passes if fewer than `top_k` tokens, or tokens of less than `top_p` probability, are more likely. The threshold
+//! comes from a [radix select](super::radix_select), which reads the row twice. A third pass writes.
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use super::fixed_point::top_p_mass;
-use super::search::{IN_FLIGHT, Limits, Memory, Row, Search, load, search_row};
+use super::radix_select::{IN_FLIGHT, Limits, Memory, Row, SelectConfig, load, select_row};
 use crate::DeviceProfile;
 use crate::math::{narrow, widen};
 use crate::row_group::RowGroup;
@@ -30,40 +29,40 @@ fn keep_likely<F: Float, N: Size>(
     top_k: &ComptimeOption<Box<[i32]>>,
     top_p: &ComptimeOption<Box<[f32]>>,
     y: &mut Tensor<Vector<F, N>>,
-    #[comptime] search: Search,
+    #[comptime] config: SelectConfig,
     #[comptime] output: Output,
     #[define(F)] _dtype: ElemType,
 ) {
-    let (rows, units) = comptime!((search.row_group.rows, search.row_group.units));
+    let (rows, units) = comptime!((config.row_group.rows, config.row_group.units));
     let unit = UNIT_POS as usize % units;
     let part = UNIT_POS as usize / units;
     let at = CUBE_POS * rows + part;
     if at >= x.shape(0) {
         terminate!();
     }
-    let vectors = x.shape(1) / search.lanes;
-    let row = Row::new(at * x.stride(0) / search.lanes, vectors);
+    let vectors = x.shape(1) / config.lanes;
+    let row = Row::new(at * x.stride(0) / config.lanes, vectors);
     let mut limits = Limits::none();
     #[comptime]
     match top_k {
         ComptimeOption::Some(top_k) => {
-            limits.most = u64::cast_from(max(top_k[at], 1i32));
+            limits.count = u64::cast_from(max(top_k[at], 1i32));
         }
         ComptimeOption::None => {}
     }
     #[comptime]
     match top_p {
         ComptimeOption::Some(top_p) => {
-            limits.limit = top_p_mass(top_p[at]);
+            limits.mass = top_p_mass(top_p[at]);
         }
         ComptimeOption::None => {}
     }
 
-    let mut memory = Memory::new(part, unit, search);
-    let kept = search_row::<F, N>(x, &row, &limits, &mut memory, search);
+    let mut memory = Memory::new(part, unit, config);
+    let threshold = select_row::<F, N>(x, &row, &limits, &mut memory, config);
     let is_masked = comptime!(output == Output::Masked);
     // 2^-40
-    let sum = if comptime!(is_masked) { 0u64.runtime() } else { memory.total(0usize, search) };
+    let sum = if comptime!(is_masked) { 0u64.runtime() } else { memory.total(0usize, config) };
     let factor = 1.0f32 / (f32::cast_from(sum) * 9.094_947e-13_f32);
     let mut first = unit;
     while first < vectors {
@@ -75,10 +74,10 @@ fn keep_likely<F: Float, N: Size>(
                 let vector = widen::<F, N>(read[f]);
                 let mut changed = Vector::<f32, N>::new(0.0f32);
                 #[unroll]
-                for lane in 0..search.lanes {
+                for lane in 0..config.lanes {
                     let value = vector.extract(lane);
                     // NaN is not less, and remains.
-                    let is_less = value < kept.least;
+                    let is_less = value < threshold.value;
                     let of_value = if comptime!(is_masked) {
                         select(is_less, f32::NEG_INFINITY, value)
                     } else {
@@ -138,15 +137,15 @@ pub fn launch(client: &Client, keep: KeepLikely, dtype: ElemType) -> Result<()> 
     let lanes = vector(client, dtype, &[vocab], alignment(&x));
     let vectors = vocab / lanes;
     let device = DeviceProfile::of(client);
-    let units = Search::units(&device, row_count, vectors);
+    let units = SelectConfig::units(&device, row_count, vectors);
     let (row_group, cubes, dim) = RowGroup::of(KERNEL, client, row_count, vectors, units)?;
     let address = addresses(&[(&x, dtype.size()), (&y, dtype.size())]);
-    let search = Search {
+    let config = SelectConfig {
         by_count,
         by_mass: !by_count,
         of_probs: output == Output::Renormalised,
         segments: usize::from(output == Output::Renormalised),
-        ..Search::new(&device, row_group, lanes, vocab)
+        ..SelectConfig::new(&device, row_group, lanes, vocab)
     };
     let limit = limit.into_buffer_arg();
     let (top_k, top_p) = if by_count { (Some(limit), None) } else { (None, Some(limit)) };
@@ -164,7 +163,7 @@ pub fn launch(client: &Client, keep: KeepLikely, dtype: ElemType) -> Result<()> 
             top_k.into(),
             top_p.into(),
             y.into_tensor_arg(),
-            search,
+            config,
             output,
             dtype,
         );

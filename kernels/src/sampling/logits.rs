@@ -13,7 +13,7 @@ use cubecl::{client::Client, ir::ElemType, prelude::*};
 use super::MOST_TOKENS;
 use super::draw::{DRAW_WORDS, below, draw_of, high_half, philox};
 use super::fixed_point::{from_radix_key, radix_key};
-use super::search::{IN_FLIGHT, Row, load};
+use super::radix_select::{IN_FLIGHT, Row, load};
 use super::weights::{Temperature, WEIGHT_BITS};
 use crate::math::widen;
 use crate::row_group::{RowGroup, prefix_sum, row_max, sync_row};

@@ -11,7 +11,7 @@ mod likely;
 mod logits;
 mod penalties;
 mod probs;
-mod search;
+mod radix_select;
 mod softmax;
 mod speculative;
 mod top_k;

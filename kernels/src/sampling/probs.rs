@@ -1,8 +1,8 @@
 //! Sampling from probabilities, from all or from the likely ones.
 //!
 //! A token counts if fewer than `top_k` tokens are more likely, these have together a mass below `top_p`, and it is at
-//! least `min_p` times as likely as the most likely one: so it does from a probability on, which is [searched](super::search)
-//! for. The token is the first at which the masses of those that count, added up, exceed a random part of their sum. It is
+//! least `min_p` times as likely as the most likely one. So there is a threshold, which a [radix select](super::radix_select)
+//! finds. The token is the first at which the masses of those that count, added up, exceed a random part of their sum. It is
 //! looked for in the segment of the row where that happens. Two passes over the row and a segment, whatever the filters;
 //! without any, one and a segment.
 
@@ -14,7 +14,9 @@ use cubecl::{
 
 use super::draw::{DRAW_WORDS, below, draw_of, philox};
 use super::fixed_point::{fixed_point_where, top_p_mass};
-use super::search::{IN_FLIGHT, Kept, Limits, Memory, Row, SEGMENTS, Search, load, search_row};
+use super::radix_select::{
+    IN_FLIGHT, Limits, Memory, Row, SEGMENTS, SelectConfig, Threshold, load, select_row,
+};
 use crate::DeviceProfile;
 use crate::row_group::{RowGroup, shuffle_scan, sync_row};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
@@ -32,9 +34,9 @@ fn sample_probs<N: Size>(
     samples: &mut [i32],
     valid: &mut [i32],
     total_draws: usize,
-    #[comptime] search: Search,
+    #[comptime] config: SelectConfig,
 ) {
-    let (rows, units) = comptime!((search.row_group.rows, search.row_group.units));
+    let (rows, units) = comptime!((config.row_group.rows, config.row_group.units));
     let unit = UNIT_POS as usize % units;
     let part = UNIT_POS as usize / units;
     let at = CUBE_POS * rows + part;
@@ -42,20 +44,20 @@ fn sample_probs<N: Size>(
         terminate!();
     }
     let draw = draw_of(draws, at);
-    let vectors = probs.shape(1) / search.lanes;
-    let row = Row::new(draw.row * probs.stride(0) / search.lanes, vectors);
+    let vectors = probs.shape(1) / config.lanes;
+    let row = Row::new(draw.row * probs.stride(0) / config.lanes, vectors);
     let mut limits = Limits::none();
     #[comptime]
     match top_k {
         ComptimeOption::Some(top_k) => {
-            limits.most = u64::cast_from(max(top_k[draw.row], 1i32));
+            limits.count = u64::cast_from(max(top_k[draw.row], 1i32));
         }
         ComptimeOption::None => {}
     }
     #[comptime]
     match top_p {
         ComptimeOption::Some(top_p) => {
-            limits.limit = top_p_mass(top_p[draw.row]);
+            limits.mass = top_p_mass(top_p[draw.row]);
         }
         ComptimeOption::None => {}
     }
@@ -67,16 +69,16 @@ fn sample_probs<N: Size>(
         ComptimeOption::None => {}
     }
 
-    let mut memory = Memory::new(part, unit, search);
-    let kept = search_row::<f32, N>(probs, &row, &limits, &mut memory, search);
+    let mut memory = Memory::new(part, unit, config);
+    let threshold = select_row::<f32, N>(probs, &row, &limits, &mut memory, config);
     let mut sum = 0u64;
     for segment in 0..SEGMENTS {
-        sum += memory.total(segment, search);
+        sum += memory.total(segment, config);
     }
-    let is_valid = !kept.has_nan && sum > 0u64;
+    let is_valid = !threshold.has_nan && sum > 0u64;
     if is_valid {
         let target = below(sum, &philox(0u32, &draw));
-        find::<N>(probs, &row, &kept, target, at, samples, &mut memory, search);
+        find::<N>(probs, &row, &threshold, target, at, samples, &mut memory, config);
     }
     if unit == 0 {
         valid[at] = select(is_valid, 1i32, 0i32);
@@ -93,26 +95,26 @@ fn sample_probs<N: Size>(
 fn find<N: Size>(
     probs: &Tensor<Vector<f32, N>>,
     row: &Row,
-    kept: &Kept,
+    threshold: &Threshold,
     target: u64,
     at: usize,
     samples: &mut [i32],
     memory: &mut Memory,
-    #[comptime] search: Search,
+    #[comptime] config: SelectConfig,
 ) {
-    let (units, row_group) = comptime!((search.row_group.units, search.row_group));
+    let (units, row_group) = comptime!((config.row_group.units, config.row_group));
     let unit = memory.unit;
     let mut rest = target;
     let mut segment = 0usize;
-    let mut in_segment = memory.total(0usize, search);
+    let mut in_segment = memory.total(0usize, config);
     while rest >= in_segment && segment + 1 < SEGMENTS {
         rest -= in_segment;
         segment += 1;
-        in_segment = memory.total(segment, search);
+        in_segment = memory.total(segment, config);
     }
 
-    let first = segment * row.segment(search);
-    let end = min(first + row.segment(search), row.vectors);
+    let first = segment * row.segment(config);
+    let end = min(first + row.segment(config), row.vectors);
     let run = (end - first).div_ceil(units);
     let first = first + unit * run;
     let end = min(first + run, end);
@@ -124,8 +126,8 @@ fn find<N: Size>(
         for f in 0..IN_FLIGHT {
             if i + f < end {
                 #[unroll]
-                for lane in 0..search.lanes {
-                    sum += fixed_point_kept(read[f].extract(lane), kept);
+                for lane in 0..config.lanes {
+                    sum += fixed_point_kept(read[f].extract(lane), threshold);
                 }
             }
         }
@@ -134,9 +136,9 @@ fn find<N: Size>(
     // All have read the masses of segments.
     sync_row(units);
     let (of_group, later) = shuffle_scan(sum, unit, row_group);
-    memory.put(0usize, of_group, search);
+    memory.put(0usize, of_group, config);
     sync_row(units);
-    let before = memory.sum(0usize, 0usize, unit / comptime!(row_group.shuffle_width), search) + of_group
+    let before = memory.sum(0usize, 0usize, unit / comptime!(row_group.shuffle_width), config) + of_group
         - later
         - sum;
     if rest >= before && rest < before + sum {
@@ -147,10 +149,10 @@ fn find<N: Size>(
         while !is_found && i < end {
             let vector = probs[row.start + i];
             #[unroll]
-            for lane in 0..search.lanes {
-                let m = fixed_point_kept(vector.extract(lane), kept);
+            for lane in 0..config.lanes {
+                let m = fixed_point_kept(vector.extract(lane), threshold);
                 let is_here = !is_found && rest < m;
-                id = select(is_here, u32::cast_from(i * search.lanes + lane), id);
+                id = select(is_here, u32::cast_from(i * config.lanes + lane), id);
                 rest = select(is_found || is_here, rest, rest - m);
                 is_found = is_found || is_here;
             }
@@ -162,8 +164,8 @@ fn find<N: Size>(
 
 /// The mass of a probability that counts.
 #[cube]
-fn fixed_point_kept(p: f32, kept: &Kept) -> u64 {
-    fixed_point_where(p >= kept.least, p)
+fn fixed_point_kept(p: f32, threshold: &Threshold) -> u64 {
+    fixed_point_where(p >= threshold.value, p)
 }
 
 /// Probabilities, which of them count, and where the samples go.
@@ -214,12 +216,12 @@ pub fn launch(client: &Client, sample: SampleProbs) -> Result<()> {
     let device = DeviceProfile::of(client);
     let (row_group, cubes, dim) = RowGroup::of(KERNEL, client, count, vocab / lanes, 1024)?;
     let address = addresses(&[(&probs, 4), (&draws, 4)]);
-    let search = Search {
+    let config = SelectConfig {
         by_count: top_k.is_some(),
         by_mass: top_p.is_some(),
         has_floor: min_p.is_some(),
         segments: SEGMENTS,
-        ..Search::new(&device, row_group, lanes, vocab)
+        ..SelectConfig::new(&device, row_group, lanes, vocab)
     };
     // SAFETY: a unit beyond the last draw stops. The rows that the draws name are below that of probs and of the filters:
     // their caller checked it. A vector read is below the vectors of a row; shared memory has a place for each group, bucket
@@ -239,7 +241,7 @@ pub fn launch(client: &Client, sample: SampleProbs) -> Result<()> {
             samples.into_buffer_arg(),
             valid.into_buffer_arg(),
             count,
-            search,
+            config,
         );
     }
     Ok(())

@@ -9,7 +9,7 @@ use cubecl::{
 
 use super::fixed_point::{from_radix_key, radix_key};
 use super::logits::{CHUNK, chunk_of};
-use super::search::{IN_FLIGHT, Row, load};
+use super::radix_select::{IN_FLIGHT, Row, load};
 use super::weights::Temperature;
 use crate::math::widen;
 use crate::row_group::{RowGroup, row_max, row_sum};

@@ -1,13 +1,15 @@
 //! The largest numbers of each row, in order.
 //!
-//! The smallest of them is [searched](super::search) for. Those that are larger, and those that equal it as far as there is
+//! A [radix select](super::radix_select) finds the smallest of them. Those that are larger, and those that equal it as far as there is
 //! room, are put in shared memory in whatever order they are found, and sorted there by size and place. Only where there is
 //! no room for all equals are the first of them looked for, in order.
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use super::fixed_point::radix_key;
-use super::search::{COLLECTED, IN_FLIGHT, Limits, Memory, MemoryExpand, Row, Search, load, search_row};
+use super::radix_select::{
+    COLLECTED, IN_FLIGHT, Limits, Memory, MemoryExpand, Row, SelectConfig, load, select_row,
+};
 use crate::DeviceProfile;
 use crate::math::widen;
 use crate::row_group::{RowGroup, shuffle_scan, shuffle_sum, sync_row};
@@ -25,28 +27,28 @@ fn top_k<F: Float, N: Size>(
     values: &mut [F],
     ids: &mut [i32],
     k: usize,
-    #[comptime] search: Search,
+    #[comptime] config: SelectConfig,
     #[define(F)] _dtype: ElemType,
 ) {
-    let (rows, units) = comptime!((search.row_group.rows, search.row_group.units));
+    let (rows, units) = comptime!((config.row_group.rows, config.row_group.units));
     let unit = UNIT_POS as usize % units;
     let part = UNIT_POS as usize / units;
     let at = CUBE_POS * rows + part;
     if at >= x.shape(0) {
         terminate!();
     }
-    let vectors = x.shape(1) / search.lanes;
-    let row = Row::new(at * x.stride(0) / search.lanes, vectors);
+    let vectors = x.shape(1) / config.lanes;
+    let row = Row::new(at * x.stride(0) / config.lanes, vectors);
     let mut limits = Limits::none();
-    limits.most = k as u64;
-    let mut memory = Memory::new(part, unit, search);
-    let kept = search_row::<F, N>(x, &row, &limits, &mut memory, search);
+    limits.count = k as u64;
+    let mut memory = Memory::new(part, unit, config);
+    let threshold = select_row::<F, N>(x, &row, &limits, &mut memory, config);
     // If all count there may be too few, and NaN is next.
-    let least = select(kept.key == comptime!(search.least()), 0u32, kept.key);
+    let least = select(threshold.key == comptime!(config.least()), 0u32, threshold.key);
 
     let mut larger = 0u32;
     let mut equal = 0u32;
-    memory.start_list(search);
+    memory.start_list(config);
     let mut first = 0usize;
     while first < vectors {
         let read = load(x, &row, first + unit, units);
@@ -56,35 +58,35 @@ fn top_k<F: Float, N: Size>(
             if i < vectors {
                 let vector = widen::<F, N>(read[f]);
                 #[unroll]
-                for lane in 0..search.lanes {
+                for lane in 0..config.lanes {
                     let key = radix_key(vector.extract(lane));
                     larger += select(key > least, 1u32, 0u32);
                     equal += select(key == least, 1u32, 0u32);
                     if key >= least {
-                        memory.append(key, u32::cast_from(i * search.lanes + lane), search);
+                        memory.append(key, u32::cast_from(i * config.lanes + lane), config);
                     }
                 }
             }
         }
         first += comptime!(IN_FLIGHT * units);
     }
-    let larger = memory.total_of(0usize, u64::cast_from(larger), search);
-    let mut listed = larger + memory.total_of(1usize, u64::cast_from(equal), search);
-    if listed > comptime!(search.size as u64) {
-        list_in_order::<F, N>(x, &row, least, usize::cast_from(larger), k, &mut memory, search);
+    let larger = memory.total_of(0usize, u64::cast_from(larger), config);
+    let mut listed = larger + memory.total_of(1usize, u64::cast_from(equal), config);
+    if listed > comptime!(config.size as u64) {
+        list_in_order::<F, N>(x, &row, least, usize::cast_from(larger), k, &mut memory, config);
         listed = k as u64;
     }
-    sort(usize::cast_from(listed), &mut memory, search);
+    sort(usize::cast_from(listed), &mut memory, config);
 
     let mut i = unit;
     while i < k {
-        let id = memory.listed_id(i, search);
+        let id = memory.listed_id(i, config);
         let place = usize::cast_from(id);
-        let vector = x[row.start + place / search.lanes];
+        let vector = x[row.start + place / config.lanes];
         let mut value = vector.extract(0usize);
         #[unroll]
-        for lane in 1..search.lanes {
-            value = select(place % search.lanes == lane, vector.extract(lane), value);
+        for lane in 1..config.lanes {
+            value = select(place % config.lanes == lane, vector.extract(lane), value);
         }
         values[at * k + i] = value;
         ids[at * k + i] = i32::cast_from(id);
@@ -101,19 +103,19 @@ fn list_in_order<F: Float, N: Size>(
     larger: usize,
     k: usize,
     memory: &mut Memory,
-    #[comptime] search: Search,
+    #[comptime] config: SelectConfig,
 ) {
-    let (units, row_group) = comptime!((search.row_group.units, search.row_group));
+    let (units, row_group) = comptime!((config.row_group.units, config.row_group));
     let unit = memory.unit;
-    memory.start_list(search);
+    memory.start_list(config);
     let mut i = unit;
     while i < row.vectors {
         let vector = widen::<F, N>(x[row.start + i]);
         #[unroll]
-        for lane in 0..search.lanes {
+        for lane in 0..config.lanes {
             let key = radix_key(vector.extract(lane));
             if key > least {
-                memory.append(key, u32::cast_from(i * search.lanes + lane), search);
+                memory.append(key, u32::cast_from(i * config.lanes + lane), config);
             }
         }
         i += units;
@@ -126,27 +128,27 @@ fn list_in_order<F: Float, N: Size>(
         let vector = widen::<F, N>(x[row.start + min(i, row.vectors - 1)]);
         let mut equal = 0u64;
         #[unroll]
-        for lane in 0..search.lanes {
+        for lane in 0..config.lanes {
             let is_equal = i < row.vectors && radix_key(vector.extract(lane)) == least;
             equal += select(is_equal, 1u64, 0u64);
         }
         let (of_group, later) = shuffle_scan(equal, unit, row_group);
         // All have read the sums of the last round.
         sync_row(units);
-        memory.put(0usize, of_group, search);
+        memory.put(0usize, of_group, config);
         sync_row(units);
-        let before = memory.sum(0usize, 0usize, unit / comptime!(row_group.shuffle_width), search);
+        let before = memory.sum(0usize, 0usize, unit / comptime!(row_group.shuffle_width), config);
         let mut place = next + usize::cast_from(before + of_group - later - equal);
         #[unroll]
-        for lane in 0..search.lanes {
+        for lane in 0..config.lanes {
             if i < row.vectors && radix_key(vector.extract(lane)) == least {
                 if place < k {
-                    memory.list(place, least, u32::cast_from(i * search.lanes + lane), search);
+                    memory.list(place, least, u32::cast_from(i * config.lanes + lane), config);
                 }
                 place += 1;
             }
         }
-        next += usize::cast_from(memory.total(0usize, search));
+        next += usize::cast_from(memory.total(0usize, config));
         first += units;
     }
     sync_row(units);
@@ -154,15 +156,15 @@ fn list_in_order<F: Float, N: Size>(
 
 /// Sorts a list, the largest first and of equals the first, by a bitonic network.
 #[cube]
-fn sort(listed: usize, memory: &mut Memory, #[comptime] search: Search) {
-    let units = comptime!(search.row_group.units);
+fn sort(listed: usize, memory: &mut Memory, #[comptime] config: SelectConfig) {
+    let units = comptime!(config.row_group.units);
     let mut size = 1usize.runtime();
     while size < listed {
         size *= 2;
     }
     let mut i = listed + memory.unit;
     while i < size {
-        memory.list(i, 0u32, u32::MAX.runtime(), search);
+        memory.list(i, 0u32, u32::MAX.runtime(), config);
         i += units;
     }
     sync_row(units);
@@ -173,7 +175,7 @@ fn sort(listed: usize, memory: &mut Memory, #[comptime] search: Search) {
             let mut pair = memory.unit;
             while pair < size / 2 {
                 let a = 2 * pair - pair % stride;
-                memory.order(a, a + stride, a & run == 0, search);
+                memory.order(a, a + stride, a & run == 0, config);
                 pair += units;
             }
             sync_row(units);
@@ -186,50 +188,50 @@ fn sort(listed: usize, memory: &mut Memory, #[comptime] search: Search) {
 #[cube]
 impl Memory {
     /// Begins a list of numbers and their places. What shared memory had before is read no more.
-    fn start_list(&mut self, #[comptime] search: Search) {
-        sync_row(comptime!(search.row_group.units));
+    fn start_list(&mut self, #[comptime] config: SelectConfig) {
+        sync_row(comptime!(config.row_group.units));
         if self.unit == 0 {
-            self.find(COLLECTED, 0u32);
+            self.set_found(COLLECTED, 0u32);
         }
-        sync_row(comptime!(search.row_group.units));
+        sync_row(comptime!(config.row_group.units));
     }
 
-    fn append(&mut self, key: u32, id: u32, #[comptime] search: Search) {
+    fn append(&mut self, key: u32, id: u32, #[comptime] config: SelectConfig) {
         let at = self.collected();
-        if at < comptime!(search.size as u32) {
-            self.list(usize::cast_from(at), key, id, search);
+        if at < comptime!(config.size as u32) {
+            self.list(usize::cast_from(at), key, id, config);
         }
     }
 
-    fn list(&mut self, at: usize, key: u32, id: u32, #[comptime] search: Search) {
-        let at = self.row * comptime!(search.size) + at;
+    fn list(&mut self, at: usize, key: u32, id: u32, #[comptime] config: SelectConfig) {
+        let at = self.row * comptime!(config.size) + at;
         self.candidates[at] = key;
-        self.tallies[at].store(id);
+        self.histogram[at].store(id);
     }
 
-    fn listed_id(&self, at: usize, #[comptime] search: Search) -> u32 {
-        self.tallies[self.row * comptime!(search.size) + at].load()
+    fn listed_id(&self, at: usize, #[comptime] config: SelectConfig) -> u32 {
+        self.histogram[self.row * comptime!(config.size) + at].load()
     }
 
     /// The one of two that comes first goes to `a`, or to `b`.
-    fn order(&mut self, a: usize, b: usize, first_to_a: bool, #[comptime] search: Search) {
-        let row = self.row * comptime!(search.size);
+    fn order(&mut self, a: usize, b: usize, first_to_a: bool, #[comptime] config: SelectConfig) {
+        let row = self.row * comptime!(config.size);
         let key_a = self.candidates[row + a];
         let key_b = self.candidates[row + b];
-        let id_a = self.listed_id(a, search);
-        let id_b = self.listed_id(b, search);
+        let id_a = self.listed_id(a, config);
+        let id_b = self.listed_id(b, config);
         let is_a_first = key_a > key_b || (key_a == key_b && id_a < id_b);
         if is_a_first != first_to_a {
-            self.list(a, key_b, id_b, search);
-            self.list(b, key_a, id_a, search);
+            self.list(a, key_b, id_b, config);
+            self.list(b, key_a, id_a, config);
         }
     }
 
     /// The sum over all units of the row.
-    fn total_of(&mut self, slot: usize, part: u64, #[comptime] search: Search) -> u64 {
-        self.put(slot, shuffle_sum(part, search.row_group), search);
-        sync_row(comptime!(search.row_group.units));
-        self.total(slot, search)
+    fn total_of(&mut self, slot: usize, part: u64, #[comptime] config: SelectConfig) -> u64 {
+        self.put(slot, shuffle_sum(part, config.row_group), config);
+        sync_row(comptime!(config.row_group.units));
+        self.total(slot, config)
     }
 }
 
@@ -265,9 +267,13 @@ pub fn launch(client: &Client, top: TopK, dtype: ElemType) -> Result<()> {
     let lanes = vector(client, dtype, &[vocab], alignment(&x));
     let (row_group, cubes, dim) = RowGroup::of(KERNEL, client, row_count, vocab / lanes, 1024)?;
     let address = addresses(&[(&x, dtype.size()), (&values, dtype.size()), (&ids, 4)]);
-    let search = Search::new(&DeviceProfile::of(client), row_group, lanes, vocab);
-    let search =
-        Search { by_count: true, of_probs: false, size: search.size.max(k.next_power_of_two()), ..search };
+    let config = SelectConfig::new(&DeviceProfile::of(client), row_group, lanes, vocab);
+    let config = SelectConfig {
+        by_count: true,
+        of_probs: false,
+        size: config.size.max(k.next_power_of_two()),
+        ..config
+    };
     // SAFETY: a unit beyond the last row stops. A vector read is below those of a row, and k numbers of a row are written, of
     // which as many are listed: k is no more than a row has. Shared memory has a place for each group, bucket and candidate
     // of each row of the cube, and k is no more than there are of the latter.
@@ -282,7 +288,7 @@ pub fn launch(client: &Client, top: TopK, dtype: ElemType) -> Result<()> {
             values.into_buffer_arg(),
             ids.into_buffer_arg(),
             k,
-            search,
+            config,
             dtype,
         );
     }

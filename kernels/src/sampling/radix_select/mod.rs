@@ -1,20 +1,19 @@
-//! The least number of a row that counts: the smallest above which there are fewer than `most` numbers, and less than
-//! `limit` mass.
+//! Radix select: the threshold of top-k, top-p and min-p in a row, without sorting.
 //!
-//! Numbers are compared as integers in the same order, their keys. A row goes through
+//! `above(x)` means the count and the mass of the numbers greater than `x`. A number passes while `above(x)` is below the
+//! limits; the threshold is the least number that passes. Numbers are compared as [radix keys](super::fixed_point).
 //!
-//! | pass | finds |
+//! | pass over the row | finds |
 //! |---|---|
-//! | tally | how many numbers there are in each bucket of keys, and about how much mass is above each |
-//! | collect | the mass above the buckets in which the least one seems to be, and what is in these: the candidates |
+//! | histogram | the count of numbers in each bucket of keys, and about how much mass is above each bucket |
+//! | collect | the mass above a bracket of keys, and the candidates: the numbers in the bracket |
 //!
-//! and the candidates, few enough for shared memory, are cut in ever smaller parts. What was collected tells whether the
-//! least one is among them. If not, bounds of the masses tell between which buckets it must be, and if there are too many
-//! numbers in these they are tallied again, in buckets as much smaller as they are fewer. Sums are of integers: what comes
-//! out does not depend on their order.
+//! The candidates fit into shared memory, where the threshold is bisected. The first bracket is a guess, for masses are
+//! only about known. If what was collected does not confirm it, bounds of the masses give a sure bracket. While that has
+//! too many numbers, a histogram with smaller buckets narrows it. Sums are of integers: their order changes no result.
 
-mod buckets;
 mod candidates;
+mod histogram;
 mod memory;
 
 use cubecl::prelude::*;
@@ -23,8 +22,8 @@ use super::fixed_point::{ZERO_KEY, from_radix_key, radix_key};
 use super::top_k::MOST_TOP_K;
 use crate::DeviceProfile;
 use crate::row_group::RowGroup;
-use buckets::{Bracket, Range, bracket_of, tally};
 use candidates::{KEY_BITS, add_candidates, bisect, collect, holds};
+use histogram::{Bracket, KeyRange, count_buckets, find_bracket};
 use memory::NANS;
 pub(crate) use memory::{COLLECTED, Memory, MemoryExpand};
 
@@ -33,27 +32,28 @@ pub(crate) const SEGMENTS: usize = 8;
 /// Loads that a unit has under way.
 pub(crate) const IN_FLIGHT: usize = 4;
 
-/// What is searched for, known when the kernel is compiled.
+/// The limits that a kernel has, and the sizes of its tables. Comptime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Search {
+pub(crate) struct SelectConfig {
     pub row_group: RowGroup,
     /// Elements of a vector.
     pub lanes: usize,
-    /// What is less than the numbers above: their count, their mass.
+    /// Limits the count above.
     pub by_count: bool,
+    /// Limits the mass above.
     pub by_mass: bool,
-    /// Whether nothing counts that is less than a part of the largest number.
+    /// Refuses what is less than a part of the largest number.
     pub has_floor: bool,
-    /// Whether numbers are probabilities, of which positive ones count, or logits.
+    /// Numbers are probabilities, of which positive ones count, and else logits.
     pub of_probs: bool,
-    /// Parts of a row of which the mass of what counts is wanted.
+    /// Parts of a row, each with a mass of the numbers that pass.
     pub segments: usize,
-    /// Buckets of a tally, and candidates there is room for: a power of 2.
+    /// Buckets of a histogram, and room for candidates: a power of 2.
     pub size: usize,
 }
 
-impl Search {
-    /// A search without limits, in rows of `vocab` numbers.
+impl SelectConfig {
+    /// No limits, in rows of `vocab` numbers.
     pub(crate) fn new(device: &DeviceProfile, row_group: RowGroup, lanes: usize, vocab: usize) -> Self {
         // 32 KiB at most, beside 4 KiB of sums. A bucket is as much work as several numbers.
         let most = if device.shared_memory >= 40 << 10 { 4096 } else { MOST_TOP_K };
@@ -86,7 +86,7 @@ impl Search {
         self.buckets()
     }
 
-    /// Whether there is a limit.
+    /// True if there is a limit.
     fn is_limited(self) -> bool {
         self.by_count || self.by_mass
     }
@@ -96,8 +96,8 @@ impl Search {
         if self.of_probs { ZERO_KEY + 1 } else { 1 }
     }
 
-    /// Where the buckets of the first tally begin, and how many bits of a key a bucket covers: probabilities from 2^-31 to
-    /// 2, or all logits.
+    /// Where the buckets of the first histogram begin, and the bits of a key in a bucket. They cover probabilities from
+    /// 2^-31 to 2, or all logits.
     fn first_buckets(self) -> (u32, u32) {
         let (base, bits) = if self.of_probs { (0xb000_0000, 28) } else { (0, 32) };
         (base, bits - self.size.ilog2())
@@ -120,16 +120,16 @@ impl Row {
     }
 
     /// How many vectors a segment has.
-    pub(crate) fn segment(&self, #[comptime] search: Search) -> usize {
-        self.vectors.div_ceil(comptime!(search.segments.max(1)))
+    pub(crate) fn segment(&self, #[comptime] config: SelectConfig) -> usize {
+        self.vectors.div_ceil(comptime!(config.segments.max(1)))
     }
 }
 
-/// What must be less above a number for it to count.
+/// What `above(x)` must be less than for `x` to pass.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Limits {
-    pub most: u64,
-    pub limit: u64,
+    pub count: u64,
+    pub mass: u64,
     /// Part of the largest number.
     pub floor: f32,
 }
@@ -137,25 +137,25 @@ pub(crate) struct Limits {
 #[cube]
 impl Limits {
     pub(crate) fn none() -> Limits {
-        Limits { most: u64::MAX.runtime(), limit: u64::MAX.runtime(), floor: 0.0f32.runtime() }
+        Limits { count: u64::MAX.runtime(), mass: u64::MAX.runtime(), floor: 0.0f32.runtime() }
     }
 }
 
-/// What counts of a row.
+/// The least number of a row that passes.
 #[derive(CubeType, Clone, Copy)]
-pub(crate) struct Kept {
-    /// Whose key is at least this.
+pub(crate) struct Threshold {
+    /// Its radix key.
     pub key: u32,
-    /// The number with this key.
-    pub least: f32,
-    /// Whether there is a NaN.
+    /// The number.
+    pub value: f32,
+    /// True if the row has a NaN.
     pub has_nan: bool,
 }
 
-/// Whether a number may count, and its key if it may.
+/// True if a number may pass, and its key if it may.
 #[cube]
-fn countable(x: f32, #[comptime] search: Search) -> (bool, u32) {
-    if comptime!(search.of_probs) {
+fn countable(x: f32, #[comptime] config: SelectConfig) -> (bool, u32) {
+    if comptime!(config.of_probs) {
         (x > 0.0f32, u32::reinterpret(x) | ZERO_KEY)
     } else {
         (!x.is_nan(), radix_key(x))
@@ -178,55 +178,55 @@ pub(crate) fn load<F: Float, N: Size>(
     read
 }
 
-/// Whether less than the limits is above.
+/// True if a count and a mass above are less than the limits.
 #[cube]
-fn fits(count: u64, mass: u64, limits: &Limits, #[comptime] search: Search) -> bool {
-    let is_few = if comptime!(search.by_count) { count < limits.most } else { true.runtime() };
-    let is_light = if comptime!(search.by_mass) { mass < limits.limit } else { true.runtime() };
+fn fits(count: u64, mass: u64, limits: &Limits, #[comptime] config: SelectConfig) -> bool {
+    let is_few = if comptime!(config.by_count) { count < limits.count } else { true.runtime() };
+    let is_light = if comptime!(config.by_mass) { mass < limits.mass } else { true.runtime() };
     is_few && is_light
 }
 
-/// What counts of a row. The masses of its segments are in the memory then, if the search sums them.
+/// The threshold of a row. The masses of its segments are in the memory then, if the configuration has segments.
 #[cube]
-pub(crate) fn search_row<F: Float, N: Size>(
+pub(crate) fn select_row<F: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
     row: &Row,
     limits: &Limits,
     memory: &mut Memory,
-    #[comptime] search: Search,
-) -> Kept {
-    let least = comptime!(search.least()).runtime();
-    let (base, shift) = comptime!(search.first_buckets());
+    #[comptime] config: SelectConfig,
+) -> Threshold {
+    let least = comptime!(config.least()).runtime();
+    let (base, shift) = comptime!(config.first_buckets());
     let mut range =
-        Range { low: least, base: base.runtime(), top: u32::MAX.runtime(), shift: shift.runtime() };
+        KeyRange { low: least, base: base.runtime(), top: u32::MAX.runtime(), shift: shift.runtime() };
     let mut floor = 0u32;
-    if comptime!(search.is_limited() || search.has_floor) {
-        let largest = tally::<F, N>(x, row, &range, memory, true, search);
-        if comptime!(search.has_floor) {
+    if comptime!(config.is_limited() || config.has_floor) {
+        let largest = count_buckets::<F, N>(x, row, &range, memory, true, config);
+        if comptime!(config.has_floor) {
             let largest = f32::reinterpret(max(largest, ZERO_KEY) - ZERO_KEY);
             let least = limits.floor * largest;
             // NaN is no floor.
-            let (is_one, key) = countable(select(least > largest, largest, least), search);
+            let (is_one, key) = countable(select(least > largest, largest, least), config);
             floor = select(is_one, key, 0u32);
         }
     }
 
-    let mut kept = max(floor, least);
-    if comptime!(search.is_limited()) {
-        let mut bracket = bracket_of(&range, limits, memory, false.runtime(), true, search);
+    let mut threshold = max(floor, least);
+    if comptime!(config.is_limited()) {
+        let mut bracket = find_bracket(&range, limits, memory, false.runtime(), true, config);
         let mut is_guess = true.runtime();
         let mut is_found = false.runtime();
         while !is_found {
-            if is_narrow(&bracket, search) {
+            if is_narrow(&bracket, config) {
                 let above = raised(&bracket, floor);
-                collect::<F, N>(x, row, &above, memory, search);
-                is_found = !is_guess || holds(&above, floor, limits, memory, search);
+                collect::<F, N>(x, row, &above, memory, config);
+                is_found = !is_guess || holds(&above, floor, limits, memory, config);
                 if is_found {
-                    kept = above.low;
+                    threshold = above.low;
                     if above.low < above.high {
-                        kept = max(bisect(&above, limits, memory, search), kept);
-                        if comptime!(search.segments > 0) {
-                            add_candidates(&above, kept, memory, search);
+                        threshold = max(bisect(&above, limits, memory, config), threshold);
+                        if comptime!(config.segments > 0) {
+                            add_candidates(&above, threshold, memory, config);
                         }
                     }
                 }
@@ -236,11 +236,11 @@ pub(crate) fn search_row<F: Float, N: Size>(
                 let mut is_again = false.runtime();
                 let mut is_sure = false.runtime();
                 while !is_sure {
-                    bracket.set(&bracket_of(&range, limits, memory, is_again, false, search));
-                    is_sure = is_narrow(&bracket, search);
+                    bracket.set(&find_bracket(&range, limits, memory, is_again, false, config));
+                    is_sure = is_narrow(&bracket, config);
                     if !is_sure {
-                        range.set(&Range::within(max(bracket.low, least), bracket.high, search));
-                        tally::<F, N>(x, row, &range, memory, false, search);
+                        range.set(&KeyRange::within(max(bracket.low, least), bracket.high, config));
+                        count_buckets::<F, N>(x, row, &range, memory, false, config);
                         is_again = true;
                     }
                 }
@@ -249,12 +249,18 @@ pub(crate) fn search_row<F: Float, N: Size>(
             }
         }
     } else {
-        collect::<F, N>(x, row, &Bracket { low: kept, high: kept, count: 0u32.runtime() }, memory, search);
+        collect::<F, N>(
+            x,
+            row,
+            &Bracket { low: threshold, high: threshold, count: 0u32.runtime() },
+            memory,
+            config,
+        );
     }
     let has_nan =
-        if comptime!(search.segments > 0) { memory.total(NANS, search) > 0u64 } else { false.runtime() };
-    let key = max(kept, least);
-    Kept { key, least: from_radix_key(key), has_nan }
+        if comptime!(config.segments > 0) { memory.total(NANS, config) > 0u64 } else { false.runtime() };
+    let key = max(threshold, least);
+    Threshold { key, value: from_radix_key(key), has_nan }
 }
 
 /// What is left of a bracket if nothing below a floor counts.
@@ -263,10 +269,10 @@ fn raised(bracket: &Bracket, floor: u32) -> Bracket {
     Bracket { low: max(bracket.low, floor), high: max(bracket.high, floor), count: bracket.count }
 }
 
-/// Whether what is in a bracket can be collected.
+/// True if what is in a bracket can be collected.
 #[cube]
-fn is_narrow(bracket: &Bracket, #[comptime] search: Search) -> bool {
+fn is_narrow(bracket: &Bracket, #[comptime] config: SelectConfig) -> bool {
     let width = bracket.high - bracket.low;
     width <= 1u32
-        || (bracket.count <= comptime!(search.candidates() as u32) && width <= comptime!(1u32 << KEY_BITS))
+        || (bracket.count <= comptime!(config.candidates() as u32) && width <= comptime!(1u32 << KEY_BITS))
 }

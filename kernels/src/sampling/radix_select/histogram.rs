@@ -1,4 +1,4 @@
-//! The tally: how many numbers there are in each bucket of keys, and between which the least one that counts must be.
+//! The histogram of a row's radix keys, and the bracket of keys in which the threshold is.
 
 use cubecl::prelude::*;
 
@@ -6,7 +6,7 @@ use super::memory::{
     AT_LEAST, AT_MOST, FROM_HIGH, FROM_LOW, HALF_COUNT, HALF_MASS, HIGH, IN_BUCKETS, LOW, Memory, OVER_COUNT,
     OVER_MASS,
 };
-use super::{IN_FLIGHT, Limits, Row, Search, countable, fits, load};
+use super::{IN_FLIGHT, Limits, Row, SelectConfig, countable, fits, load};
 use crate::math::widen;
 use crate::row_group::{row_max, shuffle_scan, shuffle_sum, sync_row};
 use crate::sampling::fixed_point::{fixed_point, fixed_point_of_key};
@@ -14,7 +14,7 @@ use crate::sampling::fixed_point::{fixed_point, fixed_point_of_key};
 /// Keys from `low` to below `top`, in buckets of `2^shift` that begin at `base`: the first has also what is below it, the
 /// last what is above.
 #[derive(CubeType, Clone, Copy)]
-pub(super) struct Range {
+pub(super) struct KeyRange {
     pub low: u32,
     pub base: u32,
     pub top: u32,
@@ -22,25 +22,25 @@ pub(super) struct Range {
 }
 
 #[cube]
-impl Range {
+impl KeyRange {
     /// The least key of a bucket.
-    pub(super) fn edge(&self, bucket: usize, #[comptime] search: Search) -> u32 {
+    pub(super) fn edge(&self, bucket: usize, #[comptime] config: SelectConfig) -> u32 {
         let offset = u32::cast_from(bucket) << self.shift;
-        let is_top = bucket == comptime!(search.buckets()) || offset >= self.top - self.base;
+        let is_top = bucket == comptime!(config.buckets()) || offset >= self.top - self.base;
         let edge = select(is_top, self.top, self.base + offset);
         select(bucket == 0, self.low, edge)
     }
 
     /// From `low` to below `top` in as small buckets as can be.
-    pub(super) fn within(low: u32, top: u32, #[comptime] search: Search) -> Range {
+    pub(super) fn within(low: u32, top: u32, #[comptime] config: SelectConfig) -> KeyRange {
         let mut shift = 0u32;
-        while (top - low) >> shift >= comptime!(search.buckets() as u32) {
+        while (top - low) >> shift >= comptime!(config.buckets() as u32) {
             shift += 1u32;
         }
-        Range { low, base: low, top, shift }
+        KeyRange { low, base: low, top, shift }
     }
 
-    pub(super) fn set(&mut self, other: &Range) {
+    pub(super) fn set(&mut self, other: &KeyRange) {
         self.low = other.low;
         self.base = other.base;
         self.top = other.top;
@@ -52,12 +52,12 @@ impl Range {
     }
 }
 
-/// Between which keys the least one that counts is: from `low` on there is too much, from `high` on there is not.
+/// A bracket of the threshold's key: numbers from `low` on exceed the limits, those from `high` on do not.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct Bracket {
     pub low: u32,
     pub high: u32,
-    /// How many numbers are between them, at most.
+    /// Numbers between them, at most.
     pub count: u32,
 }
 
@@ -70,24 +70,25 @@ impl Bracket {
     }
 }
 
-/// Counts the numbers in the buckets of the range; returns the largest key if that is asked for. Unless it is the first
-/// tally of a row there are numbers beyond, and bounds of masses may stay as wide as they are: what is beyond, and in the
-/// upper half, is weighed.
+/// Counts the numbers in the buckets of the range; returns the largest key if there is a floor.
+///
+/// After the first histogram of a row there are numbers beyond the range, and bounds of masses may stay as wide as they
+/// are. So the masses beyond the range and of its upper half are summed.
 #[cube]
-pub(super) fn tally<F: Float, N: Size>(
+pub(super) fn count_buckets<F: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
     row: &Row,
-    range: &Range,
+    range: &KeyRange,
     memory: &mut Memory,
     #[comptime] is_first: bool,
-    #[comptime] search: Search,
+    #[comptime] config: SelectConfig,
 ) -> u32 {
-    let (units, buckets) = comptime!((search.row_group.units, search.buckets()));
+    let (units, buckets) = comptime!((config.row_group.units, config.buckets()));
     let unit = memory.unit;
-    let tallies = memory.row * buckets;
+    let histogram = memory.row * buckets;
     let mut bucket = unit;
     while bucket < buckets {
-        memory.tallies[tallies + bucket].store(0u32);
+        memory.histogram[histogram + bucket].store(0u32);
         bucket += units;
     }
     sync_row(units);
@@ -106,24 +107,24 @@ pub(super) fn tally<F: Float, N: Size>(
             if first + comptime!(f * units) < row.vectors {
                 let vector = widen::<F, N>(read[f]);
                 #[unroll]
-                for lane in 0..search.lanes {
+                for lane in 0..config.lanes {
                     let value = vector.extract(lane);
-                    let (counts, key) = countable(value, search);
-                    if comptime!(search.has_floor && is_first) {
+                    let (counts, key) = countable(value, config);
+                    if comptime!(config.has_floor && is_first) {
                         largest = max(largest, select(counts, key, 0u32));
                     }
                     let is_over = counts && key >= range.top;
-                    if comptime!(search.is_limited()) {
+                    if comptime!(config.is_limited()) {
                         // All that counts is in the first range.
                         let is_in =
                             if comptime!(is_first) { counts } else { counts && key >= range.low && !is_over };
                         if is_in {
                             let bucket = (max(key, range.base) - range.base) >> range.shift;
                             let bucket = min(usize::cast_from(bucket), comptime!(buckets - 1));
-                            memory.tallies[tallies + bucket].fetch_add(1u32);
+                            memory.histogram[histogram + bucket].fetch_add(1u32);
                         }
                     }
-                    if comptime!(!is_first && search.by_mass) {
+                    if comptime!(!is_first && config.by_mass) {
                         let mass = fixed_point(value);
                         let is_half = counts && key >= half;
                         over_mass += select(is_over, mass, 0u64);
@@ -139,16 +140,16 @@ pub(super) fn tally<F: Float, N: Size>(
         first += comptime!(IN_FLIGHT * units);
     }
     if comptime!(!is_first) {
-        memory.put(OVER_COUNT, shuffle_sum(u64::cast_from(over_count), search.row_group), search);
-        if comptime!(search.by_mass) {
-            memory.put(OVER_MASS, shuffle_sum(over_mass, search.row_group), search);
-            memory.put(HALF_MASS, shuffle_sum(half_mass, search.row_group), search);
-            memory.put(HALF_COUNT, shuffle_sum(u64::cast_from(half_count), search.row_group), search);
+        memory.put(OVER_COUNT, shuffle_sum(u64::cast_from(over_count), config.row_group), config);
+        if comptime!(config.by_mass) {
+            memory.put(OVER_MASS, shuffle_sum(over_mass, config.row_group), config);
+            memory.put(HALF_MASS, shuffle_sum(half_mass, config.row_group), config);
+            memory.put(HALF_COUNT, shuffle_sum(u64::cast_from(half_count), config.row_group), config);
         }
     }
     sync_row(units);
-    if comptime!(search.has_floor && is_first) {
-        largest = row_max(largest, unit, search.row_group);
+    if comptime!(config.has_floor && is_first) {
+        largest = row_max(largest, unit, config.row_group);
     }
     largest
 }
@@ -156,13 +157,13 @@ pub(super) fn tally<F: Float, N: Size>(
 /// The least and the most that numbers of a bucket weigh each. The guess is that they weigh what the middle one does.
 #[cube]
 fn bounds(
-    range: &Range,
+    range: &KeyRange,
     bucket: usize,
     #[comptime] is_guess: bool,
-    #[comptime] search: Search,
+    #[comptime] config: SelectConfig,
 ) -> (u64, u64) {
-    let least = range.edge(bucket, search);
-    let most = range.edge(bucket + 1, search) - 1u32;
+    let least = range.edge(bucket, config);
+    let most = range.edge(bucket + 1, config) - 1u32;
     if comptime!(is_guess) {
         let mass = fixed_point_of_key(least + (most - least) / 2u32);
         (mass, mass)
@@ -177,58 +178,58 @@ fn margin(mass: u64, #[comptime] is_guess: bool) -> u64 {
     if comptime!(is_guess) { mass >> 10u64 } else { 0u64.runtime() }
 }
 
-/// Whether less than the limits is above, if it weighs no more than `most`.
+/// True if `above` surely is less than the limits, its mass being at most `most`.
 #[cube]
 fn surely_fits(
     count: u64,
     most: u64,
     limits: &Limits,
     #[comptime] is_guess: bool,
-    #[comptime] search: Search,
+    #[comptime] config: SelectConfig,
 ) -> bool {
-    fits(count, most + margin(most, is_guess), limits, search)
+    fits(count, most + margin(most, is_guess), limits, config)
 }
 
-/// Whether less than the limits may be above, if it weighs no less than `least`.
+/// True if `above` may be less than the limits, its mass being at least `least`.
 #[cube]
 fn may_fit(
     count: u64,
     least: u64,
     limits: &Limits,
     #[comptime] is_guess: bool,
-    #[comptime] search: Search,
+    #[comptime] config: SelectConfig,
 ) -> bool {
-    fits(count, least - margin(least, is_guess), limits, search)
+    fits(count, least - margin(least, is_guess), limits, config)
 }
 
-/// Where the least key that counts is, by a tally, the first or one again: must be, or by the first seems to be. Each unit adds
-/// up its buckets, and looks for the ends among them.
+/// The bracket of the threshold, by the first histogram or a later one: a sure one, or by the first a guess. Each unit
+/// adds up its buckets, and looks for the ends among them.
 #[cube]
-pub(super) fn bracket_of(
-    range: &Range,
+pub(super) fn find_bracket(
+    range: &KeyRange,
     limits: &Limits,
     memory: &mut Memory,
     is_again: bool,
     #[comptime] is_guess: bool,
-    #[comptime] search: Search,
+    #[comptime] config: SelectConfig,
 ) -> Bracket {
-    let (units, buckets, row_group) = comptime!((search.row_group.units, search.buckets(), search.row_group));
+    let (units, buckets, row_group) = comptime!((config.row_group.units, config.buckets(), config.row_group));
     let each = comptime!(buckets.div_ceil(units));
     let unit = memory.unit;
     let first = min(unit * each, buckets.runtime());
     let end = min(first + each, buckets.runtime());
-    let tallies = memory.row * buckets;
+    let histogram = memory.row * buckets;
 
     let mut count = 0u64;
     let mut at_least = 0u64;
     let mut at_most = 0u64;
     for bucket in first..end {
-        let n = u64::cast_from(memory.tallies[tallies + bucket].load());
+        let n = u64::cast_from(memory.histogram[histogram + bucket].load());
         // Most buckets are empty, and those of a plane are neighbours.
         if n > 0u64 {
             count += n;
-            if comptime!(search.by_mass) {
-                let (least, most) = bounds(range, bucket, is_guess, search);
+            if comptime!(config.by_mass) {
+                let (least, most) = bounds(range, bucket, is_guess, config);
                 at_least += n * least;
                 at_most += n * most;
             }
@@ -240,57 +241,57 @@ pub(super) fn bracket_of(
     let next = unit / comptime!(row_group.shuffle_width) + 1;
     let (of_group, later) = shuffle_scan(count, unit, row_group);
     let mut count_above = later;
-    memory.put(IN_BUCKETS, of_group, search);
+    memory.put(IN_BUCKETS, of_group, config);
     let (of_group, later) = shuffle_scan(at_least, unit, row_group);
     let mut least_above = later;
-    memory.put(AT_LEAST, of_group, search);
+    memory.put(AT_LEAST, of_group, config);
     let mut most_above = later;
     if comptime!(!is_guess) {
         let (of_group, later) = shuffle_scan(at_most, unit, row_group);
         most_above = later;
-        memory.put(AT_MOST, of_group, search);
+        memory.put(AT_MOST, of_group, config);
     }
     sync_row(units);
-    count_above += memory.sum(IN_BUCKETS, next, groups, search);
-    let least_later = memory.sum(AT_LEAST, next, groups, search);
+    count_above += memory.sum(IN_BUCKETS, next, groups, config);
+    let least_later = memory.sum(AT_LEAST, next, groups, config);
     least_above += least_later;
-    most_above += if comptime!(is_guess) { least_later } else { memory.sum(AT_MOST, next, groups, search) };
+    most_above += if comptime!(is_guess) { least_later } else { memory.sum(AT_MOST, next, groups, config) };
     let mut is_half_high = false.runtime();
     if comptime!(!is_guess) {
-        count_above += select(is_again, memory.total(OVER_COUNT, search), 0u64);
-        if comptime!(search.by_mass) {
-            let over_mass = select(is_again, memory.total(OVER_MASS, search), 0u64);
+        count_above += select(is_again, memory.total(OVER_COUNT, config), 0u64);
+        if comptime!(config.by_mass) {
+            let over_mass = select(is_again, memory.total(OVER_MASS, config), 0u64);
             least_above += over_mass;
             most_above += over_mass;
-            let half_count = memory.total(HALF_COUNT, search);
-            is_half_high = fits(half_count, memory.total(HALF_MASS, search), limits, search);
+            let half_count = memory.total(HALF_COUNT, config);
+            is_half_high = fits(half_count, memory.total(HALF_MASS, config), limits, config);
         }
     }
 
-    let mut is_high = surely_fits(count_above, most_above, limits, is_guess, search);
-    let mut may_be = may_fit(count_above, least_above, limits, is_guess, search);
-    let is_high_at_end = surely_fits(count_above + count, most_above + at_most, limits, is_guess, search);
-    let may_be_at_end = may_fit(count_above + count, least_above + at_least, limits, is_guess, search);
+    let mut is_high = surely_fits(count_above, most_above, limits, is_guess, config);
+    let mut may_be = may_fit(count_above, least_above, limits, is_guess, config);
+    let is_high_at_end = surely_fits(count_above + count, most_above + at_most, limits, is_guess, config);
+    let may_be_at_end = may_fit(count_above + count, least_above + at_least, limits, is_guess, config);
     if is_high != is_high_at_end || may_be != may_be_at_end {
         for i in 0..end - first {
             let bucket = end - 1 - i;
-            let n = u64::cast_from(memory.tallies[tallies + bucket].load());
+            let n = u64::cast_from(memory.histogram[histogram + bucket].load());
             if n > 0u64 {
                 let count_here = count_above + n;
-                if comptime!(search.by_mass) {
-                    let (least, most) = bounds(range, bucket, is_guess, search);
+                if comptime!(config.by_mass) {
+                    let (least, most) = bounds(range, bucket, is_guess, config);
                     least_above += n * least;
                     most_above += n * most;
                 }
-                let is_high_here = surely_fits(count_here, most_above, limits, is_guess, search);
-                let may_be_here = may_fit(count_here, least_above, limits, is_guess, search);
+                let is_high_here = surely_fits(count_here, most_above, limits, is_guess, config);
+                let may_be_here = may_fit(count_here, least_above, limits, is_guess, config);
                 if is_high && !is_high_here {
-                    memory.find(HIGH, range.edge(bucket + 1, search));
-                    memory.find(FROM_HIGH, u32::cast_from(count_above));
+                    memory.set_found(HIGH, range.edge(bucket + 1, config));
+                    memory.set_found(FROM_HIGH, u32::cast_from(count_above));
                 }
                 if may_be && !may_be_here {
-                    memory.find(LOW, range.edge(bucket, search));
-                    memory.find(FROM_LOW, u32::cast_from(count_here));
+                    memory.set_found(LOW, range.edge(bucket, config));
+                    memory.set_found(FROM_LOW, u32::cast_from(count_here));
                 }
                 count_above = count_here;
                 is_high = is_high_here;
@@ -303,19 +304,19 @@ pub(super) fn bracket_of(
     // If everything counts, or may.
     if unit == 0 {
         if is_high {
-            memory.find(HIGH, range.low);
-            memory.find(FROM_HIGH, u32::cast_from(count_above));
+            memory.set_found(HIGH, range.low);
+            memory.set_found(FROM_HIGH, u32::cast_from(count_above));
         }
         if may_be {
-            memory.find(LOW, range.low - 1u32);
-            memory.find(FROM_LOW, u32::cast_from(count_above));
+            memory.set_found(LOW, range.low - 1u32);
+            memory.set_found(FROM_LOW, u32::cast_from(count_above));
         }
     }
     sync_row(units);
     let mut low = memory.found(LOW);
     let mut high = memory.found(HIGH);
     let count = memory.found(FROM_LOW) - memory.found(FROM_HIGH);
-    if comptime!(!is_guess && search.by_mass) {
+    if comptime!(!is_guess && config.by_mass) {
         let half = range.half();
         low = select(is_again && !is_half_high, max(low, half), low);
         high = select(is_again && is_half_high, min(high, half), high);

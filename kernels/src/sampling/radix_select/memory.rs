@@ -1,12 +1,12 @@
-//! The shared memory of a search: tallies, candidates, sums of groups of units, and what a row keeps apart.
+//! The shared memory of a radix select: histograms, candidates, sums of shuffle groups, and the state of a row.
 
 use cubecl::prelude::*;
 
-use super::{SEGMENTS, Search};
+use super::{SEGMENTS, SelectConfig};
 use crate::row_group::shuffle_sum;
 
-/// Sums of a row that are kept at a time. While numbers are tallied: the counts in buckets, the least and the most that
-/// these may weigh; the mass and count beyond the range, and of its upper half.
+/// Sums of a row that are kept at a time. With a histogram: the counts in buckets, their least and their greatest mass, and
+/// the mass and count beyond the range and of its upper half.
 const SLOTS: usize = SEGMENTS + 3;
 pub(super) const IN_BUCKETS: usize = 0;
 pub(super) const AT_LEAST: usize = 1;
@@ -15,13 +15,13 @@ pub(super) const OVER_MASS: usize = 3;
 pub(super) const OVER_COUNT: usize = 4;
 pub(super) const HALF_MASS: usize = 5;
 pub(super) const HALF_COUNT: usize = 6;
-/// While they are collected, and later: the masses of segments, how many numbers count, how many are NaN.
+/// While numbers are collected, and later: the masses of segments, how many numbers pass, how many are NaN.
 pub(super) const COUNT: usize = SEGMENTS;
 pub(super) const NANS: usize = SEGMENTS + 1;
 /// The mass of the candidates.
 pub(super) const MASS_WITHIN: usize = SEGMENTS + 2;
 
-/// What a row keeps apart: the ends of the bracket, how many numbers there are from each on, and how many were collected.
+/// The state of a row: the ends of the bracket, how many numbers there are from each on, and how many were collected.
 const FOUND: usize = 5;
 pub(super) const LOW: usize = 0;
 pub(super) const HIGH: usize = 1;
@@ -32,7 +32,7 @@ pub(crate) const COLLECTED: usize = 4;
 /// The shared memory of a cube, and where in it a row has its part: it is one of several, or the only one.
 #[derive(CubeType)]
 pub(crate) struct Memory {
-    pub tallies: Shared<[Atomic<u32>]>,
+    pub histogram: Shared<[Atomic<u32>]>,
     /// What a key exceeds the bracket's lower end by, and its segment.
     pub candidates: Shared<[u32]>,
     /// `[SLOTS, groups]` for each row.
@@ -45,11 +45,11 @@ pub(crate) struct Memory {
 
 #[cube]
 impl Memory {
-    pub(crate) fn new(row: usize, unit: usize, #[comptime] search: Search) -> Memory {
-        let row_group = comptime!(search.row_group);
+    pub(crate) fn new(row: usize, unit: usize, #[comptime] config: SelectConfig) -> Memory {
+        let row_group = comptime!(config.row_group);
         Memory {
-            tallies: Shared::new_slice(comptime!(row_group.rows * search.buckets())),
-            candidates: Shared::new_slice(comptime!(row_group.rows * search.candidates())),
+            histogram: Shared::new_slice(comptime!(row_group.rows * config.buckets())),
+            candidates: Shared::new_slice(comptime!(row_group.rows * config.candidates())),
             sums: Shared::new_slice(comptime!(row_group.rows * SLOTS * row_group.shuffle_groups())),
             found: Shared::new_slice(comptime!(row_group.rows * FOUND)),
             row,
@@ -58,8 +58,8 @@ impl Memory {
     }
 
     /// Keeps a sum of this unit's group.
-    pub(crate) fn put(&mut self, slot: usize, of_group: u64, #[comptime] search: Search) {
-        let row_group = comptime!(search.row_group);
+    pub(crate) fn put(&mut self, slot: usize, of_group: u64, #[comptime] config: SelectConfig) {
+        let row_group = comptime!(config.row_group);
         let of_unit = self.unit % comptime!(row_group.shuffle_width);
         if of_unit == 0 {
             let group = self.unit / comptime!(row_group.shuffle_width);
@@ -68,8 +68,8 @@ impl Memory {
     }
 
     /// Adds to a sum of this unit's group.
-    pub(super) fn add(&mut self, slot: usize, of_group: u64, #[comptime] search: Search) {
-        let row_group = comptime!(search.row_group);
+    pub(super) fn add(&mut self, slot: usize, of_group: u64, #[comptime] config: SelectConfig) {
+        let row_group = comptime!(config.row_group);
         let of_unit = self.unit % comptime!(row_group.shuffle_width);
         if of_unit == 0 {
             let group = self.unit / comptime!(row_group.shuffle_width);
@@ -78,8 +78,8 @@ impl Memory {
     }
 
     /// Adds up what the groups from `first` until `end` have put, in each unit.
-    pub(crate) fn sum(&self, slot: usize, first: usize, end: usize, #[comptime] search: Search) -> u64 {
-        let row_group = comptime!(search.row_group);
+    pub(crate) fn sum(&self, slot: usize, first: usize, end: usize, #[comptime] config: SelectConfig) -> u64 {
+        let row_group = comptime!(config.row_group);
         let mut part = 0u64;
         let mut group = self.unit % comptime!(row_group.shuffle_width);
         while group < comptime!(row_group.shuffle_groups()) {
@@ -92,8 +92,8 @@ impl Memory {
     }
 
     /// Adds up what all groups have put.
-    pub(crate) fn total(&self, slot: usize, #[comptime] search: Search) -> u64 {
-        self.sum(slot, 0usize, comptime!(search.row_group.shuffle_groups()), search)
+    pub(crate) fn total(&self, slot: usize, #[comptime] config: SelectConfig) -> u64 {
+        self.sum(slot, 0usize, comptime!(config.row_group.shuffle_groups()), config)
     }
 
     pub(super) fn found(&self, which: usize) -> u32 {
@@ -115,7 +115,7 @@ impl Memory {
         self.found[self.row * FOUND + which].fetch_max(value);
     }
 
-    pub(crate) fn find(&self, which: usize, value: u32) {
+    pub(crate) fn set_found(&self, which: usize, value: u32) {
         self.found[self.row * FOUND + which].store(value);
     }
 }
