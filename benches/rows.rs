@@ -13,8 +13,8 @@ use burn_flashinfer_kernels::norm::{Add, Norm, Scaling, launch as norm};
 use burn_flashinfer_kernels::pages::{KvQuantized, Pools};
 use burn_flashinfer_kernels::rope::{HeadNorm, Rope, Style, To, launch as apply_rope};
 use burn_flashinfer_kernels::sampling::{
-    self, DRAW_WORDS, KeepLikely, Limit, Output, SampleLogits, SampleProbs, Softmax, TopK, keep_likely,
-    sample_logits, sample_probs, softmax,
+    self, DRAW_WORDS, Filter, Limit, Output, SampleLogits, SampleProbs, Softmax, TopK, filter, sample_logits,
+    sample_probs, softmax,
 };
 use burn_flashinfer_kernels::{Fp8, KvLayout, Quantized};
 use cubecl::ir::{ElemType, FloatKind};
@@ -330,8 +330,8 @@ impl Bench {
             self.row(&format!("{op}{kind}"), shape, bytes, sets, |[logits, probs, y]| {
                 let x = if output == Output::Masked { logits } else { probs }.clone();
                 let by = if by_count { Limit::TopK(top_k.clone()) } else { Limit::TopP(top_p.clone()) };
-                let keep = KeepLikely { x, by, y: y.clone(), output };
-                keep_likely(&client, keep, dtype).expect("launches");
+                let filtered = Filter { x, by, y: y.clone(), output };
+                filter(&client, filtered, dtype).expect("launches");
             });
         }
     }

@@ -124,7 +124,7 @@ pub(crate) fn bytes(op: &'static str, argument: &'static str, device: &Device) -
 pub(crate) fn most_top_k(device: &Device) -> Option<usize> {
     #[cfg(feature = "cube")]
     if matches!(device.clone().inner().as_dispatch(), DispatchDevice::Cube(_)) {
-        return Some(crate::backend::MOST_TOP_K);
+        return Some(crate::backend::MAX_TOP_K);
     }
     let _ = device;
     None

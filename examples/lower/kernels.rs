@@ -287,13 +287,13 @@ fn samplers() -> Vec<Case> {
             sampling::softmax(client, softmax, dtype)
         }));
         cases.push(case(format!("top-k-mask-logits-{name}"), move |client| {
-            let keep = sampling::KeepLikely {
+            let filtered = sampling::Filter {
                 x: of_vocab(client, dtype.size()),
                 by: sampling::Limit::TopK(of_rows(client)),
                 y: of_vocab(client, dtype.size()),
                 output: sampling::Output::Masked,
             };
-            sampling::keep_likely(client, keep, dtype)
+            sampling::filter(client, filtered, dtype)
         }));
     }
     cases.push(case("softmax-short-f32", move |client| {
@@ -305,13 +305,13 @@ fn samplers() -> Vec<Case> {
         sampling::softmax(client, softmax, F32)
     }));
     cases.push(case("top-p-renorm-probs", move |client| {
-        let keep = sampling::KeepLikely {
+        let filtered = sampling::Filter {
             x: of_vocab(client, 4),
             by: sampling::Limit::TopP(of_rows(client)),
             y: of_vocab(client, 4),
             output: sampling::Output::Renormalised,
         };
-        sampling::keep_likely(client, keep, F32)
+        sampling::filter(client, filtered, F32)
     }));
     cases.push(case("top-k-bf16", move |client| {
         let top = sampling::TopK {
@@ -336,23 +336,23 @@ fn samplers() -> Vec<Case> {
     cases.push(case("speculative", move |client| {
         let tensor = |shape: &[usize]| tensor(client, shape, 4);
         let (draft_ids, counts) = (tensor(&[TOKENS, DRAFTED]), tensor(&[TOKENS, sampling::COUNTS]));
-        let speculative = sampling::Speculative {
+        let verify = sampling::Verify {
             draft_probs: tensor(&[TOKENS, DRAFTED, VOCAB]),
             draft_ids: draft_ids.clone(),
             target_probs: tensor(&[TOKENS, DRAFTED + 1, VOCAB]),
             draws: draws(client),
             counts: counts.clone(),
-            rest: of_vocab(client, 4),
+            residual: of_vocab(client, 4),
         };
-        sampling::judge(client, speculative)?;
-        let assemble = sampling::Assemble {
+        sampling::verify(client, verify)?;
+        let emit = sampling::Emit {
             draft_ids,
             samples: of_rows(client),
             valid: of_rows(client),
             counts,
             ids: tensor(&[TOKENS, DRAFTED + 1]),
         };
-        sampling::assemble(client, assemble)
+        sampling::emit(client, emit)
     }));
     cases
 }

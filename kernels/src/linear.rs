@@ -10,7 +10,7 @@ use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vecto
 const KERNEL: &str = "linear";
 
 /// The most rows of `x` that are worth it: with more of them a matrix unit is faster.
-pub const MOST_ROWS: usize = 8;
+pub const MAX_ROWS: usize = 8;
 /// Planes of a cube, which share nothing but the cache that holds `x`.
 const PLANES: u32 = 4;
 /// Loads of weights that a lane has in flight at least, where a row is long enough.
@@ -83,7 +83,7 @@ fn linear<F: Float, N: Size>(
 
 /// A few rows, and a weight as checkpoints store it.
 pub struct Linear {
-    /// `[rows, in]`, at most [`MOST_ROWS`] rows.
+    /// `[rows, in]`, at most [`MAX_ROWS`] rows.
     pub x: TensorBinding,
     /// `[out, in]`.
     pub weight: TensorBinding,
@@ -91,9 +91,9 @@ pub struct Linear {
     pub y: TensorBinding,
 }
 
-/// Whether this kernel is the one for a product: few rows, on a device whose units run in planes.
+/// True if this kernel is the one for a product: few rows, on a device whose units run in planes.
 pub fn is_for(client: &Client, rows: usize) -> bool {
-    (1..=MOST_ROWS).contains(&rows) && DeviceProfile::of(client).plane > 1
+    (1..=MAX_ROWS).contains(&rows) && DeviceProfile::of(client).plane > 1
 }
 
 /// `y = x · weightᵀ`, summed in f32 and rounded once.
@@ -106,8 +106,8 @@ pub fn launch(client: &Client, linear: Linear, dtype: ElemType) -> Result<()> {
     rows(KERNEL, "x", &x, 2)?;
     rows(KERNEL, "weight", &weight, 2)?;
     let [x_rows, width] = [x.shape[0], x.shape[1]];
-    if x_rows > MOST_ROWS {
-        return Err(shape(KERNEL, "x", &x, format!("at most {MOST_ROWS} rows")));
+    if x_rows > MAX_ROWS {
+        return Err(shape(KERNEL, "x", &x, format!("at most {MAX_ROWS} rows")));
     }
     if weight.shape[1] != width {
         return Err(shape(KERNEL, "weight", &weight, format!("rows of {width}, as `x`")));

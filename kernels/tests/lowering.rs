@@ -7,7 +7,7 @@ use burn_flashinfer_kernels::attention::{
 };
 use burn_flashinfer_kernels::isa::{Arch, Instruction};
 use burn_flashinfer_kernels::offline::{self, Artifact, Error, Kind, Lowered, Target};
-use burn_flashinfer_kernels::sampling::{self, KeepLikely, Limit, Output, SampleLogits, SampleProbs};
+use burn_flashinfer_kernels::sampling::{self, Filter, Limit, Output, SampleLogits, SampleProbs};
 use burn_flashinfer_kernels::{DeviceProfile, Refusal};
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::TensorBinding;
@@ -379,21 +379,21 @@ fn sampling_stays_in_registers() {
                 valid: rows(),
             };
             sampling::sample_logits(client, sample, dtype).expect("it fits");
-            let keep = KeepLikely {
+            let filtered = Filter {
                 x: tensor(&[ROWS, VOCAB], size),
                 by: Limit::TopK(rows()),
                 y: tensor(&[ROWS, VOCAB], size),
                 output: Output::Masked,
             };
-            sampling::keep_likely(client, keep, dtype).expect("it fits");
+            sampling::filter(client, filtered, dtype).expect("it fits");
         }
-        let keep = KeepLikely {
+        let filtered = Filter {
             x: tensor(&[ROWS, VOCAB], 4),
             by: Limit::TopP(rows()),
             y: tensor(&[ROWS, VOCAB], 4),
             output: Output::Renormalised,
         };
-        sampling::keep_likely(client, keep, f32).expect("it fits");
+        sampling::filter(client, filtered, f32).expect("it fits");
         let launches = device.launches();
         // Sampling from logits launches two kernels.
         assert_eq!(launches.len(), 12, "{target}");

@@ -69,7 +69,7 @@ pub(crate) fn unsupported_dtype(device: &CubeDevice, dtype: DType) -> Option<Str
 }
 
 pub(crate) use attention::plan;
-pub(crate) use kernels::sampling::MOST_TOP_K;
+pub(crate) use kernels::sampling::MAX_TOP_K;
 
 /// Whether the 8-bit floats that `device` computes with are those without a negative zero.
 pub(crate) fn has_fnuz(device: &CubeDevice) -> bool {

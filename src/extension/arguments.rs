@@ -272,8 +272,8 @@ pub enum MaybeInts<B: Backend> {
 #[derive(Debug, Clone, ExtensionType)]
 #[cfg_attr(feature = "fusion", extension_type(fusion))]
 pub enum Limit<B: Backend> {
-    /// `[rows]`: the tokens than which fewer than these are more likely.
+    /// `[rows]`: a token passes if fewer tokens are more likely.
     TopK(IntTensor<B>),
-    /// `[rows]` of f32: the tokens than which the more likely ones have less probability.
+    /// `[rows]` of f32: a token passes if more likely ones have less probability.
     TopP(FloatTensor<B>),
 }

@@ -36,9 +36,9 @@ pub fn softmax(logits: &[f64], temperature: &[f64], vocab: usize) -> Result<Vec<
 /// Which tokens a row is drawn from.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Filter {
-    /// Those than which fewer are more likely.
+    /// A token passes if fewer tokens are more likely.
     pub top_k: Option<i64>,
-    /// Those than which the more likely ones have less probability together.
+    /// A token passes if more likely ones have less probability together.
     pub top_p: Option<f32>,
     /// Those at least this many times as likely as the most likely one.
     pub min_p: Option<f32>,

@@ -35,7 +35,7 @@ impl Arch {
     }
 }
 
-/// Whose instructions a kernel may be made of where there is more than one way to do something.
+/// The vendor whose instructions a kernel uses, if vendors differ in them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Machine {
     /// NVIDIA, since Ampere.
@@ -70,7 +70,7 @@ impl std::fmt::Display for Arch {
     }
 }
 
-/// What kernels ask of a machine beyond CubeCL.
+/// Instructions that kernels need beyond those of CubeCL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Instruction {
     /// `v_mfma_f32_16x16x16_f16`, `v_mfma_f32_32x32x8_f16`.
@@ -90,7 +90,7 @@ pub enum Instruction {
 }
 
 impl Instruction {
-    /// Whether an architecture has it.
+    /// True if an architecture has it.
     pub fn exists_on(self, arch: Arch) -> bool {
         match (self, arch) {
             (Self::MfmaF16, Arch::Gfx(name)) => matches!(name, 0x908 | 0x90a | 0x940..=0x942),

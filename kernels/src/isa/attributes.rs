@@ -1,4 +1,4 @@
-//! What an operation that stands for many instructions knows of its own: strings.
+//! Strings that tell apart the instructions of one operation.
 
 use cubecl_ir::prelude::*;
 use pliron::builtin::attributes::StringAttr;

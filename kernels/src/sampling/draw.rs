@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 /// Words that describe a draw: both halves of the seed, the stream, both halves of the offset, and the row to draw from.
 pub const DRAW_WORDS: usize = 6;
 
-/// What the random numbers of one draw are a function of.
+/// The parameters of one draw, of which its random numbers are a function.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Draw {
     seed_low: u32,

@@ -10,7 +10,7 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use super::MOST_TOKENS;
+use super::MAX_VOCAB;
 use super::draw::{DRAW_WORDS, below, draw_of, high_half, philox};
 use super::fixed_point::{from_radix_key, radix_key};
 use super::radix_select::{IN_FLIGHT, Row, load};
@@ -266,8 +266,8 @@ pub fn launch(client: &Client, sample: SampleLogits, dtype: ElemType) -> Result<
     if count == 0 {
         return Ok(());
     }
-    if vocab == 0 || vocab > MOST_TOKENS || row_count == 0 {
-        return Err(shape(KERNEL, "logits", &logits, format!("rows of 1 to {MOST_TOKENS} elements")));
+    if vocab == 0 || vocab > MAX_VOCAB || row_count == 0 {
+        return Err(shape(KERNEL, "logits", &logits, format!("rows of 1 to {MAX_VOCAB} elements")));
     }
 
     let lanes = vector(client, dtype, &[vocab], alignment(&logits));

@@ -1,13 +1,12 @@
-//! Sampling of tokens: from logits, from probabilities, and from the likely ones of them, without sorting; and the largest
-//! numbers of a row, sorted.
+//! Sampling of tokens without sorting, from logits or from filtered probabilities; and the largest numbers of a row, sorted.
 //!
 //! A row is one cube's (or on a CPU one unit's), and nothing is read back to the host. Random numbers are those of
 //! Philox 4x32-10, a function of the draw alone. What decides which token is drawn is computed in integers, whose sums do not
 //! depend on their order, or in fused operations: so a draw gives the same token on every device and in every batch.
 
 mod draw;
+mod filter;
 mod fixed_point;
-mod likely;
 mod logits;
 mod penalties;
 mod probs;
@@ -18,13 +17,13 @@ mod top_k;
 mod weights;
 
 pub use draw::DRAW_WORDS;
-pub use likely::{KeepLikely, Limit, Output, launch as keep_likely};
+pub use filter::{Filter, Limit, Output, launch as filter};
 pub use logits::{SampleLogits, launch as sample_logits};
 pub use penalties::{Penalties, launch as apply_penalties};
 pub use probs::{SampleProbs, launch as sample_probs};
 pub use softmax::{Softmax, launch as softmax};
-pub use speculative::{Assemble, COUNTS, Speculative, launch as judge, launch_assemble as assemble};
-pub use top_k::{MOST_TOP_K, TopK, launch as top_k};
+pub use speculative::{COUNTS, Emit, Verify, launch as verify, launch_emit as emit};
+pub use top_k::{MAX_TOP_K, TopK, launch as top_k};
 
 /// Tokens of a row whose masses, of at most 2 times 2^40 each, certainly add up to less than 2^64.
-pub const MOST_TOKENS: usize = 1 << 22;
+pub const MAX_VOCAB: usize = 1 << 22;

@@ -172,9 +172,9 @@ fn fixed_point_kept(p: f32, threshold: &Threshold) -> u64 {
 pub struct SampleProbs {
     /// `[rows, vocab]` of f32.
     pub probs: TensorBinding,
-    /// `[rows]` of i32: only tokens than which fewer than these are more likely. Below 1 it counts as 1.
+    /// `[rows]` of i32: a token counts if fewer tokens are more likely. Below 1 it counts as 1.
     pub top_k: Option<TensorBinding>,
-    /// `[rows]` of f32: only tokens than which the more likely ones have less mass; from 1 on, all.
+    /// `[rows]` of f32: a token counts if more likely ones have less mass; from 1 on, all do.
     pub top_p: Option<TensorBinding>,
     /// `[rows]` of f32: only tokens as likely as this part of the most likely one.
     pub min_p: Option<TensorBinding>,

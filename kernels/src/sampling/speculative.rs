@@ -1,4 +1,4 @@
-//! Which of the tokens that a small model drafted a large one would have drawn.
+//! Verifies drafted tokens: the large model accepts those of the small one that it would have drawn.
 
 use cubecl::{
     client::Client,
@@ -16,17 +16,17 @@ const KERNEL: &str = "chain_speculative_sampling";
 pub const COUNTS: usize = 3;
 
 /// Accepts drafted token `i` if `u_i · p_i < q_i`, `p` and `q` being its probabilities in draft and target. `counts` of a
-/// request: how many tokens are accepted each by itself, and how many before the first that is not. `rest` is what the token
-/// after these is drawn from: `max(q - p, 0)`, and after the last `q`. All units judge, each writes its part of `rest`.
+/// request: how many tokens are accepted each by itself, and how many before the first that is not. `residual` is what the token
+/// after these is drawn from: `max(q - p, 0)`, and after the last `q`. All units verify, each writes its part of `residual`.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn accept<N: Size>(
+fn verify<N: Size>(
     draft_probs: &[Vector<f32, N>],
     draft_ids: &[i32],
     target_probs: &[Vector<f32, N>],
     draws: &[i32],
     counts: &mut [i32],
-    rest: &mut [Vector<f32, N>],
+    residual: &mut [Vector<f32, N>],
     drafted: usize,
     vectors: usize,
     requests: usize,
@@ -73,7 +73,7 @@ fn accept<N: Size>(
         let zero = Vector::<f32, N>::new(0.0f32);
         let excess = select_many(excess.less_than(&zero), zero, excess);
         let is_bonus = Vector::<u32, N>::new(u32::cast_from(is_bonus));
-        rest[request * vectors + i] = select_many(is_bonus.equal(&Vector::new(1u32)), q, excess);
+        residual[request * vectors + i] = select_many(is_bonus.equal(&Vector::new(1u32)), q, excess);
         i += units;
     }
     if unit == 0 {
@@ -96,7 +96,7 @@ fn element<N: Size>(row: &[Vector<f32, N>], first: usize, at: usize, #[comptime]
 
 /// The drafted tokens before the first that is not accepted, then the one that was drawn instead, then -1. A unit writes one.
 #[cube(launch_unchecked)]
-fn assemble(
+fn emit(
     draft_ids: &[i32],
     samples: &[i32],
     valid: &[i32],
@@ -119,8 +119,8 @@ fn assemble(
     }
 }
 
-/// Drafts, and where the judgement goes.
-pub struct Speculative {
+/// Drafts, and where the outcome goes.
+pub struct Verify {
     /// `[requests, drafted, vocab]` of f32, contiguous.
     pub draft_probs: TensorBinding,
     /// `[requests, drafted]` of i32.
@@ -130,19 +130,19 @@ pub struct Speculative {
     /// `[requests, DRAW_WORDS]` of i32.
     pub draws: TensorBinding,
     /// `[requests, COUNTS]` of i32: tokens accepted each by itself, before the first that is not, and, once
-    /// [assembled](launch_assemble), whether there is one after them.
+    /// [emitted](launch_emit), whether there is one after them.
     pub counts: TensorBinding,
     /// `[requests, vocab]` of f32: what the token after the accepted ones is drawn from.
-    pub rest: TensorBinding,
+    pub residual: TensorBinding,
 }
 
-/// Judges the drafted tokens.
+/// Verifies the drafted tokens.
 ///
 /// # Errors
 ///
 /// If the shapes do not fit each other. Nothing is launched then.
-pub fn launch(client: &Client, speculative: Speculative) -> Result<()> {
-    let Speculative { draft_probs, draft_ids, target_probs, draws, counts, rest } = speculative;
+pub fn launch(client: &Client, verify: Verify) -> Result<()> {
+    let Verify { draft_probs, draft_ids, target_probs, draws, counts, residual } = verify;
     if draft_probs.shape.len() != 3 || draft_probs.shape[1] == 0 || draft_probs.shape[2] == 0 {
         return Err(shape(KERNEL, "draft_probs", &draft_probs, "[requests, drafted, vocab], no draft empty"));
     }
@@ -152,7 +152,7 @@ pub fn launch(client: &Client, speculative: Speculative) -> Result<()> {
     contiguous(KERNEL, "target_probs", &target_probs, &[requests, drafted + 1, vocab])?;
     contiguous(KERNEL, "draws", &draws, &[requests, DRAW_WORDS])?;
     contiguous(KERNEL, "counts", &counts, &[requests, COUNTS])?;
-    contiguous(KERNEL, "rest", &rest, &[requests, vocab])?;
+    contiguous(KERNEL, "residual", &residual, &[requests, vocab])?;
     if requests == 0 {
         return Ok(());
     }
@@ -162,7 +162,7 @@ pub fn launch(client: &Client, speculative: Speculative) -> Result<()> {
     // SAFETY: a unit beyond the last request stops. Rows are those of a request, drafted tokens outside of the vocabulary
     // are read as token 0, and vectors are below those of a row.
     unsafe {
-        accept::launch_unchecked(
+        verify::launch_unchecked(
             client,
             cubes,
             dim,
@@ -173,7 +173,7 @@ pub fn launch(client: &Client, speculative: Speculative) -> Result<()> {
             target_probs.into_buffer_arg(),
             draws.into_buffer_arg(),
             counts.into_buffer_arg(),
-            rest.into_buffer_arg(),
+            residual.into_buffer_arg(),
             drafted,
             vocab / lanes,
             requests,
@@ -184,11 +184,11 @@ pub fn launch(client: &Client, speculative: Speculative) -> Result<()> {
     Ok(())
 }
 
-/// What was judged, what was drawn, and where the tokens go.
-pub struct Assemble {
+/// Verified drafts, the tokens drawn after them, and where the tokens go.
+pub struct Emit {
     /// `[requests, drafted]` of i32.
     pub draft_ids: TensorBinding,
-    /// `[requests]` of i32: a token drawn from `rest` for each.
+    /// `[requests]` of i32: a token drawn from `residual` for each.
     pub samples: TensorBinding,
     /// `[requests]` of i32: whether it is one.
     pub valid: TensorBinding,
@@ -198,13 +198,13 @@ pub struct Assemble {
     pub ids: TensorBinding,
 }
 
-/// Puts the tokens of each request together.
+/// Emits the tokens of each request.
 ///
 /// # Errors
 ///
 /// If the shapes do not fit each other. Nothing is launched then.
-pub fn launch_assemble(client: &Client, assemble: Assemble) -> Result<()> {
-    let Assemble { draft_ids, samples, valid, counts, ids } = assemble;
+pub fn launch_emit(client: &Client, emit: Emit) -> Result<()> {
+    let Emit { draft_ids, samples, valid, counts, ids } = emit;
     if draft_ids.shape.len() != 2 || draft_ids.shape[1] == 0 {
         return Err(shape(KERNEL, "draft_ids", &draft_ids, "[requests, drafted], no draft empty"));
     }
@@ -221,7 +221,7 @@ pub fn launch_assemble(client: &Client, assemble: Assemble) -> Result<()> {
     let (cubes, dim) = elementwise(KERNEL, client, total)?;
     // SAFETY: a unit beyond `total` stops; below it request and token are within the shapes that were checked.
     unsafe {
-        assemble::launch_unchecked(
+        emit::launch_unchecked(
             client,
             cubes,
             dim,

@@ -17,7 +17,7 @@ use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vecto
 
 const KERNEL: &str = "top_k";
 /// The most numbers of a row that can be asked for.
-pub const MOST_TOP_K: usize = 2048;
+pub const MAX_TOP_K: usize = 2048;
 
 /// `values` and `ids` `[rows, k]` of the largest numbers, NaN last, the first of equals first.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
@@ -245,7 +245,7 @@ pub struct TopK {
     pub ids: TensorBinding,
 }
 
-/// Finds the `k` largest numbers of each row, at most [`MOST_TOP_K`].
+/// Finds the `k` largest numbers of each row, at most [`MAX_TOP_K`].
 ///
 /// # Errors
 ///
@@ -257,8 +257,8 @@ pub fn launch(client: &Client, top: TopK, dtype: ElemType) -> Result<()> {
     let k = values.shape.last().copied().unwrap_or(0);
     contiguous(KERNEL, "values", &values, &[row_count, k])?;
     contiguous(KERNEL, "ids", &ids, &[row_count, k])?;
-    if vocab > i32::MAX as usize || k > vocab.min(MOST_TOP_K) {
-        let expected = format!("at most {MOST_TOP_K} columns, and those of `x`");
+    if vocab > i32::MAX as usize || k > vocab.min(MAX_TOP_K) {
+        let expected = format!("at most {MAX_TOP_K} columns, and those of `x`");
         return Err(shape(KERNEL, "values", &values, expected));
     }
     if row_count == 0 || k == 0 {

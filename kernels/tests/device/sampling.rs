@@ -1,8 +1,8 @@
 //! Softmax and sampling, beside the same arithmetic on the host.
 
 use burn_flashinfer_kernels::sampling::{
-    DRAW_WORDS, KeepLikely, Limit, Output, SampleLogits, SampleProbs, Softmax, TopK, keep_likely,
-    sample_logits, sample_probs, softmax, top_k,
+    DRAW_WORDS, Filter, Limit, Output, SampleLogits, SampleProbs, Softmax, TopK, filter, sample_logits,
+    sample_probs, softmax, top_k,
 };
 use cubecl::{client::Client, prelude::TensorBinding, server::Handle};
 
@@ -257,13 +257,13 @@ fn the_likely_are_kept(client: Client) {
         let top_k = [1, 3, 40, 0, 5000];
         let logits = random.floats(rows * vocab, dtype, 8.0);
         let y = Device::poisoned(&client, dtype, &[rows, vocab]);
-        let keep = KeepLikely {
+        let filtered = Filter {
             x: Device::strided(&client, dtype, &logits, &[rows, vocab], &[vocab + 8, 1]).binding(),
             by: Limit::TopK(ints(&client, &top_k)),
             y: y.binding(),
             output: Output::Masked,
         };
-        keep_likely(&client, keep, dtype.elem()).expect("launches");
+        filter(&client, filtered, dtype.elem()).expect("launches");
         let got = y.read(&client);
         for (at, (&x, &got)) in logits.iter().zip(&got).enumerate() {
             let row = &logits[at / vocab * vocab..][..vocab];
@@ -279,7 +279,7 @@ fn the_likely_are_kept(client: Client) {
         for by_count in [false, true] {
             let y = Device::poisoned(&client, Type::F32, &[rows, vocab]);
             let top_k = [1, 2, 30, 700];
-            let keep = KeepLikely {
+            let filtered = Filter {
                 x: Device::new(&client, Type::F32, &probs, &[rows, vocab]).binding(),
                 by: if by_count {
                     Limit::TopK(ints(&client, &top_k))
@@ -289,7 +289,7 @@ fn the_likely_are_kept(client: Client) {
                 y: y.binding(),
                 output: Output::Renormalised,
             };
-            keep_likely(&client, keep, Type::F32.elem()).expect("launches");
+            filter(&client, filtered, Type::F32.elem()).expect("launches");
             let mut wanted = vec![];
             for (at, probs) in probs.chunks_exact(vocab).enumerate() {
                 let p = Type::F32.round(top_p[at]);
@@ -356,8 +356,8 @@ fn crowds_at_the_threshold(client: Client) {
         };
         let y = Device::poisoned(&client, Type::F32, &[rows.len(), vocab]);
         let by = if by_count { Limit::TopK(limit()) } else { Limit::TopP(limit()) };
-        let keep = KeepLikely { x: tensor.binding(), by, y: y.binding(), output: Output::Renormalised };
-        keep_likely(&client, keep, Type::F32.elem()).expect("launches");
+        let filtered = Filter { x: tensor.binding(), by, y: y.binding(), output: Output::Renormalised };
+        filter(&client, filtered, Type::F32.elem()).expect("launches");
         let kept = y.read(&client);
         for (at, (kept, p)) in kept.iter().zip(&probs).enumerate() {
             let row = at / vocab;

@@ -4,7 +4,7 @@ use burn::backend::{DType, cubecl::dtype_to_storage_type};
 use burn::tensor::Shape;
 use burn_cubecl::{CubeBackend, kernel::into_contiguous, tensor::CubeTensor};
 use burn_flashinfer_kernels::sampling::{
-    self, Assemble, KeepLikely, Output, Penalties, SampleLogits, SampleProbs, Softmax, Speculative, TopK,
+    self, Emit, Filter, Output, Penalties, SampleLogits, SampleProbs, Softmax, TopK, Verify,
 };
 
 use super::{empty_like, fresh, in_rows, index, launched};
@@ -57,11 +57,11 @@ pub(super) fn renorm_probs(probs: CubeTensor, by: Limit<CubeBackend>) -> CubeTen
         Limit::TopK(top_k) => sampling::Limit::TopK(index(top_k)),
         Limit::TopP(top_p) => sampling::Limit::TopP(into_contiguous(top_p).binding()),
     };
-    likely(probs, by, Output::Renormalised)
+    filtered(probs, by, Output::Renormalised)
 }
 
 pub(super) fn top_k_mask_logits(logits: CubeTensor, top_k: CubeTensor) -> CubeTensor {
-    likely(logits, sampling::Limit::TopK(index(top_k)), Output::Masked)
+    filtered(logits, sampling::Limit::TopK(index(top_k)), Output::Masked)
 }
 
 pub(super) fn top_k(x: CubeTensor, k: usize) -> (CubeTensor, CubeTensor) {
@@ -101,27 +101,28 @@ pub(super) fn chain_speculative_sampling(
     let vocab = draft_probs.meta.shape()[2];
     let ints = |shape: [usize; 2]| empty_like(&draft_ids, shape.into(), DType::I32);
     let (ids, counts) = (ints([requests, drafted + 1]), ints([requests, sampling::COUNTS]));
-    let rest = empty_like(&draft_probs, [requests, vocab].into(), DType::F32);
+    let residual = empty_like(&draft_probs, [requests, vocab].into(), DType::F32);
     let client = draft_probs.client.clone();
     let (draft_ids, draws) = (into_contiguous(draft_ids), into_contiguous(draws));
-    let judge = Speculative {
+    let verify = Verify {
         draft_probs: into_contiguous(draft_probs).binding(),
         draft_ids: draft_ids.clone().binding(),
         target_probs: into_contiguous(target_probs).binding(),
         draws: draws.clone().binding(),
         counts: counts.clone().binding(),
-        rest: rest.clone().binding(),
+        residual: residual.clone().binding(),
     };
-    launched(sampling::judge(&client, judge));
-    let (samples, valid) = sample_probs(rest, MaybeInts::None, MaybeFloats::None, MaybeFloats::None, draws);
-    let assemble = Assemble {
+    launched(sampling::verify(&client, verify));
+    let (samples, valid) =
+        sample_probs(residual, MaybeInts::None, MaybeFloats::None, MaybeFloats::None, draws);
+    let emit = Emit {
         draft_ids: draft_ids.binding(),
         samples: samples.binding(),
         valid: valid.binding(),
         counts: counts.clone().binding(),
         ids: ids.clone().binding(),
     };
-    launched(sampling::assemble(&client, assemble));
+    launched(sampling::emit(&client, emit));
     (ids, counts)
 }
 
@@ -155,12 +156,12 @@ pub(super) fn sample_probs(
 }
 
 /// What counts of each row.
-fn likely(x: CubeTensor, by: sampling::Limit, output: Output) -> CubeTensor {
+fn filtered(x: CubeTensor, by: sampling::Limit, output: Output) -> CubeTensor {
     let y = empty_like(&x, x.meta.shape().clone(), x.dtype);
     if y.meta.num_elements() > 0 {
         let (client, dtype) = (x.client.clone(), dtype_to_storage_type(x.dtype));
-        let keep = KeepLikely { x: in_rows(x).binding(), by, y: y.clone().binding(), output };
-        launched(sampling::keep_likely(&client, keep, dtype));
+        let filter = Filter { x: in_rows(x).binding(), by, y: y.clone().binding(), output };
+        launched(sampling::filter(&client, filter, dtype));
     }
     y
 }

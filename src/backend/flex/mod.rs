@@ -4,8 +4,8 @@ mod activation;
 mod attention;
 mod bits;
 mod draw;
+mod filter;
 mod float;
-mod likely;
 mod logits;
 mod matmul;
 mod merge;
@@ -276,15 +276,15 @@ impl FlashInferBackend for Flex {
 
     fn renorm_probs(probs: FloatTensor<Self>, by: Limit<Self>) -> FloatTensor<Self> {
         let by = match by {
-            Limit::TopK(top_k) => likely::Limit::TopK(view::indices(top_k).storage().to_vec()),
-            Limit::TopP(top_p) => likely::Limit::TopP(widened(top_p)),
+            Limit::TopK(top_k) => filter::Limit::TopK(view::indices(top_k).storage().to_vec()),
+            Limit::TopP(top_p) => filter::Limit::TopP(widened(top_p)),
         };
-        likely::renorm_probs(probs, &by)
+        filter::renorm_probs(probs, &by)
     }
 
     fn top_k_mask_logits(logits: FloatTensor<Self>, top_k: IntTensor<Self>) -> FloatTensor<Self> {
         let top_k = view::indices(top_k);
-        by_dtype!(logits.dtype(), likely::top_k_mask_logits(logits, top_k.storage()))
+        by_dtype!(logits.dtype(), filter::top_k_mask_logits(logits, top_k.storage()))
     }
 
     fn top_k(x: FloatTensor<Self>, k: usize) -> (FloatTensor<Self>, IntTensor<Self>) {

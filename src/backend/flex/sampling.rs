@@ -6,8 +6,8 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::draw::{Draw, below};
+use super::filter;
 use super::float::{Float, widen_row};
-use super::likely;
 use super::output::by_rows;
 use super::simd::{self, per_instruction_set};
 use super::view::{self, Rows, dims, with_rows};
@@ -95,10 +95,10 @@ fn sample_row(probs: &[f32], filters: &Filters, draw: &Draw) -> Option<usize> {
     }
     let mut least = 0.0;
     if let Some(top_k) = &filters.top_k {
-        least = likely::kth_largest(probs, likely::most(top_k[draw.row]));
+        least = filter::kth_largest(probs, filter::most(top_k[draw.row]));
     }
     if let Some(top_p) = at(&filters.top_p) {
-        least = likely::threshold(probs, likely::limit(top_p)).0.max(least);
+        least = filter::threshold(probs, filter::limit(top_p)).0.max(least);
     }
     if let Some(min_p) = at(&filters.min_p) {
         let largest = probs.iter().fold(0.0, |max, &p| if p > max { p } else { max });
@@ -110,7 +110,7 @@ fn sample_row(probs: &[f32], filters: &Filters, draw: &Draw) -> Option<usize> {
         return first_beyond(probs.iter().map(|&p| mass(p)).enumerate(), draw);
     }
     let mut likely = vec![];
-    likely::passing_in_order(
+    filter::passing_in_order(
         probs,
         least,
         |p, least| p >= least,

@@ -10,7 +10,7 @@ use crate::draws::DRAW_WORDS;
 
 /// Of a request: its tokens, then -1; how many drafted ones are accepted each by itself, and how many before the first
 /// that is not; whether there is a token after these.
-struct Judged {
+struct Verified {
     ids: Vec<i32>,
     counts: [i32; 3],
 }
@@ -27,24 +27,24 @@ pub(super) fn chain(
     let [requests, drafted, _] = dims(&draft_probs);
     let (p, q): (Rows<'_, f32, 2>, Rows<'_, f32, 2>) = (Rows::of(&draft_probs), Rows::of(&target_probs));
     let (ids, words): (&[i32], &[i32]) = (draft_ids.storage(), draws.storage());
-    let judge = |request: usize| {
+    let verify = |request: usize| {
         let mut words_of = [0; DRAW_WORDS];
         words_of.copy_from_slice(&words[request * DRAW_WORDS..][..DRAW_WORDS]);
         let draft = &ids[request * drafted..][..drafted];
-        judged(&Draw::of(words_of), draft, |i| p.row([request, i]), |i| q.row([request, i]))
+        verified(&Draw::of(words_of), draft, |i| p.row([request, i]), |i| q.row([request, i]))
     };
-    let judged: Vec<Judged> = (0..requests).into_par_iter().map(judge).collect();
-    let ids = judged.iter().flat_map(|judged| judged.ids.iter().copied()).collect();
-    let counts = judged.iter().flat_map(|judged| judged.counts).collect();
+    let verified: Vec<Verified> = (0..requests).into_par_iter().map(verify).collect();
+    let ids = verified.iter().flat_map(|verified| verified.ids.iter().copied()).collect();
+    let counts = verified.iter().flat_map(|verified| verified.counts).collect();
     (view::ints(ids, [requests, drafted + 1]), view::ints(counts, [requests, 3]))
 }
 
-fn judged<'a>(
+fn verified<'a>(
     draw: &Draw,
     draft: &[i32],
     p: impl Fn(usize) -> &'a [f32],
     q: impl Fn(usize) -> &'a [f32],
-) -> Judged {
+) -> Verified {
     let is_accepted = |(i, &id): (usize, &i32)| {
         // A token outside of the vocabulary has no probability. The first block is that of the token after the accepted.
         let u = (draw.words(i as u32 + 1)[0] >> 8) as f32 / (1 << 24) as f32;
@@ -65,5 +65,5 @@ fn judged<'a>(
     ids.push(token.unwrap_or(0) as i32);
     ids.resize(draft.len() + 1, -1);
     let accepted = accepted.iter().filter(|accepted| **accepted).count() as i32;
-    Judged { ids, counts: [accepted, emitted as i32, i32::from(token.is_some())] }
+    Verified { ids, counts: [accepted, emitted as i32, i32::from(token.is_some())] }
 }

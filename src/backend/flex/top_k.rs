@@ -3,8 +3,8 @@
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::filter::{kth_largest, passing_in_order};
 use super::float::{Float, with_wide};
-use super::likely::{kth_largest, passing_in_order};
 use super::view::{self, Rows, dims, with_rows};
 
 /// The `k` largest numbers of each row of `x`, in order, and where they are. `k` is from 1 to the width of a row.

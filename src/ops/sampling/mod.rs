@@ -1,6 +1,6 @@
 //! Softmax and sampling.
 
-mod likely;
+mod filter;
 mod penalties;
 mod pipeline;
 mod speculative;
@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::extension::{FlashInferBackend, MaybeFloats, MaybeInts};
 use crate::ints::saturated;
 
-pub use likely::{
+pub use filter::{
     FilterOrder, top_k_mask_logits, top_k_renorm_probs, top_k_top_p_sampling_from_logits,
     top_k_top_p_sampling_from_probs, top_p_renorm_probs,
 };
@@ -156,8 +156,8 @@ fn rows_to_draw_from(
     let floats = Floats::first(op, argument, matrix)?;
     let rows = rows(op, argument, matrix)?;
     wide_integers(op, argument, &matrix.device())?;
-    if matrix.dims()[1] > MOST_TOKENS {
-        return Err(shape(op, argument, &matrix.dims(), format!("at most {MOST_TOKENS} tokens")));
+    if matrix.dims()[1] > MAX_VOCAB {
+        return Err(shape(op, argument, &matrix.dims(), format!("at most {MAX_VOCAB} tokens")));
     }
     Ok((floats, rows))
 }
@@ -216,7 +216,7 @@ fn sample(op: &'static str, probs: Tensor<2>, filters: Filters, draws: &Draws) -
 }
 
 /// Tokens whose masses, of at most 2 times 2⁴⁰ each, certainly add up to less than 2⁶⁴.
-const MOST_TOKENS: usize = 1 << 22;
+const MAX_VOCAB: usize = 1 << 22;
 
 impl Samples {
     fn of(ids: Tensor<1, Int>, valid: Tensor<1, Int>) -> Self {

@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor};
 
 use super::{
-    FilterOrder, Filters, Penalties, Samples, apply_penalties, likely::renorm_top_k, sample,
+    FilterOrder, Filters, Penalties, Samples, apply_penalties, filter::renorm_top_k, sample,
     sampling_from_logits, softmax_for,
 };
 use crate::draws::Draws;
@@ -168,7 +168,7 @@ impl LogitsPipeline {
         }
         kernels.push("softmax".to_owned());
         if renormalises {
-            kernels.push("keep_likely by top_k".to_owned());
+            kernels.push("filter by top_k".to_owned());
         }
         kernels.push(format!("sample_probs by {}", filters.join(" and ")));
         kernels.join(", ")

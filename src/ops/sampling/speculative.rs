@@ -1,11 +1,11 @@
-//! Speculative decoding: a large model judges the tokens that a small one drafted.
+//! Speculative decoding: a large model verifies the tokens that a small one drafted.
 
 use burn::{
     backend::Dispatch,
     tensor::{Bool, DType, Int, Tensor},
 };
 
-use super::MOST_TOKENS;
+use super::MAX_VOCAB;
 use crate::check::{Floats, shape, wide_integers};
 use crate::dispatch::IntoBackend;
 use crate::draws::Draws;
@@ -21,7 +21,7 @@ pub struct Speculation {
     /// `[requests, drafted + 1]`, of type i32: the drafted tokens before the first that is not accepted, then one that was
     /// drawn in its place, or after the last, then -1.
     pub ids: Tensor<2, Int>,
-    /// `[requests]`, of type i32: how many drafted tokens are accepted, each judged by itself.
+    /// `[requests]`, of type i32: how many drafted tokens are accepted, each verified by itself.
     pub accepted: Tensor<1, Int>,
     /// `[requests]`, of type i32: how many drafted tokens there are in `ids`.
     pub emitted: Tensor<1, Int>,
@@ -59,8 +59,8 @@ pub fn chain_speculative_sampling(
     floats.on_device("draft_ids", &draft_ids.device())?;
     floats.on_device("draws", &draws.tensor.device())?;
     let [requests, drafted, vocab] = draft_probs.dims();
-    if drafted == 0 || !(1..=MOST_TOKENS).contains(&vocab) {
-        let expected = format!("at least 1 drafted token, and from 1 to {MOST_TOKENS} in the vocabulary");
+    if drafted == 0 || !(1..=MAX_VOCAB).contains(&vocab) {
+        let expected = format!("at least 1 drafted token, and from 1 to {MAX_VOCAB} in the vocabulary");
         return Err(shape(OP, "draft_probs", &draft_probs.dims(), expected));
     }
     // Kernels count the tokens that come out in i32.

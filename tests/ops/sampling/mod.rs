@@ -1,7 +1,7 @@
 //! Softmax and sampling: which tokens can be drawn, how often they are, and that a draw depends on nothing but itself.
 
+mod filter;
 mod integers;
-mod likely;
 mod offsets;
 mod penalties;
 mod pipeline;

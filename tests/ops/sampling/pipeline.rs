@@ -61,7 +61,7 @@ fn steps(target: Target) {
         let got = run(vec![Step::MinP(min_p())], "softmax, sample_probs by min_p");
         assert_eq!(got, wanted(min_p_sampling_from_probs(probs(), min_p(), &draws)));
         let steps = vec![Step::TopK(k()), Step::TopP(p())];
-        let got = run(steps.clone(), "softmax, keep_likely by top_k, sample_probs by top_p");
+        let got = run(steps.clone(), "softmax, filter by top_k, sample_probs by top_p");
         let order = FilterOrder::TopKFirst;
         assert_eq!(got, wanted(top_k_top_p_sampling_from_probs(probs(), k(), p(), order, &draws)));
         let joint = LogitsPipeline::new([steps, vec![Step::Sample(draws.clone())]].concat());

@@ -20,7 +20,7 @@ pub(crate) const DEPTH: usize = 16;
 pub(crate) struct Operand {
     /// Rows of all atoms of 64 elements; the next 64 elements of each row follow behind them.
     pub rows: usize,
-    /// Whether the rows are steps of the depth.
+    /// The rows are steps of the depth.
     pub transposed: bool,
 }
 
@@ -46,7 +46,7 @@ impl Operand {
     }
 }
 
-/// What is multiplied. Comptime.
+/// The shape of a product. Comptime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Product {
     /// bf16, or else f16.
@@ -55,7 +55,7 @@ pub(crate) struct Product {
     pub columns: usize,
     /// Steps of [`DEPTH`].
     pub steps: usize,
-    /// Whether the accumulators begin at 0.
+    /// The accumulators begin at 0.
     pub fresh: bool,
     pub b: Operand,
 }

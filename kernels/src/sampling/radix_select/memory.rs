@@ -33,7 +33,7 @@ pub(crate) const COLLECTED: usize = 4;
 #[derive(CubeType)]
 pub(crate) struct Memory {
     pub histogram: Shared<[Atomic<u32>]>,
-    /// What a key exceeds the bracket's lower end by, and its segment.
+    /// The distance of each key from the bracket's lower end, and its segment.
     pub candidates: Shared<[u32]>,
     /// `[SLOTS, groups]` for each row.
     sums: Shared<[u64]>,

@@ -19,7 +19,7 @@ mod memory;
 use cubecl::prelude::*;
 
 use super::fixed_point::{ZERO_KEY, from_radix_key, radix_key};
-use super::top_k::MOST_TOP_K;
+use super::top_k::MAX_TOP_K;
 use crate::DeviceProfile;
 use crate::row_group::RowGroup;
 use candidates::{KEY_BITS, add_candidates, bisect, collect, holds};
@@ -56,7 +56,7 @@ impl SelectConfig {
     /// No limits, in rows of `vocab` numbers.
     pub(crate) fn new(device: &DeviceProfile, row_group: RowGroup, lanes: usize, vocab: usize) -> Self {
         // 32 KiB at most, beside 4 KiB of sums. A bucket is as much work as several numbers.
-        let most = if device.shared_memory >= 40 << 10 { 4096 } else { MOST_TOP_K };
+        let most = if device.shared_memory >= 40 << 10 { 4096 } else { MAX_TOP_K };
         let size = vocab.div_ceil(8).next_power_of_two().clamp(64, most);
         Self {
             row_group,
@@ -263,7 +263,7 @@ pub(crate) fn select_row<F: Float, N: Size>(
     Threshold { key, value: from_radix_key(key), has_nan }
 }
 
-/// What is left of a bracket if nothing below a floor counts.
+/// The bracket above a floor.
 #[cube]
 fn raised(bracket: &Bracket, floor: u32) -> Bracket {
     Bracket { low: max(bracket.low, floor), high: max(bracket.high, floor), count: bracket.count }

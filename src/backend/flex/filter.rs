@@ -14,9 +14,9 @@ use super::view::{Rows, dims, with_rows};
 
 /// How much of each row counts.
 pub(super) enum Limit {
-    /// The tokens than which fewer than these are more likely.
+    /// A token passes if fewer tokens are more likely.
     TopK(Vec<i32>),
-    /// The tokens than which the more likely ones have less probability.
+    /// A token passes if more likely ones have less probability.
     TopP(Vec<f32>),
 }
 

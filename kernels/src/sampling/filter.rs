@@ -12,9 +12,9 @@ use crate::math::{narrow, widen};
 use crate::row_group::RowGroup;
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
-const KERNEL: &str = "keep_likely";
+const KERNEL: &str = "filter";
 
-/// What becomes of the numbers of a row.
+/// The values that a filter writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Output {
     /// Probabilities, divided by their sum; of the others 0.
@@ -24,7 +24,7 @@ pub enum Output {
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn keep_likely<F: Float, N: Size>(
+fn filter_row<F: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
     top_k: &ComptimeOption<Box<[i32]>>,
     top_p: &ComptimeOption<Box<[f32]>>,
@@ -92,33 +92,33 @@ fn keep_likely<F: Float, N: Size>(
     }
 }
 
-/// Rows, how much of them counts, and where they go.
-pub struct KeepLikely {
+/// Rows, their limits, and where the results go.
+pub struct Filter {
     /// `[rows, vocab]`.
     pub x: TensorBinding,
-    /// What counts.
+    /// The limit of a row.
     pub by: Limit,
     /// As `x`, contiguous.
     pub y: TensorBinding,
-    /// What becomes of it.
+    /// The values to write.
     pub output: Output,
 }
 
-/// How much of each row counts.
+/// The limit that decides which tokens of a row pass.
 pub enum Limit {
-    /// `[rows]` of i32: the tokens than which fewer than these are more likely. Below 1 it counts as 1.
+    /// `[rows]` of i32: a token passes if fewer tokens are more likely. Below 1 it counts as 1.
     TopK(TensorBinding),
-    /// `[rows]` of f32: the tokens than which the more likely ones have less probability; from 1 on, all.
+    /// `[rows]` of f32: a token passes if more likely ones have less probability; from 1 on, all do.
     TopP(TensorBinding),
 }
 
-/// Keeps what counts of each row.
+/// Keeps the tokens of each row that pass.
 ///
 /// # Errors
 ///
 /// If the shapes do not fit each other. Nothing is launched then.
-pub fn launch(client: &Client, keep: KeepLikely, dtype: ElemType) -> Result<()> {
-    let KeepLikely { x, by, y, output } = keep;
+pub fn launch(client: &Client, filter: Filter, dtype: ElemType) -> Result<()> {
+    let Filter { x, by, y, output } = filter;
     rows(KERNEL, "x", &x, 2)?;
     let [row_count, vocab] = [x.shape[0], x.shape[1]];
     let (by_count, argument, limit) = match by {
@@ -153,7 +153,7 @@ pub fn launch(client: &Client, keep: KeepLikely, dtype: ElemType) -> Result<()> 
     // for each row. Shared memory has a place for each group, bucket and candidate of each row of the cube, and no bucket or
     // candidate beyond is written.
     unsafe {
-        keep_likely::launch_unchecked(
+        filter_row::launch_unchecked(
             client,
             cubes,
             dim,
