@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use burn_flashinfer_kernels::attention::{
-    Alignment, Attention, Batch, Choice, HeadDims, Inputs as Tensors, Plan, Planned, Problem, RequestShape,
-    Split, Standard, launch,
+    Alignment, Attention, Batch, Choice, DevicePlan, HeadDims, Inputs as Tensors, Plan, Problem,
+    RequestShape, Split, Standard, launch,
 };
 use burn_flashinfer_kernels::{DeviceProfile, KvLayout};
 use cubecl::ir::{ElemType, FloatKind};
@@ -53,7 +53,7 @@ pub struct Inputs {
     pub output: TensorBinding,
     /// Row pointers of queries and keys.
     pub indptr: [TensorBinding; 2],
-    pub planned: Planned,
+    pub planned: DevicePlan,
     /// Page indices and lengths of the last pages.
     pub pages: Option<[TensorBinding; 2]>,
 }

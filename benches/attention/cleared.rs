@@ -18,11 +18,11 @@ const BYTES: usize = 256 << 20;
 pub fn cleared(device: &Device, inputs: usize, step: &dyn Fn(usize)) -> f64 {
     let buffer = device.client.empty(BYTES);
     let clear = || {
-        let quads = BYTES / 16;
-        let (count, dim) = (CubeCount::Static((quads / 256) as u32, 1, 1), CubeDim::new_1d(256));
-        // SAFETY: there is a unit for each quad of the buffer.
+        let vecs = BYTES / 16;
+        let (count, dim) = (CubeCount::Static((vecs / 256) as u32, 1, 1), CubeDim::new_1d(256));
+        // SAFETY: there is a unit for each vec of the buffer.
         unsafe {
-            let out = BufferArg::from_raw_parts(buffer.clone(), quads);
+            let out = BufferArg::from_raw_parts(buffer.clone(), vecs);
             zero::launch_unchecked(&device.client, count, dim, out);
         }
     };

@@ -215,11 +215,11 @@ fn converted<N: Size>(
     let e5m2 = comptime!(matches!(format, Fp8::E5m2));
     let mut codes = Vector::<u32, N>::new(0u32);
     #[unroll]
-    for quad in 0..comptime!(lanes / 4) {
+    for vec in 0..comptime!(lanes / 4) {
         let mut four = Vector::<f32, Const<4>>::new(0.0f32);
         #[unroll]
         for lane in 0..4usize {
-            four.insert(lane, x.extract(comptime!(4 * quad + lane)));
+            four.insert(lane, x.extract(comptime!(4 * vec + lane)));
         }
         let word = match machine {
             Machine::Nvidia => nvidia::to_fp8(four, e5m2),
@@ -234,7 +234,7 @@ fn converted<N: Size>(
         #[unroll]
         for lane in 0..4usize {
             let byte = (word >> comptime!(8 * lane as u32)) & 0xffu32;
-            codes.insert(comptime!(4 * quad + lane), byte);
+            codes.insert(comptime!(4 * vec + lane), byte);
         }
     }
     codes

@@ -22,6 +22,7 @@ pub mod isa;
 pub mod linear;
 mod math;
 pub mod merge;
+mod mma;
 pub mod norm;
 #[cfg(feature = "compilers")]
 pub mod offline;
@@ -33,7 +34,6 @@ mod row_group;
 pub mod sampling;
 pub mod segment_gemm;
 mod tensor;
-mod unit;
 
 pub use fp8::{Fp8, Quantized};
 pub use profile::DeviceProfile;

@@ -3,7 +3,8 @@
 use std::sync::Once;
 
 use burn_flashinfer_kernels::attention::{
-    Alignment, Blueprint, Choice, HeadDims, Mixed, Plan, Problem, RequestShape, Split, Standard, Tiled, Unit,
+    Alignment, Blueprint, Choice, HeadDims, Mixed, MmaKind, Plan, Problem, RequestShape, Split, Standard,
+    Tiled,
 };
 use burn_flashinfer_kernels::isa::{Arch, Instruction};
 use burn_flashinfer_kernels::offline::{self, Artifact, Error, Kind, Lowered, Target};
@@ -157,20 +158,20 @@ fn who_gets_warpgroups() {
         );
         match plan.map(|plan| plan.blueprint()) {
             Ok(Blueprint::Tiled(tiled)) => tiled.unit,
-            Ok(Blueprint::Mixed(mixed)) => mixed.many.unit,
+            Ok(Blueprint::Mixed(mixed)) => mixed.prefill.unit,
             other => panic!("{target} {dim}: {other:?}"),
         }
     };
     let prefill = [(2048, 2048)];
     for dim in [64, 128, 192, 256] {
-        assert_eq!(unit(SM_90, dim, &prefill), Unit::Wgmma, "{dim}");
+        assert_eq!(unit(SM_90, dim, &prefill), MmaKind::Wgmma, "{dim}");
     }
-    assert_eq!(unit(SM_90, 128, &[(2048, 2048), (1, 4096)]), Unit::Wgmma);
-    assert_eq!(unit(SM_90, 128, &[(1, 4096); 8]), Unit::MmaSync);
-    assert_eq!(unit(SM_90, 128, &[(128, 128)]), Unit::MmaSync);
-    assert_eq!(unit(SM_90, 96, &prefill), Unit::MmaSync);
+    assert_eq!(unit(SM_90, 128, &[(2048, 2048), (1, 4096)]), MmaKind::Wgmma);
+    assert_eq!(unit(SM_90, 128, &[(1, 4096); 8]), MmaKind::MmaSync);
+    assert_eq!(unit(SM_90, 128, &[(128, 128)]), MmaKind::MmaSync);
+    assert_eq!(unit(SM_90, 96, &prefill), MmaKind::MmaSync);
     for other in [80, 89, 100] {
-        assert_eq!(unit(Target::Sm(other), 128, &prefill), Unit::MmaSync, "{other}");
+        assert_eq!(unit(Target::Sm(other), 128, &prefill), MmaKind::MmaSync, "{other}");
     }
 }
 
@@ -205,36 +206,36 @@ fn what_warpgroups_cannot_do_is_refused() {
         }
     };
     for (tiled, setting) in [
-        (Tiled { row_planes: 4, ..wgmma }, "row_planes"),
-        (Tiled { row_planes: 16, ..wgmma }, "row_planes"),
-        (Tiled { row_tiles: 2, ..wgmma }, "row_tiles"),
-        (Tiled { key_planes: 2, ..wgmma }, "row_tiles"),
+        (Tiled { q_planes: 4, ..wgmma }, "q_planes"),
+        (Tiled { q_planes: 16, ..wgmma }, "q_planes"),
+        (Tiled { q_tiles: 2, ..wgmma }, "q_tiles"),
+        (Tiled { kv_planes: 2, ..wgmma }, "q_tiles"),
         (Tiled { keys: 72, ..wgmma }, "keys"),
         (Tiled { keys: 208, ..wgmma }, "keys"),
         (Tiled { stages: 1, ..wgmma }, "stages"),
         (Tiled { stages: 4, ..wgmma }, "stages"),
         (Tiled { cluster: 0, ..wgmma }, "cluster"),
         (Tiled { cluster: 3, ..wgmma }, "cluster"),
-        (Tiled { unit: Unit::MmaSync, cluster: 2, ..wgmma }, "cluster"),
+        (Tiled { unit: MmaKind::MmaSync, cluster: 2, ..wgmma }, "cluster"),
     ] {
         assert_eq!(refused(Blueprint::Tiled(tiled), 128), setting, "{tiled:?}");
     }
     assert_eq!(refused(Blueprint::Tiled(wgmma), 96), "head_dim");
-    assert_eq!(refused(Blueprint::Mixed(Mixed { many: wgmma, few: wgmma }), 128), "unit");
+    assert_eq!(refused(Blueprint::Mixed(Mixed { prefill: wgmma, decode: wgmma }), 128), "unit");
     // CUDA 12.2 does not load what makes tensor maps.
-    for (cuda, expected) in [(12020, Err("cuda")), (12030, Ok(Unit::Wgmma))] {
+    for (cuda, expected) in [(12020, Err("cuda")), (12030, Ok(MmaKind::Wgmma))] {
         let device = DeviceProfile { cuda: Some(cuda), ..SM_90.profile() };
         let unit = |choice| match Plan::new(&device, &problem, &CAUSAL, &spans, choice, Split::Auto) {
             Ok(plan) => match plan.blueprint() {
                 Blueprint::Tiled(tiled) => Ok(tiled.unit),
-                Blueprint::Mixed(mixed) => Ok(mixed.many.unit),
+                Blueprint::Mixed(mixed) => Ok(mixed.prefill.unit),
                 other => panic!("{other:?}"),
             },
             Err(Refusal::Blueprint { setting, .. }) => Err(setting),
             other => panic!("{other:?}"),
         };
         assert_eq!(unit(Choice::Exactly(Blueprint::Tiled(wgmma))), expected, "{cuda}");
-        assert_eq!(unit(Choice::Auto), Ok(expected.unwrap_or(Unit::MmaSync)), "{cuda}");
+        assert_eq!(unit(Choice::Auto), Ok(expected.unwrap_or(MmaKind::MmaSync)), "{cuda}");
     }
 }
 
@@ -260,7 +261,7 @@ fn plain_multiplications_stay_in_registers() {
         for queries in [1, 1024] {
             let (problem, spans) = (problem(dtype, 128), requests(queries));
             let tiled = tiled(target, &problem, &spans);
-            assert!(matches!(tiled.unit, Unit::Scalar32 | Unit::Scalar64), "{target}: {tiled:?}");
+            assert!(matches!(tiled.unit, MmaKind::Scalar32 | MmaKind::Scalar64), "{target}: {tiled:?}");
             let what = format!("{queries} queries of {dtype:?} on {target}");
             let lowered = lower(target, &problem, &spans, PAGED, Choice::Auto)
                 .unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -277,7 +278,7 @@ fn what_an_architecture_lacks_is_refused_by_name() {
     let (decode, spans) = (problem(FloatKind::F16, 64), requests(1));
     let (mma, mfma) = (tiled(SM_90, &decode, &spans), tiled(GFX942, &decode, &spans));
     let wgmma = tiled(SM_90, &decode, &requests(1024));
-    assert_eq!((mma.unit, mfma.unit, wgmma.unit), (Unit::MmaSync, Unit::Mfma16, Unit::Wgmma));
+    assert_eq!((mma.unit, mfma.unit, wgmma.unit), (MmaKind::MmaSync, MmaKind::Mfma16, MmaKind::Wgmma));
     for (target, dtype, unit, instruction) in [
         (GFX942, FloatKind::F16, mma, Instruction::MmaSync),
         (Target::Sm(75), FloatKind::F16, mma, Instruction::MmaSync),
@@ -307,7 +308,7 @@ fn prefill_and_decode_are_one_launch() {
             .expect("a plan");
         let Blueprint::Mixed(mixed) = plan.blueprint() else { panic!("{target}: {plan}") };
         let lowered = lower(target, &problem, &spans, PAGED, Choice::Auto).expect("lowers");
-        let alone = [mixed.many, mixed.few].map(|tiled| {
+        let alone = [mixed.prefill, mixed.decode].map(|tiled| {
             let choice = Choice::Exactly(Blueprint::Tiled(tiled));
             lower(target, &problem, &spans, PAGED, choice).expect("lowers").shared_memory
         });

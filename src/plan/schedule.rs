@@ -106,11 +106,11 @@ impl Schedule {
         requests: Requests<'_>,
         device: &Device,
     ) -> Result<Self> {
-        Ok(Self::uploaded(Planned::new(op, config, requests, device, None)?, device))
+        Ok(Self::uploaded(HostPlan::new(op, config, requests, device, None)?, device))
     }
 
-    fn uploaded(planned: Planned, device: &Device) -> Self {
-        let Planned { lists: Lists { words }, layout, extra, explanation } = planned;
+    fn uploaded(planned: HostPlan, device: &Device) -> Self {
+        let HostPlan { lists: Lists { words }, layout, extra, explanation } = planned;
         let index = upload(words, device);
         Self { index, workspace: None, not_sync: PhantomData, layout, extra, explanation }
     }
@@ -127,7 +127,7 @@ impl Schedule {
         let device = self.index.device();
         let fixed =
             fixed.map(|(capacity, extra)| Fixed { capacity, extra, launch: Some(&self.layout.launch) });
-        let planned = Planned::new(op, config, requests, &device, fixed)?;
+        let planned = HostPlan::new(op, config, requests, &device, fixed)?;
         let Lists { words } = planned.lists;
         if words.len() > self.index.dims()[0] {
             self.index = upload(words, &device);
@@ -148,7 +148,7 @@ impl Schedule {
         device: &Device,
     ) -> Result<Self> {
         let fixed = Fixed { capacity, extra, launch: None };
-        let mut planned = Planned::new(op, config, requests, device, Some(fixed))?;
+        let mut planned = HostPlan::new(op, config, requests, device, Some(fixed))?;
         // The pages come last, so that an update copies no more of them than there are.
         let end = planned.layout.pages.as_ref().map_or(0, |pages| pages.indices.start + capacity.pages);
         let words = &mut planned.lists.words;
@@ -210,14 +210,14 @@ struct Fixed<'a> {
 }
 
 /// A schedule that is not yet on the device.
-struct Planned {
+struct HostPlan {
     lists: Lists,
     layout: BatchLayout,
     extra: Range<usize>,
     explanation: Explanation,
 }
 
-impl Planned {
+impl HostPlan {
     fn new(
         op: &'static str,
         config: &PlanConfig,

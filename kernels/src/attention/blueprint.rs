@@ -35,19 +35,19 @@ pub struct Alignment {
 pub enum Blueprint {
     /// Plain arithmetic, on every device.
     Portable(Portable),
-    /// Tiles of one size.
+    /// TileShape of one size.
     Tiled(Tiled),
-    /// Tiles of two sizes.
+    /// TileShape of two sizes.
     Mixed(Mixed),
 }
 
-/// Tiles of two sizes in one launch: what decodes reads while what prefills multiplies.
+/// TileShape of two sizes in one launch: what decodes reads while what prefills multiplies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Mixed {
     /// For requests with more rows than `few` has.
-    pub many: Tiled,
+    pub prefill: Tiled,
     /// For requests whose rows fit into one tile of it.
-    pub few: Tiled,
+    pub decode: Tiled,
 }
 
 /// Who chooses the blueprint.
@@ -142,7 +142,7 @@ impl fmt::Display for Blueprint {
         match self {
             Self::Portable(portable) => portable.fmt(f),
             Self::Tiled(tiled) => tiled.fmt(f),
-            Self::Mixed(Mixed { many, few }) => write!(f, "{many}; with {few}"),
+            Self::Mixed(Mixed { prefill, decode }) => write!(f, "{prefill}; with {decode}"),
         }
     }
 }

@@ -2,9 +2,9 @@ use std::fmt::Debug;
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use super::batch::{PagedLaunch, RaggedLaunch, TableArgs};
 use super::blueprint::{Alignment, Blueprint, HeadDims, Problem};
-use super::plan::Planned;
+use super::kv_table::{PagedLaunch, RaggedLaunch, TableArgs};
+use super::plan::DevicePlan;
 use super::request::RequestShape;
 use super::variant::Variant;
 use super::{portable, tiled};
@@ -100,7 +100,7 @@ pub trait Kernels: Debug + Send + Sync {
 pub struct Call<'a> {
     client: &'a Client,
     attention: Attention,
-    planned: Planned,
+    planned: DevicePlan,
 }
 
 /// Runs attention as planned.
@@ -112,7 +112,12 @@ pub struct Call<'a> {
 /// # Errors
 ///
 /// If the shapes do not fit, or if the blueprint cannot run. Nothing is launched then.
-pub fn launch(client: &Client, attention: Attention, variant: &dyn Kernels, planned: Planned) -> Result<()> {
+pub fn launch(
+    client: &Client,
+    attention: Attention,
+    variant: &dyn Kernels,
+    planned: DevicePlan,
+) -> Result<()> {
     variant.launch(Call { client, attention, planned })
 }
 
@@ -166,7 +171,7 @@ impl Call<'_> {
                 return portable::launch::<V>(client, operands, table, args(), &problem, portable);
             }
             Blueprint::Tiled(tiled) => (tiled, None),
-            Blueprint::Mixed(mixed) => (mixed.many, Some(mixed.few)),
+            Blueprint::Mixed(mixed) => (mixed.prefill, Some(mixed.decode)),
         };
         tiled::launch::<V>(client, operands, table, args, &problem, tiles, planned)
     }

@@ -23,7 +23,7 @@ pub trait Variant: Send + Sync + 'static {
     /// The tensors and numbers of the hooks, a `#[derive(CubeType, CubeLaunch)]` struct.
     type Args: LaunchArg + Send + Sync + 'static;
 
-    /// The factor on every logit, above 0.
+    /// The scale_log2 on every logit, above 0.
     fn scale(args: &Self::Args) -> f32;
 
     /// The keys `start..end` that query `query` of a request can see. Keys outside are never read. Neither end may fall

@@ -1,9 +1,9 @@
 use cubecl::ir::{ElemType, FloatKind};
 
 use super::FEW_ROWS;
-use crate::attention::Unit;
+use crate::attention::MmaKind;
 use crate::isa::{Arch, Instruction};
-use crate::unit::{Mfma16, Mfma32, MmaSync, ProductTiles, Scalar32, Scalar64, product_quads};
+use crate::mma::{GemmTileShape, Mfma16, Mfma32, MmaSync, Scalar32, Scalar64, product_vecs};
 use crate::{DeviceProfile, Refusal, Result};
 
 const KERNEL: &str = "segment_gemm";
@@ -49,7 +49,7 @@ pub struct Plain {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tiled {
     /// Who multiplies.
-    pub unit: Unit,
+    pub unit: MmaKind,
     /// Tiles of rows that a plane owns.
     pub row_tiles: usize,
     /// Tiles of columns that a plane owns.
@@ -59,7 +59,7 @@ pub struct Tiled {
     /// Planes with different columns.
     pub column_planes: usize,
     /// Quads of 16 bytes that are summed up at a time.
-    pub depth_quads: usize,
+    pub depth_vecs: usize,
     /// Stages in shared memory.
     pub stages: usize,
 }
@@ -104,17 +104,17 @@ impl Tiled {
             return refused("tile_rows", problem.tile_rows, format!("more than {FEW_ROWS}"));
         }
         let tiled = Self::of(device, problem)?;
-        let per_quad = 16 / problem.dtype.size();
+        let per_vec = 16 / problem.dtype.size();
         for (setting, got) in [("d_in", problem.d_in), ("d_out", problem.d_out), ("stride", problem.align)] {
-            if !got.is_multiple_of(per_quad) {
-                return refused(setting, got, format!("a multiple of {per_quad}"));
+            if !got.is_multiple_of(per_vec) {
+                return refused(setting, got, format!("a multiple of {per_vec}"));
             }
         }
         let units = tiled.row_planes * tiled.column_planes * device.plane as usize;
         if units > device.max_units as usize {
             return refused("units", units, format!("at most {}", device.max_units));
         }
-        let shared = tiled.shared_quads(problem) * 16;
+        let shared = tiled.shared_vecs(problem) * 16;
         if shared > device.shared_memory {
             return refused("shared memory", shared, format!("at most {} bytes", device.shared_memory));
         }
@@ -129,19 +129,19 @@ impl Tiled {
             _ => None,
         };
         // `[row tiles, column tiles, row planes, column planes]` for 128, 64 and 16 rows.
-        let (unit, depth_quads, stages, shapes) = match (device.arch, device.plane) {
+        let (unit, depth_vecs, stages, shapes) = match (device.arch, device.plane) {
             (arch, 32) if mfma.is_some() && Instruction::MmaSync.exists_on(arch) => {
-                (Unit::MmaSync, 4, 4, [[4, 8, 2, 2], [2, 8, 2, 2], [1, 4, 1, 4]])
+                (MmaKind::MmaSync, 4, 4, [[4, 8, 2, 2], [2, 8, 2, 2], [1, 4, 1, 4]])
             }
             (arch, 64) if mfma.is_some_and(|mfma| mfma.exists_on(arch)) => {
-                let unit = if problem.tile_rows <= 16 { Unit::Mfma16 } else { Unit::Mfma32 };
+                let unit = if problem.tile_rows <= 16 { MmaKind::Mfma16 } else { MmaKind::Mfma32 };
                 (unit, 8, 1, [[2, 2, 2, 2], [1, 2, 2, 2], [1, 2, 1, 4]])
             }
             (Arch::Sm(_) | Arch::Gfx(_), 32) => {
-                (Unit::Scalar32, 8, 1, [[4, 2, 4, 4], [2, 4, 4, 2], [2, 2, 1, 4]])
+                (MmaKind::Scalar32, 8, 1, [[4, 2, 4, 4], [2, 4, 4, 2], [2, 2, 1, 4]])
             }
             (Arch::Sm(_) | Arch::Gfx(_), 64) => {
-                (Unit::Scalar64, 8, 1, [[4, 4, 2, 2], [2, 4, 2, 2], [1, 2, 1, 4]])
+                (MmaKind::Scalar64, 8, 1, [[4, 4, 2, 2], [2, 4, 2, 2], [1, 2, 1, 4]])
             }
             (_, plane) => return Err(Refusal::plane(KERNEL, plane)),
         };
@@ -154,28 +154,28 @@ impl Tiled {
                 return Err(Refusal::blueprint(KERNEL, "tile_rows", rows, "at most 128"));
             }
         };
-        Ok(Self { unit, row_tiles, column_tiles, row_planes, column_planes, depth_quads, stages })
+        Ok(Self { unit, row_tiles, column_tiles, row_planes, column_planes, depth_vecs, stages })
     }
 
-    fn shared_quads(&self, problem: &Problem) -> usize {
+    fn shared_vecs(&self, problem: &Problem) -> usize {
         let tiles = self.tiles(problem);
         match self.unit {
             // No blueprint here is made for warpgroups; the warps of one could do it alone.
-            Unit::MmaSync | Unit::Wgmma => product_quads::<MmaSync>(tiles),
-            Unit::Mfma16 => product_quads::<Mfma16>(tiles),
-            Unit::Mfma32 => product_quads::<Mfma32>(tiles),
-            Unit::Scalar1 | Unit::Scalar32 => product_quads::<Scalar32>(tiles),
-            Unit::Scalar64 => product_quads::<Scalar64>(tiles),
+            MmaKind::MmaSync | MmaKind::Wgmma => product_vecs::<MmaSync>(tiles),
+            MmaKind::Mfma16 => product_vecs::<Mfma16>(tiles),
+            MmaKind::Mfma32 => product_vecs::<Mfma32>(tiles),
+            MmaKind::Scalar1 | MmaKind::Scalar32 => product_vecs::<Scalar32>(tiles),
+            MmaKind::Scalar64 => product_vecs::<Scalar64>(tiles),
         }
     }
 
-    pub(super) fn tiles(&self, problem: &Problem) -> ProductTiles {
-        ProductTiles {
+    pub(super) fn tiles(&self, problem: &Problem) -> GemmTileShape {
+        GemmTileShape {
             row_tiles: self.row_tiles,
             column_tiles: self.column_tiles,
             row_planes: self.row_planes,
             column_planes: self.column_planes,
-            depth: self.depth_quads * 16 / problem.dtype.size(),
+            depth: self.depth_vecs * 16 / problem.dtype.size(),
             stages: self.stages,
             by_input: problem.by_input,
             dtype: problem.dtype,

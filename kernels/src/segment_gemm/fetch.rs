@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use crate::unit::{ProductTiles, ProductUnit, Quad, w_copy, x_copy};
+use crate::mma::{GemmMma, GemmTileShape, Vec16, w_copy, x_copy};
 
 /// What a cube multiplies.
 #[derive(CubeType)]
@@ -19,40 +19,40 @@ pub(super) struct Place {
 }
 
 /// Begins to copy the stage of both factors that has the inputs from `first` on; beyond the last there are zeros, or what
-/// [`ProductUnit::land`] makes zeros of. Rows and columns that are not there repeat the last ones; nobody stores them.
+/// [`GemmMma::land`] makes zeros of. Rows and columns that are not there repeat the last ones; nobody stores them.
 #[allow(clippy::too_many_arguments, reason = "two tensors and their places")]
 #[cube]
-pub(super) fn fetch<U: ProductUnit>(
-    x: &Tensor<Quad>,
-    weights: &Tensor<Quad>,
+pub(super) fn fetch<U: GemmMma>(
+    x: &Tensor<Vec16>,
+    weights: &Tensor<Vec16>,
     place: &Place,
     first: usize,
-    shared: &mut [Quad],
+    shared: &mut [Vec16],
     stage: usize,
     unit: usize,
-    staged: &mut Array<Quad>,
-    #[comptime] tiles: ProductTiles,
+    staged: &mut Array<Vec16>,
+    #[comptime] tiles: GemmTileShape,
 ) {
     if first < place.d_in {
-        let per_quad = comptime!(tiles.per_quad());
-        let last_quad = place.d_in / per_quad - 1;
+        let per_vec = comptime!(tiles.per_vec());
+        let last_vec = place.d_in / per_vec - 1;
         let copies = comptime!(tiles.x_copies::<U>());
         #[unroll]
         for i in 0..copies {
-            let (row, quad) = x_copy::<U>(unit, i, tiles);
-            let from = first / per_quad + quad;
+            let (row, vec) = x_copy::<U>(unit, i, tiles);
+            let from = first / per_vec + vec;
             if comptime!(!U::ASYNC || tiles.x_even::<U>()) || row < comptime!(tiles.rows::<U>()) {
-                let at = min(place.first_row + row, place.end_row - 1) * x.stride(0) / per_quad;
+                let at = min(place.first_row + row, place.end_row - 1) * x.stride(0) / per_vec;
                 U::copy(
                     x,
-                    at + min(from, last_quad),
-                    from <= last_quad,
+                    at + min(from, last_vec),
+                    from <= last_vec,
                     shared,
                     stage,
                     row,
-                    quad,
+                    vec,
                     0usize,
-                    comptime!(tiles.depth_quads()),
+                    comptime!(tiles.depth_vecs()),
                     staged,
                     i,
                 );
@@ -60,32 +60,32 @@ pub(super) fn fetch<U: ProductUnit>(
         }
         #[unroll]
         for i in 0..comptime!(tiles.w_copies::<U>()) {
-            let (row, quad) = w_copy::<U>(unit, i, tiles);
+            let (row, vec) = w_copy::<U>(unit, i, tiles);
             if comptime!(!U::ASYNC || tiles.w_even::<U>()) || row < comptime!(tiles.w_rows::<U>()) {
-                let (from_row, from_quad, valid) = if comptime!(tiles.by_input) {
+                let (from_row, from_vec, valid) = if comptime!(tiles.by_input) {
                     let input = first + row;
-                    let output = min(place.first_column / per_quad + quad, place.d_out / per_quad - 1);
+                    let output = min(place.first_column / per_vec + vec, place.d_out / per_vec - 1);
                     (min(input, place.d_in - 1), output, input < place.d_in)
                 } else {
-                    let input = first / per_quad + quad;
+                    let input = first / per_vec + vec;
                     let output = min(place.first_column + row, place.d_out - 1);
-                    (output, min(input, last_quad), input <= last_quad)
+                    (output, min(input, last_vec), input <= last_vec)
                 };
                 U::copy(
                     weights,
-                    (place.matrix + from_row * weights.stride(1)) / per_quad + from_quad,
+                    (place.matrix + from_row * weights.stride(1)) / per_vec + from_vec,
                     valid,
                     shared,
                     stage,
                     row,
-                    quad,
-                    comptime!(tiles.x_quads::<U>()),
-                    comptime!(tiles.w_row_quads::<U>()),
+                    vec,
+                    comptime!(tiles.x_vecs::<U>()),
+                    comptime!(tiles.w_row_vecs::<U>()),
                     staged,
                     comptime!(copies + i),
                 );
             }
         }
     }
-    U::copied();
+    U::commit_stage();
 }

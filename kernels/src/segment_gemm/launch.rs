@@ -2,10 +2,10 @@ use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use super::blueprint::{Blueprint, Plain, Problem, Tiled};
 use super::{WORK_WORDS, plain, tiled};
-use crate::attention::Unit;
+use crate::attention::MmaKind;
 use crate::grid::cover;
+use crate::mma::{GemmMma, Mfma16, Mfma32, MmaSync, Scalar32, Scalar64};
 use crate::tensor::{Result, addresses, alignment, contiguous, offset_alignment, rows, shape, vector};
-use crate::unit::{Mfma16, Mfma32, MmaSync, ProductUnit, Scalar32, Scalar64};
 use crate::{DeviceProfile, Refusal};
 
 const KERNEL: &str = "segment_gemm";
@@ -67,18 +67,18 @@ pub fn launch(client: &Client, gemm: SegmentGemm, dtype: ElemType) -> Result<()>
         Blueprint::Plain(plain) => launch_plain(client, gemm, &problem, plain),
         Blueprint::Tiled(tiled) => {
             let on = match tiled.unit {
-                Unit::MmaSync | Unit::Wgmma => launch_tiled::<MmaSync>,
-                Unit::Mfma16 => launch_tiled::<Mfma16>,
-                Unit::Mfma32 => launch_tiled::<Mfma32>,
-                Unit::Scalar1 | Unit::Scalar32 => launch_tiled::<Scalar32>,
-                Unit::Scalar64 => launch_tiled::<Scalar64>,
+                MmaKind::MmaSync | MmaKind::Wgmma => launch_tiled::<MmaSync>,
+                MmaKind::Mfma16 => launch_tiled::<Mfma16>,
+                MmaKind::Mfma32 => launch_tiled::<Mfma32>,
+                MmaKind::Scalar1 | MmaKind::Scalar32 => launch_tiled::<Scalar32>,
+                MmaKind::Scalar64 => launch_tiled::<Scalar64>,
             };
             on(client, gemm, &problem, tiled)
         }
     }
 }
 
-fn launch_tiled<U: ProductUnit>(
+fn launch_tiled<U: GemmMma>(
     client: &Client,
     gemm: SegmentGemm,
     problem: &Problem,
@@ -95,7 +95,7 @@ fn launch_tiled<U: ProductUnit>(
     // SAFETY: a cube beyond the last work stops. By the contract on works rows are within `x` and `y` and matrices within
     // `weights`; rows, inputs and outputs are clamped to those of the work and of the matrix where they are read, and compared
     // with them where they are written. Quads divide every extent and stride, as the blueprint was chosen for. Shared memory
-    // is indexed by rows and quads of the tiles that sized it, as `x_copy` and `w_copy` hand them out or cut them off.
+    // is indexed by rows and vecs of the tiles that sized it, as `x_copy` and `w_copy` hand them out or cut them off.
     unsafe {
         tiled::segment_gemm::launch_unchecked::<U>(
             client,

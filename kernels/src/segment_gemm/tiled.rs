@@ -8,21 +8,21 @@ use cubecl::{ir::ElemType, prelude::*};
 use super::WORK_WORDS;
 use super::fetch::{Place, fetch};
 use crate::math::narrow;
-use crate::unit::{ProductTiles, ProductUnit, Quad, product_quads};
+use crate::mma::{GemmMma, GemmTileShape, Vec16, product_vecs};
 
-/// `x`: `[rows, d_in]`, `weights`: `[matrices, d_in, d_out]` or `[matrices, d_out, d_in]`, in quads but with strides in
+/// `x`: `[rows, d_in]`, `weights`: `[matrices, d_in, d_out]` or `[matrices, d_out, d_in]`, in vecs but with strides in
 /// elements; `y`: `[rows, d_out]`.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn segment_gemm<U: ProductUnit, E: Float>(
-    x: &Tensor<Quad>,
-    weights: &Tensor<Quad>,
+pub(super) fn segment_gemm<U: GemmMma, E: Float>(
+    x: &Tensor<Vec16>,
+    weights: &Tensor<Vec16>,
     y: &mut [Vector<E, U::Run>],
     works: &[i32],
     count: usize,
     d_in: usize,
     d_out: usize,
-    #[comptime] tiles: ProductTiles,
+    #[comptime] tiles: GemmTileShape,
     #[define(E)] _dtype: ElemType,
 ) {
     let columns = comptime!(tiles.columns::<U>());
@@ -43,14 +43,14 @@ pub(super) fn segment_gemm<U: ProductUnit, E: Float>(
     let lane = UNIT_POS_X as usize;
     let plane = UNIT_POS_Y as usize;
     let unit = UNIT_POS as usize;
-    let stage_quads = comptime!(tiles.stage_quads::<U>());
-    let mut shared = Shared::<[Quad]>::new_aligned_slice(comptime!(product_quads::<U>(tiles)), 128usize);
-    let mut staged = Array::<Quad>::new(comptime!(tiles.staged_quads::<U>()));
+    let stage_vecs = comptime!(tiles.stage_vecs::<U>());
+    let mut shared = Shared::<[Vec16]>::new_aligned_slice(comptime!(product_vecs::<U>(tiles)), 128usize);
+    let mut staged = Array::<Vec16>::new(comptime!(tiles.staged_vecs::<U>()));
     let ahead = comptime!(if tiles.stages > 1 { tiles.stages - 1 } else { 1 });
     #[unroll]
     for i in 0..ahead {
         let first = comptime!(i * tiles.depth).runtime();
-        let stage = comptime!(i * stage_quads).runtime();
+        let stage = comptime!(i * stage_vecs).runtime();
         fetch::<U>(x, weights, &place, first, &mut shared, stage, unit, &mut staged, tiles);
     }
     let mut sums = Array::<Vector<f32, U::Acc>>::new(comptime!(tiles.row_tiles * tiles.column_tiles));
@@ -62,34 +62,34 @@ pub(super) fn segment_gemm<U: ProductUnit, E: Float>(
     let mut at = 0usize;
     while at < d_in {
         U::land(&mut shared, stage, unit, &mut staged, d_in - at, tiles);
-        let mut next = stage + comptime!(ahead * stage_quads);
+        let mut next = stage + comptime!(ahead * stage_vecs);
         if comptime!(tiles.stages == 1) {
             next = 0usize;
-        } else if next >= comptime!(tiles.stages * stage_quads) {
-            next -= comptime!(tiles.stages * stage_quads);
+        } else if next >= comptime!(tiles.stages * stage_vecs) {
+            next -= comptime!(tiles.stages * stage_vecs);
         }
         let first = at + comptime!(ahead * tiles.depth);
         fetch::<U>(x, weights, &place, first, &mut shared, next, unit, &mut staged, tiles);
         U::multiply::<E>(&shared, stage, lane, plane, &mut sums, tiles);
-        stage += stage_quads;
-        if stage == comptime!(tiles.stages * stage_quads) {
+        stage += stage_vecs;
+        if stage == comptime!(tiles.stages * stage_vecs) {
             stage = 0usize;
         }
         at += tiles.depth;
     }
-    U::settle();
+    U::wait_all_stages();
     store::<U, E>(y, &place, &sums, lane, plane, tiles);
 }
 
 /// Stores the rows and columns that are there.
 #[cube]
-fn store<U: ProductUnit, E: Float>(
+fn store<U: GemmMma, E: Float>(
     y: &mut [Vector<E, U::Run>],
     place: &Place,
     sums: &Array<Vector<f32, U::Acc>>,
     lane: usize,
     plane: usize,
-    #[comptime] tiles: ProductTiles,
+    #[comptime] tiles: GemmTileShape,
 ) {
     let first_row = place.first_row + plane % tiles.row_planes * comptime!(tiles.row_tiles * U::ROWS);
     let first_column = place.first_column

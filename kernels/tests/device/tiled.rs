@@ -3,8 +3,8 @@
 use burn_flashinfer_kernels::{
     DeviceProfile, KvLayout, Refusal,
     attention::{
-        Attention, Batch, Blueprint, Choice, Inputs, Mixed, Plan, RequestShape, Split, Standard, Tiled, Unit,
-        launch,
+        Attention, Batch, Blueprint, Choice, Inputs, Mixed, MmaKind, Plan, RequestShape, Split, Standard,
+        Tiled, launch,
     },
     isa::{Arch, Instruction},
 };
@@ -29,70 +29,70 @@ device_tests!(
 );
 
 /// The units of this device.
-fn units(client: &Client) -> Vec<Unit> {
+fn units(client: &Client) -> Vec<MmaKind> {
     let matrix_units = match Arch::of(client) {
-        arch if Instruction::Wgmma.exists_on(arch) => vec![Unit::MmaSync, Unit::Wgmma],
-        arch if Instruction::MmaSync.exists_on(arch) => vec![Unit::MmaSync],
-        arch if Instruction::MfmaBf16.exists_on(arch) => vec![Unit::Mfma16, Unit::Mfma32],
+        arch if Instruction::Wgmma.exists_on(arch) => vec![MmaKind::MmaSync, MmaKind::Wgmma],
+        arch if Instruction::MmaSync.exists_on(arch) => vec![MmaKind::MmaSync],
+        arch if Instruction::MfmaBf16.exists_on(arch) => vec![MmaKind::Mfma16, MmaKind::Mfma32],
         _ => vec![],
     };
     let scalar = match DeviceProfile::of(client).plane {
-        1 => Unit::Scalar1,
-        32 => Unit::Scalar32,
-        _ => Unit::Scalar64,
+        1 => MmaKind::Scalar1,
+        32 => MmaKind::Scalar32,
+        _ => MmaKind::Scalar64,
     };
     [vec![scalar], matrix_units].concat()
 }
 
 /// Planes that share rows, planes that share keys, and both with the keys split.
-fn blueprints(unit: Unit) -> [(Tiled, Split); 3] {
+fn blueprints(unit: MmaKind) -> [(Tiled, Split); 3] {
     let (keys, stages) = match unit {
-        Unit::MmaSync => (16, 3),
-        Unit::Wgmma => (80, 2),
-        Unit::Scalar32 | Unit::Scalar64 => (16, 1),
-        Unit::Scalar1 => (4, 1),
+        MmaKind::MmaSync => (16, 3),
+        MmaKind::Wgmma => (80, 2),
+        MmaKind::Scalar32 | MmaKind::Scalar64 => (16, 1),
+        MmaKind::Scalar1 => (4, 1),
         _ => (32, 1),
     };
-    let few =
-        Tiled { unit, row_tiles: 1, row_planes: 1, keys, key_planes: 4, stages, resident: true, cluster: 1 };
-    let many = Tiled { row_planes: 4, keys: 64, key_planes: 1, ..few };
-    let both = Tiled { row_planes: 2, key_planes: 2, ..few };
-    let [few, many, both] = match unit {
-        Unit::MmaSync => [few, Tiled { row_tiles: 2, stages: 2, resident: false, ..many }, both],
+    let decode =
+        Tiled { unit, q_tiles: 1, q_planes: 1, keys, kv_planes: 4, stages, q_in_registers: true, cluster: 1 };
+    let prefill = Tiled { q_planes: 4, keys: 64, kv_planes: 1, ..decode };
+    let both = Tiled { q_planes: 2, kv_planes: 2, ..decode };
+    let [decode, prefill, both] = match unit {
+        MmaKind::MmaSync => [decode, Tiled { q_tiles: 2, stages: 2, q_in_registers: false, ..prefill }, both],
         // Warpgroups share nothing but the copies.
-        Unit::Wgmma => {
-            let two = Tiled { row_planes: 8, key_planes: 1, resident: false, ..few };
+        MmaKind::Wgmma => {
+            let two = Tiled { q_planes: 8, kv_planes: 1, q_in_registers: false, ..decode };
             let pair = Tiled { cluster: 2, ..two };
-            [Tiled { keys: 128, ..pair }, Tiled { row_planes: 12, keys: 64, stages: 3, ..two }, pair]
+            [Tiled { keys: 128, ..pair }, Tiled { q_planes: 12, keys: 64, stages: 3, ..two }, pair]
         }
-        Unit::Mfma16 => [few, Tiled { row_tiles: 2, ..many }, both],
-        Unit::Mfma32 => [few, many, both],
+        MmaKind::Mfma16 => [decode, Tiled { q_tiles: 2, ..prefill }, both],
+        MmaKind::Mfma32 => [decode, prefill, both],
         // A plane is a thread: no more of them than cores.
-        Unit::Scalar1 => [
-            Tiled { row_tiles: 2, key_planes: 2, ..few },
-            Tiled { row_tiles: 4, row_planes: 2, key_planes: 1, ..few },
-            Tiled { row_tiles: 4, row_planes: 1, ..both },
+        MmaKind::Scalar1 => [
+            Tiled { q_tiles: 2, kv_planes: 2, ..decode },
+            Tiled { q_tiles: 4, q_planes: 2, kv_planes: 1, ..decode },
+            Tiled { q_tiles: 4, q_planes: 1, ..both },
         ],
-        Unit::Scalar32 | Unit::Scalar64 => [
-            Tiled { row_tiles: 4, ..few },
-            Tiled { row_tiles: 3, row_planes: 2, keys: 32, ..many },
-            Tiled { row_tiles: 2, ..both },
+        MmaKind::Scalar32 | MmaKind::Scalar64 => [
+            Tiled { q_tiles: 4, ..decode },
+            Tiled { q_tiles: 3, q_planes: 2, keys: 32, ..prefill },
+            Tiled { q_tiles: 2, ..both },
         ],
     };
-    [(few, Split::Never), (many, Split::Never), (both, Split::Every(keys * 8))]
+    [(decode, Split::Never), (prefill, Split::Never), (both, Split::Every(keys * 8))]
 }
 
 /// The types that a unit multiplies.
-fn dtypes(unit: Unit) -> &'static [Type] {
+fn dtypes(unit: MmaKind) -> &'static [Type] {
     match unit {
-        Unit::MmaSync | Unit::Wgmma | Unit::Mfma16 | Unit::Mfma32 => &[Type::F16, Type::BF16],
-        Unit::Scalar1 | Unit::Scalar32 | Unit::Scalar64 => &[Type::F16, Type::BF16, Type::F32],
+        MmaKind::MmaSync | MmaKind::Wgmma | MmaKind::Mfma16 | MmaKind::Mfma32 => &[Type::F16, Type::BF16],
+        MmaKind::Scalar1 | MmaKind::Scalar32 | MmaKind::Scalar64 => &[Type::F16, Type::BF16, Type::F32],
     }
 }
 
 fn case(kind: Kind, lengths: &[(usize, usize)], dtype: Type, (tiled, split): (Tiled, Split)) -> Case {
     // Compiling is most of the time on a CPU, and copies are unrolled.
-    let (qk, vo) = if tiled.unit == Unit::Scalar1 { (24, 16) } else { (64, 64) };
+    let (qk, vo) = if tiled.unit == MmaKind::Scalar1 { (24, 16) } else { (64, 64) };
     let choice = Choice::Exactly(Blueprint::Tiled(tiled));
     Case { dtype, qk, vo, spread: 1.5, choice, split, ..Case::new(kind, lengths) }
 }
@@ -115,8 +115,8 @@ fn every_kind_and_mask(client: Client) {
         let blueprints = blueprints(unit);
         // Those that CI runs slowest are thinned out.
         let nth = match unit {
-            Unit::Scalar1 => 5,
-            Unit::Scalar32 | Unit::Scalar64 => 2,
+            MmaKind::Scalar1 => 5,
+            MmaKind::Scalar32 | MmaKind::Scalar64 => 2,
             _ => 1,
         };
         for (i, &(kind, causal, soft_cap, window_left)) in masks.iter().enumerate().step_by(nth) {
@@ -144,7 +144,7 @@ fn warpgroups_alone_and_in_pairs(client: Client) {
     let mut random = Random::new(20);
     let kinds = [PAGED, Kind::Ragged, Kind::Paged(5, KvLayout::Hnd)];
     let sizes = [(128, 128, 160), (128, 128, 176), (128, 128, 192), (192, 128, 128), (256, 256, 80)];
-    for unit in units(&client).into_iter().filter(|&unit| unit == Unit::Wgmma) {
+    for unit in units(&client).into_iter().filter(|&unit| unit == MmaKind::Wgmma) {
         for (i, (dim, vo, keys)) in sizes.into_iter().enumerate() {
             for (j, cluster) in [1, 2, 1, 2].into_iter().enumerate() {
                 let tiled = Tiled { keys, cluster, ..blueprints(unit)[2].0 };
@@ -164,7 +164,7 @@ fn warpgroups_alone_and_in_pairs(client: Client) {
 fn a_work_for_each_cube(client: Client) {
     let mut random = Random::new(21);
     let lengths: Vec<_> = (0..700).map(|i| (1 + i % 3, 60 + i % 71)).collect();
-    for unit in units(&client).into_iter().filter(|&unit| unit == Unit::Wgmma) {
+    for unit in units(&client).into_iter().filter(|&unit| unit == MmaKind::Wgmma) {
         for (tiled, kind) in blueprints(unit).into_iter().zip([PAGED, Kind::Ragged, PAGED]) {
             let case = case(kind, &lengths, Type::BF16, tiled);
             Case { causal: true, split: Split::Never, ..case }.check(&client, &mut random);
@@ -174,7 +174,7 @@ fn a_work_for_each_cube(client: Client) {
 
 fn every_head_dimension_and_type(client: Client) {
     let mut random = Random::new(12);
-    // With 192 and 160, keys and values are as many copies of a lane, but of other quads.
+    // With 192 and 160, keys and values are as many copies of a lane, but of other vecs.
     for (qk, vo) in [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (192, 160), (256, 256), (40, 72)] {
         // f32 on the scalar unit, once with odd head dimensions and once with the usual one.
         let f32 = [(40, 72), (128, 128)].contains(&(qk, vo)).then_some(Type::F32);
@@ -225,19 +225,21 @@ fn runs_agree_bit_for_bit(client: Client) {
     }
 }
 
-/// Tiles for many rows and tiles for few in one launch, as far as they go together.
+/// TileShape for many rows and tiles for few in one launch, as far as they go together.
 fn both_sizes(client: &Client) -> Vec<Mixed> {
     let both = |unit| {
-        let [(few, _), (many, _), _] = blueprints(unit);
+        let [(decode, _), (prefill, _), _] = blueprints(unit);
         match unit {
             // As many planes as the tiles for few have.
-            Unit::Scalar1 => {
-                Some(Mixed { many: Tiled { row_tiles: 4, row_planes: 2, key_planes: 1, ..few }, few })
+            MmaKind::Scalar1 => {
+                Some(Mixed { prefill: Tiled { q_tiles: 4, q_planes: 2, kv_planes: 1, ..decode }, decode })
             }
-            Unit::Scalar32 | Unit::Scalar64 => Some(Mixed { many: Tiled { row_planes: 4, ..many }, few }),
-            Unit::Mfma16 | Unit::Wgmma => None,
-            Unit::Mfma32 => Some(Mixed { many, few: Tiled { unit: Unit::Mfma16, ..few } }),
-            Unit::MmaSync => Some(Mixed { many, few }),
+            MmaKind::Scalar32 | MmaKind::Scalar64 => {
+                Some(Mixed { prefill: Tiled { q_planes: 4, ..prefill }, decode })
+            }
+            MmaKind::Mfma16 | MmaKind::Wgmma => None,
+            MmaKind::Mfma32 => Some(Mixed { prefill, decode: Tiled { unit: MmaKind::Mfma16, ..decode } }),
+            MmaKind::MmaSync => Some(Mixed { prefill, decode }),
         }
     };
     units(client).into_iter().filter_map(both).collect()
@@ -249,7 +251,7 @@ fn both_sizes_at_once(client: Client) {
         let choice = Choice::Exactly(Blueprint::Mixed(mixed));
         for (kind, split) in [(PAGED, Split::Auto), (Kind::Ragged, Split::Every(64)), (PAGED, Split::Never)] {
             let lengths = [&MIXED[..], &[(40, 100), (1, 300), (2, 70)]].concat();
-            let case = case(kind, &lengths, dtypes(mixed.many.unit)[0], (mixed.few, split));
+            let case = case(kind, &lengths, dtypes(mixed.prefill.unit)[0], (mixed.decode, split));
             Case { choice, causal: split != Split::Never, ..case }.check(&client, &mut random);
         }
     }
@@ -295,7 +297,7 @@ fn results_do_not_depend_on_the_batch(client: Client) {
 fn what_cannot_run_is_refused(client: Client) {
     let arch = Arch::of(&client);
     let device = DeviceProfile::of(&client);
-    let [(decode, _), (prefill, _), _] = blueprints(Unit::MmaSync);
+    let [(decode, _), (prefill, _), _] = blueprints(MmaKind::MmaSync);
     let problem = Case { qk: 64, vo: 64, dtype: Type::F16, ..Case::new(PAGED, &MIXED) }.problem();
     let check = |tiled, problem| Blueprint::Tiled(tiled).check(&device, &problem);
     if !Instruction::MmaSync.exists_on(arch) {
@@ -309,9 +311,9 @@ fn what_cannot_run_is_refused(client: Client) {
         (Tiled { keys: 8, ..decode }, "keys"),
         (Tiled { stages: 1, ..decode }, "stages"),
         (Tiled { stages: 64, ..decode }, "stages"),
-        (Tiled { row_planes: 64, ..prefill }, "row_planes"),
-        (Tiled { row_tiles: 0, ..prefill }, "row_tiles"),
-        (Tiled { row_tiles: 8, ..prefill }, "row_tiles"),
+        (Tiled { q_planes: 64, ..prefill }, "q_planes"),
+        (Tiled { q_tiles: 0, ..prefill }, "q_tiles"),
+        (Tiled { q_tiles: 8, ..prefill }, "q_tiles"),
     ] {
         match check(tiled, problem) {
             Err(Refusal::Blueprint { setting, .. }) => assert_eq!(setting, name, "{tiled:?}"),

@@ -8,7 +8,7 @@ use burn_cubecl::{CubeBackend, cubecl::prelude::TensorBinding, kernel::into_cont
 use burn_flashinfer_kernels::{
     DeviceProfile, Refusal,
     attention::{
-        self as kernels, Alignment, Attention, Choice, HeadDims, Inputs, Limits, Plan, Planned, Problem,
+        self as kernels, Alignment, Attention, Choice, DevicePlan, HeadDims, Inputs, Limits, Plan, Problem,
         RequestShape, Split, launch,
     },
 };
@@ -110,7 +110,7 @@ fn aligned(tensor: CubeTensor, elements: usize) -> CubeTensor {
 }
 
 /// The lists of a batch, each as a part of the index tensor; none without a plan.
-fn lists(batch: Batch<CubeBackend>) -> Option<(kernels::Batch, Planned, Inputs)> {
+fn lists(batch: Batch<CubeBackend>) -> Option<(kernels::Batch, DevicePlan, Inputs)> {
     let Batch { index, workspace, floats, ints, layout } = batch;
     let list = |range: &Range<usize>| part(&index, range);
     let some = |range: &Range<usize>| (!range.is_empty()).then(|| part(&index, range));
@@ -130,7 +130,7 @@ fn lists(batch: Batch<CubeBackend>) -> Option<(kernels::Batch, Planned, Inputs)>
         MaybeFloats::None => None,
         MaybeFloats::Some(floats) => Some(into_contiguous(floats).binding()),
     };
-    let planned = Planned {
+    let planned = DevicePlan {
         blueprint: launch.blueprint?,
         work_items: some(&launch.work_items),
         merges: some(&launch.merges),

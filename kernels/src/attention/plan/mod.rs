@@ -18,8 +18,8 @@ use super::launch::KeyRange;
 use super::request::RequestShape;
 use super::tiled::Tiled;
 use crate::{DeviceProfile, Refusal, Result};
-use split::{Classes, Item, Tile};
-pub(crate) use work::{MERGE_ROWS, Work, merge_at, rows_of, work_at};
+use split::{Chunk, RowTile, TileCosts};
+pub(crate) use work::{MERGE_ROWS, WorkTile, merge_at, rows_of, work_at};
 pub use work::{MergeItem, WorkItem};
 
 const KERNEL: &str = "attention";
@@ -40,7 +40,7 @@ pub enum Split {
 /// What a plan needs room for at most, however long the requests are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limits {
-    /// Work items.
+    /// WorkTile items.
     pub work_items: usize,
     /// Merges.
     pub merges: usize,
@@ -104,7 +104,7 @@ impl Plan {
             mean: 0,
             why: None,
         };
-        let Some(classes) = Classes::of(&blueprint) else {
+        let Some(classes) = TileCosts::of(&blueprint) else {
             plan.why = Tiled::auto(device, problem, variant, requests, false).err();
             return Ok(plan);
         };
@@ -118,7 +118,7 @@ impl Plan {
         match &schedule.items {
             Some(items) => plan.write(problem, requests, &tiles, items),
             None => {
-                let whole = |tile: &Tile| work_item(requests, tile, tile.start, tile.end, -1);
+                let whole = |tile: &RowTile| work_item(requests, tile, tile.start, tile.end, -1);
                 plan.work_items.extend(tiles.iter().map(whole));
             }
         }
@@ -126,7 +126,7 @@ impl Plan {
     }
 
     /// Writes the lists.
-    fn write(&mut self, problem: &Problem, requests: &[RequestShape], tiles: &[Tile], items: &[Item]) {
+    fn write(&mut self, problem: &Problem, requests: &[RequestShape], tiles: &[RowTile], items: &[Chunk]) {
         // Where the partial results of a tile begin: its chunks follow one another, whatever order they run in.
         let mut partials = vec![0; tiles.len()];
         for item in items.iter().filter(|item| item.chunk == 0 && item.chunks > 1) {
@@ -205,14 +205,14 @@ impl Plan {
         keys: usize,
         split: Split,
     ) -> Limits {
-        match Classes::of(&self.blueprint) {
+        match TileCosts::of(&self.blueprint) {
             Some(classes) => classes.limits(problem, device.cores, requests, keys, split),
             None => Limits::default(),
         }
     }
 
     /// Copies the lists to a device, for one problem.
-    pub fn upload(&self, client: &Client) -> Planned {
+    pub fn upload(&self, client: &Client) -> DevicePlan {
         let list = |words: &[i32]| {
             (!words.is_empty()).then(|| {
                 let handle = client.create_from_slice(i32::as_bytes(words));
@@ -220,7 +220,7 @@ impl Plan {
                 unsafe { TensorBinding::from_raw_parts(handle, [1].into(), [words.len()].into()) }
             })
         };
-        Planned {
+        DevicePlan {
             blueprint: self.blueprint,
             work_items: list(bytemuck::cast_slice(&self.work_items)),
             merges: list(bytemuck::cast_slice(&self.merges)),
@@ -255,7 +255,7 @@ impl fmt::Display for Plan {
 }
 
 /// The work item of a tile over a range of keys.
-fn work_item(requests: &[RequestShape], tile: &Tile, start: u32, end: u32, partial: i32) -> WorkItem {
+fn work_item(requests: &[RequestShape], tile: &RowTile, start: u32, end: u32, partial: i32) -> WorkItem {
     let RequestShape { index, first_token, qo_len, first, kv_len } = requests[tile.request as usize];
     let [index, first_token, qo_len, kv_len, first] =
         [index, first_token, qo_len, kv_len, first].map(|word| word as i32);
@@ -276,7 +276,7 @@ fn work_item(requests: &[RequestShape], tile: &Tile, start: u32, end: u32, parti
 
 /// A plan on a device.
 #[derive(Clone)]
-pub struct Planned {
+pub struct DevicePlan {
     /// What runs.
     pub blueprint: Blueprint,
     /// [`Plan::work_items`], and zeros behind them if there is more room. `i32`, contiguous.

@@ -76,7 +76,7 @@ impl MergeItem {
 
 /// A [`WorkItem`] in a kernel.
 #[derive(CubeType)]
-pub(crate) struct Work {
+pub(crate) struct WorkTile {
     pub request: RequestShape,
     pub first_row: usize,
     pub start: usize,
@@ -86,9 +86,9 @@ pub(crate) struct Work {
 }
 
 #[cube]
-pub(crate) fn work_at(work_items: &[i32], index: usize) -> Work {
+pub(crate) fn work_at(work_items: &[i32], index: usize) -> WorkTile {
     let at = index * WorkItem::WORDS;
-    Work {
+    WorkTile {
         request: RequestShape {
             first_token: usize::cast_from(work_items[at]),
             qo_len: usize::cast_from(work_items[at + 1]),
@@ -105,7 +105,7 @@ pub(crate) fn work_at(work_items: &[i32], index: usize) -> Work {
 }
 
 #[cube]
-impl Work {
+impl WorkTile {
     /// True in the chunk that the initial `(m, l)` of the rows belongs to.
     pub fn is_first_chunk(&self) -> bool {
         self.flags % 2 == WorkItem::FIRST_CHUNK
@@ -114,7 +114,7 @@ impl Work {
 
 /// The rows of a work item for a key head, of which `group` query heads share it.
 #[cube]
-pub(crate) fn rows_of(work: &Work, kv_head: usize, group: usize) -> TileRows {
+pub(crate) fn rows_of(work: &WorkTile, kv_head: usize, group: usize) -> TileRows {
     let request = &work.request;
     TileRows {
         request: RequestShape {

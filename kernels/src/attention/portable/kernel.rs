@@ -22,8 +22,8 @@
 
 use cubecl::prelude::*;
 
-use super::super::batch::{Table, key_offset, request_of};
 use super::super::blueprint::HeadDims;
+use super::super::kv_table::{Table, key_offset, request_of};
 use super::super::request::query_row;
 use super::super::variant::Variant;
 use super::Portable;
@@ -122,12 +122,12 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
         }
         sync_row(units);
 
-        let mut highest = maximum;
+        let mut m_new = maximum;
         for j in 0..keys {
-            highest = max(highest, logits[tile_at + j]);
+            m_new = max(m_new, logits[tile_at + j]);
         }
         // While every logit is -inf, subtract 0 instead: (-inf) - (-inf) would be NaN.
-        let base = select(highest == f32::NEG_INFINITY, 0.0f32, highest);
+        let base = select(m_new == f32::NEG_INFINITY, 0.0f32, m_new);
         let mut j = unit;
         while j < keys {
             weights[tile_at + j] = (logits[tile_at + j] - base).exp();
@@ -138,7 +138,7 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
         sync_row(units);
 
         let rescale = (maximum - base).exp();
-        maximum = highest;
+        maximum = m_new;
         sum *= rescale;
         #[unroll(unrolled)]
         for c in 0..columns {

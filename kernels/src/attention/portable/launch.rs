@@ -1,7 +1,7 @@
 use cubecl::{client::Client, prelude::*};
 
-use super::super::batch::TableArgs;
 use super::super::blueprint::Problem;
+use super::super::kv_table::TableArgs;
 use super::super::launch::Operands;
 use super::super::variant::Variant;
 use super::Portable;

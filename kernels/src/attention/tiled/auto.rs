@@ -3,7 +3,7 @@
 use super::super::blueprint::{Blueprint, Mixed, Problem};
 use super::super::launch::KeyRange;
 use super::super::request::RequestShape;
-use super::blueprint::{KERNEL, Tiled, Unit};
+use super::blueprint::{KERNEL, MmaKind, Tiled};
 use crate::isa::Arch;
 use crate::{DeviceProfile, Refusal, Result};
 
@@ -11,7 +11,7 @@ use crate::{DeviceProfile, Refusal, Result};
 const SMALL_WAVES: usize = 2;
 
 /// Up to so many rows of a request its keys are read slower than multiplied by `mma.sync`.
-const FEW_ROWS: usize = 16;
+const DECODE_ROWS: usize = 16;
 
 impl Tiled {
     /// The choice for a batch, or why there is none. With `fixed` it does not depend on the batch.
@@ -22,8 +22,7 @@ impl Tiled {
         requests: &[RequestShape],
         fixed: bool,
     ) -> Result<Blueprint> {
-        let has =
-            |unit: Unit| matches!(unit.instruction(problem.dtype), Ok(Some(it)) if it.exists_on(device.arch));
+        let has = |unit: MmaKind| matches!(unit.instruction(problem.dtype), Ok(Some(it)) if it.exists_on(device.arch));
         let group = problem.group();
         let all: usize = requests.iter().map(|request| request.qo_len * group).sum();
         // One size for any number of rows, if it may not depend on the batch.
@@ -31,25 +30,29 @@ impl Tiled {
             true => usize::MAX,
             false => requests.iter().map(|request| request.qo_len * group).max().unwrap_or(0),
         };
-        if has(Unit::Wgmma) && !fixed && longest > FEW_ROWS && !Self::is_short(device, problem, requests) {
+        if has(MmaKind::Wgmma)
+            && !fixed
+            && longest > DECODE_ROWS
+            && !Self::is_short(device, problem, requests)
+        {
             let can = |tiled: &Self| tiled.check(device, problem).is_ok();
             if let Some(tiled) = Self::on_hopper(device, problem, variant, requests).find(can) {
                 return Ok(Blueprint::Tiled(tiled));
             }
         }
-        let mixed = if has(Unit::MmaSync) {
+        let mixed = if has(MmaKind::MmaSync) {
             // A size between the extremes, if it may not depend on the batch.
             Some(Self::on_nvidia(device, problem, if fixed { 0 } else { all }))
-        } else if has(Unit::Mfma32) {
+        } else if has(MmaKind::Mfma32) {
             Some(Self::on_cdna(problem))
         } else {
             None
         };
         if let Some(mixed) = mixed {
-            let has_few =
-                requests.iter().any(|request| (1..=mixed.few.rows()).contains(&(request.qo_len * group)));
-            let both = fixed || (has_few && longest > mixed.few.rows());
-            let one = if longest <= mixed.few.rows() { mixed.few } else { mixed.many };
+            let has_decode =
+                requests.iter().any(|request| (1..=mixed.decode.rows()).contains(&(request.qo_len * group)));
+            let both = fixed || (has_decode && longest > mixed.decode.rows());
+            let one = if longest <= mixed.decode.rows() { mixed.decode } else { mixed.prefill };
             let choices = [both.then_some(Blueprint::Mixed(mixed)), Some(Blueprint::Tiled(one))];
             let mut choices = choices.into_iter().flatten();
             if let Some(chosen) = choices.find(|choice| choice.check(device, problem).is_ok()) {
@@ -71,16 +74,16 @@ impl Tiled {
     ) -> impl Iterator<Item = Self> + use<> {
         // Of small heads the softmax is most of the work, which a third warpgroup hides better: 457 TFLOP/s over 8192 tokens
         // with 3 stages, 428 with 2 or 4, 389 with two warpgroups (H200).
-        let (row_planes, stages) = if problem.dims.qk.max(problem.dims.vo) <= 64 { (12, 3) } else { (8, 2) };
-        let cluster = if row_planes == 8 && Self::is_long(device, problem, requests) { 2 } else { 1 };
+        let (q_planes, stages) = if problem.dims.qk.max(problem.dims.vo) <= 64 { (12, 3) } else { (8, 2) };
+        let cluster = if q_planes == 8 && Self::is_long(device, problem, requests) { 2 } else { 1 };
         let tiled = move |keys| Self {
-            unit: Unit::Wgmma,
-            row_tiles: 1,
-            row_planes,
+            unit: MmaKind::Wgmma,
+            q_tiles: 1,
+            q_planes,
             keys,
-            key_planes: 1,
+            kv_planes: 1,
             stages,
-            resident: false,
+            q_in_registers: false,
             cluster,
         };
         // The more, the less often sums are rescaled and warpgroups wait for each other: 8192 keys, all seen, at 600
@@ -118,77 +121,77 @@ impl Tiled {
 
     fn on_nvidia(device: &DeviceProfile, problem: &Problem, rows: usize) -> Mixed {
         let dim = problem.dims.qk.max(problem.dims.vo);
-        let few = Self {
-            unit: Unit::MmaSync,
-            row_tiles: 1,
-            row_planes: 1,
+        let decode = Self {
+            unit: MmaKind::MmaSync,
+            q_tiles: 1,
+            q_planes: 1,
             keys: 16,
-            key_planes: 4,
+            kv_planes: 4,
             stages: if dim <= 128 { 3 } else { 2 },
-            resident: dim <= 128,
+            q_in_registers: dim <= 128,
             cluster: 1,
         };
-        let many = Self { row_planes: 4, keys: 64, key_planes: 1, stages: 2, ..few };
-        let many = if dim > 128 {
+        let prefill = Self { q_planes: 4, keys: 64, kv_planes: 1, stages: 2, ..decode };
+        let prefill = if dim > 128 {
             // The accumulators of 32 rows would not fit into registers.
-            Self { row_planes: 8, keys: 32, resident: false, ..many }
+            Self { q_planes: 8, keys: 32, q_in_registers: false, ..prefill }
         } else {
             // 32 rows a plane halve the reads of keys and values: 349 against 320 TFLOP/s over 8192 tokens. But 64 rows
             // spread over the machine where 128 leave it half empty: 231 against 166 over 1024 (H200, 32/8 heads).
-            let large = Self { row_tiles: 2, resident: dim <= 64, ..many };
+            let large = Self { q_tiles: 2, q_in_registers: dim <= 64, ..prefill };
             let tiles = rows.div_ceil(large.rows()) * problem.kv_heads;
-            if tiles < SMALL_WAVES * device.cores.unwrap_or(1) { many } else { large }
+            if tiles < SMALL_WAVES * device.cores.unwrap_or(1) { prefill } else { large }
         };
-        Mixed { many, few }
+        Mixed { prefill, decode }
     }
 
     fn on_cdna(problem: &Problem) -> Mixed {
         let dim = problem.dims.qk.max(problem.dims.vo);
-        let many = Self {
-            unit: Unit::Mfma32,
-            row_tiles: 1,
-            row_planes: 4,
+        let prefill = Self {
+            unit: MmaKind::Mfma32,
+            q_tiles: 1,
+            q_planes: 4,
             keys: if dim <= 128 { 64 } else { 32 },
-            key_planes: 1,
+            kv_planes: 1,
             stages: 1,
-            resident: true,
+            q_in_registers: true,
             cluster: 1,
         };
-        let few = Self {
-            unit: Unit::Mfma16,
-            row_planes: 1,
+        let decode = Self {
+            unit: MmaKind::Mfma16,
+            q_planes: 1,
             keys: 32,
-            key_planes: if dim <= 128 { 4 } else { 2 },
-            ..many
+            kv_planes: if dim <= 128 { 4 } else { 2 },
+            ..prefill
         };
-        Mixed { many, few }
+        Mixed { prefill, decode }
     }
 
     /// Without matrix cores, on GPUs alone: on a CPU planes are threads, which would wait for each other at every tile, and
     /// the rows of the portable kernel need not.
     fn on_plain(device: &DeviceProfile, problem: &Problem, rows: usize) -> Result<Self> {
         let unit = match (device.arch, device.plane) {
-            (Arch::Sm(_) | Arch::Gfx(_), 32) => Unit::Scalar32,
-            (Arch::Sm(_) | Arch::Gfx(_), 64) => Unit::Scalar64,
+            (Arch::Sm(_) | Arch::Gfx(_), 32) => MmaKind::Scalar32,
+            (Arch::Sm(_) | Arch::Gfx(_), 64) => MmaKind::Scalar64,
             (_, plane) => return Err(Refusal::plane(KERNEL, plane)),
         };
         let one = Self {
             unit,
-            row_tiles: 1,
-            row_planes: 1,
+            q_tiles: 1,
+            q_planes: 1,
             keys: 16,
-            key_planes: 1,
+            kv_planes: 1,
             stages: 1,
-            resident: false,
+            q_in_registers: false,
             cluster: 1,
         };
         let rows = rows.div_ceil(one.rows());
         let mut candidates = vec![];
         for planes in [4, 2, 1] {
             if rows <= 4 {
-                candidates.push(Self { row_tiles: rows.max(1), key_planes: planes, ..one });
+                candidates.push(Self { q_tiles: rows.max(1), kv_planes: planes, ..one });
             } else {
-                candidates.extend([4, 2, 1].map(|row_tiles| Self { row_tiles, row_planes: planes, ..one }));
+                candidates.extend([4, 2, 1].map(|q_tiles| Self { q_tiles, q_planes: planes, ..one }));
             }
         }
         // The first that leaves shared memory for a second cube, or that has room at all.

@@ -3,9 +3,11 @@ use std::fmt;
 use cubecl::ir::{ElemType, FloatKind};
 
 use super::super::blueprint::{Mixed, Problem};
-use super::super::specialized;
+use super::super::hopper;
 use crate::isa::Instruction;
-use crate::unit::{Layout, Mfma16, Mfma32, MmaSync, Scalar1, Scalar32, Scalar64, Tiles, shared_quads};
+use crate::mma::{
+    FragmentLayout, Mfma16, Mfma32, MmaSync, Scalar1, Scalar32, Scalar64, TileShape, shared_vecs,
+};
 use crate::{DeviceProfile, Refusal, Result};
 
 pub(super) const KERNEL: &str = "tiled attention";
@@ -16,7 +18,7 @@ const BF16: ElemType = ElemType::Float(FloatKind::BF16);
 
 /// Who multiplies the tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Unit {
+pub enum MmaKind {
     /// `mma.sync` m16n8k16.
     MmaSync,
     /// `wgmma` m64nNk16, by warpgroups of four planes, while another one copies.
@@ -37,19 +39,19 @@ pub enum Unit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tiled {
     /// Who multiplies.
-    pub unit: Unit,
-    /// Tiles of rows that a plane owns.
-    pub row_tiles: usize,
+    pub unit: MmaKind,
+    /// TileShape of rows that a plane owns.
+    pub q_tiles: usize,
     /// Planes with different rows.
-    pub row_planes: usize,
+    pub q_planes: usize,
     /// Keys that a plane takes at a time.
     pub keys: usize,
     /// Planes with the same rows and different keys.
-    pub key_planes: usize,
-    /// Tiles of keys and values in shared memory.
+    pub kv_planes: usize,
+    /// TileShape of keys and values in shared memory.
     pub stages: usize,
     /// Whether the queries stay in registers.
-    pub resident: bool,
+    pub q_in_registers: bool,
     /// Cubes with different rows that read keys and values once for all of them: a cluster. 1 for none.
     pub cluster: usize,
 }
@@ -57,7 +59,7 @@ pub struct Tiled {
 /// The first CUDA, 12.3, that loads code which makes tensor maps.
 const TENSOR_MAPS: i32 = 12030;
 
-/// What a unit is, of what [`Layout`] says and the blueprint must know.
+/// What a unit is, of what [`FragmentLayout`] says and the blueprint must know.
 struct Machine {
     plane: usize,
     rows: usize,
@@ -65,12 +67,12 @@ struct Machine {
     keys: usize,
     acc: usize,
     is_async: bool,
-    shared_quads: fn(Tiles) -> usize,
-    staged_quads: fn(Tiles) -> usize,
+    shared_vecs: fn(TileShape) -> usize,
+    staged_vecs: fn(TileShape) -> usize,
 }
 
 impl Machine {
-    fn of<L: Layout>() -> Self {
+    fn of<L: FragmentLayout>() -> Self {
         Self {
             plane: L::PLANE,
             rows: L::ROWS,
@@ -78,18 +80,18 @@ impl Machine {
             keys: L::KEYS,
             acc: L::ACC,
             is_async: L::ASYNC,
-            shared_quads: shared_quads::<L>,
-            staged_quads: L::staged_quads,
+            shared_vecs: shared_vecs::<L>,
+            staged_vecs: L::staged_vecs,
         }
     }
 }
 
-impl Unit {
+impl MmaKind {
     fn machine(self) -> Machine {
         match self {
             Self::MmaSync => Machine::of::<MmaSync>(),
             // A warp's share of the accumulators is the same.
-            Self::Wgmma => Machine { shared_quads: specialized::shared_quads, ..Machine::of::<MmaSync>() },
+            Self::Wgmma => Machine { shared_vecs: hopper::shared_vecs, ..Machine::of::<MmaSync>() },
             Self::Mfma16 => Machine::of::<Mfma16>(),
             Self::Mfma32 => Machine::of::<Mfma32>(),
             Self::Scalar1 => Machine::of::<Scalar1>(),
@@ -132,15 +134,15 @@ impl Tiled {
         if machine.plane != device.plane as usize {
             return refused("plane", device.plane as usize, format!("{} lanes", machine.plane));
         }
-        let per_quad = 16 / problem.dtype.size();
-        let whole = if instruction.is_some() { 16 } else { per_quad };
+        let per_vec = 16 / problem.dtype.size();
+        let whole = if instruction.is_some() { 16 } else { per_vec };
         for (setting, got) in [("head_dim", problem.dims.qk), ("head_dim_vo", problem.dims.vo)] {
             if got == 0 || got % whole != 0 || got > 256 {
                 return refused(setting, got, format!("a multiple of {whole} up to 256"));
             }
         }
         for (setting, got) in [("stride of q or k", problem.align.qk), ("stride of v", problem.align.vo)] {
-            if got % per_quad != 0 {
+            if got % per_vec != 0 {
                 return refused(setting, got, "rows aligned to 16 bytes".into());
             }
         }
@@ -150,9 +152,9 @@ impl Tiled {
             return Err(Refusal::blueprint(KERNEL, "scale", problem.scale, "a positive one"));
         }
         for (setting, got) in [
-            ("row_tiles", self.row_tiles),
-            ("row_planes", self.row_planes),
-            ("key_planes", self.key_planes),
+            ("q_tiles", self.q_tiles),
+            ("q_planes", self.q_planes),
+            ("kv_planes", self.kv_planes),
             ("keys", self.keys),
         ] {
             if got == 0 {
@@ -167,7 +169,7 @@ impl Tiled {
             return refused("stages", self.stages, expected.into());
         }
         let tiles = self.tiles(problem);
-        if self.unit == Unit::Wgmma {
+        if self.unit == MmaKind::Wgmma {
             if let Some(cuda) = device.cuda.filter(|&cuda| cuda < TENSOR_MAPS) {
                 return refused(
                     "cuda",
@@ -175,19 +177,19 @@ impl Tiled {
                     format!("{TENSOR_MAPS} or newer, which knows tensor maps"),
                 );
             }
-            specialized::check(tiles)?;
+            hopper::check(tiles)?;
         } else if self.cluster != 1 {
             return refused("cluster", self.cluster, "1: no other unit shares what it copies".into());
         }
         let units = self.planes() * machine.plane;
         if units > device.max_units as usize {
-            return refused("row_planes", self.row_planes, format!("at most {} units", device.max_units));
+            return refused("q_planes", self.q_planes, format!("at most {} units", device.max_units));
         }
         // Accumulators and what is on its way to shared memory; the rest is for queries and addresses.
-        let registers = self.row_tiles
+        let registers = self.q_tiles
             * (problem.dims.vo.div_ceil(machine.columns) + self.keys / machine.columns)
             * machine.acc
-            + 4 * (machine.staged_quads)(tiles);
+            + 4 * (machine.staged_vecs)(tiles);
         let most = match device.plane {
             // A CPU has them in memory.
             1 => usize::MAX,
@@ -197,7 +199,7 @@ impl Tiled {
         };
         if registers > most {
             let expected = format!("at most {most} registers, not {registers}");
-            return refused("row_tiles", self.row_tiles, expected);
+            return refused("q_tiles", self.q_tiles, expected);
         }
         let shared = self.shared_memory(problem);
         if shared > device.shared_memory {
@@ -209,36 +211,36 @@ impl Tiled {
 
     /// Rows of a cube, or of all cubes of a cluster.
     pub(crate) fn rows(&self) -> usize {
-        self.cluster * self.row_planes * self.row_tiles * self.unit.machine().rows
+        self.cluster * self.q_planes * self.q_tiles * self.unit.machine().rows
     }
 
     /// Planes of a cube.
     pub(super) fn planes(&self) -> usize {
-        let copying = if self.unit == Unit::Wgmma { specialized::PRODUCERS } else { 0 };
-        self.row_planes * self.key_planes + copying
+        let copying = if self.unit == MmaKind::Wgmma { hopper::PRODUCERS } else { 0 };
+        self.q_planes * self.kv_planes + copying
     }
 
     /// Keys of a cube at a time.
     pub(crate) fn cube_keys(&self) -> usize {
-        self.keys * self.key_planes
+        self.keys * self.kv_planes
     }
 
     pub(super) fn shared_memory(&self, problem: &Problem) -> usize {
-        (self.unit.machine().shared_quads)(self.tiles(problem)) * 16
+        (self.unit.machine().shared_vecs)(self.tiles(problem)) * 16
     }
 
-    pub(super) fn tiles(&self, problem: &Problem) -> Tiles {
-        Tiles {
+    pub(super) fn tiles(&self, problem: &Problem) -> TileShape {
+        TileShape {
             dims: problem.dims,
-            row_tiles: self.row_tiles,
+            q_tiles: self.q_tiles,
             keys: self.keys,
-            row_planes: self.row_planes,
-            key_planes: self.key_planes,
+            q_planes: self.q_planes,
+            kv_planes: self.kv_planes,
             stages: self.stages,
-            resident: self.resident,
+            q_in_registers: self.q_in_registers,
             cluster: self.cluster,
             // On CDNA it halves the shared memory that a plane takes, and with it doubles the planes of a core.
-            direct_keys: self.row_planes == 1 && matches!(self.unit, Unit::Mfma16 | Unit::Mfma32),
+            direct_keys: self.q_planes == 1 && matches!(self.unit, MmaKind::Mfma16 | MmaKind::Mfma32),
             dtype: problem.dtype,
         }
     }
@@ -247,20 +249,20 @@ impl Tiled {
 impl Mixed {
     /// Whether both can run, and together.
     pub(crate) fn check(&self, device: &DeviceProfile, problem: &Problem) -> Result<()> {
-        self.many.check(device, problem)?;
-        self.few.check(device, problem)?;
-        let (got, wanted) = (self.few.planes(), self.many.planes());
+        self.prefill.check(device, problem)?;
+        self.decode.check(device, problem)?;
+        let (got, wanted) = (self.decode.planes(), self.prefill.planes());
         if got != wanted {
-            let expected = format!("{wanted} planes, as tiles of many rows have");
-            return Err(Refusal::blueprint(KERNEL, "key_planes", got, expected));
+            let expected = format!("{wanted} planes, as tiles of prefill rows have");
+            return Err(Refusal::blueprint(KERNEL, "kv_planes", got, expected));
         }
-        let units = (self.many.unit, self.few.unit);
-        if units.0 == Unit::Wgmma {
+        let units = (self.prefill.unit, self.decode.unit);
+        if units.0 == MmaKind::Wgmma {
             let expected = "planes that multiply alone: warpgroups have tiles of one size";
             return Err(Refusal::blueprint(KERNEL, "unit", "Wgmma", expected));
         }
-        if units.0 != units.1 && units != (Unit::Mfma32, Unit::Mfma16) {
-            let expected = format!("{:?}, as tiles of many rows have", units.0);
+        if units.0 != units.1 && units != (MmaKind::Mfma32, MmaKind::Mfma16) {
+            let expected = format!("{:?}, as tiles of prefill rows have", units.0);
             return Err(Refusal::blueprint(KERNEL, "unit", format!("{:?}", units.1), expected));
         }
         Ok(())
@@ -269,14 +271,14 @@ impl Mixed {
 
 impl fmt::Display for Tiled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { unit, row_planes, row_tiles, key_planes, keys, stages, resident, cluster } = self;
+        let Self { unit, q_planes, q_tiles, kv_planes, keys, stages, q_in_registers, cluster } = self;
         write!(
             f,
-            "tiled on {unit:?}: {} rows ({row_planes} planes of {row_tiles} tiles), {} keys ({key_planes} planes of \
+            "tiled on {unit:?}: {} rows ({q_planes} planes of {q_tiles} tiles), {} keys ({kv_planes} planes of \
              {keys}), {stages} stages, queries in {}",
             self.rows(),
             self.cube_keys(),
-            if *resident { "registers" } else { "shared memory" },
+            if *q_in_registers { "registers" } else { "shared memory" },
         )?;
         if *cluster > 1 { write!(f, ", clusters of {cluster}") } else { Ok(()) }
     }

@@ -13,7 +13,7 @@ use crate::math::narrow;
 
 /// Chunks whose partial results are read at once, so that their latencies overlap. One after the other, 16 of them took
 /// 10 us (H200).
-const TOGETHER: usize = 8;
+const COMBINE_UNROLL: usize = 8;
 
 /// The run-time numbers of a problem.
 #[derive(CubeType, CubeLaunch)]
@@ -54,42 +54,42 @@ pub(crate) fn combine<V: Variant, O: Float>(
     }
     let first = merge.partial + kv_head * merge.per_head + row;
     let stride = params.kv_heads * merge.per_head;
-    let sums = workspace.with_vector_size::<Const<2>>();
+    let o = workspace.with_vector_size::<Const<2>>();
     let sums_at = params.partial_rows * comptime!(vectors * 2);
 
     let scale = V::scale(args);
-    let mut highest = f32::NEG_INFINITY.runtime();
+    let mut m_new = f32::NEG_INFINITY.runtime();
     let mut base = 0.0f32;
     let mut sum = 0.0f32;
     let mut merged = Vector::<f32, Const<4>>::new(0.0f32);
     let mut c = 0usize;
     while c < merge.chunks {
-        let mut of_rows = Array::<Vector<f32, Const<2>>>::new(TOGETHER);
-        let mut parts = Array::<Vector<f32, Const<4>>>::new(TOGETHER);
-        let before = highest;
+        let mut of_rows = Array::<Vector<f32, Const<2>>>::new(COMBINE_UNROLL);
+        let mut parts = Array::<Vector<f32, Const<4>>>::new(COMBINE_UNROLL);
+        let before = m_new;
         #[unroll]
-        for i in 0..TOGETHER {
+        for i in 0..COMBINE_UNROLL {
             let at = first + min(c + i, merge.chunks - 1) * stride;
-            of_rows[i] = sums[sums_at + at];
+            of_rows[i] = o[sums_at + at];
             parts[i] = workspace[at * vectors + column];
         }
         #[unroll]
-        for i in 0..TOGETHER {
-            highest = max(highest, of_rows[i].extract(0usize));
+        for i in 0..COMBINE_UNROLL {
+            m_new = max(m_new, of_rows[i].extract(0usize));
         }
         // While every chunk is empty, subtract 0 instead: (-inf) - (-inf) would be NaN.
-        base = select(highest == f32::NEG_INFINITY, 0.0f32, highest);
-        let rescale = ((before - base) * scale).exp();
-        sum *= rescale;
-        merged *= Vector::new(rescale);
+        base = select(m_new == f32::NEG_INFINITY, 0.0f32, m_new);
+        let alpha = ((before - base) * scale).exp();
+        sum *= alpha;
+        merged *= Vector::new(alpha);
         #[unroll]
-        for i in 0..TOGETHER {
+        for i in 0..COMBINE_UNROLL {
             let relative = (of_rows[i].extract(0usize) - base) * scale;
             let weight = select(c + i < merge.chunks, of_rows[i].extract(1usize) * relative.exp(), 0.0f32);
             sum += weight;
             merged += parts[i] * Vector::new(weight);
         }
-        c += TOGETHER;
+        c += COMBINE_UNROLL;
     }
     let norm = select(sum == 0.0f32, 1.0f32, sum);
     let group = params.q_heads / params.kv_heads;

@@ -1,7 +1,7 @@
 //! ```text
 //! o_i = Σ_j p_ij v_j / Σ_j p_ij      p_ij = exp2(s_ij - m_i)      s_ij = log2(e) scale logit(q_i·k_j), visible j
 //! ```
-//! FlashAttention-2 on any [`MatrixUnit`]. The queries of the heads that share a key head are packed into rows: row
+//! FlashAttention-2 on any [`Mma`]. The queries of the heads that share a key head are packed into rows: row
 //! `r` is query `r / group` of head `r % group`. A cube owns a tile of rows and walks over the keys that any of them
 //! sees, or over a chunk of them, a tile of keys at a time:
 //!
@@ -20,22 +20,22 @@
 
 use cubecl::prelude::*;
 
-use super::super::batch::{Table, origin};
-use super::super::plan::{Work, rows_of, work_at};
+use super::super::kv_table::{Table, origin};
+use super::super::plan::{WorkTile, rows_of, work_at};
 use super::super::variant::Variant;
-use super::fetch::fetch;
-use super::merge::merge_planes;
-use super::softmax::{logits, mask, row_of, start_softmax, weights};
-use super::store::store_rows;
+use super::copy_stage::copy_stage;
+use super::epilogue::store_rows;
+use super::merge_planes::merge_planes;
+use super::softmax::{logits, mask, online_softmax, row_of, start_softmax};
 use crate::math::LOG2_E;
-use crate::unit::{MatrixUnit, Quad, Tiles, shared_quads};
+use crate::mma::{Mma, TileShape, Vec16, shared_vecs};
 
 /// The run-time numbers of a problem.
 #[derive(CubeType, CubeLaunch)]
 pub(crate) struct TiledParams {
     /// Query heads of a key head.
     pub group: usize,
-    /// Work items of a key head.
+    /// WorkTile items of a key head.
     pub work_items: usize,
     /// Rows of partial results that the workspace has room for.
     pub partial_rows: usize,
@@ -44,32 +44,32 @@ pub(crate) struct TiledParams {
 /// Comptime choices beside the tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct TileConfig {
-    /// Tiles of requests with many rows.
-    pub many: Tiles,
-    /// Tiles of requests whose rows fit into one, if they have their own.
-    pub few: Option<Tiles>,
+    /// TileShape of requests with many rows.
+    pub prefill: TileShape,
+    /// TileShape of requests whose rows fit into one, if they have their own.
+    pub decode: Option<TileShape>,
 }
 
 impl TileConfig {
-    fn shared_quads<M: MatrixUnit, F: MatrixUnit>(&self) -> usize {
-        shared_quads::<M>(self.many).max(self.few.map_or(0, shared_quads::<F>))
+    fn shared_vecs<M: Mma, F: Mma>(&self) -> usize {
+        shared_vecs::<M>(self.prefill).max(self.decode.map_or(0, shared_vecs::<F>))
     }
 
     /// Rows up to which a request has the tiles for few.
-    fn few_rows<F: MatrixUnit>(&self) -> usize {
-        self.few.map_or(0, |few| few.rows(F::ROWS))
+    fn decode_rows<F: Mma>(&self) -> usize {
+        self.decode.map_or(0, |decode| decode.rows(F::ROWS))
     }
 }
 
-/// `q`: `[tokens, q_heads, qk]`, `k`: `[pages, slots, kv_heads, qk]`, `v`: `[pages, slots, kv_heads, vo]`, all in quads
+/// `q`: `[tokens, q_heads, qk]`, `k`: `[pages, slots, kv_heads, qk]`, `v`: `[pages, slots, kv_heads, vo]`, all in vecs
 /// but with strides in elements. `output`: `[tokens, q_heads, vo]`. `workspace`: `[partial_rows, vo]`, then
 /// `[partial_rows, 2]` of maxima and totals.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(crate) fn tiled<M: MatrixUnit, F: MatrixUnit, V: Variant, E: Float>(
-    q: &Tensor<Quad>,
-    k: &Tensor<Quad>,
-    v: &Tensor<Quad>,
+pub(crate) fn tiled<M: Mma, F: Mma, V: Variant, E: Float>(
+    q: &Tensor<Vec16>,
+    k: &Tensor<Vec16>,
+    v: &Tensor<Vec16>,
     output: &mut [Vector<E, M::Run>],
     lse: &mut ComptimeOption<Box<[f32]>>,
     workspace: &mut ComptimeOption<Box<[Vector<f32, Const<2>>]>>,
@@ -93,15 +93,15 @@ pub(crate) fn tiled<M: MatrixUnit, F: MatrixUnit, V: Variant, E: Float>(
         terminate!();
     }
     let head = CUBE_POS % kv_heads;
-    let mut shared = Shared::<[Quad]>::new_aligned_slice(comptime!(config.shared_quads::<M, F>()), 128usize);
-    let mut few = false;
-    if comptime!(config.few.is_some()) {
-        few = rows <= comptime!(config.few_rows::<F>());
+    let mut shared = Shared::<[Vec16]>::new_aligned_slice(comptime!(config.shared_vecs::<M, F>()), 128usize);
+    let mut decode = false;
+    if comptime!(config.decode.is_some()) {
+        decode = rows <= comptime!(config.decode_rows::<F>());
     }
-    if few {
-        if comptime!(config.few.is_some()) {
+    if decode {
+        if comptime!(config.decode.is_some()) {
             let output = output.with_vector_size_mut::<F::Run>();
-            let tiles = comptime!(config.few.unwrap_or(config.many));
+            let tiles = comptime!(config.decode.unwrap_or(config.prefill));
             attend::<F, V, E>(
                 q,
                 k,
@@ -132,7 +132,7 @@ pub(crate) fn tiled<M: MatrixUnit, F: MatrixUnit, V: Variant, E: Float>(
             args,
             params,
             &mut shared,
-            comptime!(config.many),
+            comptime!(config.prefill),
         );
     }
 }
@@ -140,20 +140,20 @@ pub(crate) fn tiled<M: MatrixUnit, F: MatrixUnit, V: Variant, E: Float>(
 /// One work, with tiles of one size.
 #[allow(clippy::too_many_arguments, reason = "the buffers of the kernel")]
 #[cube]
-fn attend<U: MatrixUnit, V: Variant, E: Float>(
-    q: &Tensor<Quad>,
-    k: &Tensor<Quad>,
-    v: &Tensor<Quad>,
+fn attend<U: Mma, V: Variant, E: Float>(
+    q: &Tensor<Vec16>,
+    k: &Tensor<Vec16>,
+    v: &Tensor<Vec16>,
     output: &mut [Vector<E, U::Run>],
     lse: &mut ComptimeOption<Box<[f32]>>,
     workspace: &mut ComptimeOption<Box<[Vector<f32, Const<2>>]>>,
-    work: &Work,
+    work: &WorkTile,
     kv_head: usize,
     table: &Table,
     args: &V::Args,
     params: &TiledParams,
-    shared: &mut [Quad],
-    #[comptime] tiles: Tiles,
+    shared: &mut [Vec16],
+    #[comptime] tiles: TileShape,
 ) {
     let rows = comptime!(tiles.rows(U::ROWS));
     let lane = UNIT_POS_X as usize;
@@ -163,25 +163,25 @@ fn attend<U: MatrixUnit, V: Variant, E: Float>(
     let request = &work.request;
     let owned = rows_of(work, kv_head, group);
 
-    // Queries of the first and the last row, and the keys that all rows see: from `every_start` to `every_end`.
+    // Queries of the first and the last row, and the keys that all rows see: from `unmasked_start` to `unmasked_end`.
     let first_query = owned.first / group;
     let last_query = (min(owned.first + rows, owned.end) - 1) / group;
-    let (_, every_end) = V::keys(args, request, first_query);
-    let (every_start, _) = V::keys(args, request, last_query);
+    let (_, unmasked_end) = V::keys(args, request, first_query);
+    let (unmasked_start, _) = V::keys(args, request, last_query);
     let (start, end) = (work.start, work.end);
-    let every_end = min(every_end, end);
+    let unmasked_end = min(unmasked_end, end);
 
-    let mut staged = Array::<Quad>::new(comptime!(U::staged_quads(tiles)));
+    let mut staged = Array::<Vec16>::new(comptime!(U::staged_vecs(tiles)));
     let heads = kv_head * k.stride(2) + origin(table, request, k.stride(1));
     let v_heads = kv_head * v.stride(2) + origin(table, request, v.stride(1));
 
     U::fetch_queries(q, &owned, shared, unit, tiles);
     let cube_keys = comptime!(tiles.cube_keys());
-    let stage_quads = comptime!(tiles.stage_quads());
+    let stage_vecs = comptime!(tiles.stage_vecs());
     let ahead = comptime!(if tiles.stages > 1 { tiles.stages - 1 } else { 1 });
     #[unroll]
     for i in 0..ahead {
-        fetch::<U>(
+        copy_stage::<U>(
             k,
             v,
             heads,
@@ -191,7 +191,7 @@ fn attend<U: MatrixUnit, V: Variant, E: Float>(
             start + comptime!(i * cube_keys),
             end,
             shared,
-            comptime!(i * stage_quads).runtime(),
+            comptime!(i * stage_vecs).runtime(),
             unit,
             &mut staged,
             tiles,
@@ -201,31 +201,31 @@ fn attend<U: MatrixUnit, V: Variant, E: Float>(
 
     let columns = comptime!(tiles.keys / U::COLUMNS);
     let elements = comptime!(tiles.dims.vo.div_ceil(U::COLUMNS));
-    let lane_rows = comptime!(tiles.row_tiles * U::LANE_ROWS);
-    let mut scores = Array::<Vector<f32, U::Acc>>::new(comptime!(tiles.row_tiles * columns));
-    let mut sums = Array::<Vector<f32, U::Acc>>::new(comptime!(tiles.row_tiles * elements));
+    let lane_rows = comptime!(tiles.q_tiles * U::LANE_ROWS);
+    let mut scores = Array::<Vector<f32, U::Acc>>::new(comptime!(tiles.q_tiles * columns));
+    let mut o = Array::<Vector<f32, U::Acc>>::new(comptime!(tiles.q_tiles * elements));
     #[unroll]
-    for i in 0..comptime!(tiles.row_tiles * elements) {
-        sums[i] = Vector::new(0.0f32);
+    for i in 0..comptime!(tiles.q_tiles * elements) {
+        o[i] = Vector::new(0.0f32);
     }
-    let first_row = plane % tiles.row_planes * comptime!(tiles.row_tiles * U::ROWS);
-    let first = work.is_first_chunk() && plane < tiles.row_planes;
+    let first_row = plane % tiles.q_planes * comptime!(tiles.q_tiles * U::ROWS);
+    let first = work.is_first_chunk() && plane < tiles.q_planes;
     let mut softmax = start_softmax::<U, V>(args, &owned, first_row, first, tiles);
-    let factor = V::scale(args) * LOG2_E;
+    let scale_log2 = V::scale(args) * LOG2_E;
     // The lane's first key in a tile.
-    let first_key = plane / tiles.row_planes * tiles.keys + U::column(lane);
+    let first_key = plane / tiles.q_planes * tiles.keys + U::column(lane);
 
     let mut stage = 0usize;
     let mut at = start;
     while at < end {
-        U::arrive(shared, stage, unit, &mut staged, end - at, tiles);
-        let mut next = stage + comptime!(ahead * stage_quads);
+        U::wait_stage(shared, stage, unit, &mut staged, end - at, tiles);
+        let mut next = stage + comptime!(ahead * stage_vecs);
         if comptime!(tiles.stages == 1) {
             next = 0usize;
-        } else if next >= comptime!(tiles.stages * stage_quads) {
-            next -= comptime!(tiles.stages * stage_quads);
+        } else if next >= comptime!(tiles.stages * stage_vecs) {
+            next -= comptime!(tiles.stages * stage_vecs);
         }
-        fetch::<U>(
+        copy_stage::<U>(
             k,
             v,
             heads,
@@ -241,11 +241,11 @@ fn attend<U: MatrixUnit, V: Variant, E: Float>(
             tiles,
         );
 
-        U::scores::<E>(&queries, &staged, &*shared, stage, lane, plane, &mut scores, tiles);
+        U::qk::<E>(&queries, &staged, &*shared, stage, lane, plane, &mut scores, tiles);
 
         let key = (at + first_key) as u32;
         logits::<U, V>(&mut scores, args, &owned, first_row, key, tiles);
-        if at < every_start || at + cube_keys > every_end {
+        if at < unmasked_start || at + cube_keys > unmasked_end {
             #[unroll]
             for r in 0..lane_rows {
                 let query = owned.at(first_row + row_of::<U>(lane, r)).query;
@@ -253,22 +253,22 @@ fn attend<U: MatrixUnit, V: Variant, E: Float>(
                 mask::<U>(&mut scores, r, key, start as u32, min(end_of_row, end) as u32, tiles);
             }
         }
-        weights::<U>(&mut scores, &mut softmax, factor, tiles);
+        online_softmax::<U>(&mut scores, &mut softmax, scale_log2, tiles);
         // Skipping this while no maximum rises costs more than it saves: 3% of a prefill on an H200, since the branch
         // parts what is scheduled together.
         #[unroll]
-        for m in 0..tiles.row_tiles {
-            let rescale = U::spread(&softmax.alpha, m);
+        for m in 0..tiles.q_tiles {
+            let alpha = U::spread(&softmax.alpha, m);
             #[unroll]
             for i in 0..elements {
-                sums[comptime!(m * elements + i)] *= rescale;
+                o[comptime!(m * elements + i)] *= alpha;
             }
         }
 
-        U::weigh::<E>(&scores, &*shared, stage, lane, plane, &mut sums, tiles);
+        U::pv::<E>(&scores, &*shared, stage, lane, plane, &mut o, tiles);
 
-        stage += stage_quads;
-        if stage == comptime!(tiles.stages * stage_quads) {
+        stage += stage_vecs;
+        if stage == comptime!(tiles.stages * stage_vecs) {
             stage = 0usize;
         }
         at += cube_keys;
@@ -277,8 +277,8 @@ fn attend<U: MatrixUnit, V: Variant, E: Float>(
     for r in 0..lane_rows {
         softmax.row_sum[r] = U::row_sum(softmax.row_sum[r]);
     }
-    if comptime!(tiles.key_planes > 1) {
-        merge_planes::<U>(shared, lane, plane, &mut softmax, &mut sums, factor, tiles);
+    if comptime!(tiles.kv_planes > 1) {
+        merge_planes::<U>(shared, lane, plane, &mut softmax, &mut o, scale_log2, tiles);
     }
 
     store_rows::<U, V, E>(
@@ -289,8 +289,8 @@ fn attend<U: MatrixUnit, V: Variant, E: Float>(
         work,
         &owned,
         &softmax,
-        &sums,
-        factor,
+        &o,
+        scale_log2,
         q.shape(1),
         params.partial_rows,
         lane,

@@ -4,26 +4,26 @@ use cubecl::{
     prelude::*,
 };
 
-use super::super::batch::TableArgs;
 use super::super::blueprint::Problem;
-use super::super::launch::Operands;
-use super::super::plan::{MergeItem, Planned, WorkItem};
-use super::super::specialized::{
-    MAP_QUADS, PRODUCERS, box_rows, cubes_for, is_shared_out, prepare, specialized,
+use super::super::hopper::{
+    MAP_VECS, PRODUCERS, box_rows, cubes_for, is_persistent, make_maps, warp_specialized,
 };
+use super::super::kv_table::TableArgs;
+use super::super::launch::Operands;
+use super::super::plan::{DevicePlan, MergeItem, WorkItem};
 use super::super::variant::Variant;
-use super::blueprint::{Tiled, Unit};
+use super::blueprint::{MmaKind, Tiled};
 use super::combine::{CombineParamsLaunch, combine};
 use super::kernel::{TileConfig, TiledParamsLaunch, tiled};
 use crate::grid::{cover, elementwise};
+use crate::mma::{Mfma16, Mfma32, Mma, MmaSync, Scalar1, Scalar32, Scalar64};
 use crate::tensor::{addresses, buffer, contiguous, shape};
-use crate::unit::{MatrixUnit, Mfma16, Mfma32, MmaSync, Scalar1, Scalar32, Scalar64};
 use crate::{DeviceProfile, Refusal, Result};
 
 const KERNEL: &str = "attention";
 
 /// What both kernels are launched with.
-struct Launch<'a, V: Variant> {
+struct KernelLaunch<'a, V: Variant> {
     client: &'a Client,
     cubes: CubeCount,
     dim: CubeDim,
@@ -42,15 +42,15 @@ struct Launch<'a, V: Variant> {
     dtype: ElemType,
 }
 
-impl<V: Variant> Launch<'_, V> {
+impl<V: Variant> KernelLaunch<'_, V> {
     /// [`tiled`].
-    fn tiled<M: MatrixUnit, F: MatrixUnit>(self) {
+    fn tiled<M: Mma, F: Mma>(self) {
         // SAFETY: a cube beyond the last work, or with one that has no rows, stops. By the contract on plans a work lies
         // within its request, and that within the tokens: rows are clamped to the request's own, so queries are read, and
         // output and lse written, at tokens and heads within the shapes that `check` compared. Keys are clamped below the
         // end of the work, which no request's keys reach beyond; their pages and offsets are in bounds by the contract on
         // index tensors. Quads stay within a head, which they divide, and every stride is a multiple of them. Shared memory
-        // is indexed by rows, keys and quads of the tiles that sized it. Partial results go to rows of the workspace below
+        // is indexed by rows, keys and vecs of the tiles that sized it. Partial results go to rows of the workspace below
         // `partial_rows`, by the contract.
         unsafe {
             tiled::launch_unchecked::<M, F, V>(
@@ -77,17 +77,17 @@ impl<V: Variant> Launch<'_, V> {
     /// [`specialized`], of `cubes`, which make descriptors of their own or share those of [`prepare`].
     fn specialized(self, cubes: usize, prepared: bool) {
         let page_size = matches!(self.table, TableArgs::Paged(_)).then(|| self.k.shape[1]);
-        let box_rows = box_rows(self.config.many.keys / self.config.many.cluster, page_size);
+        let box_rows = box_rows(self.config.prefill.keys / self.config.prefill.cluster, page_size);
         let prepared = prepared && box_rows > 0;
         let maps = buffer(
             self.client,
-            if prepared { 1 } else { cubes } * PRODUCERS * MAP_QUADS * 4,
+            if prepared { 1 } else { cubes } * PRODUCERS * MAP_VECS * 4,
             size_of::<u32>(),
         );
         if prepared {
             // SAFETY: each plane of the one cube writes its own descriptor, for which there is room. It reads no tensor.
             unsafe {
-                prepare::launch_unchecked(
+                make_maps::launch_unchecked(
                     self.client,
                     CubeCount::new_single(),
                     CubeDim::new_2d(self.dim.x, PRODUCERS as u32),
@@ -96,14 +96,14 @@ impl<V: Variant> Launch<'_, V> {
                     self.v.clone().into_tensor_arg(),
                     maps.clone().into_buffer_arg(),
                     box_rows,
-                    self.config.many,
+                    self.config.prefill,
                 );
             }
         }
         // SAFETY: as above. Each plane that copies has its descriptor in `maps`. Boxes are copied where a tile's keys are all of
         // the request, and none reaches beyond a page, since it begins at a multiple of what divides one.
         unsafe {
-            specialized::launch_unchecked::<V>(
+            warp_specialized::launch_unchecked::<V>(
                 self.client,
                 self.cubes,
                 self.dim,
@@ -121,7 +121,7 @@ impl<V: Variant> Launch<'_, V> {
                 self.params,
                 box_rows,
                 prepared as u32,
-                self.config.many,
+                self.config.prefill,
                 self.dtype,
             );
         }
@@ -136,11 +136,11 @@ pub(in super::super) fn launch<V: Variant>(
     table: TableArgs,
     args: impl Fn() -> <V::Args as LaunchArg>::RuntimeArg,
     problem: &Problem,
-    (many, few): (Tiled, Option<Tiled>),
-    planned: Planned,
+    (prefill, decode): (Tiled, Option<Tiled>),
+    planned: DevicePlan,
 ) -> Result<()> {
     let Operands { q, k, v, output, lse } = operands;
-    let Planned { work_items, merges, merge_rows, partial_rows, workspace, .. } = planned;
+    let DevicePlan { work_items, merges, merge_rows, partial_rows, workspace, .. } = planned;
     let length = |argument, list: &TensorBinding, words| {
         contiguous(KERNEL, argument, list, &[list.size()])?;
         match list.size() % words {
@@ -170,8 +170,8 @@ pub(in super::super) fn launch<V: Variant>(
     let device = DeviceProfile::of(client);
     let (kv_heads, q_heads) = (problem.kv_heads, problem.q_heads);
     let items = count * kv_heads;
-    let in_all = match many.unit {
-        Unit::Wgmma => cubes_for(items, device.cores, many.cluster),
+    let in_all = match prefill.unit {
+        MmaKind::Wgmma => cubes_for(items, device.cores, prefill.cluster),
         _ => items,
     };
     let cubes = cover(KERNEL, in_all, device.max_cubes)?;
@@ -180,9 +180,9 @@ pub(in super::super) fn launch<V: Variant>(
     if let Some(workspace) = &workspace {
         address = address.max(addresses(&[(workspace, 4)]));
     }
-    let dim = CubeDim::new_2d(device.plane, many.planes() as u32);
+    let dim = CubeDim::new_2d(device.plane, prefill.planes() as u32);
     let params = TiledParamsLaunch::new(problem.group(), count, partial_rows);
-    let launch = Launch::<V> {
+    let launch = KernelLaunch::<V> {
         client,
         cubes,
         dim,
@@ -197,20 +197,23 @@ pub(in super::super) fn launch<V: Variant>(
         table,
         args: args(),
         params,
-        config: TileConfig { many: many.tiles(problem), few: few.map(|few| few.tiles(problem)) },
+        config: TileConfig {
+            prefill: prefill.tiles(problem),
+            decode: decode.map(|decode| decode.tiles(problem)),
+        },
         dtype: problem.dtype,
     };
-    match (many.unit, few.map(|few| few.unit)) {
-        (Unit::MmaSync, _) => launch.tiled::<MmaSync, MmaSync>(),
-        (Unit::Wgmma, _) => {
-            launch.specialized(in_all, !is_shared_out(items, device.cores, many.cluster));
+    match (prefill.unit, decode.map(|decode| decode.unit)) {
+        (MmaKind::MmaSync, _) => launch.tiled::<MmaSync, MmaSync>(),
+        (MmaKind::Wgmma, _) => {
+            launch.specialized(in_all, !is_persistent(items, device.cores, prefill.cluster));
         }
-        (Unit::Mfma16, _) => launch.tiled::<Mfma16, Mfma16>(),
-        (Unit::Mfma32, Some(Unit::Mfma16)) => launch.tiled::<Mfma32, Mfma16>(),
-        (Unit::Mfma32, _) => launch.tiled::<Mfma32, Mfma32>(),
-        (Unit::Scalar1, _) => launch.tiled::<Scalar1, Scalar1>(),
-        (Unit::Scalar32, _) => launch.tiled::<Scalar32, Scalar32>(),
-        (Unit::Scalar64, _) => launch.tiled::<Scalar64, Scalar64>(),
+        (MmaKind::Mfma16, _) => launch.tiled::<Mfma16, Mfma16>(),
+        (MmaKind::Mfma32, Some(MmaKind::Mfma16)) => launch.tiled::<Mfma32, Mfma16>(),
+        (MmaKind::Mfma32, _) => launch.tiled::<Mfma32, Mfma32>(),
+        (MmaKind::Scalar1, _) => launch.tiled::<Scalar1, Scalar1>(),
+        (MmaKind::Scalar32, _) => launch.tiled::<Scalar32, Scalar32>(),
+        (MmaKind::Scalar64, _) => launch.tiled::<Scalar64, Scalar64>(),
     }
 
     let (Some(merges), Some(workspace)) = (merges, workspace) else {

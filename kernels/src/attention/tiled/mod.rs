@@ -3,14 +3,14 @@
 mod auto;
 mod blueprint;
 mod combine;
-mod fetch;
+mod copy_stage;
+mod epilogue;
 mod kernel;
 mod launch;
-mod merge;
+mod merge_planes;
 pub(super) mod softmax;
-mod store;
 
-pub use blueprint::{Tiled, Unit};
+pub use blueprint::{MmaKind, Tiled};
+pub(super) use epilogue::store_rows;
 pub(super) use kernel::TiledParams;
 pub(super) use launch::launch;
-pub(super) use store::store_rows;

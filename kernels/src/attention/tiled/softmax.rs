@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::super::request::TileRows;
 use super::super::variant::Variant;
-use crate::unit::{MatrixUnit, Tiles};
+use crate::mma::{Mma, TileShape};
 
 /// The online softmax of a lane's rows.
 #[derive(CubeType)]
@@ -13,22 +13,22 @@ pub(in super::super) struct Softmax {
     pub row_max: Array<f32>,
     /// The lane's part of the sum of probabilities: `l`.
     pub row_sum: Array<f32>,
-    /// `exp(m_old - m)` of the last tile, the factor on everything before it.
+    /// `exp(m_old - m)` of the last tile, the scale_log2 on everything before it.
     pub alpha: Array<f32>,
 }
 
 /// The rows before their first key. `(m, l)` of the variant counts once: where `first`, and of the lanes of a row in the
 /// one with its first column.
 #[cube]
-pub(in super::super) fn start_softmax<M: MatrixUnit, V: Variant>(
+pub(in super::super) fn start_softmax<M: Mma, V: Variant>(
     args: &V::Args,
     rows: &TileRows,
     first_row: usize,
     first: bool,
-    #[comptime] tiles: Tiles,
+    #[comptime] tiles: TileShape,
 ) -> Softmax {
     let lane = UNIT_POS_X as usize;
-    let lane_rows = comptime!(tiles.row_tiles * M::LANE_ROWS);
+    let lane_rows = comptime!(tiles.q_tiles * M::LANE_ROWS);
     let mut row_max = Array::<f32>::new(lane_rows);
     let mut row_sum = Array::<f32>::new(lane_rows);
     #[unroll]
@@ -42,25 +42,25 @@ pub(in super::super) fn start_softmax<M: MatrixUnit, V: Variant>(
 
 /// Row `r` of the lane, within the rows of its plane.
 #[cube]
-pub(in super::super) fn row_of<U: MatrixUnit>(lane: usize, #[comptime] r: usize) -> usize {
+pub(in super::super) fn row_of<U: Mma>(lane: usize, #[comptime] r: usize) -> usize {
     U::row(lane, comptime!(r % U::LANE_ROWS)) + comptime!(r / U::LANE_ROWS * U::ROWS)
 }
 
 /// The products of all rows become logits: as the variant transforms them, and -inf where it does not keep a key. `key` is
 /// the lane's first. For hooks that do nothing the compiler leaves nothing of it.
 #[cube]
-pub(in super::super) fn logits<M: MatrixUnit, V: Variant>(
+pub(in super::super) fn logits<M: Mma, V: Variant>(
     scores: &mut Array<Vector<f32, M::Acc>>,
     args: &V::Args,
     rows: &TileRows,
     first_row: usize,
     key: u32,
-    #[comptime] tiles: Tiles,
+    #[comptime] tiles: TileShape,
 ) {
     let lane = UNIT_POS_X as usize;
     let columns = comptime!(tiles.keys / M::COLUMNS);
     #[unroll]
-    for r in 0..comptime!(tiles.row_tiles * M::LANE_ROWS) {
+    for r in 0..comptime!(tiles.q_tiles * M::LANE_ROWS) {
         let row = rows.at(first_row + row_of::<M>(lane, r));
         #[unroll]
         for n in 0..columns {
@@ -80,13 +80,13 @@ pub(in super::super) fn logits<M: MatrixUnit, V: Variant>(
 
 /// -inf for the scores of row `r` whose keys are not in `start..end`; `key` is the lane's first.
 #[cube]
-pub(in super::super) fn mask<U: MatrixUnit>(
+pub(in super::super) fn mask<U: Mma>(
     scores: &mut Array<Vector<f32, U::Acc>>,
     #[comptime] r: usize,
     key: u32,
     start: u32,
     end: u32,
-    #[comptime] tiles: Tiles,
+    #[comptime] tiles: TileShape,
 ) {
     let columns = comptime!(tiles.keys / U::COLUMNS);
     #[unroll]
@@ -103,29 +103,29 @@ pub(in super::super) fn mask<U: MatrixUnit>(
     }
 }
 
-/// Turns scores into weights `exp2(factor * (score - base))` and adds them up; raises the maxima to those of the scores
+/// Turns scores into weights `exp2(scale_log2 * (score - base))` and adds them up; raises the maxima to those of the scores
 /// first, and says by how much older weights are too large.
 ///
 /// Row by row, so that one's maximum is found while another's exponentials are on their way: 1,477,000 cycles for 8192
 /// tokens where 1,527,000 it took with all maxima first (H200).
 #[cube]
-pub(in super::super) fn weights<U: MatrixUnit>(
+pub(in super::super) fn online_softmax<U: Mma>(
     scores: &mut Array<Vector<f32, U::Acc>>,
     softmax: &mut Softmax,
-    factor: f32,
-    #[comptime] tiles: Tiles,
+    scale_log2: f32,
+    #[comptime] tiles: TileShape,
 ) {
     #[unroll]
-    for r in 0..comptime!(tiles.row_tiles * U::LANE_ROWS) {
+    for r in 0..comptime!(tiles.q_tiles * U::LANE_ROWS) {
         let before = softmax.row_max[r];
-        let highest = max(before, U::row_max(highest_of::<U>(&*scores, r, tiles)));
+        let m_new = max(before, U::row_max(row_max_of::<U>(&*scores, r, tiles)));
         // What weights are relative to. While there is none it is 0, for (-inf) - (-inf) would be NaN.
-        let base = select(highest == f32::NEG_INFINITY, 0.0f32, highest);
-        let rescale = U::exp2((before - base) * factor);
-        let total = weigh::<U>(scores, r, base, factor, tiles);
-        softmax.row_max[r] = highest;
-        softmax.alpha[r] = rescale;
-        softmax.row_sum[r] = softmax.row_sum[r] * rescale + total;
+        let base = select(m_new == f32::NEG_INFINITY, 0.0f32, m_new);
+        let alpha = U::exp2((before - base) * scale_log2);
+        let total = probabilities::<U>(scores, r, base, scale_log2, tiles);
+        softmax.row_max[r] = m_new;
+        softmax.alpha[r] = alpha;
+        softmax.row_sum[r] = softmax.row_sum[r] * alpha + total;
     }
 }
 
@@ -133,23 +133,23 @@ pub(in super::super) fn weights<U: MatrixUnit>(
 const CHAINS: usize = 4;
 
 /// The chain of element `e` of tile `n`, which goes through the elements of its row in turn.
-fn chain<U: MatrixUnit>(n: usize, e: usize) -> usize {
+fn chain<U: Mma>(n: usize, e: usize) -> usize {
     let before = (0..e).filter(|&other| U::lane_row(other) == U::lane_row(e)).count();
     (n * (U::ACC / U::LANE_ROWS) + before) % CHAINS
 }
 
 /// The largest score of row `r` in this lane.
 #[cube]
-fn highest_of<U: MatrixUnit>(
+fn row_max_of<U: Mma>(
     scores: &Array<Vector<f32, U::Acc>>,
     #[comptime] r: usize,
-    #[comptime] tiles: Tiles,
+    #[comptime] tiles: TileShape,
 ) -> f32 {
     let columns = comptime!(tiles.keys / U::COLUMNS);
-    let mut highest = Array::<f32>::new(CHAINS);
+    let mut m_new = Array::<f32>::new(CHAINS);
     #[unroll]
     for c in 0..CHAINS {
-        highest[c] = f32::NEG_INFINITY;
+        m_new[c] = f32::NEG_INFINITY;
     }
     #[unroll]
     for n in 0..columns {
@@ -158,37 +158,37 @@ fn highest_of<U: MatrixUnit>(
         for e in 0..comptime!(U::ACC) {
             if comptime!(U::lane_row(e) == r % U::LANE_ROWS) {
                 let c = comptime!(chain::<U>(n, e));
-                highest[c] = max(highest[c], tile.extract(e));
+                m_new[c] = max(m_new[c], tile.extract(e));
             }
         }
     }
-    max(max(highest[0], highest[1]), max(highest[2], highest[3]))
+    max(max(m_new[0], m_new[1]), max(m_new[2], m_new[3]))
 }
 
 /// Logits to base 2 up to which rounding one more leaves the largest weight within 2^-17 of 1, which f16 and bf16 round to 1.
-const EXACT: f32 = 128.0;
+const EXACT_LOGIT_LIMIT: f32 = 128.0;
 
 /// f32 does not.
-const NEVER: f32 = -1.0;
+const ALWAYS_SUBTRACT: f32 = -1.0;
 
 /// Turns the scores of row `r` into weights; their sum in this lane.
 ///
-/// By one fused multiply-add, relative to `factor * base` rounded: that is off by the same for every weight of the row, which
+/// By one fused multiply-add, relative to `scale_log2 * base` rounded: that is off by the same for every weight of the row, which
 /// its sum takes out again. But the largest weight shall be 1, and not a number that is rounded once more as operand of the
 /// next product. So where logits are large, or elements f32, bases are subtracted first.
 #[cube]
-fn weigh<U: MatrixUnit>(
+fn probabilities<U: Mma>(
     scores: &mut Array<Vector<f32, U::Acc>>,
     #[comptime] r: usize,
     base: f32,
-    factor: f32,
-    #[comptime] tiles: Tiles,
+    scale_log2: f32,
+    #[comptime] tiles: TileShape,
 ) -> f32 {
     let columns = comptime!(tiles.keys / U::COLUMNS);
-    let mut offset = base * factor;
-    let mut exact = EXACT.runtime();
+    let mut offset = base * scale_log2;
+    let mut exact = EXACT_LOGIT_LIMIT.runtime();
     if comptime!(tiles.dtype.size() > 2) {
-        exact = NEVER.runtime();
+        exact = ALWAYS_SUBTRACT.runtime();
     }
     if offset.abs() > exact {
         subtract::<U>(scores, r, base, tiles);
@@ -205,7 +205,7 @@ fn weigh<U: MatrixUnit>(
         #[unroll]
         for e in 0..comptime!(U::ACC) {
             if comptime!(U::lane_row(e) == r % U::LANE_ROWS) {
-                let weight = U::exp2(fma(tile.extract(e), factor, -offset));
+                let weight = U::exp2(fma(tile.extract(e), scale_log2, -offset));
                 let c = comptime!(chain::<U>(n, e));
                 totals[c] += weight;
                 tile.insert(e, weight);
@@ -218,11 +218,11 @@ fn weigh<U: MatrixUnit>(
 
 /// Takes `base` off the scores of row `r`.
 #[cube]
-fn subtract<U: MatrixUnit>(
+fn subtract<U: Mma>(
     scores: &mut Array<Vector<f32, U::Acc>>,
     #[comptime] r: usize,
     base: f32,
-    #[comptime] tiles: Tiles,
+    #[comptime] tiles: TileShape,
 ) {
     let columns = comptime!(tiles.keys / U::COLUMNS);
     #[unroll]

@@ -4,7 +4,7 @@
 
 use cubecl::prelude::*;
 
-use super::{Layout, MatrixUnit, Quad, Tiles, copy_of, swizzle};
+use super::{FragmentLayout, Mma, TileShape, Vec16, copy_of, swizzle};
 use crate::attention::TileRows;
 use crate::isa::nvidia::{
     cp_async, cp_async_commit, cp_async_wait, exp2, ldmatrix, mma, pack, shared_address, shuffle_xor,
@@ -14,7 +14,7 @@ use crate::math::{Math, tanh_by_exp2};
 /// See the module.
 pub(crate) struct MmaSync;
 
-impl Layout for MmaSync {
+impl FragmentLayout for MmaSync {
     const PLANE: usize = 32;
     const ROWS: usize = 16;
     const COLUMNS: usize = 8;
@@ -26,12 +26,12 @@ impl Layout for MmaSync {
     const VALUE_COPIES: usize = 1;
     const ASYNC: bool = true;
 
-    fn shared_quads(tiles: Tiles) -> usize {
-        let queries = tiles.rows(Self::ROWS) * tiles.qk_quads();
-        tiles.stages * tiles.stage_quads() + if shares_last_stage(tiles) { 0 } else { queries }
+    fn shared_vecs(tiles: TileShape) -> usize {
+        let queries = tiles.rows(Self::ROWS) * tiles.qk_vecs();
+        tiles.stages * tiles.stage_vecs() + if shares_last_stage(tiles) { 0 } else { queries }
     }
 
-    fn staged_quads(_tiles: Tiles) -> usize {
+    fn staged_vecs(_tiles: TileShape) -> usize {
         1
     }
 
@@ -44,14 +44,14 @@ impl Layout for MmaSync {
     }
 }
 
-/// Byte of quad `quad` of row `row` of a matrix that begins at quad `first` of the stage.
+/// Byte of vec `vec` of row `row` of a matrix that begins at vec `first` of the stage.
 #[cube]
-pub(super) fn address(base: u32, start: usize, row: usize, quad: usize, #[comptime] quads: usize) -> u32 {
-    base + ((start + row * quads + (quad ^ swizzle(row, quads))) as u32) * 16u32
+pub(super) fn address(base: u32, start: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> u32 {
+    base + ((start + row * vecs + (vec ^ swizzle(row, vecs))) as u32) * 16u32
 }
 
 #[cube]
-impl MatrixUnit for MmaSync {
+impl Mma for MmaSync {
     type Acc = Const<4>;
     type Run = Const<2>;
 
@@ -63,78 +63,78 @@ impl MatrixUnit for MmaSync {
         lane % 4 * 2
     }
 
-    fn key_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize) {
-        copy_of::<Self>(unit, i, tiles.qk_quads(), tiles)
+    fn key_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
+        copy_of::<Self>(unit, i, tiles.qk_vecs(), tiles)
     }
 
-    fn value_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize) {
-        copy_of::<Self>(unit, i, tiles.vo_quads(), tiles)
+    fn value_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
+        copy_of::<Self>(unit, i, tiles.vo_vecs(), tiles)
     }
 
     fn copy(
-        from: &Tensor<Quad>,
+        from: &Tensor<Vec16>,
         at: usize,
         valid: bool,
-        shared: &mut [Quad],
+        shared: &mut [Vec16],
         stage: usize,
         row: usize,
-        quad: usize,
+        vec: usize,
         #[comptime] first: usize,
-        #[comptime] quads: usize,
-        _staged: &mut Array<Quad>,
+        #[comptime] vecs: usize,
+        _staged: &mut Array<Vec16>,
         #[comptime] _slot: usize,
     ) {
         cp_async(
-            address(shared_address(&shared[0..1]), stage + first, row, quad, quads),
+            address(shared_address(&shared[0..1]), stage + first, row, vec, vecs),
             0usize,
             &from[at..at + 1],
             valid,
         );
     }
 
-    fn copied() {
+    fn commit_stage() {
         cp_async_commit();
     }
 
-    fn arrive(
-        _shared: &mut [Quad],
+    fn wait_stage(
+        _shared: &mut [Vec16],
         _stage: usize,
         _unit: usize,
-        _staged: &mut Array<Quad>,
+        _staged: &mut Array<Vec16>,
         _left: usize,
-        #[comptime] tiles: Tiles,
+        #[comptime] tiles: TileShape,
     ) {
         cp_async_wait(comptime!(tiles.stages - 2));
         sync_cube();
     }
 
-    fn settle() {
+    fn wait_all_stages() {
         cp_async_wait(0usize);
         sync_cube();
     }
 
     fn fetch_queries(
-        from: &Tensor<Quad>,
+        from: &Tensor<Vec16>,
         rows: &TileRows,
-        shared: &mut [Quad],
+        shared: &mut [Vec16],
         unit: usize,
-        #[comptime] tiles: Tiles,
+        #[comptime] tiles: TileShape,
     ) {
         let start = comptime!(queries_at(tiles)).runtime();
-        let quads = comptime!(tiles.qk_quads());
+        let vecs = comptime!(tiles.qk_vecs());
         let units = comptime!(tiles.planes() * MmaSync::PLANE);
-        let total = comptime!(tiles.rows(MmaSync::ROWS) * quads);
+        let total = comptime!(tiles.rows(MmaSync::ROWS) * vecs);
         #[unroll]
         for i in 0..comptime!(total.div_ceil(units)) {
             let at = unit + comptime!(i * units);
             if comptime!(total % units == 0) || at < total {
-                let (row, quad) = (at / quads, at % quads);
+                let (row, vec) = (at / vecs, at % vecs);
                 let (token, head, valid) = rows.place(row);
-                let from_quad = (token * from.stride(0) + head * from.stride(1)) / 8 + quad;
+                let from_vec = (token * from.stride(0) + head * from.stride(1)) / 8 + vec;
                 cp_async(
-                    address(shared_address(&shared[0..1]), start, row, quad, quads),
+                    address(shared_address(&shared[0..1]), start, row, vec, vecs),
                     0usize,
-                    &from[from_quad..from_quad + 1],
+                    &from[from_vec..from_vec + 1],
                     valid,
                 );
             }
@@ -143,22 +143,22 @@ impl MatrixUnit for MmaSync {
     }
 
     fn load_queries(
-        _from: &Tensor<Quad>,
+        _from: &Tensor<Vec16>,
         _rows: &TileRows,
-        shared: &[Quad],
+        shared: &[Vec16],
         lane: usize,
         plane: usize,
-        #[comptime] tiles: Tiles,
-    ) -> Array<Quad> {
+        #[comptime] tiles: TileShape,
+    ) -> Array<Vec16> {
         let depth = comptime!(tiles.dims.qk / 16);
-        let mut queries = Array::new(comptime!(if tiles.resident { tiles.row_tiles * depth } else { 1 }));
-        if comptime!(tiles.resident) {
+        let mut queries = Array::new(comptime!(if tiles.q_in_registers { tiles.q_tiles * depth } else { 1 }));
+        if comptime!(tiles.q_in_registers) {
             cp_async_wait(comptime!(tiles.stages - 1));
             sync_cube();
             #[unroll]
             for k in 0..depth {
                 #[unroll]
-                for m in 0..tiles.row_tiles {
+                for m in 0..tiles.q_tiles {
                     queries[m * depth + k] = query(shared, lane, plane, m, k, tiles);
                 }
             }
@@ -166,43 +166,43 @@ impl MatrixUnit for MmaSync {
         queries
     }
 
-    fn scores<E: Float>(
-        queries: &Array<Quad>,
-        _staged: &Array<Quad>,
-        shared: &[Quad],
+    fn qk<E: Float>(
+        queries: &Array<Vec16>,
+        _staged: &Array<Vec16>,
+        shared: &[Vec16],
         stage: usize,
         lane: usize,
         plane: usize,
         scores: &mut Array<Vector<f32, Const<4>>>,
-        #[comptime] tiles: Tiles,
+        #[comptime] tiles: TileShape,
     ) {
         let depth = comptime!(tiles.dims.qk / 16);
-        let quads = comptime!(tiles.qk_quads());
+        let vecs = comptime!(tiles.qk_vecs());
         let columns = comptime!(tiles.keys / 8);
         #[unroll]
-        for i in 0..comptime!(tiles.row_tiles * columns) {
+        for i in 0..comptime!(tiles.q_tiles * columns) {
             scores[i] = Vector::new(0.0f32);
         }
         // A matrix of 8 keys: low and high half of the depth, then the next 8 keys.
-        let row = plane / tiles.row_planes * tiles.keys + lane / 16 * 8 + lane % 8;
-        let quad = lane / 8 % 2;
+        let row = plane / tiles.q_planes * tiles.keys + lane / 16 * 8 + lane % 8;
+        let vec = lane / 8 % 2;
         #[unroll]
         for k in 0..depth {
-            let mut rows = Array::<Quad>::new(tiles.row_tiles);
+            let mut rows = Array::<Vec16>::new(tiles.q_tiles);
             #[unroll]
-            for m in 0..tiles.row_tiles {
-                rows[m] = if comptime!(tiles.resident) {
+            for m in 0..tiles.q_tiles {
+                rows[m] = if comptime!(tiles.q_in_registers) {
                     queries[m * depth + k]
                 } else {
                     query(shared, lane, plane, m, k, tiles)
                 };
             }
-            let at = address(shared_address(&shared[0..1]), stage, row, quad + comptime!(2 * k), quads);
+            let at = address(shared_address(&shared[0..1]), stage, row, vec + comptime!(2 * k), vecs);
             #[unroll]
             for n in 0..comptime!(columns / 2) {
-                let keys = ldmatrix(at, comptime!(16 * n * quads * 16), false);
+                let keys = ldmatrix(at, comptime!(16 * n * vecs * 16), false);
                 #[unroll]
-                for m in 0..tiles.row_tiles {
+                for m in 0..tiles.q_tiles {
                     let low = comptime!(m * columns + 2 * n);
                     let high = comptime!(m * columns + 2 * n + 1);
                     let a = rows[m];
@@ -225,42 +225,42 @@ impl MatrixUnit for MmaSync {
         }
     }
 
-    fn weigh<E: Float>(
+    fn pv<E: Float>(
         weights: &Array<Vector<f32, Const<4>>>,
-        shared: &[Quad],
+        shared: &[Vec16],
         stage: usize,
         lane: usize,
         plane: usize,
         output: &mut Array<Vector<f32, Const<4>>>,
-        #[comptime] tiles: Tiles,
+        #[comptime] tiles: TileShape,
     ) {
-        let quads = comptime!(tiles.vo_quads());
+        let vecs = comptime!(tiles.vo_vecs());
         let columns = comptime!(tiles.keys / 8);
         let elements = comptime!(tiles.dims.vo / 8);
         // A matrix of 8 elements: low and high half of 16 keys, then the next 8 elements.
-        let row = plane / tiles.row_planes * tiles.keys + lane % 16;
-        let quad = lane / 16;
+        let row = plane / tiles.q_planes * tiles.keys + lane % 16;
+        let vec = lane / 16;
         #[unroll]
         for k in 0..comptime!(columns / 2) {
-            let mut rows = Array::<Quad>::new(tiles.row_tiles);
+            let mut rows = Array::<Vec16>::new(tiles.q_tiles);
             #[unroll]
-            for m in 0..tiles.row_tiles {
+            for m in 0..tiles.q_tiles {
                 let low = weights[comptime!(m * columns + 2 * k)];
                 let high = weights[comptime!(m * columns + 2 * k + 1)];
-                rows[m] = weights_operand(low, high, comptime!(tiles.bf16()));
+                rows[m] = p_operand(low, high, comptime!(tiles.bf16()));
             }
             #[unroll]
             for n in 0..comptime!(elements / 2) {
                 let at = address(
                     shared_address(&shared[0..1]),
-                    stage + comptime!(tiles.key_quads()),
+                    stage + comptime!(tiles.key_vecs()),
                     row,
-                    quad + comptime!(2 * n),
-                    quads,
+                    vec + comptime!(2 * n),
+                    vecs,
                 );
-                let values = ldmatrix(at, comptime!(16 * k * quads * 16), true);
+                let values = ldmatrix(at, comptime!(16 * k * vecs * 16), true);
                 #[unroll]
-                for m in 0..tiles.row_tiles {
+                for m in 0..tiles.q_tiles {
                     let low = comptime!(m * elements + 2 * n);
                     let high = comptime!(m * elements + 2 * n + 1);
                     let a = rows[m];
@@ -315,12 +315,12 @@ impl Math for MmaSync {
 
 /// Operand `a` of 16 keys, from the weights of the first 8 and the last 8 as a product left them.
 #[cube]
-pub(crate) fn weights_operand(
+pub(crate) fn p_operand(
     low: Vector<f32, Const<4>>,
     high: Vector<f32, Const<4>>,
     #[comptime] bf16: bool,
-) -> Quad {
-    let mut a = Quad::empty();
+) -> Vec16 {
+    let mut a = Vec16::empty();
     a.insert(0usize, pack(low.extract(0usize), low.extract(1usize), bf16));
     a.insert(1usize, pack(low.extract(2usize), low.extract(3usize), bf16));
     a.insert(2usize, pack(high.extract(0usize), high.extract(1usize), bf16));
@@ -328,28 +328,28 @@ pub(crate) fn weights_operand(
     a
 }
 
-/// First quad of the queries: behind the stages, or in the last stage if they go to registers before it is used.
-pub(super) fn queries_at(tiles: Tiles) -> usize {
-    tiles.stage_quads() * if shares_last_stage(tiles) { tiles.stages - 1 } else { tiles.stages }
+/// First vec of the queries: behind the stages, or in the last stage if they go to registers before it is used.
+pub(super) fn queries_at(tiles: TileShape) -> usize {
+    tiles.stage_vecs() * if shares_last_stage(tiles) { tiles.stages - 1 } else { tiles.stages }
 }
 
-fn shares_last_stage(tiles: Tiles) -> bool {
-    tiles.resident && tiles.rows(MmaSync::ROWS) * tiles.qk_quads() <= tiles.stage_quads()
+fn shares_last_stage(tiles: TileShape) -> bool {
+    tiles.q_in_registers && tiles.rows(MmaSync::ROWS) * tiles.qk_vecs() <= tiles.stage_vecs()
 }
 
 /// Operand `a` of step `k` for row tile `m` of the plane.
 #[cube]
 fn query(
-    shared: &[Quad],
+    shared: &[Vec16],
     lane: usize,
     plane: usize,
     #[comptime] m: usize,
     #[comptime] k: usize,
-    #[comptime] tiles: Tiles,
-) -> Quad {
+    #[comptime] tiles: TileShape,
+) -> Vec16 {
     let start = comptime!(queries_at(tiles)).runtime();
-    let quads = comptime!(tiles.qk_quads());
-    let row = plane % tiles.row_planes * comptime!(tiles.row_tiles * 16) + lane % 16;
-    let at = address(shared_address(&shared[0..1]), start, row, lane / 16 + comptime!(2 * k), quads);
-    ldmatrix(at, comptime!(16 * m * quads * 16), false)
+    let vecs = comptime!(tiles.qk_vecs());
+    let row = plane % tiles.q_planes * comptime!(tiles.q_tiles * 16) + lane % 16;
+    let at = address(shared_address(&shared[0..1]), start, row, lane / 16 + comptime!(2 * k), vecs);
+    ldmatrix(at, comptime!(16 * m * vecs * 16), false)
 }

@@ -3,55 +3,55 @@
 use cubecl::prelude::*;
 
 use super::super::mma_sync::{MmaSync, address};
-use super::{ProductTiles, ProductUnit, Quad};
+use super::{GemmMma, GemmTileShape, Vec16};
 use crate::isa::nvidia::{cp_async_wait, ldmatrix, mma, shared_address};
 
 #[cube]
-impl ProductUnit for MmaSync {
+impl GemmMma for MmaSync {
     fn land(
-        _shared: &mut [Quad],
+        _shared: &mut [Vec16],
         _stage: usize,
         _unit: usize,
-        _staged: &mut Array<Quad>,
+        _staged: &mut Array<Vec16>,
         _left: usize,
-        #[comptime] tiles: ProductTiles,
+        #[comptime] tiles: GemmTileShape,
     ) {
         cp_async_wait(comptime!(tiles.stages - 2));
         sync_cube();
     }
 
     fn multiply<E: Float>(
-        shared: &[Quad],
+        shared: &[Vec16],
         stage: usize,
         lane: usize,
         plane: usize,
         sums: &mut Array<Vector<f32, Const<4>>>,
-        #[comptime] tiles: ProductTiles,
+        #[comptime] tiles: GemmTileShape,
     ) {
         let base = shared_address(&shared[0..1]);
         let x_row = plane % tiles.row_planes * comptime!(tiles.row_tiles * 16) + lane % 16;
         let columns = plane / tiles.row_planes * tiles.column_tiles;
-        let x_quads = comptime!(tiles.depth_quads());
-        let w_quads = comptime!(tiles.w_row_quads::<MmaSync>());
-        let w = stage + comptime!(tiles.x_quads::<MmaSync>());
+        let x_vecs = comptime!(tiles.depth_vecs());
+        let w_vecs = comptime!(tiles.w_row_vecs::<MmaSync>());
+        let w = stage + comptime!(tiles.x_vecs::<MmaSync>());
         #[unroll]
         for k in 0..comptime!(tiles.depth / 16) {
-            let x_at = address(base, stage, x_row, lane / 16 + comptime!(2 * k), x_quads);
-            let mut rows = Array::<Quad>::new(tiles.row_tiles);
+            let x_at = address(base, stage, x_row, lane / 16 + comptime!(2 * k), x_vecs);
+            let mut rows = Array::<Vec16>::new(tiles.row_tiles);
             #[unroll]
             for m in 0..tiles.row_tiles {
-                rows[m] = ldmatrix(x_at, comptime!(16 * m * x_quads * 16), false);
+                rows[m] = ldmatrix(x_at, comptime!(16 * m * x_vecs * 16), false);
             }
             #[unroll]
             for n in 0..comptime!(tiles.column_tiles / 2) {
                 // Of 8 columns low and high half of the depth, then the next 8 columns.
                 let pair = if comptime!(tiles.by_input) {
-                    let at = address(base, w, lane % 16, columns + lane / 16 + comptime!(2 * n), w_quads);
-                    ldmatrix(at, comptime!(16 * k * w_quads * 16), true)
+                    let at = address(base, w, lane % 16, columns + lane / 16 + comptime!(2 * n), w_vecs);
+                    ldmatrix(at, comptime!(16 * k * w_vecs * 16), true)
                 } else {
                     let row = columns * 8 + lane / 16 * 8 + lane % 8;
-                    let at = address(base, w, row, lane / 8 % 2 + comptime!(2 * k), w_quads);
-                    ldmatrix(at, comptime!(16 * n * w_quads * 16), false)
+                    let at = address(base, w, row, lane / 8 % 2 + comptime!(2 * k), w_vecs);
+                    ldmatrix(at, comptime!(16 * n * w_vecs * 16), false)
                 };
                 #[unroll]
                 for m in 0..tiles.row_tiles {

@@ -2,19 +2,19 @@
 
 use cubecl::prelude::*;
 
-use super::super::plan::{Work, work_at};
+use super::super::plan::{WorkTile, work_at};
 use super::super::request::TileRows;
-use super::super::tiled::softmax::{Softmax, logits, mask, row_of, start_softmax, weights};
+use super::super::tiled::softmax::{Softmax, logits, mask, online_softmax, row_of, start_softmax};
 use super::super::tiled::{TiledParams, store_rows};
 use super::super::variant::Variant;
-use super::kernel::owned_by;
-use super::ring::{ROW_BYTES, Tile, empty, place_of, wait_full};
+use super::kernel::rows_of_rank;
+use super::ring::{ROW_BYTES, Ring, empty, stage_ptr, wait_full};
 use crate::isa::nvidia::{
     DEPTH, Operand, Product, barrier_arrive, barrier_arrive_at, named_barrier, wgmma_registers, wgmma_shared,
     wgmma_wait,
 };
 use crate::math::LOG2_E;
-use crate::unit::{MatrixUnit, MmaSync, Quad, Tiles, weights_operand};
+use crate::mma::{Mma, MmaSync, TileShape, Vec16, p_operand};
 
 /// Where a consumer is: tiles so far.
 #[derive(CubeType)]
@@ -42,67 +42,67 @@ pub(super) fn consume<V: Variant, E: Float>(
     params: &TiledParams,
     q_heads: usize,
     consumer: &mut Consumer,
-    #[comptime] tiles: Tiles,
+    #[comptime] tiles: TileShape,
 ) {
     let work = work_at(work_items, index);
-    let owned = owned_by(&work, kv_head, params.group, consumer.rank, tiles);
+    let owned = rows_of_rank(&work, kv_head, params.group, consumer.rank, tiles);
     if work.first_row < owned.end {
         let lane = UNIT_POS_X as usize;
         let (base, plane) = (consumer.base, consumer.plane);
         let elements = comptime!(tiles.dims.vo / 8);
-        let mut sums = Array::<Vector<f32, Const<4>>>::new(elements);
+        let mut o = Array::<Vector<f32, Const<4>>>::new(elements);
         #[unroll]
         for i in 0..elements {
-            sums[i] = Vector::new(0.0f32);
+            o[i] = Vector::new(0.0f32);
         }
         let first_row = plane * 16;
         let mut softmax = start_softmax::<MmaSync, V>(args, &owned, first_row, work.is_first_chunk(), tiles);
-        let factor = V::scale(args) * LOG2_E;
+        let scale_log2 = V::scale(args) * LOG2_E;
         if work.start < work.end {
-            let seen = seen_by::<V>(&owned, &work, args, plane);
+            let range = mask_range::<V>(&owned, &work, args, plane);
             let mut scores = Array::<Vector<f32, Const<4>>>::new(comptime!(tiles.keys / 8));
-            let mut operand = Array::<Quad>::new(comptime!(tiles.keys / DEPTH));
-            wait_full(base, consumer.queries, Tile::Queries, tiles);
-            wait_full(base, consumer.keys, Tile::Keys, tiles);
-            begin_scores(&mut scores, base, plane, consumer.keys, tiles);
+            let mut operand = Array::<Vec16>::new(comptime!(tiles.keys / DEPTH));
+            wait_full(base, consumer.queries, Ring::Queries, tiles);
+            wait_full(base, consumer.keys, Ring::Keys, tiles);
+            issue_qk(&mut scores, base, plane, consumer.keys, tiles);
             wgmma_wait(&mut scores, tiles.keys, 0usize);
-            pass_turn(plane, tiles);
-            release(base, consumer.keys, lane, Tile::Keys, tiles);
+            scheduler_barrier_arrive(plane, tiles);
+            consumer_release(base, consumer.keys, lane, Ring::Keys, tiles);
             let mut at = work.start;
-            see::<V>(&mut scores, &seen, at, args, &owned, first_row, tiles);
-            weights::<MmaSync>(&mut scores, &mut softmax, factor, tiles);
-            round(&scores, &mut operand, tiles);
+            apply_mask::<V>(&mut scores, &range, at, args, &owned, first_row, tiles);
+            online_softmax::<MmaSync>(&mut scores, &mut softmax, scale_log2, tiles);
+            convert_p(&scores, &mut operand, tiles);
             at += tiles.keys;
             consumer.keys += 1;
             if at < work.end {
-                wait_full(base, consumer.keys, Tile::Keys, tiles);
+                wait_full(base, consumer.keys, Ring::Keys, tiles);
             }
             while at < work.end {
-                begin_scores(&mut scores, base, plane, consumer.keys, tiles);
-                rescale(&mut sums, &softmax, tiles);
-                begin_sums(&mut sums, &operand, base, consumer.keys - 1, tiles);
+                issue_qk(&mut scores, base, plane, consumer.keys, tiles);
+                alpha(&mut o, &softmax, tiles);
+                issue_pv(&mut o, &operand, base, consumer.keys - 1, tiles);
                 wgmma_wait(&mut scores, tiles.keys, 1usize);
-                pass_turn(plane, tiles);
-                release(base, consumer.keys, lane, Tile::Keys, tiles);
-                see::<V>(&mut scores, &seen, at, args, &owned, first_row, tiles);
-                weights::<MmaSync>(&mut scores, &mut softmax, factor, tiles);
+                scheduler_barrier_arrive(plane, tiles);
+                consumer_release(base, consumer.keys, lane, Ring::Keys, tiles);
+                apply_mask::<V>(&mut scores, &range, at, args, &owned, first_row, tiles);
+                online_softmax::<MmaSync>(&mut scores, &mut softmax, scale_log2, tiles);
                 at += tiles.keys;
                 consumer.keys += 1;
                 // ptxas moves a wait for products ahead of whatever stands before it, but not over a jump: this one, which
                 // the next scores need anyway, is what keeps the weights beside the products.
                 if at < work.end {
-                    wait_full(base, consumer.keys, Tile::Keys, tiles);
+                    wait_full(base, consumer.keys, Ring::Keys, tiles);
                 }
-                wgmma_wait(&mut sums, tiles.dims.vo, 0usize);
-                release(base, consumer.keys - 2, lane, Tile::Values, tiles);
-                round(&scores, &mut operand, tiles);
+                wgmma_wait(&mut o, tiles.dims.vo, 0usize);
+                consumer_release(base, consumer.keys - 2, lane, Ring::Values, tiles);
+                convert_p(&scores, &mut operand, tiles);
             }
-            release(base, consumer.queries, lane, Tile::Queries, tiles);
+            consumer_release(base, consumer.queries, lane, Ring::Queries, tiles);
             consumer.queries += 1;
-            rescale(&mut sums, &softmax, tiles);
-            begin_sums(&mut sums, &operand, base, consumer.keys - 1, tiles);
-            wgmma_wait(&mut sums, tiles.dims.vo, 0usize);
-            release(base, consumer.keys - 1, lane, Tile::Values, tiles);
+            alpha(&mut o, &softmax, tiles);
+            issue_pv(&mut o, &operand, base, consumer.keys - 1, tiles);
+            wgmma_wait(&mut o, tiles.dims.vo, 0usize);
+            consumer_release(base, consumer.keys - 1, lane, Ring::Values, tiles);
         }
         #[unroll]
         for r in 0..2usize {
@@ -116,8 +116,8 @@ pub(super) fn consume<V: Variant, E: Float>(
             &work,
             &owned,
             &softmax,
-            &sums,
-            factor,
+            &o,
+            scale_log2,
             q_heads,
             params.partial_rows,
             lane,
@@ -129,16 +129,16 @@ pub(super) fn consume<V: Variant, E: Float>(
 
 /// Begins `S = Q Kᵀ`, of keys that are there.
 #[cube]
-fn begin_scores(
+fn issue_qk(
     scores: &mut Array<Vector<f32, Const<4>>>,
     base: u32,
     plane: usize,
     count: u32,
-    #[comptime] tiles: Tiles,
+    #[comptime] tiles: TileShape,
 ) {
     named_barrier(1 + (plane / 4) as u32, 256usize, true);
     let queries = base + (plane / 4 * comptime!(64 * ROW_BYTES)) as u32;
-    let keys = place_of(base, count, Tile::Keys, tiles);
+    let keys = stage_ptr(base, count, Ring::Keys, tiles);
     wgmma_shared(
         scores,
         queries,
@@ -156,27 +156,27 @@ fn begin_scores(
 
 /// Reduces the sums by what the last tile raised the maxima.
 #[cube]
-fn rescale(sums: &mut Array<Vector<f32, Const<4>>>, softmax: &Softmax, #[comptime] tiles: Tiles) {
-    let rescale = MmaSync::spread(&softmax.alpha, 0usize);
+fn alpha(o: &mut Array<Vector<f32, Const<4>>>, softmax: &Softmax, #[comptime] tiles: TileShape) {
+    let alpha = MmaSync::spread(&softmax.alpha, 0usize);
     #[unroll]
     for i in 0..comptime!(tiles.dims.vo / 8) {
-        sums[i] *= rescale;
+        o[i] *= alpha;
     }
 }
 
 /// Begins `O += P V`, when the values are there.
 #[cube]
-fn begin_sums(
-    sums: &mut Array<Vector<f32, Const<4>>>,
-    operand: &Array<Quad>,
+fn issue_pv(
+    o: &mut Array<Vector<f32, Const<4>>>,
+    operand: &Array<Vec16>,
     base: u32,
     count: u32,
-    #[comptime] tiles: Tiles,
+    #[comptime] tiles: TileShape,
 ) {
-    wait_full(base, count, Tile::Values, tiles);
-    let values = place_of(base, count, Tile::Values, tiles);
+    wait_full(base, count, Ring::Values, tiles);
+    let values = stage_ptr(base, count, Ring::Values, tiles);
     wgmma_registers(
-        sums,
+        o,
         operand,
         values,
         comptime!(Product {
@@ -192,14 +192,20 @@ fn begin_sums(
 /// Lets the next warpgroup begin its products. When this one has its scores: before they were there, or after the maxima or
 /// the weights, was the same within the noise.
 #[cube]
-pub(super) fn pass_turn(plane: usize, #[comptime] tiles: Tiles) {
+pub(super) fn scheduler_barrier_arrive(plane: usize, #[comptime] tiles: TileShape) {
     let next = (plane / 4 + 1) % comptime!(tiles.planes() / 4);
     named_barrier(1 + next as u32, 256usize, false);
 }
 
 /// Says to all who copy it that this plane needs a tile no more.
 #[cube]
-fn release(base: u32, count: u32, lane: usize, #[comptime] tile: Tile, #[comptime] tiles: Tiles) {
+fn consumer_release(
+    base: u32,
+    count: u32,
+    lane: usize,
+    #[comptime] tile: Ring,
+    #[comptime] tiles: TileShape,
+) {
     let cubes = comptime!(tile.cubes(tiles));
     if lane < cubes {
         let barrier = empty(base, count, tile, tiles);
@@ -213,21 +219,21 @@ fn release(base: u32, count: u32, lane: usize, #[comptime] tile: Tile, #[comptim
 
 /// Which keys of a work the rows of a lane, and those of its warpgroup, see.
 #[derive(CubeType)]
-struct Seen {
+struct MaskRange {
     /// Those that every row of the warpgroup sees.
-    every_start: usize,
-    every_end: usize,
+    unmasked_start: usize,
+    unmasked_end: usize,
     /// Of each of the lane's rows.
     starts: Array<u32>,
     ends: Array<u32>,
 }
 
 #[cube]
-fn seen_by<V: Variant>(owned: &TileRows, work: &Work, args: &V::Args, plane: usize) -> Seen {
+fn mask_range<V: Variant>(owned: &TileRows, work: &WorkTile, args: &V::Args, plane: usize) -> MaskRange {
     let lane = UNIT_POS_X as usize;
     let first_row = plane / 4 * 64;
-    let (_, every_end) = V::keys(args, &owned.request, owned.at(first_row).query);
-    let (every_start, _) = V::keys(args, &owned.request, owned.at(first_row + 63).query);
+    let (_, unmasked_end) = V::keys(args, &owned.request, owned.at(first_row).query);
+    let (unmasked_start, _) = V::keys(args, &owned.request, owned.at(first_row + 63).query);
     let mut starts = Array::<u32>::new(2usize);
     let mut ends = Array::<u32>::new(2usize);
     #[unroll]
@@ -237,36 +243,40 @@ fn seen_by<V: Variant>(owned: &TileRows, work: &Work, args: &V::Args, plane: usi
         starts[r] = start as u32;
         ends[r] = min(end, work.end) as u32;
     }
-    Seen { every_start, every_end: min(every_end, work.end), starts, ends }
+    MaskRange { unmasked_start, unmasked_end: min(unmasked_end, work.end), starts, ends }
 }
 
 /// The logits of the keys from `at` on, masked.
 #[cube]
-fn see<V: Variant>(
+fn apply_mask<V: Variant>(
     scores: &mut Array<Vector<f32, Const<4>>>,
-    seen: &Seen,
+    range: &MaskRange,
     at: usize,
     args: &V::Args,
     owned: &TileRows,
     first_row: usize,
-    #[comptime] tiles: Tiles,
+    #[comptime] tiles: TileShape,
 ) {
     let key = (at + MmaSync::column(UNIT_POS_X as usize)) as u32;
     logits::<MmaSync, V>(scores, args, owned, first_row, key, tiles);
-    if at < seen.every_start || at + tiles.keys > seen.every_end {
+    if at < range.unmasked_start || at + tiles.keys > range.unmasked_end {
         #[unroll]
         for r in 0..2usize {
-            mask::<MmaSync>(scores, r, key, seen.starts[r], seen.ends[r], tiles);
+            mask::<MmaSync>(scores, r, key, range.starts[r], range.ends[r], tiles);
         }
     }
 }
 
 /// The weights as operand of the next product.
 #[cube]
-fn round(scores: &Array<Vector<f32, Const<4>>>, operand: &mut Array<Quad>, #[comptime] tiles: Tiles) {
+fn convert_p(
+    scores: &Array<Vector<f32, Const<4>>>,
+    operand: &mut Array<Vec16>,
+    #[comptime] tiles: TileShape,
+) {
     #[unroll]
     for i in 0..comptime!(tiles.keys / DEPTH) {
         let (low, high) = (scores[comptime!(2 * i)], scores[comptime!(2 * i + 1)]);
-        operand[i] = weights_operand(low, high, comptime!(tiles.bf16()));
+        operand[i] = p_operand(low, high, comptime!(tiles.bf16()));
     }
 }

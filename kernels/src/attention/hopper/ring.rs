@@ -14,19 +14,19 @@ use cubecl::prelude::*;
 use super::kernel::{PRODUCERS, registers};
 use super::producer::PAIR;
 use crate::isa::nvidia::{MAP_BYTES, barrier_init, barrier_wait};
-use crate::unit::Tiles;
+use crate::mma::TileShape;
 use crate::{Refusal, Result};
 
 /// Bytes of 64 elements.
 pub(super) const ROW_BYTES: usize = 128;
 
 /// Quads of shared memory.
-pub(in super::super) fn shared_quads(tiles: Tiles) -> usize {
+pub(in super::super) fn shared_vecs(tiles: TileShape) -> usize {
     barriers_at(tiles) / 16 + (2 + 4 * tiles.stages).div_ceil(2)
 }
 
 /// Whether tiles are such as warpgroups multiply and producers copy.
-pub(in super::super) fn check(tiles: Tiles) -> Result<()> {
+pub(in super::super) fn check(tiles: TileShape) -> Result<()> {
     let refused = |setting, got: usize, expected: &str| {
         Err(Refusal::blueprint("attention on warpgroups", setting, got, expected))
     };
@@ -35,11 +35,11 @@ pub(in super::super) fn check(tiles: Tiles) -> Result<()> {
             return refused(setting, got, "a multiple of 64");
         }
     }
-    if ![8, 12].contains(&tiles.row_planes) {
-        return refused("row_planes", tiles.row_planes, "8 or 12");
+    if ![8, 12].contains(&tiles.q_planes) {
+        return refused("q_planes", tiles.q_planes, "8 or 12");
     }
-    if tiles.row_tiles != 1 || tiles.key_planes != 1 || tiles.resident {
-        return refused("row_tiles", tiles.row_tiles, "1, in one plane, the queries in shared memory");
+    if tiles.q_tiles != 1 || tiles.kv_planes != 1 || tiles.q_in_registers {
+        return refused("q_tiles", tiles.q_tiles, "1, in one plane, the queries in shared memory");
     }
     if ![1, 2].contains(&tiles.cluster) {
         return refused("cluster", tiles.cluster, "1 or 2");
@@ -54,60 +54,60 @@ pub(in super::super) fn check(tiles: Tiles) -> Result<()> {
 }
 
 /// Where the keys begin, in bytes.
-fn keys_at(tiles: Tiles) -> usize {
-    tiles.rows(16) * tiles.qk_quads() * 16
+fn keys_at(tiles: TileShape) -> usize {
+    tiles.rows(16) * tiles.qk_vecs() * 16
 }
 
 /// Where the values begin.
-fn values_at(tiles: Tiles) -> usize {
+fn values_at(tiles: TileShape) -> usize {
     keys_at(tiles) + tiles.stages * key_bytes(tiles)
 }
 
 /// Where the descriptors are made by which tiles are copied.
-pub(super) fn maps_at(tiles: Tiles) -> usize {
-    keys_at(tiles) + tiles.stages * tiles.stage_quads() * 16
+pub(super) fn maps_at(tiles: TileShape) -> usize {
+    keys_at(tiles) + tiles.stages * tiles.stage_vecs() * 16
 }
 
-fn barriers_at(tiles: Tiles) -> usize {
+fn barriers_at(tiles: TileShape) -> usize {
     maps_at(tiles) + PRODUCERS * MAP_BYTES
 }
 
 /// Bytes of a tile of keys.
-fn key_bytes(tiles: Tiles) -> usize {
-    tiles.key_quads() * 16
+fn key_bytes(tiles: TileShape) -> usize {
+    tiles.key_vecs() * 16
 }
 
 /// Bytes of a tile of values.
-fn value_bytes(tiles: Tiles) -> usize {
-    (tiles.stage_quads() - tiles.key_quads()) * 16
+fn value_bytes(tiles: TileShape) -> usize {
+    (tiles.stage_vecs() - tiles.key_vecs()) * 16
 }
 
 /// Which tile a barrier is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Tile {
+pub(super) enum Ring {
     Queries,
     Keys,
     Values,
 }
 
-impl Tile {
+impl Ring {
     /// How many there are room for.
-    fn stages(self, tiles: Tiles) -> usize {
+    fn stages(self, tiles: TileShape) -> usize {
         if self == Self::Queries { 1 } else { tiles.stages }
     }
 
     /// 16 bytes of a row.
-    pub fn quads(self, tiles: Tiles) -> usize {
-        if self == Self::Values { tiles.vo_quads() } else { tiles.qk_quads() }
+    pub fn vecs(self, tiles: TileShape) -> usize {
+        if self == Self::Values { tiles.vo_vecs() } else { tiles.qk_vecs() }
     }
 
     /// Cubes of the cluster that get it at the same time, and so must all have room.
-    pub fn cubes(self, tiles: Tiles) -> usize {
+    pub fn cubes(self, tiles: TileShape) -> usize {
         if self == Self::Queries { 1 } else { tiles.cluster }
     }
 
     /// Byte of the first *full* barrier; its *empty* one follows, and then those of the next stages.
-    fn barrier_at(self, tiles: Tiles) -> usize {
+    fn barrier_at(self, tiles: TileShape) -> usize {
         let before = match self {
             Self::Queries => 0,
             Self::Keys => 2,
@@ -117,7 +117,7 @@ impl Tile {
     }
 
     /// Where the tiles lie, and the bytes of one.
-    fn place(self, tiles: Tiles) -> (usize, usize) {
+    fn place(self, tiles: TileShape) -> (usize, usize) {
         match self {
             Self::Queries => (0, keys_at(tiles)),
             Self::Keys => (keys_at(tiles), key_bytes(tiles)),
@@ -128,47 +128,47 @@ impl Tile {
 
 /// Address of the place of the `count`-th tile.
 #[cube]
-pub(super) fn place_of(base: u32, count: u32, #[comptime] tile: Tile, #[comptime] tiles: Tiles) -> u32 {
+pub(super) fn stage_ptr(base: u32, count: u32, #[comptime] tile: Ring, #[comptime] tiles: TileShape) -> u32 {
     let (at, bytes) = comptime!(tile.place(tiles));
     base + comptime!(at as u32) + count % comptime!(tile.stages(tiles) as u32) * comptime!(bytes as u32)
 }
 
 /// Address of the barrier that says that the `count`-th tile has arrived.
 #[cube]
-pub(super) fn full(base: u32, count: u32, #[comptime] tile: Tile, #[comptime] tiles: Tiles) -> u32 {
+pub(super) fn full(base: u32, count: u32, #[comptime] tile: Ring, #[comptime] tiles: TileShape) -> u32 {
     base + comptime!(tile.barrier_at(tiles) as u32) + count % comptime!(tile.stages(tiles) as u32) * 16
 }
 
 /// Address of the barrier that says that nobody needs the `count`-th tile any more.
 #[cube]
-pub(super) fn empty(base: u32, count: u32, #[comptime] tile: Tile, #[comptime] tiles: Tiles) -> u32 {
+pub(super) fn empty(base: u32, count: u32, #[comptime] tile: Ring, #[comptime] tiles: TileShape) -> u32 {
     full(base, count, tile, tiles) + 8
 }
 
 /// Waits until the `count`-th tile is there.
 #[cube]
-pub(super) fn wait_full(base: u32, count: u32, #[comptime] tile: Tile, #[comptime] tiles: Tiles) {
+pub(super) fn wait_full(base: u32, count: u32, #[comptime] tile: Ring, #[comptime] tiles: TileShape) {
     let round = count / comptime!(tile.stages(tiles) as u32);
     barrier_wait(full(base, count, tile, tiles), round % 2);
 }
 
 /// Waits until there is room for the `count`-th tile.
 #[cube]
-pub(super) fn wait_empty(base: u32, count: u32, #[comptime] tile: Tile, #[comptime] tiles: Tiles) {
+pub(super) fn wait_empty(base: u32, count: u32, #[comptime] tile: Ring, #[comptime] tiles: TileShape) {
     let round = count / comptime!(tile.stages(tiles) as u32);
     barrier_wait(empty(base, count, tile, tiles), (round + 1) % 2);
 }
 
 /// Prepares all barriers: each unit of the pair that produces arrives, and each plane that consumes in any of the cubes.
 #[cube]
-pub(super) fn init(base: u32, #[comptime] tiles: Tiles) {
-    init_of(base, Tile::Queries, tiles);
-    init_of(base, Tile::Keys, tiles);
-    init_of(base, Tile::Values, tiles);
+pub(super) fn init(base: u32, #[comptime] tiles: TileShape) {
+    init_of(base, Ring::Queries, tiles);
+    init_of(base, Ring::Keys, tiles);
+    init_of(base, Ring::Values, tiles);
 }
 
 #[cube]
-fn init_of(base: u32, #[comptime] tile: Tile, #[comptime] tiles: Tiles) {
+fn init_of(base: u32, #[comptime] tile: Ring, #[comptime] tiles: TileShape) {
     #[unroll]
     for stage in 0..comptime!(tile.stages(tiles) as u32) {
         barrier_init(full(base, stage, tile, tiles), comptime!(PAIR * 32));

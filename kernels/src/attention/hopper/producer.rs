@@ -5,20 +5,20 @@
 
 use cubecl::prelude::*;
 
-use super::super::batch::{Table, fits, key_place, origin};
-use super::super::plan::{Work, work_at};
+use super::super::kv_table::{Table, fits, key_place, origin};
+use super::super::plan::{WorkTile, work_at};
 use super::super::request::TileRows;
 use super::super::tiled::TiledParams;
-use super::kernel::{PRODUCERS, owned_by};
-use super::ring::{ROW_BYTES, Tile, full, place_of, wait_empty};
+use super::kernel::{PRODUCERS, rows_of_rank};
+use super::ring::{ROW_BYTES, Ring, full, stage_ptr, wait_empty};
 use crate::isa::nvidia::{
     MAP_BYTES, barrier_arrive, barrier_expect, copy_box, cp_async_at, cp_async_commit, cp_async_wait,
     fence_proxy_async, map_rows, publish_map, shared_address, shuffle,
 };
-use crate::unit::{Quad, Tiles};
+use crate::mma::{TileShape, Vec16};
 
 /// Quads of a descriptor.
-pub(in super::super) const MAP_QUADS: usize = MAP_BYTES / 16;
+pub(in super::super) const MAP_VECS: usize = MAP_BYTES / 16;
 
 /// Planes that copy the same.
 pub(super) const PAIR: usize = PRODUCERS / 2;
@@ -38,63 +38,63 @@ pub(in super::super) fn box_rows(keys: usize, page_size: Option<usize>) -> usize
 #[derive(CubeType)]
 pub(super) struct Producer {
     pub base: u32,
-    /// Tiles of queries so far.
+    /// TileShape of queries so far.
     pub queries: u32,
-    /// Tiles of keys, or of values.
+    /// TileShape of keys, or of values.
     pub tiles: u32,
 }
 
 /// Makes the descriptors that keys and values are copied by, in one cube, for all cubes of
-/// [`specialized`](super::specialized). Where each core has one cube, that makes its own instead, which takes it 2.3 us once.
+/// [`specialized`](super::hopper). Where each core has one cube, that makes its own instead, which takes it 2.3 us once.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(crate) fn prepare(
-    k: &Tensor<Quad>,
-    v: &Tensor<Quad>,
-    maps: &mut [Quad],
+pub(crate) fn make_maps(
+    k: &Tensor<Vec16>,
+    v: &Tensor<Vec16>,
+    maps: &mut [Vec16],
     box_rows: usize,
-    #[comptime] tiles: Tiles,
+    #[comptime] tiles: TileShape,
 ) {
-    let shared = Shared::<[Quad]>::new_aligned_slice(comptime!(PRODUCERS * MAP_QUADS), MAP_BYTES);
-    make_map(k, v, maps, map_at(0usize), shared_address::<Quad>(&shared), box_rows as u32, tiles);
+    let shared = Shared::<[Vec16]>::new_aligned_slice(comptime!(PRODUCERS * MAP_VECS), MAP_BYTES);
+    make_map(k, v, maps, map_at(0usize), shared_address::<Vec16>(&shared), box_rows as u32, tiles);
 }
 
 /// Publishes what a plane copies keys or values by, to its place in `maps`, [`map_at`].
 #[cube]
 pub(super) fn make_map(
-    k: &Tensor<Quad>,
-    v: &Tensor<Quad>,
-    maps: &mut [Quad],
+    k: &Tensor<Vec16>,
+    v: &Tensor<Vec16>,
+    maps: &mut [Vec16],
     at: usize,
     shared: u32,
     box_rows: u32,
-    #[comptime] tiles: Tiles,
+    #[comptime] tiles: TileShape,
 ) {
     let shared = shared + UNIT_POS_Y * comptime!(MAP_BYTES as u32);
     if UNIT_POS_X == 0 {
         if (UNIT_POS_Y as usize) < PAIR {
-            map_rows::<Quad>(shared, k, box_rows, tiles.dims.qk);
+            map_rows::<Vec16>(shared, k, box_rows, tiles.dims.qk);
         } else {
-            map_rows::<Quad>(shared, v, box_rows, tiles.dims.vo);
+            map_rows::<Vec16>(shared, v, box_rows, tiles.dims.vo);
         }
     }
-    publish_map::<Quad>(shared, &mut maps[at..at + MAP_QUADS]);
+    publish_map::<Vec16>(shared, &mut maps[at..at + MAP_VECS]);
 }
 
 /// Where the plane's map is among those of all cubes, one for each plane that copies.
 #[cube]
 pub(super) fn map_at(cube: usize) -> usize {
-    (cube * PRODUCERS + UNIT_POS_Y as usize) * MAP_QUADS
+    (cube * PRODUCERS + UNIT_POS_Y as usize) * MAP_VECS
 }
 
 /// Copies what one work needs: a pair of planes the keys, tile by tile, the other one the queries and then the values.
 #[allow(clippy::too_many_arguments, reason = "the buffers of the kernel")]
 #[cube]
 pub(super) fn produce(
-    q: &Tensor<Quad>,
-    k: &Tensor<Quad>,
-    v: &Tensor<Quad>,
+    q: &Tensor<Vec16>,
+    k: &Tensor<Vec16>,
+    v: &Tensor<Vec16>,
     work_items: &[i32],
-    map: &[Quad],
+    map: &[Vec16],
     rank: usize,
     index: usize,
     kv_head: usize,
@@ -102,19 +102,19 @@ pub(super) fn produce(
     params: &TiledParams,
     box_rows: usize,
     producer: &mut Producer,
-    #[comptime] tiles: Tiles,
+    #[comptime] tiles: TileShape,
 ) {
     let work = work_at(work_items, index);
-    let owned = owned_by(&work, kv_head, params.group, rank, tiles);
+    let owned = rows_of_rank(&work, kv_head, params.group, rank, tiles);
     if work.first_row < owned.end && work.start < work.end {
         if (UNIT_POS_Y as usize) < PAIR {
-            produce_tiles(k, map, rank, &work, kv_head, table, box_rows, producer, Tile::Keys, tiles);
+            produce_tiles(k, map, rank, &work, kv_head, table, box_rows, producer, Ring::Keys, tiles);
         } else {
-            wait_empty(producer.base, producer.queries, Tile::Queries, tiles);
+            wait_empty(producer.base, producer.queries, Ring::Queries, tiles);
             copy_queries(q, &owned, producer.base, tiles);
-            hand_over(full(producer.base, producer.queries, Tile::Queries, tiles));
+            producer_commit(full(producer.base, producer.queries, Ring::Queries, tiles));
             producer.queries += 1;
-            produce_tiles(v, map, rank, &work, kv_head, table, box_rows, producer, Tile::Values, tiles);
+            produce_tiles(v, map, rank, &work, kv_head, table, box_rows, producer, Ring::Values, tiles);
         }
     }
 }
@@ -123,20 +123,20 @@ pub(super) fn produce(
 #[allow(clippy::too_many_arguments, reason = "two places")]
 #[cube]
 fn produce_tiles(
-    from: &Tensor<Quad>,
-    map: &[Quad],
+    from: &Tensor<Vec16>,
+    map: &[Vec16],
     rank: usize,
-    work: &Work,
+    work: &WorkTile,
     kv_head: usize,
     table: &Table,
     box_rows: usize,
     producer: &mut Producer,
-    #[comptime] tile: Tile,
-    #[comptime] tiles: Tiles,
+    #[comptime] tile: Ring,
+    #[comptime] tiles: TileShape,
 ) {
     let request = &work.request;
     let plane = UNIT_POS_Y as usize % PAIR;
-    let quads = comptime!(tile.quads(tiles));
+    let vecs = comptime!(tile.vecs(tiles));
     let head = kv_head * from.stride(2) + origin(table, request, from.stride(1));
     // No box reaches beyond its page.
     let boxed = fits(table, work.start, box_rows);
@@ -147,16 +147,16 @@ fn produce_tiles(
         let row = at + boxes.row(UNIT_POS_X as usize);
         let (page, slot) = key_place(table, request, min(row, request.kv_len - 1));
         wait_empty(producer.base, producer.tiles, tile, tiles);
-        let to = place_of(producer.base, producer.tiles, tile, tiles);
+        let to = stage_ptr(producer.base, producer.tiles, tile, tiles);
         let full = full(producer.base, producer.tiles, tile, tiles);
         // Keys beyond the work are masked, but not what might lie beyond the request.
         if boxed && at + tiles.keys <= request.kv_len {
             // Who else copies may have begun: the tile is not complete before all units have arrived.
             if plane == 0 && UNIT_POS_X == 0 {
-                barrier_expect(full, comptime!(tiles.keys * quads * 16));
+                barrier_expect(full, comptime!(tiles.keys * vecs * 16));
             }
             let slot = slot + origin(table, request, 1usize);
-            copy_boxes(map, &boxes, page, slot, kv_head, to, full, quads, tiles);
+            copy_boxes(map, &boxes, page, slot, kv_head, to, full, vecs, tiles);
             barrier_arrive(full);
         } else {
             #[unroll]
@@ -164,9 +164,9 @@ fn produce_tiles(
                 let row = at + own_row(i * LOOKED_UP, tiles.keys);
                 let (page, slot) = key_place(table, request, min(row, work.end - 1));
                 let own = (page * from.stride(0) + slot * from.stride(1) + head) / 8;
-                copy_rows(from, own, to, i * LOOKED_UP, work.end - at, quads, tiles.keys);
+                copy_rows(from, own, to, i * LOOKED_UP, work.end - at, vecs, tiles.keys);
             }
-            hand_over(full);
+            producer_commit(full);
         }
         producer.tiles += 1;
         at += tiles.keys;
@@ -184,7 +184,7 @@ struct Boxes {
 }
 
 #[cube]
-fn boxes_of(rank: usize, plane: usize, rows: usize, #[comptime] tiles: Tiles) -> Boxes {
+fn boxes_of(rank: usize, plane: usize, rows: usize, #[comptime] tiles: TileShape) -> Boxes {
     let planes = comptime!(PAIR * tiles.cluster);
     let first = rank + plane * tiles.cluster;
     let all = comptime!(tiles.keys) / rows;
@@ -204,22 +204,22 @@ impl Boxes {
 #[allow(clippy::too_many_arguments, reason = "two places and their sizes")]
 #[cube]
 fn copy_boxes(
-    map: &[Quad],
+    map: &[Vec16],
     boxes: &Boxes,
     page: usize,
     slot: usize,
     kv_head: usize,
     to: u32,
     full: u32,
-    #[comptime] quads: usize,
-    #[comptime] tiles: Tiles,
+    #[comptime] vecs: usize,
+    #[comptime] tiles: TileShape,
 ) {
     for i in 0..boxes.count {
         let (page, slot) = (shuffle(page, i as u32) as u32, shuffle(slot, i as u32) as u32);
         let to = to + (boxes.row(i) * ROW_BYTES) as u32;
         #[unroll]
-        for column in 0..comptime!(quads / 8) {
-            copy_box::<Quad>(
+        for column in 0..comptime!(vecs / 8) {
+            copy_box::<Vec16>(
                 to,
                 comptime!(column * tiles.keys * ROW_BYTES),
                 map,
@@ -250,11 +250,11 @@ fn own_row(#[comptime] first: usize, #[comptime] rows: usize) -> usize {
     first + plane * of_plane + min(UNIT_POS_X as usize, comptime!(of_plane - 1))
 }
 
-/// Tells the consumers that a tile is there, once it has arrived and is to be seen by the instructions that multiply. The
+/// Tells the consumers that a tile is there, once it has arrived and is to be range by the instructions that multiply. The
 /// copies could tell by themselves, but then each consumer would need that fence, which took 200 of the 2800 cycles of a
 /// tile, between one product and the next.
 #[cube]
-fn hand_over(full: u32) {
+fn producer_commit(full: u32) {
     cp_async_commit();
     cp_async_wait(0usize);
     fence_proxy_async();
@@ -263,13 +263,13 @@ fn hand_over(full: u32) {
 
 /// Begins to copy the rows of queries; those that are not there are zeros.
 #[cube]
-fn copy_queries(from: &Tensor<Quad>, owned: &TileRows, base: u32, #[comptime] tiles: Tiles) {
+fn copy_queries(from: &Tensor<Vec16>, owned: &TileRows, base: u32, #[comptime] tiles: TileShape) {
     let rows = comptime!(tiles.rows(16));
     #[unroll]
     for i in 0..comptime!(rows.div_ceil(LOOKED_UP)) {
         let (token, head, _) = owned.place(own_row(i * LOOKED_UP, rows));
         let own = (token * from.stride(0) + head * from.stride(1)) / 8;
-        copy_rows(from, own, base, i * LOOKED_UP, owned.end - owned.first, tiles.qk_quads(), rows);
+        copy_rows(from, own, base, i * LOOKED_UP, owned.end - owned.first, tiles.qk_vecs(), rows);
     }
 }
 
@@ -280,12 +280,12 @@ fn copy_queries(from: &Tensor<Quad>, owned: &TileRows, base: u32, #[comptime] ti
 /// between them are constants.
 #[cube]
 fn copy_rows(
-    from: &Tensor<Quad>,
+    from: &Tensor<Vec16>,
     own: usize,
     to: u32,
     #[comptime] first: usize,
     end: usize,
-    #[comptime] quads: usize,
+    #[comptime] vecs: usize,
     #[comptime] rows: usize,
 ) {
     let count = comptime!(rows_of_plane(first, rows));
@@ -304,10 +304,10 @@ fn copy_rows(
         let valid = row + comptime!(4 * i) < end;
         let at = places[i];
         #[unroll]
-        for column in 0..comptime!(quads / 8) {
+        for column in 0..comptime!(vecs / 8) {
             let offset = comptime!((column * rows + 4 * i) * ROW_BYTES);
             let to = if comptime!(i % 2 == 0) { even } else { odd };
-            cp_async_at::<Quad>(to, offset, &from[at..at + comptime!(quads)], comptime!(column * 128), valid);
+            cp_async_at::<Vec16>(to, offset, &from[at..at + comptime!(vecs)], comptime!(column * 128), valid);
         }
     }
 }
@@ -318,7 +318,7 @@ mod tests {
 
     use super::{PAIR, box_rows, boxes_of};
     use crate::attention::HeadDims;
-    use crate::unit::Tiles;
+    use crate::mma::TileShape;
 
     #[test]
     fn a_box_divides_tiles_and_pages() {
@@ -335,14 +335,14 @@ mod tests {
                 [None, Some(8), Some(16), Some(64)].map(|page| (keys, cluster, page))
             })
         }) {
-            let tiles = Tiles {
+            let tiles = TileShape {
                 dims: HeadDims { qk: 128, vo: 128 },
-                row_tiles: 1,
+                q_tiles: 1,
                 keys,
-                row_planes: 8,
-                key_planes: 1,
+                q_planes: 8,
+                kv_planes: 1,
                 stages: 2,
-                resident: false,
+                q_in_registers: false,
                 cluster,
                 direct_keys: false,
                 dtype: ElemType::Float(FloatKind::BF16),

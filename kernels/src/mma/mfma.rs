@@ -3,7 +3,7 @@
 //! The products are turned round: `Sᵀ = K Qᵀ`, `Oᵀ = Vᵀ Pᵀ`. A lane then holds one query of `S`, and what it holds of
 //! `P` is operand `b` of the second product as it stands.
 //!
-//! A quad of a key or a query is two steps of the instruction, and which elements a step sums up is free as long as
+//! A vec of a key or a query is two steps of the instruction, and which elements a step sums up is free as long as
 //! both agree: so lanes read 16 bytes at a time. Values are transposed on their way to shared memory, where the keys of
 //! two steps lie next to each other for each element.
 //!
@@ -14,7 +14,7 @@ use std::marker::PhantomData;
 
 use cubecl::prelude::*;
 
-use super::{Layout, MatrixUnit, Quad, Tiles, clear_absent_values, copy_of, swizzle};
+use super::{FragmentLayout, Mma, TileShape, Vec16, clear_absent_values, copy_of, swizzle};
 use crate::attention::TileRows;
 use crate::isa::amd::{exp2, mfma};
 use crate::math::{Math, tanh_by_exp2};
@@ -45,12 +45,12 @@ impl Side for Side32 {
 /// See the module.
 pub(crate) struct Mfma<S: Side>(PhantomData<S>);
 
-/// Tiles of 16.
+/// TileShape of 16.
 pub(crate) type Mfma16 = Mfma<Side16>;
-/// Tiles of 32.
+/// TileShape of 32.
 pub(crate) type Mfma32 = Mfma<Side32>;
 
-/// Keys in a quad of transposed values.
+/// Keys in a vec of transposed values.
 const PER_QUAD: usize = 8;
 
 /// Lanes with the same column.
@@ -59,21 +59,21 @@ pub(super) const fn groups<S: Side>() -> usize {
 }
 
 /// Quads of a row of the transposed values.
-fn turned_quads(tiles: Tiles) -> usize {
+fn turned_vecs(tiles: TileShape) -> usize {
     tiles.cube_keys() / PER_QUAD
 }
 
-/// Reads of a row of `quads`, the groups of lanes taking one each.
-const fn reads<S: Side>(quads: usize) -> usize {
-    quads.div_ceil(groups::<S>())
+/// Reads of a row of `vecs`, the groups of lanes taking one each.
+const fn reads<S: Side>(vecs: usize) -> usize {
+    vecs.div_ceil(groups::<S>())
 }
 
-/// Where in the staged quads the keys are held that are being worked on.
-fn held_at<S: Side>(tiles: Tiles) -> usize {
-    Mfma::<S>::key_copies(tiles) + tiles.copies(tiles.vo_quads(), 64, 4)
+/// Where in the staged vecs the keys are held that are being worked on.
+fn held_at<S: Side>(tiles: TileShape) -> usize {
+    Mfma::<S>::key_copies(tiles) + tiles.copies(tiles.vo_vecs(), 64, 4)
 }
 
-impl<S: Side> Layout for Mfma<S> {
+impl<S: Side> FragmentLayout for Mfma<S> {
     const PLANE: usize = 64;
     const ROWS: usize = S::SIDE;
     const COLUMNS: usize = S::SIDE;
@@ -85,25 +85,25 @@ impl<S: Side> Layout for Mfma<S> {
     const VALUE_COPIES: usize = 4;
     const ASYNC: bool = false;
 
-    fn shared_quads(tiles: Tiles) -> usize {
-        tiles.stage_quads()
+    fn shared_vecs(tiles: TileShape) -> usize {
+        tiles.stage_vecs()
     }
 
-    fn staged_quads(tiles: Tiles) -> usize {
+    fn staged_vecs(tiles: TileShape) -> usize {
         let held = if tiles.direct_keys { Self::key_copies(tiles) } else { 0 };
         held_at::<S>(tiles) + held
     }
 
-    fn key_copies(tiles: Tiles) -> usize {
+    fn key_copies(tiles: TileShape) -> usize {
         if tiles.direct_keys {
-            tiles.keys / S::SIDE * reads::<S>(tiles.qk_quads())
+            tiles.keys / S::SIDE * reads::<S>(tiles.qk_vecs())
         } else {
-            tiles.copies(tiles.qk_quads(), 64, 1)
+            tiles.copies(tiles.qk_vecs(), 64, 1)
         }
     }
 
-    fn even_keys(tiles: Tiles) -> bool {
-        tiles.direct_keys || tiles.even(tiles.qk_quads(), 64, 1)
+    fn even_keys(tiles: TileShape) -> bool {
+        tiles.direct_keys || tiles.even(tiles.qk_vecs(), 64, 1)
     }
 
     fn lane_row(_e: usize) -> usize {
@@ -116,7 +116,7 @@ impl<S: Side> Layout for Mfma<S> {
 }
 
 #[cube]
-impl<S: Side> MatrixUnit for Mfma<S> {
+impl<S: Side> Mma for Mfma<S> {
     type Acc = S::Acc;
     type Run = Const<4>;
 
@@ -128,54 +128,54 @@ impl<S: Side> MatrixUnit for Mfma<S> {
         lane / S::SIDE * 4
     }
 
-    fn key_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize) {
-        let quads = comptime!(tiles.qk_quads());
+    fn key_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
+        let vecs = comptime!(tiles.qk_vecs());
         if comptime!(tiles.direct_keys) {
-            let reads = comptime!(reads::<S>(quads));
+            let reads = comptime!(reads::<S>(vecs));
             let (lane, plane) = (unit % 64, unit / 64);
-            let quad = lane / S::SIDE + comptime!(i % reads * groups::<S>());
+            let vec = lane / S::SIDE + comptime!(i % reads * groups::<S>());
             let row = plane * tiles.keys + lane % S::SIDE + comptime!(i / reads * S::SIDE);
-            (row, min(quad, comptime!(quads - 1)))
+            (row, min(vec, comptime!(vecs - 1)))
         } else {
-            copy_of::<Self>(unit, i, quads, tiles)
+            copy_of::<Self>(unit, i, vecs, tiles)
         }
     }
 
-    fn value_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize) {
-        // Four keys of one quad go to one lane, which transposes them.
+    fn value_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
+        // Four keys of one vec go to one lane, which transposes them.
         let at = unit + comptime!(i / 4 * tiles.planes() * 64);
-        let quads = comptime!(tiles.vo_quads());
-        (at / quads * 4 + comptime!(i % 4), at % quads)
+        let vecs = comptime!(tiles.vo_vecs());
+        (at / vecs * 4 + comptime!(i % 4), at % vecs)
     }
 
     fn copy(
-        from: &Tensor<Quad>,
+        from: &Tensor<Vec16>,
         at: usize,
         _valid: bool,
-        _shared: &mut [Quad],
+        _shared: &mut [Vec16],
         _stage: usize,
         _row: usize,
-        _quad: usize,
+        _vec: usize,
         #[comptime] _first: usize,
-        #[comptime] _quads: usize,
-        staged: &mut Array<Quad>,
+        #[comptime] _vecs: usize,
+        staged: &mut Array<Vec16>,
         #[comptime] slot: usize,
     ) {
         // Whether it is valid is asked when it has arrived: to ask now would be to wait for it.
         staged[slot] = from[at];
     }
 
-    fn copied() {}
+    fn commit_stage() {}
 
-    fn arrive(
-        shared: &mut [Quad],
+    fn wait_stage(
+        shared: &mut [Vec16],
         stage: usize,
         unit: usize,
-        staged: &mut Array<Quad>,
+        staged: &mut Array<Vec16>,
         left: usize,
-        #[comptime] tiles: Tiles,
+        #[comptime] tiles: TileShape,
     ) {
-        let quads = comptime!(tiles.qk_quads());
+        let vecs = comptime!(tiles.qk_vecs());
         let copies = comptime!(Self::key_copies(tiles));
         clear_absent_values::<Self>(staged, copies, unit, left, tiles);
         // Every plane has read the last tile.
@@ -186,20 +186,20 @@ impl<S: Side> MatrixUnit for Mfma<S> {
             if comptime!(tiles.direct_keys) {
                 staged[comptime!(held_at::<S>(tiles) + i)] = staged[i];
             } else {
-                let (row, quad) = Self::key_copy(unit, i, tiles);
+                let (row, vec) = Self::key_copy(unit, i, tiles);
                 if comptime!(even) || row < tiles.cube_keys() {
-                    shared[stage + row * quads + (quad ^ swizzle(row, quads))] = staged[i];
+                    shared[stage + row * vecs + (vec ^ swizzle(row, vecs))] = staged[i];
                 }
             }
         }
         let pairs = shared.with_vector_size_mut::<Const<2>>();
         let groups = comptime!(groups::<S>());
-        let turned = comptime!(turned_quads(tiles));
-        let even = comptime!(tiles.even(tiles.vo_quads(), 64, 4));
+        let turned = comptime!(turned_vecs(tiles));
+        let even = comptime!(tiles.even(tiles.vo_vecs(), 64, 4));
         #[unroll]
-        for i in 0..comptime!(tiles.copies(tiles.vo_quads(), 64, 4) / 4) {
-            let (key, quad) = Self::value_copy(unit, comptime!(4 * i), tiles);
-            // Keys of a plane in fours: step, and group of lanes within it. Two steps share a quad.
+        for i in 0..comptime!(tiles.copies(tiles.vo_vecs(), 64, 4) / 4) {
+            let (key, vec) = Self::value_copy(unit, comptime!(4 * i), tiles);
+            // Keys of a plane in fours: step, and group of lanes within it. Two steps share a vec.
             let four = key / 4 % comptime!(tiles.keys / 4);
             let (step, group) = (four / groups, four % groups);
             let to = key / tiles.keys * comptime!(tiles.keys / PER_QUAD) + step / 2 * groups + group;
@@ -211,7 +211,7 @@ impl<S: Side> MatrixUnit for Mfma<S> {
                 let d = staged[comptime!(copies + 4 * i + 3)].extract(word);
                 #[unroll]
                 for half in 0..2usize {
-                    let element = quad * 8 + comptime!(2 * word + half);
+                    let element = vec * 8 + comptime!(2 * word + half);
                     let mut pair = Vector::<u32, Const<2>>::empty();
                     if comptime!(half == 0) {
                         pair.insert(0usize, (a & 0xffffu32) | (b << 16u32));
@@ -220,10 +220,8 @@ impl<S: Side> MatrixUnit for Mfma<S> {
                         pair.insert(0usize, (a >> 16u32) | (b & 0xffff_0000u32));
                         pair.insert(1usize, (c >> 16u32) | (d & 0xffff_0000u32));
                     }
-                    let at = stage
-                        + comptime!(tiles.key_quads())
-                        + element * turned
-                        + (to ^ turn(element, turned));
+                    let at =
+                        stage + comptime!(tiles.key_vecs()) + element * turned + (to ^ turn(element, turned));
                     if comptime!(even) || key < tiles.cube_keys() {
                         pairs[2 * at + step % 2] = pair;
                     }
@@ -233,83 +231,83 @@ impl<S: Side> MatrixUnit for Mfma<S> {
         sync_cube();
     }
 
-    fn settle() {
+    fn wait_all_stages() {
         sync_cube();
     }
 
     fn fetch_queries(
-        _from: &Tensor<Quad>,
+        _from: &Tensor<Vec16>,
         _rows: &TileRows,
-        _shared: &mut [Quad],
+        _shared: &mut [Vec16],
         _unit: usize,
-        #[comptime] _tiles: Tiles,
+        #[comptime] _tiles: TileShape,
     ) {
     }
 
     fn load_queries(
-        from: &Tensor<Quad>,
+        from: &Tensor<Vec16>,
         rows: &TileRows,
-        _shared: &[Quad],
+        _shared: &[Vec16],
         lane: usize,
         plane: usize,
-        #[comptime] tiles: Tiles,
-    ) -> Array<Quad> {
-        let quads = comptime!(tiles.qk_quads());
-        let reads = comptime!(reads::<S>(quads));
-        let mut queries = Array::new(comptime!(tiles.row_tiles * reads));
+        #[comptime] tiles: TileShape,
+    ) -> Array<Vec16> {
+        let vecs = comptime!(tiles.qk_vecs());
+        let reads = comptime!(reads::<S>(vecs));
+        let mut queries = Array::new(comptime!(tiles.q_tiles * reads));
         #[unroll]
-        for m in 0..tiles.row_tiles {
-            let row = plane % tiles.row_planes * comptime!(tiles.row_tiles * S::SIDE)
+        for m in 0..tiles.q_tiles {
+            let row = plane % tiles.q_planes * comptime!(tiles.q_tiles * S::SIDE)
                 + comptime!(m * S::SIDE)
                 + lane % S::SIDE;
             let (token, head, valid) = rows.place(row);
             let first = (token * from.stride(0) + head * from.stride(1)) / 8;
             #[unroll]
             for i in 0..reads {
-                let quad = lane / S::SIDE + comptime!(i * groups::<S>());
-                let valid = valid && quad < quads;
+                let vec = lane / S::SIDE + comptime!(i * groups::<S>());
+                let valid = valid && vec < vecs;
                 queries[comptime!(m * reads + i)] =
-                    select(valid, from[first + min(quad, comptime!(quads - 1))], Quad::new(0u32));
+                    select(valid, from[first + min(vec, comptime!(vecs - 1))], Vec16::new(0u32));
             }
         }
         queries
     }
 
-    fn scores<E: Float>(
-        queries: &Array<Quad>,
-        staged: &Array<Quad>,
-        shared: &[Quad],
+    fn qk<E: Float>(
+        queries: &Array<Vec16>,
+        staged: &Array<Vec16>,
+        shared: &[Vec16],
         stage: usize,
         lane: usize,
         plane: usize,
         scores: &mut Array<Vector<f32, S::Acc>>,
-        #[comptime] tiles: Tiles,
+        #[comptime] tiles: TileShape,
     ) {
-        let quads = comptime!(tiles.qk_quads());
-        let reads = comptime!(reads::<S>(quads));
+        let vecs = comptime!(tiles.qk_vecs());
+        let reads = comptime!(reads::<S>(vecs));
         let columns = comptime!(tiles.keys / S::SIDE);
         #[unroll]
-        for i in 0..comptime!(tiles.row_tiles * columns) {
+        for i in 0..comptime!(tiles.q_tiles * columns) {
             scores[i] = Vector::new(0.0f32);
         }
-        let row = plane / tiles.row_planes * tiles.keys + lane % S::SIDE;
+        let row = plane / tiles.q_planes * tiles.keys + lane % S::SIDE;
         #[unroll]
         for i in 0..reads {
-            let quad = lane / S::SIDE + comptime!(i * groups::<S>());
-            let whole = comptime!((i + 1) * groups::<S>() <= quads);
-            let at = stage + row * quads + (min(quad, comptime!(quads - 1)) ^ swizzle(row, quads));
+            let vec = lane / S::SIDE + comptime!(i * groups::<S>());
+            let whole = comptime!((i + 1) * groups::<S>() <= vecs);
+            let at = stage + row * vecs + (min(vec, comptime!(vecs - 1)) ^ swizzle(row, vecs));
             #[unroll]
             for n in 0..columns {
                 let mut keys = if comptime!(tiles.direct_keys) {
                     staged[comptime!(held_at::<S>(tiles) + n * reads + i)]
                 } else {
-                    shared[at + comptime!(n * S::SIDE * quads)]
+                    shared[at + comptime!(n * S::SIDE * vecs)]
                 };
                 if comptime!(!whole) {
-                    keys = select(quad < quads, keys, Quad::new(0u32));
+                    keys = select(vec < vecs, keys, Vec16::new(0u32));
                 }
                 #[unroll]
-                for m in 0..tiles.row_tiles {
+                for m in 0..tiles.q_tiles {
                     let query = queries[comptime!(m * reads + i)];
                     let tile = comptime!(m * columns + n);
                     let sum = mfma::<E, S::Acc>(
@@ -331,24 +329,24 @@ impl<S: Side> MatrixUnit for Mfma<S> {
         }
     }
 
-    fn weigh<E: Float>(
+    fn pv<E: Float>(
         weights: &Array<Vector<f32, S::Acc>>,
-        shared: &[Quad],
+        shared: &[Vec16],
         stage: usize,
         lane: usize,
         plane: usize,
         output: &mut Array<Vector<f32, S::Acc>>,
-        #[comptime] tiles: Tiles,
+        #[comptime] tiles: TileShape,
     ) {
-        let turned = comptime!(turned_quads(tiles));
+        let turned = comptime!(turned_vecs(tiles));
         let columns = comptime!(tiles.keys / S::SIDE);
         let elements = comptime!(tiles.dims.vo.div_ceil(S::SIDE));
         let steps_of_tile = comptime!(S::SIDE / 4 / groups::<S>());
         #[unroll]
         for i in 0..comptime!(tiles.keys / PER_QUAD / groups::<S>()) {
-            let mut rows = Array::<Vector<E, Const<4>>>::new(comptime!(2 * tiles.row_tiles));
+            let mut rows = Array::<Vector<E, Const<4>>>::new(comptime!(2 * tiles.q_tiles));
             #[unroll]
-            for m in 0..tiles.row_tiles {
+            for m in 0..tiles.q_tiles {
                 #[unroll]
                 for h in 0..2usize {
                     let step = comptime!(2 * i + h);
@@ -360,7 +358,7 @@ impl<S: Side> MatrixUnit for Mfma<S> {
                     );
                 }
             }
-            let quad = plane / tiles.row_planes * comptime!(tiles.keys / PER_QUAD)
+            let vec = plane / tiles.q_planes * comptime!(tiles.keys / PER_QUAD)
                 + comptime!(i * groups::<S>())
                 + lane / S::SIDE;
             #[unroll]
@@ -371,10 +369,10 @@ impl<S: Side> MatrixUnit for Mfma<S> {
                     element = min(element, comptime!(tiles.dims.vo - 1));
                 }
                 let at =
-                    stage + comptime!(tiles.key_quads()) + element * turned + (quad ^ turn(element, turned));
+                    stage + comptime!(tiles.key_vecs()) + element * turned + (vec ^ turn(element, turned));
                 let values = shared[at];
                 #[unroll]
-                for m in 0..tiles.row_tiles {
+                for m in 0..tiles.q_tiles {
                     let tile = comptime!(m * elements + n);
                     let sum = mfma::<E, S::Acc>(
                         half::<E>(values, 0usize),
@@ -423,16 +421,16 @@ impl<S: Side> Math for Mfma<S> {
 
 /// [`swizzle`] of the transposed values: lanes that write differ by 8 elements.
 #[cube]
-pub(super) fn turn(element: usize, #[comptime] quads: usize) -> usize {
-    swizzle(element + element / 8, quads)
+pub(super) fn turn(element: usize, #[comptime] vecs: usize) -> usize {
+    swizzle(element + element / 8, vecs)
 }
 
-/// Four elements of a quad.
+/// Four elements of a vec.
 #[cube]
-pub(super) fn half<E: Float>(quad: Quad, #[comptime] half: usize) -> Vector<E, Const<4>> {
+pub(super) fn half<E: Float>(vec: Vec16, #[comptime] half: usize) -> Vector<E, Const<4>> {
     let mut words = Vector::<u32, Const<2>>::empty();
-    words.insert(0usize, quad.extract(comptime!(2 * half)));
-    words.insert(1usize, quad.extract(comptime!(2 * half + 1)));
+    words.insert(0usize, vec.extract(comptime!(2 * half)));
+    words.insert(1usize, vec.extract(comptime!(2 * half + 1)));
     Vector::reinterpret(words)
 }
 

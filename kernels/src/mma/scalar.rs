@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 
 use cubecl::prelude::*;
 
-use super::{Layout, MatrixUnit, Quad, Tiles, clear_absent_values, copy_of, swizzle_period};
+use super::{FragmentLayout, Mma, TileShape, Vec16, clear_absent_values, copy_of, swizzle_period};
 use crate::attention::TileRows;
 use crate::math::{Exact, Math};
 
@@ -63,7 +63,7 @@ const fn down<P: Lanes>() -> usize {
     P::PLANE / across::<P>()
 }
 
-impl<P: Lanes> Layout for Scalar<P> {
+impl<P: Lanes> FragmentLayout for Scalar<P> {
     const PLANE: usize = P::PLANE;
     const ROWS: usize = down::<P>();
     const COLUMNS: usize = RUN * across::<P>();
@@ -75,12 +75,12 @@ impl<P: Lanes> Layout for Scalar<P> {
     const VALUE_COPIES: usize = 1;
     const ASYNC: bool = false;
 
-    fn shared_quads(tiles: Tiles) -> usize {
-        tiles.stage_quads() + tiles.rows(Self::ROWS) * tiles.qk_quads()
+    fn shared_vecs(tiles: TileShape) -> usize {
+        tiles.stage_vecs() + tiles.rows(Self::ROWS) * tiles.qk_vecs()
     }
 
-    fn staged_quads(tiles: Tiles) -> usize {
-        Self::key_copies(tiles) + tiles.copies(tiles.vo_quads(), P::PLANE, 1)
+    fn staged_vecs(tiles: TileShape) -> usize {
+        Self::key_copies(tiles) + tiles.copies(tiles.vo_vecs(), P::PLANE, 1)
     }
 
     fn lane_row(_e: usize) -> usize {
@@ -92,14 +92,14 @@ impl<P: Lanes> Layout for Scalar<P> {
     }
 }
 
-/// Quad `quad` of a key or query in rows of `quads`, where `turn` tells those apart that are read together.
+/// Vec16 `vec` of a key or query in rows of `vecs`, where `turn` tells those apart that are read together.
 #[cube]
-pub(super) fn turned(quad: usize, turn: usize, #[comptime] quads: usize) -> usize {
-    quad ^ (turn % comptime!(swizzle_period(quads)))
+pub(super) fn turned(vec: usize, turn: usize, #[comptime] vecs: usize) -> usize {
+    vec ^ (turn % comptime!(swizzle_period(vecs)))
 }
 
 #[cube]
-impl<P: Lanes> MatrixUnit for Scalar<P> {
+impl<P: Lanes> Mma for Scalar<P> {
     type Acc = Const<4>;
     type Run = Const<4>;
 
@@ -111,126 +111,126 @@ impl<P: Lanes> MatrixUnit for Scalar<P> {
         lane % comptime!(across::<P>()) * RUN
     }
 
-    fn key_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize) {
-        copy_of::<Self>(unit, i, tiles.qk_quads(), tiles)
+    fn key_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
+        copy_of::<Self>(unit, i, tiles.qk_vecs(), tiles)
     }
 
-    fn value_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: Tiles) -> (usize, usize) {
-        copy_of::<Self>(unit, i, tiles.vo_quads(), tiles)
+    fn value_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
+        copy_of::<Self>(unit, i, tiles.vo_vecs(), tiles)
     }
 
     fn copy(
-        from: &Tensor<Quad>,
+        from: &Tensor<Vec16>,
         at: usize,
         _valid: bool,
-        _shared: &mut [Quad],
+        _shared: &mut [Vec16],
         _stage: usize,
         _row: usize,
-        _quad: usize,
+        _vec: usize,
         #[comptime] _first: usize,
-        #[comptime] _quads: usize,
-        staged: &mut Array<Quad>,
+        #[comptime] _vecs: usize,
+        staged: &mut Array<Vec16>,
         #[comptime] slot: usize,
     ) {
         staged[slot] = from[at];
     }
 
-    fn copied() {}
+    fn commit_stage() {}
 
-    fn arrive(
-        shared: &mut [Quad],
+    fn wait_stage(
+        shared: &mut [Vec16],
         stage: usize,
         unit: usize,
-        staged: &mut Array<Quad>,
+        staged: &mut Array<Vec16>,
         left: usize,
-        #[comptime] tiles: Tiles,
+        #[comptime] tiles: TileShape,
     ) {
         let copies = comptime!(Self::key_copies(tiles));
         clear_absent_values::<Self>(staged, copies, unit, left, tiles);
         // Every plane has read the last tile.
         sync_cube();
-        let quads = comptime!(tiles.qk_quads());
+        let vecs = comptime!(tiles.qk_vecs());
         let even = comptime!(Self::even_keys(tiles));
         #[unroll]
         for i in 0..copies {
-            let (row, quad) = Self::key_copy(unit, i, tiles);
+            let (row, vec) = Self::key_copy(unit, i, tiles);
             if comptime!(even) || row < tiles.cube_keys() {
-                shared[stage + row * quads + turned(quad, row / RUN, quads)] = staged[i];
+                shared[stage + row * vecs + turned(vec, row / RUN, vecs)] = staged[i];
             }
         }
-        let quads = comptime!(tiles.vo_quads());
-        let even = comptime!(tiles.even(tiles.vo_quads(), P::PLANE, 1));
+        let vecs = comptime!(tiles.vo_vecs());
+        let even = comptime!(tiles.even(tiles.vo_vecs(), P::PLANE, 1));
         #[unroll]
-        for i in 0..comptime!(tiles.copies(tiles.vo_quads(), P::PLANE, 1)) {
-            let (row, quad) = Self::value_copy(unit, i, tiles);
+        for i in 0..comptime!(tiles.copies(tiles.vo_vecs(), P::PLANE, 1)) {
+            let (row, vec) = Self::value_copy(unit, i, tiles);
             if comptime!(even) || row < tiles.cube_keys() {
-                shared[stage + comptime!(tiles.key_quads()) + row * quads + quad] =
+                shared[stage + comptime!(tiles.key_vecs()) + row * vecs + vec] =
                     staged[comptime!(copies + i)];
             }
         }
         sync_cube();
     }
 
-    fn settle() {
+    fn wait_all_stages() {
         sync_cube();
     }
 
     fn fetch_queries(
-        from: &Tensor<Quad>,
+        from: &Tensor<Vec16>,
         rows: &TileRows,
-        shared: &mut [Quad],
+        shared: &mut [Vec16],
         unit: usize,
-        #[comptime] tiles: Tiles,
+        #[comptime] tiles: TileShape,
     ) {
-        let quads = comptime!(tiles.qk_quads());
+        let vecs = comptime!(tiles.qk_vecs());
         let mut at = unit;
-        while at < comptime!(tiles.rows(Self::ROWS) * quads) {
-            let (row, quad) = (at / quads, at % quads);
+        while at < comptime!(tiles.rows(Self::ROWS) * vecs) {
+            let (row, vec) = (at / vecs, at % vecs);
             let (token, head, valid) = rows.place(row);
-            let first = (token * from.stride(0) + head * from.stride(1)) / tiles.per_quad();
-            shared[comptime!(tiles.stage_quads()) + row * quads + turned(quad, row, quads)] =
-                select(valid, from[first + quad], Quad::new(0u32));
+            let first = (token * from.stride(0) + head * from.stride(1)) / tiles.per_vec();
+            shared[comptime!(tiles.stage_vecs()) + row * vecs + turned(vec, row, vecs)] =
+                select(valid, from[first + vec], Vec16::new(0u32));
             at += comptime!(tiles.planes() * P::PLANE);
         }
     }
 
     fn load_queries(
-        _from: &Tensor<Quad>,
+        _from: &Tensor<Vec16>,
         _rows: &TileRows,
-        _shared: &[Quad],
+        _shared: &[Vec16],
         _lane: usize,
         _plane: usize,
-        #[comptime] _tiles: Tiles,
-    ) -> Array<Quad> {
+        #[comptime] _tiles: TileShape,
+    ) -> Array<Vec16> {
         Array::new(1usize)
     }
 
-    fn scores<E: Float>(
-        _queries: &Array<Quad>,
-        _staged: &Array<Quad>,
-        shared: &[Quad],
+    fn qk<E: Float>(
+        _queries: &Array<Vec16>,
+        _staged: &Array<Vec16>,
+        shared: &[Vec16],
         stage: usize,
         lane: usize,
         plane: usize,
         scores: &mut Array<Vector<f32, Const<4>>>,
-        #[comptime] tiles: Tiles,
+        #[comptime] tiles: TileShape,
     ) {
-        let quads = comptime!(tiles.qk_quads());
+        let vecs = comptime!(tiles.qk_vecs());
         let columns = comptime!(tiles.keys / Self::COLUMNS);
         #[unroll]
-        for i in 0..comptime!(tiles.row_tiles * columns) {
+        for i in 0..comptime!(tiles.q_tiles * columns) {
             scores[i] = Vector::new(0.0f32);
         }
-        let first_key = plane / tiles.row_planes * tiles.keys + Self::column(lane);
+        let first_key = plane / tiles.q_planes * tiles.keys + Self::column(lane);
         let first_row =
-            plane % tiles.row_planes * comptime!(tiles.row_tiles * Self::ROWS) + Self::row(lane, 0usize);
-        for quad in 0..quads {
-            let mut queries = Array::<Vector<f32, Const<8>>>::new(tiles.row_tiles);
+            plane % tiles.q_planes * comptime!(tiles.q_tiles * Self::ROWS) + Self::row(lane, 0usize);
+        for vec in 0..vecs {
+            let mut queries = Array::<Vector<f32, Const<8>>>::new(tiles.q_tiles);
             #[unroll]
-            for m in 0..tiles.row_tiles {
+            for m in 0..tiles.q_tiles {
                 let row = first_row + comptime!(m * Self::ROWS);
-                let at = comptime!(tiles.stage_quads()) + row * quads + turned(quad, row, quads);
-                queries[m] = floats::<E>(shared[at], comptime!(tiles.per_quad()));
+                let at = comptime!(tiles.stage_vecs()) + row * vecs + turned(vec, row, vecs);
+                queries[m] = floats::<E>(shared[at], comptime!(tiles.per_vec()));
             }
             #[unroll]
             for n in 0..columns {
@@ -238,18 +238,18 @@ impl<P: Lanes> MatrixUnit for Scalar<P> {
                 #[unroll]
                 for j in 0..RUN {
                     let row = first_key + comptime!(n * Self::COLUMNS + j);
-                    let at = stage + row * quads + turned(quad, row / RUN, quads);
-                    keys[j] = floats::<E>(shared[at], comptime!(tiles.per_quad()));
+                    let at = stage + row * vecs + turned(vec, row / RUN, vecs);
+                    keys[j] = floats::<E>(shared[at], comptime!(tiles.per_vec()));
                 }
                 #[unroll]
-                for x in 0..comptime!(tiles.per_quad()) {
+                for x in 0..comptime!(tiles.per_vec()) {
                     let mut of_keys = Vector::<f32, Const<4>>::empty();
                     #[unroll]
                     for j in 0..RUN {
                         of_keys.insert(j, keys[j].extract(x));
                     }
                     #[unroll]
-                    for m in 0..tiles.row_tiles {
+                    for m in 0..tiles.q_tiles {
                         let tile = comptime!(m * columns + n);
                         scores[tile] = fma(Vector::new(queries[m].extract(x)), of_keys, scores[tile]);
                     }
@@ -258,28 +258,28 @@ impl<P: Lanes> MatrixUnit for Scalar<P> {
         }
     }
 
-    fn weigh<E: Float>(
+    fn pv<E: Float>(
         weights: &Array<Vector<f32, Const<4>>>,
-        shared: &[Quad],
+        shared: &[Vec16],
         stage: usize,
         lane: usize,
         plane: usize,
         output: &mut Array<Vector<f32, Const<4>>>,
-        #[comptime] tiles: Tiles,
+        #[comptime] tiles: TileShape,
     ) {
         let columns = comptime!(tiles.keys / Self::COLUMNS);
         let elements = comptime!(tiles.dims.vo.div_ceil(Self::COLUMNS));
-        let values = stage + comptime!(tiles.key_quads());
-        let first_key = plane / tiles.row_planes * tiles.keys;
+        let values = stage + comptime!(tiles.key_vecs());
+        let first_key = plane / tiles.q_planes * tiles.keys;
         #[unroll]
         for n in 0..columns {
             // The keys of each lane of a row in turn.
             for c in 0..comptime!(across::<P>()) {
                 #[unroll]
                 for j in 0..RUN {
-                    let mut rows = Array::<Vector<f32, Const<4>>>::new(tiles.row_tiles);
+                    let mut rows = Array::<Vector<f32, Const<4>>>::new(tiles.q_tiles);
                     #[unroll]
-                    for m in 0..tiles.row_tiles {
+                    for m in 0..tiles.q_tiles {
                         let mine = weights[comptime!(m * columns + n)].extract(j);
                         rows[m] = Vector::new(from_lane::<P>(mine, lane, c));
                     }
@@ -297,11 +297,11 @@ impl<P: Lanes> MatrixUnit for Scalar<P> {
                             values,
                             key,
                             element,
-                            comptime!(tiles.vo_quads()),
-                            comptime!(tiles.per_quad()),
+                            comptime!(tiles.vo_vecs()),
+                            comptime!(tiles.per_vec()),
                         );
                         #[unroll]
-                        for m in 0..tiles.row_tiles {
+                        for m in 0..tiles.q_tiles {
                             output[m * elements + t] = fma(rows[m], four, output[m * elements + t]);
                         }
                     }
@@ -344,36 +344,36 @@ impl<P: Lanes> Math for Scalar<P> {
     }
 }
 
-/// The floats of a quad, the first `count` of 8.
+/// The floats of a vec, the first `count` of 8.
 #[cube]
-pub(super) fn floats<E: Float>(quad: Quad, #[comptime] count: usize) -> Vector<f32, Const<8>> {
+pub(super) fn floats<E: Float>(vec: Vec16, #[comptime] count: usize) -> Vector<f32, Const<8>> {
     if comptime!(count == 4) {
         let mut floats = Vector::<f32, Const<8>>::empty();
         #[unroll]
         for i in 0..4usize {
-            floats.insert(i, f32::reinterpret(quad.extract(i)));
+            floats.insert(i, f32::reinterpret(vec.extract(i)));
         }
         floats
     } else {
-        Vector::cast_from(Vector::<E, Const<8>>::reinterpret(quad))
+        Vector::cast_from(Vector::<E, Const<8>>::reinterpret(vec))
     }
 }
 
-/// Elements `element..element + 4` of row `row`, the rows of `quads` beginning at `first`.
+/// Elements `element..element + 4` of row `row`, the rows of `vecs` beginning at `first`.
 #[cube]
 pub(super) fn four_values<E: Float>(
-    shared: &[Quad],
+    shared: &[Vec16],
     first: usize,
     row: usize,
     element: usize,
-    #[comptime] quads: usize,
-    #[comptime] per_quad: usize,
+    #[comptime] vecs: usize,
+    #[comptime] per_vec: usize,
 ) -> Vector<f32, Const<4>> {
-    if comptime!(per_quad == 4) {
-        Vector::reinterpret(shared[first + row * quads + element / 4])
+    if comptime!(per_vec == 4) {
+        Vector::reinterpret(shared[first + row * vecs + element / 4])
     } else {
         let pairs = shared.with_vector_size::<Const<2>>();
-        let at = 2 * (first + row * quads) + element / 4;
+        let at = 2 * (first + row * vecs) + element / 4;
         Vector::cast_from(Vector::<E, Const<4>>::reinterpret(pairs[at]))
     }
 }

@@ -2,37 +2,37 @@
 
 use cubecl::prelude::*;
 
-use super::super::plan::Work;
+use super::super::plan::WorkTile;
 use super::super::request::{QueryRow, TileRows};
 use super::super::variant::Variant;
 use super::softmax::{Softmax, row_of};
 use crate::math::{LOG2_E, narrow};
-use crate::unit::{MatrixUnit, Tiles};
+use crate::mma::{Mma, TileShape};
 
 /// Stores output and LSE, or of a chunk of keys partial results: `[partial_rows, vo]` normalised, then `[partial_rows, 2]`
 /// of largest logits and sums of weights, whose logarithm would be rounded where logits are large.
 #[allow(clippy::too_many_arguments, reason = "the state of the kernel")]
 #[cube]
-pub(in super::super) fn store_rows<U: MatrixUnit, V: Variant, E: Float>(
+pub(in super::super) fn store_rows<U: Mma, V: Variant, E: Float>(
     output: &mut [Vector<E, U::Run>],
     lse: &mut ComptimeOption<Box<[f32]>>,
     workspace: &mut ComptimeOption<Box<[Vector<f32, Const<2>>]>>,
     args: &V::Args,
-    work: &Work,
+    work: &WorkTile,
     owned: &TileRows,
     softmax: &Softmax,
-    sums: &Array<Vector<f32, U::Acc>>,
-    factor: f32,
+    o: &Array<Vector<f32, U::Acc>>,
+    scale_log2: f32,
     q_heads: usize,
     partial_rows: usize,
     lane: usize,
     plane: usize,
-    #[comptime] tiles: Tiles,
+    #[comptime] tiles: TileShape,
 ) {
     let rows = comptime!(tiles.rows(U::ROWS));
-    let lane_rows = comptime!(tiles.row_tiles * U::LANE_ROWS);
-    let first_row = plane % tiles.row_planes * comptime!(tiles.row_tiles * U::ROWS);
-    if plane < tiles.row_planes {
+    let lane_rows = comptime!(tiles.q_tiles * U::LANE_ROWS);
+    let first_row = plane % tiles.q_planes * comptime!(tiles.q_tiles * U::ROWS);
+    if plane < tiles.q_planes {
         #[unroll]
         for r in 0..lane_rows {
             let row = first_row + row_of::<U>(lane, r);
@@ -47,14 +47,14 @@ pub(in super::super) fn store_rows<U: MatrixUnit, V: Variant, E: Float>(
                 match workspace {
                     ComptimeOption::Some(workspace) => {
                         if work.partial < 0 {
-                            store_row::<U, V, E>(output, to, args, &of, sums, norm, r, true, tiles);
+                            store_row::<U, V, E>(output, to, args, &of, o, norm, r, true, tiles);
                         } else {
                             // Heads of a chunk, then the rows of the work.
                             let stored = min(comptime!(rows * tiles.cluster), owned.end - work.first_row);
                             let before = usize::cast_from(work.partial) + owned.kv_head * stored;
                             let to = before + owned.first - work.first_row + row;
                             let partial = workspace.with_vector_size_mut::<U::Run>();
-                            store_row::<U, V, f32>(partial, to, args, &of, sums, norm, r, false, tiles);
+                            store_row::<U, V, f32>(partial, to, args, &of, o, norm, r, false, tiles);
                             if U::column(lane) == 0 {
                                 let mut of_row = Vector::<f32, Const<2>>::empty();
                                 of_row.insert(0usize, softmax.row_max[r]);
@@ -64,14 +64,14 @@ pub(in super::super) fn store_rows<U: MatrixUnit, V: Variant, E: Float>(
                         }
                     }
                     ComptimeOption::None => {
-                        store_row::<U, V, E>(output, to, args, &of, sums, norm, r, true, tiles);
+                        store_row::<U, V, E>(output, to, args, &of, o, norm, r, true, tiles);
                     }
                 }
                 #[comptime]
                 match lse {
                     ComptimeOption::Some(lse) => {
                         if work.partial < 0 && U::column(lane) == 0 {
-                            let value = softmax.row_max[r] * factor + total.ln() * LOG2_E;
+                            let value = softmax.row_max[r] * scale_log2 + total.ln() * LOG2_E;
                             lse[to] = select(total == 0.0f32, f32::NEG_INFINITY, value);
                         }
                     }
@@ -85,22 +85,22 @@ pub(in super::super) fn store_rows<U: MatrixUnit, V: Variant, E: Float>(
 /// Stores the lane's row `r`, normalised, as row `to`; `finished`, unless it is a partial result.
 #[allow(clippy::too_many_arguments, reason = "the state of the kernel")]
 #[cube]
-fn store_row<U: MatrixUnit, V: Variant, O: Float>(
+fn store_row<U: Mma, V: Variant, O: Float>(
     rows: &mut [Vector<O, U::Run>],
     to: usize,
     args: &V::Args,
     row: &QueryRow,
-    sums: &Array<Vector<f32, U::Acc>>,
+    o: &Array<Vector<f32, U::Acc>>,
     norm: f32,
     #[comptime] r: usize,
     #[comptime] finished: bool,
-    #[comptime] tiles: Tiles,
+    #[comptime] tiles: TileShape,
 ) {
     let lane = UNIT_POS_X as usize;
     let elements = comptime!(tiles.dims.vo.div_ceil(U::COLUMNS));
     #[unroll]
     for i in 0..elements {
-        let tile = sums[comptime!(r / U::LANE_ROWS * elements + i)];
+        let tile = o[comptime!(r / U::LANE_ROWS * elements + i)];
         #[unroll]
         for e in 0..comptime!(U::ACC) {
             if comptime!(U::lane_row(e) == r % U::LANE_ROWS && U::step(0, e) % U::RUN == 0) {

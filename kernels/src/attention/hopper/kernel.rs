@@ -20,37 +20,37 @@
 
 use cubecl::prelude::*;
 
-use super::super::batch::Table;
-use super::super::plan::{Work, rows_of};
+use super::super::kv_table::Table;
+use super::super::plan::{WorkTile, rows_of};
 use super::super::request::TileRows;
 use super::super::tiled::TiledParams;
 use super::super::variant::Variant;
-use super::consumer::{Consumer, consume, pass_turn};
-use super::producer::{MAP_QUADS, Producer, make_map, map_at, produce};
-use super::ring::{init, maps_at, shared_quads};
+use super::consumer::{Consumer, consume, scheduler_barrier_arrive};
+use super::producer::{MAP_VECS, Producer, make_map, map_at, produce};
+use super::ring::{init, maps_at, shared_vecs};
 use crate::isa::nvidia::{acquire_map, form_clusters, set_registers, shared_address, sync_cluster};
-use crate::unit::{Quad, Tiles};
+use crate::mma::{TileShape, Vec16};
 
 /// Planes that copy: a warpgroup, which is what registers are handed out to.
 pub(in super::super) const PRODUCERS: usize = 4;
 
 /// Rounds up to which each core has one cube, which goes on to the next work while the last one ends. With more, works
 /// are left to whoever is free first (H200, 8192 tokens: 559 TFLOP/s against 546; 2048 tokens: 428 against 444).
-const ROUNDS: usize = 8;
+const PERSISTENT_ROUNDS: usize = 8;
 
 /// Bytes of keys and values that works which run side by side read. 4 MiB to 24 MiB are the same within the noise.
-const SECTION: usize = 8 << 20;
+const L2_BUDGET: usize = 8 << 20;
 
 /// Whether all works are shared out at once.
-pub(in super::super) fn is_shared_out(items: usize, cores: Option<usize>, cluster: usize) -> bool {
-    cores.is_some_and(|cores| items <= ROUNDS * (cores / cluster))
+pub(in super::super) fn is_persistent(items: usize, cores: Option<usize>, cluster: usize) -> bool {
+    cores.is_some_and(|cores| items <= PERSISTENT_ROUNDS * (cores / cluster))
 }
 
 /// Cubes for so many works of key heads.
 pub(in super::super) fn cubes_for(items: usize, cores: Option<usize>, cluster: usize) -> usize {
     cluster
         * match cores {
-            Some(cores) if is_shared_out(items, Some(cores), cluster) => items.min(cores / cluster),
+            Some(cores) if is_persistent(items, Some(cores), cluster) => items.min(cores / cluster),
             _ => items,
         }
 }
@@ -58,28 +58,28 @@ pub(in super::super) fn cubes_for(items: usize, cores: Option<usize>, cluster: u
 /// Buffers as those of the tiled kernel, and `maps` with room for a descriptor of each plane that copies, of one cube if they
 /// are `prepared`, else of each. Keys and values are copied in boxes of `box_rows`, which divide a page and a cube's share of
 /// the keys of a tile, if it is not 0. Cubes share the works out among themselves by rounds, if each core has one
-/// ([`ROUNDS`]); else each takes one.
+/// ([`PERSISTENT_ROUNDS`]); else each takes one.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(crate) fn specialized<V: Variant, E: Float>(
-    q: &Tensor<Quad>,
-    k: &Tensor<Quad>,
-    v: &Tensor<Quad>,
+pub(crate) fn warp_specialized<V: Variant, E: Float>(
+    q: &Tensor<Vec16>,
+    k: &Tensor<Vec16>,
+    v: &Tensor<Vec16>,
     output: &mut [Vector<E, Const<2>>],
     lse: &mut ComptimeOption<Box<[f32]>>,
     workspace: &mut ComptimeOption<Box<[Vector<f32, Const<2>>]>>,
     work_items: &[i32],
-    maps: &mut [Quad],
+    maps: &mut [Vec16],
     table: &Table,
     args: &V::Args,
     params: &TiledParams,
     box_rows: usize,
     prepared: u32,
-    #[comptime] tiles: Tiles,
+    #[comptime] tiles: TileShape,
     #[define(E)] _dtype: ElemType,
 ) {
-    let shared = Shared::<[Quad]>::new_aligned_slice(comptime!(shared_quads(tiles)), 1024usize);
-    let base = shared_address::<Quad>(&shared);
+    let shared = Shared::<[Vec16]>::new_aligned_slice(comptime!(shared_vecs(tiles)), 1024usize);
+    let base = shared_address::<Vec16>(&shared);
     if UNIT_POS == 0 {
         init(base, tiles);
     }
@@ -97,7 +97,7 @@ pub(crate) fn specialized<V: Variant, E: Float>(
     let total = params.work_items * kv_heads;
     let mut together = kv_heads;
     if clusters == total {
-        together = heads_together(work_items, kv_heads, tiles);
+        together = heads_in_l2(work_items, kv_heads, tiles);
     }
     let plane = UNIT_POS_Y as usize;
     if plane < PRODUCERS {
@@ -108,14 +108,14 @@ pub(crate) fn specialized<V: Variant, E: Float>(
                 map = map_at(CUBE_POS);
                 make_map(k, v, maps, map, base + comptime!(maps_at(tiles) as u32), box_rows as u32, tiles);
             }
-            acquire_map::<Quad>(&maps[map..map + MAP_QUADS]);
+            acquire_map::<Vec16>(&maps[map..map + MAP_VECS]);
         }
-        let map = &maps[map..map + MAP_QUADS];
+        let map = &maps[map..map + MAP_VECS];
         let mut producer = Producer { base, queries: 0u32.runtime(), tiles: 0u32.runtime() };
         let mut item = cluster;
         let mut round = 0usize;
         while item < total {
-            let (index, head) = work_of(item, together, params.work_items, kv_heads);
+            let (index, head) = item_and_head(item, together, params.work_items, kv_heads);
             produce(
                 q,
                 k,
@@ -132,7 +132,7 @@ pub(crate) fn specialized<V: Variant, E: Float>(
                 tiles,
             );
             round += 1;
-            item = item_of(cluster, clusters, round);
+            item = snake_order(cluster, clusters, round);
         }
     } else {
         set_registers(comptime!(registers(tiles.planes()).1), true);
@@ -140,12 +140,12 @@ pub(crate) fn specialized<V: Variant, E: Float>(
         let mut consumer = Consumer { base, plane, rank, queries: 0u32.runtime(), keys: 0u32.runtime() };
         // The first turn is the first warpgroup's.
         if plane / 4 == comptime!(tiles.planes() / 4 - 1) {
-            pass_turn(plane, tiles);
+            scheduler_barrier_arrive(plane, tiles);
         }
         let mut item = cluster;
         let mut round = 0usize;
         while item < total {
-            let (index, head) = work_of(item, together, params.work_items, kv_heads);
+            let (index, head) = item_and_head(item, together, params.work_items, kv_heads);
             consume::<V, E>(
                 output,
                 lse,
@@ -160,7 +160,7 @@ pub(crate) fn specialized<V: Variant, E: Float>(
                 tiles,
             );
             round += 1;
-            item = item_of(cluster, clusters, round);
+            item = snake_order(cluster, clusters, round);
         }
     }
     // Nobody leaves whose memory or barriers the others may still write to.
@@ -171,12 +171,12 @@ pub(crate) fn specialized<V: Variant, E: Float>(
 
 /// The rows of a cube: of a work's those that its rank in the cluster says, or none.
 #[cube]
-pub(super) fn owned_by(
-    work: &Work,
+pub(super) fn rows_of_rank(
+    work: &WorkTile,
     kv_head: usize,
     group: usize,
     rank: usize,
-    #[comptime] tiles: Tiles,
+    #[comptime] tiles: TileShape,
 ) -> TileRows {
     let mut rows = rows_of(work, kv_head, group);
     rows.first = min(rows.first + rank * comptime!(tiles.rows(16)), rows.end);
@@ -187,14 +187,14 @@ pub(super) fn owned_by(
 /// together, by the first request, which has the heaviest work. 32 heads of 16384 keys all together: 507 TFLOP/s, in
 /// turn 581 (H200).
 #[cube]
-fn heads_together(work_items: &[i32], kv_heads: usize, #[comptime] tiles: Tiles) -> usize {
+fn heads_in_l2(work_items: &[i32], kv_heads: usize, #[comptime] tiles: TileShape) -> usize {
     let bytes = usize::cast_from(work_items[2]) * comptime!((tiles.dims.qk + tiles.dims.vo) * 2);
-    min(max(SECTION / max(bytes, 1), 1), kv_heads)
+    min(max(L2_BUDGET / max(bytes, 1), 1), kv_heads)
 }
 
 /// The work and the head of an item.
 #[cube]
-fn work_of(item: usize, together: usize, works: usize, kv_heads: usize) -> (usize, usize) {
+fn item_and_head(item: usize, together: usize, works: usize, kv_heads: usize) -> (usize, usize) {
     let section = item / (works * together);
     let first = section * together;
     let heads = min(together, kv_heads - first);
@@ -204,7 +204,7 @@ fn work_of(item: usize, together: usize, works: usize, kv_heads: usize) -> (usiz
 
 /// What a cube does in a round: forwards and backwards in turn, so that who had the heaviest gets the lightest.
 #[cube]
-fn item_of(at: usize, count: usize, round: usize) -> usize {
+fn snake_order(at: usize, count: usize, round: usize) -> usize {
     round * count + select(round % 2 == 1, count - 1 - at, at)
 }
 

@@ -5,47 +5,47 @@ use cubecl::prelude::*;
 
 use super::super::mfma::{Mfma, Side, groups, half, turn};
 use super::super::swizzle;
-use super::{ProductTiles, ProductUnit, Quad, clear_absent, w_copy, x_copy};
+use super::{GemmMma, GemmTileShape, Vec16, clear_absent, w_copy, x_copy};
 use crate::isa::amd::mfma;
 
-/// Where quad `quad` of column `column` of `w` lies, in rows of the depth.
+/// Where vec `vec` of column `column` of `w` lies, in rows of the depth.
 #[cube]
-fn spot(column: usize, quad: usize, #[comptime] tiles: ProductTiles) -> usize {
-    let quads = comptime!(tiles.depth_quads());
-    let turned = if comptime!(tiles.by_input) { turn(column, quads) } else { swizzle(column, quads) };
-    column * quads + (quad ^ turned)
+fn spot(column: usize, vec: usize, #[comptime] tiles: GemmTileShape) -> usize {
+    let vecs = comptime!(tiles.depth_vecs());
+    let turned = if comptime!(tiles.by_input) { turn(column, vecs) } else { swizzle(column, vecs) };
+    column * vecs + (vec ^ turned)
 }
 
 #[cube]
-impl<S: Side> ProductUnit for Mfma<S> {
+impl<S: Side> GemmMma for Mfma<S> {
     fn land(
-        shared: &mut [Quad],
+        shared: &mut [Vec16],
         stage: usize,
         unit: usize,
-        staged: &mut Array<Quad>,
+        staged: &mut Array<Vec16>,
         left: usize,
-        #[comptime] tiles: ProductTiles,
+        #[comptime] tiles: GemmTileShape,
     ) {
         clear_absent::<Self>(staged, unit, left, tiles);
         // Every plane has read the last stage.
         sync_cube();
-        let quads = comptime!(tiles.depth_quads());
+        let vecs = comptime!(tiles.depth_vecs());
         let copies = comptime!(tiles.x_copies::<Self>());
         #[unroll]
         for i in 0..copies {
-            let (row, quad) = x_copy::<Self>(unit, i, tiles);
+            let (row, vec) = x_copy::<Self>(unit, i, tiles);
             if comptime!(tiles.x_even::<Self>()) || row < comptime!(tiles.rows::<Self>()) {
-                shared[stage + row * quads + (quad ^ swizzle(row, quads))] = staged[i];
+                shared[stage + row * vecs + (vec ^ swizzle(row, vecs))] = staged[i];
             }
         }
-        let w = stage + comptime!(tiles.x_quads::<Self>());
+        let w = stage + comptime!(tiles.x_vecs::<Self>());
         let even = comptime!(tiles.w_even::<Self>());
         if comptime!(tiles.by_input) {
             let pairs = shared.with_vector_size_mut::<Const<2>>();
             #[unroll]
             for i in 0..comptime!(tiles.w_copies::<Self>() / 4) {
-                // Four inputs of a quad of outputs: half a quad of each output.
-                let (input, quad) = w_copy::<Self>(unit, comptime!(4 * i), tiles);
+                // Four inputs of a vec of outputs: half a vec of each output.
+                let (input, vec) = w_copy::<Self>(unit, comptime!(4 * i), tiles);
                 #[unroll]
                 for word in 0..4usize {
                     let a = staged[comptime!(copies + 4 * i)].extract(word);
@@ -62,7 +62,7 @@ impl<S: Side> ProductUnit for Mfma<S> {
                             pair.insert(0usize, (a >> 16u32) | (b & 0xffff_0000u32));
                             pair.insert(1usize, (c >> 16u32) | (d & 0xffff_0000u32));
                         }
-                        let output = quad * 8 + comptime!(2 * word + high);
+                        let output = vec * 8 + comptime!(2 * word + high);
                         if comptime!(even) || input < tiles.depth {
                             pairs[2 * (w + spot(output, input / 8, tiles)) + input / 4 % 2] = pair;
                         }
@@ -72,9 +72,9 @@ impl<S: Side> ProductUnit for Mfma<S> {
         } else {
             #[unroll]
             for i in 0..comptime!(tiles.w_copies::<Self>()) {
-                let (row, quad) = w_copy::<Self>(unit, i, tiles);
+                let (row, vec) = w_copy::<Self>(unit, i, tiles);
                 if comptime!(even) || row < comptime!(tiles.columns::<Self>()) {
-                    shared[w + spot(row, quad, tiles)] = staged[comptime!(copies + i)];
+                    shared[w + spot(row, vec, tiles)] = staged[comptime!(copies + i)];
                 }
             }
         }
@@ -82,29 +82,29 @@ impl<S: Side> ProductUnit for Mfma<S> {
     }
 
     fn multiply<E: Float>(
-        shared: &[Quad],
+        shared: &[Vec16],
         stage: usize,
         lane: usize,
         plane: usize,
         sums: &mut Array<Vector<f32, S::Acc>>,
-        #[comptime] tiles: ProductTiles,
+        #[comptime] tiles: GemmTileShape,
     ) {
-        let quads = comptime!(tiles.depth_quads());
+        let vecs = comptime!(tiles.depth_vecs());
         let x_row = plane % tiles.row_planes * comptime!(tiles.row_tiles * S::SIDE) + lane % S::SIDE;
         let column = plane / tiles.row_planes * comptime!(tiles.column_tiles * S::SIDE) + lane % S::SIDE;
-        let w = stage + comptime!(tiles.x_quads::<Self>());
+        let w = stage + comptime!(tiles.x_vecs::<Self>());
         #[unroll]
-        for i in 0..comptime!(quads / groups::<S>()) {
-            let quad = lane / S::SIDE + comptime!(i * groups::<S>());
-            let x_at = stage + x_row * quads + (quad ^ swizzle(x_row, quads));
-            let mut rows = Array::<Quad>::new(tiles.row_tiles);
+        for i in 0..comptime!(vecs / groups::<S>()) {
+            let vec = lane / S::SIDE + comptime!(i * groups::<S>());
+            let x_at = stage + x_row * vecs + (vec ^ swizzle(x_row, vecs));
+            let mut rows = Array::<Vec16>::new(tiles.row_tiles);
             #[unroll]
             for m in 0..tiles.row_tiles {
-                rows[m] = shared[x_at + comptime!(m * S::SIDE * quads)];
+                rows[m] = shared[x_at + comptime!(m * S::SIDE * vecs)];
             }
             #[unroll]
             for n in 0..tiles.column_tiles {
-                let outputs = shared[w + spot(column + comptime!(n * S::SIDE), quad, tiles)];
+                let outputs = shared[w + spot(column + comptime!(n * S::SIDE), vec, tiles)];
                 #[unroll]
                 for m in 0..tiles.row_tiles {
                     let tile = comptime!(m * tiles.column_tiles + n);

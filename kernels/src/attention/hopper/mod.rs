@@ -1,0 +1,10 @@
+//! Attention on Hopper, whose warps have different tasks.
+
+mod consumer;
+mod kernel;
+mod producer;
+mod ring;
+
+pub(super) use kernel::{PRODUCERS, cubes_for, is_persistent, warp_specialized};
+pub(super) use producer::{MAP_VECS, box_rows, make_maps};
+pub(super) use ring::{check, shared_vecs};
