@@ -1,3 +1,8 @@
+use std::any::TypeId;
+use std::collections::HashMap;
+use std::sync::{LazyLock, PoisonError, RwLock};
+
+use cubecl::device::DeviceId;
 use cubecl::{client::Client, ir::DeviceProperties};
 
 use crate::isa::Arch;
@@ -28,9 +33,19 @@ pub struct DeviceProfile {
 }
 
 impl DeviceProfile {
-    /// Reads the limits of a device.
+    /// The limits of a device, which are read once.
     pub fn of(client: &Client) -> Self {
-        Self { cuda: cuda(), ..Self::from_properties(client.properties()) }
+        static PROFILES: LazyLock<RwLock<HashMap<(DeviceId, TypeId), DeviceProfile>>> =
+            LazyLock::new(Default::default);
+        let id = client.service_id();
+        let id = (id.device, id.service);
+        // A panic cannot leave half a profile behind.
+        let known = PROFILES.read().unwrap_or_else(PoisonError::into_inner).get(&id).copied();
+        known.unwrap_or_else(|| {
+            let profile = Self { cuda: cuda(), ..Self::from_properties(client.properties()) };
+            PROFILES.write().unwrap_or_else(PoisonError::into_inner).insert(id, profile);
+            profile
+        })
     }
 
     /// The limits that a device states, or that were written down for one that is not there.
@@ -71,7 +86,7 @@ fn cuda() -> Option<i32> {
 #[cfg(feature = "cuda")]
 fn cuda() -> Option<i32> {
     use cudarc::driver::sys;
-    static VERSION: std::sync::LazyLock<Option<i32>> = std::sync::LazyLock::new(|| {
+    static VERSION: LazyLock<Option<i32>> = LazyLock::new(|| {
         let mut version = 0;
         // SAFETY: the library is there before it is called, and writes a number that outlives the call.
         let known = unsafe {
