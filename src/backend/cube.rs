@@ -320,6 +320,11 @@ impl FlashInferBackend for CubeBackend {
         }
         // A view: Burn's product reads the weight column by column and accumulates f16 and bf16 in f32.
         let weight = Self::float_swap_dims(weight, 0, 1);
+        // On a CPU each unit of Burn's kernel is a thread that spins until the others have come: where these were 8 on 2 busy
+        // cores, one product took 53 s.
+        if !cfg!(feature = "autotune") && x.client.properties().hardware.num_cpu_cores.is_some() {
+            return naive_matmul(x, weight, [rows, columns]);
+        }
         matmul(x.clone(), weight.clone(), None, MatmulStrategy::default(), x.dtype)
             .unwrap_or_else(|_| naive_matmul(x, weight, [rows, columns]))
     }
