@@ -12,7 +12,7 @@ use super::tiled::Tiled;
 use crate::tensor::{alignment, offset_alignment};
 use crate::{DeviceProfile, Result};
 
-/// Sizes of a head of queries and keys, and of values and outputs.
+/// Sizes of a head: of queries and keys, and of values and outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct HeadDims {
     /// Elements of a query and of a key.
@@ -21,7 +21,8 @@ pub struct HeadDims {
     pub vo: usize,
 }
 
-/// The most elements that one load may take, of queries and keys and of values: the strides must be multiples.
+/// Largest vectors of one load, in elements: the strides of queries and keys, and of values, must be
+/// multiples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Alignment {
     /// Of queries and keys.
@@ -30,37 +31,37 @@ pub struct Alignment {
     pub vo: usize,
 }
 
-/// Which kernel runs, and how. Each distinct blueprint is a kernel to compile.
+/// The kernel that runs, and its comptime settings. Each distinct blueprint is a kernel to compile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Blueprint {
     /// Plain arithmetic, on every device.
     Portable(Portable),
-    /// TileShape of one size.
+    /// Tiles of one shape.
     Tiled(Tiled),
-    /// TileShape of two sizes.
+    /// Tiles of two shapes.
     Mixed(Mixed),
 }
 
-/// TileShape of two sizes in one launch: what decodes reads while what prefills multiplies.
+/// Tiles of two shapes in one launch: decode tiles read while prefill tiles multiply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Mixed {
-    /// For requests with more rows than `few` has.
+    /// For requests with more rows than `decode` has.
     pub prefill: Tiled,
-    /// For requests whose rows fit into one tile of it.
+    /// For requests whose rows fit into one tile of `decode`.
     pub decode: Tiled,
 }
 
-/// Who chooses the blueprint.
+/// The choice of the blueprint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Choice {
-    /// The launcher.
+    /// The launcher chooses.
     #[default]
     Auto,
-    /// The caller; a blueprint that cannot run is refused, never replaced.
+    /// The caller chooses; a blueprint that cannot run is refused, never replaced.
     Exactly(Blueprint),
 }
 
-/// What the choice of a blueprint depends on.
+/// The inputs of the choice of a blueprint.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Problem {
     /// Sizes of a head.
@@ -75,7 +76,7 @@ pub struct Problem {
     pub kv_heads: usize,
     /// Factor on the logits.
     pub scale: f32,
-    /// The most elements that one load may take.
+    /// Largest vectors of one load.
     pub align: Alignment,
 }
 
@@ -94,7 +95,7 @@ impl Alignment {
 }
 
 impl Blueprint {
-    /// Elements that one load takes: rows must be aligned to as many.
+    /// Elements of one load: rows must be aligned to as many.
     pub fn loads(&self, kv_dtype: ElemType) -> Alignment {
         match self {
             Self::Portable(portable) => Alignment { qk: portable.qk_vector, vo: portable.vo_vector },
@@ -105,8 +106,8 @@ impl Blueprint {
         }
     }
 
-    /// The blueprint for a batch on a device: tiles where they can run, else the portable kernel. With `fixed` it does not
-    /// depend on the batch.
+    /// The blueprint for a batch on a device: tiled where that can run, else portable. With `fixed` it does
+    /// not depend on the batch.
     pub(super) fn auto(
         device: &DeviceProfile,
         problem: &Problem,
@@ -118,12 +119,12 @@ impl Blueprint {
             .unwrap_or_else(|_| Self::portable(device, problem))
     }
 
-    /// The portable kernel, as the device takes it.
+    /// The portable blueprint for a device.
     pub(super) fn portable(device: &DeviceProfile, problem: &Problem) -> Self {
         Self::Portable(Portable::auto(device, problem.dims, problem.kv_dtype.size(), problem.align))
     }
 
-    /// Whether the blueprint can run, or why not.
+    /// Checks that the blueprint can run on the device.
     ///
     /// # Errors
     ///

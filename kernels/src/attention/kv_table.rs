@@ -1,11 +1,11 @@
-//! Where the queries and the keys of each request lie.
+//! Places of the queries and keys of each request.
 
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
 use super::request::RequestShape;
 
-/// Where the queries and keys of each request lie: one kernel variant each.
+/// Places of the queries and keys of each request: one kernel variant each.
 #[derive(CubeType, CubeLaunch)]
 #[expect(dead_code, reason = "launches build it from `TableArgs`")]
 pub(crate) enum Table {
@@ -55,7 +55,7 @@ pub(crate) fn request_of(table: &Table, token: usize) -> RequestShape {
             let first_token = usize::cast_from(at.qo_indptr[index]);
             let first = usize::cast_from(at.kv_indptr[index]);
             let pages = usize::cast_from(at.kv_indptr[index + 1]) - first;
-            // The length of the last page is not read where there is none.
+            // The length of the last page is not read for a request without pages.
             let mut kv_len = 0usize;
             if pages > 0 {
                 kv_len = (pages - 1) * at.page_size + usize::cast_from(at.last_page_len[index]);
@@ -74,7 +74,7 @@ pub(crate) fn request_of(table: &Table, token: usize) -> RequestShape {
 /// The request that owns query `token`: the last `r` with `indptr[r] <= token`, so that empty requests are passed over.
 #[cube]
 fn search(indptr: &[i32], requests: usize, token: usize) -> usize {
-    // Throughout, low is such a request and high is not.
+    // Invariant: `indptr[low] <= token`, and `high` is beyond it.
     let mut low = 0usize;
     let mut high = requests;
     while high - low > 1 {
@@ -101,7 +101,7 @@ pub(crate) fn key_offset(
     origin(table, request, slot_stride) + page * page_stride + slot * slot_stride
 }
 
-/// Where the keys of a request begin, if they follow one another.
+/// Offset of the first key of a request, if its keys follow one another.
 #[cube]
 pub(crate) fn origin(table: &Table, request: &RequestShape, slot_stride: usize) -> usize {
     match table {
@@ -122,7 +122,7 @@ pub(crate) fn key_place(table: &Table, request: &RequestShape, key: usize) -> (u
     }
 }
 
-/// True if boxes of `box_rows` keys from key `start` on lie within a page each. A box divides a page.
+/// True if every TMA box of `box_rows` keys from key `start` on lies within a page. A box divides a page.
 #[cube]
 pub(crate) fn fits(table: &Table, start: usize, box_rows: usize) -> bool {
     match table {

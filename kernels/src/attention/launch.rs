@@ -13,7 +13,7 @@ use crate::{DeviceProfile, Refusal};
 
 const KERNEL: &str = "attention";
 
-/// Where the queries and the keys of each request lie. Index tensors are contiguous, of `i32`.
+/// Places of the queries and keys of each request. Index tensors are contiguous, of `i32`.
 #[allow(clippy::large_enum_variant, reason = "one a launch, taken apart at once")]
 pub enum Batch {
     /// Requests one after the other.
@@ -27,7 +27,7 @@ pub enum Batch {
     Paged {
         /// `[requests + 1]`: first query of each request.
         qo_indptr: TensorBinding,
-        /// `[requests + 1]`: where the pages of each request begin in `indices`.
+        /// `[requests + 1]`: begin of each request's pages in `indices`.
         kv_indptr: TensorBinding,
         /// The pages of every request. Not empty.
         indices: TensorBinding,
@@ -50,9 +50,9 @@ pub struct Attention {
     pub output: TensorBinding,
     /// `[tokens, q_heads]` of f32, contiguous: the base-2 log-sum-exp, if it is wanted.
     pub lse: Option<TensorBinding>,
-    /// Which query sees which keys.
+    /// The requests of the batch.
     pub batch: Batch,
-    /// Factor on the logits, as the variant's kernels have it.
+    /// Factor on the logits, the same as that of the variant's kernels.
     pub scale: f32,
     /// Type of `q` and `output`.
     pub dtype: ElemType,
@@ -65,13 +65,13 @@ pub struct Attention {
 /// Tensors of a variant, which change from call to call: slopes, sinks, masks.
 #[derive(Clone, Default)]
 pub struct Inputs {
-    /// Of f32, contiguous.
+    /// An f32 tensor, contiguous.
     pub floats: Option<TensorBinding>,
-    /// Of i32, contiguous.
+    /// An i32 tensor, contiguous.
     pub ints: Option<TensorBinding>,
 }
 
-/// The tensors of a checked problem, keys and values in pages.
+/// The tensors of a checked problem, with keys and values in pages.
 pub(super) struct Operands {
     pub q: TensorBinding,
     pub k: TensorBinding,
@@ -80,13 +80,13 @@ pub(super) struct Operands {
     pub lse: Option<TensorBinding>,
 }
 
-/// The keys that a query can see, on the host: what [`Variant::keys`] says on the device.
+/// The keys that a query can see, on the host: the same as [`Variant::keys`] on the device.
 pub trait KeyRange {
     /// The keys `start..end` that query `query` of a request can see.
     fn keys(&self, request: &RequestShape, query: usize) -> (usize, usize);
 }
 
-/// A variant with its numbers, whatever its type: it launches the kernels that are generic over it.
+/// A variant of any type, with its arguments: launches the kernels that are generic over it.
 pub trait Kernels: Debug + Send + Sync {
     /// Calls [`Call::run`] with the variant's type and arguments.
     ///
@@ -96,7 +96,7 @@ pub trait Kernels: Debug + Send + Sync {
     fn launch(&self, call: Call<'_>) -> Result<()>;
 }
 
-/// A launch that waits for the variant it is of.
+/// A launch that is generic over the variant.
 pub struct Call<'a> {
     client: &'a Client,
     attention: Attention,
@@ -105,9 +105,9 @@ pub struct Call<'a> {
 
 /// Runs attention as planned.
 ///
-/// The contents of the index tensors are trusted: row pointers rise from 0 to the number of tokens, page indices are
-/// below the number of pages, the length of a last page is from 1 to the page size. So is the plan: that it was made for
-/// these requests and this variant.
+/// The contents of the index tensors are trusted. Row pointers rise from 0 to the number of tokens, page
+/// indices are below the number of pages, and the length of a last page is from 1 to the page size. The plan
+/// is trusted too: that it was made for these requests and this variant.
 ///
 /// # Errors
 ///
@@ -127,7 +127,7 @@ impl Call<'_> {
         &self.attention.inputs
     }
 
-    /// Launches the kernels of a variant. `args` is asked for the arguments once for each of them.
+    /// Launches the kernels of a variant. `args` makes the arguments once for each of them.
     ///
     /// # Errors
     ///
@@ -151,7 +151,7 @@ impl Call<'_> {
             }
         };
         let dims = check(&q, &k, &v, &output, lse.as_ref(), &batch)?;
-        // Without any key nothing is read, but a buffer must be bound, and an empty one cannot be.
+        // Without keys nothing is read, but a buffer must be bound, and an empty one cannot be.
         let (k, v) = (or_bound(k, &q), or_bound(v, &q));
 
         let qk = Alignment::of_rows(&q, dtype).min(Alignment::of_rows(&k, kv_dtype));
@@ -232,7 +232,7 @@ fn indptrs(qo_indptr: &TensorBinding, kv_indptr: &TensorBinding) -> Result<()> {
     Ok(())
 }
 
-/// `tensor`, or `bound` under its name if it has no element.
+/// `tensor`, or `bound` in its place if it has no element.
 fn or_bound(tensor: TensorBinding, bound: &TensorBinding) -> TensorBinding {
     if tensor.size() == 0 { TensorBinding { handle: bound.handle.clone(), ..tensor } } else { tensor }
 }

@@ -2,24 +2,24 @@
 
 use cubecl::prelude::*;
 
-/// A request, as the host plans it and as the kernels know it.
+/// A request, as the host plans it and the kernels read it.
 #[derive(CubeType, Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RequestShape {
-    /// Its number in the batch.
+    /// Index in the batch.
     pub index: usize,
-    /// Its first query token.
+    /// First query token.
     pub first_token: usize,
     /// Query tokens.
     pub qo_len: usize,
-    /// Its first key (ragged), or the first of its entries in the page table (paged).
+    /// First key (ragged), or first entry in the page table (paged).
     pub first: usize,
     /// Keys.
     pub kv_len: usize,
 }
 
 impl RequestShape {
-    /// Requests one after the other, of these query tokens and keys. An entry of the page table stands for `page_size`
-    /// keys; without pages it is 1.
+    /// Requests one after the other, of these query tokens and keys. An entry of the page table counts
+    /// `page_size` keys; without pages `page_size` is 1.
     pub fn following(lengths: impl IntoIterator<Item = (usize, usize)>, page_size: usize) -> Vec<Self> {
         let (mut first_token, mut first) = (0, 0);
         let following = |(index, (qo_len, kv_len)): (usize, (usize, usize))| {
@@ -37,7 +37,7 @@ impl RequestShape {
 pub struct QueryRow {
     /// Number of the request in the batch.
     pub request: usize,
-    /// The query's number within the request.
+    /// Index of the query within the request.
     pub query: usize,
     /// Query head.
     pub q_head: usize,
@@ -51,8 +51,8 @@ pub struct QueryRow {
 
 #[cube]
 impl QueryRow {
-    /// Position of the query among the keys, the last query being at the last key. Negative where the request has more
-    /// queries than keys.
+    /// Position of the query among the keys; the last query is at the last key. Negative where the request
+    /// has more queries than keys.
     pub fn position(&self) -> i32 {
         (self.kv_len + self.query) as i32 - self.qo_len as i32
     }
@@ -71,7 +71,7 @@ pub(crate) fn query_row(request: &RequestShape, query: usize, q_head: usize, kv_
     }
 }
 
-/// The rows of a cube: those of a work item from one on, for a key head.
+/// The rows of a cube: those of a work item from `first` on, for a key head.
 #[derive(CubeType)]
 pub(crate) struct TileRows {
     pub request: RequestShape,

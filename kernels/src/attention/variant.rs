@@ -1,10 +1,10 @@
-//! The meaning of attention beside its two products.
+//! The parts of attention beside its two products.
 //!
 //! ```text
 //! o_i = finish(Σ_j p_ij v_j / Σ_j p_ij)      p_ij = exp(scale · logit(q_i·k_j)) for the keys j of `keys` that `keep` keeps
 //! ```
-//! Every kernel is generic over a [`Variant`], whose hooks see what FlashInfer's variants see: the request, the query and
-//! the key within it, and the heads. [`Standard`] is one like any other.
+//! Every kernel is generic over a [`Variant`]. The hooks see what FlashInfer's variants see: the request, the
+//! query and the key within it, and the heads. [`Standard`] is one like any other.
 
 #![allow(missing_docs, reason = "the derived launch structs have none; what is written here does")]
 
@@ -15,19 +15,20 @@ use super::request::{QueryRow, RequestShape};
 use crate::Result;
 use crate::math::Math;
 
-/// What attention means beside the two products. Only `scale` has no default.
+/// The parts of attention beside the two products. Only `scale` has no default.
 ///
-/// The hooks are `#[cube]` functions: implement the trait with `#[cube] impl Variant for ...`. The trait itself is written
-/// out, for `#[cube]` on a trait drops default bodies.
+/// The hooks are `#[cube]` functions: implement the trait with `#[cube] impl Variant for ...`. The trait
+/// itself is written out, since `#[cube]` on a trait drops default bodies.
 pub trait Variant: Send + Sync + 'static {
     /// The tensors and numbers of the hooks, a `#[derive(CubeType, CubeLaunch)]` struct.
     type Args: LaunchArg + Send + Sync + 'static;
 
-    /// The scale_log2 on every logit, above 0.
+    /// The factor on every logit, above 0.
     fn scale(args: &Self::Args) -> f32;
 
-    /// The keys `start..end` that query `query` of a request can see. Keys outside are never read. Neither end may fall
-    /// from a query to the next: a tile of queries reads from the first one's start to the last one's end.
+    /// The keys `start..end` that query `query` of a request can see. Keys outside are never read. Neither
+    /// end may decrease from a query to the next: a tile of queries reads from the first one's start to the
+    /// last one's end.
     fn keys(_args: &Self::Args, request: &RequestShape, _query: usize) -> (usize, usize) {
         (0, request.kv_len)
     }
@@ -37,18 +38,18 @@ pub trait Variant: Send + Sync + 'static {
         product
     }
 
-    /// Masks single keys out of the range of [`keys`](Self::keys): false is a logit of -inf.
+    /// The mask of single keys within the range of [`keys`](Self::keys): false is a logit of -inf.
     fn keep(_args: &Self::Args, _row: &QueryRow, _key: usize) -> bool {
         true
     }
 
-    /// `(m, l)` of a row before its first key: the maximum of the logits, before `scale`, and the sum of `exp(scale ·
+    /// `(m, l)` of a row before its first key: the largest logit, before `scale`, and the sum of `exp(scale ·
     /// (logit - m))`. `(z / scale, 1)` is a sink of logit `z`, whose value is 0.
     fn start(_args: &Self::Args, _row: &QueryRow) -> (f32, f32) {
         (f32::NEG_INFINITY, 0.0)
     }
 
-    /// An element of the output, of the normalised sum.
+    /// An element of the output, from the normalised one.
     fn finish(_args: &Self::Args, output: f32, _row: &QueryRow) -> f32 {
         output
     }
@@ -110,7 +111,7 @@ pub trait Variant: Send + Sync + 'static {
 /// A right-aligned causal mask and a left window, for the `Args` of a variant.
 #[derive(CubeType, CubeLaunch)]
 pub struct CausalWindow {
-    /// `i32::MAX` for none, which reaches every key there can be.
+    /// Keys before the query's own; `i32::MAX` for no window.
     pub window_left: usize,
     /// 1 or 0.
     pub causal: u32,
@@ -132,7 +133,7 @@ impl CausalWindow {
 }
 
 impl CausalWindow {
-    /// The range that the options of standard attention ask for.
+    /// The range of keys of standard attention with these options.
     pub fn new(causal: bool, window_left: Option<usize>) -> Self {
         let none = i32::MAX as usize;
         Self { window_left: window_left.map_or(none, |window| window.min(none)), causal: causal.into() }
@@ -149,7 +150,7 @@ fn saturating_sub(a: usize, b: usize) -> usize {
     select(a > b, a - min(a, b), 0usize)
 }
 
-/// Scaled dot products, behind a causal mask and a window, soft-capped if asked for. As a type, without the cap.
+/// Scaled dot products with a causal mask, a window and a soft cap. As a type, without the cap.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Standard {
     /// Factor on `q·k`, before the cap.
@@ -168,7 +169,7 @@ impl Standard {
         Self { scale, causal: false, window_left: None, soft_cap: None }
     }
 
-    /// What [`Variant::scale`] says: a cap has scaled the logits itself.
+    /// The result of [`Variant::scale`]: a cap has scaled the logits itself.
     pub fn logit_scale(&self) -> f32 {
         if self.soft_cap.is_some() { 1.0 } else { self.scale }
     }
@@ -228,7 +229,7 @@ pub enum SoftCap {}
 pub struct SoftCapArgs {
     /// Bound of the logits.
     pub cap: f32,
-    /// `scale / cap`. Finite, for 0 times it is 0.
+    /// `scale / cap`. Finite, so that 0 times it is 0.
     pub inner: f32,
     /// The keys that a query sees.
     pub mask: CausalWindow,

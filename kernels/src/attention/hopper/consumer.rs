@@ -1,4 +1,4 @@
-//! The warpgroups that multiply.
+//! The consumer warpgroups, which multiply.
 
 use cubecl::prelude::*;
 
@@ -16,19 +16,19 @@ use crate::isa::nvidia::{
 use crate::math::LOG2_E;
 use crate::mma::{Mma, MmaSync, TileShape, Vec16, p_operand};
 
-/// Where a consumer is: tiles so far.
+/// The state of a consumer: tiles so far.
 #[derive(CubeType)]
 pub(super) struct Consumer {
     pub base: u32,
-    /// Its number among those that consume.
+    /// Index among the consumer planes.
     pub plane: usize,
-    /// Its cube's in the cluster.
+    /// Rank of its cube in the cluster.
     pub rank: usize,
     pub queries: u32,
     pub keys: u32,
 }
 
-/// Attention of one work. A warp's accumulators are laid out as [`MmaSync`]'s.
+/// Computes one work item. A warp's accumulators have the fragment layout of [`MmaSync`].
 #[allow(clippy::too_many_arguments, reason = "the buffers of the kernel")]
 #[cube]
 pub(super) fn consume<V: Variant, E: Float>(
@@ -88,8 +88,8 @@ pub(super) fn consume<V: Variant, E: Float>(
                 online_softmax::<MmaSync>(&mut scores, &mut softmax, scale_log2, tiles);
                 at += tiles.keys;
                 consumer.keys += 1;
-                // ptxas moves a wait for products ahead of whatever stands before it, but not over a jump: this one, which
-                // the next scores need anyway, is what keeps the weights beside the products.
+                // ptxas moves a wait for products ahead of the code before it, but not over a jump. The next
+                // scores need this jump anyway; it keeps the probabilities in parallel with the products.
                 if at < work.end {
                     wait_full(base, consumer.keys, Ring::Keys, tiles);
                 }
@@ -127,7 +127,7 @@ pub(super) fn consume<V: Variant, E: Float>(
     }
 }
 
-/// Begins `S = Q Kᵀ`, of keys that are there.
+/// Issues `S = Q Kᵀ`, once the keys have arrived.
 #[cube]
 fn issue_qk(
     scores: &mut Array<Vector<f32, Const<4>>>,
@@ -154,7 +154,7 @@ fn issue_qk(
     );
 }
 
-/// Reduces the sums by what the last tile raised the maxima.
+/// Multiplies the output by alpha of the last tile.
 #[cube]
 fn alpha(o: &mut Array<Vector<f32, Const<4>>>, softmax: &Softmax, #[comptime] tiles: TileShape) {
     let alpha = MmaSync::spread(&softmax.alpha, 0usize);
@@ -164,7 +164,7 @@ fn alpha(o: &mut Array<Vector<f32, Const<4>>>, softmax: &Softmax, #[comptime] ti
     }
 }
 
-/// Begins `O += P V`, when the values are there.
+/// Issues `O += P V`, once the values have arrived.
 #[cube]
 fn issue_pv(
     o: &mut Array<Vector<f32, Const<4>>>,
@@ -189,15 +189,15 @@ fn issue_pv(
     );
 }
 
-/// Lets the next warpgroup begin its products. When this one has its scores: before they were there, or after the maxima or
-/// the weights, was the same within the noise.
+/// Lets the next warpgroup issue its products. This one calls it when it has its scores: before them, or
+/// after row_max or the probabilities, was the same within the noise.
 #[cube]
 pub(super) fn scheduler_barrier_arrive(plane: usize, #[comptime] tiles: TileShape) {
     let next = (plane / 4 + 1) % comptime!(tiles.planes() / 4);
     named_barrier(1 + next as u32, 256usize, false);
 }
 
-/// Says to all who copy it that this plane needs a tile no more.
+/// Arrives on the stage's empty barrier in every cube of the cluster.
 #[cube]
 fn consumer_release(
     base: u32,
@@ -217,13 +217,13 @@ fn consumer_release(
     }
 }
 
-/// Which keys of a work the rows of a lane, and those of its warpgroup, see.
+/// The keys of a work item that the rows of a lane, and those of its warpgroup, see.
 #[derive(CubeType)]
 struct MaskRange {
-    /// Those that every row of the warpgroup sees.
+    /// First key that every row of the warpgroup sees.
     unmasked_start: usize,
     unmasked_end: usize,
-    /// Of each of the lane's rows.
+    /// First key of each of the lane's rows.
     starts: Array<u32>,
     ends: Array<u32>,
 }
@@ -267,7 +267,7 @@ fn apply_mask<V: Variant>(
     }
 }
 
-/// The weights as operand of the next product.
+/// The probabilities as operand of the next product.
 #[cube]
 fn convert_p(
     scores: &Array<Vector<f32, Const<4>>>,

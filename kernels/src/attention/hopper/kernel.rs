@@ -1,20 +1,20 @@
-//! FlashAttention-3's schedule, for Hopper: one warpgroup copies, the others multiply.
+//! FlashAttention-3's schedule, for Hopper: one producer warpgroup copies, the consumer warpgroups multiply.
 //!
 //! ```text
 //! o_i = Σ_j p_ij v_j / Σ_j p_ij      p_ij = exp2(s_ij - m_i)      s_ij = log2(e) scale logit(q_i·k_j), visible j
 //! ```
-//! Rows, works and partial results are those of [the tiled kernel](super::super::tiled). Producers go through a work's
-//! tiles, one pair of planes those of the keys, the other one those of the values, and put each into a ring of stages as soon
-//! as its place is free ([`super::ring`]); so they are ahead by a ring, also from one work to the next. Each warpgroup of
-//! consumers owns 64 rows:
+//! Rows, work items and partial results are those of [the tiled kernel](super::super::tiled). Producers walk
+//! over the tiles of a work item: one pair of planes over the keys, the other one over the values. They copy
+//! each tile into a ring of stages as soon as a stage is empty ([`super::ring`]). So they are ahead by a
+//! ring, also from one work item to the next. Each consumer warpgroup owns 64 rows:
 //!
 //! | step | a warpgroup | matrix units |
 //! |---|---|---|
-//! | 1 | begins `S = Q Kᵀ` of this tile; `O *= exp2(m_old - m)` of the last one, begins its `O += P V` | both, one after the other |
-//! | 2 | when `S` is there: masks, new maxima, `P = exp2(S - m)`, sums | `O += P V`, then the other warpgroup's |
-//! | 3 | when `O` is there: rounds `P` | the other warpgroup's |
+//! | 1 | issues `S = Q Kᵀ` of this tile; `O *= alpha` of the last one, issues its `O += P V` | both, in sequence |
+//! | 2 | when `S` has arrived: mask, row_max, `P = exp2(S - m)`, row_sum | `O += P V`, then the other warpgroup's |
+//! | 3 | when `O` has arrived: rounds `P` | the other warpgroup's |
 //!
-//! Warpgroups take turns to begin products, so that one's softmax meets the other's products.
+//! Warpgroups take turns to issue products, so that one's softmax overlaps the other's products.
 //!
 //! Source: Shah et al., *FlashAttention-3*, 2024.
 
@@ -31,22 +31,23 @@ use super::ring::{init, maps_at, shared_vecs};
 use crate::isa::nvidia::{acquire_map, form_clusters, set_registers, shared_address, sync_cluster};
 use crate::mma::{TileShape, Vec16};
 
-/// Planes that copy: a warpgroup, which is what registers are handed out to.
+/// Producer planes: one warpgroup, since registers are assigned to warpgroups.
 pub(in super::super) const PRODUCERS: usize = 4;
 
-/// Rounds up to which each core has one cube, which goes on to the next work while the last one ends. With more, works
-/// are left to whoever is free first (H200, 8192 tokens: 559 TFLOP/s against 546; 2048 tokens: 428 against 444).
+/// Rounds up to which a launch is persistent: each core has one cube, which goes on to the next work item
+/// while the last one ends. With more rounds, cubes take work items as they become free (H200, 8192 tokens:
+/// 559 TFLOP/s against 546; 2048 tokens: 428 against 444).
 const PERSISTENT_ROUNDS: usize = 8;
 
-/// Bytes of keys and values that works which run side by side read. 4 MiB to 24 MiB are the same within the noise.
+/// L2 budget for keys and values of concurrent work items. 4 MiB to 24 MiB are the same within the noise.
 const L2_BUDGET: usize = 8 << 20;
 
-/// Whether all works are shared out at once.
+/// True if the launch is persistent.
 pub(in super::super) fn is_persistent(items: usize, cores: Option<usize>, cluster: usize) -> bool {
     cores.is_some_and(|cores| items <= PERSISTENT_ROUNDS * (cores / cluster))
 }
 
-/// Cubes for so many works of key heads.
+/// Cubes for so many work items over all key heads.
 pub(in super::super) fn cubes_for(items: usize, cores: Option<usize>, cluster: usize) -> usize {
     cluster
         * match cores {
@@ -55,10 +56,12 @@ pub(in super::super) fn cubes_for(items: usize, cores: Option<usize>, cluster: u
         }
 }
 
-/// Buffers as those of the tiled kernel, and `maps` with room for a descriptor of each plane that copies, of one cube if they
-/// are `prepared`, else of each. Keys and values are copied in boxes of `box_rows`, which divide a page and a cube's share of
-/// the keys of a tile, if it is not 0. Cubes share the works out among themselves by rounds, if each core has one
-/// ([`PERSISTENT_ROUNDS`]); else each takes one.
+/// Buffers are those of the tiled kernel, and `maps`. That has room for a TMA descriptor of each producer
+/// plane: of one cube if they are `prepared`, else of each cube.
+///
+/// Keys and values are copied in TMA boxes of `box_rows` unless it is 0. It divides a page and a cube's part
+/// of the keys of a tile. Persistent cubes ([`PERSISTENT_ROUNDS`]) take work items in snake order; else each
+/// cube takes one.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn warp_specialized<V: Variant, E: Float>(
@@ -163,13 +166,13 @@ pub(crate) fn warp_specialized<V: Variant, E: Float>(
             item = snake_order(cluster, clusters, round);
         }
     }
-    // Nobody leaves whose memory or barriers the others may still write to.
+    // A cube must not exit while a peer may still write to its shared memory.
     if comptime!(tiles.cluster > 1) {
         sync_cluster();
     }
 }
 
-/// The rows of a cube: of a work's those that its rank in the cluster says, or none.
+/// The rows of a cube: the part of a work item's rows for its rank in the cluster, or none.
 #[cube]
 pub(super) fn rows_of_rank(
     work: &WorkTile,
@@ -183,16 +186,16 @@ pub(super) fn rows_of_rank(
     rows
 }
 
-/// Key heads whose works run side by side: as many as have their keys and values in a part of the second-level cache
-/// together, by the first request, which has the heaviest work. 32 heads of 16384 keys all together: 507 TFLOP/s, in
-/// turn 581 (H200).
+/// Key heads whose work items run side by side: as many as fit in the L2 budget with their keys and values.
+/// The estimate is by the first request, which has the heaviest work item. 32 heads of 16384 keys all
+/// together: 507 TFLOP/s, in turn 581 (H200).
 #[cube]
 fn heads_in_l2(work_items: &[i32], kv_heads: usize, #[comptime] tiles: TileShape) -> usize {
     let bytes = usize::cast_from(work_items[2]) * comptime!((tiles.dims.qk + tiles.dims.vo) * 2);
     min(max(L2_BUDGET / max(bytes, 1), 1), kv_heads)
 }
 
-/// The work and the head of an item.
+/// The work item and the key head of an item.
 #[cube]
 fn item_and_head(item: usize, together: usize, works: usize, kv_heads: usize) -> (usize, usize) {
     let section = item / (works * together);
@@ -202,14 +205,15 @@ fn item_and_head(item: usize, together: usize, works: usize, kv_heads: usize) ->
     (at / heads, first + at % heads)
 }
 
-/// What a cube does in a round: forwards and backwards in turn, so that who had the heaviest gets the lightest.
+/// The item of a cube in a round: forwards and backwards in turn, so that the heaviest and the lightest are
+/// paired.
 #[cube]
 fn snake_order(at: usize, count: usize, round: usize) -> usize {
     round * count + select(round % 2 == 1, count - 1 - at, at)
 }
 
-/// Registers of a unit that copies, and of one that multiplies in so many planes: no more in all than the launch gave,
-/// everyone the same multiple of 8. Who asks for more waits for ever.
+/// Registers of a producer unit, and of a consumer unit in so many planes, in multiples of 8. The sum must
+/// not exceed the registers of the launch, or `setmaxnreg` deadlocks.
 pub(super) fn registers(planes: usize) -> (usize, usize) {
     if planes == 8 { (24, 240) } else { (32, 160) }
 }

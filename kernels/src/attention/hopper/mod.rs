@@ -1,4 +1,4 @@
-//! Attention on Hopper, whose warps have different tasks.
+//! Attention on Hopper, whose warps are producers and consumers.
 
 mod consumer;
 mod kernel;

@@ -1,7 +1,7 @@
-//! The warpgroup that copies: two warps the keys, two the queries and values.
+//! The producer warpgroup: two warps copy the keys, two the queries and values.
 //!
-//! Whole tiles come by tensor maps, box by box; the last one of a request, and keys in pages that no box fits into, lane by
-//! lane.
+//! Whole tiles are copied by TMA, box by box. The last tile of a request, and keys in pages that no box fits
+//! into, are copied lane by lane.
 
 use cubecl::prelude::*;
 
@@ -17,13 +17,14 @@ use crate::isa::nvidia::{
 };
 use crate::mma::{TileShape, Vec16};
 
-/// Quads of a descriptor.
+/// Vectors of 16 bytes in a TMA descriptor.
 pub(in super::super) const MAP_VECS: usize = MAP_BYTES / 16;
 
-/// Planes that copy the same.
+/// Producer planes that copy the same tensor.
 pub(super) const PAIR: usize = PRODUCERS / 2;
 
-/// Rows of a box: what divides a cube's share of the keys of a tile and a page. 0 if that is less than a swizzled atom has.
+/// Rows of a TMA box: a divisor of a page and of a cube's part of the keys of a tile. 0 if that is less than
+/// a swizzle atom.
 pub(in super::super) fn box_rows(keys: usize, page_size: Option<usize>) -> usize {
     match page_size {
         None => keys,
@@ -34,18 +35,18 @@ pub(in super::super) fn box_rows(keys: usize, page_size: Option<usize>) -> usize
     }
 }
 
-/// Where a producer is.
+/// The state of a producer.
 #[derive(CubeType)]
 pub(super) struct Producer {
     pub base: u32,
-    /// TileShape of queries so far.
+    /// Tiles of queries so far.
     pub queries: u32,
-    /// TileShape of keys, or of values.
+    /// Tiles of keys, or of values, so far.
     pub tiles: u32,
 }
 
-/// Makes the descriptors that keys and values are copied by, in one cube, for all cubes of
-/// [`specialized`](super::hopper). Where each core has one cube, that makes its own instead, which takes it 2.3 us once.
+/// Makes the TMA descriptors of keys and values in one cube, for all cubes of [`specialized`](super::hopper).
+/// A persistent cube makes its own instead, which takes it 2.3 us once.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn make_maps(
     k: &Tensor<Vec16>,
@@ -58,7 +59,7 @@ pub(crate) fn make_maps(
     make_map(k, v, maps, map_at(0usize), shared_address::<Vec16>(&shared), box_rows as u32, tiles);
 }
 
-/// Publishes what a plane copies keys or values by, to its place in `maps`, [`map_at`].
+/// Publishes the descriptor with which a plane copies keys or values, to its place in `maps`, [`map_at`].
 #[cube]
 pub(super) fn make_map(
     k: &Tensor<Vec16>,
@@ -80,13 +81,14 @@ pub(super) fn make_map(
     publish_map::<Vec16>(shared, &mut maps[at..at + MAP_VECS]);
 }
 
-/// Where the plane's map is among those of all cubes, one for each plane that copies.
+/// Index of the plane's descriptor among those of all cubes, one for each producer plane.
 #[cube]
 pub(super) fn map_at(cube: usize) -> usize {
     (cube * PRODUCERS + UNIT_POS_Y as usize) * MAP_VECS
 }
 
-/// Copies what one work needs: a pair of planes the keys, tile by tile, the other one the queries and then the values.
+/// Copies the tiles of one work item: one pair of planes the keys, the other one the queries and then the
+/// values.
 #[allow(clippy::too_many_arguments, reason = "the buffers of the kernel")]
 #[cube]
 pub(super) fn produce(
@@ -119,7 +121,7 @@ pub(super) fn produce(
     }
 }
 
-/// Copies the keys, or the values, of a work.
+/// Copies the keys, or the values, of a work item.
 #[allow(clippy::too_many_arguments, reason = "two places")]
 #[cube]
 fn produce_tiles(
@@ -149,9 +151,9 @@ fn produce_tiles(
         wait_empty(producer.base, producer.tiles, tile, tiles);
         let to = stage_ptr(producer.base, producer.tiles, tile, tiles);
         let full = full(producer.base, producer.tiles, tile, tiles);
-        // Keys beyond the work are masked, but not what might lie beyond the request.
+        // Keys beyond the work item are masked, but not what might lie beyond the request.
         if boxed && at + tiles.keys <= request.kv_len {
-            // Who else copies may have begun: the tile is not complete before all units have arrived.
+            // Other planes may have begun to copy: the tile is not complete before all units have arrived.
             if plane == 0 && UNIT_POS_X == 0 {
                 barrier_expect(full, comptime!(tiles.keys * vecs * 16));
             }
@@ -173,7 +175,7 @@ fn produce_tiles(
     }
 }
 
-/// The boxes of a tile that a plane copies: every `planes`-th, so many being those that copy it in all cubes of the cluster.
+/// The TMA boxes that a plane copies: box `i` is copied by producer plane `i % planes` of the cluster.
 #[derive(CubeType)]
 struct Boxes {
     first: usize,
@@ -193,14 +195,14 @@ fn boxes_of(rank: usize, plane: usize, rows: usize, #[comptime] tiles: TileShape
 
 #[cube]
 impl Boxes {
-    /// First row of one of them.
+    /// First row of the box.
     fn row(&self, index: usize) -> usize {
         (self.first + index * self.planes) * self.rows
     }
 }
 
-/// Copies boxes of 64 elements of the rows, all of which go to each cube of the cluster. `page` and `slot` are a lane's, which
-/// looked up the box of its number.
+/// Copies TMA boxes of 64 elements of the rows, each to every cube of the cluster. `page` and `slot` are a
+/// lane's, which looked up the box of its number.
 #[allow(clippy::too_many_arguments, reason = "two places and their sizes")]
 #[cube]
 fn copy_boxes(
@@ -234,7 +236,7 @@ fn copy_boxes(
     }
 }
 
-/// Rows of a part of a tile, for each of which a lane of the pair looks up where it lies.
+/// Rows of a part of a tile; each lane of the two planes looks up the place of one.
 const LOOKED_UP: usize = 32 * PAIR;
 
 /// Rows of the plane in the part that begins with row `first`, of a tile of `rows`.
@@ -250,9 +252,9 @@ fn own_row(#[comptime] first: usize, #[comptime] rows: usize) -> usize {
     first + plane * of_plane + min(UNIT_POS_X as usize, comptime!(of_plane - 1))
 }
 
-/// Tells the consumers that a tile is there, once it has arrived and is to be range by the instructions that multiply. The
-/// copies could tell by themselves, but then each consumer would need that fence, which took 200 of the 2800 cycles of a
-/// tile, between one product and the next.
+/// Arrives on full: a tile has arrived and is visible to the instructions that multiply. The copies could
+/// arrive by themselves. But then each consumer would need that fence between two products, which took 200 of
+/// the 2800 cycles of a tile.
 #[cube]
 fn producer_commit(full: u32) {
     cp_async_commit();
@@ -261,7 +263,7 @@ fn producer_commit(full: u32) {
     barrier_arrive(full);
 }
 
-/// Begins to copy the rows of queries; those that are not there are zeros.
+/// Begins to copy the rows of queries; missing rows are zeros.
 #[cube]
 fn copy_queries(from: &Tensor<Vec16>, owned: &TileRows, base: u32, #[comptime] tiles: TileShape) {
     let rows = comptime!(tiles.rows(16));
@@ -273,11 +275,11 @@ fn copy_queries(from: &Tensor<Vec16>, owned: &TileRows, base: u32, #[comptime] t
     }
 }
 
-/// Begins to copy the plane's rows of the part that begins with row `first`, of a tile of `rows`, to shared memory. `own` is
-/// where the row lies that the lane looked up; rows from `end` on are zeros.
+/// Begins to copy the plane's rows of a part of a tile to shared memory. The part begins with row `first` of
+/// a tile of `rows`. `own` is the place of the row that the lane looked up; rows from `end` on are zeros.
 ///
-/// Eight lanes copy 64 elements of a row, so that a lane's copies are always of the same column of it, and what differs
-/// between them are constants.
+/// Eight lanes copy 64 elements of a row. So a lane's copies are always of the same column, and differ by
+/// constants.
 #[cube]
 fn copy_rows(
     from: &Tensor<Vec16>,
@@ -291,7 +293,7 @@ fn copy_rows(
     let count = comptime!(rows_of_plane(first, rows));
     let lane = UNIT_POS_X as usize;
     let row = first + UNIT_POS_Y as usize % PAIR * count + lane / 8;
-    // All at first: then their latencies overlap.
+    // All addresses come first: their latencies overlap.
     let mut places = Array::<usize>::new(comptime!(count / 4));
     #[unroll]
     for i in 0..comptime!(count / 4) {

@@ -1,13 +1,14 @@
-//! What producers and consumers share: the places of tiles in shared memory, and the barriers that say whose they are.
+//! Rings of stages in shared memory between producers and consumers, and their barriers.
 //!
 //! | | bytes | |
 //! |---|---|---|
 //! | queries | rows x head | one tile |
 //! | keys, values | keys x head, for each stage | rings |
-//! | maps | 128 each | of each plane that copies |
+//! | maps | 128 each | of each producer plane |
 //! | barriers | 8 each | of each tile: *full* and *empty* |
 //!
-//! A tile is stored as [`Operand`](crate::isa::nvidia::Operand) says: 64 elements of every row, then the next 64.
+//! A tile is stored as an [`Operand`](crate::isa::nvidia::Operand): 64 elements of every row, then the next
+//! 64.
 
 use cubecl::prelude::*;
 
@@ -20,12 +21,12 @@ use crate::{Refusal, Result};
 /// Bytes of 64 elements.
 pub(super) const ROW_BYTES: usize = 128;
 
-/// Quads of shared memory.
+/// Shared memory, in vectors of 16 bytes.
 pub(in super::super) fn shared_vecs(tiles: TileShape) -> usize {
     barriers_at(tiles) / 16 + (2 + 4 * tiles.stages).div_ceil(2)
 }
 
-/// Whether tiles are such as warpgroups multiply and producers copy.
+/// Checks the tiles against the limits of warpgroups and producers.
 pub(in super::super) fn check(tiles: TileShape) -> Result<()> {
     let refused = |setting, got: usize, expected: &str| {
         Err(Refusal::blueprint("attention on warpgroups", setting, got, expected))
@@ -44,7 +45,8 @@ pub(in super::super) fn check(tiles: TileShape) -> Result<()> {
     if ![1, 2].contains(&tiles.cluster) {
         return refused("cluster", tiles.cluster, "1 or 2");
     }
-    // Of a lane: accumulators of both products, and the weights as operand. The rest is for what else it knows.
+    // Registers of a lane: accumulators of both products, and the probabilities as operand. The rest is for
+    // other values.
     let got = tiles.dims.vo / 2 + tiles.keys / 2 + tiles.keys / 4;
     let most = registers(tiles.planes()).1 - 32;
     if got > most {
@@ -53,17 +55,17 @@ pub(in super::super) fn check(tiles: TileShape) -> Result<()> {
     Ok(())
 }
 
-/// Where the keys begin, in bytes.
+/// Offset of the keys, in bytes.
 fn keys_at(tiles: TileShape) -> usize {
     tiles.rows(16) * tiles.qk_vecs() * 16
 }
 
-/// Where the values begin.
+/// Offset of the values, in bytes.
 fn values_at(tiles: TileShape) -> usize {
     keys_at(tiles) + tiles.stages * key_bytes(tiles)
 }
 
-/// Where the descriptors are made by which tiles are copied.
+/// Offset of the space where TMA descriptors are made, in bytes.
 pub(super) fn maps_at(tiles: TileShape) -> usize {
     keys_at(tiles) + tiles.stages * tiles.stage_vecs() * 16
 }
@@ -82,7 +84,7 @@ fn value_bytes(tiles: TileShape) -> usize {
     (tiles.stage_vecs() - tiles.key_vecs()) * 16
 }
 
-/// Which tile a barrier is about.
+/// The ring of a barrier or tile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Ring {
     Queries,
@@ -91,17 +93,17 @@ pub(super) enum Ring {
 }
 
 impl Ring {
-    /// How many there are room for.
+    /// Number of stages.
     fn stages(self, tiles: TileShape) -> usize {
         if self == Self::Queries { 1 } else { tiles.stages }
     }
 
-    /// 16 bytes of a row.
+    /// Vectors of 16 bytes in a row.
     pub fn vecs(self, tiles: TileShape) -> usize {
         if self == Self::Values { tiles.vo_vecs() } else { tiles.qk_vecs() }
     }
 
-    /// Cubes of the cluster that get it at the same time, and so must all have room.
+    /// Cubes of the cluster that receive the tile at the same time, and so must all have room.
     pub fn cubes(self, tiles: TileShape) -> usize {
         if self == Self::Queries { 1 } else { tiles.cluster }
     }
@@ -116,7 +118,7 @@ impl Ring {
         barriers_at(tiles) + 8 * before
     }
 
-    /// Where the tiles lie, and the bytes of one.
+    /// Offset of the first stage, and the bytes of one.
     fn place(self, tiles: TileShape) -> (usize, usize) {
         match self {
             Self::Queries => (0, keys_at(tiles)),
@@ -126,26 +128,26 @@ impl Ring {
     }
 }
 
-/// Address of the place of the `count`-th tile.
+/// Address of the stage of the `count`-th tile.
 #[cube]
 pub(super) fn stage_ptr(base: u32, count: u32, #[comptime] tile: Ring, #[comptime] tiles: TileShape) -> u32 {
     let (at, bytes) = comptime!(tile.place(tiles));
     base + comptime!(at as u32) + count % comptime!(tile.stages(tiles) as u32) * comptime!(bytes as u32)
 }
 
-/// Address of the barrier that says that the `count`-th tile has arrived.
+/// Address of the full barrier: the `count`-th tile has arrived.
 #[cube]
 pub(super) fn full(base: u32, count: u32, #[comptime] tile: Ring, #[comptime] tiles: TileShape) -> u32 {
     base + comptime!(tile.barrier_at(tiles) as u32) + count % comptime!(tile.stages(tiles) as u32) * 16
 }
 
-/// Address of the barrier that says that nobody needs the `count`-th tile any more.
+/// Address of the empty barrier: no plane needs the `count`-th tile any more.
 #[cube]
 pub(super) fn empty(base: u32, count: u32, #[comptime] tile: Ring, #[comptime] tiles: TileShape) -> u32 {
     full(base, count, tile, tiles) + 8
 }
 
-/// Waits until the `count`-th tile is there.
+/// Waits until the `count`-th tile has arrived.
 #[cube]
 pub(super) fn wait_full(base: u32, count: u32, #[comptime] tile: Ring, #[comptime] tiles: TileShape) {
     let round = count / comptime!(tile.stages(tiles) as u32);
@@ -159,7 +161,8 @@ pub(super) fn wait_empty(base: u32, count: u32, #[comptime] tile: Ring, #[compti
     barrier_wait(empty(base, count, tile, tiles), (round + 1) % 2);
 }
 
-/// Prepares all barriers: each unit of the pair that produces arrives, and each plane that consumes in any of the cubes.
+/// Initialises all barriers. The units of both producer planes arrive on full; each consumer plane of any
+/// cube on empty.
 #[cube]
 pub(super) fn init(base: u32, #[comptime] tiles: TileShape) {
     init_of(base, Ring::Queries, tiles);

@@ -1,8 +1,9 @@
-//! Plans: which cube computes what, decided on the host from the lengths of a batch alone.
+//! Plans: the work partitioning of a batch, decided on the host from the lengths alone.
 //!
-//! A plan is made once for a batch and used by every layer of a model. The unit of work is a tile of rows of one request
-//! over a range of its keys; what no row of the tile sees is not part of it. The keys of a tile are split among cubes where
-//! that ends the batch sooner ([`split`]), and the chunks are merged in their order by a second launch.
+//! A plan is made once for a batch and used by every layer of a model. A work item is a tile of rows of one
+//! request over a range of its keys, without the keys that no row of the tile sees. The keys of a tile are
+//! split among cubes where that ends the batch sooner ([`split`]). A second launch merges the chunks in their
+//! order.
 
 mod split;
 #[cfg(test)]
@@ -24,33 +25,33 @@ pub use work::{MergeItem, WorkItem};
 
 const KERNEL: &str = "attention";
 
-/// How the keys of a request are split among cubes.
+/// The split of a request's keys among cubes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Split {
-    /// So that the batch ends soonest.
+    /// Chooses the split with which the batch ends soonest.
     #[default]
     Auto,
-    /// Every so many keys, rounded up to whole tiles, and with tiles of rows that do not depend on the other requests either:
-    /// a request gets the same bits in every batch.
+    /// Splits every so many keys, rounded up to whole tiles. The tiles of rows do not depend on the other
+    /// requests either: a request gets the same bits in every batch.
     Every(usize),
-    /// Not at all.
+    /// Does not split.
     Never,
 }
 
-/// What a plan needs room for at most, however long the requests are.
+/// Upper bounds of a plan's lists and workspace, however long the requests are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limits {
-    /// WorkTile items.
+    /// Work items.
     pub work_items: usize,
     /// Merges.
     pub merges: usize,
     /// Rows of partial results.
     pub partial_rows: usize,
-    /// Rows that a merge has at most.
+    /// Largest number of rows of a merge.
     pub merge_rows: usize,
 }
 
-/// Which cube computes what.
+/// The work partitioning of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     blueprint: Blueprint,
@@ -60,7 +61,7 @@ pub struct Plan {
     merge_rows: usize,
     longest: u64,
     mean: u64,
-    /// Why there are no tiles.
+    /// The reason why there are no tiles.
     why: Option<Refusal>,
 }
 
@@ -69,7 +70,7 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// If a forced blueprint cannot run, or a number passes what the kernels count with.
+    /// If a forced blueprint cannot run, or a number exceeds the integers of the kernels.
     pub fn new(
         device: &DeviceProfile,
         problem: &Problem,
@@ -127,7 +128,8 @@ impl Plan {
 
     /// Writes the lists.
     fn write(&mut self, problem: &Problem, requests: &[RequestShape], tiles: &[RowTile], items: &[Chunk]) {
-        // Where the partial results of a tile begin: its chunks follow one another, whatever order they run in.
+        // First row of each tile's partial results: its chunks follow one another, in whatever order they
+        // run.
         let mut partials = vec![0; tiles.len()];
         for item in items.iter().filter(|item| item.chunk == 0 && item.chunks > 1) {
             let tile = &tiles[item.tile as usize];
@@ -165,12 +167,12 @@ impl Plan {
         }));
     }
 
-    /// What runs.
+    /// The blueprint that runs.
     pub fn blueprint(&self) -> Blueprint {
         self.blueprint
     }
 
-    /// The work items; none if the blueprint has no use for them.
+    /// The work items; none if the blueprint does not use them.
     pub fn work_items(&self) -> &[WorkItem] {
         &self.work_items
     }
@@ -185,7 +187,7 @@ impl Plan {
         self.partial_rows
     }
 
-    /// What this plan needs room for.
+    /// Sizes of this plan's lists and workspace.
     pub fn needs(&self) -> Limits {
         Limits {
             work_items: self.work_items.len(),
@@ -195,8 +197,9 @@ impl Plan {
         }
     }
 
-    /// What plans of this blueprint and `split` need room for at most: batches of as many requests and query tokens as
-    /// `requests`, none with more query tokens than the longest of these, and of up to `keys` keys in all.
+    /// Upper bounds of all plans of this blueprint and `split` for such batches: as many requests and query
+    /// tokens as `requests`, no request with more query tokens than the longest of these, and up to `keys`
+    /// keys in all.
     pub fn limits(
         &self,
         device: &DeviceProfile,
@@ -230,7 +233,7 @@ impl Plan {
         }
     }
 
-    /// The rows that a merge has at most.
+    /// Largest number of rows of a merge.
     pub fn merge_rows(&self) -> usize {
         self.merge_rows
     }
@@ -277,16 +280,16 @@ fn work_item(requests: &[RequestShape], tile: &RowTile, start: u32, end: u32, pa
 /// A plan on a device.
 #[derive(Clone)]
 pub struct DevicePlan {
-    /// What runs.
+    /// The blueprint that runs.
     pub blueprint: Blueprint,
-    /// [`Plan::work_items`], and zeros behind them if there is more room. `i32`, contiguous.
+    /// [`Plan::work_items`], followed by zeros if there is more room. `i32`, contiguous.
     pub work_items: Option<TensorBinding>,
-    /// [`Plan::merges`], and zeros behind them if there is more room. `i32`, contiguous.
+    /// [`Plan::merges`], followed by zeros if there is more room. `i32`, contiguous.
     pub merges: Option<TensorBinding>,
     /// [`Plan::merge_rows`].
     pub merge_rows: usize,
     /// [`Plan::partial_rows`].
     pub partial_rows: usize,
-    /// Room for `partial_rows * (head_dim_vo + 2)` f32, or the launcher takes some.
+    /// Room for `partial_rows * (head_dim_vo + 2)` f32; without it the launcher allocates some.
     pub workspace: Option<TensorBinding>,
 }

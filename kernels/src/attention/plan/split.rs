@@ -1,9 +1,10 @@
-//! Where the keys of a tile are split, and in which order the pieces run.
+//! The split of keys into chunks, and the order of the chunks.
 //!
-//! A machine takes cubes in their order, each as soon as a core has room. So the order is the schedule: longest first is
-//! greedy balancing, and running it through a heap of cores on the host tells when the last one ends. The candidates are
-//! no split, and splits into pieces of which each core has one, two, three, or four; the one that ends first is taken, with
-//! what merging costs, and of equals the one with the fewest pieces. This sees what the last round of cubes leaves idle.
+//! A GPU starts cubes in their order, each as soon as a core has room, so the order is the schedule. Longest
+//! first is greedy balancing. A simulation on the host with a heap of cores gives the time of the last
+//! chunk's end. The candidates are no split, and splits with one, two, three or four chunks for each core.
+//! The candidate that ends first is taken, with the cost of its merges; of equal ones, that with the fewest
+//! chunks. The simulation includes the cores that idle in the last round of cubes.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -15,29 +16,31 @@ use super::super::request::RequestShape;
 use super::super::tiled::{MmaKind, Tiled};
 use super::{Limits, MERGE_ROWS, Split};
 
-/// Costs are in sixteenths of the time in which a core reads a key of a head of 128 elements in bf16, 16 ns on an H200.
+/// Unit of costs: 1/16 of the time in which a core reads a key of one head (128 elements of bf16), 16 ns on
+/// an H200.
 const COST_PER_KEY: u64 = 16;
-/// What a cube costs before it reads its first key and after its last one: about 1.5 µs.
+/// Cost of a cube before it reads its first key and after its last one: about 1.5 µs.
 const COST_PER_CUBE: u64 = 96 * COST_PER_KEY;
-/// The launch that merges: about 3 µs.
+/// Cost of the merge launch: about 3 µs.
 const COST_OF_MERGE: u64 = 190 * COST_PER_KEY;
-/// Rows by which a core multiplies a key in the time in which it reads one (H200: 330 TFLOP/s beside 4.2 TB/s).
+/// Rows with which a core multiplies a key in the time in which it reads one (H200: 330 TFLOP/s beside 4.2
+/// TB/s).
 const ROWS_PER_KEY: u64 = 78;
-/// The same of warpgroups, at 560 TFLOP/s.
+/// [`ROWS_PER_KEY`] of warpgroups, at 560 TFLOP/s.
 const WARPGROUP_ROWS_PER_KEY: u64 = 132;
-/// Chunks for each core at most.
+/// Largest number of chunks for each core.
 const WAVES: u64 = 4;
 
-/// TileShape of one size.
+/// Cost of the tiles of one shape.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TileCost {
     rows: usize,
-    /// Keys that a cube takes at a time.
+    /// Keys of a cube at a time.
     keys: usize,
     per_key: u64,
     /// Cubes that a core needs to be busy.
     resident: u64,
-    /// Cubes that work on one piece.
+    /// Cubes that work on one chunk.
     cluster: usize,
     warpgroups: bool,
 }
@@ -46,16 +49,16 @@ pub(super) struct TileCost {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TileCosts {
     prefill: TileCost,
-    /// For requests of no more rows than this has, if they have tiles of their own.
+    /// Tiles for requests of at most as many rows as these have, if they have tiles of their own.
     decode: Option<TileCost>,
 }
 
 impl TileCost {
     fn of(tiled: &Tiled) -> Self {
         let rows = tiled.rows();
-        // With few rows a core is busy reading, and one cube has enough loads in flight (1 x 16384 keys, H200: 2149 GB/s
-        // with one, 1996 with two). With many, a second cube works while the first one waits (64 queries over 32768 shared
-        // keys: 0.168 ms against 0.207).
+        // With few rows a core is busy reading, and one cube has enough loads in flight (1 x 16384 keys,
+        // H200: 2149 GB/s with one cube, 1996 with two). With many rows a second cube multiplies while the
+        // first one waits (64 queries over 32768 shared keys: 0.168 ms against 0.207).
         // Warpgroups take turns within one cube.
         let warpgroups = tiled.unit == MmaKind::Wgmma;
         let resident = if tiled.q_planes > 1 && !warpgroups { 2 } else { 1 };
@@ -65,12 +68,12 @@ impl TileCost {
         Self { rows, keys: tiled.cube_keys(), per_key, resident, cluster, warpgroups }
     }
 
-    // In 32 bits: on the host a division of 64 takes three times as long, and there are thousands of tiles.
+    // A division of 64 bits takes three times as long on the host, and there are thousands of tiles.
     fn cost(&self, keys: u32) -> u64 {
         COST_PER_CUBE * self.resident + u64::from(keys.next_multiple_of(self.keys as u32)) * self.per_key
     }
 
-    /// Keys of a piece that costs `budget`, beside what every cube costs.
+    /// Keys of a chunk that costs `budget`, without the constant cost of a cube.
     fn keys_for(&self, budget: u64) -> u32 {
         // With fewer than 4 tiles of keys merging costs more than it gains.
         let keys = (budget / self.per_key).clamp(3 * self.keys as u64 + 1, i32::MAX as u64);
@@ -79,14 +82,14 @@ impl TileCost {
 }
 
 impl TileCosts {
-    /// The tiles of a blueprint; none if it has no use for a list of works.
+    /// The tiles of a blueprint; none if it does not use work items.
     pub(super) fn of(blueprint: &Blueprint) -> Option<Self> {
         match blueprint {
             Blueprint::Portable(_) => None,
             Blueprint::Tiled(tiled) => Some(Self { prefill: TileCost::of(tiled), decode: None }),
             Blueprint::Mixed(mixed) => {
                 let (prefill, decode) = (TileCost::of(&mixed.prefill), TileCost::of(&mixed.decode));
-                // They share the cores.
+                // Both kinds of tiles share the cores.
                 let decode = TileCost {
                     per_key: decode.per_key * prefill.resident,
                     resident: prefill.resident,
@@ -127,15 +130,16 @@ impl TileCosts {
         let tiles = requests.len() + more;
         let chunks = match split {
             Split::Never => 0,
-            // All but the last of a tile have so many keys, or more, and no tile more keys than there are.
+            // All chunks of a tile but the last have at least so many keys, and no tile has more keys than
+            // there are.
             Split::Every(every) => keys / every.max(1) * (1 + longest / self.prefill.rows),
-            // All but the last of a tile cost no less than the budget that all share.
+            // All chunks of a tile but the last cost at least the common budget.
             Split::Auto => (WAVES * self.machines(problem, cores)) as usize,
         };
         Limits {
             work_items: tiles + chunks,
             merges: if longest > MERGE_ROWS { tiles + rows / MERGE_ROWS } else { tiles },
-            // A tile with two pieces or more has at most twice as many as there are whole ones in it.
+            // A tile of two chunks or more has at most twice as many as there are whole ones in it.
             partial_rows: (2 * chunks).min(tiles + chunks)
                 * longest.min(self.prefill.rows)
                 * problem.kv_heads,
@@ -143,14 +147,14 @@ impl TileCosts {
         }
     }
 
-    /// Chunks that run at a time, for each key head: the heads of a piece run side by side.
+    /// Chunks that run at a time, for each key head: the heads of a chunk run side by side.
     fn machines(&self, problem: &Problem, cores: Option<usize>) -> u64 {
         let clusters = (cores.unwrap_or(1) / self.prefill.cluster) as u64;
         (clusters * self.prefill.resident / problem.kv_heads as u64).max(1)
     }
 }
 
-/// A tile of rows, and the keys that any of them sees.
+/// A tile of rows, and the range of keys that any of them sees.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RowTile {
     pub request: u32,
@@ -172,22 +176,23 @@ pub(super) struct Chunk {
     cost: u64,
 }
 
-/// Items in the order in which they run.
+/// Chunks in the order in which they run.
 pub(super) struct Schedule {
-    /// The tiles as they are if there is nothing to split or to order: of thousands of them a list costs more than the rest.
+    /// The chunks; none if there is nothing to split or to order, since a list of thousands costs more than
+    /// the rest.
     pub items: Option<Vec<Chunk>>,
     /// Elements of the partial results.
     pub workspace: usize,
-    /// When the last core ends, and when all would if they were equally busy.
+    /// End of the last core, and end of all cores under even load.
     pub longest: u64,
     pub mean: u64,
 }
 
-/// The tiles of all requests: the request with the heaviest tile first, and of each the heaviest tile first, which with a
-/// causal mask is the last. So what runs side by side reads the same keys: 16 x 3208 tokens at 322 TFLOP/s on an H200, where
-/// the heaviest tiles of all requests first made 297.
+/// The tiles of all requests: the request with the heaviest tile first. Within a request the heaviest tile
+/// comes first, which with a causal mask is the last. So tiles that run side by side read the same keys. On
+/// an H200, 16 x 3208 tokens run at 322 TFLOP/s; the heaviest tiles of all requests first made 297.
 ///
-/// Where works are shared out beforehand the heaviest of all come first: who has one of those has a light one next.
+/// Persistent launches sort all tiles by cost; the snake order pairs heavy tiles with light ones.
 pub(super) fn tiles(
     classes: &TileCosts,
     problem: &Problem,
@@ -257,7 +262,8 @@ pub(super) fn schedule(
             let cost = |tile: &RowTile| classes.of_tile(tile).cost(tile.end - tile.start);
             let heaviest = |tiles: &[RowTile]| tiles.iter().map(cost).max().unwrap_or(0);
             let mean = tiles.iter().map(cost).sum::<u64>() / machines;
-            // The heaviest come first, so that the last round is of light ones: it ends late by one of those at most.
+            // The heaviest chunks come first, so the last round is of light ones: it ends late by one of
+            // those at most.
             let last = &tiles[tiles.len().saturating_sub(8 * machines as usize)..];
             let late = heaviest(last);
             if cores.is_none() || (16 * late <= mean && heaviest(tiles) <= mean) {
@@ -266,7 +272,7 @@ pub(super) fn schedule(
             }
             let mut best = whole().schedule(classes, machines, tiles);
             let ideal = best.mean;
-            // Within 6% of even there is nothing to gain.
+            // A schedule within 6% of the mean has nothing to gain from a split.
             let waves = if 16 * best.longest <= 17 * best.mean { 0 } else { WAVES };
             for wave in 1..=waves {
                 // Chunks of a tile are as even as whole tiles of keys allow.
@@ -275,7 +281,7 @@ pub(super) fn schedule(
                     keys.div_ceil(chunks).next_multiple_of(class.keys as u32)
                 };
                 let pieces = Chunks::of(classes, tiles, problem, even);
-                // No choice, if a kernel could not address it.
+                // A workspace beyond i32 cannot be addressed by a kernel.
                 if pieces.workspace > i32::MAX as usize {
                     continue;
                 }
@@ -289,25 +295,25 @@ pub(super) fn schedule(
     }
 }
 
-/// TileShape in chunks.
+/// Tiles split into chunks.
 struct Chunks {
     items: Vec<Chunk>,
-    /// Cost of all.
+    /// Cost of all chunks.
     all: u64,
-    /// Elements of the partial results, which tiles of several chunks leave.
+    /// Elements of the partial results of tiles with several chunks.
     workspace: usize,
 }
 
 impl Chunks {
-    /// The tiles in chunks of as many keys as `chunk` says for the keys of a tile: all of them, or a multiple of what a cube
-    /// takes at a time.
+    /// Splits the tiles. `chunk` maps the keys of a tile to the keys of a chunk: all, or a multiple of a
+    /// cube's keys.
     fn of(
         classes: &TileCosts,
         tiles: &[RowTile],
         problem: &Problem,
         chunk: impl Fn(&TileCost, u32) -> u32,
     ) -> Self {
-        // What a row of partial results costs, written and read, in keys.
+        // Cost of writing and reading a row of partial results, in keys.
         let per_key = (problem.dims.qk + problem.dims.vo) * problem.kv_dtype.size();
         let per_row = (8 * problem.dims.vo) as u64 * COST_PER_KEY / per_key.max(1) as u64;
         let mut pieces = Self { items: Vec::with_capacity(tiles.len()), all: 0, workspace: 0 };
@@ -339,16 +345,16 @@ impl Chunks {
         pieces
     }
 
-    /// In the order in which they run.
+    /// The chunks in the order in which they run.
     fn ordered(mut self, classes: &TileCosts, tiles: &[RowTile]) -> Vec<Chunk> {
         if self.workspace > 0 {
-            // The longest first, of equals those of a tile side by side.
+            // The longest chunk comes first; of equal ones, those of a tile are adjacent.
             self.items.sort_unstable_by_key(|item| (Reverse(item.cost), item.tile, item.chunk));
         }
         if classes.decode.is_some() { interleaved(self.items, tiles) } else { self.items }
     }
 
-    /// In the order in which they run, on as many machines, each of which takes the next when it is done with one.
+    /// Simulates the chunks on so many machines, each of which takes the next chunk when it is done with one.
     fn schedule(self, classes: &TileCosts, machines: u64, tiles: &[RowTile]) -> Schedule {
         let (all, workspace) = (self.all, self.workspace);
         let merge = if workspace > 0 { COST_OF_MERGE } else { 0 };
@@ -364,7 +370,7 @@ impl Chunks {
     }
 }
 
-/// Both kinds of items side by side from the beginning to the end, so that a core that multiplies also reads.
+/// Spreads both kinds of chunks evenly over the order, so that a core that multiplies also reads.
 fn interleaved(items: Vec<Chunk>, tiles: &[RowTile]) -> Vec<Chunk> {
     let is_decode = |item: &Chunk| tiles[item.tile as usize].decode;
     let costs = |decode| {

@@ -1,11 +1,11 @@
-//! The lists that tell each cube what to do, as the host writes and the kernels read them.
+//! The work items and merges of a plan, as the host writes and the kernels read them.
 
 use bytemuck::{Pod, Zeroable};
 use cubecl::prelude::*;
 
 use super::super::request::{RequestShape, TileRows};
 
-/// Rows that a [`Merge`] has at most.
+/// Largest number of rows of a [`Merge`].
 pub(crate) const MERGE_ROWS: usize = 16;
 
 /// A work item as the host writes it: a tile of rows of a request over a range of its keys, for every key head.
@@ -20,7 +20,7 @@ pub struct WorkItem {
     pub kv_len: i32,
     /// First key, or first entry in the page table.
     pub first: i32,
-    /// First row of the tile within the request. An item without rows is padding.
+    /// First row of the tile within the request. A work item without rows is padding.
     pub first_row: i32,
     /// First key of the range.
     pub start: i32,
@@ -32,14 +32,15 @@ pub struct WorkItem {
     pub request: i32,
     /// [`Self::FIRST_CHUNK`].
     pub flags: i32,
-    /// Room for the offset of the request's mask, low and high half.
+    /// Offset of the request's mask, low and high half.
     pub mask_offset: [u32; 2],
 }
 
 impl WorkItem {
-    /// Numbers of an item.
+    /// Words of a work item.
     pub const WORDS: usize = size_of::<Self>() / size_of::<i32>();
-    /// The range begins where the tile's keys begin: the initial `(m, l)` of its rows counts here and in no other chunk.
+    /// Flag: the range begins at the tile's first key, so the initial `(m, l)` of its rows counts in this
+    /// chunk only.
     pub const FIRST_CHUNK: i32 = 1;
 }
 
@@ -65,12 +66,12 @@ pub struct MergeItem {
     pub qo_len: i32,
     /// Keys of the request.
     pub kv_len: i32,
-    /// Nothing.
+    /// Unused.
     pub unused: [i32; 3],
 }
 
 impl MergeItem {
-    /// Numbers of an item.
+    /// Words of a merge.
     pub const WORDS: usize = size_of::<Self>() / size_of::<i32>();
 }
 

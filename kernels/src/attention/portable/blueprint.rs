@@ -2,10 +2,10 @@ use super::super::blueprint::{Alignment, HeadDims};
 use crate::tensor::divisor;
 use crate::{DeviceProfile, Refusal, Result};
 
-/// How one cube of the portable kernel works. Each distinct one is a kernel to compile.
+/// The comptime settings of the portable kernel. Each distinct value is a kernel to compile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Portable {
-    /// Rows of a cube, a row being one query token of one query head. More than one only with one unit each.
+    /// Rows of a cube. A row is one query token of one query head. Several rows need one unit each.
     pub rows: u32,
     /// Units that share a row.
     pub units: u32,
@@ -23,22 +23,23 @@ impl Portable {
         let widest = device.widest(elem_size);
         let qk_vector = divisor(dims.qk, widest.min(align.qk));
         if let Some(cores) = device.cpu_cores {
-            // Units are threads here and a barrier is a spin lock: a row each, so that there is none.
+            // On a CPU units are threads and a barrier is a spin lock. One unit for each row needs no
+            // barrier.
             let vo_vector = divisor(dims.vo, widest.min(align.vo));
             let one = Self { rows: 1, units: 1, tile: 64, qk_vector, vo_vector };
             let fitting = (device.shared_memory / one.shared_memory(dims)) as u32;
             return Self { rows: cores.min(device.max_units).min(fitting).max(1), ..one };
         }
-        // Two columns a unit, in whole planes.
+        // Each unit has two columns; the number of units is a multiple of the plane.
         let units = (dims.vo.div_ceil(2) as u32).next_multiple_of(device.plane);
         let units = units.clamp(device.plane, 128.max(device.plane)).min(device.max_units);
         let vo_vector = divisor(dims.vo, dims.vo.div_ceil(units as usize).min(widest).min(align.vo));
-        // A key a unit, but tiles long enough to be worth two barriers.
+        // Each unit has one key, and tiles are long enough to be worth two barriers.
         let tile = (units as usize).max(64);
         Self { rows: 1, units, tile, qk_vector, vo_vector }
     }
 
-    /// Whether the blueprint can run, or why not.
+    /// Checks that the blueprint can run on the device.
     pub(crate) fn check(&self, device: &DeviceProfile, dims: HeadDims, align: Alignment) -> Result<()> {
         let refused = |setting, got: usize, expected: String| {
             Err(Refusal::blueprint("attention", setting, got, expected))
@@ -73,7 +74,8 @@ impl Portable {
         Ok(())
     }
 
-    /// Bytes of shared memory of a cube: per row the query in f32, and per key logit, weight and address.
+    /// Bytes of shared memory of a cube: for each row the query in f32, and for each key logit, probability
+    /// and address.
     fn shared_memory(&self, dims: HeadDims) -> usize {
         self.rows as usize * (4 * dims.qk + self.tile * (4 + 4 + 8))
     }

@@ -7,18 +7,19 @@
 //! |------|-----------------|---------------|
 //! | 1 | logits of keys `u, u + U, ..` | writes `logits` |
 //! |   | *sync* | |
-//! | 2 | maximum of the tile; weights of keys `u, u + U, ..` | reads `logits`, writes `weights`, `values` |
+//! | 2 | row_max of the tile; probabilities of keys `u, u + U, ..` | reads `logits`, writes `weights`, `values` |
 //! |   | *sync* | |
-//! | 3 | sum of the tile; output columns `u, u + U, ..` | reads `weights`, `values` |
+//! | 3 | row_sum of the tile; output columns `u, u + U, ..` | reads `weights`, `values` |
 //!
 //! Two barriers a tile are enough: step 1 of the next tile writes only what step 2 has finished reading, and its step
 //! 2 comes after a barrier that every unit reaches after step 3. All units find maximum and sum in the same order, so
-//! they agree without talking, and the result does not change from run to run.
-//!
+//! 2 comes after a barrier that every unit reaches after step 3. All units find row_max and row_sum in the
+//! same
+//! order, so they agree without communication, and the result does not change from run to run.
 //! On a GPU a cube is one row. On a CPU a unit is a thread and a barrier a spin lock, so there a cube is many rows of
 //! one unit each, every row with its part of the shared memory, and there are no barriers.
 //!
-//! Keys outside the range of a row are never read, let alone weighed.
+//! Keys outside the range of a row are never read, let alone multiplied.
 
 use cubecl::prelude::*;
 
@@ -159,7 +160,7 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
         first += tile;
     }
 
-    // Nothing visible, or nothing but -inf: the sums are 0 and stay 0.
+    // Without a visible key, or with none but -inf, row_sum and output are 0 and stay 0.
     let norm = select(sum == 0.0f32, 1.0f32, sum);
     #[unroll(unrolled)]
     for c in 0..columns {

@@ -27,10 +27,11 @@ pub(in super::super) fn launch<V: Variant>(
     let address = addresses(&[(&q, size), (&k, kv_size), (&v, kv_size), (&output, size)]);
     let params = ParamsLaunch::new(rows);
 
-    // SAFETY: a unit beyond the last row stops. A row reads q and writes output and lse at (token, head), within the
-    // shapes that `check` compared; k and v at keys below kv_len, whose pages and offsets are in bounds by the contract
-    // on index tensors. Column loads stay below the head dimensions, which the vectors divide. Shared memory is indexed
-    // by keys < tile and columns of the query, within the part of the row.
+    // SAFETY: a unit beyond the last row stops. A row reads q and writes output and lse at (token, head),
+    // within the shapes that `check` compared. Keys of k and v are below kv_len; their pages and offsets are
+    // in bounds by the contract on index tensors. Column loads stay below the head dimensions, which the
+    // vectors divide. Shared memory is indexed by keys < tile and columns of the query, within the part of
+    // the row.
     unsafe {
         attention::launch_unchecked::<V>(
             client,

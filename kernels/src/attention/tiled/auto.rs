@@ -1,4 +1,4 @@
-//! Which tiles a batch gets.
+//! The choice of tiles for a batch.
 
 use super::super::blueprint::{Blueprint, Mixed, Problem};
 use super::super::launch::KeyRange;
@@ -7,14 +7,14 @@ use super::blueprint::{KERNEL, MmaKind, Tiled};
 use crate::isa::Arch;
 use crate::{DeviceProfile, Refusal, Result};
 
-/// Below this many large tiles for each core, small ones end sooner.
+/// With fewer large tiles than this for each core, small ones end sooner.
 const SMALL_WAVES: usize = 2;
 
-/// Up to so many rows of a request its keys are read slower than multiplied by `mma.sync`.
+/// Rows of a request up to which reading its keys takes longer than multiplying them by `mma.sync`.
 const DECODE_ROWS: usize = 16;
 
 impl Tiled {
-    /// The choice for a batch, or why there is none. With `fixed` it does not depend on the batch.
+    /// The blueprint for a batch, or why there is none. With `fixed` it does not depend on the batch.
     pub(in super::super) fn auto(
         device: &DeviceProfile,
         problem: &Problem,
@@ -25,7 +25,7 @@ impl Tiled {
         let has = |unit: MmaKind| matches!(unit.instruction(problem.dtype), Ok(Some(it)) if it.exists_on(device.arch));
         let group = problem.group();
         let all: usize = requests.iter().map(|request| request.qo_len * group).sum();
-        // One size for any number of rows, if it may not depend on the batch.
+        // With `fixed`, one size serves any number of rows.
         let longest = match fixed {
             true => usize::MAX,
             false => requests.iter().map(|request| request.qo_len * group).max().unwrap_or(0),
@@ -41,7 +41,7 @@ impl Tiled {
             }
         }
         let mixed = if has(MmaKind::MmaSync) {
-            // A size between the extremes, if it may not depend on the batch.
+            // With `fixed`, a size between the extremes.
             Some(Self::on_nvidia(device, problem, if fixed { 0 } else { all }))
         } else if has(MmaKind::Mfma32) {
             Some(Self::on_cdna(problem))
@@ -64,16 +64,16 @@ impl Tiled {
         Ok(Blueprint::Tiled(tiled))
     }
 
-    /// Warpgroups with the most keys at a time that there is room for. Also for requests with few rows beside others with
-    /// many: their tiles are multiplied nearly empty, but hardly slower than their keys are read.
+    /// Warpgroups with the most keys at a time that fit. They also take requests with few rows beside others
+    /// with many: their tiles are multiplied nearly empty, but hardly slower than their keys are read.
     fn on_hopper(
         device: &DeviceProfile,
         problem: &Problem,
         variant: &dyn KeyRange,
         requests: &[RequestShape],
     ) -> impl Iterator<Item = Self> + use<> {
-        // Of small heads the softmax is most of the work, which a third warpgroup hides better: 457 TFLOP/s over 8192 tokens
-        // with 3 stages, 428 with 2 or 4, 389 with two warpgroups (H200).
+        // With small heads the softmax is most of the work, and a third warpgroup hides it better: 457
+        // TFLOP/s over 8192 tokens with 3 stages, 428 with 2 or 4, 389 with two warpgroups (H200).
         let (q_planes, stages) = if problem.dims.qk.max(problem.dims.vo) <= 64 { (12, 3) } else { (8, 2) };
         let cluster = if q_planes == 8 && Self::is_long(device, problem, requests) { 2 } else { 1 };
         let tiled = move |keys| Self {
@@ -86,9 +86,10 @@ impl Tiled {
             q_in_registers: false,
             cluster,
         };
-        // The more, the less often sums are rescaled and warpgroups wait for each other: 8192 keys, all seen, at 600
-        // TFLOP/s with 176, 590 with 160, 579 with 128, and 631 with 192 where 160 made 622 by then. Behind a causal mask the
-        // last tile is a loss, 585, 589 and 572, which weighs more with 1024 keys, 272 with 128 and 259 with 160.
+        // With more keys, O is rescaled less often and warpgroups wait for each other less often. Over 8192
+        // keys without a mask: 600 TFLOP/s with 176, 590 with 160, 579 with 128, and 631 with 192 where 160
+        // made 622 by then. Behind a causal mask the last tile is a loss: 585, 589 and 572. That matters more
+        // with 1024 keys: 272 with 128 and 259 with 160.
         let longest = requests.iter().map(|request| request.kv_len).max().unwrap_or(0);
         let sees_all = |request: &RequestShape| variant.keys(request, 0).1 >= request.kv_len;
         let causal = requests.iter().any(|request| request.qo_len > 1 && !sees_all(request));
@@ -100,9 +101,9 @@ impl Tiled {
         [most, 128, 112, 96, 80, 64].into_iter().map(tiled)
     }
 
-    /// Whether pairs of cubes that share their keys are worth that they wait for each other, and come in larger works: they
-    /// halve what is read from the second-level cache, whose energy is clock where products are at the limit of power.
-    /// 16384 tokens 1 to 3% faster, 8192 up to 4%, but of 8 requests of 2048 6% slower (H200).
+    /// True if 2-CTA clusters with TMA multicast are worth it. They halve the reads from L2, which raises the
+    /// clock when the GPU is limited by power. But each cube waits for its peer, and work items are larger.
+    /// 16384 tokens are 1 to 3% faster, 8192 up to 4%, but 8 requests of 2048 are 6% slower (H200).
     fn is_long(device: &DeviceProfile, problem: &Problem, requests: &[RequestShape]) -> bool {
         let rows = |request: &RequestShape| request.qo_len * problem.group();
         let items =
@@ -111,8 +112,8 @@ impl Tiled {
             && requests.iter().all(|request| request.kv_len >= 8192 && rows(request) >= 1024)
     }
 
-    /// Whether warpgroups would leave most cores without work, and have little of it each: 128 tokens in 11.8 µs, with
-    /// `mma.sync` in 8.9, 256 in 12.8 and 11.7, but 512 in 17.7 and 24.5 (H200, 32/8 heads).
+    /// True if warpgroups would leave most cores without work items, with little work in each: 128 tokens in
+    /// 11.8 µs, with `mma.sync` in 8.9; 256 in 12.8 and 11.7, but 512 in 17.7 and 24.5 (H200, 32/8 heads).
     fn is_short(device: &DeviceProfile, problem: &Problem, requests: &[RequestShape]) -> bool {
         let rows: usize = requests.iter().map(|request| request.qo_len * problem.group()).sum();
         let items = rows.div_ceil(128) * problem.kv_heads;
@@ -136,8 +137,9 @@ impl Tiled {
             // The accumulators of 32 rows would not fit into registers.
             Self { q_planes: 8, keys: 32, q_in_registers: false, ..prefill }
         } else {
-            // 32 rows a plane halve the reads of keys and values: 349 against 320 TFLOP/s over 8192 tokens. But 64 rows
-            // spread over the machine where 128 leave it half empty: 231 against 166 over 1024 (H200, 32/8 heads).
+            // 32 rows a plane halve the reads of keys and values: 349 against 320 TFLOP/s over 8192 tokens.
+            // But 64 rows fill the cores where 128 leave them half empty: 231 against 166 over 1024 (H200,
+            // 32/8 heads).
             let large = Self { q_tiles: 2, q_in_registers: dim <= 64, ..prefill };
             let tiles = rows.div_ceil(large.rows()) * problem.kv_heads;
             if tiles < SMALL_WAVES * device.cores.unwrap_or(1) { prefill } else { large }
@@ -167,8 +169,8 @@ impl Tiled {
         Mixed { prefill, decode }
     }
 
-    /// Without matrix cores, on GPUs alone: on a CPU planes are threads, which would wait for each other at every tile, and
-    /// the rows of the portable kernel need not.
+    /// The tiles without matrix cores, on GPUs only. On a CPU planes are threads, which would wait for each
+    /// other at every tile; the rows of the portable kernel do not.
     fn on_plain(device: &DeviceProfile, problem: &Problem, rows: usize) -> Result<Self> {
         let unit = match (device.arch, device.plane) {
             (Arch::Sm(_) | Arch::Gfx(_), 32) => MmaKind::Scalar32,
@@ -194,7 +196,7 @@ impl Tiled {
                 candidates.extend([4, 2, 1].map(|q_tiles| Self { q_tiles, q_planes: planes, ..one }));
             }
         }
-        // The first that leaves shared memory for a second cube, or that has room at all.
+        // The first that leaves shared memory for a second cube, or else the first that fits.
         let can = |tiled: &&Self| tiled.check(device, problem).is_ok();
         let shares = |tiled: &&Self| can(tiled) && 2 * tiled.shared_memory(problem) <= device.shared_memory;
         Ok(*candidates.iter().find(shares).or_else(|| candidates.iter().find(can)).unwrap_or(&one))

@@ -16,7 +16,7 @@ const F32: ElemType = ElemType::Float(FloatKind::F32);
 const F16: ElemType = ElemType::Float(FloatKind::F16);
 const BF16: ElemType = ElemType::Float(FloatKind::BF16);
 
-/// Who multiplies the tiles.
+/// The instruction that multiplies tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MmaKind {
     /// `mma.sync` m16n8k16.
@@ -35,12 +35,12 @@ pub enum MmaKind {
     Scalar64,
 }
 
-/// How one cube of the tiled kernel works.
+/// The comptime settings of the tiled kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tiled {
-    /// Who multiplies.
+    /// The instruction that multiplies tiles.
     pub unit: MmaKind,
-    /// TileShape of rows that a plane owns.
+    /// Tiles of rows that a plane owns.
     pub q_tiles: usize,
     /// Planes with different rows.
     pub q_planes: usize,
@@ -48,18 +48,18 @@ pub struct Tiled {
     pub keys: usize,
     /// Planes with the same rows and different keys.
     pub kv_planes: usize,
-    /// TileShape of keys and values in shared memory.
+    /// Tiles of keys and values in shared memory.
     pub stages: usize,
-    /// Whether the queries stay in registers.
+    /// The queries stay in registers.
     pub q_in_registers: bool,
-    /// Cubes with different rows that read keys and values once for all of them: a cluster. 1 for none.
+    /// Cubes with different rows that share the reads of keys and values: a cluster. 1 for none.
     pub cluster: usize,
 }
 
-/// The first CUDA, 12.3, that loads code which makes tensor maps.
+/// The first CUDA that loads code with tensor maps: 12.3.
 const TENSOR_MAPS: i32 = 12030;
 
-/// What a unit is, of what [`FragmentLayout`] says and the blueprint must know.
+/// Constants of a matrix unit from its [`FragmentLayout`], as values.
 struct Machine {
     plane: usize,
     rows: usize,
@@ -90,7 +90,7 @@ impl MmaKind {
     fn machine(self) -> Machine {
         match self {
             Self::MmaSync => Machine::of::<MmaSync>(),
-            // A warp's share of the accumulators is the same.
+            // A warp's part of the accumulators is the same.
             Self::Wgmma => Machine { shared_vecs: hopper::shared_vecs, ..Machine::of::<MmaSync>() },
             Self::Mfma16 => Machine::of::<Mfma16>(),
             Self::Mfma32 => Machine::of::<Mfma32>(),
@@ -118,7 +118,7 @@ impl MmaKind {
 }
 
 impl Tiled {
-    /// Whether the blueprint can run, or why not.
+    /// Checks that the blueprint can run on the device.
     pub(crate) fn check(&self, device: &DeviceProfile, problem: &Problem) -> Result<()> {
         let refused =
             |setting, got: usize, expected: String| Err(Refusal::blueprint(KERNEL, setting, got, expected));
@@ -185,7 +185,7 @@ impl Tiled {
         if units > device.max_units as usize {
             return refused("q_planes", self.q_planes, format!("at most {} units", device.max_units));
         }
-        // Accumulators and what is on its way to shared memory; the rest is for queries and addresses.
+        // Accumulators and copies in flight to shared memory; the rest is for queries and addresses.
         let registers = self.q_tiles
             * (problem.dims.vo.div_ceil(machine.columns) + self.keys / machine.columns)
             * machine.acc
@@ -239,7 +239,7 @@ impl Tiled {
             stages: self.stages,
             q_in_registers: self.q_in_registers,
             cluster: self.cluster,
-            // On CDNA it halves the shared memory that a plane takes, and with it doubles the planes of a core.
+            // On CDNA it halves the shared memory of a plane, and so doubles the planes of a core.
             direct_keys: self.q_planes == 1 && matches!(self.unit, MmaKind::Mfma16 | MmaKind::Mfma32),
             dtype: problem.dtype,
         }
@@ -247,7 +247,7 @@ impl Tiled {
 }
 
 impl Mixed {
-    /// Whether both can run, and together.
+    /// Checks that both can run on the device, and together.
     pub(crate) fn check(&self, device: &DeviceProfile, problem: &Problem) -> Result<()> {
         self.prefill.check(device, problem)?;
         self.decode.check(device, problem)?;

@@ -1,8 +1,8 @@
 //! ```text
 //! o = Σ_c w_c o_c / Σ_c w_c      w_c = t_c exp(scale (b_c - m))      s = log2(e) scale m + log2 Σ_c w_c      m = max_c b_c
 //! ```
-//! over the chunks `c` of a request's keys, in their order: the same sum every run. `b_c` is the largest score of the
-//! chunk before scaling, `t_c` the sum of the weights relative to it. A unit computes 4 elements.
+//! over the chunks `c` of a request's keys, in their order: the same sum every run. `b_c` is the row_max of
+//! the chunk before scaling, `t_c` its row_sum. A unit computes 4 elements.
 
 use cubecl::prelude::*;
 
@@ -24,11 +24,12 @@ pub(crate) struct CombineParams {
     pub partial_rows: usize,
     /// Rows that a merge has at most.
     pub merge_rows: usize,
-    /// Vectors of all merges, had each as many rows.
+    /// Vectors of all merges, if each had as many rows.
     pub total: usize,
 }
 
-/// `workspace`: `[partial_rows, vo]`, then `[partial_rows, 2]` of `b` and `t`. `output`: `[tokens, q_heads, vo]`.
+/// `workspace`: `[partial_rows, vo]`, then `[partial_rows, 2]` of `b` and `t`. `output`: `[tokens, q_heads,
+/// vo]`.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn combine<V: Variant, O: Float>(

@@ -1,4 +1,4 @@
-//! Keys and values on their way into shared memory.
+//! Copies of keys and values into shared memory.
 
 use cubecl::prelude::*;
 
@@ -31,7 +31,7 @@ pub(super) fn copy_stage<U: Mma>(
         let v_even = comptime!(tiles.even(tiles.vo_vecs(), U::PLANE, U::VALUE_COPIES));
         let same = comptime!(U::SAME_COPIES && tiles.qk_vecs() == tiles.vo_vecs());
         let mut v_at = Array::<usize>::new(copies);
-        // Where they come from first: the loads of the page table overlap.
+        // All source addresses come first: the loads of the page table overlap.
         let mut k_at = Array::<usize>::new(copies);
         #[unroll]
         for i in 0..copies {

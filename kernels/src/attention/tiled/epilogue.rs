@@ -1,4 +1,4 @@
-//! What a cube has found, on its way to memory.
+//! Stores the results of a cube.
 
 use cubecl::prelude::*;
 
@@ -9,8 +9,8 @@ use super::softmax::{Softmax, row_of};
 use crate::math::{LOG2_E, narrow};
 use crate::mma::{Mma, TileShape};
 
-/// Stores output and LSE, or of a chunk of keys partial results: `[partial_rows, vo]` normalised, then `[partial_rows, 2]`
-/// of largest logits and sums of weights, whose logarithm would be rounded where logits are large.
+/// Stores output and LSE, or the partial results of a chunk: `[partial_rows, vo]` normalised, then
+/// `[partial_rows, 2]` of row_max and row_sum. Their logarithm would be rounded where logits are large.
 #[allow(clippy::too_many_arguments, reason = "the state of the kernel")]
 #[cube]
 pub(in super::super) fn store_rows<U: Mma, V: Variant, E: Float>(
@@ -39,7 +39,7 @@ pub(in super::super) fn store_rows<U: Mma, V: Variant, E: Float>(
             let (token, head, valid) = owned.place(row);
             if valid {
                 let of = owned.at(row);
-                // Nothing visible, or nothing but -inf: the sums are 0 and stay 0.
+                // Without a visible key, or with none but -inf, row_sum and output are 0 and stay 0.
                 let total = softmax.row_sum[r];
                 let norm = 1.0f32 / select(total == 0.0f32, 1.0f32, total);
                 let to = token * q_heads + head;
@@ -49,7 +49,7 @@ pub(in super::super) fn store_rows<U: Mma, V: Variant, E: Float>(
                         if work.partial < 0 {
                             store_row::<U, V, E>(output, to, args, &of, o, norm, r, true, tiles);
                         } else {
-                            // Heads of a chunk, then the rows of the work.
+                            // The workspace has the heads of a chunk, then the rows of the work item.
                             let stored = min(comptime!(rows * tiles.cluster), owned.end - work.first_row);
                             let before = usize::cast_from(work.partial) + owned.kv_head * stored;
                             let to = before + owned.first - work.first_row + row;
@@ -82,7 +82,7 @@ pub(in super::super) fn store_rows<U: Mma, V: Variant, E: Float>(
     }
 }
 
-/// Stores the lane's row `r`, normalised, as row `to`; `finished`, unless it is a partial result.
+/// Stores the lane's row `r`, normalised, as row `to`; `finished` unless it is a partial result.
 #[allow(clippy::too_many_arguments, reason = "the state of the kernel")]
 #[cube]
 fn store_row<U: Mma, V: Variant, O: Float>(

@@ -2,19 +2,19 @@
 //! o_i = Σ_j p_ij v_j / Σ_j p_ij      p_ij = exp2(s_ij - m_i)      s_ij = log2(e) scale logit(q_i·k_j), visible j
 //! ```
 //! FlashAttention-2 on any [`Mma`]. The queries of the heads that share a key head are packed into rows: row
-//! `r` is query `r / group` of head `r % group`. A cube owns a tile of rows and walks over the keys that any of them
-//! sees, or over a chunk of them, a tile of keys at a time:
+//! `r` is query `r / group` of head `r % group`. A cube owns a tile of rows. It walks over the keys that any
+//! of them sees, or over a chunk of them, a tile of keys at a time:
 //!
 //! | step | each plane | memory |
 //! |---|---|---|
 //! | 1 | waits for the tile | *barrier*; the copy of the tile after next begins |
 //! | 2 | `S = Q Kᵀ` for its rows and keys | reads keys |
 //! | 3 | masks `S` where a row's end is in the tile; new maxima, `P = exp2(S - m)`, sums; `O *= exp2(m_old - m)` | none |
-//! | 4 | `O += P V` | reads values |
+//! | 3 | masks `S` where a range ends in the tile; row_max, `P = exp2(S - m)`, row_sum; `O *= alpha` | none |
 //!
-//! `S`, `P` and `O` never leave the registers. With few rows (decoding) the planes take different keys of the tile, and
-//! what they found is merged in shared memory at the end. Of a chunk a cube leaves normalised partial results, and their
-//! largest logits and sums of weights, which [`super::combine`] merges in the order of the keys.
+//! `S`, `P` and `O` never leave the registers. With few rows (decoding) the planes take different keys of the
+//! tile, and their results are merged in shared memory at the end. A cube with a chunk stores normalised
+//! partial results, row_max and row_sum, which [`super::combine`] merges in the order of the keys.
 //!
 //! Keys beyond the last one that a row sees are never read: their places in shared memory are zero.
 
@@ -35,18 +35,18 @@ use crate::mma::{Mma, TileShape, Vec16, shared_vecs};
 pub(crate) struct TiledParams {
     /// Query heads of a key head.
     pub group: usize,
-    /// WorkTile items of a key head.
+    /// Work items of a key head.
     pub work_items: usize,
     /// Rows of partial results that the workspace has room for.
     pub partial_rows: usize,
 }
 
-/// Comptime choices beside the tiles.
+/// Comptime settings besides the tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct TileConfig {
-    /// TileShape of requests with many rows.
+    /// Tiles of requests with many rows.
     pub prefill: TileShape,
-    /// TileShape of requests whose rows fit into one, if they have their own.
+    /// Tiles of requests whose rows fit into one, if they have their own.
     pub decode: Option<TileShape>,
 }
 
@@ -55,15 +55,15 @@ impl TileConfig {
         shared_vecs::<M>(self.prefill).max(self.decode.map_or(0, shared_vecs::<F>))
     }
 
-    /// Rows up to which a request has the tiles for few.
+    /// Largest number of rows of a request with decode tiles.
     fn decode_rows<F: Mma>(&self) -> usize {
         self.decode.map_or(0, |decode| decode.rows(F::ROWS))
     }
 }
 
-/// `q`: `[tokens, q_heads, qk]`, `k`: `[pages, slots, kv_heads, qk]`, `v`: `[pages, slots, kv_heads, vo]`, all in vecs
-/// but with strides in elements. `output`: `[tokens, q_heads, vo]`. `workspace`: `[partial_rows, vo]`, then
-/// `[partial_rows, 2]` of maxima and totals.
+/// `q`: `[tokens, q_heads, qk]`, `k`: `[pages, slots, kv_heads, qk]`, `v`: `[pages, slots, kv_heads, vo]`,
+/// all in vec16 but with strides in elements. `output`: `[tokens, q_heads, vo]`. `workspace`: `[partial_rows,
+/// vo]`, then `[partial_rows, 2]` of row_max and row_sum.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn tiled<M: Mma, F: Mma, V: Variant, E: Float>(
@@ -80,8 +80,8 @@ pub(crate) fn tiled<M: Mma, F: Mma, V: Variant, E: Float>(
     #[comptime] config: TileConfig,
     #[define(E)] _dtype: ElemType,
 ) {
-    // Heads of a work run side by side: their keys are neighbours in memory, and on MI300X a head stays on an XCD if
-    // there are 8.
+    // The heads of a work item run side by side: their keys are neighbours in memory, and on MI300X a head
+    // stays on an XCD if there are 8.
     let kv_heads = k.shape(2);
     let index = CUBE_POS / kv_heads;
     if index >= params.work_items {
@@ -137,7 +137,7 @@ pub(crate) fn tiled<M: Mma, F: Mma, V: Variant, E: Float>(
     }
 }
 
-/// One work, with tiles of one size.
+/// Computes one work item, with tiles of one shape.
 #[allow(clippy::too_many_arguments, reason = "the buffers of the kernel")]
 #[cube]
 fn attend<U: Mma, V: Variant, E: Float>(
@@ -163,7 +163,8 @@ fn attend<U: Mma, V: Variant, E: Float>(
     let request = &work.request;
     let owned = rows_of(work, kv_head, group);
 
-    // Queries of the first and the last row, and the keys that all rows see: from `unmasked_start` to `unmasked_end`.
+    // Queries of the first and the last row, and the keys that all rows see: from `unmasked_start` to
+    // `unmasked_end`.
     let first_query = owned.first / group;
     let last_query = (min(owned.first + rows, owned.end) - 1) / group;
     let (_, unmasked_end) = V::keys(args, request, first_query);
@@ -254,8 +255,8 @@ fn attend<U: Mma, V: Variant, E: Float>(
             }
         }
         online_softmax::<U>(&mut scores, &mut softmax, scale_log2, tiles);
-        // Skipping this while no maximum rises costs more than it saves: 3% of a prefill on an H200, since the branch
-        // parts what is scheduled together.
+        // A branch around this while no row_max rises costs more than it saves: 3% of a prefill on an H200,
+        // since it splits the instruction schedule.
         #[unroll]
         for m in 0..tiles.q_tiles {
             let alpha = U::spread(&softmax.alpha, m);

@@ -22,7 +22,7 @@ use crate::{DeviceProfile, Refusal, Result};
 
 const KERNEL: &str = "attention";
 
-/// What both kernels are launched with.
+/// The arguments of both kernels.
 struct KernelLaunch<'a, V: Variant> {
     client: &'a Client,
     cubes: CubeCount,
@@ -45,13 +45,14 @@ struct KernelLaunch<'a, V: Variant> {
 impl<V: Variant> KernelLaunch<'_, V> {
     /// [`tiled`].
     fn tiled<M: Mma, F: Mma>(self) {
-        // SAFETY: a cube beyond the last work, or with one that has no rows, stops. By the contract on plans a work lies
-        // within its request, and that within the tokens: rows are clamped to the request's own, so queries are read, and
-        // output and lse written, at tokens and heads within the shapes that `check` compared. Keys are clamped below the
-        // end of the work, which no request's keys reach beyond; their pages and offsets are in bounds by the contract on
-        // index tensors. Quads stay within a head, which they divide, and every stride is a multiple of them. Shared memory
-        // is indexed by rows, keys and vecs of the tiles that sized it. Partial results go to rows of the workspace below
-        // `partial_rows`, by the contract.
+        // SAFETY: a cube beyond the last work item, or with one that has no rows, stops. By the contract on
+        // plans a work item lies within its request, and that within the tokens. Rows are clamped to the
+        // request's own, so queries are read, and output and lse written, at tokens and heads within the
+        // shapes that `check` compared. Keys are clamped below the end of the work item, which no request's
+        // keys reach beyond; their pages and offsets are in bounds by the contract on index tensors. Vectors
+        // of 16 bytes stay within a head, which they divide, and every stride is a multiple of them. Shared
+        // memory is indexed by rows, keys and vectors of the tiles that sized it. Partial results go to rows
+        // of the workspace below `partial_rows`, by the contract.
         unsafe {
             tiled::launch_unchecked::<M, F, V>(
                 self.client,
@@ -74,7 +75,7 @@ impl<V: Variant> KernelLaunch<'_, V> {
         }
     }
 
-    /// [`specialized`], of `cubes`, which make descriptors of their own or share those of [`prepare`].
+    /// [`warp_specialized`], of `cubes`, which make descriptors of their own or share those of [`make_maps`].
     fn specialized(self, cubes: usize, prepared: bool) {
         let page_size = matches!(self.table, TableArgs::Paged(_)).then(|| self.k.shape[1]);
         let box_rows = box_rows(self.config.prefill.keys / self.config.prefill.cluster, page_size);
@@ -100,8 +101,9 @@ impl<V: Variant> KernelLaunch<'_, V> {
                 );
             }
         }
-        // SAFETY: as above. Each plane that copies has its descriptor in `maps`. Boxes are copied where a tile's keys are all of
-        // the request, and none reaches beyond a page, since it begins at a multiple of what divides one.
+        // SAFETY: as above. Each producer plane has its descriptor in `maps`. TMA boxes are copied where a
+        // tile's keys are all of the request. None reaches beyond a page, since it begins at a multiple of a
+        // divisor of the page size.
         unsafe {
             warp_specialized::launch_unchecked::<V>(
                 self.client,

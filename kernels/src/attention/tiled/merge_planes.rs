@@ -1,11 +1,11 @@
-//! Planes with the same rows tell each other what they found.
+//! The merge of planes with the same rows.
 
 use cubecl::prelude::*;
 
 use super::softmax::Softmax;
 use crate::mma::{Mma, TileShape, Vec16, plane_words};
 
-/// Merges what the planes with the same rows found into the first of them.
+/// Merges the results of the planes with the same rows into the first of them.
 #[allow(clippy::too_many_arguments, reason = "the state of the softmax")]
 #[cube]
 pub(super) fn merge_planes<U: Mma>(
@@ -21,7 +21,7 @@ pub(super) fn merge_planes<U: Mma>(
     let registers = comptime!(tiles.q_tiles * tiles.dims.vo.div_ceil(U::COLUMNS) * U::ACC);
     let words = shared.with_vector_size_mut::<Const<1>>();
     let per_plane = comptime!(plane_words::<U>(tiles));
-    // Copies that nobody waited for must not land on what is written here.
+    // Copies that are still in flight must not overwrite what is written here.
     U::wait_all_stages();
     if plane >= tiles.q_planes {
         let mine = (plane - tiles.q_planes) * per_plane + lane;

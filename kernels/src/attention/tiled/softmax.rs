@@ -13,12 +13,12 @@ pub(in super::super) struct Softmax {
     pub row_max: Array<f32>,
     /// The lane's part of the sum of probabilities: `l`.
     pub row_sum: Array<f32>,
-    /// `exp(m_old - m)` of the last tile, the scale_log2 on everything before it.
+    /// `exp(m_old - m)` of the last tile: the factor on everything before it.
     pub alpha: Array<f32>,
 }
 
-/// The rows before their first key. `(m, l)` of the variant counts once: where `first`, and of the lanes of a row in the
-/// one with its first column.
+/// The state of the rows before their first key. `(m, l)` of the variant counts once: if `first`, and only in
+/// the lane that has the first column of the row.
 #[cube]
 pub(in super::super) fn start_softmax<M: Mma, V: Variant>(
     args: &V::Args,
@@ -46,8 +46,8 @@ pub(in super::super) fn row_of<U: Mma>(lane: usize, #[comptime] r: usize) -> usi
     U::row(lane, comptime!(r % U::LANE_ROWS)) + comptime!(r / U::LANE_ROWS * U::ROWS)
 }
 
-/// The products of all rows become logits: as the variant transforms them, and -inf where it does not keep a key. `key` is
-/// the lane's first. For hooks that do nothing the compiler leaves nothing of it.
+/// Turns the products of all rows into logits: as the variant transforms them, and -inf where it does not
+/// keep a key. `key` is the lane's first. If the hooks do nothing, the compiler removes all of it.
 #[cube]
 pub(in super::super) fn logits<M: Mma, V: Variant>(
     scores: &mut Array<Vector<f32, M::Acc>>,
@@ -78,7 +78,7 @@ pub(in super::super) fn logits<M: Mma, V: Variant>(
     }
 }
 
-/// -inf for the scores of row `r` whose keys are not in `start..end`; `key` is the lane's first.
+/// Sets the scores of row `r` to -inf whose keys are not in `start..end`; `key` is the lane's first.
 #[cube]
 pub(in super::super) fn mask<U: Mma>(
     scores: &mut Array<Vector<f32, U::Acc>>,
@@ -103,11 +103,11 @@ pub(in super::super) fn mask<U: Mma>(
     }
 }
 
-/// Turns scores into weights `exp2(scale_log2 * (score - base))` and adds them up; raises the maxima to those of the scores
-/// first, and says by how much older weights are too large.
+/// Raises row_max, turns scores into probabilities `exp2(scale_log2 * (score - row_max))`, adds them to
+/// row_sum, and stores alpha.
 ///
-/// Row by row, so that one's maximum is found while another's exponentials are on their way: 1,477,000 cycles for 8192
-/// tokens where 1,527,000 it took with all maxima first (H200).
+/// Row by row, so that one row_max is found during the exponentials of another row: 1,477,000 cycles for 8192
+/// tokens, where every row_max first took 1,527,000 (H200).
 #[cube]
 pub(in super::super) fn online_softmax<U: Mma>(
     scores: &mut Array<Vector<f32, U::Acc>>,
@@ -119,7 +119,7 @@ pub(in super::super) fn online_softmax<U: Mma>(
     for r in 0..comptime!(tiles.q_tiles * U::LANE_ROWS) {
         let before = softmax.row_max[r];
         let m_new = max(before, U::row_max(row_max_of::<U>(&*scores, r, tiles)));
-        // What weights are relative to. While there is none it is 0, for (-inf) - (-inf) would be NaN.
+        // While no logit is finite, subtract 0 instead: (-inf) - (-inf) would be NaN.
         let base = select(m_new == f32::NEG_INFINITY, 0.0f32, m_new);
         let alpha = U::exp2((before - base) * scale_log2);
         let total = probabilities::<U>(scores, r, base, scale_log2, tiles);
@@ -129,10 +129,10 @@ pub(in super::super) fn online_softmax<U: Mma>(
     }
 }
 
-/// Chains side by side in which a row's elements are compared and added up: one would be all of its latencies.
+/// Parallel chains that reduce the elements of a row: one chain would take the sum of all latencies.
 const CHAINS: usize = 4;
 
-/// The chain of element `e` of tile `n`, which goes through the elements of its row in turn.
+/// The chain of element `e` of tile `n`: the elements of a row take the chains in turn.
 fn chain<U: Mma>(n: usize, e: usize) -> usize {
     let before = (0..e).filter(|&other| U::lane_row(other) == U::lane_row(e)).count();
     (n * (U::ACC / U::LANE_ROWS) + before) % CHAINS
@@ -165,17 +165,19 @@ fn row_max_of<U: Mma>(
     max(max(m_new[0], m_new[1]), max(m_new[2], m_new[3]))
 }
 
-/// Logits to base 2 up to which rounding one more leaves the largest weight within 2^-17 of 1, which f16 and bf16 round to 1.
+/// Bound of `|m * c|` (logits to base 2) where `P_max = exp2(s*c - m*c)` is 1 +- 2^-17, which f16 and bf16
+/// round to 1.
 const EXACT_LOGIT_LIMIT: f32 = 128.0;
 
-/// f32 does not.
+/// f32 does not round it, so its row_max is always subtracted first.
 const ALWAYS_SUBTRACT: f32 = -1.0;
 
-/// Turns the scores of row `r` into weights; their sum in this lane.
+/// Turns the scores of row `r` into probabilities; returns their sum in this lane.
 ///
-/// By one fused multiply-add, relative to `scale_log2 * base` rounded: that is off by the same for every weight of the row, which
-/// its sum takes out again. But the largest weight shall be 1, and not a number that is rounded once more as operand of the
-/// next product. So where logits are large, or elements f32, bases are subtracted first.
+/// `exp2(s*c - m*c)` by one fused multiply-add, with `c = scale_log2` and `m*c` rounded. The error is a
+/// common factor of the row, which the division by row_sum takes out again. But the largest probability must
+/// be 1, without another rounding as operand of the next product. So `m` is subtracted first where logits are
+/// large, or elements are f32.
 #[cube]
 fn probabilities<U: Mma>(
     scores: &mut Array<Vector<f32, U::Acc>>,
@@ -216,7 +218,7 @@ fn probabilities<U: Mma>(
     (totals[0] + totals[1]) + (totals[2] + totals[3])
 }
 
-/// Takes `base` off the scores of row `r`.
+/// Subtracts `base` from the scores of row `r`.
 #[cube]
 fn subtract<U: Mma>(
     scores: &mut Array<Vector<f32, U::Acc>>,
