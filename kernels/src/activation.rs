@@ -10,7 +10,7 @@ use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vecto
 
 const KERNEL: &str = "act_and_mul";
 
-/// The function that one half of a row goes through.
+/// The function of one half of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// `a / (1 + exp(-a))`.
@@ -77,15 +77,15 @@ fn swish<N: Size>(a: Vector<f32, N>, u: Vector<f32, N>, #[comptime] machine: Mac
     a * reciprocal::<N>(Vector::new(1.0f32) + exp::<N>(-u, machine), machine)
 }
 
-/// Rows of two halves, and where the products go.
+/// Rows of two halves, and the tensor for their products.
 pub struct ActAndMul {
     /// `[rows, 2 · width]`.
     pub x: TensorBinding,
     /// `[rows, width]`, contiguous.
     pub y: TensorBinding,
-    /// If `y` takes codes: they have one scale.
+    /// The scale if `y` is fp8: one for all of it.
     pub quantized: Option<Quantized>,
-    /// What the first half goes through.
+    /// The function of the first half.
     pub activation: Activation,
 }
 

@@ -1,4 +1,4 @@
-//! Writing new keys and values into pages, and reading them back.
+//! Writes of new keys and values into pages, and reads of them.
 
 use cubecl::{client::Client, ir::ElemType, prelude::*, std::FastDivmod};
 
@@ -8,7 +8,7 @@ use crate::math::{narrow, widen};
 use crate::pages::{Pools, row_of, unzip};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
-/// Which way tokens go.
+/// The direction of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Way {
     /// Into pages.
@@ -17,8 +17,8 @@ enum Way {
     Gather,
 }
 
-/// `pool[slot(t) / page_size, slot(t) % page_size] = tokens[t]` for keys and values, or the other way. A unit moves one vector
-/// of each.
+/// `pool[slot(t) / page_size, slot(t) % page_size] = tokens[t]` for keys and values, or the reverse. A unit
+/// copies one vector of each.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn move_tokens<F: Numeric, E: Numeric, N: Size>(
@@ -74,7 +74,7 @@ fn move_vector<F: Numeric, E: Numeric, N: Size>(
         let here = (token * tokens.stride(0) + head * tokens.stride(1) + column) / N::value();
         #[comptime]
         match (way, code) {
-            // Bit for bit.
+            // A copy bit for bit.
             (Way::Append, None) => pool[there] = Vector::cast_from(tokens[here]),
             (Way::Gather, None) => tokens[here] = Vector::cast_from(pool[there]),
             (Way::Append, Some(_)) => {
@@ -100,8 +100,8 @@ pub struct Tokens {
     pub slots: TensorBinding,
 }
 
-/// Writes token `t` of `k` and `v` to slot `slots[t]` of the pages: rounded to a code, if they hold codes, and bit for bit
-/// if not. The slots are trusted to lie in the pools, no two being the same.
+/// Writes token `t` of `k` and `v` to slot `slots[t]` of the pages: rounded if the pages are fp8, else bit
+/// for bit. The slots are trusted to be in the pools and distinct.
 ///
 /// # Errors
 ///
@@ -110,8 +110,8 @@ pub fn append(client: &Client, tokens: Tokens, dtype: ElemType) -> Result<()> {
     launch("append_paged_kv", Way::Append, client, tokens, dtype)
 }
 
-/// Writes what slot `slots[t]` of the pages holds to token `t` of `k` and `v`, which are of type `dtype`. The slots are
-/// trusted to lie in the pools.
+/// Reads slot `slots[t]` of the pages into token `t` of `k` and `v`, which are of type `dtype`. The slots are
+/// trusted to be in the pools.
 ///
 /// # Errors
 ///
@@ -131,7 +131,7 @@ fn launch(kernel: &'static str, way: Way, client: &Client, tokens: Tokens, dtype
     }
     let pools = pools.by_slot(kernel, heads, [k_dim, v_dim])?;
     contiguous(kernel, "slots", &slots, &[count])?;
-    // Not their product, which can wrap to 0.
+    // The sizes, not their product, which can wrap to 0.
     if [count, heads, k_dim, v_dim, pools.k.size()].contains(&0) {
         return Ok(());
     }
@@ -146,8 +146,9 @@ fn launch(kernel: &'static str, way: Way, client: &Client, tokens: Tokens, dtype
     let address = addresses(&[(&pools.k, page_element), (&pools.v, page_element), (&k, size), (&v, size)]);
     let page_size = pools.k.shape[1];
     let [(k_code, k_scale), (v_code, v_scale)] = unzip(pools.quantized, client);
-    // SAFETY: a unit beyond `total` stops; below it token, head and column are within `k` or `v`, as the guards on the
-    // column see to. Page and offset are within the pools by the contract on slots. The width divides every offset.
+    // SAFETY: a unit beyond `total` stops. Below it token, head and column are within `k` or `v`, by the
+    // guards on the column. Page and offset are within the pools by the contract on slots. The width divides
+    // every offset.
     unsafe {
         move_tokens::launch_unchecked(
             client,

@@ -13,12 +13,12 @@ const PACK: &str = "pack_bits";
 const UNPACK: &str = "unpack_bits";
 const BYTE: ElemType = ElemType::UInt(UIntKind::U8);
 
-/// Which bit of a byte is the first.
+/// The order of bits in a byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BitOrder {
-    /// The highest.
+    /// The highest bit is the first.
     Big,
-    /// The lowest.
+    /// The lowest bit is the first.
     Little,
 }
 
@@ -30,7 +30,7 @@ pub struct Segments {
     pub bytes: TensorBinding,
 }
 
-/// Which of so many segments owns place `at`: the last that begins there or before, which skips empty ones.
+/// The segment that owns place `at`: the last that begins there or before, which skips empty ones.
 #[cube]
 fn owner(indptr: &[i32], segments: usize, at: usize) -> usize {
     let (mut low, mut high) = (0usize, segments);
@@ -45,7 +45,7 @@ fn owner(indptr: &[i32], segments: usize, at: usize) -> usize {
     low
 }
 
-/// How far bit `i` of a byte is shifted.
+/// The shift of bit `i` in a byte.
 #[cube]
 fn shift(i: u32, #[comptime] order: BitOrder) -> u32 {
     #[comptime]
@@ -55,7 +55,7 @@ fn shift(i: u32, #[comptime] order: BitOrder) -> u32 {
     }
 }
 
-/// A unit makes one byte of up to eight bits, which are elements that are not 0.
+/// Packs up to eight bits into one byte per unit; a bit is set where an element is not 0.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn pack_bits<B: Int>(
@@ -101,7 +101,7 @@ fn pack_bits<B: Int>(
     bytes[ABSOLUTE_POS] = u8::cast_from(byte);
 }
 
-/// A unit finds one bit.
+/// Unpacks one bit per unit.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn unpack_bits(
@@ -139,25 +139,26 @@ fn unpack_bits(
     bits[ABSOLUTE_POS] = u8::cast_from(found & 1u32);
 }
 
-/// Bits, and where they go eight to a byte.
+/// Bits, and the bytes that take eight each.
 pub struct PackBits {
     /// `[bits]`, contiguous, of an integer type: a bit is set where the element is not 0.
     pub bits: TensorBinding,
     /// `[bytes]` of `u8`, contiguous.
     pub bytes: TensorBinding,
-    /// Segments that begin with a byte of their own; none if all bits are one.
+    /// Segments that begin with a byte of their own; none if all bits are one segment.
     pub segments: Option<Segments>,
-    /// Which bit of a byte is the first.
+    /// The order of bits in a byte.
     pub order: BitOrder,
 }
 
-/// Whether a device has tensors of bytes.
+/// True if a device has tensors of bytes.
 pub fn has_bytes(client: &Client) -> bool {
     client.properties().type_usage(BYTE).is_superset(TypeUsage::Buffer | TypeUsage::Conversion)
 }
 
-/// Packs bits eight to a byte; the last byte of each segment is filled up with zeros. What lies in the row pointers is
-/// trusted: they rise from 0 to the number of bits and of bytes, and a segment of `n` bits has `n / 8` bytes, rounded up.
+/// Packs bits eight to a byte; the last byte of each segment is padded with zeros. The contents of the row
+/// pointers are trusted: they rise from 0 to the number of bits and of bytes, and a segment of `n` bits has
+/// `n / 8` bytes, rounded up.
 ///
 /// # Errors
 ///
@@ -194,19 +195,19 @@ pub fn pack(client: &Client, pack: PackBits, dtype: ElemType) -> Result<()> {
     Ok(())
 }
 
-/// Bytes, and where their bits go, one to a byte.
+/// Bytes, and the tensor for their bits, one to a byte.
 pub struct UnpackBits {
     /// `[bytes]` of `u8`, contiguous.
     pub bytes: TensorBinding,
     /// `[bits]` of `u8`, contiguous.
     pub bits: TensorBinding,
-    /// As of [`PackBits`].
+    /// Segments, as in [`PackBits`].
     pub segments: Option<Segments>,
-    /// As of [`PackBits`].
+    /// Order, as in [`PackBits`].
     pub order: BitOrder,
 }
 
-/// What [`pack`] packed, as bytes that are 0 or 1. The row pointers are trusted as they are there.
+/// Unpacks the bits of [`pack`], as bytes that are 0 or 1. The row pointers are trusted in the same way.
 ///
 /// # Errors
 ///
@@ -260,7 +261,7 @@ fn check(
     Ok(())
 }
 
-/// The row pointers, and how many segments they have.
+/// The row pointers, and the number of segments.
 fn buffers(segments: Option<Segments>) -> (Option<BufferArg>, Option<BufferArg>, usize) {
     match segments {
         Some(Segments { bits, bytes }) => {

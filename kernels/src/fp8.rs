@@ -1,4 +1,4 @@
-//! Numbers of 8 bits: what they are rounded to, and back.
+//! Fp8: rounding of floats to it, and back.
 
 use cubecl::{
     client::Client,
@@ -30,7 +30,7 @@ impl Fp8 {
         }
     }
 
-    /// What is added to an exponent.
+    /// Bias of the exponent.
     const fn bias(self) -> u32 {
         match self {
             Self::E4m3 => 7,
@@ -61,17 +61,17 @@ impl Fp8 {
     }
 }
 
-/// A format, and whose instructions make its codes.
+/// An fp8 format, and the device whose instructions convert to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Code {
     format: Fp8,
     machine: Machine,
-    /// Whether each head has a scale of its own.
+    /// Each head has a scale of its own.
     of_heads: bool,
 }
 
 impl Code {
-    /// By the instructions of a device, if it has some for this format.
+    /// Conversion by the instructions of a device, if it has some for this format.
     pub(crate) fn of(format: Fp8, scale: &TensorBinding, client: &Client) -> Self {
         let arch = Arch::of(client);
         let machine = match format {
@@ -83,9 +83,9 @@ impl Code {
     }
 }
 
-/// That a tensor holds codes, one byte each, and what they mean: a number is `code · scale`.
+/// The fp8 format of a tensor, one byte an element, and its scale: a float is `code · scale`.
 pub struct Quantized {
-    /// What a code means.
+    /// The fp8 format.
     pub format: Fp8,
     /// f32, contiguous: `[1]`, or `[heads]` where a tensor has heads.
     pub scale: TensorBinding,
@@ -99,25 +99,25 @@ impl Quantized {
             .unzip()
     }
 
-    /// Refuses all but one scale.
+    /// Refuses a scale of more than one element.
     pub(crate) fn check_one(quantized: Option<&Self>, kernel: &'static str) -> Result<()> {
         quantized.map_or(Ok(()), |quantized| contiguous(kernel, "scale", &quantized.scale, &[1]))
     }
 }
 
-/// The type of the elements of a tensor: of floats of type `dtype`, or of codes.
+/// The type of a tensor's elements: floats of type `dtype`, or fp8.
 pub(crate) fn element_type(is_quantized: bool, dtype: ElemType) -> ElemType {
     if is_quantized { ElemType::UInt(UIntKind::U8) } else { dtype }
 }
 
-/// What a code of a head is multiplied with: 1, if it is a number.
+/// The scale of a head: 1 for a tensor of floats.
 #[cube]
 pub(crate) fn scale_of(
     scale: &ComptimeOption<Box<[f32]>>,
     head: usize,
     #[comptime] code: Option<Code>,
 ) -> f32 {
-    // Not by the length of the buffer, which may be more than what was asked for.
+    // The comptime flag, not the length of the buffer, which may be more than what was allocated.
     let of_heads = comptime!(code.is_some_and(|code| code.of_heads));
     #[comptime]
     match scale {
@@ -132,20 +132,21 @@ pub(crate) fn scale_of(
     }
 }
 
-/// A scale as numbers are divided by it: `x / scale = x · power · (inverse + rest)`, for every scale that is finite, although
-/// `1 / scale` may be beyond f32. Exact to 2^-46 before the one rounding to f32.
+/// The divisor form of a scale: `x / scale = x · power · (inverse + rest)`, for every finite scale, although
+/// `1 / scale` may exceed f32. Exact to 2^-46 before the one rounding to f32.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Divisor {
     /// A power of two.
     power: f32,
-    /// Below `1 / (scale · power)` in size, by two ulp at most.
+    /// The inverse `1 / (scale · power)`, smaller in size by two ulp at most.
     inverse: f32,
-    /// The part that is missing of it, never 0: so the sign of a zero stays, and infinity is not multiplied with 0.
+    /// The remainder of the inverse, never 0: so the sign of a zero stays, and infinity is not multiplied
+    /// with 0.
     rest: f32,
 }
 
-/// `scale` as a divisor. As ever smaller ones, 0 keeps a 0 and makes all else infinite; one that is not finite makes
-/// all numbers NaN.
+/// `scale` as a divisor. A scale of 0 is the limit of small ones: it keeps a 0 and makes all other numbers
+/// infinite. A scale that is not finite makes all numbers NaN.
 #[cube]
 pub(crate) fn divisor(scale: f32) -> Divisor {
     let bits = u32::reinterpret(scale);
@@ -154,11 +155,11 @@ pub(crate) fn divisor(scale: f32) -> Divisor {
     let is_large = size > comptime!(Fp8::power(64).to_bits());
     let power = select(is_large, comptime!(Fp8::power(-64)), 1.0f32);
     let power = select(is_small, comptime!(Fp8::power(64)), power);
-    // A subnormal f32 has as many units of 2⁻¹⁴⁹ as its bits count; a product with it devices may take for 0.
+    // The bits of a subnormal f32 count units of 2⁻¹⁴⁹; devices may flush it to 0 in a product.
     let counted = f32::cast_from(size) * comptime!(Fp8::power(64 - 149));
     let is_subnormal = size < comptime!(f32::MIN_POSITIVE.to_bits());
     let scaled = select(is_subnormal, counted, f32::reinterpret(size) * power);
-    // An infinite inverse becomes the largest number, and that of infinity, 0, a NaN.
+    // An infinite inverse becomes the largest float; the inverse of infinity, 0, becomes NaN.
     let inverse = f32::reinterpret(u32::reinterpret(1.0f32 / scaled) - 1u32);
     let rest = fma(-inverse, scaled, 1.0f32) * inverse;
     Divisor {
@@ -168,8 +169,8 @@ pub(crate) fn divisor(scale: f32) -> Divisor {
     }
 }
 
-/// `x` as memory holds it: rounded to `E`, ties to even; or divided `by` a scale, as f32 rounds it, and then to the nearest
-/// code, which numbers beyond the largest take too.
+/// `x` in the type of memory. A float type `E` rounds ties to even. Fp8 divides `by` a scale, rounds to f32,
+/// and then to the nearest code, saturating beyond the largest.
 #[cube]
 pub(crate) fn encode<E: Numeric, N: Size>(
     x: Vector<f32, N>,
@@ -193,7 +194,7 @@ pub(crate) fn encode<E: Numeric, N: Size>(
     }
 }
 
-/// The number that a stored element stands for, exactly: without its scale, if it is a code.
+/// The float of a stored element, exactly; for fp8 without its scale.
 #[cube]
 pub(crate) fn decode<E: Numeric, N: Size>(x: Vector<E, N>, #[comptime] code: Option<Code>) -> Vector<f32, N> {
     #[comptime]
@@ -203,8 +204,8 @@ pub(crate) fn decode<E: Numeric, N: Size>(x: Vector<E, N>, #[comptime] code: Opt
     }
 }
 
-/// By the instructions of a machine, which round four numbers at a time: on an H200 a norm in 8 bits took 0.082 ms by
-/// [`rounded`].
+/// Rounding by the instructions of a device, four numbers at a time: on an H200 a norm in fp8 took 0.082 ms
+/// by [`rounded`].
 #[cube]
 fn converted<N: Size>(
     x: Vector<f32, N>,
@@ -224,7 +225,7 @@ fn converted<N: Size>(
         let word = match machine {
             Machine::Nvidia => nvidia::to_fp8(four, e5m2),
             _ => {
-                // This machine makes what is too large a NaN.
+                // This device turns numbers beyond the largest into NaN.
                 let most = Vector::new(comptime!(format.max()));
                 let least = Vector::new(comptime!(-format.max()));
                 let clamped = select_many(four.is_nan(), four, clamp(four, least, most));
@@ -240,9 +241,9 @@ fn converted<N: Size>(
     codes
 }
 
-/// On the bits of f32, since not every device converts. A number that is normal in the format drops mantissa bits, rounded,
-/// and changes its bias; a smaller one is counted in units of the smallest, which adding the f32 whose last bit is that
-/// unit does.
+/// Rounding on the bits of f32, since not every device converts. A number that is normal in the format drops
+/// mantissa bits, rounded, and changes its bias. A smaller one is counted in units of the smallest, by adding
+/// the f32 whose last bit is that unit.
 #[cube]
 fn rounded<N: Size>(x: Vector<f32, N>, #[comptime] format: Fp8) -> Vector<u32, N> {
     let (dropped, bias) = comptime!((23 - format.mantissa(), format.bias()));
@@ -260,7 +261,7 @@ fn rounded<N: Size>(x: Vector<f32, N>, #[comptime] format: Fp8) -> Vector<u32, N
     let magnitude = select_many(size.less_than(&Vector::new(least)), counted, normal);
     let mut code = magnitude | sign;
     if comptime!(matches!(format, Fp8::E4m3Fnuz)) {
-        // Where a zero would have its sign, this format has its NaN.
+        // The bits of a negative zero are NaN in this format.
         code = select_many(magnitude.equal(&Vector::new(0u32)), magnitude, code);
     }
     select_many(x.is_nan(), Vector::new(comptime!(format.nan())), code)
@@ -273,7 +274,7 @@ fn number<N: Size>(code: Vector<u32, N>, #[comptime] format: Fp8) -> Vector<f32,
     let magnitude = code & Vector::new(0x7fu32);
     let rebias = comptime!((127 - bias) << 23);
     let normal = (magnitude << Vector::new(comptime!(23 - mantissa))) + Vector::new(rebias);
-    // Not by a product with a subnormal f32, which devices may take for 0.
+    // No product with a subnormal f32, which devices may flush to 0.
     let unit = comptime!(Fp8::power(1 - bias as i32 - mantissa as i32));
     let counted = Vector::<u32, N>::reinterpret(Vector::<f32, N>::cast_from(magnitude) * Vector::new(unit));
     let is_small = magnitude.less_than(&Vector::new(comptime!(1u32 << mantissa)));

@@ -1,11 +1,11 @@
-//! How many cubes a launch needs, spread over the axes that a device can count.
+//! The number of cubes of a launch, spread over the axes that a device has.
 
 use cubecl::{CubeCount, CubeDim, client::Client};
 
 use crate::{DeviceProfile, Refusal};
 
-/// At least `cubes` cubes, as few more as the axes' limits allow. Kernels number themselves by `CUBE_POS` and stop
-/// beyond the last.
+/// At least `cubes` cubes, as few more as the axes' limits allow. Kernels index themselves by `CUBE_POS` and
+/// stop beyond the last.
 pub(crate) fn cover(kernel: &'static str, cubes: usize, limit: [u32; 3]) -> Result<CubeCount, Refusal> {
     let refused = Refusal::Grid { kernel, cubes, limit };
     // `CUBE_POS` is 32 bits wide wherever addresses are.

@@ -1,4 +1,4 @@
-//! `y = x · weightᵀ` for a few rows of `x`: what decoding spends most of its time on, reading weights once.
+//! `y = x · weightᵀ` for a few rows of `x`: most of the time of decoding, bound by one read of the weights.
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
@@ -9,15 +9,16 @@ use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vecto
 
 const KERNEL: &str = "linear";
 
-/// The most rows of `x` that are worth it: with more of them a matrix unit is faster.
+/// Largest number of rows of `x`: with more of them a matrix unit is faster.
 pub const MAX_ROWS: usize = 8;
-/// Planes of a cube, which share nothing but the cache that holds `x`.
+/// Planes of a cube, which share only the cache that holds `x`.
 const PLANES: u32 = 4;
-/// Loads of weights that a lane has in flight at least, where a row is long enough.
+/// Least number of loads of weights that a lane has in flight, where a row is long enough.
 const IN_FLIGHT: usize = 4;
 
-/// A plane reads one row of the weight and multiplies it with every row of `x`: lane `l` of `L` takes the vectors `l, l + L,
-/// ..` of both. Sums are f32, of the same products in the same order whatever `x` has beside.
+/// A plane reads one row of the weight and multiplies it with every row of `x`: lane `l` of `L` takes the
+/// vectors `l, l + L, ..` of both. Sums are f32, of the same products in the same order whatever the other
+/// rows of `x` are.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn linear<F: Float, N: Size>(
@@ -81,7 +82,7 @@ fn linear<F: Float, N: Size>(
     }
 }
 
-/// A few rows, and a weight as checkpoints store it.
+/// A few rows, and a weight in the order of checkpoints.
 pub struct Linear {
     /// `[rows, in]`, at most [`MAX_ROWS`] rows.
     pub x: TensorBinding,

@@ -1,4 +1,4 @@
-//! Functions CubeCL does not have, or not everywhere.
+//! Functions that CubeCL lacks, or lacks on some devices.
 
 use cubecl::{
     ir::{ElemType, FloatKind},
@@ -32,7 +32,7 @@ pub(crate) fn tanh(x: f32) -> f32 {
     select(a < 0.55f32, near, far)
 }
 
-/// Functions of single elements, by the instructions of a matrix unit's machine. A variant's hooks are generic over it.
+/// Functions of single elements, by the instructions of a matrix unit. A variant's hooks are generic over it.
 #[allow(missing_docs, reason = "the expansions have none")]
 #[cube]
 pub trait Math: Send + Sync + 'static {
@@ -56,14 +56,14 @@ impl Math for Exact {
     }
 }
 
-/// `tanh(x) = 1 - 2 / (1 + e^2x)`, which ends at ±1 where the exponential ends.
+/// `tanh(x) = 1 - 2 / (1 + e^2x)`, which saturates at ±1 where the exponential does.
 #[cube]
 pub(crate) fn tanh_by_exp2<M: Math>(x: f32) -> f32 {
     1.0f32 - 2.0f32 / (M::exp2(x * (2.0f32 * LOG2_E)) + 1.0f32)
 }
 
-/// `exp(x)` and `1 / x` to a few ulp, by the instructions a machine has for them: for functions that a kernel computes of
-/// every element, where the exact ones would take longer than the memory does.
+/// `exp(x)` and `1 / x` to a few ulp, by the instructions of a device. They serve functions of every element,
+/// where the exact ones would take longer than the memory.
 #[cube]
 pub(crate) fn exp<N: Size>(x: Vector<f32, N>, #[comptime] machine: Machine) -> Vector<f32, N> {
     let lanes = N::value();
@@ -84,7 +84,7 @@ pub(crate) fn exp<N: Size>(x: Vector<f32, N>, #[comptime] machine: Machine) -> V
     }
 }
 
-/// See [`exp`].
+/// The reciprocal, see [`exp`].
 #[cube]
 pub(crate) fn reciprocal<N: Size>(x: Vector<f32, N>, #[comptime] machine: Machine) -> Vector<f32, N> {
     let lanes = N::value();
@@ -100,7 +100,8 @@ pub(crate) fn reciprocal<N: Size>(x: Vector<f32, N>, #[comptime] machine: Machin
     }
 }
 
-/// The part of a normal distribution above `x >= 0`, twice: `erfc(x)`, to about 1e-7 relative but for the error of `x²`.
+/// Twice the upper tail of a normal distribution for `x >= 0`: `erfc(x)`, to about 1e-7 relative, besides the
+/// error of `x²`.
 ///
 /// With `t = 1 / (1 + x/2)` it is `t·exp(p(t) - x²)`; `p` interpolates at Chebyshev nodes on `0 <= x <= 10`. The library
 /// function is missing on ROCm without its device libraries.
@@ -121,8 +122,8 @@ pub(crate) fn erfc<N: Size>(x: Vector<f32, N>, #[comptime] machine: Machine) -> 
 
 /// `x` in f32, exactly.
 ///
-/// On a CPU without bf16 instructions this is done on the bits: where LLVM sees that numbers come from bf16, it may compute
-/// with them in bf16, and calls the function that [`narrow`] avoids.
+/// On a CPU without bf16 instructions this is done on the bits. Where LLVM sees that numbers come from bf16,
+/// it may compute with them in bf16, and calls the function that [`narrow`] avoids.
 #[cube]
 pub(crate) fn widen<E: Numeric, N: Size>(x: Vector<E, N>) -> Vector<f32, N> {
     let by_bits = narrows_by_bits::<E>();
@@ -136,8 +137,9 @@ pub(crate) fn widen<E: Numeric, N: Size>(x: Vector<E, N>) -> Vector<f32, N> {
 
 /// `x` rounded to the float type `E`, ties to even.
 ///
-/// On a CPU without bf16 instructions LLVM calls a library function to round to bf16, which libgcc has only since
-/// version 13; so there it is done on the bits: what is added carries into the upper half if the lower half rounds up.
+/// On a CPU without bf16 instructions LLVM calls a library function to round to bf16, which libgcc has only
+/// since version 13. So there it is done on the bits: the addend carries into the upper half if the lower
+/// half rounds up.
 #[cube]
 pub(crate) fn narrow<E: Numeric, N: Size>(x: Vector<f32, N>) -> Vector<E, N> {
     let by_bits = narrows_by_bits::<E>();

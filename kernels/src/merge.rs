@@ -9,16 +9,16 @@ use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vecto
 
 const KERNEL: &str = "merge";
 
-/// Who works on the rows, and where they go.
+/// The comptime settings of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Blueprint {
     /// Rows of a cube.
     rows: usize,
     /// Units of a row.
     units: usize,
-    /// Whether `merged_v` is `first_v`.
+    /// `merged_v` is `first_v`.
     replaces_v: bool,
-    /// Whether `merged_s` is `first_s`.
+    /// `merged_s` is `first_s`.
     replaces_s: bool,
 }
 
@@ -30,8 +30,8 @@ struct Blueprint {
 /// The states of token `t` are `[t, ..]` or, with a row pointer, `[0, indptr[t]..indptr[t + 1]]`, and `first[t]` before
 /// them. Where `mask[t]` is 0, the result is `first[t]`.
 ///
-/// `U` units own a row: unit `u` computes the vectors `u, u + U, ..` of `v`, the first one also `s`. It writes a vector of
-/// `v` after it has read it, and nobody else reads it; but all of them read `first_s`.
+/// `U` units own a row: unit `u` computes the vectors `u, u + U, ..` of `v`, the first one also `s`. It
+/// writes a vector of `v` after it has read it, and no other unit reads it; but all of them read `first_s`.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn merge<F: Float, N: Size>(
@@ -100,7 +100,7 @@ fn merge<F: Float, N: Size>(
     for state in begin..end {
         highest = max(highest, s[lse + state * s.stride(1)]);
     }
-    // Where all are -inf, subtract 0 instead: (-inf) - (-inf) would be NaN.
+    // If all LSEs are -inf, subtract 0 instead: (-inf) - (-inf) would be NaN.
     let base = select(highest == f32::NEG_INFINITY, 0.0f32, highest);
     let own = exp2(own - base);
     let mut sum = own;
@@ -134,7 +134,7 @@ fn merge<F: Float, N: Size>(
     }
 }
 
-/// A row of `first_v` as it is.
+/// Copies a row of `first_v`.
 #[allow(clippy::too_many_arguments, reason = "a part of the kernel")]
 #[cube]
 fn copy<F: Float, N: Size>(
@@ -163,7 +163,7 @@ fn copy<F: Float, N: Size>(
     }
 }
 
-/// `weight · x`; what has no weight may hold anything, NaN too.
+/// `weight · x`; without a weight `x` may hold anything, NaN too.
 #[cube]
 fn weighted<F: Float, N: Size>(weight: f32, x: Vector<F, N>) -> Vector<f32, N> {
     let zero = Vector::<f32, N>::new(0.0f32);
@@ -201,7 +201,7 @@ impl State {
     }
 }
 
-/// Which states become one.
+/// The states that are merged.
 #[allow(clippy::large_enum_variant, reason = "one a launch, taken apart at once")]
 pub enum States {
     /// Two of each token: `[tokens, heads, head_dim]`.
@@ -213,9 +213,9 @@ pub enum States {
         /// `[tokens]` of i32, contiguous: where it is 0, the first one stays as it is.
         mask: Option<TensorBinding>,
     },
-    /// The same number of each token: `[tokens, states, heads, head_dim]`.
+    /// The same number of states of each token: `[tokens, states, heads, head_dim]`.
     Equal(State),
-    /// Any number of each token.
+    /// Any number of states of each token.
     Ragged {
         /// `[rows, heads, head_dim]`.
         states: State,
@@ -224,9 +224,9 @@ pub enum States {
     },
 }
 
-/// States, and where the merged ones go.
+/// States, and the tensors for the merged ones.
 pub struct Merge {
-    /// What is merged.
+    /// The states to merge.
     pub states: States,
     /// `[tokens, heads, head_dim]`, contiguous. Without it the first of two states is replaced, which is contiguous then.
     pub v: Option<TensorBinding>,
@@ -234,8 +234,8 @@ pub struct Merge {
     pub s: Option<TensorBinding>,
 }
 
-/// Merges the states of each token, in f32, rounded once. Where there is none, or none saw a key, the output is 0 and its
-/// `s` `-inf`. The row pointer is trusted to stay within the rows.
+/// Merges the states of each token, in f32, rounded once. Without states, or if none saw a key, the output is
+/// 0 and its `s` `-inf`. The row pointer is trusted to stay within the rows.
 ///
 /// # Errors
 ///
@@ -285,7 +285,7 @@ pub fn launch(client: &Client, merge: Merge, dtype: ElemType) -> Result<()> {
     let (blueprint, count, dim) = {
         let device = DeviceProfile::of(client);
         let (units, rows) = match device.cpu_cores {
-            // Units are threads here: a row each.
+            // On a CPU units are threads: a row each.
             Some(cores) => (1, cores as usize),
             None => {
                 let most = device.max_units.min(128) as usize;
@@ -303,14 +303,15 @@ pub fn launch(client: &Client, merge: Merge, dtype: ElemType) -> Result<()> {
     let lses = [Some(&s), first_s.as_ref(), merged_s.as_ref()].into_iter().flatten();
     let tensors: Vec<_> = floats.map(|v| (v, size)).chain(lses.map(|s| (s, 4))).collect();
     let address = addresses(&tensors);
-    // Places of `first_v` and `first_s` among the buffers, if they are replaced.
+    // Indices of `first_v` and `first_s` among the buffers, if they are replaced.
     let merged_v =
         merged_v.map_or_else(|| BufferArg::alias(0, total * width), TensorBinding::into_buffer_arg);
     let merged_s = merged_s.map_or_else(|| BufferArg::alias(1, total), TensorBinding::into_buffer_arg);
-    // SAFETY: a unit beyond `total` rows stops before it reads or writes; below it token, head and vectors are within the
-    // one shape that all tensors were found to have, which the vectors divide, as they do every stride. States are within
-    // `v` and `s` by their extent, or by the contract on the row pointer. Every unit of a cube comes to the barrier. Where
-    // results replace the first state, a unit writes a vector after it has read it, and an LSE after the barrier.
+    // SAFETY: a unit beyond `total` rows stops before it reads or writes. Below it token, head and vectors
+    // are within the one shape that all tensors were checked to have. The vectors divide it, as they do every
+    // stride. States are within `v` and `s` by their extent, or by the contract on the row pointer. Every
+    // unit of a cube reaches the barrier. Where results replace the first state, a unit writes a vector after
+    // it has read it, and an LSE after the barrier.
     unsafe {
         merge::launch_unchecked(
             client,

@@ -10,20 +10,20 @@ use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vecto
 
 const KERNEL: &str = "norm";
 
-/// Vectors of a row that a unit keeps in registers, at most.
+/// Largest number of vectors of a row that a unit keeps in registers.
 const HELD: usize = 8;
 
-/// Who works on a row, and what is made of it.
+/// The comptime settings of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Blueprint {
     row_group: RowGroup,
-    /// Vectors of a row that each unit keeps in registers; if 0, it reads them anew in each pass.
+    /// Vectors of a row that each unit keeps in registers; if 0, it reads them again in each pass.
     held: usize,
-    /// Whether the mean is subtracted first.
+    /// The mean is subtracted first.
     centred: bool,
-    /// Whether what scales is 1 more than the weight.
+    /// The factor is 1 more than the weight.
     one_more: bool,
-    /// What the norms are rounded to, if not to the type of `x`.
+    /// The fp8 format of `y`, if not the type of `x`.
     code: Option<Code>,
 }
 
@@ -66,10 +66,11 @@ fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
     let dense = row * vectors;
     let turns = if comptime!(held > 0) { held.runtime() } else { vectors.div_ceil(units) };
 
-    // All loads of a row are in flight before the first is waited for: hence not in branches, but once more the last one.
+    // All loads of a row are in flight before the first wait. Hence they are not in branches; units without a
+    // vector load the last one again.
     let kept_turns = comptime!(if held > 0 { held } else { 1 });
     let mut kept = Array::<Vector<f32, N>>::new(kept_turns);
-    // There is room for the weights as well, but not for those of a long row and its bias.
+    // The weights fit into registers as well, but not those of a long row and its bias.
     let keeps_gains = comptime!(held > 0 && (!blueprint.centred || held <= HELD / 4));
     let mut gains = Array::<Vector<W, N>>::new(kept_turns);
     let mut shifts = Array::<Vector<W, N>>::new(kept_turns);
@@ -140,7 +141,7 @@ fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
     sums[1] = distances.vector_sum();
     row_sums(&mut sums, comptime!(if blueprint.centred { 2usize } else { 1 }), unit, blueprint.row_group);
     let mut variance = sums[0] / f32::cast_from(width);
-    // By how much the mean was rounded: beside a small deviation it is not little.
+    // The rounding error of the mean: beside a small deviation it is not small.
     let mut rest = Vector::<f32, N>::new(0.0f32);
     if comptime!(blueprint.centred) {
         let off = sums[1] / f32::cast_from(width);
@@ -179,7 +180,7 @@ fn norm<F: Float, W: Float, Y: Numeric, N: Size>(
     }
 }
 
-/// What a unit has kept of its turn, or reads again.
+/// The vector that a unit has kept, or reads again.
 #[allow(clippy::too_many_arguments, reason = "it stands for a line of a kernel")]
 #[cube]
 fn again<F: Float, N: Size>(
@@ -213,7 +214,7 @@ fn added<F: Float, N: Size>(
     value
 }
 
-/// Rows, what scales them, and where their norms go.
+/// Rows, the factors of the norm, and the tensors for the results.
 pub struct Norm {
     /// `[rows, width]`.
     pub x: TensorBinding,
@@ -223,13 +224,13 @@ pub struct Norm {
     pub scaling: Scaling,
     /// As `x`, contiguous. Without it the norms replace `x`, which is contiguous then.
     pub y: Option<TensorBinding>,
-    /// If `y` takes codes: they have one scale.
+    /// The scale if `y` is fp8: one for all of it.
     pub quantized: Option<Quantized>,
     /// Added to the mean of the squares.
     pub epsilon: f32,
 }
 
-/// What is added to the rows before they are normalised.
+/// The residual of the rows, added before the norm.
 pub struct Add {
     /// As `x`, contiguous.
     pub residual: TensorBinding,
@@ -237,7 +238,7 @@ pub struct Add {
     pub sum: Option<TensorBinding>,
 }
 
-/// Which norm, and what each column is multiplied by: `[width]`.
+/// The norm, and the factors of each column: `[width]`.
 pub enum Scaling {
     /// Root mean square, times the weight.
     Rms(TensorBinding),
@@ -245,14 +246,14 @@ pub enum Scaling {
     GemmaRms(TensorBinding),
     /// Mean and variance.
     Layer {
-        /// Multiplied with.
+        /// The factor.
         gamma: TensorBinding,
-        /// Added at last.
+        /// The addend.
         beta: TensorBinding,
     },
 }
 
-/// Normalises every row, in f32, rounded once. `x` is of `dtype`, what scales it of `weight_dtype`.
+/// Normalises every row, in f32, rounded once. `x` is of `dtype`, its weight of `weight_dtype`.
 ///
 /// # Errors
 ///
@@ -290,8 +291,8 @@ pub fn launch(client: &Client, norm: Norm, dtype: ElemType, weight_dtype: ElemTy
     let narrowest = if dtype.size() >= weight_dtype.size() { dtype } else { weight_dtype };
     let lanes = vector(client, narrowest, &[width], alignment(&x));
     let vectors = width / lanes;
-    // More units than these only where they must hold more, or where a layer norm of a few rows, for which a core has no other
-    // row to go on with, is to have its weights at once.
+    // More units than these serve two cases. One is a row too long for their registers. The other is a layer
+    // norm of a few rows: a core has no other row to go on with, so all weights are loaded at once.
     let is_few = DeviceProfile::of(client).cores.is_some_and(|cores| row_count <= cores);
     let each = if centred && is_few { HELD / 4 } else { HELD };
     let most = vectors.div_ceil(each).next_multiple_of(256);
@@ -299,7 +300,7 @@ pub fn launch(client: &Client, norm: Norm, dtype: ElemType, weight_dtype: ElemTy
         RowGroup::of(KERNEL, client, row_count, vectors, u32::try_from(most).unwrap_or(u32::MAX))?;
     let turns = vectors.div_ceil(row_group.units);
     let held = if row_group.units > 1 && turns <= HELD { turns } else { 0 };
-    // All that is contiguous is as large as `y`, `x` with its gaps may be larger, and repeated rows smaller.
+    // Contiguous tensors are as large as `y`; `x` with its gaps may be larger, and repeated rows smaller.
     let dense = y.as_ref().unwrap_or(&x);
     let address = addresses(&[(&x, dtype.size()), (dense, dtype.size()), (&weight, weight_dtype.size())]);
     let y_dtype = element_type(quantized.is_some(), dtype);

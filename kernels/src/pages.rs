@@ -1,11 +1,11 @@
-//! Keys and values in pages, as numbers or as codes of 8 bits.
+//! Keys and values in pages, as floats or as fp8.
 
 use cubecl::{client::Client, prelude::*, std::FastDivmod};
 
 use crate::fp8::{Code, Fp8};
 use crate::tensor::{KvLayout, Result, by_slot, contiguous, rows, shape};
 
-/// The pages of a layer, and what they hold.
+/// The pages of a layer, and their type.
 pub struct Pools {
     /// Pages of keys.
     pub k: TensorBinding,
@@ -13,13 +13,13 @@ pub struct Pools {
     pub v: TensorBinding,
     /// The order of the axes of a page.
     pub layout: KvLayout,
-    /// If they hold codes, and not numbers of the type of the other tensors.
+    /// The format of the pages if they are fp8; else they have the type of the other tensors.
     pub quantized: Option<KvQuantized>,
 }
 
-/// That pages hold codes, one byte each: a number is `code · scale`.
+/// The fp8 format of pages, one byte an element, and their scales: a float is `code · scale`.
 pub struct KvQuantized {
-    /// What a code means.
+    /// The fp8 format.
     pub format: Fp8,
     /// `[1]` or `[kv_heads]` of f32, contiguous.
     pub k_scale: TensorBinding,
@@ -55,7 +55,7 @@ impl Pools {
     }
 }
 
-/// What codes of keys and of values mean, and their scales as arguments of a kernel.
+/// The fp8 formats of keys and of values, and their scales as arguments of a kernel.
 pub(crate) fn unzip(
     quantized: Option<KvQuantized>,
     client: &Client,
@@ -67,7 +67,7 @@ pub(crate) fn unzip(
     }
 }
 
-/// Where the row of a head in a slot begins, in elements of pages with these strides.
+/// Offset of a head's row in a slot, in elements of pages with these strides.
 #[cube]
 pub(crate) fn row_of(
     slot: usize,

@@ -7,7 +7,7 @@ use cubecl::{client::Client, ir::DeviceProperties};
 
 use crate::isa::Arch;
 
-/// What the choice of a blueprint depends on: the limits of a device, without the device.
+/// Limits of a device, without the device: inputs of the choice of a blueprint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceProfile {
     /// Units that run in lockstep; 1 on a CPU.
@@ -48,7 +48,7 @@ impl DeviceProfile {
         })
     }
 
-    /// The limits that a device states, or that were written down for one that is not there.
+    /// The limits from a device's properties, which may be of a device that is not present.
     pub(crate) fn from_properties(properties: &DeviceProperties) -> Self {
         let hardware = &properties.hardware;
         let (x, y, z) = hardware.max_cube_count;
@@ -71,7 +71,7 @@ impl DeviceProfile {
         }
     }
 
-    /// Elements of `elem_size` bytes that one load takes at most.
+    /// Largest number of elements of `elem_size` bytes in one load.
     pub(crate) fn widest(&self, elem_size: usize) -> usize {
         (self.load_bytes / elem_size).min(self.max_vector).max(1)
     }
@@ -82,13 +82,13 @@ fn cuda() -> Option<i32> {
     None
 }
 
-/// Asked once: it stays the same while a program runs.
+/// The version, read once: it stays the same while a program runs.
 #[cfg(feature = "cuda")]
 fn cuda() -> Option<i32> {
     use cudarc::driver::sys;
     static VERSION: LazyLock<Option<i32>> = LazyLock::new(|| {
         let mut version = 0;
-        // SAFETY: the library is there before it is called, and writes a number that outlives the call.
+        // SAFETY: the library is loaded before it is called, and writes a number that outlives the call.
         let known = unsafe {
             sys::is_culib_present() && sys::cuDriverGetVersion(&mut version) == sys::CUresult::CUDA_SUCCESS
         };

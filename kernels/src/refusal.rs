@@ -1,6 +1,6 @@
 use crate::isa::{Arch, Instruction};
 
-/// Why a kernel was not launched. Nothing has been written.
+/// The reason why a kernel was not launched. Nothing has been written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -15,7 +15,7 @@ pub enum Refusal {
         shape: Vec<usize>,
         /// Its strides, in elements.
         strides: Vec<usize>,
-        /// What was wanted.
+        /// The expected shape.
         expected: String,
     },
     /// A forced blueprint that the device or the problem rules out.
@@ -27,7 +27,7 @@ pub enum Refusal {
         setting: &'static str,
         /// Its value.
         got: String,
-        /// What would run.
+        /// The expected value.
         expected: String,
     },
     /// A list that the blueprint needs and the plan does not have.
@@ -48,7 +48,7 @@ pub enum Refusal {
         /// Limits of the axes.
         limit: [u32; 3],
     },
-    /// A number beyond what the kernel counts with.
+    /// A number beyond the integers of the kernel.
     #[error("{kernel}: `{argument}` is {got}, expected at most {limit}")]
     Range {
         /// The kernel that was asked for.
@@ -60,14 +60,14 @@ pub enum Refusal {
         /// The largest value.
         limit: usize,
     },
-    /// A machine without an instruction that the kernel is made of.
+    /// A device without an instruction of the kernel.
     #[error("{kernel}: {instruction:?} does not exist on {arch}")]
     Instruction {
         /// The kernel that was asked for.
         kernel: &'static str,
-        /// What is missing.
+        /// The missing instruction.
         instruction: Instruction,
-        /// Where.
+        /// The instruction set of the device.
         arch: Arch,
     },
 }
@@ -82,7 +82,7 @@ impl Refusal {
         Self::Blueprint { kernel, setting, got: got.to_string(), expected: expected.into() }
     }
 
-    /// No unit multiplies in planes of so many lanes, or on such a device.
+    /// A refusal: no matrix unit works in planes of so many lanes, or on such a device.
     pub(crate) fn plane(kernel: &'static str, lanes: u32) -> Self {
         Self::blueprint(kernel, "plane", lanes, "32 or 64 lanes of an NVIDIA or AMD GPU")
     }

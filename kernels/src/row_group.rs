@@ -1,4 +1,4 @@
-//! Units that share a row, and what they compute together.
+//! Units that share a row, and their reductions.
 
 use cubecl::{client::Client, prelude::*};
 
@@ -14,19 +14,19 @@ pub(crate) struct RowGroup {
     pub rows: usize,
     /// Units of a row.
     pub units: usize,
-    /// Neighbours that exchange numbers by shuffles: a plane, or a part of one.
+    /// Neighbours that exchange values by shuffles: a plane, or a part of one.
     pub shuffle_width: usize,
     /// Uses `shfl.sync` with the full mask, since CubeCL's shuffle takes the active mask.
     full_mask: bool,
 }
 
 impl RowGroup {
-    /// How many groups of neighbours a row has.
+    /// Shuffle groups of a row.
     pub(crate) fn shuffle_groups(self) -> usize {
         self.units / self.shuffle_width
     }
 
-    /// The units for `rows` rows of `vectors` vectors, at most `most` a row, and the launch that has them.
+    /// The units for `rows` rows of `vectors` vectors, at most `most` a row, and the size of the launch.
     pub(crate) fn of(
         kernel: &'static str,
         client: &Client,
@@ -36,7 +36,7 @@ impl RowGroup {
     ) -> Result<(Self, CubeCount, CubeDim)> {
         let device = DeviceProfile::of(client);
         let (units, cube_rows) = match device.cpu_cores {
-            // Units are threads here: a row each.
+            // On a CPU units are threads: a row each.
             Some(cores) => (1, cores),
             None => {
                 let units =
@@ -63,7 +63,7 @@ impl RowGroup {
         const CUBE_UNITS: u32 = 256;
         let device = DeviceProfile::of(client);
         let (units, cube_rows) = match device.cpu_cores {
-            // Units are threads here: a row each.
+            // On a CPU units are threads: a row each.
             Some(cores) => (1, cores as usize),
             None => {
                 // A plane may be narrower than the widest that a device has.
@@ -86,7 +86,7 @@ pub(crate) fn sync_row(#[comptime] units: usize) {
     }
 }
 
-/// The sum of `part` over the units of a row, to the bit the same in each.
+/// The sum of `part` over the units of a row, with the same bits in each.
 #[cube]
 pub(crate) fn row_sum(part: f32, unit: usize, #[comptime] row_group: RowGroup) -> f32 {
     let mut sum = Array::<f32>::new(1usize);
@@ -95,7 +95,7 @@ pub(crate) fn row_sum(part: f32, unit: usize, #[comptime] row_group: RowGroup) -
     sum[0]
 }
 
-/// Replaces each of `count` parts by its sum over the units of a row, waiting once for all.
+/// Replaces each of `count` parts by its sum over the units of a row, with one wait for all.
 #[cube]
 pub(crate) fn row_sums(
     parts: &mut Array<f32>,
@@ -158,7 +158,7 @@ pub(crate) fn row_max(part: u32, unit: usize, #[comptime] row_group: RowGroup) -
 #[cube]
 fn shuffle_xor(x: u32, #[comptime] step: u32, #[comptime] row_group: RowGroup) -> u32 {
     if comptime!(row_group.full_mask) {
-        // CubeCL asks which lanes are active, and would not wait for the others of a plane that has diverged.
+        // CubeCL's shuffle takes the active mask, and would not wait for the other lanes of a diverged plane.
         u32::reinterpret(nvidia::shuffle_xor(f32::reinterpret(x), comptime!(1usize << step)))
     } else {
         plane_shuffle_xor(x, comptime!(1u32 << step))
@@ -184,7 +184,7 @@ pub(crate) fn shuffle_sum(part: u64, #[comptime] row_group: RowGroup) -> u64 {
     sum
 }
 
-/// The sum over the units of a shuffle group, and over those that come after this one.
+/// The sum over the units of a shuffle group, and over those after this one.
 #[cube]
 pub(crate) fn shuffle_scan(part: u64, unit: usize, #[comptime] row_group: RowGroup) -> (u64, u64) {
     let mut sum = part;

@@ -1,4 +1,4 @@
-//! What the launchers check and rearrange about tensors.
+//! Checks and views of tensors for the launchers.
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
@@ -16,8 +16,8 @@ pub enum KvLayout {
     Hnd,
 }
 
-/// Keys or values as `[pages, slots, kv_heads, head_dim]`, whatever order the axes of a page came in: the kernels go
-/// by strides, so the layout costs nothing and needs no variant.
+/// Keys or values as `[pages, slots, kv_heads, head_dim]`, from either order of axes. The kernels use
+/// strides, so the layout costs nothing and needs no variant.
 pub(crate) fn by_slot(mut pages: TensorBinding, layout: KvLayout) -> TensorBinding {
     if layout == KvLayout::Hnd {
         pages.shape.swap(1, 2);
@@ -39,7 +39,7 @@ pub(crate) fn with_axis(tensor: TensorBinding, at: usize) -> TensorBinding {
     TensorBinding { shape: shape.into(), strides: strides.into(), ..tensor }
 }
 
-/// Refuses a tensor unless it has `rank` axes and the elements of the last lie side by side.
+/// Refuses a tensor unless it has `rank` axes and the elements of the last axis are contiguous.
 pub(crate) fn rows(
     kernel: &'static str,
     argument: &'static str,
@@ -55,7 +55,7 @@ pub(crate) fn rows(
     Ok(())
 }
 
-/// Refuses a tensor that is not of the shape `wanted`, row by row without gaps.
+/// Refuses a tensor unless it has the shape `wanted` and is contiguous.
 pub(crate) fn contiguous(
     kernel: &'static str,
     argument: &'static str,
@@ -86,7 +86,7 @@ pub(crate) fn shape(
     }
 }
 
-/// Room for `len` elements of `size` bytes, with anything in it.
+/// A buffer of `len` elements of `size` bytes, not initialised.
 pub(crate) fn buffer(client: &Client, len: usize, size: usize) -> TensorBinding {
     let handle = client.empty(len * size);
     // SAFETY: the buffer is as long as the shape.
@@ -124,7 +124,7 @@ pub(crate) fn divisor(n: usize, limit: usize) -> usize {
     power
 }
 
-/// Elements that one load or store takes: all `extents` and the alignment of rows are multiples.
+/// Elements of one load or store: all `extents` and the alignment of rows are multiples.
 pub(crate) fn vector(client: &Client, dtype: ElemType, extents: &[usize], align: usize) -> usize {
     let widest = DeviceProfile::of(client).widest(dtype.size()).min(align);
     extents.iter().fold(widest, |width, &extent| divisor(extent, width))

@@ -1,14 +1,15 @@
 //! AMD's CDNA: MFMA on tiles of 16 or 32, for waves of 64 lanes.
 //!
-//! The products are turned round: `Sᵀ = K Qᵀ`, `Oᵀ = Vᵀ Pᵀ`. A lane then holds one query of `S`, and what it holds of
-//! `P` is operand `b` of the second product as it stands.
+//! The products are transposed: `Sᵀ = K Qᵀ`, `Oᵀ = Vᵀ Pᵀ`. A lane then holds one query of `S`, and its part
+//! of `P` is operand `b` of the second product without a change.
 //!
-//! A vec of a key or a query is two steps of the instruction, and which elements a step sums up is free as long as
-//! both agree: so lanes read 16 bytes at a time. Values are transposed on their way to shared memory, where the keys of
-//! two steps lie next to each other for each element.
+//! A vec16 of a key or a query is two steps of the instruction. The elements that a step sums up are free as
+//! long as both operands agree, so lanes read 16 bytes at a time. Values are transposed during the copy to
+//! shared memory, where the keys of two steps are adjacent for each element.
 //!
-//! While a tile is worked on, the next one is on its way into registers. Where each plane has keys of its own (decoding),
-//! they stay there: in the layout of the operand, 16 bytes a lane, so that only values take shared memory.
+//! While a tile is multiplied, the next one is copied into registers. Where each plane has keys of its own
+//! (decoding), they stay there: in the layout of the operand, 16 bytes a lane, so that only values take
+//! shared memory.
 
 use std::marker::PhantomData;
 
@@ -19,7 +20,7 @@ use crate::attention::TileRows;
 use crate::isa::amd::{exp2, mfma};
 use crate::math::{Math, tanh_by_exp2};
 
-/// Rows and columns of a tile.
+/// Size of a tile.
 pub(crate) trait Side: Send + Sync + 'static {
     /// 16 or 32.
     const SIDE: usize;
@@ -42,15 +43,15 @@ impl Side for Side32 {
     type Acc = Const<16>;
 }
 
-/// See the module.
+/// MFMA, see the module.
 pub(crate) struct Mfma<S: Side>(PhantomData<S>);
 
-/// TileShape of 16.
+/// Tiles of 16.
 pub(crate) type Mfma16 = Mfma<Side16>;
-/// TileShape of 32.
+/// Tiles of 32.
 pub(crate) type Mfma32 = Mfma<Side32>;
 
-/// Keys in a vec of transposed values.
+/// Keys in a vec16 of transposed values.
 const PER_QUAD: usize = 8;
 
 /// Lanes with the same column.
@@ -58,17 +59,17 @@ pub(super) const fn groups<S: Side>() -> usize {
     64 / S::SIDE
 }
 
-/// Quads of a row of the transposed values.
+/// Vec16s in a row of the transposed values.
 fn turned_vecs(tiles: TileShape) -> usize {
     tiles.cube_keys() / PER_QUAD
 }
 
-/// Reads of a row of `vecs`, the groups of lanes taking one each.
+/// Reads of a row of `vecs`; each group of lanes takes one vec16.
 const fn reads<S: Side>(vecs: usize) -> usize {
     vecs.div_ceil(groups::<S>())
 }
 
-/// Where in the staged vecs the keys are held that are being worked on.
+/// Index of the current keys in the staged vec16s.
 fn held_at<S: Side>(tiles: TileShape) -> usize {
     Mfma::<S>::key_copies(tiles) + tiles.copies(tiles.vo_vecs(), 64, 4)
 }
@@ -142,7 +143,7 @@ impl<S: Side> Mma for Mfma<S> {
     }
 
     fn value_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
-        // Four keys of one vec go to one lane, which transposes them.
+        // Four keys of one vec16 are copied by one lane, which transposes them.
         let at = unit + comptime!(i / 4 * tiles.planes() * 64);
         let vecs = comptime!(tiles.vo_vecs());
         (at / vecs * 4 + comptime!(i % 4), at % vecs)
@@ -161,7 +162,7 @@ impl<S: Side> Mma for Mfma<S> {
         staged: &mut Array<Vec16>,
         #[comptime] slot: usize,
     ) {
-        // Whether it is valid is asked when it has arrived: to ask now would be to wait for it.
+        // The validity is checked after arrival: a check here would be a wait.
         staged[slot] = from[at];
     }
 
@@ -199,7 +200,7 @@ impl<S: Side> Mma for Mfma<S> {
         #[unroll]
         for i in 0..comptime!(tiles.copies(tiles.vo_vecs(), 64, 4) / 4) {
             let (key, vec) = Self::value_copy(unit, comptime!(4 * i), tiles);
-            // Keys of a plane in fours: step, and group of lanes within it. Two steps share a vec.
+            // Keys of a plane in fours: step, and group of lanes within it. Two steps share a vec16.
             let four = key / 4 % comptime!(tiles.keys / 4);
             let (step, group) = (four / groups, four % groups);
             let to = key / tiles.keys * comptime!(tiles.keys / PER_QUAD) + step / 2 * groups + group;
@@ -365,7 +366,7 @@ impl<S: Side> Mma for Mfma<S> {
             for n in 0..elements {
                 let mut element = lane % S::SIDE + comptime!(n * S::SIDE);
                 if comptime!((n + 1) * S::SIDE > tiles.dims.vo) {
-                    // Elements that are not there repeat the last one; nobody stores them.
+                    // Missing elements repeat the last one; no lane stores them.
                     element = min(element, comptime!(tiles.dims.vo - 1));
                 }
                 let at =
@@ -419,13 +420,13 @@ impl<S: Side> Math for Mfma<S> {
     }
 }
 
-/// [`swizzle`] of the transposed values: lanes that write differ by 8 elements.
+/// [`swizzle`] of the transposed values: the elements of lanes that write differ by 8.
 #[cube]
 pub(super) fn turn(element: usize, #[comptime] vecs: usize) -> usize {
     swizzle(element + element / 8, vecs)
 }
 
-/// Four elements of a vec.
+/// Four elements of a vec16.
 #[cube]
 pub(super) fn half<E: Float>(vec: Vec16, #[comptime] half: usize) -> Vector<E, Const<4>> {
     let mut words = Vector::<u32, Const<2>>::empty();
@@ -434,10 +435,10 @@ pub(super) fn half<E: Float>(vec: Vec16, #[comptime] half: usize) -> Vector<E, C
     Vector::reinterpret(words)
 }
 
-/// Four weights, from element `first` of a tile on, rounded to the type of the values.
+/// Four probabilities, from element `first` of a tile on, rounded to the type of the values.
 ///
-/// gfx942 has no instruction that rounds to bf16, and LLVM's way around it looks after NaN for each element. A weight is
-/// NaN only where its row's sum is too, so here a carry out of a NaN does no harm.
+/// gfx942 has no instruction that rounds to bf16, and LLVM's code for it checks each element for NaN. A
+/// probability is NaN only where its row_sum is too, so here a carry out of a NaN does no harm.
 #[cube]
 fn narrow_weights<E: Float, Acc: Size>(
     tile: Vector<f32, Acc>,
@@ -463,7 +464,7 @@ fn narrow_weights<E: Float, Acc: Size>(
     }
 }
 
-/// The bits of `x`, rounded to bf16 in the upper half; anything in the lower.
+/// The bits of `x`, rounded to bf16 in the upper half; the lower half is undefined.
 #[cube]
 fn rounded(x: f32) -> u32 {
     let bits = u32::reinterpret(x);

@@ -1,6 +1,7 @@
 //! NVIDIA since Ampere: `mma.sync` m16n8k16, operands through `ldmatrix`, copies through `cp.async`.
 //!
-//! Keys, values and queries lie in shared memory row by row, swizzled. Values are transposed as they are loaded.
+//! Keys, values and queries are stored in shared memory row by row, swizzled. Values are transposed by the
+//! load.
 
 use cubecl::prelude::*;
 
@@ -11,7 +12,7 @@ use crate::isa::nvidia::{
 };
 use crate::math::{Math, tanh_by_exp2};
 
-/// See the module.
+/// `mma.sync`, see the module.
 pub(crate) struct MmaSync;
 
 impl FragmentLayout for MmaSync {
@@ -44,7 +45,7 @@ impl FragmentLayout for MmaSync {
     }
 }
 
-/// Byte of vec `vec` of row `row` of a matrix that begins at vec `first` of the stage.
+/// Byte of vec16 `vec` of row `row` of a matrix that begins at vec16 `first` of the stage.
 #[cube]
 pub(super) fn address(base: u32, start: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> u32 {
     base + ((start + row * vecs + (vec ^ swizzle(row, vecs))) as u32) * 16u32
@@ -183,7 +184,7 @@ impl Mma for MmaSync {
         for i in 0..comptime!(tiles.q_tiles * columns) {
             scores[i] = Vector::new(0.0f32);
         }
-        // A matrix of 8 keys: low and high half of the depth, then the next 8 keys.
+        // A matrix has 8 keys: low and high half of the depth, then the next 8 keys.
         let row = plane / tiles.q_planes * tiles.keys + lane / 16 * 8 + lane % 8;
         let vec = lane / 8 % 2;
         #[unroll]
@@ -237,7 +238,7 @@ impl Mma for MmaSync {
         let vecs = comptime!(tiles.vo_vecs());
         let columns = comptime!(tiles.keys / 8);
         let elements = comptime!(tiles.dims.vo / 8);
-        // A matrix of 8 elements: low and high half of 16 keys, then the next 8 elements.
+        // A matrix has 8 elements: low and high half of 16 keys, then the next 8 elements.
         let row = plane / tiles.q_planes * tiles.keys + lane % 16;
         let vec = lane / 16;
         #[unroll]
@@ -313,7 +314,7 @@ impl Math for MmaSync {
     }
 }
 
-/// Operand `a` of 16 keys, from the weights of the first 8 and the last 8 as a product left them.
+/// Operand `a` of 16 keys, from the probabilities of the first 8 and the last 8 in the layout of a product.
 #[cube]
 pub(crate) fn p_operand(
     low: Vector<f32, Const<4>>,
@@ -328,7 +329,8 @@ pub(crate) fn p_operand(
     a
 }
 
-/// First vec of the queries: behind the stages, or in the last stage if they go to registers before it is used.
+/// First vec16 of the queries: behind the stages, or in the last stage if they go to registers before it is
+/// used.
 pub(super) fn queries_at(tiles: TileShape) -> usize {
     tiles.stage_vecs() * if shares_last_stage(tiles) { tiles.stages - 1 } else { tiles.stages }
 }

@@ -1,10 +1,10 @@
-//! Machines that multiply matrices, with the places of the elements known.
+//! Matrix units with the places of their elements known.
 //!
-//! A *plane* multiplies small tiles: `S = Q Kᵀ`, `O += P V`. Which lane holds which element is part of a unit's
-//! interface ([`FragmentLayout`]): so the softmax between the two products works on the registers that the first one left, and
-//! the weights go into the second one without leaving them.
+//! A *plane* multiplies small tiles: `S = Q Kᵀ`, `O += P V`. The fragment layout is part of an Mma's
+//! interface ([`FragmentLayout`]). So the softmax between the two products works on the registers of the
+//! first product, and the probabilities go into the second product without leaving registers.
 //!
-//! Everything in shared memory and on its way there is counted in 16-byte [`Vec16`]s.
+//! Everything in shared memory, and every copy to it, is counted in 16-byte [`Vec16`]s.
 
 mod gemm;
 mod mfma;
@@ -22,40 +22,40 @@ pub(crate) use scalar::{Scalar1, Scalar32, Scalar64};
 use crate::attention::{HeadDims, TileRows};
 use crate::math::Math;
 
-/// 16 bytes, whatever is in them.
+/// 16 bytes of any content.
 pub(crate) type Vec16 = Vector<u32, Const<4>>;
 
-/// What a cube works on at a time, and by whom. Comptime.
+/// The tiles of a cube, and the planes that multiply them. Comptime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct TileShape {
     pub dims: HeadDims,
-    /// TileShape of [`FragmentLayout::ROWS`] rows that a plane owns.
+    /// Tiles of [`FragmentLayout::ROWS`] rows that a plane owns.
     pub q_tiles: usize,
-    /// Keys that a plane takes at a time.
+    /// Keys of a plane at a time.
     pub keys: usize,
     /// Planes with different rows.
     pub q_planes: usize,
     /// Planes with the same rows and different keys.
     pub kv_planes: usize,
-    /// TileShape of keys and values that shared memory holds.
+    /// Tiles of keys and values in shared memory.
     pub stages: usize,
-    /// Whether the queries stay in registers.
+    /// The queries stay in registers.
     pub q_in_registers: bool,
-    /// Cubes that share what they copy.
+    /// Cubes that share their copies.
     pub cluster: usize,
-    /// Whether keys go to the registers of the one plane that needs them, and not through shared memory.
+    /// Keys are copied to the registers of the one plane that needs them, and not through shared memory.
     pub direct_keys: bool,
     /// Type of queries, keys and values.
     pub dtype: ElemType,
 }
 
 impl TileShape {
-    /// Elements in a vec.
+    /// Elements in a vec16.
     pub fn per_vec(&self) -> usize {
         16 / self.dtype.size()
     }
 
-    /// bf16, or else f16.
+    /// The type is bf16, or else f16.
     pub fn bf16(&self) -> bool {
         self.dtype == ElemType::Float(FloatKind::BF16)
     }
@@ -74,53 +74,55 @@ impl TileShape {
         self.q_planes * self.q_tiles * unit_rows
     }
 
-    /// Quads of a key.
+    /// Vec16s in a key.
     pub fn qk_vecs(&self) -> usize {
         self.dims.qk / self.per_vec()
     }
 
-    /// Quads of a value.
+    /// Vec16s in a value.
     pub fn vo_vecs(&self) -> usize {
         self.dims.vo / self.per_vec()
     }
 
-    /// Quads of the keys of a stage; the values follow.
+    /// Vec16s in the keys of a stage; the values follow.
     pub fn key_vecs(&self) -> usize {
         if self.direct_keys { 0 } else { self.cube_keys() * self.qk_vecs() }
     }
 
-    /// Quads of a stage.
+    /// Vec16s in a stage.
     pub fn stage_vecs(&self) -> usize {
         self.key_vecs() + self.cube_keys() * self.vo_vecs()
     }
 
-    /// Quads that a lane copies of rows of `vecs`, `together` at a time.
+    /// Copies of a lane for rows of `vecs`, `together` at a time.
     pub fn copies(&self, vecs: usize, plane: usize, together: usize) -> usize {
         (self.cube_keys() * vecs).div_ceil(self.planes() * plane * together) * together
     }
 
-    /// Whether every lane has all of its copies to do, or some of them lie beyond the last key.
+    /// True if every lane has the same number of copies; else some of them are beyond the last key.
     pub fn even(&self, vecs: usize, plane: usize, together: usize) -> bool {
         (self.cube_keys() * vecs).is_multiple_of(self.planes() * plane * together)
     }
 }
 
-/// Where vec `vec` of row `row` lies in shared memory, in rows of `vecs`.
+/// Period of the swizzle of shared memory in rows of `vecs`.
 ///
-/// Eight rows after one another differ in the banks of a vec, so that reading a column of vecs meets no conflict:
-/// rows of an odd number of vecs do by themselves, for others the number of the vec is XORed with that of the row.
+/// Eight consecutive rows differ in the banks of a vec16, so that a read of a column of vec16s has no bank
+/// conflict. Rows of an odd number of vec16s need no swizzle; in others the index of the vec16 is XORed with
+/// that of the row.
 pub(crate) fn swizzle_period(vecs: usize) -> usize {
     (1 << vecs.trailing_zeros()).min(8)
 }
 
-/// What is XORed to the vecs of a row, see [`swizzle_period`].
+/// The operand of the XOR for the vec16s of a row, see [`swizzle_period`].
 #[cube]
 pub(crate) fn swizzle(row: usize, #[comptime] vecs: usize) -> usize {
     let period = comptime!(swizzle_period(vecs));
     if comptime!(period == 1) { 0usize.runtime() } else { row / comptime!(8 / period) % period }
 }
 
-/// Row and vec of the `i`-th copy of `unit`, in rows of `vecs`: neighbouring units copy neighbouring vecs.
+/// Row and vec16 of the `i`-th copy of `unit`, in rows of `vecs`: neighbouring units copy neighbouring
+/// vec16s.
 #[cube]
 pub(crate) fn copy_of<L: FragmentLayout>(
     unit: usize,
@@ -132,8 +134,8 @@ pub(crate) fn copy_of<L: FragmentLayout>(
     (at / vecs, at % vecs)
 }
 
-/// Zeros for the values of keys from `left` on, which follow the first `copies` of `staged`: their weights are 0, but 0
-/// times NaN is NaN. Keys that are not there need none, for their scores are masked.
+/// Writes zeros for the values of keys from `left` on, which follow the first `copies` of `staged`. Their
+/// probabilities are 0, but 0 times NaN is NaN. Missing keys need no zeros, since their scores are masked.
 #[cube]
 pub(crate) fn clear_absent_values<U: Mma>(
     staged: &mut Array<Vec16>,
@@ -152,7 +154,8 @@ pub(crate) fn clear_absent_values<U: Mma>(
     }
 }
 
-/// Which lane holds what of an accumulator, a tile of `ROWS` queries and `COLUMNS` keys (or elements of an output).
+/// The fragment layout of an accumulator: a tile of `ROWS` queries and `COLUMNS` keys (or elements of an
+/// output).
 pub(crate) trait FragmentLayout: Send + Sync + 'static {
     /// Lanes.
     const PLANE: usize;
@@ -164,48 +167,48 @@ pub(crate) trait FragmentLayout: Send + Sync + 'static {
     const ACC: usize;
     /// Rows of a tile in a lane.
     const LANE_ROWS: usize;
-    /// Columns next to each other in a lane.
+    /// Adjacent columns in a lane.
     const RUN: usize;
-    /// Keys that a plane takes at a time are a multiple.
+    /// The keys of a plane at a time are a multiple of this.
     const KEYS: usize;
-    /// Whether keys and values are copied by the same lanes.
+    /// Keys and values are copied by the same lanes.
     const SAME_COPIES: bool;
-    /// Copies of values by a lane are a multiple.
+    /// A lane's copies of values are a multiple of this.
     const VALUE_COPIES: usize;
-    /// Whether copies go to shared memory by themselves, into a stage that nobody reads; else there is one stage.
+    /// Copies to shared memory are asynchronous, into a stage that no plane reads; else there is one stage.
     const ASYNC: bool;
 
-    /// Quads of keys that a lane copies.
+    /// Vec16s of keys that a lane copies.
     fn key_copies(tiles: TileShape) -> usize {
         tiles.copies(tiles.qk_vecs(), Self::PLANE, 1)
     }
-    /// Whether all of them are keys of the tile.
+    /// True if every copy of keys is within the tile.
     fn even_keys(tiles: TileShape) -> bool {
         tiles.even(tiles.qk_vecs(), Self::PLANE, 1)
     }
-    /// Quads of shared memory that stages and queries take.
+    /// Vec16s of shared memory for stages and queries.
     fn shared_vecs(tiles: TileShape) -> usize;
-    /// Quads of a lane that are on their way to shared memory; at least 1.
+    /// Vec16s of a lane in flight to shared memory; at least 1.
     fn staged_vecs(tiles: TileShape) -> usize;
-    /// Which of the lane's rows element `e` is in.
+    /// The lane's row of element `e`.
     fn lane_row(e: usize) -> usize;
     /// Column of element `e` of tile `tile`, from the lane's first on.
     fn step(tile: usize, e: usize) -> usize;
 }
 
-/// Quads of shared memory of a cube: its stages, or at the end what its planes tell each other.
+/// Vec16s of shared memory of a cube: its stages, or at the end the results that its planes merge.
 pub(crate) fn shared_vecs<L: FragmentLayout>(tiles: TileShape) -> usize {
     let words = (tiles.kv_planes - 1) * tiles.q_planes * plane_words::<L>(tiles);
     L::shared_vecs(tiles).max(words.div_ceil(4))
 }
 
-/// Words of the softmax of a plane: sums, and of each row the maximum and the total.
+/// Words of the softmax state of a plane: output, and row_max and row_sum of each row.
 pub(crate) fn plane_words<L: FragmentLayout>(tiles: TileShape) -> usize {
     let sums = tiles.dims.vo.div_ceil(L::COLUMNS) * L::ACC;
     tiles.q_tiles * (sums + 2 * L::LANE_ROWS) * L::PLANE
 }
 
-/// What the attention kernel asks of a machine. All lanes of a plane call together.
+/// The operations of the attention kernel. All lanes of a plane call together.
 #[cube]
 pub(crate) trait Mma: FragmentLayout + Math {
     /// [`FragmentLayout::ACC`].
@@ -218,13 +221,13 @@ pub(crate) trait Mma: FragmentLayout + Math {
     /// First column of the lane.
     fn column(lane: usize) -> usize;
 
-    /// The key and the vec of it that `unit` copies as its `i`-th.
+    /// The key, and its vec16, of the `i`-th copy of `unit`.
     fn key_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize);
-    /// The same of a value.
+    /// The value, and its vec16, of the `i`-th copy of `unit`.
     fn value_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize);
 
-    /// Begins to copy vec `at` of `from`, zeros unless `valid`, to vec `vec` of row `row` of the keys or values in
-    /// `stage`; `slot` is the number of the copy among all of a lane.
+    /// Begins to copy vec16 `at` of `from` to vec16 `vec` of row `row` of the keys or values in `stage`;
+    /// zeros unless `valid`. `slot` is the index of the copy among all of a lane.
     fn copy(
         from: &Tensor<Vec16>,
         at: usize,
@@ -238,9 +241,9 @@ pub(crate) trait Mma: FragmentLayout + Math {
         staged: &mut Array<Vec16>,
         #[comptime] slot: usize,
     );
-    /// Ends the copies of a stage that were begun.
+    /// Commits the copies of a stage.
     fn commit_stage();
-    /// Waits for the copies of `stage`, of which the first `left` keys are there, and for every plane.
+    /// Waits for the copies of `stage`, of which the first `left` keys are valid, and for every plane.
     fn wait_stage(
         shared: &mut [Vec16],
         stage: usize,
@@ -293,10 +296,10 @@ pub(crate) trait Mma: FragmentLayout + Math {
         #[comptime] tiles: TileShape,
     );
 
-    /// `x` of the row's lanes, the largest.
+    /// The largest `x` among the row's lanes.
     fn row_max(x: f32) -> f32;
-    /// `x` of the row's lanes, summed up.
+    /// The sum of `x` over the row's lanes.
     fn row_sum(x: f32) -> f32;
-    /// For each element of tile `tile` the number of its row.
+    /// The value of each element's row, for all elements of tile `tile`.
     fn spread(rows: &Array<f32>, #[comptime] tile: usize) -> Vector<f32, Self::Acc>;
 }

@@ -1,12 +1,13 @@
-//! Plain multiplications, in f32, f16 and bf16: for types and machines without matrix cores, CubeCL's CPU runtime among
-//! them.
+//! Plain multiplications, in f32, f16 and bf16: for types and devices without matrix cores, including
+//! CubeCL's CPU runtime.
 //!
-//! The lanes of a plane stand in a grid, up to 4 of them side by side. In a tile each holds a row of 4 columns, so that
-//! with 4 tiles of rows a lane reads 4 queries and 4 keys, 16 bytes of each, for 64 multiplications of f32. Queries, keys
-//! and values lie in shared memory row by row, queries and keys swizzled such that the lanes that read a column of them
-//! differ in banks. In the second product a lane asks its neighbours for the weights of its rows.
+//! The lanes of a plane form a grid, with up to 4 of them side by side. In a tile each holds a row of 4
+//! columns. So with 4 tiles of rows a lane reads 4 queries and 4 keys, 16 bytes of each, for 64
+//! multiplications of f32. Queries, keys and values are stored in shared memory row by row. Queries and keys
+//! are swizzled such that the lanes that read a column of them differ in banks. In the second product a lane
+//! reads the probabilities of its rows from its neighbours.
 //!
-//! While a tile is worked on, the next one is on its way into registers.
+//! While a tile is multiplied, the next one is copied into registers.
 
 use std::marker::PhantomData;
 
@@ -40,7 +41,7 @@ impl Lanes for Lanes64 {
     const PLANE: usize = 64;
 }
 
-/// See the module.
+/// Plain multiplications, see the module.
 pub(crate) struct Scalar<P: Lanes>(PhantomData<P>);
 
 /// One lane.
@@ -92,7 +93,8 @@ impl<P: Lanes> FragmentLayout for Scalar<P> {
     }
 }
 
-/// Vec16 `vec` of a key or query in rows of `vecs`, where `turn` tells those apart that are read together.
+/// Position of vec16 `vec` of a key or query in rows of `vecs`. `turn` differs for those that are read
+/// together.
 #[cube]
 pub(super) fn turned(vec: usize, turn: usize, #[comptime] vecs: usize) -> usize {
     vec ^ (turn % comptime!(swizzle_period(vecs)))
@@ -284,12 +286,12 @@ impl<P: Lanes> Mma for Scalar<P> {
                         rows[m] = Vector::new(from_lane::<P>(mine, lane, c));
                     }
                     let key = first_key + comptime!(n * Self::COLUMNS + j) + c * RUN;
-                    // A lane alone has all elements; its sums are in memory.
+                    // A lane alone has all elements; its output is in memory.
                     #[unroll(P::PLANE > 1)]
                     for t in 0..elements {
                         let mut element = Self::column(lane) + t * Self::COLUMNS;
                         if comptime!(!tiles.dims.vo.is_multiple_of(Self::COLUMNS)) {
-                            // Elements that are not there repeat the last ones; nobody stores them.
+                            // Missing elements repeat the last ones; no lane stores them.
                             element = min(element, comptime!(tiles.dims.vo - RUN));
                         }
                         let four = four_values::<E>(
@@ -344,7 +346,7 @@ impl<P: Lanes> Math for Scalar<P> {
     }
 }
 
-/// The floats of a vec, the first `count` of 8.
+/// The floats of a vec16, the first `count` of 8.
 #[cube]
 pub(super) fn floats<E: Float>(vec: Vec16, #[comptime] count: usize) -> Vector<f32, Const<8>> {
     if comptime!(count == 4) {
@@ -359,7 +361,7 @@ pub(super) fn floats<E: Float>(vec: Vec16, #[comptime] count: usize) -> Vector<f
     }
 }
 
-/// Elements `element..element + 4` of row `row`, the rows of `vecs` beginning at `first`.
+/// Elements `element..element + 4` of row `row`; the rows of `vecs` begin at `first`.
 #[cube]
 pub(super) fn four_values<E: Float>(
     shared: &[Vec16],
@@ -378,7 +380,7 @@ pub(super) fn four_values<E: Float>(
     }
 }
 
-/// What lane `column` of this lane's row has as `mine`.
+/// The value of `mine` in lane `column` of this lane's row.
 #[cube]
 fn from_lane<P: Lanes>(mine: f32, lane: usize, column: usize) -> f32 {
     if comptime!(P::PLANE == 1) {

@@ -7,7 +7,7 @@ use super::kernel::Blueprint;
 use crate::fp8::{Code, Divisor, encode};
 use crate::math::widen;
 
-/// What a unit has of `Σ x²` over the head that begins at `x[row]`.
+/// The unit's part of `Σ x²` over the head that begins at `x[row]`.
 #[cube]
 pub(super) fn squares<F: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
@@ -25,7 +25,7 @@ pub(super) fn squares<F: Float, N: Size>(
     sum.vector_sum()
 }
 
-/// Rotates the head that begins at `x[row]` and writes it to `y[to]`, a unit some vectors of it.
+/// Rotates the head that begins at `x[row]` and writes it to `y[to]`; each unit takes some vectors of it.
 #[allow(clippy::too_many_arguments, reason = "it stands for three parts of a kernel")]
 #[cube]
 pub(super) fn rotate<F: Float, E: Numeric, N: Size, M: Size>(
@@ -99,7 +99,7 @@ fn scaled<F: Float, N: Size>(
     }
 }
 
-/// `N` numbers of the table, whose vectors may be shorter.
+/// `N` elements of the table, whose vectors may be shorter.
 #[cube]
 fn angles_at<N: Size, M: Size>(table: &Tensor<Vector<f32, M>>, at: usize) -> Vector<f32, N> {
     let (lanes, width) = (N::value(), M::value());

@@ -1,4 +1,4 @@
-//! Who has which head, and where it goes.
+//! The RoPE kernel: rotates heads of queries and keys, and stores them.
 
 use cubecl::{ir::ElemType, prelude::*, std::FastDivmod};
 
@@ -8,7 +8,7 @@ use crate::fp8::{Code, divisor, scale_of};
 use crate::pages::row_of;
 use crate::row_group::{self, RowGroup};
 
-/// Who works on a head, and what is made of it.
+/// The comptime settings of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Blueprint {
     pub style: Style,
@@ -21,8 +21,9 @@ pub(super) struct Blueprint {
 /// `(a, b) -> (a cos - b sin, b cos + a sin)` for each pair of a head of `q` and `k`, at the angle of the token's position.
 /// With weights, the head is first divided by its root mean square and multiplied with them. Heads of `v` only move.
 ///
-/// A unit has some pairs of vectors of a head: of first elements and of second ones where it is rotated, and of neighbours
-/// where it is not. It reads both before it writes them and no other unit does either, so outputs may be inputs.
+/// A unit has some pairs of vectors of a head. In the rotated part a pair is a vector of first elements and
+/// one of second ones; elsewhere it is two neighbours. A unit reads both before it writes them and no other
+/// unit accesses them, so outputs may be inputs.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
@@ -53,7 +54,7 @@ pub(super) fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
     let row = CUBE_POS * rows + UNIT_POS as usize / units;
     let (q_heads, k_heads) = (q.shape(2), k.shape(2));
     let (token, head) = heads.div_mod(row);
-    // Who has no row still waits with the others.
+    // A unit without a row still waits with the others.
     let is_row = row < total;
     let is_q = is_row && head < q_heads;
     let is_k = is_row && head >= q_heads && head < q_heads + k_heads;
@@ -61,7 +62,7 @@ pub(super) fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
     let q_row = token * q.stride(1) + head * q.stride(2);
     let k_row = token * k.stride(1) + k_head * k.stride(2);
 
-    // Before the norm, so that they are on their way when it waits for the head.
+    // Loads before the norm, so that they are in flight while it waits for the head.
     let of_token = select(is_row, token, 0usize);
     let angles = usize::cast_from(positions[of_token]) * cos_sin.stride(0);
     let slot = slot_of(slots, of_token);
@@ -141,7 +142,7 @@ pub(super) fn rope<F: Float, Q: Numeric, K: Numeric, N: Size, M: Size>(
     }
 }
 
-/// Where a token of keys and values goes: to its slot, or to its own row.
+/// The slot of a token of keys and values, or its own row.
 #[cube]
 fn slot_of(slots: &ComptimeOption<Box<[i32]>>, token: usize) -> i32 {
     #[comptime]

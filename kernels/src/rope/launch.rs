@@ -1,4 +1,4 @@
-//! What RoPE is launched on.
+//! The launcher of RoPE.
 
 use cubecl::{
     client::Client,
@@ -15,7 +15,7 @@ use crate::tensor::{KvLayout, Result, addresses, alignment, contiguous, one_page
 
 const KERNEL: &str = "rope";
 
-/// Queries and keys, and where their rotations go.
+/// Queries and keys, and the tensors for their rotations.
 pub struct Rope {
     /// `[tokens, q_heads, head_dim]`.
     pub q: TensorBinding,
@@ -31,9 +31,9 @@ pub struct Rope {
     pub norm: Option<HeadNorm>,
     /// As `q`, contiguous. Without it the rotations replace `q`, which is contiguous then.
     pub q_out: Option<TensorBinding>,
-    /// If `q_out` takes codes, with a scale for all heads or one for each.
+    /// Scales if `q_out` is fp8: one for all heads or one for each.
     pub q_quantized: Option<Quantized>,
-    /// Where keys go.
+    /// The destination of the keys.
     pub to: To,
 }
 
@@ -47,14 +47,14 @@ pub struct HeadNorm {
     pub epsilon: f32,
 }
 
-/// Where rotated keys go.
+/// The destination of rotated keys.
 #[allow(clippy::large_enum_variant, reason = "there is one for a launch")]
 pub enum To {
-    /// They replace `k`, which is contiguous.
+    /// The rotated keys replace `k`, which is contiguous.
     InPlace,
-    /// As `k`, contiguous; as codes, if there is a scale: one for all heads or one for each.
+    /// A tensor as `k`, contiguous; fp8 if there is a scale: one for all heads or one for each.
     Tensor(TensorBinding, Option<Quantized>),
-    /// Into pages, and with them the values.
+    /// Pages, which also take the values.
     Pages {
         /// `[tokens, k_heads, v_dim]`.
         v: TensorBinding,
@@ -65,10 +65,10 @@ pub enum To {
     },
 }
 
-/// Where keys and values go, as pages.
+/// The destination of keys and values, as pages.
 struct Places {
     k_out: TensorBinding,
-    /// The values; where there are none, the keys, of which no head is one.
+    /// The values; without values the keys, with no head of them.
     v: TensorBinding,
     v_heads: usize,
     v_out: TensorBinding,
@@ -80,7 +80,7 @@ struct Places {
 impl Places {
     fn of(to: To, k: &TensorBinding) -> Result<Self> {
         let [tokens, heads, dim] = [k.shape[0], k.shape[1], k.shape[2]];
-        // A token for each slot of one page.
+        // One page has a slot for each token.
         let keys_alone = |k_out: TensorBinding, quantized: Option<Quantized>, in_place| {
             contiguous(KERNEL, "k_out", &k_out, &[tokens, heads, dim])?;
             let quantized = quantized.map(|Quantized { format, scale }| KvQuantized {
@@ -112,8 +112,9 @@ impl Places {
     }
 }
 
-/// Rotates the first `rotary_dim` elements of every head of `q` and `k`, after its norm if there is one, and moves the
-/// others. Inputs are of type `dtype`. Positions are trusted to be rows of `cos_sin`; slots to lie in the pools, no two being
+/// Rotates the first `rotary_dim` elements of every head of `q` and `k`, after its norm if there is one, and
+/// copies the others. Inputs are of type `dtype`. Positions are trusted to be rows of `cos_sin`; slots are
+/// trusted to be in the pools and distinct.
 /// the same.
 ///
 /// # Errors
@@ -148,7 +149,7 @@ pub fn launch(client: &Client, rope: Rope, dtype: ElemType) -> Result<()> {
     if tokens == 0 {
         return Ok(());
     }
-    // Not their product, which can wrap to 0.
+    // The sizes, not their product, which can wrap to 0.
     if [q_heads, k_heads, dim, cos_sin.size(), to.v.size()].contains(&0) {
         return Err(shape(KERNEL, "q", &q, "no empty axis but the first"));
     }
@@ -185,7 +186,7 @@ pub fn launch(client: &Client, rope: Rope, dtype: ElemType) -> Result<()> {
             (Some(q_weight.into_buffer_arg()), Some(k_weight.into_buffer_arg()), epsilon)
         }
     };
-    // All have four axes, as pages do: an alias has the shape of what it stands for.
+    // All tensors get four axes, as pages have: an alias has the shape of its original.
     let [q, k, v] = [q, k, to.v].map(one_page);
     let q_out = q_out.map_or_else(|| q.as_alias(0), TensorBinding::into_tensor_arg);
     let [k_out, v_out] = [to.k_out, to.v_out].map(|out| match to.in_place {

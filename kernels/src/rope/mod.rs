@@ -1,5 +1,5 @@
-//! Rotary position embedding, and what stands beside it between the projections and attention: the norm of each head, the
-//! rounding to 8 bits, the write to pages.
+//! Rotary position embedding, and the other operations between the projections and attention: the norm of
+//! each head, the rounding to fp8, the write to pages.
 
 mod head;
 mod kernel;
@@ -7,7 +7,7 @@ mod launch;
 
 pub use launch::{HeadNorm, Rope, To, launch};
 
-/// How the elements of a head are paired.
+/// The pairing of a head's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Style {
     /// Element `i` with `i + rotary_dim / 2`.

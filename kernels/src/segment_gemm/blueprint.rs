@@ -8,24 +8,24 @@ use crate::{DeviceProfile, Refusal, Result};
 
 const KERNEL: &str = "segment_gemm";
 
-/// What the choice depends on.
+/// The inputs of the choice of a blueprint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Problem {
     /// Elements of a row of `x`.
     pub d_in: usize,
     /// Elements of a row of `y`.
     pub d_out: usize,
-    /// Type of all of them.
+    /// Type of `x`, `y` and the matrices.
     pub dtype: ElemType,
-    /// The most elements that one load of `x` or of a matrix may take.
+    /// Largest vector of one load of `x` or of a matrix, in elements.
     pub align: usize,
-    /// Whether the rows of a matrix are its inputs.
+    /// The rows of a matrix are its inputs.
     pub by_input: bool,
-    /// The most rows of a work.
+    /// Largest number of rows of a work item.
     pub tile_rows: usize,
 }
 
-/// Which kernel runs, and how. Each distinct blueprint is a kernel to compile.
+/// The kernel that runs, and its comptime settings. Each distinct blueprint is a kernel to compile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Blueprint {
     /// Plain multiplications, on every device.
@@ -34,10 +34,10 @@ pub enum Blueprint {
     Tiled(Tiled),
 }
 
-/// How one cube of the plain kernel works.
+/// The comptime settings of the plain kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Plain {
-    /// Rows that meet a number of the matrix once it is read.
+    /// Rows that are multiplied with an element of the matrix once it is read.
     pub rows: usize,
     /// Columns, or vectors of them, of a cube.
     pub across: usize,
@@ -45,10 +45,10 @@ pub struct Plain {
     pub parts: usize,
 }
 
-/// How one cube of the tiled kernel works.
+/// The comptime settings of the tiled kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tiled {
-    /// Who multiplies.
+    /// The instruction that multiplies tiles.
     pub unit: MmaKind,
     /// Tiles of rows that a plane owns.
     pub row_tiles: usize,
@@ -58,7 +58,7 @@ pub struct Tiled {
     pub row_planes: usize,
     /// Planes with different columns.
     pub column_planes: usize,
-    /// Quads of 16 bytes that are summed up at a time.
+    /// Vectors of 16 bytes of the depth at a time.
     pub depth_vecs: usize,
     /// Stages in shared memory.
     pub stages: usize,
@@ -79,12 +79,13 @@ impl Plain {
         let rows = if problem.tile_rows == 1 { 1 } else { FEW_ROWS };
         let vectors = |extent: usize| extent.div_ceil(device.widest(problem.dtype.size()));
         if let Some(cores) = device.cpu_cores {
-            // Units are threads here.
+            // On a CPU units are threads.
             return Self { rows, across: cores as usize, parts: 1 };
         }
         let most = device.max_units.min(256) as usize;
         let fitting = |wanted: usize, most: usize| wanted.next_power_of_two().min(most.max(1));
-        // Neighbours read neighbours: columns of a row of inputs, parts of a row of outputs. A part has 8 numbers at least.
+        // Neighbouring units read neighbouring elements: columns of a row of inputs, parts of a row of
+        // outputs. A part has at least 8 elements.
         if problem.by_input {
             let across = fitting(vectors(problem.d_out), 32);
             Self { rows, across, parts: fitting(problem.d_in / 8, most / across) }
@@ -96,7 +97,7 @@ impl Plain {
 }
 
 impl Tiled {
-    /// The choice, or why there is none.
+    /// The blueprint for a problem, or why there is none.
     fn auto(device: &DeviceProfile, problem: &Problem) -> Result<Self> {
         let refused =
             |setting, got: usize, expected: String| Err(Refusal::blueprint(KERNEL, setting, got, expected));
@@ -121,7 +122,7 @@ impl Tiled {
         Ok(tiled)
     }
 
-    /// Tiles of the rows of a work and 128 columns.
+    /// Tiles of the rows of a work item and 128 columns.
     fn of(device: &DeviceProfile, problem: &Problem) -> Result<Self> {
         let mfma = match problem.dtype {
             ElemType::Float(FloatKind::F16) => Some(Instruction::MfmaF16),
@@ -160,7 +161,7 @@ impl Tiled {
     fn shared_vecs(&self, problem: &Problem) -> usize {
         let tiles = self.tiles(problem);
         match self.unit {
-            // No blueprint here is made for warpgroups; the warps of one could do it alone.
+            // No blueprint here uses warpgroups; the warps of one could do it alone.
             MmaKind::MmaSync | MmaKind::Wgmma => product_vecs::<MmaSync>(tiles),
             MmaKind::Mfma16 => product_vecs::<Mfma16>(tiles),
             MmaKind::Mfma32 => product_vecs::<Mfma32>(tiles),

@@ -1,25 +1,26 @@
-//! Rows and matrices on their way into shared memory.
+//! Copies of rows and matrices into shared memory.
 
 use cubecl::prelude::*;
 
 use crate::mma::{GemmMma, GemmTileShape, Vec16, w_copy, x_copy};
 
-/// What a cube multiplies.
+/// The rows, columns and matrix of a cube.
 #[derive(CubeType)]
 pub(super) struct Place {
-    /// Its rows.
+    /// First row, and end of the rows.
     pub first_row: usize,
     pub end_row: usize,
-    /// Its first column.
+    /// First column.
     pub first_column: usize,
-    /// Where its matrix begins, in elements.
+    /// Offset of the matrix, in elements.
     pub matrix: usize,
     pub d_in: usize,
     pub d_out: usize,
 }
 
-/// Begins to copy the stage of both factors that has the inputs from `first` on; beyond the last there are zeros, or what
-/// [`GemmMma::land`] makes zeros of. Rows and columns that are not there repeat the last ones; nobody stores them.
+/// Begins to copy the stage of both factors with the inputs from `first` on. Beyond the last input there are
+/// zeros, or [`GemmMma::land`] writes them. Missing rows and columns repeat the last ones; no lane stores
+/// them.
 #[allow(clippy::too_many_arguments, reason = "two tensors and their places")]
 #[cube]
 pub(super) fn fetch<U: GemmMma>(

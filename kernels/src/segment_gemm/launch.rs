@@ -18,16 +18,18 @@ pub struct SegmentGemm {
     pub weights: TensorBinding,
     /// `[rows, d_out]`, contiguous.
     pub y: TensorBinding,
-    /// `[works, 3]` of `i32`, contiguous, as one axis: the first row of each work, the end of its rows, and its matrix.
+    /// `[works, 3]` of `i32`, contiguous, as one axis: first row of each work item, end of its rows, and its
+    /// matrix.
     pub works: TensorBinding,
-    /// The most rows of a work, at least 1: up to 4 for reading matrices, or 16, 64 or 128 for multiplying tiles.
+    /// Largest number of rows of a work item, at least 1: up to 4 for plain multiplications, or 16, 64 or 128
+    /// for tiles.
     pub tile_rows: usize,
-    /// Whether the rows of a matrix are its inputs.
+    /// The rows of a matrix are its inputs.
     pub by_input: bool,
 }
 
-/// Runs all works. What lies in `works` is trusted: rows within `x`, at most `tile_rows` and at least one of them, every row
-/// in one work, matrices within `weights`.
+/// Runs all work items. The contents of `works` are trusted: rows within `x`, at least one and at most
+/// `tile_rows` of them, every row in one work item, matrices within `weights`.
 ///
 /// # Errors
 ///
@@ -92,10 +94,11 @@ fn launch_tiled<U: GemmMma>(
     let cubes = cover(KERNEL, cubes, DeviceProfile::of(client).max_cubes)?;
     let size = dtype.size();
     let address = addresses(&[(&x, size), (&weights, size), (&y, size)]);
-    // SAFETY: a cube beyond the last work stops. By the contract on works rows are within `x` and `y` and matrices within
-    // `weights`; rows, inputs and outputs are clamped to those of the work and of the matrix where they are read, and compared
-    // with them where they are written. Quads divide every extent and stride, as the blueprint was chosen for. Shared memory
-    // is indexed by rows and vecs of the tiles that sized it, as `x_copy` and `w_copy` hand them out or cut them off.
+    // SAFETY: a cube beyond the last work item stops. By the contract on work items rows are within `x` and
+    // `y` and matrices within `weights`. Rows, inputs and outputs are clamped to those of the work item and
+    // of the matrix where they are read, and compared with them where they are written. Vectors of 16 bytes
+    // divide every extent and stride, as the blueprint was chosen for. Shared memory is indexed by rows and
+    // vectors of the tiles that sized it, as `x_copy` and `w_copy` hand them out or cut them off.
     unsafe {
         tiled::segment_gemm::launch_unchecked::<U>(
             client,
@@ -129,9 +132,10 @@ fn launch_plain(client: &Client, gemm: SegmentGemm, problem: &Problem, plain: Pl
         let lanes = vector(client, dtype, &[d_out], weights_align);
         let vectors = d_out / lanes;
         let cubes = cover(KERNEL, count * vectors.div_ceil(plain.across), limit)?;
-        // SAFETY: a cube beyond the last work stops. By the contract on works rows are within `x` and `y` and matrices within
-        // `weights`; rows and columns are clamped where they are read, and compared where they are written; inputs are below
-        // `d_in`. The width divides `d_out`, strides and offset. Shared memory has a place for each unit.
+        // SAFETY: a cube beyond the last work item stops. By the contract on work items rows are within `x`
+        // and `y` and matrices within `weights`; rows and columns are clamped where they are read, and
+        // compared where they are written. Inputs are below `d_in`. The width divides `d_out`, strides and
+        // offset. Shared memory has a place for each unit.
         unsafe {
             plain::by_input::launch_unchecked(
                 client,

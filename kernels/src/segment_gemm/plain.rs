@@ -1,15 +1,16 @@
-//! Plain multiplications, on every device: a unit has some columns, or a part of the depth of one, and as many rows at a
-//! time as the blueprint says. What bounds it is reading the matrix, once for so many rows.
+//! Plain multiplications, on every device. A unit has some columns, or a part of the depth of one column. It
+//! takes as many rows at a time as the blueprint has. The kernel is bound by the read of the matrix, once for
+//! so many rows.
 
 use cubecl::{ir::ElemType, prelude::*};
 
 use super::{Plain, WORK_WORDS};
 use crate::math::{narrow, narrow_one, widen};
 
-/// Loads of the matrix that a unit has in flight at least, where there are so many.
+/// Least number of loads of the matrix that a unit has in flight, where there are so many.
 const IN_FLIGHT: usize = 4;
 
-/// `sum` of the units with the same columns, in the first of them.
+/// The sum of `sum` over the units with the same columns, in the first of them.
 #[cube]
 fn over_parts<N: Size>(
     sum: Vector<f32, N>,
@@ -37,8 +38,8 @@ fn over_parts<N: Size>(
     sum
 }
 
-/// `weights`: `[matrices, d_in, d_out]`. A unit has a vector of outputs; lane by lane the inputs are the same, and the
-/// outputs neighbours.
+/// `weights`: `[matrices, d_in, d_out]`. A unit has a vector of outputs; the lanes of a plane have the same
+/// inputs and neighbouring outputs.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn by_input<F: Float, N: Size>(
@@ -109,7 +110,7 @@ pub(super) fn by_input<F: Float, N: Size>(
     }
 }
 
-/// `weights`: `[matrices, d_out, d_in]`. A unit has one output, and of its inputs every vector that is its part's.
+/// `weights`: `[matrices, d_out, d_in]`. A unit has one output, and every vector of inputs of its part.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn by_output<F: Float, N: Size>(
@@ -128,7 +129,7 @@ pub(super) fn by_output<F: Float, N: Size>(
     if index >= count {
         terminate!();
     }
-    // On a CPU, where there is one part, units are numbered along x all the same.
+    // A CPU has one part, and its units are numbered along x as well.
     let unit = UNIT_POS as usize;
     let (across, part) = (unit / plain.parts, unit % plain.parts);
     let column = CUBE_POS % blocks * plain.across + across;

@@ -1,7 +1,8 @@
-//! A cube owns the rows of a work and some columns, and walks over the inputs. Works of one matrix stand together in the
-//! list, and the columns of a work run side by side: so a matrix is read from memory once while its works last.
+//! A cube owns the rows of a work item and some columns, and walks over the inputs. Work items of one matrix
+//! are adjacent in the list, and the columns of a work item run side by side. So a matrix is read from memory
+//! once for all its work items.
 //!
-//! On `mma.sync` three stages are on their way while one is multiplied; elsewhere one, in registers.
+//! On `mma.sync` three stages are in flight while one is multiplied; elsewhere one, in registers.
 
 use cubecl::{ir::ElemType, prelude::*};
 
@@ -10,8 +11,8 @@ use super::fetch::{Place, fetch};
 use crate::math::narrow;
 use crate::mma::{GemmMma, GemmTileShape, Vec16, product_vecs};
 
-/// `x`: `[rows, d_in]`, `weights`: `[matrices, d_in, d_out]` or `[matrices, d_out, d_in]`, in vecs but with strides in
-/// elements; `y`: `[rows, d_out]`.
+/// `x`: `[rows, d_in]`, `weights`: `[matrices, d_in, d_out]` or `[matrices, d_out, d_in]`, in vec16s but with
+/// strides in elements; `y`: `[rows, d_out]`.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn segment_gemm<U: GemmMma, E: Float>(
@@ -81,7 +82,7 @@ pub(super) fn segment_gemm<U: GemmMma, E: Float>(
     store::<U, E>(y, &place, &sums, lane, plane, tiles);
 }
 
-/// Stores the rows and columns that are there.
+/// Stores the valid rows and columns.
 #[cube]
 fn store<U: GemmMma, E: Float>(
     y: &mut [Vector<E, U::Run>],

@@ -1,5 +1,5 @@
-//! MFMA: the product is turned round, `yᵀ = wᵀ xᵀ`. Rows of outputs are operands as they are, rows of inputs are transposed
-//! on their way to shared memory; either way a row of the stage is an output there.
+//! MFMA: the product is transposed, `yᵀ = wᵀ xᵀ`. Rows of outputs are operands without a change; rows of
+//! inputs are transposed during the copy to shared memory. Either way a row of the stage is an output there.
 
 use cubecl::prelude::*;
 
@@ -8,7 +8,7 @@ use super::super::swizzle;
 use super::{GemmMma, GemmTileShape, Vec16, clear_absent, w_copy, x_copy};
 use crate::isa::amd::mfma;
 
-/// Where vec `vec` of column `column` of `w` lies, in rows of the depth.
+/// Position of vec16 `vec` of column `column` of `w`, in rows of the depth.
 #[cube]
 fn spot(column: usize, vec: usize, #[comptime] tiles: GemmTileShape) -> usize {
     let vecs = comptime!(tiles.depth_vecs());
@@ -44,7 +44,7 @@ impl<S: Side> GemmMma for Mfma<S> {
             let pairs = shared.with_vector_size_mut::<Const<2>>();
             #[unroll]
             for i in 0..comptime!(tiles.w_copies::<Self>() / 4) {
-                // Four inputs of a vec of outputs: half a vec of each output.
+                // Four inputs of a vec16 of outputs: half a vec16 of each output.
                 let (input, vec) = w_copy::<Self>(unit, comptime!(4 * i), tiles);
                 #[unroll]
                 for word in 0..4usize {

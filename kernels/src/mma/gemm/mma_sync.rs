@@ -1,4 +1,4 @@
-//! `mma.sync`: rows of inputs are transposed as they are loaded, rows of outputs are operands as they are.
+//! `mma.sync`: rows of inputs are transposed by the load, rows of outputs are operands without a change.
 
 use cubecl::prelude::*;
 
@@ -44,7 +44,7 @@ impl GemmMma for MmaSync {
             }
             #[unroll]
             for n in 0..comptime!(tiles.column_tiles / 2) {
-                // Of 8 columns low and high half of the depth, then the next 8 columns.
+                // Low and high half of the depth for 8 columns, then the next 8 columns.
                 let pair = if comptime!(tiles.by_input) {
                     let at = address(base, w, lane % 16, columns + lane / 16 + comptime!(2 * n), w_vecs);
                     ldmatrix(at, comptime!(16 * k * w_vecs * 16), true)

@@ -1,7 +1,7 @@
-//! `y = x · w` of tiles in shared memory: what a linear layer asks of a matrix unit.
+//! `y = x · w` of tiles in shared memory: the matrix unit of a linear layer.
 //!
-//! A *stage* has the rows of `x`, and after them those of `w` as they are stored, both in vecs and swizzled. The sums stay
-//! in registers, in the places that [`FragmentLayout`] names.
+//! A *stage* has the rows of `x`, then those of `w` as they are stored, both in vec16s and swizzled. The
+//! accumulators stay in registers, in the places that [`FragmentLayout`] names.
 
 mod mfma;
 mod mma_sync;
@@ -12,7 +12,7 @@ use cubecl::prelude::*;
 
 use super::{FragmentLayout, Mma, Vec16};
 
-/// What a cube multiplies at a time, and by whom. Comptime.
+/// The tiles of a cube, and the planes that multiply them. Comptime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct GemmTileShape {
     /// Tiles of [`FragmentLayout::ROWS`] rows that a plane owns.
@@ -23,23 +23,23 @@ pub(crate) struct GemmTileShape {
     pub row_planes: usize,
     /// Planes with different columns.
     pub column_planes: usize,
-    /// Elements that are summed up at a time.
+    /// Elements of the depth at a time.
     pub depth: usize,
-    /// Stages that shared memory holds.
+    /// Stages in shared memory.
     pub stages: usize,
-    /// Whether the rows of `w` are its inputs, as they stand in `x · w`, and not its outputs.
+    /// The rows of `w` are its inputs, as in `x · w`, and not its outputs.
     pub by_input: bool,
     /// Type of both factors.
     pub dtype: ElemType,
 }
 
 impl GemmTileShape {
-    /// Elements in a vec.
+    /// Elements in a vec16.
     pub fn per_vec(&self) -> usize {
         16 / self.dtype.size()
     }
 
-    /// bf16, or else f16.
+    /// The type is bf16, or else f16.
     pub fn bf16(&self) -> bool {
         self.dtype == ElemType::Float(FloatKind::BF16)
     }
@@ -58,12 +58,12 @@ impl GemmTileShape {
         self.column_planes * self.column_tiles * L::COLUMNS
     }
 
-    /// Quads of the depth.
+    /// Vec16s in the depth.
     pub fn depth_vecs(&self) -> usize {
         self.depth / self.per_vec()
     }
 
-    /// Quads of `x` in a stage; those of `w` follow.
+    /// Vec16s of `x` in a stage; those of `w` follow.
     pub fn x_vecs<L: FragmentLayout>(&self) -> usize {
         self.rows::<L>() * self.depth_vecs()
     }
@@ -73,17 +73,17 @@ impl GemmTileShape {
         if self.by_input { self.depth } else { self.columns::<L>() }
     }
 
-    /// Quads of a row of `w`.
+    /// Vec16s in a row of `w`.
     pub fn w_row_vecs<L: FragmentLayout>(&self) -> usize {
         if self.by_input { self.columns::<L>() / self.per_vec() } else { self.depth_vecs() }
     }
 
-    /// Quads of a stage.
+    /// Vec16s in a stage.
     pub fn stage_vecs<L: FragmentLayout>(&self) -> usize {
         self.x_vecs::<L>() + self.w_rows::<L>() * self.w_row_vecs::<L>()
     }
 
-    /// Rows of `w` that go to one lane together, which transposes them.
+    /// Rows of `w` that one lane copies together, since it transposes them.
     pub fn w_together<L: FragmentLayout>(&self) -> usize {
         if self.by_input { L::VALUE_COPIES } else { 1 }
     }
@@ -92,41 +92,41 @@ impl GemmTileShape {
         self.planes() * L::PLANE
     }
 
-    /// Quads of `x` that a lane copies.
+    /// Vec16s of `x` that a lane copies.
     pub fn x_copies<L: FragmentLayout>(&self) -> usize {
         self.x_vecs::<L>().div_ceil(self.units::<L>())
     }
 
-    /// Quads of `w` that a lane copies.
+    /// Vec16s of `w` that a lane copies.
     pub fn w_copies<L: FragmentLayout>(&self) -> usize {
         let together = self.w_together::<L>();
         let vecs = self.w_rows::<L>() * self.w_row_vecs::<L>();
         vecs.div_ceil(self.units::<L>() * together) * together
     }
 
-    /// Whether every lane has all of these copies of `x` to do.
+    /// True if every lane has the same number of copies of `x`.
     pub fn x_even<L: FragmentLayout>(&self) -> bool {
         self.x_vecs::<L>().is_multiple_of(self.units::<L>())
     }
 
-    /// The same of `w`.
+    /// True if every lane has the same number of copies of `w`.
     pub fn w_even<L: FragmentLayout>(&self) -> bool {
         let vecs = self.w_rows::<L>() * self.w_row_vecs::<L>();
         vecs.is_multiple_of(self.units::<L>() * self.w_together::<L>())
     }
 
-    /// Quads of a lane that are on their way to shared memory; at least 1.
+    /// Vec16s of a lane in flight to shared memory; at least 1.
     pub fn staged_vecs<L: FragmentLayout>(&self) -> usize {
         if L::ASYNC { 1 } else { self.x_copies::<L>() + self.w_copies::<L>() }
     }
 }
 
-/// Quads of shared memory of a cube.
+/// Vec16s in the shared memory of a cube.
 pub(crate) fn product_vecs<L: FragmentLayout>(tiles: GemmTileShape) -> usize {
     tiles.stages * tiles.stage_vecs::<L>()
 }
 
-/// The row of `x` and the vec of it that `unit` copies as its `i`-th.
+/// The row of `x`, and its vec16, of the `i`-th copy of `unit`.
 #[cube]
 pub(crate) fn x_copy<L: FragmentLayout>(
     unit: usize,
@@ -137,7 +137,7 @@ pub(crate) fn x_copy<L: FragmentLayout>(
     (at / tiles.depth_vecs(), at % tiles.depth_vecs())
 }
 
-/// The same of `w`.
+/// The row of `w`, and its vec16, of the `i`-th copy of `unit`.
 #[cube]
 pub(crate) fn w_copy<L: FragmentLayout>(
     unit: usize,
@@ -150,7 +150,7 @@ pub(crate) fn w_copy<L: FragmentLayout>(
     (at / vecs * together + comptime!(i % together), at % vecs)
 }
 
-/// Zeros for what lies beyond the depth: whatever is there in memory, times 0 it might be NaN.
+/// Writes zeros beyond the depth: anything may be in memory there, and NaN times 0 is NaN.
 #[cube]
 fn clear_absent<L: FragmentLayout>(
     staged: &mut Array<Vec16>,
@@ -174,10 +174,10 @@ fn clear_absent<L: FragmentLayout>(
     }
 }
 
-/// What the product asks of a machine beside. All lanes of a plane call together.
+/// Operations of a GEMM besides those of attention. All lanes of a plane call together.
 #[cube]
 pub(crate) trait GemmMma: Mma {
-    /// Waits for the copies of `stage`, of whose depth the first `left` are there, and for every plane.
+    /// Waits for the copies of `stage`, of whose depth the first `left` have arrived, and for every plane.
     fn land(
         shared: &mut [Vec16],
         stage: usize,
@@ -187,7 +187,7 @@ pub(crate) trait GemmMma: Mma {
         #[comptime] tiles: GemmTileShape,
     );
 
-    /// `sums += x · w` over the depth of `stage`.
+    /// `acc += x · w` over the depth of `stage`, into the accumulators.
     fn multiply<E: Float>(
         shared: &[Vec16],
         stage: usize,
