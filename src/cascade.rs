@@ -1,4 +1,4 @@
-//! Which requests of a batch share the pages that their keys begin with.
+//! Groups of a batch's requests whose keys begin with the same pages.
 
 use std::iter;
 use std::ops::Range;
@@ -8,13 +8,13 @@ use crate::error::{Error, Result};
 use crate::indptr::Indptr;
 use crate::page_table::PageTable;
 
-/// A batch of requests, taken apart into levels: the pages that requests share, then those that fewer of them share, at
-/// last what each has for itself.
+/// A batch of requests, split into levels: the pages that requests share, then those that fewer of them
+/// share, and finally each request's own pages.
 ///
-/// [`cascade_attention`](crate::cascade_attention) attends to each level with the queries of all requests that share it
-/// as one request, so that its keys and values are read once, and merges what it finds by LSE. Prompts that begin alike,
-/// and forks of one sequence, are such batches (the method of FlashInfer's cascade attention, and of Hydragen,
-/// <https://arxiv.org/abs/2402.05099>).
+/// [`cascade_attention`](crate::cascade_attention) attends to each level with the queries of all requests
+/// that share it as one request, so that its keys and values are read once. It merges the results by LSE.
+/// Prompts with a common prefix, and forks of one sequence, are such batches (the method of FlashInfer's
+/// cascade attention, and of Hydragen, <https://arxiv.org/abs/2402.05099>).
 ///
 /// ```
 /// use burn::tensor::Device;
@@ -47,7 +47,7 @@ pub struct Cascade {
 /// Groups of requests as the requests of a batch.
 #[derive(Debug, Clone)]
 pub(crate) struct Level {
-    /// Where the requests of a group end.
+    /// The end of each group of requests.
     ends: Vec<usize>,
     pub(crate) qo_indptr: Indptr,
     pub(crate) table: PageTable,
@@ -61,9 +61,9 @@ struct Group {
 }
 
 impl Cascade {
-    /// Finds what adjacent requests share: whole pages from the first on, all of them before the keys of the requests'
-    /// own queries, so that a causal mask concerns the last level alone. Requests that share should stand next to each
-    /// other.
+    /// Finds the shared prefixes of adjacent requests: whole pages from the first on, all of them before the
+    /// keys of the requests' own queries. So a causal mask concerns the last level alone. Requests that share
+    /// should be adjacent.
     ///
     /// `table` and `qo_indptr` are those of the batch as for [`batch_prefill_paged`](crate::batch_prefill_paged). A
     /// group is formed if it saves reading at least `least_saved` keys. A level costs two launches more: on an H200 some
@@ -135,7 +135,7 @@ impl Cascade {
         self.each().flat_map(|level| level.table.kv_lengths()).sum()
     }
 
-    /// Keys of all requests: what attention without levels reads.
+    /// Keys of all requests: the reads of attention without levels.
     pub fn keys_seen(&self) -> usize {
         self.keys_seen
     }
@@ -157,7 +157,7 @@ struct Run {
 /// table does. (The intervals of Abouelhoda, Kurtz and Ohlebusch, <https://doi.org/10.1016/S1570-8667(03)00065-0>.)
 fn runs(prefixes: &[&[usize]]) -> Vec<Run> {
     let agree = |pair: &[&[usize]]| pair[0].iter().zip(pair[1]).take_while(|(a, b)| a == b).count();
-    // With nothing in common behind the last request, which ends what is open.
+    // The last request shares nothing with the next, which ends all open groups.
     let common = prefixes.windows(2).map(agree).chain(iter::once(0));
     let (mut found, mut open) = (Vec::new(), Vec::<Run>::new());
     for (end, common) in (1..).zip(common) {
@@ -192,7 +192,7 @@ impl Level {
         Self::upload(op, &groups, |_| table.page_size(), table, qo)
     }
 
-    /// What is left of each request's pages after those that were taken.
+    /// The pages of each request after the taken ones.
     fn own(op: &'static str, taken: &[usize], table: &PageTable, qo: &Indptr) -> Result<Self> {
         let left = |(request, &taken): (usize, &usize)| Group {
             requests: request..request + 1,

@@ -36,9 +36,9 @@ pub(crate) fn device(op: &'static str, argument: &'static str, device: &Device) 
     }
 }
 
-/// Whether the operations can run on `device` with elements of type `dtype`.
+/// Checks that the operations can run on `device` with elements of type `dtype`.
 ///
-/// Every operation asks this itself; a program may ask before it loads gigabytes of weights.
+/// Every operation checks this itself; a program may check before it loads gigabytes of weights.
 ///
 /// # Errors
 ///
@@ -98,7 +98,7 @@ pub(crate) fn wide_integers(op: &'static str, argument: &'static str, device: &D
     Ok(())
 }
 
-/// Refuses what cannot be added to a mean of squares.
+/// Refuses an epsilon that cannot be added to a mean of squares.
 pub(crate) fn epsilon(op: &'static str, argument: &'static str, epsilon: f32) -> Result<()> {
     if epsilon >= 0.0 && epsilon.is_finite() {
         return Ok(());
@@ -120,7 +120,7 @@ pub(crate) fn bytes(op: &'static str, argument: &'static str, device: &Device) -
     Ok(())
 }
 
-/// How many numbers of a row the device can put in order, if there is a limit.
+/// The longest row that the device can sort, if there is a limit.
 pub(crate) fn most_top_k(device: &Device) -> Option<usize> {
     #[cfg(feature = "cube")]
     if matches!(device.clone().inner().as_dispatch(), DispatchDevice::Cube(_)) {
@@ -165,7 +165,7 @@ pub(crate) struct Floats {
     op: &'static str,
     device: Device,
     dtype: DType,
-    /// Where results belong.
+    /// The device and backend of the results.
     pub(crate) origin: Origin,
 }
 

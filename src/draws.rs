@@ -1,4 +1,4 @@
-//! Which random numbers a draw takes: a function of seed, stream and offset, and of nothing else.
+//! The random numbers of a draw: a function of seed, stream and offset, and of nothing else.
 
 use burn::tensor::{Device, Int, Tensor};
 
@@ -10,11 +10,11 @@ use crate::memory;
 
 /// Words of a draw on the device: both halves of the seed, the stream, both halves of the offset, and the row.
 pub(crate) const DRAW_WORDS: usize = 6;
-/// Where the halves of the offset are, and the row behind them.
+/// Index of the halves of the offset; the row follows.
 const OFFSET: usize = 3;
 const ROW: usize = 5;
 
-/// Where one token is drawn from, and with which random numbers.
+/// The row and the random numbers of one token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct DrawKey {
     /// For instance that of the request.
@@ -58,7 +58,7 @@ pub struct Draws {
     len: usize,
     /// One past the largest row.
     rows: usize,
-    /// Whether draw `i` is from row `i`.
+    /// Draw `i` is from row `i`.
     in_order: bool,
     /// `len · DRAW_WORDS` words, or nothing of use if there is no draw.
     pub(crate) tensor: Tensor<1, Int>,
@@ -145,12 +145,12 @@ impl Draws {
         Ok(())
     }
 
-    /// How many tokens are drawn.
+    /// The number of draws.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether no token is drawn.
+    /// True if no token is drawn.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -165,7 +165,7 @@ impl Draws {
         self.tensor.clone().reshape([self.len, DRAW_WORDS])
     }
 
-    /// Whether there is one from each of `rows` rows, in order.
+    /// True if there is one draw from each of `rows` rows, in order.
     pub(crate) fn are_of(&self, rows: usize) -> bool {
         self.in_order && self.len == rows
     }
@@ -200,7 +200,7 @@ fn rows_of(keys: &[DrawKey]) -> usize {
     keys.iter().map(|key| key.row.saturating_add(1)).max().unwrap_or(0)
 }
 
-/// Whether draw `i` is from row `i`.
+/// True if draw `i` is from row `i`.
 fn are_in_order(keys: &[DrawKey]) -> bool {
     keys.iter().enumerate().all(|(at, key)| key.row == at)
 }

@@ -1,8 +1,8 @@
-//! What a call can refuse, and why.
+//! The errors of a call.
 
 /// A call that was refused. Nothing has been written, on the host or on the device.
 ///
-/// Every variant names the operation, the argument, what it got and what it wanted.
+/// Every variant names the operation, the argument, the value it got and the expected one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -75,9 +75,9 @@ pub enum Error {
         op: &'static str,
         /// The argument at fault.
         argument: &'static str,
-        /// What has changed since it was made.
+        /// The change since it was made.
         got: String,
-        /// What would do.
+        /// The expected value.
         expected: String,
     },
     /// More memory than there is. What fits may still fail later, when others use the memory.
@@ -92,7 +92,7 @@ pub enum Error {
         /// The memory that there is.
         expected: String,
     },
-    /// The page pool cannot hold what was asked for.
+    /// The page pool has too few pages for the request.
     #[error("{op}: `{argument}` needs {needed} more pages, but only {free} of {pages} are free")]
     PoolExhausted {
         /// The operation that refused.
@@ -106,16 +106,16 @@ pub enum Error {
         /// Pages in the pool.
         pages: usize,
     },
-    /// The device failed to hand out what it holds.
+    /// The device failed to return its data.
     #[error("{op}: reading `{argument}` from the device gave {got}, expected {expected}")]
     Read {
         /// The operation that failed.
         op: &'static str,
         /// The argument that was read.
         argument: &'static str,
-        /// What the device said.
+        /// The message of the device.
         got: String,
-        /// What it was asked for.
+        /// The requested action.
         expected: String,
     },
     /// The device failed to replay a captured step.
@@ -125,9 +125,9 @@ pub enum Error {
         op: &'static str,
         /// The argument at fault.
         argument: &'static str,
-        /// What the device said.
+        /// The message of the device.
         got: String,
-        /// What it was asked for.
+        /// The requested action.
         expected: String,
     },
     /// The device has no implementation of the operation.
@@ -137,9 +137,9 @@ pub enum Error {
         op: &'static str,
         /// The argument at fault.
         argument: &'static str,
-        /// What was asked for.
+        /// The requested value.
         got: String,
-        /// What would have worked.
+        /// The expected value.
         expected: String,
     },
     /// A gradient was asked for: the operations are for inference and have no backward pass.

@@ -10,13 +10,14 @@ use crate::dispatch::{IntoBackend, Origin};
 use crate::error::{Error, Result};
 use crate::extension::{MaybeFloats, Rounding, Rows};
 
-/// A format of 8 bits: sign, exponent, mantissa. Tensors hold its codes as `U8`, and a number is `code * scale`.
+/// An fp8 format: sign, exponent, mantissa. Tensors hold its codes as `U8`, and a float is `code * scale`.
 ///
-/// Numbers are rounded to the nearest code, ties to even, and those beyond the largest to it; NaN stays NaN.
+/// Floats are rounded to the nearest code, ties to even, and saturate beyond the largest; NaN stays NaN.
 ///
-/// An operation that makes codes rounds `x / scale`, computed in f32. That is right for every scale that is not 0 and
-/// finite, subnormal ones included, and zeros are always 0. Scales are on the device, so none is an error: as ever smaller
-/// ones, a scale of 0 makes all that is not 0 the largest code; one that is infinite or NaN makes every code NaN.
+/// Quantisation rounds `x / scale`, computed in f32. That is exact for every scale that is finite and not 0,
+/// including subnormal ones, and zeros are always 0. Scales are on the device, so none is an error. A scale
+/// of 0 is the limit of small ones: all but 0 becomes the largest code. An infinite or NaN scale makes every
+/// code NaN.
 ///
 /// ```
 /// use burn_flashinfer::Fp8;
@@ -30,7 +31,8 @@ use crate::extension::{MaybeFloats, Rounding, Rows};
 pub enum Fp8 {
     /// Four bits of exponent, three of mantissa, up to 448; NaN, but no infinity (OCP `e4m3fn`).
     E4m3,
-    /// Half of [`E4m3`](Self::E4m3), up to 240; one NaN, no infinity, no negative zero: what AMD CDNA3 computes with.
+    /// Half of [`E4m3`](Self::E4m3), up to 240; one NaN, no infinity, no negative zero: the format of AMD
+    /// CDNA3.
     E4m3Fnuz,
     /// Five bits of exponent, two of mantissa, up to 57344: the upper half of an f16 (OCP).
     E5m2,
@@ -70,7 +72,7 @@ impl Fp8 {
         }
     }
 
-    /// Bits of the mantissa, and what is added to an exponent.
+    /// Bits of the mantissa, and bias of the exponent.
     pub(crate) const fn layout(self) -> (u32, u32) {
         match self {
             Self::E4m3 => (3, 7),
@@ -103,7 +105,7 @@ impl Fp8 {
         let is_normal = size >= f32::from_bits((128 - bias) << 23);
         let magnitude = if is_normal { normal } else { counted };
         let sign = (x.to_bits() >> 24) & 0x80;
-        // Where a zero would have its sign, that format has its NaN.
+        // The bits of a negative zero are NaN in that format.
         let sign = if matches!(self, Self::E4m3Fnuz) && magnitude == 0 { 0 } else { sign };
         if x.is_nan() { self.nan() } else { (magnitude | sign) as u8 }
     }
@@ -141,7 +143,7 @@ pub struct Quantization {
 }
 
 impl Quantization {
-    /// To `format`, with `scale` `[1]` of f32: a number is `code * scale`. What scales do is [there](Fp8).
+    /// Quantisation to `format`, with `scale` `[1]` of f32: a float is `code * scale`. See [`Fp8`] on scales.
     ///
     /// # Errors
     ///
@@ -152,7 +154,7 @@ impl Quantization {
     }
 }
 
-/// Rounding for a backend: to codes, or to the type of the rows.
+/// Rounding for a backend: to fp8, or to the type of the rows.
 pub(crate) fn rounding(quantization: Option<&Quantization>) -> Rounding<Dispatch> {
     match quantization {
         None => Rounding { scale: MaybeFloats::None, format: None },
@@ -181,7 +183,7 @@ pub(crate) struct Rounded<const D: usize> {
 }
 
 impl<const D: usize> Rounded<D> {
-    /// Rows that were not to become codes.
+    /// The rows of an operation without quantisation.
     pub(crate) fn numbers(self, op: &'static str) -> Result<Tensor<D>> {
         match self.rows {
             Rows::Floats(rows) => Ok(self.origin.tensor::<2, Float>(rows).reshape(self.dims)),
@@ -189,7 +191,7 @@ impl<const D: usize> Rounded<D> {
         }
     }
 
-    /// Rows that were to become codes.
+    /// The rows of an operation with quantisation.
     pub(crate) fn codes(self, op: &'static str) -> Result<Tensor<D, Int>> {
         match self.rows {
             Rows::Codes(rows) => Ok(self.origin.tensor::<2, Int>(rows).reshape(self.dims)),
@@ -198,7 +200,7 @@ impl<const D: usize> Rounded<D> {
     }
 }
 
-/// A backend that does not do what the extension asks of it.
+/// The error for a backend that breaks the contract of the extension.
 fn wrong_rows(op: &'static str, got: &str, expected: &str) -> Error {
     Error::Read { op, argument: "x", got: got.into(), expected: expected.into() }
 }
@@ -223,7 +225,7 @@ pub(crate) fn scales(
     Ok(scale)
 }
 
-/// Refuses tensors that do not hold codes, and devices that cannot.
+/// Refuses tensors that are not fp8, and devices without it.
 pub(crate) fn codes<const D: usize>(
     op: &'static str,
     argument: &'static str,
@@ -243,7 +245,7 @@ mod tests {
 
     const FORMATS: [Fp8; 3] = [Fp8::E4m3, Fp8::E4m3Fnuz, Fp8::E5m2];
 
-    /// By definition: `(-1)^s · 2^(e - bias) · 1.m`, and `0.m` of the exponent 1 where `e` is 0.
+    /// The value by definition: `(-1)^s · 2^(e - bias) · 1.m`, and `0.m` of the exponent 1 where `e` is 0.
     fn by_definition(format: Fp8, code: u8) -> f64 {
         let (mantissa, bias) = format.layout();
         let (e, m) = (i32::from(code & 0x7f) >> mantissa, f64::from(code & ((1 << mantissa) - 1)));

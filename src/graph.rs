@@ -14,10 +14,10 @@ use crate::plan::DecodeStep;
 
 /// A decoding step that is captured once and replayed: hundreds of launches become one.
 ///
-/// The launches of a step are always the same; what they read lies in the buffers of a [`DecodeStep`], which each
-/// [`replay`](Self::replay) rewrites in one copy, and in the cache, which is [pinned](PagedKvCache::pin) to where it is.
-/// Between replays the program may do anything with the cache on this thread: prefill new sequences, fork, free. On devices
-/// without graphs (a CPU, Flex) a replay runs the step anew, to the same results.
+/// The launches of a step are always the same. They read the buffers of a [`DecodeStep`], which each
+/// [`replay`](Self::replay) rewrites in one copy, and the cache, which is [pinned](PagedKvCache::pin).
+/// Between replays the program may do anything with the cache on this thread: prefill new sequences, fork,
+/// free. On devices without graphs (a CPU, Flex) a replay runs the step again, with the same results.
 ///
 /// ```
 /// use burn::tensor::{DType, Device, Distribution, Tensor};
@@ -62,21 +62,22 @@ pub struct DecodeGraph<'a, T, E = Error> {
 type Run<'a, T, E> = Box<dyn FnMut(&mut PagedKvCache, &DecodeStep) -> Result<T, E> + 'a>;
 type DeviceGraph = <Dispatch as BackendTypes>::GraphPrimitive;
 
-/// Runs before the capture: Fusion compiles and tunes in the first, allocates what it needs ever after in the second, and
-/// every buffer that the capture will take must have been there once.
+/// Runs before the capture. Fusion compiles and tunes in the first, and allocates its permanent buffers in
+/// the second. Every buffer of the capture must have existed once before.
 const WARM_UP: usize = 3;
 
 impl<'a, T, E: From<Error>> DecodeGraph<'a, T, E> {
-    /// Captures `run`, one decoding step of a model: for every layer it [appends](crate::append_paged_kv) to the cache at
-    /// [`DecodeStep::slots`] and attends as [`DecodeStep::plan`] says. To compile kernels and to allocate what the step needs
-    /// it is run a few times with `tokens`, after which the sequences are what they were.
+    /// Captures `run`, one decoding step of a model: for every layer it [appends](crate::append_paged_kv) to
+    /// the cache at [`DecodeStep::slots`] and attends with [`DecodeStep::plan`]. It first runs a few times
+    /// with `tokens`, to compile kernels and to allocate the buffers of the step. The sequences are then
+    /// reset to their former state.
     ///
-    /// `run` must not copy to or read from the device; what it computes must depend on nothing that changes but the cache and
-    /// the step.
+    /// `run` must not copy to or read from the device; its results must depend on no changing state but the
+    /// cache and the step.
     ///
     /// # Errors
     ///
-    /// As [`DecodeStep::update`], and what `run` returns.
+    /// As [`DecodeStep::update`], and the errors of `run`.
     pub fn capture(
         cache: &mut PagedKvCache,
         mut step: DecodeStep,
@@ -98,13 +99,13 @@ impl<'a, T, E: From<Error>> DecodeGraph<'a, T, E> {
         Ok(Self { step, run, device, output, graph, kept, not_send: PhantomData })
     }
 
-    /// One step over the `cache` of the capture: each sequence goes on with a token. Returns what `run` returned when it was
-    /// captured, with the numbers of this step in it until the next.
+    /// Runs one step over the `cache` of the capture: each sequence goes on with a token. Returns the result
+    /// of the captured `run`, with the values of this step in it until the next.
     ///
     /// # Errors
     ///
-    /// As [`DecodeStep::update`], and if a layer of the cache was [replaced](PagedKvCache::layer_mut) since the capture, when
-    /// nothing has changed; if the device fails; and what `run` returns.
+    /// As [`DecodeStep::update`], and if a layer of the cache was [replaced](PagedKvCache::layer_mut) since
+    /// the capture, when nothing has changed; if the device fails; and the errors of `run`.
     pub fn replay(&mut self, cache: &mut PagedKvCache, tokens: &[(SequenceId, u32)]) -> Result<&T, E> {
         const OP: &str = "DecodeGraph::replay";
         self.step.check_cache(OP, cache)?;
@@ -147,7 +148,7 @@ impl<T, E> fmt::Debug for DecodeGraph<'_, T, E> {
     }
 }
 
-/// What `run` returns, and its launches as a graph, or why there is none.
+/// The result of `run`, and its launches as a graph, or why there is none.
 fn captured<T, E>(
     device: &Device,
     mut run: impl FnMut() -> Result<T, E>,

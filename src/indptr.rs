@@ -111,7 +111,7 @@ impl Indptr {
         Ok(Self { host: indptr, tensor: upload(values, device) })
     }
 
-    /// How many requests there are.
+    /// The number of requests.
     pub fn requests(&self) -> usize {
         self.host.len() - 1
     }
@@ -213,12 +213,12 @@ impl Positions {
         self.stamp.as_ref()
     }
 
-    /// How many tokens there are.
+    /// The number of tokens.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is no token.
+    /// True if there is no token.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

@@ -19,27 +19,28 @@ type Dispatch = burn::backend::Dispatch;
 
 /// The keys and values of one layer, in pages.
 ///
-/// Both tensors are `[pages, page_size, kv_heads, head_dim]` ([`KvLayout::Nhd`]) or `[pages, kv_heads, page_size,
-/// head_dim]` ([`KvLayout::Hnd`]), of the same type and on the same device; their head dimensions may differ. They hold
-/// numbers ([`new`](Self::new)), or codes of 8 bits that take half the memory ([`new_fp8`](Self::new_fp8)).
+/// Both tensors are `[pages, page_size, kv_heads, head_dim]` ([`KvLayout::Nhd`]) or `[pages, kv_heads,
+/// page_size, head_dim]` ([`KvLayout::Hnd`]), of the same type and on the same device; their head dimensions
+/// may differ. They hold floats ([`new`](Self::new)), or fp8, which takes half the memory
+/// ([`new_fp8`](Self::new_fp8)).
 #[derive(Debug, Clone)]
 pub struct KvPages {
     pool: Pool,
     layout: KvLayout,
-    /// Whether new tokens are written in place while clones are alive.
+    /// New tokens are written in place even while clones are alive.
     pinned: bool,
-    /// Of the cache whose layer this is.
+    /// The clock of the cache whose layer this is.
     clock: Option<Arc<Clock>>,
 }
 
-/// What the pages hold.
+/// The tensors of the pages.
 #[derive(Debug, Clone)]
 enum Pool {
     Floats(Tensor<4>, Tensor<4>),
     Codes { k: Tensor<4, Int>, v: Tensor<4, Int>, meaning: Box<Meaning> },
 }
 
-/// What codes mean.
+/// The fp8 format and the scales.
 #[derive(Debug, Clone)]
 struct Meaning {
     format: Fp8,
@@ -75,12 +76,12 @@ impl KvPages {
         Ok(Self { pool: Pool::Floats(k, v), layout, pinned: false, clock: None })
     }
 
-    /// Takes two tensors of codes (`U8`) as the pages of a layer. A number is `code * scale`, with scale 1 until
+    /// Takes two fp8 tensors (`U8`) as the pages of a layer. A float is `code * scale`, with scale 1 until
     /// [`set_scales`](Self::set_scales).
     ///
-    /// [`append_paged_kv`](crate::append_paged_kv) and [`rope_append_paged_kv`](crate::rope_append_paged_kv) round numbers to
-    /// codes, [`gather_paged_kv`](crate::gather_paged_kv) makes them numbers again. Attention does not read codes yet: it
-    /// refuses such pages.
+    /// [`append_paged_kv`](crate::append_paged_kv) and [`rope_append_paged_kv`](crate::rope_append_paged_kv)
+    /// round floats to fp8, [`gather_paged_kv`](crate::gather_paged_kv) converts fp8 to floats. Attention
+    /// does not read fp8 yet: it refuses such pages.
     ///
     /// ```
     /// use burn::tensor::{DType, Device, Int, Tensor};
@@ -120,8 +121,8 @@ impl KvPages {
         Ok(Self { pool, layout, pinned: false, clock: None })
     }
 
-    /// The factors on codes of keys and of values: f32, `[1]` or one for each head. They hold for the
-    /// codes that are there already. What scales do is said at [`Fp8`].
+    /// Sets the scales of fp8 keys and values: f32, `[1]` or one for each head. They also apply to the codes
+    /// already in the pages. See [`Fp8`] on scales.
     ///
     /// # Errors
     ///
@@ -152,8 +153,8 @@ impl KvPages {
         self.pinned = true;
     }
 
-    /// Refuses what was made for pages of another size, or names one that the pool does not have: of `page_size` tokens,
-    /// below `pages_needed`.
+    /// Refuses slots or tables for pages of another size, or for a larger pool: of `page_size` tokens, with
+    /// pages below `pages_needed`.
     pub(crate) fn check_pool(
         &self,
         op: &'static str,
@@ -182,7 +183,7 @@ impl KvPages {
         self.clock.as_ref().map_or(Ok(()), |clock| check_thread(op, argument, clock))
     }
 
-    /// Refuses what is of another cache, or older than a change of its sequences.
+    /// Refuses handles of another cache, or older than a change of its sequences.
     pub(crate) fn check_current(
         &self,
         op: &'static str,
@@ -237,7 +238,7 @@ impl KvPages {
         self.floats().map(|(_, v)| v)
     }
 
-    /// The codes of keys and of values, if they are codes.
+    /// The codes of keys and of values, if the pages are fp8.
     pub fn codes(&self) -> Option<(&Tensor<4, Int>, &Tensor<4, Int>)> {
         match &self.pool {
             Pool::Floats(..) => None,
@@ -245,7 +246,7 @@ impl KvPages {
         }
     }
 
-    /// What codes mean, if they are codes.
+    /// The fp8 format, if the pages are fp8.
     pub fn fp8(&self) -> Option<Fp8> {
         match &self.pool {
             Pool::Floats(..) => None,
@@ -277,7 +278,7 @@ impl KvPages {
         }
     }
 
-    /// Where what is read from the pages belongs.
+    /// The device and backend of tensors read from the pages.
     pub(crate) fn origin(&self) -> Origin {
         match &self.pool {
             Pool::Floats(k, _) => Origin::of(k),
@@ -296,7 +297,7 @@ impl KvPages {
     ///
     /// # Errors
     ///
-    /// If they are codes.
+    /// If they are fp8.
     pub(crate) fn numbers(&self, op: &'static str) -> Result<(&Tensor<4>, &Tensor<4>)> {
         self.floats().ok_or_else(|| Error::Dtype {
             op,
@@ -341,8 +342,8 @@ impl KvPages {
         }
     }
 
-    /// Replaces both tensors by what `write` makes of them. They are moved out meanwhile, so that it is their only
-    /// owner and can write in place.
+    /// Replaces both tensors by the result of `write`. They are moved out meanwhile, so that `write` is their
+    /// only owner and can write in place.
     pub(crate) fn update(&mut self, write: impl FnOnce(Pages<Dispatch>) -> KvTensors<Dispatch>) {
         let (layout, pinned, origin) = (self.layout, self.pinned, self.origin());
         let (tensors, scales, format) = match &mut self.pool {
@@ -362,7 +363,7 @@ impl KvPages {
             (KvTensors::Codes(new_k, new_v), Pool::Codes { k, v, .. }) => {
                 (*k, *v) = (origin.tensor(new_k), origin.tensor(new_v));
             }
-            // `write` returns what it got.
+            // `write` returns the kind that it got.
             _ => {}
         }
     }

@@ -1,5 +1,5 @@
-//! LLM-serving attention for [Burn](https://burn.dev): prefill and decode over paged and ragged keys and values, and
-//! what stands around them in a language model, as operations on ordinary tensors.
+//! LLM-serving attention for [Burn](https://burn.dev): prefill and decode over paged and ragged keys and
+//! values, and the other operations of an LLM decoder layer, on ordinary tensors.
 //!
 //! | operation | what it does |
 //! |---|---|
@@ -25,10 +25,11 @@
 //! | [`matmul_nt`] | linear layer on weights as checkpoints store them |
 //! | [`segment_gemm`], [`SegmentGemm`] | segments of rows times matrices of their own: grouped layers, LoRA |
 //!
-//! The [`prelude`] has what a decoder layer needs. [`PagedKvCache`] manages pages for many sequences: it shares them between forks, remembers prefixes that come again, evicts
-//! the least recently used under pressure, and moves sequences to host memory and back; [`KvPages`], [`PageTable`],
-//! [`SlotMapping`] and [`PageCopies`] are for programs that manage their own. Every operation exists once more in [`reference`](mod@reference),
-//! slow and in f64.
+//! The [`prelude`] has the types and operations of a decoder layer. [`PagedKvCache`] manages pages for many
+//! sequences: it shares them between forks, keeps a cache of prefixes, evicts the least recently used under
+//! pressure, and moves sequences to host memory and back. [`KvPages`], [`PageTable`], [`SlotMapping`] and
+//! [`PageCopies`] are for programs that manage their own. Every operation also exists in
+//! [`reference`](mod@reference), slow and in f64.
 //!
 //! # Conventions
 //!
@@ -55,9 +56,10 @@
 //!
 //! # Errors
 //!
-//! Every argument is checked before anything is written, and every refusal is an [`Error`] that names the operation,
-//! the argument, what it got and what it wanted. Host-side indices are checked when they are made into a [`PageTable`],
-//! [`SlotMapping`], [`Indptr`] or [`Positions`], once for all layers of a model; batches when they are planned.
+//! Every argument is checked before anything is written. Every refusal is an [`Error`] that names the
+//! operation, the argument, the value it got and the expected one. Host-side indices are checked when they
+//! are made into a [`PageTable`], [`SlotMapping`], [`Indptr`] or [`Positions`], once for all layers of a
+//! model; batches are checked when they are planned.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // A library leaves the choice of backends to the program; a build without any compiles, and refuses every device.
 #![cfg_attr(not(any(feature = "flex", feature = "cube")), allow(unused))]
@@ -124,10 +126,11 @@ pub mod prelude {
 
 /// Sampling: from logits to tokens, for a whole batch on the device, without sorting and without reading anything back.
 ///
-/// Which token is drawn depends on the row, its parameters and the [`DrawKey`](sampling::DrawKey), not on the batch or the
-/// device: what decides is computed in integers, or in operations whose rounding IEEE 754 prescribes. Only the `exp` of
-/// [`softmax`](sampling::softmax) may differ in its last bits from one device to the next, and with it, rarely, a token that
-/// is drawn from its result; [`sampling_from_logits`](sampling::sampling_from_logits) has one of its own.
+/// The drawn token depends on the row, its parameters and the [`DrawKey`](sampling::DrawKey), not on the
+/// batch or the device. The computation is in integers, or in operations whose rounding IEEE 754 prescribes.
+/// Only the `exp` of [`softmax`](sampling::softmax) may differ in its last bits between devices, and with it,
+/// rarely, a token drawn from its result; [`sampling_from_logits`](sampling::sampling_from_logits) has one of
+/// its own.
 ///
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};
@@ -149,7 +152,7 @@ pub mod sampling {
     pub use crate::ops::sampling::*;
 }
 
-/// What the kernels of a variant are made of: the device's half of an [`AttentionVariant`].
+/// Building blocks of a variant's kernels: the device's half of an [`AttentionVariant`].
 #[cfg(feature = "cube")]
 pub mod kernels {
     pub use burn_flashinfer_kernels::Result;

@@ -1,4 +1,4 @@
-//! What the caller may choose about attention.
+//! The options of attention.
 
 use std::fmt;
 
@@ -104,8 +104,8 @@ impl AttentionOptions {
         self
     }
 
-    /// Replaces all that attention means beside its products: mask, scale and cap are then the variant's, and must not be
-    /// set here as well.
+    /// Replaces the parts of attention beside its products: mask, scale and cap are then the variant's, and
+    /// must not be set here as well.
     pub fn variant(mut self, variant: impl AttentionVariant) -> Self {
         self.variant = Some(SharedVariant::new(variant));
         self

@@ -1,4 +1,4 @@
-//! Which pages of a pool are in use, by how many sequences, and which are kept for the prefix they hold.
+//! The pages of a pool: the number of sequences that use each, and the cached prefixes.
 
 use crate::error::{Error, Result};
 
@@ -8,11 +8,11 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone)]
 pub(crate) struct PagePool {
     size: usize,
-    /// Those that were ever handed out: of a large pool only what is used takes memory.
+    /// The pages that were ever used: a large pool takes host memory only for those.
     pages: Vec<Page>,
     /// Those of them that are free; the last one is handed out next.
     returned: Vec<usize>,
-    /// How many pages are remembered and used by no sequence.
+    /// The number of remembered pages that no sequence uses.
     idle: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Which pages hold the keys and values of each request.
+//! Page tables: the pages of each request's keys and values.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub struct PageTable {
     /// One past the largest page: how many pages a pool must have.
     end: usize,
     device: Device,
-    /// Of which moment it is, if a cache made it.
+    /// The moment of the table, if a cache made it.
     stamp: Option<Arc<Stamp>>,
 }
 
@@ -97,7 +97,7 @@ impl PageTable {
                 });
             }
         }
-        // Which request was the last to name a page: one pass finds a page that a request names twice.
+        // The last request that named each page: one pass finds a page that a request names twice.
         let mut named_by = HashMap::with_capacity(indices.len());
         for (request, (rows, &last)) in indptr.windows(2).zip(last_page_len).enumerate() {
             let owned = rows[1] - rows[0];
@@ -169,7 +169,7 @@ impl PageTable {
         Self { stamp: Some(stamp), ..self }
     }
 
-    /// Of `requests` requests: those that are missing have no keys.
+    /// Pads the table to `requests` requests: the added ones have no keys.
     pub(crate) fn padded(mut self, requests: usize) -> Self {
         let end = self.indices.len();
         self.indptr.resize(requests + 1, end);
@@ -177,7 +177,7 @@ impl PageTable {
         self
     }
 
-    /// Of the same moment as `other`.
+    /// Sets the moment of `other`.
     pub(crate) fn of_the_time_of(mut self, other: &Self) -> Self {
         self.stamp.clone_from(&other.stamp);
         self
@@ -187,12 +187,12 @@ impl PageTable {
         self.stamp.as_ref()
     }
 
-    /// How many requests there are.
+    /// The number of requests.
     pub fn requests(&self) -> usize {
         self.kv_lengths.len()
     }
 
-    /// How many tokens each request has.
+    /// The number of tokens of each request.
     pub fn kv_lengths(&self) -> &[usize] {
         &self.kv_lengths
     }
@@ -215,7 +215,7 @@ impl PageTable {
             .unwrap_or_default()
     }
 
-    /// Where the pages of each request begin in [`indices`](Self::indices).
+    /// The begin of each request's pages in [`indices`](Self::indices).
     pub(crate) fn indptr(&self) -> &[usize] {
         &self.indptr
     }
@@ -225,7 +225,7 @@ impl PageTable {
         &self.indices
     }
 
-    /// How many pages a pool must have for this table.
+    /// The least number of pages of a pool for this table.
     pub(crate) fn pages_needed(&self) -> usize {
         self.end
     }
@@ -264,7 +264,7 @@ impl PageTable {
     }
 }
 
-/// Where new tokens go in a page pool, for [`append_paged_kv`](crate::append_paged_kv).
+/// The slots of new tokens in a page pool, for [`append_paged_kv`](crate::append_paged_kv).
 ///
 /// Token `t` goes to the slot `page * page_size + offset in the page`, or nowhere.
 #[derive(Debug, Clone)]
@@ -408,12 +408,12 @@ impl SlotMapping {
         self.stamp.as_ref()
     }
 
-    /// How many tokens there are.
+    /// The number of tokens.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is no token.
+    /// True if there is no token.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -423,7 +423,7 @@ impl SlotMapping {
         self.page_size
     }
 
-    /// How many pages a pool must have for these slots.
+    /// The least number of pages of a pool for these slots.
     pub(crate) fn pages_needed(&self) -> usize {
         self.end.div_ceil(self.page_size)
     }

@@ -1,11 +1,11 @@
-//! Which pages hold the prefixes of token sequences that are worth keeping.
+//! The pages of the cached prefixes of token sequences.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::iter;
 use std::sync::Arc;
 
-/// A radix tree of prefixes whose digits are pages: each node stands for the tokens of one full page, behind those of its
-/// parent. It knows no tensor and no owner: a page is a number, and the number of its node.
+/// A radix tree of prefixes whose digits are pages: each node is the tokens of one full page, after those of
+/// its parent. It holds no tensor and no owner: a page is a number, and the number of its node.
 ///
 /// Matching hashes each token once. Time is a count of uses, so that one history always evicts the same pages.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl PrefixTree {
         Self { page_size, roots, nodes, leaves, clock: 0 }
     }
 
-    /// How many pages it holds.
+    /// The number of pages.
     pub(crate) fn pages(&self) -> usize {
         self.nodes.len()
     }
@@ -110,7 +110,7 @@ impl PrefixTree {
         std::mem::take(&mut self.nodes).into_keys()
     }
 
-    /// What follows `parent`, to change it: `parent` is no leaf meanwhile.
+    /// The children of `parent`, for a change: `parent` is no leaf meanwhile.
     fn children(&mut self, parent: Option<usize>) -> &mut Children {
         match parent.and_then(|parent| self.nodes.get_mut(&parent).map(|node| (parent, node))) {
             Some((parent, node)) => {

@@ -33,7 +33,7 @@ impl VariantInputs {
         self
     }
 
-    /// On the device of the queries, in the types that kernels take.
+    /// Checks that they are on the device of the queries, in the types that kernels take.
     pub(crate) fn checked(self, q: &Floats) -> Result<Self> {
         if let Some(floats) = &self.floats {
             q.f32("floats", floats)?;

@@ -1,4 +1,4 @@
-//! Attention: what it means, and what the caller may choose of it.
+//! Attention: variants, options and inputs.
 
 mod inputs;
 mod variant;

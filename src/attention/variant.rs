@@ -1,4 +1,4 @@
-//! The meaning of attention beside its two products, on the host.
+//! The parts of attention beside its two products, on the host.
 
 use std::fmt::{self, Debug, Formatter};
 use std::ops::{Deref, Range};
@@ -57,7 +57,7 @@ impl Row<'_> {
     }
 }
 
-/// What attention means beside its two products, as FlashInfer's variants say it:
+/// The parts of attention beside its two products, as in FlashInfer's variants:
 ///
 /// ```text
 /// o_i = finish(Σ_j p_ij v_j / Σ_j p_ij)      p_ij = exp(scale · logit(q_i·k_j)) for the keys j of `keys` that `keep` keeps
@@ -123,7 +123,7 @@ pub trait AttentionVariant: Debug + Send + Sync + 'static {
 /// The products of some rows with consecutive keys, on their way to become logits.
 pub struct LogitTile<'a> {
     products: &'a mut [f32],
-    /// Where row and key of a product are: `row * row_stride + key * key_stride`.
+    /// Strides of the row and the key of a product: `row * row_stride + key * key_stride`.
     strides: [usize; 2],
     rows: usize,
     keys: usize,

@@ -12,7 +12,7 @@ use super::SequenceId;
 pub(crate) struct Clock {
     now: AtomicU64,
     sequences: Mutex<HashMap<SequenceId, Times>>,
-    /// True once there was a graph: what every layer asks costs one load before.
+    /// True once there was a graph: before that, the check of every layer costs one load.
     was_captured: AtomicBool,
     /// The thread of the graphs that are alive.
     graphs: Mutex<Weak<ThreadId>>,
@@ -37,9 +37,9 @@ pub(crate) enum Change {
 /// The claim of a handle about its sequences: it is outdated once that is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Says {
-    /// Where all of their tokens are.
+    /// The places of all of their tokens.
     All,
-    /// Where some of their tokens are.
+    /// The places of some of their tokens.
     Some,
 }
 
@@ -61,8 +61,8 @@ pub(crate) struct Stamp {
     sequences: Vec<SequenceId>,
     made: u64,
     rewritten: AtomicBool,
-    /// Up to when nothing had changed that matters for [`Says::All`] and [`Says::Some`]: what every layer asks again costs one
-    /// comparison.
+    /// The last moments without a relevant change, for [`Says::All`] and [`Says::Some`]: the repeated check
+    /// of every layer costs one comparison.
     current: [AtomicU64; 2],
 }
 
@@ -87,7 +87,8 @@ impl Clock {
         self.tick().1.remove(&sequence);
     }
 
-    /// Keeps the pages to this thread, whose stream the replays of a graph are ordered in, as long as what it returns lives.
+    /// Keeps the pages on this thread while the returned value lives: the replays of a graph are ordered in
+    /// its stream.
     pub(super) fn keep_to_this_thread(&self) -> Arc<ThreadId> {
         let mut graphs = self.graphs.lock().unwrap_or_else(PoisonError::into_inner);
         self.was_captured.store(true, Ordering::Release);

@@ -55,7 +55,7 @@ struct Sequence {
 }
 
 impl Sequence {
-    /// Where its tokens are, from token `first` on. A pool has no more slots than an `i32` counts.
+    /// The slots of its tokens, from token `first` on. A pool has no more slots than an `i32` counts.
     fn slots(&self, first: usize, page_size: usize) -> impl Iterator<Item = i32> {
         (first..self.len).filter_map(move |position| {
             let page = self.pages.get(position / page_size)?;
@@ -74,10 +74,11 @@ impl Sequence {
 /// A call that is refused has changed nothing. A cache may go to another thread, but not while a
 /// [graph](crate::DecodeGraph) of it is alive: its pages are refused there ([`Error::Value`]).
 ///
-/// Handles of a cache are for this cache alone, and of their moment. Page tables, and plans of them, say where all tokens of
-/// their sequences are: any change of one of those outdates them. Slots and positions say it of some tokens: they are outdated
-/// once a sequence of theirs is freed, loses tokens, or gets other pages. Operations refuse what is outdated
-/// ([`Error::Stale`]) and what is of another cache.
+/// Handles of a cache belong to this cache alone, and to their moment. Page tables, and plans of them, have
+/// the places of all tokens of their sequences: any change of one of those makes them stale. Slots and
+/// positions have the places of some tokens. They become stale once a sequence of theirs is freed, loses
+/// tokens, or gets other pages. Operations refuse stale handles ([`Error::Stale`]) and those of another
+/// cache.
 ///
 /// One step of a model:
 ///
@@ -114,7 +115,7 @@ pub struct PagedKvCache {
     tree: PrefixTree,
     sequences: BTreeMap<SequenceId, Sequence>,
     clock: Arc<Clock>,
-    /// What has been done so far; the fields that say how the cache is used now are left 0.
+    /// The counts so far; the fields of the current use are left 0.
     counted: CacheStats,
 }
 
@@ -226,7 +227,7 @@ impl PagedKvCache {
         self.layers.get_mut(layer).ok_or_else(|| no_layer("PagedKvCache::layer_mut", layer, layers))
     }
 
-    /// How many tokens `sequence` has.
+    /// The number of tokens of `sequence`.
     ///
     /// # Errors
     ///
@@ -235,7 +236,7 @@ impl PagedKvCache {
         Ok(self.sequence("PagedKvCache::len", "sequence", sequence)?.len)
     }
 
-    /// Whether no sequence is alive.
+    /// True if no sequence is alive.
     pub fn is_empty(&self) -> bool {
         self.sequences.is_empty()
     }
@@ -285,7 +286,7 @@ impl PagedKvCache {
         check_thread(op, "cache", &self.clock)
     }
 
-    /// Keeps the pages to this thread as long as a graph lives that holds what it returns.
+    /// Keeps the pages on this thread as long as a graph lives that holds the returned value.
     pub(crate) fn keep_to_this_thread(&self) -> Arc<ThreadId> {
         self.clock.keep_to_this_thread()
     }
@@ -295,9 +296,9 @@ impl PagedKvCache {
         self.layers.iter().all(|layer| layer.are_pinned_of(&self.clock))
     }
 
-    /// Keeps the pages where they are from now on: [`append_paged_kv`](crate::append_paged_kv) writes in place even while
-    /// clones of them are alive, which then see what is written. What a captured graph needs, for it knows them by their
-    /// place.
+    /// Keeps the pages where they are from now on. [`append_paged_kv`](crate::append_paged_kv) writes in
+    /// place even while clones of them are alive, which then see the new tokens. A captured graph needs this,
+    /// since it holds their addresses.
     pub fn pin(&mut self) {
         self.layers.iter_mut().for_each(KvPages::pin);
     }
@@ -313,8 +314,8 @@ impl PagedKvCache {
         self.sequences.get(&id).ok_or_else(|| unknown(op, argument, id))
     }
 
-    /// A sequence uses these pages no more, which it had one after the other. Up to now it did: they are not what is evicted
-    /// next.
+    /// Releases the consecutive pages of a sequence. It has used them up to now: they are not the next to be
+    /// evicted.
     fn give_up(&mut self, pages: &[usize]) {
         self.tree.touch(pages);
         for &page in pages {

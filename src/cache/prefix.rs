@@ -4,8 +4,8 @@ use super::{Change, PagedKvCache, Sequence, SequenceId};
 use crate::error::{Error, Result};
 
 impl PagedKvCache {
-    /// How many of `tokens`, from the first on, a sequence that [starts with them](Self::create_with_prefix) would find
-    /// computed.
+    /// The number of `tokens`, from the first on, whose keys and values a sequence that [starts with
+    /// them](Self::create_with_prefix) would find in the cache.
     ///
     /// Nothing is taken, and it does not count as a use: a scheduler may ask for every request that waits. The example is at
     /// [`create_with_prefix`](Self::create_with_prefix).
@@ -106,15 +106,17 @@ impl PagedKvCache {
         Ok(())
     }
 
-    /// Gives up all remembered pages, for instance when the weights of the model change. Those that no sequence uses are free.
+    /// Drops all remembered pages, for instance when the weights of the model change. Those that no sequence
+    /// uses become free.
     pub fn forget(&mut self) {
         for page in self.tree.clear() {
             self.pool.forget(page);
         }
     }
 
-    /// `sequence`, and every other that uses the pages that are `merged`, uses those they are merged into instead. All of them,
-    /// so that what comes behind may be remembered: who uses a page of the tree uses all that lead to it.
+    /// Replaces the `merged` pages of `sequence`, and of every other sequence that uses them, by those they
+    /// are merged into. All sequences change, so that later pages may be remembered: a sequence with a page
+    /// of the tree has all its ancestors.
     fn replace_pages(&mut self, sequence: SequenceId, merged: &[Merged]) {
         let Some(&Merged { from: first, .. }) = merged.first() else { return };
         // A sequence that shares a page with `sequence` shares all before it.
@@ -141,7 +143,7 @@ impl PagedKvCache {
     }
 }
 
-/// Page number `at` of a sequence, `from`, is what `to` is.
+/// Page `at` of a sequence, `from`, has the same content as `to`.
 struct Merged {
     at: usize,
     from: usize,

@@ -1,4 +1,4 @@
-//! Room for new tokens: pages are taken, copied before they are written if they are shared, and evicted for it.
+//! Reservation of new tokens: takes pages, copies shared pages before a write, and evicts.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use crate::memory;
 use crate::ops::{PageCopies, copy_pages};
 use crate::page_table::SlotMapping;
 
-/// What a call of [`PagedKvCache::reserve`] takes from the pool.
+/// The pages that a call of [`PagedKvCache::reserve`] takes from the pool.
 struct Plan {
     pages: usize,
-    /// Whether each of the sequences needs a page of its own in place of its last one.
+    /// The sequences that need a page of their own in place of their last one.
     copies_tail: Vec<bool>,
 }
 
@@ -22,8 +22,9 @@ impl PagedKvCache {
     /// The lengths count the new tokens from now on: append their keys and values to every layer with
     /// [`append_paged_kv`](crate::append_paged_kv) before attention reads them.
     ///
-    /// If too few pages are free, [remembered](Self::remember) ones that no sequence uses are evicted, no more than needed:
-    /// of the prefixes that are not part of a longer one the least recently used, page by page from their ends.
+    /// If too few pages are free, [remembered](Self::remember) ones that no sequence uses are evicted, no
+    /// more than needed. Of the prefixes that are not part of a longer one, the least recently used goes
+    /// first, page by page from its end.
     ///
     /// # Errors
     ///

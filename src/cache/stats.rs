@@ -1,10 +1,10 @@
-//! What a cache has and what it did.
+//! Statistics of a cache.
 
 use std::fmt;
 
 use super::PagedKvCache;
 
-/// How a [`PagedKvCache`] is used now, in pages and tokens, and what it has done since it was made.
+/// The current use of a [`PagedKvCache`], in pages and tokens, and its counts since it was made.
 ///
 /// A page counts once, however many layers it has a part in. Each is free, used, or evictable:
 /// `pages = free_pages + used_pages + evictable_pages`.
@@ -75,7 +75,7 @@ impl fmt::Display for CacheStats {
 }
 
 impl PagedKvCache {
-    /// How the cache is used, and what it has done.
+    /// The current use of the cache, and its counts.
     pub fn stats(&self) -> CacheStats {
         let [pages, free_pages, evictable_pages] =
             [self.pool.pages(), self.pool.free_pages(), self.pool.idle_pages()];

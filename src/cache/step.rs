@@ -1,4 +1,4 @@
-//! What the layers of a model must know about a step: slots, positions, page table, row pointer of the queries.
+//! The inputs of a model's layers in a step: slots, positions, page table, row pointer of the queries.
 
 use super::{PagedKvCache, SequenceId};
 use crate::error::{Error, Result};
@@ -19,12 +19,12 @@ pub struct PagedStep {
 }
 
 impl PagedStep {
-    /// Where the keys and values of the new tokens go, for [`append_paged_kv`](crate::append_paged_kv).
+    /// The slots of the new tokens' keys and values, for [`append_paged_kv`](crate::append_paged_kv).
     pub fn slots(&self) -> &SlotMapping {
         &self.slots
     }
 
-    /// Where in its sequence each new token is, for [`apply_rope`](crate::apply_rope).
+    /// The position of each new token in its sequence, for [`apply_rope`](crate::apply_rope).
     pub fn positions(&self) -> &Positions {
         &self.positions
     }
@@ -125,8 +125,8 @@ impl PagedKvCache {
         PageTable::trusted(op, indptr, indices, &last_page_len, self.page_size, &self.device)
     }
 
-    /// The positions of the last `tokens` tokens of each `(sequence, tokens)`: what [`reserve`](Self::reserve) has just
-    /// made room for.
+    /// The positions of the last `tokens` tokens of each `(sequence, tokens)`, which
+    /// [`reserve`](Self::reserve) has just added.
     ///
     /// # Errors
     ///

@@ -20,7 +20,7 @@ use crate::page_table::SlotMapping;
 #[derive(Debug, Clone)]
 pub struct SwappedSequence {
     len: usize,
-    /// Of each layer; of none if there is no token.
+    /// The keys and values of each layer; of none if there is no token.
     layers: Vec<Layer>,
 }
 
@@ -29,17 +29,17 @@ pub struct SwappedSequence {
 struct Layer {
     k: TensorData,
     v: TensorData,
-    /// What they mean, if they are codes. Their scales are those of the pages.
+    /// The fp8 format, if they are fp8. Their scales are those of the pages.
     format: Option<Fp8>,
 }
 
 impl SwappedSequence {
-    /// How many tokens it has.
+    /// The number of tokens.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether it has no token.
+    /// True if it has no token.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -114,7 +114,7 @@ impl PagedKvCache {
         Ok(SwappedSequence { len, layers })
     }
 
-    /// A new sequence with the tokens of `swapped`, its keys and values bit for bit what they were.
+    /// A new sequence with the tokens of `swapped`, and the same keys and values bit for bit.
     ///
     /// It makes room as [`reserve`](Self::reserve) does. The example is at [`swap_out`](Self::swap_out).
     ///

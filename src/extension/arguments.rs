@@ -1,4 +1,4 @@
-//! What backends take and return, beside tensors.
+//! Arguments and results of backends, besides tensors.
 #![allow(
     clippy::large_enum_variant,
     reason = "an optional tensor is one a call and taken apart at once; so are those derived"
@@ -16,7 +16,7 @@ use crate::fp8::Fp8;
 use crate::options::KvLayout;
 use crate::plan::Launch;
 
-/// Where the queries and the keys of each request lie, and who computes what.
+/// Places of the queries and keys of each request, and the work partitioning.
 #[derive(Debug, Clone, ExtensionType)]
 #[cfg_attr(feature = "fusion", extension_type(fusion))]
 pub struct Batch<B: Backend> {
@@ -31,7 +31,7 @@ pub struct Batch<B: Backend> {
     /// The variant's integers, `i32`.
     #[extension_type]
     pub ints: MaybeInts<B>,
-    /// What is where.
+    /// The layout of the batch.
     pub layout: BatchLayout,
 }
 
@@ -42,10 +42,10 @@ pub struct BatchLayout {
     pub qo_indptr: Range<usize>,
     /// `[requests + 1]`: first key of each request; or where its pages begin in `indices`.
     pub kv_indptr: Range<usize>,
-    /// If keys and values are pages: `k`, `v` are `[pages, page_size, kv_heads, head_dim]`, or with heads before tokens. If
-    /// not, `[kv_tokens, kv_heads, head_dim]`.
+    /// The layout of pages, if keys and values are pages: `k`, `v` are `[pages, page_size, kv_heads,
+    /// head_dim]`, or with heads before tokens. Without it, `[kv_tokens, kv_heads, head_dim]`.
     pub pages: Option<PagesLayout>,
-    /// What the kernels run.
+    /// The launch of the kernels.
     pub launch: Launch,
 }
 
@@ -62,17 +62,17 @@ pub struct PagesLayout {
     pub layout: KvLayout,
 }
 
-/// What attention means, all of it decided.
+/// The settings of attention.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionParams {
-    /// Scale, visible keys, and what becomes of logits and outputs.
+    /// Scale, visible keys, and functions of logits and outputs.
     pub variant: SharedVariant,
-    /// Whether to return the base-2 log-sum-exp.
+    /// Requests the base-2 log-sum-exp.
     pub return_lse: bool,
 }
 
-/// What attention returns: `output` `[tokens, q_heads, head_dim_vo]` of the type of the queries, and if it was asked
-/// for `lse` `[tokens, q_heads]` in f32.
+/// The results of attention: `output` `[tokens, q_heads, head_dim_vo]` of the type of the queries, and `lse`
+/// `[tokens, q_heads]` in f32 if it was requested.
 #[derive(Debug, Clone, ExtensionType)]
 #[cfg_attr(feature = "fusion", extension_type(fusion))]
 pub enum Attended<B: Backend> {
@@ -82,7 +82,7 @@ pub enum Attended<B: Backend> {
     WithLse(FloatTensor<B>, FloatTensor<B>),
 }
 
-/// How RoPE pairs the elements of a head.
+/// The pairing of a head's elements in RoPE.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum RopeStyle {
     /// Element `i` with `i + rotary_dim / 2`: Llama and GPT-NeoX as Hugging Face stores them.
@@ -92,7 +92,7 @@ pub enum RopeStyle {
     Interleaved,
 }
 
-/// What the norm of a row is multiplied by.
+/// The factor of a row's norm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RmsNormStyle {
     /// The weight.
@@ -101,7 +101,7 @@ pub enum RmsNormStyle {
     Gemma,
 }
 
-/// What the first half of a row goes through.
+/// The function of the first half of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// `a / (1 + exp(-a))`.
@@ -112,7 +112,7 @@ pub enum Activation {
     GeluTanh,
 }
 
-/// Rows of numbers, or of codes of 8 bits (`U8`).
+/// Rows of floats, or of fp8 (`U8`).
 #[derive(Debug, Clone, ExtensionType)]
 #[cfg_attr(feature = "fusion", extension_type(fusion))]
 pub enum Rows<B: Backend> {
@@ -133,7 +133,8 @@ pub struct NormedSum<B: Backend> {
     pub sum: FloatTensor<B>,
 }
 
-/// What rows are rounded to, if not to their own type: a format, and the scale `[1]` (f32) that they are divided by.
+/// The rounding of rows, if not to their own type: an fp8 format, and the scale `[1]` (f32) that they are
+/// divided by.
 #[derive(Debug, Clone, ExtensionType)]
 #[cfg_attr(feature = "fusion", extension_type(fusion))]
 pub struct Rounding<B: Backend> {
@@ -144,7 +145,7 @@ pub struct Rounding<B: Backend> {
     pub format: Option<Fp8>,
 }
 
-/// Keys and values, or pages of them: numbers, or codes of 8 bits (`U8`).
+/// Keys and values, or pages of them: floats, or fp8 (`U8`).
 #[derive(Debug, Clone, ExtensionType)]
 #[cfg_attr(feature = "fusion", extension_type(fusion))]
 pub enum KvTensors<B: Backend> {
@@ -161,14 +162,14 @@ pub struct Pages<B: Backend> {
     /// The pages.
     #[extension_type]
     pub tensors: KvTensors<B>,
-    /// The factors on codes of keys and of values: f32, `[1]` or `[kv_heads]`.
+    /// The scales of fp8 keys and values: f32, `[1]` or `[kv_heads]`.
     #[extension_type]
     pub scales: MaybeScales<B>,
-    /// What codes mean; there are some if there are scales.
+    /// The fp8 format; present if there are scales.
     pub format: Option<Fp8>,
     /// Order of the axes of a page.
     pub layout: KvLayout,
-    /// Whether they are written in place whoever else holds them, on devices that capture graphs.
+    /// Pages are written in place even if they have other owners, on devices that capture graphs.
     pub pinned: bool,
 }
 
@@ -188,7 +189,7 @@ pub enum MaybeScales<B: Backend> {
 pub enum MaybeHeadNorm<B: Backend> {
     /// There is none.
     None,
-    /// The weights `[head_dim]` of queries and of keys, and what is added to the mean of the squares.
+    /// The weights `[head_dim]` of queries and of keys, and the epsilon of the mean of the squares.
     Some(FloatTensor<B>, FloatTensor<B>, f32),
 }
 
@@ -228,7 +229,7 @@ pub enum WeightLayout {
     ColumnMajor,
 }
 
-/// Which bit of a byte is the first.
+/// The order of bits in a byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum BitOrder {
     /// The highest, as numpy has it.
@@ -268,7 +269,7 @@ pub enum MaybeInts<B: Backend> {
     Some(IntTensor<B>),
 }
 
-/// How much of each row of probabilities counts.
+/// The filter of each row of probabilities.
 #[derive(Debug, Clone, ExtensionType)]
 #[cfg_attr(feature = "fusion", extension_type(fusion))]
 pub enum Limit<B: Backend> {

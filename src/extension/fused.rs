@@ -20,7 +20,7 @@ pub(super) fn codes(numbers: &TensorSpec) -> TensorSpec {
     TensorSpec::new(numbers.shape.clone(), DType::U8)
 }
 
-/// Rows of numbers, or of codes if there is a format.
+/// Rows of floats, or of fp8 if there is a format.
 pub(super) fn rounded(shape: Shape, dtype: DType, rounding: &RoundingMetadata) -> RowsMetadata {
     match rounding.format {
         None => RowsMetadata::Floats(TensorSpec::new(shape, dtype)),

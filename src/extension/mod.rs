@@ -1,4 +1,4 @@
-//! The seam between Burn and the kernels: what a backend implements.
+//! The interface between Burn and the kernels, which a backend implements.
 //!
 //! Everything that arrives here has been checked by the functions of this crate. A backend trusts shapes, element types,
 //! devices and indices, and must not read anything that the arguments do not name: not an unused slot of a page, not
@@ -44,9 +44,10 @@ pub trait FlashInferBackend: Backend {
     #[fusion(meta = |buffer, _| buffer.clone())]
     fn write_ints(buffer: IntTensor<Self>, values: Vec<i32>) -> IntTensor<Self>;
 
-    /// Writes token `t` of `tokens`, `[tokens, kv_heads, head_dim]`, to slot `slots[t]` of `pages`, where slot
-    /// `page * page_size + offset` is a token's place; a negative slot skips the token. Numbers become codes where the pages
-    /// hold codes; codes remain what they are. In place when the pages have no other owner, or are pinned.
+    /// Writes token `t` of `tokens`, `[tokens, kv_heads, head_dim]`, to slot `slots[t]` of `pages`, where
+    /// slot `page * page_size + offset` is a token's place; a negative slot skips the token. Floats are
+    /// rounded to fp8 where the pages are fp8; fp8 is copied. In place when the pages have no other owner, or
+    /// are pinned.
     #[fusion(meta = |pages, _, _| pages.tensors.clone())]
     fn append_paged_kv(
         #[extension_type] pages: Pages<Self>,
@@ -54,8 +55,8 @@ pub trait FlashInferBackend: Backend {
         slots: IntTensor<Self>,
     ) -> KvTensors<Self>;
 
-    /// What the slots hold: the codes of pages of codes if `dtype` is `U8`, and if not, numbers of that type. The rows of
-    /// negative slots are not defined.
+    /// Reads the slots: fp8 if `dtype` is `U8`, else floats of that type. The rows of negative slots are not
+    /// defined.
     #[fusion(meta = fused::gathered)]
     fn gather_paged_kv(
         #[extension_type] pages: Pages<Self>,
@@ -177,7 +178,7 @@ pub trait FlashInferBackend: Backend {
         presence: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
-    /// `probs` `[rows, vocab]` (f32) of what counts, divided by their sum, and 0 for the others.
+    /// Filters `probs` `[rows, vocab]` (f32): the kept ones divided by their sum, and 0 for the others.
     #[fusion(meta = |probs, _| probs.clone())]
     fn renorm_probs(probs: FloatTensor<Self>, #[extension_type] by: Limit<Self>) -> FloatTensor<Self>;
 
@@ -199,9 +200,10 @@ pub trait FlashInferBackend: Backend {
         draws: IntTensor<Self>,
     ) -> (IntTensor<Self>, IntTensor<Self>);
 
-    /// Of drafts `draft_ids` `[requests, drafted]` with `draft_probs` `[requests, drafted, vocab]` (f32), judged by
-    /// `target_probs` `[requests, drafted + 1, vocab]` (f32): the tokens `[requests, drafted + 1]`, and `[requests, 3]`: how
-    /// many are accepted each by itself, how many before the first that is not, and whether there is one after these.
+    /// Verifies drafts `draft_ids` `[requests, drafted]` with `draft_probs` `[requests, drafted, vocab]`
+    /// (f32), by `target_probs` `[requests, drafted + 1, vocab]` (f32). Returns the tokens `[requests,
+    /// drafted + 1]`, and `[requests, 3]`: the number accepted each by itself, the number before the first
+    /// rejection, and 1 if a token follows these.
     #[fusion(meta = |_, draft_ids, _, _| fused::speculation(draft_ids))]
     fn chain_speculative_sampling(
         draft_probs: FloatTensor<Self>,
@@ -230,7 +232,7 @@ pub trait FlashInferBackend: Backend {
         order: BitOrder,
     ) -> IntTensor<Self>;
 
-    /// What `pack_bits` made bytes (`U8`) of, one of its `bits` to a byte (`U8`) that is 0 or 1.
+    /// Unpacks the bytes (`U8`) of `pack_bits`: one of its `bits` to a byte (`U8`) that is 0 or 1.
     #[fusion(meta = |_, _, bits, _| fused::bytes(*bits))]
     fn unpack_bits(
         bytes: IntTensor<Self>,
@@ -239,9 +241,10 @@ pub trait FlashInferBackend: Backend {
         order: BitOrder,
     ) -> IntTensor<Self>;
 
-    /// `x[r] · weights[i]` for the rows `r` and the matrix `i` of each of `works`, accumulated in f32: `x` `[rows, d_in]`,
-    /// `weights` `[matrices, d_in, d_out]`, or as `layout` says. `works` (`i32`) has for each the first row, the end of its
-    /// rows, at most `tile_rows` and at least one, and the matrix; each row is in one of them, and there is a row.
+    /// `x[r] · weights[i]` for the rows `r` and the matrix `i` of each of `works`, accumulated in f32: `x`
+    /// `[rows, d_in]`, `weights` `[matrices, d_in, d_out]`, or in the order of `layout`. Each work item of
+    /// `works` (`i32`) has the first row, the end of its rows (at least one, at most `tile_rows`), and the
+    /// matrix. Each row is in one of them, and there is a row.
     #[fusion(meta = |x, weights, _, _, layout| fused::products(x, weights, *layout))]
     fn segment_gemm(
         x: FloatTensor<Self>,

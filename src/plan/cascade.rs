@@ -12,8 +12,8 @@ use crate::kv_pages::KvPages;
 use crate::ops::{AttentionOutput, check_room, check_shares, merge_levels};
 use crate::options::AttentionOptions;
 
-/// Who computes what of a batch whose requests share pages: a plan for each level of a [`Cascade`], made once and run by
-/// every layer. Each shared page is read once for all requests that share it.
+/// The work partitioning of a batch whose requests share pages: a plan for each level of a [`Cascade`], made
+/// once and run by every layer. Each shared page is read once for all requests that share it.
 ///
 /// ```
 /// use burn::tensor::{DType, Device, Distribution, Tensor};
@@ -35,7 +35,7 @@ use crate::options::AttentionOptions;
 #[derive(Debug)]
 #[must_use]
 pub struct CascadePlan {
-    /// The requests' own keys, then what they share.
+    /// The requests' own keys first, then the shared ones.
     levels: Vec<PagedPlan>,
     return_lse: bool,
 }
@@ -79,7 +79,8 @@ impl CascadePlan {
         self.levels.iter().map(PagedPlan::workspace_bytes).sum()
     }
 
-    /// What runs for each level, how the work is divided, and how evenly: a line for each. The requests' own keys come first.
+    /// The blueprint of each level, the work partitioning, and its balance: a line for each. The requests'
+    /// own keys come first.
     pub fn explain(&self) -> impl fmt::Display {
         fmt::from_fn(|f| {
             for (at, level) in self.levels.iter().enumerate() {

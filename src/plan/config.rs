@@ -1,4 +1,4 @@
-//! What a plan is made for.
+//! Settings of a plan.
 
 use std::fmt;
 
@@ -10,21 +10,22 @@ use crate::extension::AttentionParams;
 use crate::kv_pages::{KvPages, PageShape};
 use crate::options::AttentionOptions;
 
-/// The largest head dimension of queries, keys and values: what every kernel can hold in registers and shared memory.
+/// The largest head dimension of queries, keys and values that every kernel can hold in registers and shared
+/// memory.
 pub(crate) const MAX_HEAD_DIM: usize = 1024;
 
-/// How the keys of a request are split among the cores of a device.
+/// The split of a request's keys among the cores of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum KvSplit {
-    /// So that the batch ends soonest: it depends on all requests.
+    /// Ends the batch soonest: the split depends on all requests.
     #[default]
     Auto,
-    /// Into chunks of so many keys, rounded up to what a kernel takes at a time (at most 128), whatever else is in the batch.
-    /// So a request gets the same bits in every batch, alone or with others, at the price of some balance. (FlashInfer's
-    /// `fixed_split_size`, with tiles of queries that do not depend on the batch either.)
+    /// Chunks of so many keys, rounded up to the keys of a cube at a time (at most 128), whatever else is in
+    /// the batch. So a request gets the same bits in every batch, alone or with others, with less balance.
+    /// (FlashInfer's `fixed_split_size`, with tiles of queries that do not depend on the batch either.)
     Fixed(usize),
-    /// Not at all.
+    /// No split.
     Never,
 }
 
@@ -39,7 +40,7 @@ impl fmt::Display for KvSplit {
     }
 }
 
-/// What a plan is made for, beside the batch: heads, element type, options.
+/// Settings of a plan besides the batch: heads, element type, options.
 ///
 /// ```
 /// use burn::tensor::DType;
@@ -78,7 +79,7 @@ impl PlanConfig {
 
     /// Attention of `q_heads` heads over pages such as these: key heads, head dimensions and element type are theirs.
     ///
-    /// Attention does not read pages of [codes](crate::KvPages::new_fp8) yet: a plan for them is refused.
+    /// Attention does not read [fp8 pages](crate::KvPages::new_fp8) yet: a plan for them is refused.
     pub fn for_pages(q_heads: usize, pages: &KvPages) -> Self {
         let PageShape { kv_heads, k_dim, v_dim, .. } = pages.shape();
         Self::new(q_heads, kv_heads, k_dim, pages.dtype()).head_dim_v(v_dim)
@@ -96,7 +97,7 @@ impl PlanConfig {
         self
     }
 
-    /// How keys are split among cores.
+    /// Sets the split of keys among cores.
     pub const fn split(mut self, split: KvSplit) -> Self {
         self.split = split;
         self
@@ -131,7 +132,7 @@ impl PlanConfig {
         Ok(())
     }
 
-    /// A variant without kernels runs on native code alone.
+    /// Refuses a variant without kernels, unless the device is Flex.
     pub(crate) fn check_variant(&self, op: &'static str, device: &Device) -> Result<()> {
         #[cfg(feature = "cube")]
         if let Some(variant) = &self.options.variant

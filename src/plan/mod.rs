@@ -1,4 +1,4 @@
-//! Plans: who computes what of a batch, decided once for all layers.
+//! Plans: the work partitioning of a batch, decided once for all layers.
 
 mod cascade;
 mod config;

@@ -16,16 +16,18 @@ use crate::kv_pages::KvPages;
 use crate::ops::{AttentionOutput, attend};
 use crate::page_table::PageTable;
 
-/// Who computes what of a batch whose keys and values lie in pages: made once for a batch, run by every layer.
+/// The work partitioning of a batch whose keys and values are in pages: made once for a batch, run by every
+/// layer.
 ///
-/// Requests may decode, prefill, and append to a cached prefix in one batch: on devices with matrix cores all of them run in
-/// one launch, with tiles for many queries and tiles for few side by side, so that what reads runs beside what multiplies.
+/// Requests may decode, prefill, and append to a cached prefix in one batch. On devices with matrix cores all
+/// of them run in one launch, with prefill and decode tiles side by side. So decode tiles read while prefill
+/// tiles multiply.
 ///
-/// Planning is host work alone (tens of microseconds) and one copy to the device; it reads nothing back. Keys are split
-/// among cores where that ends the batch sooner, by a model of what each piece costs, causal masks and windows counted; the
-/// partial results lie in a workspace that the plan owns. (FlashInfer's `plan` and `run`, with the work lists of its
-/// `BatchAttention`, <https://docs.flashinfer.ai>.) A plan is of one thread at a time: two runs at once would share the
-/// workspace.
+/// Planning is host work alone (tens of microseconds) and one copy to the device; it reads nothing back. Keys
+/// are split among cores where that ends the batch sooner, by a model of the cost of each chunk. The model
+/// counts causal masks and windows. The partial results are in a workspace that the plan owns. (FlashInfer's
+/// `plan` and `run`, with the work lists of its `BatchAttention`, <https://docs.flashinfer.ai>.) A plan
+/// belongs to one thread at a time: two runs at once would share the workspace.
 ///
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};
@@ -61,7 +63,7 @@ pub struct PagedPlan {
     tokens: usize,
     page_size: usize,
     pages_needed: usize,
-    /// Of which moment the page table is, if a cache made it.
+    /// The moment of the page table, if a cache made it.
     stamp: Option<Arc<Stamp>>,
     capacity: Option<Capacity>,
 }
@@ -174,7 +176,7 @@ impl PagedPlan {
         self.replan(op, rows, table, &[])
     }
 
-    /// Plans a batch that was checked. `extra`: what a fixed plan carries along.
+    /// Plans a batch that was checked. `extra`: the additional lists of a fixed plan.
     pub(super) fn replan(
         &mut self,
         op: &'static str,
@@ -271,7 +273,7 @@ impl PagedPlan {
         self.schedule.workspace_bytes()
     }
 
-    /// What runs, how the work is divided, and how evenly.
+    /// The blueprint, the work partitioning, and its balance.
     pub fn explain(&self) -> impl fmt::Display {
         self.schedule.explain()
     }

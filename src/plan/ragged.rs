@@ -13,8 +13,8 @@ use crate::indptr::Indptr;
 use crate::ops::{AttentionOutput, attend, by_token};
 use crate::options::KvLayout;
 
-/// Who computes what of a batch whose keys and values lie one request after the other: made once for a batch, run by every
-/// layer. What [`PagedPlan`](crate::PagedPlan) is for pages.
+/// The work partitioning of a batch whose keys and values are stored one request after the other: made once
+/// for a batch, run by every layer. [`PagedPlan`](crate::PagedPlan) is the same for pages.
 ///
 /// ```
 /// use burn::tensor::{DType, Device, Distribution, Tensor};
@@ -129,7 +129,7 @@ impl RaggedPlan {
         self.schedule.workspace_bytes()
     }
 
-    /// What runs, how the work is divided, and how evenly.
+    /// The blueprint, the work partitioning, and its balance.
     pub fn explain(&self) -> impl fmt::Display {
         self.schedule.explain()
     }

@@ -24,7 +24,7 @@ use burn_flashinfer_kernels::attention as kernels;
 /// Lists begin at multiples of this many numbers: devices bind buffers at multiples of 256 bytes.
 const ALIGN: usize = 64;
 
-/// What the kernels run for a [`Batch`], and by which lists.
+/// The kernel launch of a [`Batch`], and its lists.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Launch {
     /// Ranges of the index tensor.
@@ -44,14 +44,14 @@ pub(crate) struct Requests<'a> {
     pub kv: KeysOf<'a>,
 }
 
-/// Where the keys of each request are.
+/// The places of each request's keys.
 #[derive(Clone, Copy)]
 pub(crate) enum KeysOf<'a> {
     Ragged(&'a [usize]),
     Paged(&'a PageTable),
 }
 
-/// What a fixed schedule has room for: requests of one query token each.
+/// Upper bounds of a fixed schedule: requests of one query token each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Capacity {
     pub requests: usize,
@@ -76,21 +76,22 @@ impl Lists {
     }
 }
 
-/// A batch on a device, and who computes what.
+/// A batch on a device, and its work partitioning.
 ///
-/// Not `Clone`, for an update writes over what both would have; not `Sync`, for two runs at once would share the workspace.
+/// Not `Clone`, since an update would overwrite the lists of both; not `Sync`, since two runs at once would
+/// share the workspace.
 #[derive(Debug)]
 pub(crate) struct Schedule {
     index: Tensor<1, Int>,
     workspace: Option<Tensor<1>>,
     not_sync: PhantomData<Cell<()>>,
     layout: BatchLayout,
-    /// Which lists the caller added.
+    /// The lists that the caller added.
     pub extra: Range<usize>,
     explanation: Explanation,
 }
 
-/// What was chosen and why.
+/// The choice of the blueprint, and the reason.
 #[derive(Debug)]
 enum Explanation {
     #[cfg(feature = "cube")]
@@ -199,12 +200,12 @@ impl Schedule {
     }
 }
 
-/// How a fixed schedule is written.
+/// The buffers of a fixed schedule.
 #[derive(Clone, Copy)]
 struct Fixed<'a> {
     capacity: &'a Capacity,
     extra: &'a [i32],
-    /// What was chosen before and must remain.
+    /// The former choice, which must remain.
     #[cfg_attr(not(feature = "cube"), allow(dead_code, reason = "nothing is chosen without kernels"))]
     launch: Option<&'a Launch>,
 }
@@ -264,7 +265,7 @@ impl HostPlan {
     }
 }
 
-/// What is launched and how long its lists must be, by a plan of the kernels if the device is one of theirs.
+/// The launch and the lengths of its lists, from a plan of the kernels if the device is a CubeCL one.
 fn launch(
     op: &'static str,
     config: &PlanConfig,

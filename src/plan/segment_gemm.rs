@@ -15,8 +15,8 @@ use crate::memory;
 /// Rows of a work: tiles of these are multiplied at a time, and up to the first two read each matrix once.
 const TILE_ROWS: [usize; 5] = [1, 4, 16, 64, 128];
 
-/// Who multiplies which rows of a ragged batch with which matrix: made once for a batch, run by every layer. What a grouped
-/// layer or a batch of LoRA adapters is made of (FlashInfer's `SegmentGEMMWrapper`).
+/// The work partitioning of a ragged batch of rows and matrices: made once for a batch, run by every layer.
+/// It serves grouped layers and batches of LoRA adapters (FlashInfer's `SegmentGEMMWrapper`).
 ///
 /// Segment `i` has the rows `segments[i]..segments[i + 1]` of `x`, and `y[r] = x[r] · weights[weight_indices[i]]` for each of
 /// them. One launch computes all segments, on matrix units where the device has some.
@@ -41,7 +41,8 @@ const TILE_ROWS: [usize; 5] = [1, 4, 16, 64, 128];
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct SegmentGemm {
-    /// First row, end of the rows, and matrix of each work. Works of a matrix stand together, so that it stays in a cache.
+    /// First row, end of the rows, and matrix of each work item. Items of a matrix are adjacent, so that it
+    /// stays in a cache.
     works: Tensor<1, Int>,
     tile_rows: usize,
     rows: usize,

@@ -1,4 +1,4 @@
-//! A decoding step whose every input lies in one buffer that never moves.
+//! A decoding step with all inputs in one buffer of a constant address.
 
 use std::iter;
 
@@ -20,9 +20,9 @@ const REQUEST_BYTES: usize = 64;
 /// All that changes from one decoding step to the next: tokens, positions, slots, page table and plan, in one buffer on the
 /// device that [`update`](Self::update) rewrites in one copy.
 ///
-/// Its tensors are views of that buffer, and as many and as long in every step, so that the launches of a step do not change
-/// either: what [`DecodeGraph`](crate::DecodeGraph) captures and replays. Sequences that are missing to the full number get
-/// token 0 at position 0, write nothing, and read no key.
+/// Its tensors are views of that buffer, with the same number and lengths in every step. So the launches of a
+/// step do not change either: [`DecodeGraph`](crate::DecodeGraph) captures and replays them. Sequences
+/// missing from the full number get token 0 at position 0, write nothing, and read no key.
 #[derive(Debug)]
 #[must_use]
 pub struct DecodeStep {
@@ -38,7 +38,7 @@ fn no_sequences(requests: usize) -> Vec<i32> {
 }
 
 impl DecodeStep {
-    /// Room for `requests` sequences of `cache`, none longer than `max_len` tokens.
+    /// A step of up to `requests` sequences of `cache`, none longer than `max_len` tokens.
     ///
     /// # Errors
     ///
@@ -120,12 +120,12 @@ impl DecodeStep {
         self.list(0)
     }
 
-    /// Where in its sequence each token is, for [`apply_rope`](crate::apply_rope).
+    /// The position of each token in its sequence, for [`apply_rope`](crate::apply_rope).
     pub fn positions(&self) -> Positions {
         Positions::of_tensor(self.list(1), self.max_len, self.plan.stamp().cloned())
     }
 
-    /// Where the keys and values go, for [`append_paged_kv`](crate::append_paged_kv).
+    /// The slots of the keys and values, for [`append_paged_kv`](crate::append_paged_kv).
     pub fn slots(&self) -> SlotMapping {
         let stamp = self.plan.stamp().cloned();
         SlotMapping::of_tensor(self.list(2), self.pool_pages, self.plan.page_size(), stamp)
@@ -136,7 +136,7 @@ impl DecodeStep {
         &self.plan
     }
 
-    /// How many sequences it has room for: the rows of every tensor of the step.
+    /// The largest number of sequences: the rows of every tensor of the step.
     pub fn requests(&self) -> usize {
         self.requests
     }
