@@ -20,7 +20,8 @@ impl PagedKvCache {
     /// first all tokens of the first sequence, then those of the second, and so on.
     ///
     /// The lengths count the new tokens from now on: append their keys and values to every layer with
-    /// [`append_paged_kv`](crate::append_paged_kv) before attention reads them.
+    /// [`append_paged_kv`](crate::append_paged_kv) before attention reads them. [`step`](Self::step) returns all that a step
+    /// needs beside the slots.
     ///
     /// If too few pages are free, [remembered](Self::remember) ones that no sequence uses are evicted, no
     /// more than needed. Of the prefixes that are not part of a longer one, the least recently used goes

@@ -1,4 +1,4 @@
-//! The inputs of a model's layers in a step: slots, positions, page table, row pointer of the queries.
+//! The inputs of a step that all layers of a model share: slots, positions, page table, row pointer of the queries.
 
 use super::{PagedKvCache, SequenceId};
 use crate::error::{Error, Result};
@@ -8,7 +8,8 @@ use crate::page_table::{PageTable, SlotMapping};
 
 /// A step of a model over a [`PagedKvCache`]: made by [`PagedKvCache::step`], used by every layer.
 ///
-/// Its parts are of one moment. Operations refuse them once they are outdated, as the cache says.
+/// Its parts are of one moment. Operations refuse them once they are outdated, as the cache says. A captured graph wants
+/// a [`DecodeStep`](crate::DecodeStep), whose buffers stay.
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct PagedStep {
