@@ -1,4 +1,4 @@
-//! What CubeCL's CPU compiler expects of the compiler's runtime library and older systems do not have.
+//! A function that CubeCL's CPU compiler expects of the runtime library, and that older systems lack.
 
 use burn::tensor::bf16;
 

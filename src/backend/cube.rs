@@ -71,12 +71,12 @@ pub(crate) fn unsupported_dtype(device: &CubeDevice, dtype: DType) -> Option<Str
 pub(crate) use attention::plan;
 pub(crate) use kernels::sampling::MAX_TOP_K;
 
-/// Whether the 8-bit floats that `device` computes with are those without a negative zero.
+/// True if the fp8 formats of `device` are those without a negative zero.
 pub(crate) fn has_fnuz(device: &CubeDevice) -> bool {
     Instruction::CvtFp8Fnuz.exists_on(Arch::of(&device.client()))
 }
 
-/// Whether `device` computes with integers of 64 bits.
+/// True if `device` has integers of 64 bits.
 pub(crate) fn has_wide_integers(device: &CubeDevice) -> bool {
     let client = device.client();
     client.properties().type_usage(dtype_to_storage_type(DType::U64)).contains(TypeUsage::Arithmetic)
@@ -89,7 +89,7 @@ pub(crate) fn memory(device: &CubeDevice) -> DeviceMemory {
     DeviceMemory { largest: memory.max_page_size, all: memory.max_memory() }
 }
 
-/// Whether `device` has tensors of bytes.
+/// True if `device` has tensors of bytes.
 pub(crate) fn has_bytes(device: &CubeDevice) -> bool {
     kernels::bits::has_bytes(&device.client())
 }
@@ -330,7 +330,7 @@ impl FlashInferBackend for CubeBackend {
     }
 }
 
-/// Where to write what is made of `input`, unless that may be `input` itself.
+/// A tensor for the result of an operation on `input`, unless it may be written to `input` itself.
 fn fresh(input: &CubeTensor) -> Option<CubeTensor> {
     // CubeCL's CPU runtime fails to read an empty tensor that was uploaded.
     let in_place = input.meta.num_elements() > 0
@@ -340,8 +340,9 @@ fn fresh(input: &CubeTensor) -> Option<CubeTensor> {
     (!in_place).then(|| empty_like(input, input.meta.shape().clone(), input.dtype))
 }
 
-/// `x · weight`, slowly, for what Burn refuses: without autotuning it has one kernel, which for most shapes wants more
-/// shared memory than a cube has on AMD's devices (137 KB where there are 64 KiB) and on the CPU (45 KB of 32 KiB).
+/// `x · weight`, slowly, for shapes that Burn refuses. Without autotuning it has one kernel, which for most
+/// shapes needs more shared memory than a cube has on AMD's devices (137 KB where there are 64 KiB) and on
+/// the CPU (45 KB of 32 KiB).
 fn naive_matmul(x: CubeTensor, weight: CubeTensor, shape: [usize; 2]) -> CubeTensor {
     let product = empty_like(&x, shape.into(), x.dtype);
     let element = dtype_to_storage_type(x.dtype);
@@ -401,12 +402,12 @@ fn empty_like(tensor: &CubeTensor, shape: Shape, dtype: DType) -> CubeTensor {
     CubeTensor::new_contiguous(tensor.client.clone(), tensor.device.clone(), shape, handle, dtype)
 }
 
-/// Room for rows of numbers like those of `tensor`, or of codes.
+/// A tensor for rows of floats like those of `tensor`, or of fp8.
 fn rounded_like(tensor: &CubeTensor, shape: Shape, rounding: &Rounding<CubeBackend>) -> CubeTensor {
     empty_like(tensor, shape, rounding.format.map_or(tensor.dtype, |_| DType::U8))
 }
 
-/// Numbers or codes, whichever they are.
+/// Floats or fp8 rows, by the type of the tensor.
 fn rows_of(tensor: CubeTensor) -> Rows<CubeBackend> {
     if tensor.dtype == DType::U8 { Rows::Codes(tensor) } else { Rows::Floats(tensor) }
 }

@@ -17,9 +17,9 @@ use crate::page_table::{PageTable, SlotMapping};
 
 /// Writes the keys and values of new tokens to their slots in the pages of a layer.
 ///
-/// `k`: `[tokens, kv_heads, head_dim]`, `v`: `[tokens, kv_heads, head_dim_v]`, `slots`: one for each token. Pages of numbers
-/// are of the type of `k` and `v`, which are copied bit for bit; to pages of [codes](KvPages::new_fp8) the numbers are
-/// divided by the [scale](crate::Fp8) and rounded.
+/// `k`: `[tokens, kv_heads, head_dim]`, `v`: `[tokens, kv_heads, head_dim_v]`, `slots`: one for each token.
+/// Pages of floats have the type of `k` and `v`, which are copied bit for bit. For [fp8
+/// pages](KvPages::new_fp8) the floats are divided by the [scale](crate::Fp8) and rounded.
 ///
 /// It happens in place: nothing but the new rows is written and no page is copied, as long as `pages` is the only owner of
 /// its two tensors. (If a clone of one is alive, that tensor is copied first, as Burn does everywhere; not so if its cache is
@@ -39,7 +39,7 @@ pub fn append_paged_kv(pages: &mut KvPages, k: Tensor<3>, v: Tensor<3>, slots: &
     Ok(())
 }
 
-/// Keys and values as they lie in pages: numbers or codes.
+/// Keys and values as stored in pages: floats or fp8.
 pub(crate) type Tokens = KvTensors<Dispatch>;
 
 /// Writes tokens that fit, bit for bit.
@@ -78,8 +78,8 @@ pub(super) fn fits(
 /// The keys and values of all tokens of a page table, one request after the other: `[tokens, kv_heads, head_dim]` and
 /// `[tokens, kv_heads, head_dim_v]`.
 ///
-/// Numbers are copied bit for bit, and `dtype` is theirs; codes of [8 bits](KvPages::new_fp8) become numbers of type
-/// `dtype`: `code * scale` in f32, rounded once more, and infinite where it is beyond the largest of `dtype`.
+/// Floats are copied bit for bit, and `dtype` is theirs. [Fp8](KvPages::new_fp8) is converted to floats of
+/// type `dtype`: `code * scale` in f32, rounded once more, and infinite beyond the largest of `dtype`.
 ///
 /// # Errors
 ///
@@ -115,7 +115,7 @@ pub fn gather_paged_kv(pages: &KvPages, table: &PageTable, dtype: DType) -> Resu
     }
 }
 
-/// What slots of `pages` hold, at least one: numbers of type `dtype`, or codes if it is `U8`.
+/// Reads slots of `pages`, at least one: floats of type `dtype`, or fp8 if it is `U8`.
 pub(crate) fn read(pages: &KvPages, slots: Tensor<1, Int>, dtype: DType) -> Tokens {
     Dispatch::gather_paged_kv(pages.to_dispatch(), slots.into_backend(), dtype)
 }

@@ -15,7 +15,7 @@ use crate::options::{AttentionOptions, KvLayout};
 use crate::page_table::PageTable;
 use crate::plan::{KeysOf, MAX_HEAD_DIM, PlanConfig, Requests, Schedule, decode_rows};
 
-/// What attention returns.
+/// The results of attention.
 #[derive(Debug, Clone)]
 #[must_use]
 #[non_exhaustive]
@@ -160,7 +160,7 @@ pub fn batch_decode_paged(
     paged("batch_decode_paged", NAMES, q, &rows, pages, table, options)
 }
 
-/// How the paged operations call the row pointer of the queries and the page table.
+/// Names of the row pointer of the queries and the page table in the paged operations.
 const NAMES: [&str; 2] = ["qo_indptr", "table"];
 
 /// `names`: under which names the caller knows `qo_indptr` and `table`.
@@ -251,7 +251,7 @@ impl Problem {
         if head_dim == 0 || q_heads == 0 {
             return Err(shape(op, "q", &q.dims(), "[tokens, q_heads, head_dim] with at least one head"));
         }
-        // What every kernel can hold in registers and shared memory, and count in i32.
+        // Limits of every kernel: registers and shared memory, and counts in i32.
         let [v_dim, most] = [v.dims()[D - 1], MAX_HEAD_DIM];
         if head_dim > most || v_dim > most {
             let (argument, dims) =

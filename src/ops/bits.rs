@@ -89,7 +89,7 @@ pub fn segment_packbits(
     Ok((packed, byte_indptr))
 }
 
-/// The first `len` bits of what [`packbits`] packed.
+/// Unpacks the first `len` bits of the result of [`packbits`].
 ///
 /// `packed`: `[len / 8]`, rounded up, of type [`U8`](DType::U8); the result is `[len]`.
 ///

@@ -44,7 +44,8 @@ pub fn cascade_attention(
     merge_levels(found.collect::<Result<_>>()?, options.return_lse)
 }
 
-/// Refuses what wants positions where requests share keys: a left window, and a variant of the caller's.
+/// Refuses options that need positions where requests share keys: a left window, and a variant of the
+/// caller's.
 pub(crate) fn check_shares(op: &'static str, options: &AttentionOptions, cascade: &Cascade) -> Result<()> {
     if cascade.shared.is_empty() {
         return Ok(());
@@ -59,13 +60,13 @@ pub(crate) fn check_shares(op: &'static str, options: &AttentionOptions, cascade
     }
 }
 
-/// Refuses more levels than there is memory for: what each finds, and all of it together to be merged.
+/// Refuses more levels than fit in memory: the results of each level, and all of them together for the merge.
 pub(crate) fn check_room(op: &'static str, q: &Tensor<3>, levels: usize) -> Result<()> {
     let found = memory::bytes([q.shape().num_elements(), q.dtype().size()]);
     memory::on_device(op, "q", [levels.saturating_mul(2), found], &q.device())
 }
 
-/// What was found in each level, as attention over all of them.
+/// Merges the results of all levels into attention over all keys.
 pub(crate) fn merge_levels(levels: Vec<AttentionOutput>, return_lse: bool) -> Result<AttentionOutput> {
     let levels = match <[_; 1]>::try_from(levels) {
         Ok([alone]) => return Ok(alone),

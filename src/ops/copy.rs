@@ -12,7 +12,7 @@ use crate::kv_pages::KvPages;
 use crate::memory;
 use crate::page_table::SlotMapping;
 
-/// Which pages of a pool become copies of which, for [`copy_pages`].
+/// Pairs of pages of a pool, source and destination, for [`copy_pages`].
 ///
 /// It is checked once, when it is made, and trusted from then on: make it once and use it in every layer. The example
 /// is at [`copy_pages`].
@@ -98,12 +98,12 @@ impl PageCopies {
         })
     }
 
-    /// How many pages are copied.
+    /// The number of copied pages.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether none is.
+    /// True if no page is copied.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

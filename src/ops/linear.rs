@@ -1,4 +1,4 @@
-//! A linear layer on weights as checkpoints store them.
+//! A linear layer on weights in the order of checkpoints.
 
 use burn::{
     backend::Dispatch,
@@ -13,10 +13,11 @@ use crate::memory;
 
 /// `x · weightᵀ`: a linear layer without bias.
 ///
-/// `x`: `[…, in]`, `weight`: `[out, in]`, as PyTorch and Hugging Face store it; the result is `[…, out]`. Products are
-/// accumulated in f32. On Flex the weights are read as they are, in f16 and bf16 too, which makes decoding on a CPU
-/// as fast as its memory. On GPUs products of up to 8 rows read each weight once; more rows, and CubeCL's CPU, take Burn's
-/// matrix product, which on NVIDIA GPUs rounds the factors to TF32 (10 bits behind the point) where they are f32.
+/// `x`: `[…, in]`, `weight`: `[out, in]`, as PyTorch and Hugging Face store it; the result is `[…, out]`.
+/// Products are accumulated in f32. On Flex the weights are read as they are, in f16 and bf16 too, which
+/// makes decoding on a CPU as fast as its memory. On GPUs products of up to 8 rows read each weight once.
+/// More rows, and CubeCL's CPU, use Burn's matrix product, which on NVIDIA GPUs rounds f32 factors to TF32
+/// (10 bits behind the point).
 ///
 /// # Errors
 ///

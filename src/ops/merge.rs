@@ -18,9 +18,10 @@ use crate::indptr::Indptr;
 ///
 /// `v = (w_a v_a + w_b v_b) / (w_a + w_b)`, `s = m + log2(w_a + w_b)`.
 ///
-/// Where both LSE are `-inf`, `v = 0` and `s = -inf`. A state whose LSE is `-inf` does not count, whatever its output.
-/// Computed in f32 and rounded once, into the memory of `v_a` and of `s_a` where these have no other owner (FlashInfer's
-/// `merge_state`; <https://arxiv.org/abs/2501.01005> calls it attention composition).
+/// Where both LSE are `-inf`, `v = 0` and `s = -inf`. A state whose LSE is `-inf` does not count, whatever
+/// its output. Computed in f32 and rounded once, into the memory of `v_a` and of `s_a` where these have no
+/// other owner (FlashInfer's `merge_state`; <https://arxiv.org/abs/2501.01005> calls it attention
+/// composition).
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};

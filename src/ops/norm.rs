@@ -54,7 +54,7 @@ pub fn rms_norm_quant<const D: usize>(
     rms(OP, x, weight, epsilon, RmsNormStyle::Plain, Some(quantization))?.codes(OP)
 }
 
-/// [`rms_norm`] as Gemma has it: `x / sqrt(mean(x²) + epsilon) * (1 + weight)`.
+/// [`rms_norm`] in Gemma's form: `x / sqrt(mean(x²) + epsilon) * (1 + weight)`.
 ///
 /// # Errors
 ///
@@ -119,7 +119,7 @@ pub fn fused_add_rms_norm_quant<const D: usize>(
     Ok((normed.codes(OP)?, sum))
 }
 
-/// [`fused_add_rms_norm`] as Gemma has it: multiplied by `1 + weight`.
+/// [`fused_add_rms_norm`] in Gemma's form: multiplied by `1 + weight`.
 ///
 /// # Errors
 ///

@@ -65,7 +65,7 @@ fn weight(i: usize, order: BitOrder) -> usize {
     }
 }
 
-/// Refuses what does not rise from 0 to `end`.
+/// Refuses a row pointer that does not rise from 0 to `end`.
 pub(super) fn check_indptr(op: &'static str, indptr: &[usize], end: usize) -> Result<()> {
     if indptr.first() == Some(&0) && indptr.last() == Some(&end) && indptr.is_sorted() {
         return Ok(());

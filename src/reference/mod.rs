@@ -1,7 +1,7 @@
 //! Every operation once more: slow, in f64, on plain numbers. What the fast ones must agree with.
 //!
-//! Nothing here needs a backend. The tests of this crate compare every device with these functions; they also answer
-//! what exactly an operation computes, and which of two results is the wrong one.
+//! Nothing here needs a backend. The tests of this crate compare every device with these functions. They also
+//! define the exact result of an operation, where two results differ.
 //!
 //! ```
 //! use burn_flashinfer::AttentionOptions;
@@ -99,7 +99,7 @@ impl Heads {
     }
 }
 
-/// Attention over a set of keys: what [`merge_state`] can combine with attention over other keys.
+/// Attention over a set of keys, which [`merge_state`] can combine with attention over other keys.
 #[derive(Debug, Clone, PartialEq)]
 pub struct State {
     /// `[tokens, q_heads, head_dim_v]`: `softmax(logits) · v`.
@@ -251,7 +251,7 @@ impl Pages {
         &self.values
     }
 
-    /// Where the elements of `head` of the token in `slot` (`page * page_size + offset in the page`) lie.
+    /// The range of the elements of `head` of the token in `slot` (`page * page_size + offset in the page`).
     fn row(&self, slot: usize, head: usize) -> Range<usize> {
         let (page, offset) = (slot / self.page_size, slot % self.page_size);
         let row = match self.layout {

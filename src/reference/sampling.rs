@@ -33,7 +33,7 @@ pub fn softmax(logits: &[f64], temperature: &[f64], vocab: usize) -> Result<Vec<
     Ok(logits.chunks_exact(vocab).zip(temperature).flat_map(row).collect())
 }
 
-/// Which tokens a row is drawn from.
+/// The filter of a row's tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Filter {
     /// A token passes if fewer tokens are more likely.
@@ -94,8 +94,8 @@ pub fn renormalised(probs: &[f32], filter: &Filter) -> Vec<f64> {
     probs.iter().zip(shares).map(|(p, share)| if p.is_nan() { f64::NAN } else { share }).collect()
 }
 
-/// [`top_k_mask_logits`](crate::sampling::top_k_mask_logits) of one row: `-inf` instead of what at least `top_k` others
-/// exceed.
+/// [`top_k_mask_logits`](crate::sampling::top_k_mask_logits) of one row: `-inf` instead of each logit that at
+/// least `top_k` others exceed.
 pub fn top_k_mask_logits(logits: &[f64], top_k: i64) -> Vec<f64> {
     let mut order: Vec<f64> = logits.iter().copied().filter(|x| !x.is_nan()).collect();
     order.sort_by(|a, b| b.total_cmp(a));
@@ -148,7 +148,7 @@ pub fn apply_penalties(
     Ok(penalised.collect())
 }
 
-/// What [`chain_speculative_sampling`](crate::sampling::chain_speculative_sampling) does with one draft.
+/// The result of [`chain_speculative_sampling`](crate::sampling::chain_speculative_sampling) for one draft.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Chain {
     /// With which probability each drafted token is accepted: `min(q / p, 1)`.

@@ -18,8 +18,9 @@ use crate::attention::PlannedKeys;
 use crate::extension::{Attended, AttentionParams, Batch, Launch, MaybeFloats, MaybeInts, PagesLayout};
 use crate::plan::{KvSplit, PlanConfig};
 
-/// Plans a batch on a device of CubeCL; on another there is no plan. With `keys`, what it may have at most, also says what
-/// plans of as many requests and queries need room for. `launch` is what was chosen before, and remains.
+/// Plans a batch on a device of CubeCL; on another there is no plan. With `keys`, the largest number of keys,
+/// it also returns the limits of plans of as many requests and queries. `launch` is the former choice, which
+/// remains.
 pub(crate) fn plan(
     device: &Device,
     config: &PlanConfig,

@@ -15,7 +15,7 @@ pub(super) fn pack(
 ) -> CubeTensor {
     let bytes = empty_like(&bits, [len].into(), DType::U8);
     if len > 0 {
-        // What a device stores a bool as: a byte, or a word where it has no bytes.
+        // A device stores a bool as a byte, or as a word where it has no bytes.
         let (client, dtype) = (bits.client.clone(), dtype_to_storage_type(bits.dtype));
         let pack = PackBits {
             bits: into_contiguous(bits).binding(),

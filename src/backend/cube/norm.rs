@@ -60,7 +60,7 @@ pub(super) fn layer_norm_rows(
     normalised(x, (Scaling::Layer { gamma, beta }, weight_dtype), rounding, epsilon)
 }
 
-/// What a root mean square is scaled with, and the type of it.
+/// The weight of a root mean square norm, and its type.
 fn scaling(weight: CubeTensor, style: RmsNormStyle) -> (Scaling, DType) {
     let dtype = weight.dtype;
     let weight = into_contiguous(weight).binding();

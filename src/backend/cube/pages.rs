@@ -1,4 +1,4 @@
-//! Launches of what writes to pages and reads them, and of RoPE.
+//! Launches of writes to pages, reads from them, and RoPE.
 
 use burn::backend::{DType, cubecl::dtype_to_storage_type};
 use burn_cubecl::{kernel::into_contiguous, tensor::CubeTensor};
@@ -40,7 +40,7 @@ fn pools(pages: Pages<Cube>) -> Pools {
     Pools { k, v, layout: layout_of(pages.layout), quantized }
 }
 
-/// These pages without their scales: whose codes are moved as they are.
+/// These pages without their scales: codes are moved as they are.
 fn raw(pages: Pages<Cube>) -> Pages<Cube> {
     Pages { scales: MaybeScales::None, format: None, ..pages }
 }
@@ -122,7 +122,7 @@ impl Rotation {
     }
 }
 
-/// A scale for codes of `format`.
+/// The quantisation to `format`.
 fn quantized(format: Fp8, scale: CubeTensor) -> Option<Quantized> {
     Some(Quantized { format: fp8(format), scale: into_contiguous(scale).binding() })
 }

@@ -155,7 +155,7 @@ pub(super) fn sample_probs(
     (samples, valid)
 }
 
-/// What counts of each row.
+/// The filtered tokens of each row.
 fn filtered(x: CubeTensor, by: sampling::Limit, output: Output) -> CubeTensor {
     let y = empty_like(&x, x.meta.shape().clone(), x.dtype);
     if y.meta.num_elements() > 0 {
@@ -166,7 +166,7 @@ fn filtered(x: CubeTensor, by: sampling::Limit, output: Output) -> CubeTensor {
     y
 }
 
-/// Where a token for each draw goes, and whether it is one.
+/// Tensors for the token of each draw, and for its validity.
 fn samples_for(rows: &CubeTensor, draws: &CubeTensor) -> (CubeTensor, CubeTensor) {
     let shape: Shape = [draws.meta.shape()[0]].into();
     (empty_like(rows, shape.clone(), DType::I32), empty_like(rows, shape, DType::I32))

@@ -1,4 +1,4 @@
-//! Attention: which part of the problem a task computes, and where in the tensors that part lies.
+//! Attention: the part of the problem of each task, and its place in the tensors.
 //!
 //! A task is one request, one key-value head and a few queries of it: all query heads that share the key-value head are
 //! computed together, so that each key and value is read once for all of them. A row is one query of one such head.
@@ -60,14 +60,14 @@ impl<'a, E: Float> Cache<'a, E> {
     }
 }
 
-/// Where the tokens of each request lie.
+/// The places of each request's tokens.
 #[derive(Clone, Copy)]
 enum Index<'a> {
     Ragged { qo_indptr: &'a [i32], kv_indptr: &'a [i32] },
     Paged { qo_indptr: &'a [i32], kv_indptr: &'a [i32], pages: &'a [i32], last: &'a [i32], page_size: usize },
 }
 
-/// Where one request lies.
+/// The place of one request's tokens.
 #[derive(Clone, Copy)]
 struct Tokens {
     /// Its number in the batch.
@@ -191,7 +191,7 @@ impl<E: Float> Problem<'_, E> {
         self.q.row([token, work.kv_head * self.group + row % self.group])
     }
 
-    /// Where in the cache keys `from..` of the request begin.
+    /// Writes the offsets of keys `from..` of the request in the cache.
     #[inline(always)]
     fn locate(&self, cache: &Cache<'_, E>, work: &Work, from: usize, places: &mut [usize]) {
         let base = cache.start + work.kv_head as isize * cache.head;
@@ -230,7 +230,7 @@ impl<E: Float> Problem<'_, E> {
     }
 }
 
-/// One query, from its sum of exponentials and its largest logit: the factor on the weighted sum, and the LSE.
+/// The factor on the output and the LSE of one query, from its row_sum and row_max.
 ///
 /// The sum is 0 only if the query has seen no key, and NaN if it has seen a NaN.
 #[inline(always)]

@@ -12,7 +12,7 @@ use super::scratch::with_scratch;
 use super::simd::per_instruction_set;
 use super::view::{Rows, dims, with_rows};
 
-/// How much of each row counts.
+/// The filter of each row.
 pub(super) enum Limit {
     /// A token passes if fewer tokens are more likely.
     TopK(Vec<i32>),
@@ -215,7 +215,7 @@ mod tests {
             (self.0 >> 33) as u32
         }
 
-        /// A probability, or now and then what is none.
+        /// A random probability, at times an invalid one.
         fn probability(&mut self) -> f32 {
             match self.next() % 40 {
                 0 => 0.0,
@@ -293,7 +293,7 @@ mod tests {
         {
             let took = time(&row);
             eprintln!("{name}: {took:?}, shuffled: {usual:?}");
-            // Twice is the aim; what grows with the square takes a hundred times as long.
+            // The aim is twice the time; quadratic growth takes a hundred times as long.
             assert!(took < 4 * usual, "{name}: {took:?}, shuffled {usual:?}");
         }
     }

@@ -7,7 +7,7 @@ use super::simd::{per_instruction_set, sum};
 
 /// An element that kernels read and write; they compute in f32.
 pub(super) trait Float: Element + bytemuck::Pod + Send + Sync {
-    /// Exactly this number in f32. Written so that a loop over it becomes vector code on any processor.
+    /// The same number in f32, exactly. The code lets a loop over it become vector code on any processor.
     fn widen(self) -> f32;
 
     /// The nearest number to `value`.
@@ -43,8 +43,8 @@ impl Float for bf16 {
 
     #[inline(always)]
     fn narrow(value: f32) -> Self {
-        // Without a branch, for loops that become vector code: what is added carries into the upper half if the lower one
-        // rounds up. A NaN could carry into the sign.
+        // No branch, so that loops become vector code: the addend carries into the upper half if the lower
+        // one rounds up. A NaN could carry into the sign.
         let bits = value.to_bits();
         let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
         let nan = (bits >> 16) | 0x40;
@@ -140,7 +140,7 @@ mod tests {
         }
     }
 
-    /// Every number of the types, and what is between it and the next: below, at and above the middle.
+    /// Every number of the types, and numbers between it and the next: below, at and above the middle.
     #[test]
     fn narrowing_rounds_to_even() {
         for bits in 0..=u16::MAX {

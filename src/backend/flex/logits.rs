@@ -11,11 +11,12 @@ use super::simd::per_instruction_set;
 use super::view::{self, Rows, dims, with_rows};
 use super::weights::Temperature;
 
-/// Logits that are weighed together, by their own maximum.
+/// Logits of a chunk, whose probabilities are relative to its own largest logit.
 const CHUNK: usize = 4096;
-/// Logits of a chunk that are weighed again together, to find a token among them.
+/// Logits of a block: its probabilities are computed again, to find a token in it.
 const BLOCK: usize = 64;
-/// Bits after the point of a mass, and of what a chunk is relative to the largest of its row.
+/// Fractional bits of a fixed-point probability, and of a chunk's factor relative to the largest logit of its
+/// row.
 const MASS_BITS: i32 = 40;
 const SHARE_BITS: i32 = 63;
 
@@ -35,7 +36,7 @@ pub(super) fn sample<E: Float>(
     let logits = with_rows(logits);
     let source: Rows<'_, E, 1> = Rows::of(&logits);
     let temperature: Vec<_> = view::widened::<f32>(temperature).into_iter().map(Temperature::new).collect();
-    // A row is weighed once, by the first of its draws.
+    // The probabilities of a row are computed once, by the first of its draws.
     let [rows, _] = dims(&logits);
     let weighed: Vec<OnceLock<Vec<Weighed>>> = (0..rows).map(|_| OnceLock::new()).collect();
     each_draw(draws, |draw| {

@@ -1,8 +1,8 @@
 //! Matrix products with weights read as they are stored, accumulated in f32 and rounded once.
 //!
-//! Few rows are bound by reading the weights: each is read once and widened in registers. Many rows are bound by
-//! arithmetic: `x` is transposed once, a panel of weights is widened once, and both stay in the processor's cache while
-//! they are multiplied.
+//! A product of few rows is bound by reading the weights: each is read once and widened in registers. A
+//! product of many rows is bound by arithmetic: `x` is transposed once and a panel of weights is widened
+//! once. Both stay in the processor's cache during the product.
 
 use std::array::from_fn;
 
@@ -82,7 +82,7 @@ impl<E: Float> Product<'_, E> {
                 pieces(output, piece, parallel, |at, output| few(self, wide, at * piece, output));
                 return;
             }
-            // By column, so that a thread owns what lies side by side; turned round at the end.
+            // In the order of columns, so that a thread owns contiguous memory; transposed at the end.
             let mut by_column = vec![E::narrow(0.0); output.len()];
             pieces(&mut by_column, piece * rows, parallel, |at, output| few(self, wide, at * piece, output));
             for (row, output) in output.chunks_exact_mut(columns).enumerate() {
@@ -175,7 +175,7 @@ fn many_body<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize>(
         for (block, x) in transposed.chunks_exact(depth * LANES).enumerate() {
             let x = x[from * LANES..][..width * LANES].as_chunks::<WIDTH>().0.as_chunks::<2>().0;
             for column in (0..columns).step_by(KEYS) {
-                // What fills up the last few columns repeats the last one.
+                // The padding of the last few columns repeats the last one.
                 let columns_of: [usize; KEYS] = from_fn(|i| (column + i).min(columns - 1));
                 let weights = from_fn(|i| &panel[columns_of[i] * DEPTH..][..width]);
                 let parts = simd::outer::<FMA, WIDTH>(x, weights, [[[0.0; WIDTH]; 2]; KEYS]);

@@ -95,7 +95,7 @@ fn merge<E: Float>(
             wide.fill(0.0);
             let mut sum = 0.0;
             let mut add = |weight: f32, row: &[E]| {
-                // What has no weight may hold anything, NaN too.
+                // The output of a state without weight may hold anything, NaN too.
                 if weight != 0.0 {
                     sum += weight;
                     add_weighted(weight, row, wide);

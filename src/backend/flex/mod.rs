@@ -48,7 +48,8 @@ macro_rules! by_dtype {
     };
 }
 
-/// Calls a function for the element type of a tensor: rows of that type, or in f32 on their way to codes.
+/// Calls a function for the element type of a tensor: rows of that type, or f32 rows before the rounding to
+/// fp8.
 macro_rules! rounded {
     ($rounding:expr, $dtype:expr, $module:ident::$function:ident($($argument:expr),*)) => {
         match (codes_of_rows($rounding), $dtype) {
@@ -176,7 +177,7 @@ impl FlashInferBackend for Flex {
                 let tokens = KvTensors::Floats(by.rotated(k, 1), v);
                 Self::append_paged_kv(pages, tokens, slots)
             }
-            // What becomes codes is rounded once: from f32, the values as well, so that both are of one type.
+            // Fp8 is rounded once: from f32, for the values as well, so that both are of one type.
             KvTensors::Codes(..) => {
                 let v = by_dtype!(v.dtype(), view::wide(v));
                 let tokens = KvTensors::Floats(by.rotated_wide(k, 1), v);
@@ -356,7 +357,7 @@ impl FlashInferBackend for Flex {
     }
 }
 
-/// What the codes of keys and of values mean; without scales there are none.
+/// The fp8 formats and scales of keys and of values; none without scales.
 fn codes(scales: MaybeScales<Flex>, format: Option<Fp8>) -> [pages::Codes; 2] {
     let format = format.unwrap_or(Fp8::E4m3);
     let scales = match scales {
@@ -366,7 +367,7 @@ fn codes(scales: MaybeScales<Flex>, format: Option<Fp8>) -> [pages::Codes; 2] {
     scales.map(|scales| pages::Codes { format, scales })
 }
 
-/// What the codes of rows mean, if they are to be codes.
+/// The fp8 format and scale of rows, if they are rounded to fp8.
 fn codes_of_rows(rounding: Rounding<Flex>) -> Option<pages::Codes> {
     match (rounding.scale, rounding.format) {
         (MaybeFloats::Some(scale), Some(format)) => Some(pages::Codes { format, scales: widened(scale) }),
@@ -374,7 +375,7 @@ fn codes_of_rows(rounding: Rounding<Flex>) -> Option<pages::Codes> {
     }
 }
 
-/// Of an index tensor only one entry for each token counts: an empty one is padded.
+/// The entries of an index tensor, one for each token: an empty tensor is padded.
 fn of_tokens<'a>(slots: &'a FlexTensor, tokens: &FlexTensor) -> &'a [i32] {
     &slots.storage()[..view::dims::<3>(tokens)[0]]
 }

@@ -33,7 +33,7 @@ pub(super) fn layer_norm<E: Float, Y: Float>(
         let width = wide.len() as f32;
         let mean = sum(wide) / width;
         let [distance, squares] = moments(wide, mean);
-        // By how much the mean was rounded: beside a small deviation it is not little.
+        // The rounding error of the mean: beside a small deviation it is not small.
         let rest = distance / width;
         let variance = (squares / width - rest * rest).max(0.0);
         let scale = 1.0 / (variance + epsilon).sqrt();
@@ -67,7 +67,7 @@ pub(super) fn fused_add_rms_norm<E: Float>(
     (x, residual)
 }
 
-/// The same, but the norms in f32, for what rounds them otherwise.
+/// The same with f32 norms, for callers that round in another way.
 pub(super) fn fused_add_rms_norm_wide<E: Float>(
     x: FlexTensor,
     residual: FlexTensor,
@@ -88,7 +88,7 @@ pub(super) fn fused_add_rms_norm_wide<E: Float>(
     (view::tensor(normed, [rows, width], DType::F32), residual)
 }
 
-/// What the columns are multiplied by.
+/// The factors of the columns.
 pub(super) fn factors(mut weight: Vec<f32>, style: RmsNormStyle) -> Vec<f32> {
     if style == RmsNormStyle::Gemma {
         weight.iter_mut().for_each(|factor| *factor += 1.0);

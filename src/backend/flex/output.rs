@@ -1,4 +1,4 @@
-//! Results that are written row by row, and into memory that nobody clears first.
+//! Results written row by row, into memory that is not cleared first.
 
 use std::mem::MaybeUninit;
 

@@ -8,7 +8,8 @@ use super::view::{self, Rows, dims, with_rows};
 use crate::fp8::Fp8;
 use crate::options::KvLayout;
 
-/// What the codes of a pool mean: a number is `code * scale`, with a scale for all heads or one for each.
+/// The fp8 format and scales of a pool: a float is `code * scale`, with a scale for all heads or one for
+/// each.
 pub(super) struct Codes {
     pub(super) format: Fp8,
     pub(super) scales: Vec<f32>,
@@ -19,10 +20,10 @@ impl Codes {
         self.scales[head.min(self.scales.len() - 1)]
     }
 
-    /// Numbers of a head to codes.
+    /// Rounds the floats of a head to fp8.
     pub(super) fn encode<E: Float>(&self, numbers: &[E], codes: &mut [u8], head: usize) {
         let (factor, divisor) = match self.scale(head) {
-            // As ever smaller scales have it: all but 0 becomes infinite.
+            // The limit of small scales: all but 0 becomes infinite.
             scale if scale == 0.0 => (f32::MAX, f32::MIN_POSITIVE.copysign(scale)),
             scale if scale.is_finite() => (1.0, scale),
             _ => (f32::NAN, 1.0),
@@ -41,7 +42,7 @@ impl Codes {
     }
 }
 
-/// Where the heads of a slot lie in a pool.
+/// The places of a slot's heads in a pool.
 struct Places {
     page_size: usize,
     heads: usize,
@@ -152,7 +153,7 @@ pub(super) fn gather_copies(pool: FlexTensor, slots: &[i32], layout: KvLayout) -
     by_element!(pool.dtype(), gather(pool, slots, layout, copied))
 }
 
-/// Numbers, which become codes.
+/// Appends floats to fp8 pages.
 pub(super) fn append_codes<E: Float>(
     pool: FlexTensor,
     new: FlexTensor,
@@ -173,7 +174,8 @@ pub(super) fn gather_codes<E: Float>(
     gather::<u8, E>(pool, slots, layout, |from, to, head| codes.decode(from, to, head))
 }
 
-/// A contiguous tensor of f32 as codes, with a scale for each of its axis before the last, or one for all.
+/// Rounds a contiguous tensor of f32 to fp8, with a scale for each index of the axis before the last, or one
+/// for all.
 pub(super) fn quantized(wide: FlexTensor, codes: &Codes) -> FlexTensor {
     let shape = wide.layout().shape().clone();
     let [heads, dim] = [2, 1].map(|back| shape.as_slice()[shape.num_dims() - back]);

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::float::Float;
 use super::view::{self, dims};
 
-/// How much each row's tokens are penalised.
+/// The penalties of each row.
 pub(super) struct Penalties {
     pub repetition: Vec<f32>,
     pub frequency: Vec<f32>,

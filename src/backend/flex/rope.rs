@@ -43,7 +43,7 @@ pub(super) fn rope<E: Float>(x: FlexTensor, by: &Rotations<'_>, norm: Option<&He
     x
 }
 
-/// The same in f32, for what rounds it otherwise.
+/// The same in f32, for callers that round in another way.
 pub(super) fn rope_wide<E: Float>(x: FlexTensor, by: &Rotations<'_>, norm: Option<&HeadNorm>) -> FlexTensor {
     let x = with_rows(x);
     let [tokens, heads, dim] = dims(&x);

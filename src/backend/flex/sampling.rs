@@ -1,6 +1,6 @@
 //! Sampling: the same arithmetic as in the kernels of the other devices, so that a draw gives the same token.
 //!
-//! What decides is computed in integers, or in fused operations; see `kernels/src/sampling`.
+//! The choice of a token is computed in integers, or in fused operations; see `kernels/src/sampling`.
 
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
@@ -70,7 +70,7 @@ fn softmax_body<const FMA: bool>(row: &mut [f32], t: &Temperature) {
     row.iter_mut().for_each(|x| *x *= scale);
 }
 
-/// Which of the probabilities count.
+/// The filters of each row.
 pub(super) struct Filters {
     pub top_k: Option<Vec<i32>>,
     pub top_p: Option<Vec<f32>>,
@@ -150,7 +150,7 @@ pub(super) fn mass(p: f32) -> u64 {
     if p > 0.0 { ((p.min(2.0) * (1_u64 << 40) as f32) as u64).max(1) } else { 0 }
 }
 
-/// Tokens, and for each whether there is one: 0 stands for none.
+/// The token of each draw, and true if there is one: 0 is written for none.
 pub(super) fn each_draw(
     draws: FlexTensor,
     sample: impl Fn(&Draw) -> Option<usize> + Sync,

@@ -21,7 +21,8 @@ const DEPTH: usize = 256;
 /// Multiplications below which waking other threads costs more than it saves.
 const PARALLEL: usize = 1 << 18;
 
-/// `x[r] · weights[i]` for the rows `r` and the matrix `i` of each of `works` `[first row, end of the rows, matrix]`.
+/// `x[r] · weights[i]` for the rows `r` and the matrix `i` of each work item `[first row, end of the rows,
+/// matrix]`.
 pub(super) fn segment_gemm<E: Float>(
     x: FlexTensor,
     weights: FlexTensor,
@@ -75,7 +76,7 @@ fn by_input<E: Float>(
             widen_row(x.row([row]), wide);
         }
         let wide: &[f32] = wide;
-        // `[blocks of columns, rows, columns of a block]`, so that a thread owns what lies side by side.
+        // `[blocks of columns, rows, columns of a block]`, so that a thread owns contiguous memory.
         let mut sums = vec![0.0; columns.div_ceil(COLUMNS) * rows * COLUMNS];
         let block = |(at, sums): (usize, &mut [f32])| {
             with_scratch(DEPTH * COLUMNS, |piece| block(weight, wide, depth, at * COLUMNS, piece, sums));
@@ -131,7 +132,7 @@ fn block_body<E: Float, const FMA: bool, const ROWS: usize>(
         for (k, wide) in piece.iter_mut().enumerate().take(len) {
             widen_row(&weight.row([from + k])[first..first + width], wide);
         }
-        // What lies beyond the last column is anything, and goes nowhere.
+        // The lanes beyond the last column are undefined and are not stored.
         let piece = &piece[..len];
         let x_of = |row: usize| &x[row * depth + from..][..len];
         let (blocks, rest) = sums.as_chunks_mut::<ROWS>();

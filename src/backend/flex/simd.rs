@@ -8,9 +8,9 @@ use std::hint::black_box;
 use super::float::Float;
 pub(super) use crate::simd::{mul_add, per_instruction_set};
 
-/// Floats that one step of a loop works on: one AVX-512 register, two of AVX2, four of NEON.
+/// Floats of one step of a loop: one AVX-512 register, two of AVX2, four of NEON.
 pub(super) const STEP: usize = 16;
-/// Keys, or rows of a weight, that [`outer`] works on at once.
+/// Keys, or rows of a weight, in one step of [`outer`].
 pub(super) const KEYS: usize = 4;
 
 /// The sum of the lanes; a power of two of them.
@@ -102,7 +102,7 @@ pub(super) fn dots<E: Float, const FMA: bool, const LANES: usize, const A: usize
 
 /// `sums[i] += Σ_j weights[i][j] · rows[j]`, rows of equal length.
 ///
-/// `A · B` registers hold the weights: 8, so that rows and sums find room beside them.
+/// `A · B` registers hold the weights: 8, which leaves registers for rows and sums.
 #[inline(always)]
 pub(super) fn accumulate<E: Float, const FMA: bool, const LANES: usize, const A: usize, const B: usize>(
     sums: [&mut [f32]; A],
@@ -125,7 +125,7 @@ pub(super) fn accumulate<E: Float, const FMA: bool, const LANES: usize, const A:
             }
         }
     }
-    // Not in steps of `LANES`: steps of 8 the compiler would interleave, with more shuffles than products.
+    // No steps of `LANES`: the compiler would interleave steps of 8, with more shuffles than products.
     for step in 0..steps {
         for part in 0..STEP / LANES {
             let mut x = [[0.0; LANES]; B];
@@ -146,8 +146,8 @@ pub(super) fn accumulate<E: Float, const FMA: bool, const LANES: usize, const A:
     }
 }
 
-/// `sums[key][lane] += Σ_i rows[key][i] · lanes[i][lane]`, where `lanes` is a matrix transposed so that what one
-/// instruction multiplies lies side by side: no sum across a register is ever taken.
+/// `sums[key][lane] += Σ_i rows[key][i] · lanes[i][lane]`, where `lanes` is a transposed matrix. The lanes of
+/// one instruction are contiguous, so that no sum across a register is ever taken.
 #[inline(always)]
 pub(super) fn outer<const FMA: bool, const WIDTH: usize>(
     lanes: &[[[f32; WIDTH]; 2]],
@@ -179,7 +179,7 @@ pub(super) fn exp<const FMA: bool>(x: f32) -> f32 {
 fn exp2<const FMA: bool>(x: f32) -> f32 {
     /// Added to a small number, leaves its nearest integer in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    // Not `max`, which would swallow a NaN.
+    // A comparison instead of `max`, which would drop a NaN.
     let x = if x < -127.0 { -127.0 } else { x };
     let rounded = x + ROUND;
     let fraction = x - (rounded - ROUND);

@@ -1,4 +1,4 @@
-//! Which of the tokens that a small model drafted a large one would have drawn; the arithmetic is that of the kernels.
+//! Verification of drafted tokens by the large model's probabilities; the arithmetic is that of the kernels.
 
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
@@ -8,8 +8,8 @@ use super::sampling::draw_from;
 use super::view::{self, Rows, dims, with_rows};
 use crate::draws::DRAW_WORDS;
 
-/// Of a request: its tokens, then -1; how many drafted ones are accepted each by itself, and how many before the first
-/// that is not; whether there is a token after these.
+/// The result of a request: its tokens, then -1; the number of drafts accepted each by itself; the number
+/// before the first rejection; true if a token follows these.
 struct Verified {
     ids: Vec<i32>,
     counts: [i32; 3],
@@ -57,7 +57,7 @@ fn verified<'a>(
     let token = if emitted == draft.len() {
         draw_from(target, draw)
     } else {
-        // Not `max`, which would swallow a NaN.
+        // A comparison instead of `max`, which would drop a NaN.
         let excess = target.iter().zip(p(emitted)).map(|(q, p)| if q - p < 0.0 { 0.0 } else { q - p });
         draw_from(&excess.collect::<Vec<f32>>(), draw)
     };

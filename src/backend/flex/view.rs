@@ -93,7 +93,7 @@ pub(super) fn wide<E: Float>(tensor: FlexTensor) -> FlexTensor {
 
 /// `tensor`, or a copy of it, whose storage is exactly its elements in order.
 pub(super) fn dense(tensor: FlexTensor) -> FlexTensor {
-    // Also true of a tensor that is a view: the copy has only what the view shows.
+    // Also true of a tensor that is a view: the copy has only the elements of the view.
     if tensor.is_contiguous() && tensor.layout().start_offset() == 0 {
         tensor
     } else {

@@ -1,5 +1,5 @@
-//! Weights of logits, `exp((x - max) / temperature)`, as the kernels of the other devices have them: see
-//! `kernels/src/sampling/weights.rs`.
+//! Unnormalised probabilities of logits, `exp((x - max) / temperature)`, the same as in the kernels of the
+//! other devices: see `kernels/src/sampling/weights.rs`.
 
 use std::f32::consts::LOG2_E;
 

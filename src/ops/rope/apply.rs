@@ -1,4 +1,4 @@
-//! Rotary position embedding, alone and with what stands beside it.
+//! Rotary position embedding, alone and fused with its neighbours.
 
 use burn::{
     backend::Dispatch,
@@ -125,11 +125,11 @@ pub struct Qkv {
     pub v: Tensor<3>,
 }
 
-/// What a layer does between its projections and attention, in one launch: [`apply_rope`] (or, with `norm`,
-/// [`qk_rms_norm_rope`]), then [`append_paged_kv`](crate::append_paged_kv) of the rotated keys and the values. Returns the
-/// rotated queries.
+/// The operations of a layer between its projections and attention, in one launch: [`apply_rope`] (or, with
+/// `norm`, [`qk_rms_norm_rope`]), then [`append_paged_kv`](crate::append_paged_kv) of the rotated keys and
+/// the values. Returns the rotated queries.
 ///
-/// Keys are rounded once: to their own type, or to the codes of [pages of codes](KvPages::new_fp8).
+/// Keys are rounded once: to their own type, or to the type of [fp8 pages](KvPages::new_fp8).
 ///
 /// ```
 /// use burn::tensor::{DType, Device, Distribution, Tensor};

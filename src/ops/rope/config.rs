@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::extension::RopeStyle;
 
-/// How the frequencies of RoPE are stretched for a longer context.
+/// The scaling of RoPE's frequencies for a longer context.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
 pub enum RopeScaling {
@@ -12,7 +12,7 @@ pub enum RopeScaling {
     None,
     /// Every frequency divided by `factor`.
     Linear {
-        /// How many times longer the context is.
+        /// The factor by which the context is longer.
         factor: f64,
     },
     /// Llama 3.1: low frequencies divided by `factor`, high ones kept, those between blended.
@@ -20,7 +20,7 @@ pub enum RopeScaling {
     /// With `s = clamp((f_i · original_max_positions / 2π - low) / (high - low), 0, 1)`: `f_i' = (1 - s) f_i / factor + s
     /// f_i`.
     Llama3 {
-        /// How many times longer the context is.
+        /// The factor by which the context is longer.
         factor: f64,
         /// Turns over the original context up to which a frequency is low.
         low_freq_factor: f64,
@@ -37,7 +37,7 @@ pub enum RopeScaling {
     /// rounded down and up if `truncate`: `f_i' = s f_i / factor + (1 - s) f_i`. As Hugging Face has it;
     /// [`yarn`](Self::yarn) fills in the usual numbers.
     Yarn {
-        /// How many times longer the context is.
+        /// The factor by which the context is longer.
         factor: f64,
         /// Turns over the original context from which on a frequency is kept: 32, usually.
         beta_fast: f64,
@@ -45,10 +45,10 @@ pub enum RopeScaling {
         beta_slow: f64,
         /// The context the model was first trained with.
         original_max_positions: usize,
-        /// What cosines and sines are multiplied with: `0.1 ln(factor) + 1` if not given. (With DeepSeek's `mscale` and
+        /// The factor of cosines and sines: `0.1 ln(factor) + 1` if not given. (With DeepSeek's `mscale` and
         /// `mscale_all_dim` it is `(0.1 mscale ln(factor) + 1) / (0.1 mscale_all_dim ln(factor) + 1)`.)
         attention_factor: Option<f64>,
-        /// Whether the ends of the blend are whole pairs.
+        /// Rounds the ends of the blend to whole pairs.
         truncate: bool,
     },
 }
@@ -90,7 +90,7 @@ impl RopeConfig {
         self
     }
 
-    /// Which elements form a pair.
+    /// Sets the pairing of elements.
     pub const fn style(mut self, style: RopeStyle) -> Self {
         self.style = style;
         self
@@ -126,7 +126,7 @@ impl RopeConfig {
         })
     }
 
-    /// What all cosines and sines are multiplied with: 1 but for [YaRN](RopeScaling::Yarn).
+    /// The factor of all cosines and sines: 1 except for [YaRN](RopeScaling::Yarn).
     pub fn attention_factor(&self) -> f64 {
         match self.scaling {
             RopeScaling::Yarn { attention_factor: Some(given), .. } => given,

@@ -49,7 +49,7 @@ impl Rope {
             });
         }
         let (elements, element) = (max_positions * config.rotary_dim, size_of::<f32>());
-        // The frequencies, half as many f64, take what a row takes.
+        // The frequencies, half as many f64, take as much memory as a row.
         memory::on_host(OP, "max_positions", memory::bytes([max_positions + 1, config.rotary_dim, element]))?;
         memory::on_device(OP, "max_positions", [1, elements * element], device)?;
         let (frequencies, factor) = (config.frequencies().collect::<Vec<f64>>(), config.attention_factor());
@@ -85,12 +85,12 @@ impl Rope {
         Ok(Self { cos_sin, style })
     }
 
-    /// How many positions the table holds.
+    /// The number of positions in the table.
     pub fn max_positions(&self) -> usize {
         self.cos_sin.dims()[0]
     }
 
-    /// How many elements of a head are rotated.
+    /// The number of elements of a head that are rotated.
     pub fn rotary_dim(&self) -> usize {
         self.cos_sin.dims()[1]
     }

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::extension::{FlashInferBackend, Limit};
 use crate::ints::saturated;
 
-/// In which order two filters apply.
+/// The order of two filters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum FilterOrder {

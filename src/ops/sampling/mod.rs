@@ -73,8 +73,9 @@ pub fn sampling_from_probs(probs: Tensor<2>, draws: &Draws) -> Result<Samples> {
 /// logits are as likely as each other; [`top_k`] of 1 is the first of them, whatever the draw. A draw is not valid where the
 /// temperature is below 0 or NaN.
 ///
-/// Each 4096 logits are weighed by the largest of them, in multiples of 2⁻⁴⁰ of its weight, and then by the largest of the
-/// row: the token is the first at which the running sum of weights exceeds `u` times all of it, `u` uniform in 0..1.
+/// Each chunk of 4096 logits has probabilities relative to its largest logit, in multiples of 2⁻⁴⁰, and then
+/// relative to the largest of the row. The token is the first at which the running sum exceeds `u` times the
+/// total, `u` uniform in 0..1.
 ///
 /// # Errors
 ///
@@ -140,7 +141,7 @@ pub fn min_p_sampling_from_probs(probs: Tensor<2>, min_p: Tensor<1>, draws: &Dra
     sample("min_p_sampling_from_probs", probs, filters, draws)
 }
 
-/// What operations on probabilities ask of them, and how many rows they have.
+/// Checks a tensor of probabilities, and returns it with its number of rows.
 fn of_probs(op: &'static str, probs: &Tensor<2>) -> Result<(Floats, usize)> {
     let (floats, rows) = rows_to_draw_from(op, "probs", probs)?;
     floats.f32("probs", probs)?;
@@ -170,7 +171,7 @@ fn softmax_for(op: &'static str, logits: Tensor<2>, temperature: Option<Tensor<1
     Ok(floats.origin.tensor(probs))
 }
 
-/// Which tokens count.
+/// The filters of a row.
 #[derive(Default)]
 struct Filters {
     top_k: Option<Tensor<1, Int>>,
@@ -223,7 +224,7 @@ impl Samples {
         Self { ids, valid: valid.equal_elem(1) }
     }
 
-    /// Of no draws.
+    /// The draws of no token.
     fn none(device: &Device) -> Self {
         let ids = Tensor::zeros([0], (device, DType::I32));
         Self { valid: ids.clone().equal_elem(1), ids }

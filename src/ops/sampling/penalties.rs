@@ -12,14 +12,14 @@ use crate::error::Result;
 use crate::extension::FlashInferBackend;
 use crate::ints::saturated;
 
-/// What the sequences of a batch have already, and how much they are penalised for it.
+/// The tokens of a batch's sequences so far, and their penalties.
 ///
 /// Counts are integers of any type. One below 0 counts as 0, one above `i32::MAX` as that.
 #[derive(Debug, Clone)]
 pub struct Penalties {
     /// `[rows, vocab]` of integers: how often each token is in the prompt.
     pub prompt: Tensor<2, Int>,
-    /// `[rows, vocab]` of integers: how often it is in what was generated.
+    /// `[rows, vocab]` of integers: the count of the token in the generated text.
     pub output: Tensor<2, Int>,
     /// `[rows]` of f32, above 0, none at 1: divides positive logits, and multiplies negative ones, of tokens in prompt or
     /// output.

@@ -33,7 +33,7 @@ pub enum Step {
     Sample(Draws),
 }
 
-/// What a step takes, in the order in which steps may come.
+/// The kinds of steps, in the order in which they may come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
     Penalties,
@@ -143,7 +143,7 @@ impl LogitsPipeline {
         self
     }
 
-    /// Whether top-k leaves a distribution that has to be made one before the next filter.
+    /// True if top-k leaves probabilities that must be renormalised before the next filter.
     fn renormalises(&self) -> bool {
         self.order == FilterOrder::TopKFirst && self.top_k.is_some() && self.top_p.is_some()
     }

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::extension::FlashInferBackend;
 use crate::ints::saturated;
 
-/// What became of drafts.
+/// The result of verifying drafts.
 #[derive(Debug, Clone)]
 #[must_use]
 #[non_exhaustive]
@@ -30,7 +30,7 @@ pub struct Speculation {
     pub valid: Tensor<1, Bool>,
 }
 
-/// Judges chains of drafted tokens so that what comes out is distributed as if it had been drawn from `target_probs`.
+/// Verifies chains of drafted tokens: the emitted tokens are distributed as if drawn from `target_probs`.
 ///
 /// Token `i` of a draft, of probability `p` in `draft_probs[…, i, :]` and `q` in `target_probs[…, i, :]`, is accepted if
 /// `u · p < q`, `u` uniform in 0..1. In place of the first that is not, a token is drawn with the probabilities

@@ -9,8 +9,8 @@
 //! |---|---|---|
 //! | 1 | waits for the tile | *barrier*; the copy of the tile after next begins |
 //! | 2 | `S = Q Kᵀ` for its rows and keys | reads keys |
-//! | 3 | masks `S` where a row's end is in the tile; new maxima, `P = exp2(S - m)`, sums; `O *= exp2(m_old - m)` | none |
 //! | 3 | masks `S` where a range ends in the tile; row_max, `P = exp2(S - m)`, row_sum; `O *= alpha` | none |
+//! | 4 | `O += P V` | reads values |
 //!
 //! `S`, `P` and `O` never leave the registers. With few rows (decoding) the planes take different keys of the
 //! tile, and their results are merged in shared memory at the end. A cube with a chunk stores normalised

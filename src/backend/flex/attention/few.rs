@@ -1,4 +1,4 @@
-//! Few rows: decoding. The cache is read once, in the order it lies, and widened in registers.
+//! Few rows: decoding. The cache is read once, in the order of memory, and widened in registers.
 //!
 //! For each tile of keys: scores of all rows, exponentials, weighted sum of the values. A lane is an element of a head.
 
@@ -128,7 +128,7 @@ fn body<E: Float, const FMA: bool, const LANES: usize>(
     }
 }
 
-/// Where the keys or values of a tile begin.
+/// Offsets of the keys or values of a tile.
 #[derive(Clone, Copy)]
 struct Places {
     places: [usize; TILE],
@@ -136,7 +136,7 @@ struct Places {
 }
 
 impl Places {
-    /// Of the first keys of a range: as many as a tile holds.
+    /// The places of the first keys of a range: at most the keys of a tile.
     #[inline(always)]
     fn of<E: Float>(problem: &Problem<'_, E>, cache: &Cache<'_, E>, work: &Work, keys: Range<usize>) -> Self {
         let (mut places, len) = ([0; TILE], keys.len().min(TILE));
@@ -234,7 +234,8 @@ fn exponentials<const FMA: bool>(scores: &mut [f32], shift: f32) -> f32 {
     simd::sum(sums)
 }
 
-/// `sums[row] += Σ_key weights[row][key] · values[key]`, rows of weights `TILE` apart. Fetches the next keys on the way.
+/// `sums[row] += Σ_key weights[row][key] · values[key]`, rows of probabilities `TILE` apart. Prefetches the
+/// next keys.
 #[inline(always)]
 fn weigh<E: Float, const FMA: bool, const LANES: usize>(
     problem: &Problem<'_, E>,

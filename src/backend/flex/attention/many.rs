@@ -1,7 +1,7 @@
 //! Many rows: prefill. A tile of keys is widened once and multiplied with every block of rows.
 //!
-//! In the scores of a block a lane is a row: the queries lie transposed, so that neither the products nor the softmax
-//! ever sum across a register. In the weighted sum of the values a lane is an element of a head.
+//! In the scores of a block a lane is a row: the queries are transposed, so that neither the products nor the
+//! softmax ever sum across a register. In `O += P V` a lane is an element of a head.
 
 use std::{array::from_fn, hint::black_box, ops::Range};
 
@@ -161,7 +161,7 @@ impl<'a> Wide<'a> {
                 &*copy
             }
         };
-        // Of the keys that fill up the last few, the scores are computed and not used.
+        // The scores of the padding keys are computed and not used.
         unused.fill(used.last().copied().unwrap_or_default());
         Self { data, places }
     }
@@ -216,7 +216,7 @@ fn attend_tile<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize
     let mut new = *max;
     for scores in scores.iter() {
         for lane in 0..LANES {
-            // Not `max`: this is one instruction, and leaves out a NaN as well.
+            // A comparison instead of `max`: it is one instruction, and ignores a NaN as well.
             new[lane] = if scores[lane] > new[lane] { scores[lane] } else { new[lane] };
         }
     }
