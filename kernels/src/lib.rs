@@ -1,9 +1,9 @@
 //! CubeCL kernels of burn-flashinfer, for any CubeCL program: there is no Burn type in this crate.
 //!
-//! Each module holds a kernel and, beside it, the launcher that checks what the kernel relies on. Tensors arrive as
-//! [`TensorBinding`](cubecl::prelude::TensorBinding)s, whose strides are honoured. What lies *in* index tensors (row
-//! pointers, page indices, slots, positions) is on the device and therefore trusted: the caller checks it when it
-//! builds them.
+//! Each module holds a kernel and its launcher, which checks the requirements of the kernel. Tensors arrive
+//! as [`TensorBinding`](cubecl::prelude::TensorBinding)s, whose strides are honoured. The contents of index
+//! tensors (row pointers, page indices, slots, positions) are on the device and therefore trusted: the caller
+//! checks them when it builds them.
 //!
 //! Attention in f16 and bf16 has kernels for matrix units ([`attention::Tiled`]), made of instructions that CubeCL does not
 //! have ([`isa`]). All other kernels, and attention on all other devices, need no matrix unit, and of plane operations no more

@@ -273,8 +273,8 @@ pub enum MaybeInts<B: Backend> {
 #[derive(Debug, Clone, ExtensionType)]
 #[cfg_attr(feature = "fusion", extension_type(fusion))]
 pub enum Limit<B: Backend> {
-    /// `[rows]`: a token passes if fewer tokens are more likely.
+    /// `[rows]`: keeps a token if fewer than these are strictly more likely.
     TopK(IntTensor<B>),
-    /// `[rows]` of f32: a token passes if more likely ones have less probability.
+    /// `[rows]` of f32: keeps a token if the strictly more likely ones have a total probability below this.
     TopP(FloatTensor<B>),
 }

@@ -36,11 +36,11 @@ pub fn softmax(logits: &[f64], temperature: &[f64], vocab: usize) -> Result<Vec<
 /// The filter of a row's tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Filter {
-    /// A token passes if fewer tokens are more likely.
+    /// Keeps a token if fewer than `top_k` tokens are strictly more likely.
     pub top_k: Option<i64>,
-    /// A token passes if more likely ones have less probability together.
+    /// Keeps a token if the strictly more likely ones have a total probability below `top_p`.
     pub top_p: Option<f32>,
-    /// Those at least this many times as likely as the most likely one.
+    /// Keeps tokens at least this many times as likely as the most likely one.
     pub min_p: Option<f32>,
 }
 

@@ -9,7 +9,7 @@ pub enum Arch {
     Sm(u32),
     /// AMD, by the digits of its name: `0x942` is gfx942.
     Gfx(u32),
-    /// Any other, a CPU among them: nothing but what CubeCL has everywhere.
+    /// Any other, including a CPU: only the instructions that CubeCL has everywhere.
     Other,
 }
 
@@ -47,7 +47,7 @@ pub(crate) enum Machine {
 }
 
 impl Machine {
-    /// That of a device.
+    /// The architecture of a device.
     pub(crate) fn of(client: &Client) -> Self {
         let arch = Arch::of(client);
         if Instruction::MmaSync.exists_on(arch) {

@@ -1,4 +1,4 @@
-//! What the assembly says: registers, and the instructions of the loop that the time goes into.
+//! Analysis of the assembly: registers, and the instructions of the hot loop.
 
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ pub struct Listing {
     pub inner: Vec<String>,
 }
 
-/// The instructions of a stretch of code by what they keep busy.
+/// The instructions of a stretch of code by the hardware unit that they use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Count {
     /// `v_mfma`, `v_wmma`, `mma.sync`.
@@ -46,14 +46,14 @@ pub struct Count {
     pub waits: usize,
     /// Exponentials, logarithms, reciprocals and roots.
     pub transcendental: usize,
-    /// What a scalar unit does, branches among them; in PTX there is none.
+    /// Instructions of a scalar unit, including branches; in PTX there are none.
     pub scalar: usize,
     /// Accesses to a lane's own memory: a spill or an array that did not get into registers.
     pub scratch: usize,
     /// All the others.
     pub other: usize,
-    /// Whether the loop waits for all of its wide loads before it comes to its next matrix instruction: then nothing
-    /// of this wave hides them. Of AMD only.
+    /// The loop waits for all of its wide loads before its next matrix instruction: then nothing of this wave
+    /// hides their latency. Of AMD only.
     pub exposed: Option<bool>,
     /// Cycles that the matrix unit of a SIMD is busy, on CDNA.
     pub matrix_cycles: Option<usize>,
@@ -61,7 +61,7 @@ pub struct Count {
     pub other_cycles: Option<usize>,
 }
 
-/// How many waves a machine holds.
+/// The number of waves of a core.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Occupancy {
     /// Waves of a SIMD that the registers allow.
@@ -94,7 +94,7 @@ impl Listing {
         }
     }
 
-    /// How often an instruction whose name begins so stands in the inner loop.
+    /// The number of instructions in the inner loop whose name begins so.
     pub fn inner_count(&self, name: &str) -> usize {
         self.inner.iter().filter(|line| mnemonic(line).starts_with(name)).count()
     }

@@ -1,8 +1,8 @@
-//! Kernels compiled for a machine that is not there.
+//! Kernels compiled for a device that is not present.
 //!
-//! A [`Device`] stands in for one: the launchers run on its client as they are, it keeps the launches, and each can be
-//! [lowered](Launch::lower) to what a driver would load, with the assembly to read. What the architecture does not have
-//! is refused before that, as in a real launch.
+//! A [`Device`] stands in for one. The launchers run on its client without a change, it records the launches,
+//! and each can be [lowered](Launch::lower) to the file that a driver would load, with its assembly.
+//! Instructions that the architecture lacks are refused before that, as in a real launch.
 
 mod listing;
 mod recorder;
@@ -23,7 +23,7 @@ pub use listing::{Count, Listing, Occupancy};
 use recorder::{Log, Recorded, Recorder};
 pub use target::Target;
 
-/// Why there is no code.
+/// The reason why there is no code.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -40,7 +40,7 @@ pub enum Error {
         kernel: &'static str,
         /// The architecture.
         target: Target,
-        /// What it said.
+        /// The message of the compiler.
         reason: String,
     },
     /// A launch that does not say how many cubes it has, or none at all.
@@ -51,7 +51,7 @@ pub enum Error {
     Devices,
 }
 
-/// Where the keys lie, without the data.
+/// The places of the keys, without the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Requests one after the other.
@@ -88,7 +88,7 @@ impl Device {
         &self.client
     }
 
-    /// What `launch` launches on this device, in order.
+    /// The launches of `launch` on this device, in order.
     ///
     /// # Errors
     ///
@@ -98,7 +98,7 @@ impl Device {
         Ok(self.launches())
     }
 
-    /// What was launched since the last call, in order.
+    /// The launches since the last call, in order.
     pub fn launches(&self) -> Vec<Launch> {
         // Launches are handed over without waiting; this waits for them. It cannot fail.
         let _ = self.client.flush();
@@ -108,7 +108,7 @@ impl Device {
     }
 }
 
-/// The driver that the code is for, as `cuDriverGetVersion` says it: 12.8.
+/// The driver of the code, in the format of `cuDriverGetVersion`: 12.8.
 const CUDA: i32 = 12080;
 
 /// A launch that did not happen.
@@ -200,7 +200,7 @@ fn cause(reason: &str) -> String {
     lines[cause..].join(" ")
 }
 
-/// What a driver loads.
+/// The file that a driver loads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Artifact {
     /// A linked code object of AMD.
@@ -212,9 +212,9 @@ pub enum Artifact {
 /// A compiled kernel and how it is launched.
 #[derive(Debug, Clone)]
 pub struct Lowered {
-    /// For which machine.
+    /// The device that it was compiled for.
     pub target: Target,
-    /// What a driver loads.
+    /// The file that a driver loads.
     pub artifact: Artifact,
     /// The text of the instructions.
     pub assembly: String,
@@ -228,7 +228,7 @@ pub struct Lowered {
     pub block: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub shared_memory: usize,
-    /// Whether the kernel writes each buffer, in binding order.
+    /// True for each buffer that the kernel writes, in binding order.
     pub writes: Vec<bool>,
 }
 
@@ -246,7 +246,7 @@ impl Lowered {
         Listing::of(&self.assembly, self.target)
     }
 
-    /// How many waves of this kernel a machine runs at once.
+    /// The number of waves of this kernel that a core runs at once.
     pub fn occupancy(&self) -> Option<Occupancy> {
         Occupancy::of(self)
     }
@@ -313,8 +313,8 @@ pub fn attention(client: &Client, problem: &Problem, requests: &[RequestShape], 
     }
 }
 
-/// The launches of a batch as planned: attention, before it what prepares it if there is anything, and behind it what merges
-/// chunks of keys if there are any.
+/// The launches of a plan: attention, before it its preparation if there is any, and after it the merge of
+/// chunks if there is any.
 ///
 /// # Errors
 ///
@@ -357,7 +357,7 @@ pub fn attention_of(launches: &[Launch]) -> Option<&Launch> {
 }
 
 impl Target {
-    /// The limits of a machine of this architecture.
+    /// The limits of a device of this architecture.
     pub fn profile(self) -> DeviceProfile {
         DeviceProfile::from_properties(&self.properties())
     }

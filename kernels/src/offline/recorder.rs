@@ -1,7 +1,7 @@
-//! A device server that computes nothing: it keeps what was written to its memory and what was launched.
+//! A device server that computes nothing: it records writes to its memory and launches.
 //!
-//! So the launchers run as they are, and what they would have handed to a device (kernel, grid, arguments) is there to
-//! be compiled for a machine that is not.
+//! So the launchers run without a change, and their launches (kernel, grid, arguments) can be compiled for a
+//! device that is not present.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,7 +31,7 @@ pub(super) struct Recorded {
     pub info: Vec<u64>,
 }
 
-/// Where the launches go.
+/// The recorded launches.
 pub(super) type Log = Arc<Mutex<Vec<Recorded>>>;
 
 pub(super) struct Recorder {
@@ -75,7 +75,7 @@ impl ServerCommunication for Recorder {}
 
 impl DeviceService for Recorder {
     fn init(_: DeviceId) -> Self {
-        // Only reached by a client for a device that nobody registered, and nobody else can name this type.
+        // Only reached by a client for a device that is not registered, and no other code can name this type.
         unreachable!("a recorder is registered together with its target")
     }
 
@@ -86,7 +86,8 @@ impl DeviceService for Recorder {
 
 impl Server for Recorder {
     fn initialize_memory(&mut self, _: ManagedMemoryHandle, _: u64, _: StreamId) -> Result<(), ServerError> {
-        // Memory exists once it is written: what is only launched over need not fit into this machine.
+        // Memory is allocated by the first write: buffers that launches only name need not fit into this
+        // machine.
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use cubecl_llvm::shared::lowered_features::{GpuTarget, restrict_features};
 use super::Error;
 use crate::isa::Arch;
 
-/// A machine to compile for.
+/// A device to compile for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Target {
     /// AMD, by the digits of its name: `0x942` is gfx942.
@@ -73,7 +73,7 @@ impl Target {
         kib * 1024
     }
 
-    /// What CubeCL's runtime would say of such a machine, as far as these kernels ask.
+    /// The properties of such a device in CubeCL's runtime, as far as these kernels need them.
     pub(super) fn properties(self) -> DeviceProperties {
         let fingerprint = match self {
             Self::Gfx(_) => format!("hip-kernel_{self}"),

@@ -13,7 +13,7 @@ pub(crate) struct Draw {
     stream: u32,
     offset_low: u32,
     offset_high: u32,
-    /// Where to draw from.
+    /// The row of the token.
     pub row: usize,
 }
 

@@ -1,5 +1,5 @@
-//! Sampling from logits: each chunk of a row is weighed by its own maximum, in one pass over memory; a draw then picks a
-//! chunk and a token of it.
+//! Sampling from logits: the probabilities of a chunk are relative to its own maximum, in one pass over
+//! memory; a draw then picks a chunk and a token of it.
 //!
 //! | launch | reads | writes |
 //! |---|---|---|
@@ -21,10 +21,10 @@ use crate::tensor::{Result, addresses, alignment, buffer, contiguous, rows, shap
 
 const KERNEL: &str = "sample_logits";
 
-/// Logits that are weighed together: 8 cubes of them are in flight on a core, and in its first cache.
+/// Logits of a chunk: 8 cubes of them are in flight on a core, and in its L1 cache.
 pub(crate) const CHUNK: usize = 4096;
 
-/// Bits after the point of the weight of a chunk, relative to the largest of its row.
+/// Fractional bits of the factor of a chunk, relative to the largest of its row.
 const SHARE_BITS: u32 = 63;
 
 /// Writes the maximum of each chunk, NaN if it has one, and the sum of its masses.
@@ -209,7 +209,7 @@ fn pick<F: Float, N: Size>(
     }
 }
 
-/// Where chunk `at` of a row of `vectors` from `start` on has its vectors.
+/// The vectors of chunk `at` in a row of `vectors` from `start` on.
 #[cube]
 pub(super) fn chunk_of(start: usize, vectors: usize, at: usize, #[comptime] lanes: usize) -> Row {
     let size = comptime!(CHUNK / lanes);

@@ -44,7 +44,7 @@ fn apply_penalties<F: Float, N: Size>(
     y[ABSOLUTE_POS] = narrow::<F, N>(penalised);
 }
 
-/// Logits, what their sequences have already, and where they go.
+/// Logits, the tokens of their sequences so far, and the tensor for the result.
 pub struct Penalties {
     /// `[rows, vocab]`.
     pub logits: TensorBinding,

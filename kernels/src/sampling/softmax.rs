@@ -1,5 +1,5 @@
-//! Probabilities of logits. Chunks of long rows are weighed first, side by side: one row keeps a whole device busy, and what
-//! comes out does not depend on how many rows there are.
+//! Probabilities of logits. The chunks of long rows are summed first, in parallel: one row keeps a whole
+//! device busy, and the result does not depend on the number of rows.
 
 use cubecl::{
     client::Client,
@@ -17,7 +17,7 @@ use crate::tensor::{Result, addresses, alignment, buffer, contiguous, rows, shap
 
 const KERNEL: &str = "softmax";
 
-/// Writes the maximum of each chunk, and the sum of its weights.
+/// Writes the maximum of each chunk, and its sum of exponentials.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn weigh<F: Float, N: Size>(
     logits: &Tensor<Vector<F, N>>,
@@ -45,7 +45,8 @@ fn weigh<F: Float, N: Size>(
     }
 }
 
-/// `p = exp((x - max) / temperature) / Σ` of a chunk, given what all of the row are weighed, if it has several.
+/// `p = exp((x - max) / temperature) / Σ` of a chunk, given the sums of all chunks of the row, if it has
+/// several.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn softmax<F: Float, N: Size>(
     logits: &Tensor<Vector<F, N>>,
@@ -111,8 +112,8 @@ fn softmax<F: Float, N: Size>(
     }
 }
 
-/// The maximum of a chunk and the sum of its weights, in one pass: the maximum rises, and the sum is scaled along. Unit `u`
-/// of `U` takes the vectors `u, u + U, ..`.
+/// The maximum of a chunk and its sum of exponentials, in one pass: the maximum rises, and the sum is
+/// rescaled. Unit `u` of `U` takes the vectors `u, u + U, ..`.
 #[cube]
 fn max_and_sum<F: Float, N: Size>(
     logits: &Tensor<Vector<F, N>>,
@@ -139,7 +140,7 @@ fn max_and_sum<F: Float, N: Size>(
             }
         }
         if of_block > highest {
-            // Of nothing so far, 0 remains 0.
+            // A sum of no logits is 0 and stays 0.
             sums *= Vector::new(t.weight(highest, of_block));
             highest = of_block;
         }

@@ -15,9 +15,10 @@ const KERNEL: &str = "chain_speculative_sampling";
 /// Numbers that a request has in `counts`.
 pub const COUNTS: usize = 3;
 
-/// Accepts drafted token `i` if `u_i · p_i < q_i`, `p` and `q` being its probabilities in draft and target. `counts` of a
-/// request: how many tokens are accepted each by itself, and how many before the first that is not. `residual` is what the token
-/// after these is drawn from: `max(q - p, 0)`, and after the last `q`. All units verify, each writes its part of `residual`.
+/// Accepts drafted token `i` if `u_i · p_i < q_i`, where `p` and `q` are its probabilities in draft and
+/// target. `counts` of a request: the number of tokens accepted each by itself, and the number before the
+/// first rejection. The next token is drawn from `residual`: `max(q - p, 0)`, and after the last `q`. All
+/// units verify, each writes its part of `residual`.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn verify<N: Size>(
@@ -69,7 +70,7 @@ fn verify<N: Size>(
     while i < vectors {
         let q = target_probs[target + i];
         let excess = q - draft_probs[draft + i];
-        // Not `max`, which would swallow a NaN.
+        // A comparison instead of `max`, which would drop a NaN.
         let zero = Vector::<f32, N>::new(0.0f32);
         let excess = select_many(excess.less_than(&zero), zero, excess);
         let is_bonus = Vector::<u32, N>::new(u32::cast_from(is_bonus));
@@ -132,7 +133,7 @@ pub struct Verify {
     /// `[requests, COUNTS]` of i32: tokens accepted each by itself, before the first that is not, and, once
     /// [emitted](launch_emit), whether there is one after them.
     pub counts: TensorBinding,
-    /// `[requests, vocab]` of f32: what the token after the accepted ones is drawn from.
+    /// `[requests, vocab]` of f32: the distribution of the token after the accepted ones.
     pub residual: TensorBinding,
 }
 

@@ -43,7 +43,7 @@ fn top_k<F: Float, N: Size>(
     limits.count = k as u64;
     let mut memory = Memory::new(part, unit, config);
     let threshold = select_row::<F, N>(x, &row, &limits, &mut memory, config);
-    // If all count there may be too few, and NaN is next.
+    // If all numbers count, there may be too few, and NaN is next.
     let least = select(threshold.key == comptime!(config.least()), 0u32, threshold.key);
 
     let mut larger = 0u32;
@@ -94,7 +94,7 @@ fn top_k<F: Float, N: Size>(
     }
 }
 
-/// Lists what is larger than `least`, and of what equals it the first, until there are `k`.
+/// Lists the numbers larger than `least`, and the first of those equal to it, until there are `k`.
 #[cube]
 fn list_in_order<F: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,

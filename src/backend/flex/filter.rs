@@ -14,9 +14,9 @@ use super::view::{Rows, dims, with_rows};
 
 /// The filter of each row.
 pub(super) enum Limit {
-    /// A token passes if fewer tokens are more likely.
+    /// Keeps a token if fewer than `top_k` tokens are strictly more likely.
     TopK(Vec<i32>),
-    /// A token passes if more likely ones have less probability.
+    /// Keeps a token if the strictly more likely ones have a total probability below `top_p`.
     TopP(Vec<f32>),
 }
 
@@ -51,13 +51,13 @@ pub(super) fn top_k_mask_logits<E: Float>(logits: FlexTensor, top_k: &[i32]) -> 
     })
 }
 
-/// What there are to be fewer of above.
+/// The bound of the number of tokens above one that is kept.
 pub(super) fn most(top_k: i32) -> usize {
     top_k.max(1) as usize
 }
 
-/// What there is to be less of above. Masses are rounded, so that they may add up to more than 1: from 1 on there is no
-/// limit, nor with NaN.
+/// The bound of the fixed-point probability above a token that is kept. Probabilities are rounded, so that
+/// they may add up to more than 1: from 1 on there is no limit, nor with NaN.
 pub(super) fn limit(top_p: f32) -> u64 {
     if top_p < 1.0 { mass(top_p).max(1) } else { u64::MAX }
 }

@@ -104,8 +104,9 @@ pub fn sampling_from_logits(
 
 /// [`sampling_from_probs`] from the `top_k` most likely tokens of each row.
 ///
-/// A token counts if fewer than `top_k` are more likely: of those as likely as the last, all do. `top_k`: `[rows]` of
-/// integers of any type; below 1 it counts as 1, and from the size of the vocabulary on all tokens count.
+/// Keeps a token if fewer than `top_k` tokens are strictly more likely, so ties with the last one are kept.
+/// `top_k`: `[rows]` of integers of any type; below 1 it counts as 1, and from the size of the vocabulary on
+/// all tokens count.
 ///
 /// # Errors
 ///

@@ -1,5 +1,5 @@
-//! Barriers in shared memory with phases, barriers among some warps of a cube, and what warps with different tasks tell
-//! the hardware.
+//! Barriers in shared memory with phases, barriers among some warps of a cube, and hints to the hardware from
+//! warps with different tasks.
 
 use cubecl::prelude::*;
 
@@ -32,12 +32,12 @@ ptx! {
     pub(crate) fn named_barrier(number: u32, #[comptime] units: usize, #[comptime] waits: bool) =
         EffectOp(number) "bar.{what} {number}, {units};", what = if waits { "sync" } else { "arrive" };
 
-    /// Makes what was written to shared memory, by ordinary stores or [`super::cp_async`], visible to the instructions
-    /// that read it by another way, `wgmma` among them: `fence.proxy.async`.
+    /// Makes writes to shared memory, by ordinary stores or [`super::cp_async`], visible to instructions that
+    /// read through the async proxy, such as `wgmma`: `fence.proxy.async`.
     pub(crate) fn fence_proxy_async() = EffectOp() "fence.proxy.async.shared::cta;";
 
-    /// How many registers a lane of this warpgroup has from here on, a multiple of 8: `setmaxnreg`. Warpgroups that give
-    /// some back leave them to those that ask for more, which wait for them.
+    /// Sets the registers of each lane of this warpgroup, a multiple of 8: `setmaxnreg`. Warpgroups that
+    /// release registers leave them to those that request more, which wait for them.
     pub(crate) fn set_registers(#[comptime] count: usize, #[comptime] more: bool) =
         EffectOp() "setmaxnreg.{way}.sync.aligned.u32 {count};", way = if more { "inc" } else { "dec" };
 }

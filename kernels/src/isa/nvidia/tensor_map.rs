@@ -1,4 +1,4 @@
-//! Copies of boxes of a tensor to shared memory, by a unit of their own: Hopper's tensor maps.
+//! TMA: asynchronous copies of boxes of a tensor to shared memory, by Hopper's tensor maps.
 //!
 //! The descriptor of a tensor is made on the device, since CubeCL passes buffers and numbers alone: its fields are set in
 //! shared memory ([`map_rows`]), and it is published to global memory ([`publish_map`]), where copies look for it
@@ -14,9 +14,9 @@ use super::instruction::{Place, ptx};
 pub(crate) const MAP_BYTES: usize = 128;
 
 ptx! {
-    /// Sets all fields of a descriptor in shared memory, at this [`super::shared_address`]: rows of `columns` elements of
-    /// 16 bits, by slot, page and head, in boxes of 64 columns and `box_rows` slots, which a copy swizzles as
-    /// [`super::Operand`] says. Strides are in 16 bytes. One lane.
+    /// Sets all fields of a TMA descriptor in shared memory, at this [`super::shared_address`]: rows of
+    /// `columns` elements of 16 bits, by slot, page and head, in boxes of 64 columns and `box_rows` slots. A
+    /// copy swizzles them as in [`super::Operand`]. Strides are in 16 bytes. One lane.
     fn set_map<T>(
         map: u32,
         from: &[T],

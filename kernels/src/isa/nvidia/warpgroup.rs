@@ -1,7 +1,8 @@
 //! Products by a warpgroup, four warps the first of which has a number that 4 divides: Hopper's `wgmma`.
 //!
-//! The product is computed while the warps go on: until [`wgmma_wait`] says that it is over, nobody may touch the
-//! accumulators, nor the operands. Both are values of the operations here, so that no compiler moves a use before the wait.
+//! The product is computed while the warps go on. Until [`wgmma_wait`] returns, no warp may access the
+//! accumulators or the operands. Both are values of the operations here, so that no compiler moves a use
+//! before the wait.
 
 use cubecl::prelude::*;
 use cubecl_ir::{dialect::memory::StoreOp, prelude::*, read_value};

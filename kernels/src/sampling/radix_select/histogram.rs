@@ -11,8 +11,8 @@ use crate::math::widen;
 use crate::row_group::{row_max, shuffle_scan, shuffle_sum, sync_row};
 use crate::sampling::fixed_point::{fixed_point, fixed_point_of_key};
 
-/// Keys from `low` to below `top`, in buckets of `2^shift` that begin at `base`: the first has also what is below it, the
-/// last what is above.
+/// Keys from `low` to below `top`, in buckets of `2^shift` that begin at `base`. The first bucket also has
+/// the keys below it, the last one those above.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct KeyRange {
     pub low: u32,
@@ -154,7 +154,7 @@ pub(super) fn count_buckets<F: Float, N: Size>(
     largest
 }
 
-/// The least and the most that numbers of a bucket weigh each. The guess is that they weigh what the middle one does.
+/// Bounds of the probability of a bucket's numbers. The estimate takes the middle number for each.
 #[cube]
 fn bounds(
     range: &KeyRange,
@@ -235,7 +235,7 @@ pub(super) fn find_bracket(
             }
         }
     }
-    // All have read the sums of what was before.
+    // All units have read the previous sums.
     sync_row(units);
     let groups = comptime!(row_group.shuffle_groups());
     let next = unit / comptime!(row_group.shuffle_width) + 1;
@@ -301,7 +301,7 @@ pub(super) fn find_bracket(
     } else {
         count_above += count;
     }
-    // If everything counts, or may.
+    // All numbers pass, or may pass.
     if unit == 0 {
         if is_high {
             memory.set_found(HIGH, range.low);

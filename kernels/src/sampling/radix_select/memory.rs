@@ -77,7 +77,7 @@ impl Memory {
         }
     }
 
-    /// Adds up what the groups from `first` until `end` have put, in each unit.
+    /// The sum of the values of the groups from `first` until `end`, in each unit.
     pub(crate) fn sum(&self, slot: usize, first: usize, end: usize, #[comptime] config: SelectConfig) -> u64 {
         let row_group = comptime!(config.row_group);
         let mut part = 0u64;
@@ -91,7 +91,7 @@ impl Memory {
         shuffle_sum(part, row_group)
     }
 
-    /// Adds up what all groups have put.
+    /// The sum of the values of all groups.
     pub(crate) fn total(&self, slot: usize, #[comptime] config: SelectConfig) -> u64 {
         self.sum(slot, 0usize, comptime!(config.row_group.shuffle_groups()), config)
     }

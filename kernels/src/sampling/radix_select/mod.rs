@@ -8,9 +8,10 @@
 //! | histogram | the count of numbers in each bucket of keys, and about how much mass is above each bucket |
 //! | collect | the mass above a bracket of keys, and the candidates: the numbers in the bracket |
 //!
-//! The candidates fit into shared memory, where the threshold is bisected. The first bracket is a guess, for masses are
-//! only about known. If what was collected does not confirm it, bounds of the masses give a sure bracket. While that has
-//! too many numbers, a histogram with smaller buckets narrows it. Sums are of integers: their order changes no result.
+//! The candidates fit into shared memory, where the threshold is bisected. The first bracket is a guess,
+//! since sums of probabilities are approximate there. If the collected numbers do not confirm it, bounds of
+//! the sums give a sure bracket. While that has too many numbers, a histogram with smaller buckets narrows
+//! it. Sums are of integers: their order changes no result.
 
 mod candidates;
 mod histogram;
@@ -42,7 +43,7 @@ pub(crate) struct SelectConfig {
     pub by_count: bool,
     /// Limits the mass above.
     pub by_mass: bool,
-    /// Refuses what is less than a part of the largest number.
+    /// Refuses numbers below a fraction of the largest one.
     pub has_floor: bool,
     /// Numbers are probabilities, of which positive ones count, and else logits.
     pub of_probs: bool,
@@ -55,7 +56,7 @@ pub(crate) struct SelectConfig {
 impl SelectConfig {
     /// No limits, in rows of `vocab` numbers.
     pub(crate) fn new(device: &DeviceProfile, row_group: RowGroup, lanes: usize, vocab: usize) -> Self {
-        // 32 KiB at most, beside 4 KiB of sums. A bucket is as much work as several numbers.
+        // 32 KiB at most, beside 4 KiB of sums. A bucket costs as much as several numbers.
         let most = if device.shared_memory >= 40 << 10 { 4096 } else { MAX_TOP_K };
         let size = vocab.div_ceil(8).next_power_of_two().clamp(64, most);
         Self {
@@ -70,8 +71,9 @@ impl SelectConfig {
         }
     }
 
-    /// How many units share each of `rows` rows of so many vectors. More of them share less of what there is to do but once,
-    /// and so they are no more than keep the device busy; with fewer, more rows would be under way than its caches keep.
+    /// The units of each of `rows` rows of so many vectors. Serial parts gain nothing from more units, so
+    /// they are no more than keep the device busy. With fewer units, more rows would be in flight than the
+    /// caches hold.
     pub(crate) fn units(device: &DeviceProfile, rows: usize, vectors: usize) -> u32 {
         let of_device = device.cores.unwrap_or(1) * 512;
         let busy = of_device.div_ceil(rows).next_power_of_two().min(vectors.div_ceil(IN_FLIGHT));
@@ -96,20 +98,20 @@ impl SelectConfig {
         if self.of_probs { ZERO_KEY + 1 } else { 1 }
     }
 
-    /// Where the buckets of the first histogram begin, and the bits of a key in a bucket. They cover probabilities from
-    /// 2^-31 to 2, or all logits.
+    /// Begin of the first histogram's buckets, and the bits of a key in a bucket. They cover probabilities
+    /// from 2^-31 to 2, or all logits.
     fn first_buckets(self) -> (u32, u32) {
         let (base, bits) = if self.of_probs { (0xb000_0000, 28) } else { (0, 32) };
         (base, bits - self.size.ilog2())
     }
 }
 
-/// Where a row has its vectors.
+/// The vectors of a row.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Row {
     /// The first.
     pub start: usize,
-    /// How many it has.
+    /// The number of vectors.
     pub vectors: usize,
 }
 
@@ -119,13 +121,13 @@ impl Row {
         Row { start, vectors }
     }
 
-    /// How many vectors a segment has.
+    /// The number of vectors of a segment.
     pub(crate) fn segment(&self, #[comptime] config: SelectConfig) -> usize {
         self.vectors.div_ceil(comptime!(config.segments.max(1)))
     }
 }
 
-/// What `above(x)` must be less than for `x` to pass.
+/// The bounds of `above(x)` for `x` to pass: it must be less.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Limits {
     pub count: u64,
@@ -244,7 +246,7 @@ pub(crate) fn select_row<F: Float, N: Size>(
                         is_again = true;
                     }
                 }
-                // Of two keys it is the lower.
+                // Of two keys the threshold is the lower.
                 bracket.high = select(bracket.high - bracket.low == 1u32, bracket.low, bracket.high);
             }
         }
@@ -269,7 +271,7 @@ fn raised(bracket: &Bracket, floor: u32) -> Bracket {
     Bracket { low: max(bracket.low, floor), high: max(bracket.high, floor), count: bracket.count }
 }
 
-/// True if what is in a bracket can be collected.
+/// True if the numbers in a bracket can be collected.
 #[cube]
 fn is_narrow(bracket: &Bracket, #[comptime] config: SelectConfig) -> bool {
     let width = bracket.high - bracket.low;
