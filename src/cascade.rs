@@ -65,9 +65,10 @@ impl Cascade {
     /// keys of the requests' own queries. So a causal mask concerns the last level alone. Requests that share
     /// should be adjacent.
     ///
-    /// `table` and `qo_indptr` are those of the batch as for [`batch_prefill_paged`](crate::batch_prefill_paged). A
-    /// group is formed if it saves reading at least `least_saved` keys. A level costs two launches more: on an H200 some
-    /// 10 µs, in which it reads about 10 000 keys of 8 heads of 128 elements in bf16.
+    /// `table` and `qo_indptr` are those of the batch as for
+    /// [`batch_prefill_paged`](crate::batch_prefill_paged). A group is formed if it saves reading at least
+    /// `least_saved` keys. A level costs two launches more: on an H200 some 10 µs, in which it reads about 10
+    /// 000 keys of 8 heads of 128 elements in bf16.
     ///
     /// # Errors
     ///
@@ -153,8 +154,9 @@ struct Run {
 
 /// All runs of two requests and more, in the order of where they begin, each before those within it.
 ///
-/// They are the inner nodes of the tree of the prefixes. Two neighbours are compared once each, so that time grows as the page
-/// table does. (The intervals of Abouelhoda, Kurtz and Ohlebusch, <https://doi.org/10.1016/S1570-8667(03)00065-0>.)
+/// They are the inner nodes of the tree of the prefixes. Two neighbours are compared once each, so that time
+/// grows as the page table does. (The intervals of Abouelhoda, Kurtz and Ohlebusch,
+/// <https://doi.org/10.1016/S1570-8667(03)00065-0>.)
 fn runs(prefixes: &[&[usize]]) -> Vec<Run> {
     let agree = |pair: &[&[usize]]| pair[0].iter().zip(pair[1]).take_while(|(a, b)| a == b).count();
     // The last request shares nothing with the next, which ends all open groups.

@@ -1,7 +1,8 @@
 //! Tensors on their way to a backend and back.
 //!
-//! The operations have no backward pass and refuse a tensor that needs one ([`no_gradient`](crate::check::no_gradient)).
-//! So backends get tensors without autodiff, and their results return to the autodiff device of the arguments.
+//! The operations have no backward pass and refuse a tensor that needs one
+//! ([`no_gradient`](crate::check::no_gradient)). So backends get tensors without autodiff, and their results
+//! return to the autodiff device of the arguments.
 
 use burn::backend::{Dispatch, DispatchTensor};
 use burn::tensor::kind::Autodiff;

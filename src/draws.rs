@@ -21,8 +21,8 @@ pub struct DrawKey {
     pub seed: u64,
     /// Tells apart draws with one seed and offset, for instance of several samples of a prompt.
     pub stream: u32,
-    /// Tells apart the calls with one seed, for instance the position of the token. Two draws of one seed and stream have
-    /// nothing in common if their offsets differ, by however little.
+    /// Tells apart the calls with one seed, for instance the position of the token. Two draws of one seed and
+    /// stream have nothing in common if their offsets differ, by however little.
     pub offset: u64,
     /// The row of probabilities or logits.
     pub row: usize,
@@ -30,8 +30,9 @@ pub struct DrawKey {
 
 /// One draw for each sample of a call.
 ///
-/// The random numbers are Philox 4x32-10, keyed by the seed, of stream and offset: a draw with the same [`DrawKey`] from
-/// the same row gives the same token in every batch, on every run, and on every device that rounds as IEEE 754 has it.
+/// The random numbers are Philox 4x32-10, keyed by the seed, of stream and offset: a draw with the same
+/// [`DrawKey`] from the same row gives the same token in every batch, on every run, and on every device that
+/// rounds as IEEE 754 has it.
 ///
 /// ```
 /// use burn::tensor::Device;
@@ -124,8 +125,8 @@ impl Draws {
     ///
     /// # Errors
     ///
-    /// If there are not as many keys, or they name rows that the draws so far do not reach, or, if those were one from each
-    /// row in order, are not.
+    /// If there are not as many keys, or they name rows that the draws so far do not reach, or, if those were
+    /// one from each row in order, are not.
     pub fn update(&mut self, keys: &[DrawKey]) -> Result<()> {
         const OP: &str = "Draws::update";
         let words = words_of(OP, keys)?;

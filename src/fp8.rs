@@ -93,8 +93,8 @@ impl Fp8 {
     pub const fn encode(self, x: f32) -> u8 {
         let (mantissa, bias) = self.layout();
         let size = if x.abs() > self.max() { self.max() } else { x.abs() };
-        // A number that is normal in the format drops bits of its mantissa and changes its bias; a smaller one is counted in
-        // units of the smallest, by adding the f32 whose last bit is that unit.
+        // A number that is normal in the format drops bits of its mantissa and changes its bias; a smaller
+        // one is counted in units of the smallest, by adding the f32 whose last bit is that unit.
         let dropped = 23 - mantissa;
         let bits = size.to_bits();
         let even = (bits >> dropped) & 1;

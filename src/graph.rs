@@ -116,10 +116,10 @@ impl<'a, T, E: From<Error>> DecodeGraph<'a, T, E> {
         self.step.update(cache, tokens)?;
         match &self.graph {
             Ok(graph) => {
-                // SAFETY: every page of memory that the captured launches touched is guarded by the graph as long as it lives,
-                // so that nothing else can lie there. This is not `Send`, and keeps the pages to its thread: update, replay,
-                // other work on the pages and what reads the output follow one another in the stream of this thread, as the
-                // capture did.
+                // SAFETY: every page of memory that the captured launches touched is guarded by the graph as
+                // long as it lives, so that nothing else can lie there. This is not `Send`, and keeps the
+                // pages to its thread: update, replay, other work on the pages and what reads the output
+                // follow one another in the stream of this thread, as the capture did.
                 unsafe { Dispatch::graph_replay(self.device.as_dispatch(), graph) }.map_err(|error| {
                     let (got, expected) = (error.to_string(), "a step of the captured launches".into());
                     Error::Replay { op: OP, argument: "graph", got, expected }

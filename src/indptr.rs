@@ -172,8 +172,8 @@ impl Positions {
     ///
     /// # Errors
     ///
-    /// If there is not one offset for each request, a position passes `i32::MAX`, or the host has no memory for one of each
-    /// token.
+    /// If there is not one offset for each request, a position passes `i32::MAX`, or the host has no memory
+    /// for one of each token.
     pub fn continuing(indptr: &Indptr, offsets: &[usize]) -> Result<Self> {
         const OP: &str = "Positions::continuing";
         if offsets.len() != indptr.requests() {

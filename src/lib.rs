@@ -33,10 +33,10 @@
 //!
 //! # Conventions
 //!
-//! They are [FlashInfer](https://docs.flashinfer.ai)'s: queries are `[tokens, q_heads, head_dim]`, keys and values
-//! `[tokens, kv_heads, head_dim]`, any number of query heads may share a key head, masks are aligned to the last key, the
-//! LSE is to base 2, and a query that sees no key gets output 0 and LSE `-inf`. Elements are f32, f16 or bf16; sums are
-//! f32.
+//! They are [FlashInfer](https://docs.flashinfer.ai)'s: queries are `[tokens, q_heads, head_dim]`, keys and
+//! values `[tokens, kv_heads, head_dim]`, any number of query heads may share a key head, masks are aligned
+//! to the last key, the LSE is to base 2, and a query that sees no key gets output 0 and LSE `-inf`. Elements
+//! are f32, f16 or bf16; sums are f32.
 //!
 //! # Devices
 //!

@@ -4,7 +4,8 @@ use crate::error::{Error, Result};
 
 /// A pool of pages with reference counts. It knows no tensor: a page is a number.
 ///
-/// A page is free, or its owners are the sequences that use it and, at most once, the tree of prefixes that remembers it.
+/// A page is free, or its owners are the sequences that use it and, at most once, the tree of prefixes that
+/// remembers it.
 #[derive(Debug, Clone)]
 pub(crate) struct PagePool {
     size: usize,

@@ -330,8 +330,8 @@ impl SlotMapping {
     ///
     /// # Errors
     ///
-    /// If the two differ in the number of requests, a request appends more tokens than its length, two tokens want one slot, or
-    /// the host has no memory for a slot of each token.
+    /// If the two differ in the number of requests, a request appends more tokens than its length, two tokens
+    /// want one slot, or the host has no memory for a slot of each token.
     pub fn last(table: &PageTable, append_indptr: &Indptr) -> Result<Self> {
         const OP: &str = "SlotMapping::last";
         if append_indptr.requests() != table.requests() {

@@ -73,8 +73,8 @@ impl PrefixTree {
         }
     }
 
-    /// Holds `tokens` from now on, in `pages`, one for each full page of tokens. Those of them that it has already must be
-    /// the path of `tokens`.
+    /// Holds `tokens` from now on, in `pages`, one for each full page of tokens. Those of them that it has
+    /// already must be the path of `tokens`.
     pub(crate) fn insert(&mut self, tokens: &[u32], pages: &[usize]) {
         let mut parent = None;
         for (tokens, &page) in tokens.chunks_exact(self.page_size).zip(pages) {
@@ -89,8 +89,9 @@ impl PrefixTree {
         self.touch(pages);
     }
 
-    /// Gives up the least recently used leaf for which `may_go` holds. It must be [touched](Self::touch) when that begins to
-    /// hold: one for which it does not is looked at once, not each time that another is given up.
+    /// Gives up the least recently used leaf for which `may_go` holds. It must be [touched](Self::touch) when
+    /// that begins to hold: one for which it does not is looked at once, not each time that another is given
+    /// up.
     pub(crate) fn evict(&mut self, may_go: impl Fn(usize) -> bool) -> Option<usize> {
         let (_, page) = iter::from_fn(|| self.leaves.pop_first()).find(|&(_, page)| may_go(page))?;
         let Node { tokens, parent, .. } = self.nodes.remove(&page)?;

@@ -1,7 +1,8 @@
 //! Loops that the compiler turns into vector instructions, for several instruction sets.
 //!
-//! Functions of `FMA` are inlined into functions that `multiversion` compiles once per instruction set and selects at run
-//! time. `FMA` says whether that set fuses multiply and add: without one, `mul_add` would be a library call.
+//! Functions of `FMA` are inlined into functions that `multiversion` compiles once per instruction set and
+//! selects at run time. `FMA` says whether that set fuses multiply and add: without one, `mul_add` would be a
+//! library call.
 
 use multiversion::target::match_target;
 

@@ -21,8 +21,8 @@ pub enum Activation {
     GeluTanh,
 }
 
-/// `y = act(a) · b` for the halves `a` and `b` of a row of `x`, divided by `scale`, if there is one. A unit computes one
-/// vector of `y`. `stride` and `half` of a row of `x` are in vectors.
+/// `y = act(a) · b` for the halves `a` and `b` of a row of `x`, divided by `scale`, if there is one. A unit
+/// computes one vector of `y`. `stride` and `half` of a row of `x` are in vectors.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn act_and_mul<F: Float, Y: Numeric, N: Size>(
     x: &[Vector<F, N>],

@@ -173,8 +173,8 @@ pub fn pack(client: &Client, pack: PackBits, dtype: ElemType) -> Result<()> {
     let (count, dim) = elementwise(PACK, client, total)?;
     let address = addresses(&[(&bits, dtype.size()), (&bytes, 1)]);
     let (bit_indptr, byte_indptr, segments) = buffers(segments);
-    // SAFETY: a unit beyond the last byte stops. Bits are read below `total_bits`, or by the contract on row pointers below
-    // the end of a segment, which is not beyond it.
+    // SAFETY: a unit beyond the last byte stops. Bits are read below `total_bits`, or by the contract on row
+    // pointers below the end of a segment, which is not beyond it.
     unsafe {
         pack_bits::launch_unchecked(
             client,
@@ -222,8 +222,8 @@ pub fn unpack(client: &Client, unpack: UnpackBits) -> Result<()> {
     let (count, dim) = elementwise(UNPACK, client, total)?;
     let address = addresses(&[(&bits, 1), (&bytes, 1)]);
     let (bit_indptr, byte_indptr, segments) = buffers(segments);
-    // SAFETY: a unit beyond the last bit stops. The byte of a bit is below their number, which `check` compared, or by the
-    // contract on row pointers within its segment.
+    // SAFETY: a unit beyond the last bit stops. The byte of a bit is below their number, which `check`
+    // compared, or by the contract on row pointers within its segment.
     unsafe {
         unpack_bits::launch_unchecked(
             client,

@@ -5,10 +5,10 @@
 //! tensors (row pointers, page indices, slots, positions) are on the device and therefore trusted: the caller
 //! checks them when it builds them.
 //!
-//! Attention in f16 and bf16 has kernels for matrix units ([`attention::Tiled`]), made of instructions that CubeCL does not
-//! have ([`isa`]). All other kernels, and attention on all other devices, need no matrix unit, and of plane operations no more
-//! than shuffles; they compute in f32 whatever the element type, so they run on every CubeCL device that has those, and on
-//! its CPU runtime, where a unit is alone.
+//! Attention in f16 and bf16 has kernels for matrix units ([`attention::Tiled`]), made of instructions that
+//! CubeCL does not have ([`isa`]). All other kernels, and attention on all other devices, need no matrix
+//! unit, and of plane operations no more than shuffles; they compute in f32 whatever the element type, so
+//! they run on every CubeCL device that has those, and on its CPU runtime, where a unit is alone.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 

@@ -123,8 +123,9 @@ pub fn launch(client: &Client, linear: Linear, dtype: ElemType) -> Result<()> {
     let size = dtype.size();
     let address = addresses(&[(&x, size), (&weight, size), (&y, size)]);
     let cubes = cover(KERNEL, weight.shape[0].div_ceil(PLANES as usize), device.max_cubes)?;
-    // SAFETY: a plane beyond the last row of the weight stops. Vectors are below `width / N`, which `N` divides, in rows below
-    // those of the weight and of `x`; results go to `y` at rows and outputs within its shape.
+    // SAFETY: a plane beyond the last row of the weight stops. Vectors are below `width / N`, which `N`
+    // divides, in rows below those of the weight and of `x`; results go to `y` at rows and outputs within its
+    // shape.
     unsafe {
         linear::launch_unchecked(
             client,

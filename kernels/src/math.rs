@@ -103,8 +103,8 @@ pub(crate) fn reciprocal<N: Size>(x: Vector<f32, N>, #[comptime] machine: Machin
 /// Twice the upper tail of a normal distribution for `x >= 0`: `erfc(x)`, to about 1e-7 relative, besides the
 /// error of `x²`.
 ///
-/// With `t = 1 / (1 + x/2)` it is `t·exp(p(t) - x²)`; `p` interpolates at Chebyshev nodes on `0 <= x <= 10`. The library
-/// function is missing on ROCm without its device libraries.
+/// With `t = 1 / (1 + x/2)` it is `t·exp(p(t) - x²)`; `p` interpolates at Chebyshev nodes on `0 <= x <= 10`.
+/// The library function is missing on ROCm without its device libraries.
 #[cube]
 pub(crate) fn erfc<N: Size>(x: Vector<f32, N>, #[comptime] machine: Machine) -> Vector<f32, N> {
     let t = reciprocal::<N>(Vector::new(1.0f32) + Vector::new(0.5f32) * x, machine);

@@ -176,7 +176,8 @@ fn exp2(x: f32) -> f32 {
     (x * std::f32::consts::LN_2).exp()
 }
 
-/// Attention over sets of keys: `v`, rows of any strides, and its LSE `s`, base 2, which has the axes of `v` but the last.
+/// Attention over sets of keys: `v`, rows of any strides, and its LSE `s`, base 2, which has the axes of `v`
+/// but the last.
 pub struct State {
     /// The output.
     pub v: TensorBinding,
@@ -228,7 +229,8 @@ pub enum States {
 pub struct Merge {
     /// The states to merge.
     pub states: States,
-    /// `[tokens, heads, head_dim]`, contiguous. Without it the first of two states is replaced, which is contiguous then.
+    /// `[tokens, heads, head_dim]`, contiguous. Without it the first of two states is replaced, which is
+    /// contiguous then.
     pub v: Option<TensorBinding>,
     /// `[tokens, heads]` of f32, likewise.
     pub s: Option<TensorBinding>,

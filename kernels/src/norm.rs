@@ -32,8 +32,9 @@ struct Blueprint {
 /// ```text
 /// y = (t - m) / sqrt(mean((t - m)²) + epsilon) · weight + bias
 /// ```
-/// divided by `scale`, if there is one. `U` units own a row: unit `u` takes the vectors `u, u + U, ..`. A cube is one row, or
-/// `rows` rows of one unit each. Rows have `vectors` vectors, and those of `x` begin `stride` vectors apart.
+/// divided by `scale`, if there is one. `U` units own a row: unit `u` takes the vectors `u, u + U, ..`. A
+/// cube is one row, or `rows` rows of one unit each. Rows have `vectors` vectors, and those of `x` begin
+/// `stride` vectors apart.
 ///
 /// `y` may be `x`, and `sum` the residual: a unit writes an element after the last time that it reads it, and no other
 /// unit reads it. Hence `t` is not kept in `sum`, whose type would round it, but in registers or computed again.

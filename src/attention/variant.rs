@@ -19,8 +19,8 @@ pub struct Request {
 }
 
 impl Request {
-    /// The keys that query `query` sees behind a right-aligned causal mask and an inclusive left window: the last query sits
-    /// at the last key.
+    /// The keys that query `query` sees behind a right-aligned causal mask and an inclusive left window: the
+    /// last query sits at the last key.
     pub fn causal_window(&self, query: usize, causal: bool, window_left: Option<usize>) -> Range<usize> {
         // Position of the query among the keys, shifted by qo_len to stay above 0.
         let shifted = self.kv_len.saturating_add(query);
@@ -63,17 +63,17 @@ impl Row<'_> {
 /// o_i = finish(Σ_j p_ij v_j / Σ_j p_ij)      p_ij = exp(scale · logit(q_i·k_j)) for the keys j of `keys` that `keep` keeps
 /// ```
 ///
-/// This is the host's half, in f64: it plans, and it computes on the backend `Flex`. The devices of CubeCL run kernels that
-/// are generic over the other half, a `burn_flashinfer::kernels::Variant`, which [`kernels`](Self::kernels) returns; both
-/// must say the same. `examples/own_variant.rs` has one.
+/// This is the host's half, in f64: it plans, and it computes on the backend `Flex`. The devices of CubeCL
+/// run kernels that are generic over the other half, a `burn_flashinfer::kernels::Variant`, which
+/// [`kernels`](Self::kernels) returns; both must say the same. `examples/own_variant.rs` has one.
 ///
 /// Source: FlashInfer's `variants.cuh`, <https://docs.flashinfer.ai>.
 pub trait AttentionVariant: Debug + Send + Sync + 'static {
     /// The factor on every logit; above 0 for the kernels on matrix cores.
     fn scale(&self) -> f32;
 
-    /// The keys that query `query` of a request can see. Keys outside are never read. Neither end may fall from a query to
-    /// the next. What reaches beyond the request's keys is cut off.
+    /// The keys that query `query` of a request can see. Keys outside are never read. Neither end may fall
+    /// from a query to the next. What reaches beyond the request's keys is cut off.
     fn keys(&self, request: &Request, _query: usize) -> Range<usize> {
         0..request.kv_len
     }
@@ -88,8 +88,8 @@ pub trait AttentionVariant: Debug + Send + Sync + 'static {
         true
     }
 
-    /// `(m, l)` of a row before its first key: the maximum of the logits, before `scale`, and the sum of `exp(scale · (logit -
-    /// m))`. `(z / scale, 1)` is a sink of logit `z`, whose value is 0.
+    /// `(m, l)` of a row before its first key: the maximum of the logits, before `scale`, and the sum of
+    /// `exp(scale · (logit - m))`. `(z / scale, 1)` is a sink of logit `z`, whose value is 0.
     fn start(&self, _row: &Row<'_>) -> (f64, f64) {
         (f64::NEG_INFINITY, 0.0)
     }
@@ -113,7 +113,8 @@ pub trait AttentionVariant: Debug + Send + Sync + 'static {
         output.iter_mut().for_each(|x| *x = self.finish(f64::from(*x), row) as f32);
     }
 
-    /// The kernels of this variant, for the devices of CubeCL. Without them it runs on `Flex` alone, and is refused elsewhere.
+    /// The kernels of this variant, for the devices of CubeCL. Without them it runs on `Flex` alone, and is
+    /// refused elsewhere.
     #[cfg(feature = "cube")]
     fn kernels(&self) -> Option<&dyn kernels::Kernels> {
         None
@@ -194,7 +195,8 @@ impl PartialEq for SharedVariant {
     }
 }
 
-/// The host's half of [`kernels::Standard`]: scaled products behind a causal mask and a window, soft-capped if asked for.
+/// The host's half of [`kernels::Standard`]: scaled products behind a causal mask and a window, soft-capped
+/// if asked for.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct StandardAttention {
     pub causal: bool,

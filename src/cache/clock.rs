@@ -127,8 +127,8 @@ impl Stamp {
         Arc::ptr_eq(clock, &self.clock)
     }
 
-    /// Why a handle with this stamp does not fit pages of the cache of `clock`. Pages that a program manages itself belong to
-    /// no cache: nothing is foreign to them.
+    /// Why a handle with this stamp does not fit pages of the cache of `clock`. Pages that a program manages
+    /// itself belong to no cache: nothing is foreign to them.
     pub(crate) fn unfit(&self, clock: Option<&Arc<Clock>>, says: Says) -> Option<Unfit> {
         if clock.is_some_and(|clock| !self.is_of(clock)) {
             return Some(Unfit::Foreign);

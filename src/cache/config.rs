@@ -52,8 +52,8 @@ impl CacheConfig {
         self
     }
 
-    /// Codes of 8 bits instead of numbers, as [`KvPages::new_fp8`] has them. Their scales are 1 until each layer is given
-    /// [others](KvPages::set_scales).
+    /// Codes of 8 bits instead of numbers, as [`KvPages::new_fp8`] has them. Their scales are 1 until each
+    /// layer is given [others](KvPages::set_scales).
     pub fn fp8(mut self, format: Fp8) -> Self {
         (self.dtype, self.fp8) = (DType::U8, Some(format));
         self

@@ -30,7 +30,8 @@ pub use stats::CacheStats;
 pub use step::PagedStep;
 pub use swap::SwappedSequence;
 
-/// A sequence of one [`PagedKvCache`]. It is never used again once the sequence is freed, nor by another cache of the process.
+/// A sequence of one [`PagedKvCache`]. It is never used again once the sequence is freed, nor by another
+/// cache of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SequenceId(u64);
 
@@ -66,10 +67,11 @@ impl Sequence {
 
 /// Keys and values of all layers of a model for many sequences.
 ///
-/// The memory is taken once and divided into pages. A sequence takes pages as it grows and gives them back when it is
-/// freed. [Forks](Self::fork) share the pages of their common prefix; a fork that writes into a shared page gets its own
-/// copy of that page first. So do sequences that [start](Self::create_with_prefix) with tokens that others computed, if the
-/// cache was told to [remember](Self::remember) them. A sequence may [wait](Self::swap_out) in host memory.
+/// The memory is taken once and divided into pages. A sequence takes pages as it grows and gives them back
+/// when it is freed. [Forks](Self::fork) share the pages of their common prefix; a fork that writes into a
+/// shared page gets its own copy of that page first. So do sequences that [start](Self::create_with_prefix)
+/// with tokens that others computed, if the cache was told to [remember](Self::remember) them. A sequence may
+/// [wait](Self::swap_out) in host memory.
 ///
 /// A call that is refused has changed nothing. A cache may go to another thread, but not while a
 /// [graph](crate::DecodeGraph) of it is alive: its pages are refused there ([`Error::Value`]).
@@ -124,8 +126,9 @@ impl PagedKvCache {
     ///
     /// # Errors
     ///
-    /// If an extent is 0, there are more tokens than an `i32` counts, the device does not serve the type of the elements, or it
-    /// has not the memory ([`Error::OutOfMemory`]). On a CPU that is the memory of the machine or container, used or not.
+    /// If an extent is 0, there are more tokens than an `i32` counts, the device does not serve the type of
+    /// the elements, or it has not the memory ([`Error::OutOfMemory`]). On a CPU that is the memory of the
+    /// machine or container, used or not.
     pub fn new(config: &CacheConfig, device: &Device) -> Result<Self> {
         const OP: &str = "PagedKvCache::new";
         config.check(OP, device)?;
@@ -163,7 +166,8 @@ impl PagedKvCache {
         Ok(self.insert(sequence))
     }
 
-    /// Gives the pages of `sequence` back, those that no other sequence uses and that are not [remembered](Self::remember).
+    /// Gives the pages of `sequence` back, those that no other sequence uses and that are not
+    /// [remembered](Self::remember).
     ///
     /// # Errors
     ///

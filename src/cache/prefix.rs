@@ -7,15 +7,15 @@ impl PagedKvCache {
     /// The number of `tokens`, from the first on, whose keys and values a sequence that [starts with
     /// them](Self::create_with_prefix) would find in the cache.
     ///
-    /// Nothing is taken, and it does not count as a use: a scheduler may ask for every request that waits. The example is at
-    /// [`create_with_prefix`](Self::create_with_prefix).
+    /// Nothing is taken, and it does not count as a use: a scheduler may ask for every request that waits.
+    /// The example is at [`create_with_prefix`](Self::create_with_prefix).
     pub fn match_prefix(&self, tokens: &[u32]) -> usize {
         self.tree.path(unless_last(tokens)).len() * self.page_size
     }
 
-    /// A new sequence that has the longest [remembered](Self::remember) prefix of `tokens` already, and the length of that:
-    /// whole pages, which it shares, and never all of `tokens`, since the last one has to be computed for its logits. It
-    /// takes no page.
+    /// A new sequence that has the longest [remembered](Self::remember) prefix of `tokens` already, and the
+    /// length of that: whole pages, which it shares, and never all of `tokens`, since the last one has to be
+    /// computed for its logits. It takes no page.
     ///
     /// ```
     /// use burn::tensor::Device;
@@ -57,15 +57,15 @@ impl PagedKvCache {
     /// Keeps the full pages of `sequence`, for [`create_with_prefix`](Self::create_with_prefix) to find them by its
     /// `tokens`, also once it is freed: until they are [evicted](Self::reserve) or [forgotten](Self::forget).
     ///
-    /// The keys and values of all its tokens must have been appended, in every layer. If a prefix is remembered already in
-    /// other pages, from a sequence that computed the same, `sequence` and its forks give theirs back and share those: page
-    /// tables, slots and positions of them that were made before are outdated. The example is at
-    /// [`create_with_prefix`](Self::create_with_prefix).
+    /// The keys and values of all its tokens must have been appended, in every layer. If a prefix is
+    /// remembered already in other pages, from a sequence that computed the same, `sequence` and its forks
+    /// give theirs back and share those: page tables, slots and positions of them that were made before are
+    /// outdated. The example is at [`create_with_prefix`](Self::create_with_prefix).
     ///
     /// # Errors
     ///
-    /// If there is no such sequence; if `tokens` are not as many as it has; or if one of its pages is remembered with other
-    /// tokens.
+    /// If there is no such sequence; if `tokens` are not as many as it has; or if one of its pages is
+    /// remembered with other tokens.
     pub fn remember(&mut self, sequence: SequenceId, tokens: &[u32]) -> Result<()> {
         const OP: &str = "PagedKvCache::remember";
         let Sequence { pages, len } = self.sequence(OP, "sequence", sequence)?;

@@ -29,9 +29,9 @@ impl PagedKvCache {
     ///
     /// # Errors
     ///
-    /// If a sequence is unknown or named twice, or the pool has not enough pages that are free or can be evicted; if a shared
-    /// page has to be copied in a layer that was [replaced](Self::layer_mut) by one that does not fit; or if the host has no
-    /// memory for a slot of each token.
+    /// If a sequence is unknown or named twice, or the pool has not enough pages that are free or can be
+    /// evicted; if a shared page has to be copied in a layer that was [replaced](Self::layer_mut) by one that
+    /// does not fit; or if the host has no memory for a slot of each token.
     pub fn reserve(&mut self, growth: &[(SequenceId, usize)]) -> Result<SlotMapping> {
         const OP: &str = "PagedKvCache::reserve";
         let slots = self.reserve_slots(OP, growth)?;
@@ -117,7 +117,8 @@ impl PagedKvCache {
         Ok(plan)
     }
 
-    /// The partly filled last page of `sequence`, if `tokens` more tokens would be written into it and it has another owner.
+    /// The partly filled last page of `sequence`, if `tokens` more tokens would be written into it and it has
+    /// another owner.
     fn shared_tail(&self, sequence: &Sequence, tokens: usize) -> Option<usize> {
         let partly_filled = !sequence.len.is_multiple_of(self.page_size);
         sequence
@@ -135,8 +136,8 @@ impl PagedKvCache {
         needed: usize,
     ) -> Result<()> {
         self.pool.check_available(op, argument, needed)?;
-        // A leaf goes first, but whatever is behind an idle page is idle: a sequence that uses a page of the tree uses all
-        // that lead to it. So there is an idle leaf as long as there is an idle page.
+        // A leaf goes first, but whatever is behind an idle page is idle: a sequence that uses a page of the
+        // tree uses all that lead to it. So there is an idle leaf as long as there is an idle page.
         while self.pool.free_pages() < needed
             && let Some(page) = self.tree.evict(|page| self.pool.is_idle(page))
         {

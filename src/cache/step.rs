@@ -47,8 +47,8 @@ impl PagedStep {
 }
 
 impl PagedKvCache {
-    /// Makes room for `tokens` more tokens in each `(sequence, tokens)` as [`reserve`](Self::reserve) does, and returns all
-    /// that layers must know about them.
+    /// Makes room for `tokens` more tokens in each `(sequence, tokens)` as [`reserve`](Self::reserve) does,
+    /// and returns all that layers must know about them.
     ///
     /// [`PagedPlan::for_step`](crate::PagedPlan::for_step) plans the attention of the step.
     ///

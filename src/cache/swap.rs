@@ -76,8 +76,8 @@ impl PagedKvCache {
     ///
     /// # Errors
     ///
-    /// If there is no such sequence, the host has not the memory, the device fails to hand out what it holds, or a layer was
-    /// [replaced](Self::layer_mut) by one that does not fit. The sequence is as it was then.
+    /// If there is no such sequence, the host has not the memory, the device fails to hand out what it holds,
+    /// or a layer was [replaced](Self::layer_mut) by one that does not fit. The sequence is as it was then.
     pub fn swap_out(&mut self, sequence: SequenceId) -> Result<SwappedSequence> {
         const OP: &str = "PagedKvCache::swap_out";
         let found = self.sequence(OP, "sequence", sequence)?;
@@ -120,8 +120,8 @@ impl PagedKvCache {
     ///
     /// # Errors
     ///
-    /// If the pool has not enough pages that are free or can be evicted, or the layers of the cache differ from those that
-    /// `swapped` is from in number, heads, head dimension or type.
+    /// If the pool has not enough pages that are free or can be evicted, or the layers of the cache differ
+    /// from those that `swapped` is from in number, heads, head dimension or type.
     pub fn swap_in(&mut self, swapped: &SwappedSequence) -> Result<SequenceId> {
         const OP: &str = "PagedKvCache::swap_in";
         if !swapped.is_empty() {

@@ -35,7 +35,8 @@ pub struct Batch<B: Backend> {
     pub layout: BatchLayout,
 }
 
-/// The lists of a [`Batch`], as ranges of its `index`. Request `r` owns the query tokens `qo_indptr[r]..qo_indptr[r + 1]`.
+/// The lists of a [`Batch`], as ranges of its `index`. Request `r` owns the query tokens
+/// `qo_indptr[r]..qo_indptr[r + 1]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BatchLayout {
     /// `[requests + 1]`: first query token of each request.

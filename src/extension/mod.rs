@@ -1,8 +1,8 @@
 //! The interface between Burn and the kernels, which a backend implements.
 //!
-//! Everything that arrives here has been checked by the functions of this crate. A backend trusts shapes, element types,
-//! devices and indices, and must not read anything that the arguments do not name: not an unused slot of a page, not
-//! a page that no request owns.
+//! Everything that arrives here has been checked by the functions of this crate. A backend trusts shapes,
+//! element types, devices and indices, and must not read anything that the arguments do not name: not an
+//! unused slot of a page, not a page that no request owns.
 
 mod arguments;
 #[cfg(feature = "fusion")]
@@ -39,8 +39,8 @@ pub trait FlashInferBackend: Backend {
         params: AttentionParams,
     ) -> Attended<Self>;
 
-    /// Writes `values` to the front of `buffer`, an `i32` tensor of one axis at least as long, and returns it: in place,
-    /// whoever else holds it, on devices that capture graphs.
+    /// Writes `values` to the front of `buffer`, an `i32` tensor of one axis at least as long, and returns
+    /// it: in place, whoever else holds it, on devices that capture graphs.
     #[fusion(meta = |buffer, _| buffer.clone())]
     fn write_ints(buffer: IntTensor<Self>, values: Vec<i32>) -> IntTensor<Self>;
 
@@ -64,8 +64,8 @@ pub trait FlashInferBackend: Backend {
         dtype: DType,
     ) -> KvTensors<Self>;
 
-    /// Rotates the first `rotary_dim` elements of every head of `q` and `k` `[tokens, heads, head_dim]`; in place, where one
-    /// has no other owner.
+    /// Rotates the first `rotary_dim` elements of every head of `q` and `k` `[tokens, heads, head_dim]`; in
+    /// place, where one has no other owner.
     #[fusion(meta = |q, k, _| (q.clone(), k.clone()))]
     fn apply_rope(
         q: FloatTensor<Self>,
@@ -95,8 +95,9 @@ pub trait FlashInferBackend: Backend {
         slots: IntTensor<Self>,
     ) -> RotatedAndAppended<Self>;
 
-    /// Merges two attention states of each token: `v` `[tokens, heads, head_dim]`, `s` `[tokens, heads]` (base 2, f32). Where
-    /// `mask` `[tokens]` (`i32`) is 0, the first one stays as it is. In place of `v_a` and `s_a` when they have no other owner.
+    /// Merges two attention states of each token: `v` `[tokens, heads, head_dim]`, `s` `[tokens, heads]`
+    /// (base 2, f32). Where `mask` `[tokens]` (`i32`) is 0, the first one stays as it is. In place of `v_a`
+    /// and `s_a` when they have no other owner.
     #[fusion(meta = |v_a, s_a, _, _, _| (v_a.clone(), s_a.clone()))]
     fn merge_state(
         v_a: FloatTensor<Self>,
@@ -106,9 +107,10 @@ pub trait FlashInferBackend: Backend {
         #[extension_type] mask: MaybeInts<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// Merges the attention states of each token: `v` `[tokens, states, heads, head_dim]`, `s` `[tokens, states, heads]`
-    /// (base 2, f32). With `indptr` `[tokens + 1]` (`i32`) `v` is `[rows, heads, head_dim]`, `s` `[rows, heads]`, and those of
-    /// token `t` are the rows `indptr[t]..indptr[t + 1]`. There is at least one state or row.
+    /// Merges the attention states of each token: `v` `[tokens, states, heads, head_dim]`, `s` `[tokens,
+    /// states, heads]` (base 2, f32). With `indptr` `[tokens + 1]` (`i32`) `v` is `[rows, heads, head_dim]`,
+    /// `s` `[rows, heads]`, and those of token `t` are the rows `indptr[t]..indptr[t + 1]`. There is at least
+    /// one state or row.
     #[fusion(meta = fused::merged)]
     fn merge_states(
         v: FloatTensor<Self>,
@@ -138,8 +140,8 @@ pub trait FlashInferBackend: Backend {
         style: RmsNormStyle,
     ) -> NormedSum<Self>;
 
-    /// `(x - mean(x)) / sqrt(variance(x) + epsilon) * gamma + beta` over the rows of `x` `[rows, width]`, in f32, rounded
-    /// once. `gamma` and `beta` are both of the type of `x`, or both f32.
+    /// `(x - mean(x)) / sqrt(variance(x) + epsilon) * gamma + beta` over the rows of `x` `[rows, width]`, in
+    /// f32, rounded once. `gamma` and `beta` are both of the type of `x`, or both f32.
     // Burn's backends have a `layer_norm` already.
     #[fusion(meta = |x, _, _, rounding, _| fused::rounded(x.shape.clone(), x.dtype, rounding))]
     fn layer_norm_rows(
@@ -158,16 +160,17 @@ pub trait FlashInferBackend: Backend {
         activation: Activation,
     ) -> Rows<Self>;
 
-    /// `exp(x / t) / Σ exp(x / t)` over the rows of `logits` `[rows, vocab]` with their temperatures `t` `[rows]` (f32): in
-    /// f32, the largest logits alone at temperature 0.
+    /// `exp(x / t) / Σ exp(x / t)` over the rows of `logits` `[rows, vocab]` with their temperatures `t`
+    /// `[rows]` (f32): in f32, the largest logits alone at temperature 0.
     #[fusion(meta = |logits, _| fused::f32s(logits.shape.clone()))]
     fn softmax_with_temperature(
         logits: FloatTensor<Self>,
         temperature: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
 
-    /// `logits` `[rows, vocab]`, less likely where a token is in `prompt` or `output`, which have the number of each (`i32`,
-    /// as `logits`), by three penalties `[rows]` (f32). In place when the logits have no other owner.
+    /// `logits` `[rows, vocab]`, less likely where a token is in `prompt` or `output`, which have the number
+    /// of each (`i32`, as `logits`), by three penalties `[rows]` (f32). In place when the logits have no
+    /// other owner.
     #[fusion(meta = |logits, _, _, _, _, _| logits.clone())]
     fn apply_penalties(
         logits: FloatTensor<Self>,
@@ -186,13 +189,13 @@ pub trait FlashInferBackend: Backend {
     #[fusion(dtype = logits, shape = logits)]
     fn top_k_mask_logits(logits: FloatTensor<Self>, top_k: IntTensor<Self>) -> FloatTensor<Self>;
 
-    /// The `k` largest numbers of each row of `x` `[rows, vocab]`, and where they are (`i32`): the largest first, NaN last,
-    /// the first of equals first.
+    /// The `k` largest numbers of each row of `x` `[rows, vocab]`, and where they are (`i32`): the largest
+    /// first, NaN last, the first of equals first.
     #[fusion(meta = |x, k| fused::top_k(x, *k))]
     fn top_k(x: FloatTensor<Self>, k: usize) -> (FloatTensor<Self>, IntTensor<Self>);
 
-    /// A token for each of `draws` `[draws, 6]` (see [`Draws`](crate::sampling::Draws)), and whether it is one (1 or 0):
-    /// drawn by `softmax(logits / t)`, all `i32`.
+    /// A token for each of `draws` `[draws, 6]` (see [`Draws`](crate::sampling::Draws)), and whether it is
+    /// one (1 or 0): drawn by `softmax(logits / t)`, all `i32`.
     #[fusion(meta = |_, _, draws| fused::samples(draws))]
     fn sample_logits(
         logits: FloatTensor<Self>,
@@ -212,8 +215,8 @@ pub trait FlashInferBackend: Backend {
         draws: IntTensor<Self>,
     ) -> (IntTensor<Self>, IntTensor<Self>);
 
-    /// A token for each of `draws` `[draws, 6]`, and whether it is one (1 or 0), all `i32`: drawn by `probs` `[rows, vocab]`
-    /// (f32) from the tokens that pass the filters, `[rows]` each.
+    /// A token for each of `draws` `[draws, 6]`, and whether it is one (1 or 0), all `i32`: drawn by `probs`
+    /// `[rows, vocab]` (f32) from the tokens that pass the filters, `[rows]` each.
     #[fusion(meta = |_, _, _, _, draws| fused::samples(draws))]
     fn sample_probs(
         probs: FloatTensor<Self>,

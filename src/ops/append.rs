@@ -21,14 +21,15 @@ use crate::page_table::{PageTable, SlotMapping};
 /// Pages of floats have the type of `k` and `v`, which are copied bit for bit. For [fp8
 /// pages](KvPages::new_fp8) the floats are divided by the [scale](crate::Fp8) and rounded.
 ///
-/// It happens in place: nothing but the new rows is written and no page is copied, as long as `pages` is the only owner of
-/// its two tensors. (If a clone of one is alive, that tensor is copied first, as Burn does everywhere; not so if its cache is
-/// [pinned](crate::PagedKvCache::pin).)
+/// It happens in place: nothing but the new rows is written and no page is copied, as long as `pages` is the
+/// only owner of its two tensors. (If a clone of one is alive, that tensor is copied first, as Burn does
+/// everywhere; not so if its cache is [pinned](crate::PagedKvCache::pin).)
 ///
 /// # Errors
 ///
-/// If shapes, types or devices do not fit together, or a slot is outside the pool; if the slots are of another cache, or a
-/// sequence of theirs was freed, lost tokens or got other pages since ([`Error::Stale`]). Nothing has been written then.
+/// If shapes, types or devices do not fit together, or a slot is outside the pool; if the slots are of
+/// another cache, or a sequence of theirs was freed, lost tokens or got other pages since ([`Error::Stale`]).
+/// Nothing has been written then.
 pub fn append_paged_kv(pages: &mut KvPages, k: Tensor<3>, v: Tensor<3>, slots: &SlotMapping) -> Result<()> {
     const OP: &str = "append_paged_kv";
     fits(OP, pages, &k, &v, slots)?;
@@ -83,8 +84,9 @@ pub(super) fn fits(
 ///
 /// # Errors
 ///
-/// If the table was made for another device, another page size, a larger pool or another cache, or is older than a change of
-/// its sequences; if there is no memory for all tokens; if `dtype` is not that of the numbers, or not one that the device takes; if a gradient is required.
+/// If the table was made for another device, another page size, a larger pool or another cache, or is older
+/// than a change of its sequences; if there is no memory for all tokens; if `dtype` is not that of the
+/// numbers, or not one that the device takes; if a gradient is required.
 pub fn gather_paged_kv(pages: &KvPages, table: &PageTable, dtype: DType) -> Result<(Tensor<3>, Tensor<3>)> {
     const OP: &str = "gather_paged_kv";
     let pool = pages.shape();

@@ -44,9 +44,9 @@ pub fn packbits(x: Tensor<1, Bool>, order: BitOrder) -> Result<Tensor<1, Int>> {
 
 /// Packs the bits of each segment as [`packbits`] does, so that each begins with a byte of its own.
 ///
-/// `x`: `[indptr.total()]`; the bits of segment `s` are `indptr[s]..indptr[s + 1]`. Returns the bytes of all segments, one
-/// after the other, and their row pointer: a segment of `n` bits has `n / 8` bytes, rounded up (FlashInfer's
-/// `segment_packbits`, which makes the custom masks of attention).
+/// `x`: `[indptr.total()]`; the bits of segment `s` are `indptr[s]..indptr[s + 1]`. Returns the bytes of all
+/// segments, one after the other, and their row pointer: a segment of `n` bits has `n / 8` bytes, rounded up
+/// (FlashInfer's `segment_packbits`, which makes the custom masks of attention).
 ///
 /// ```
 /// use burn::tensor::{Bool, Device, Tensor};
@@ -103,8 +103,8 @@ pub fn unpackbits(packed: Tensor<1, Int>, len: usize, order: BitOrder) -> Result
     Ok(unpack(packed, BitSegments::One, len, order))
 }
 
-/// The bits that [`segment_packbits`] packed; `indptr` is the row pointer of bits that it was given, not the one of bytes
-/// that it returned.
+/// The bits that [`segment_packbits`] packed; `indptr` is the row pointer of bits that it was given, not the
+/// one of bytes that it returned.
 ///
 /// # Errors
 ///

@@ -21,8 +21,8 @@ use crate::options::AttentionOptions;
 ///
 /// # Errors
 ///
-/// As [`batch_prefill_paged`](crate::batch_prefill_paged), and if there is a left window although something is shared: a
-/// group of requests has no positions.
+/// As [`batch_prefill_paged`](crate::batch_prefill_paged), and if there is a left window although something
+/// is shared: a group of requests has no positions.
 pub fn cascade_attention(
     q: Tensor<3>,
     pages: &KvPages,

@@ -33,8 +33,9 @@ impl PageCopies {
     ///
     /// # Errors
     ///
-    /// If `page_size` is 0; if `from` and `to` differ in length; if a page is outside the pool, or its slots pass `i32::MAX`; if
-    /// `to` names a page twice, or one that `from` names as well; if there is no memory for a slot of each token that is copied.
+    /// If `page_size` is 0; if `from` and `to` differ in length; if a page is outside the pool, or its slots
+    /// pass `i32::MAX`; if `to` names a page twice, or one that `from` names as well; if there is no memory
+    /// for a slot of each token that is copied.
     pub fn new(
         from: &[usize],
         to: &[usize],
@@ -111,8 +112,9 @@ impl PageCopies {
 
 /// Copies whole pages of a layer, keys and values, bit for bit.
 ///
-/// For each `i`, `pages[to[i]] = pages[from[i]]`, with the `from` and `to` that `copies` was [made of](PageCopies::new).
-/// Nothing but the pages `to` is written, and in place, as by [`append_paged_kv`](crate::append_paged_kv).
+/// For each `i`, `pages[to[i]] = pages[from[i]]`, with the `from` and `to` that `copies` was [made
+/// of](PageCopies::new). Nothing but the pages `to` is written, and in place, as by
+/// [`append_paged_kv`](crate::append_paged_kv).
 ///
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};
@@ -134,8 +136,8 @@ impl PageCopies {
 ///
 /// # Errors
 ///
-/// If `copies` was made for another device, another page size or a larger pool, or a gradient is required. Nothing has been
-/// written then.
+/// If `copies` was made for another device, another page size or a larger pool, or a gradient is required.
+/// Nothing has been written then.
 pub fn copy_pages(pages: &mut KvPages, copies: &PageCopies) -> Result<()> {
     const OP: &str = "copy_pages";
     pages.check(OP, "pages", &pages.device())?;

@@ -53,11 +53,12 @@ pub fn merge_state(
     two(&floats, OP, ["v_a", "s_a", "v_b", "s_b"], (v_a, s_a), (v_b, s_b), MaybeInts::None)
 }
 
-/// Merges the state `v_other`, `s_other` of each token into `v`, `s`, which are returned: [`merge_state`], of the tokens whose
-/// `mask` is true, if there is one; the state of every other token stays as it is, to the bit.
+/// Merges the state `v_other`, `s_other` of each token into `v`, `s`, which are returned: [`merge_state`], of
+/// the tokens whose `mask` is true, if there is one; the state of every other token stays as it is, to the
+/// bit.
 ///
-/// Shapes as for [`merge_state`]; `mask`: `[tokens]`. The result takes the memory of `v` and of `s` where these have no other
-/// owner: to save it, do not keep clones of them (FlashInfer's `merge_state_in_place`).
+/// Shapes as for [`merge_state`]; `mask`: `[tokens]`. The result takes the memory of `v` and of `s` where
+/// these have no other owner: to save it, do not keep clones of them (FlashInfer's `merge_state_in_place`).
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};
@@ -103,8 +104,8 @@ pub fn merge_state_in_place(
 
 /// Merges the states of attention over any number of disjoint sets of keys into the state over their union.
 ///
-/// `v`: outputs `[tokens, states, heads, head_dim]`; `s`: base-2 LSE `[tokens, states, heads]` in f32. Over the states `i` of
-/// each token and head, with `m = max s_i` and `w_i = 2^(s_i - m)`:
+/// `v`: outputs `[tokens, states, heads, head_dim]`; `s`: base-2 LSE `[tokens, states, heads]` in f32. Over
+/// the states `i` of each token and head, with `m = max s_i` and `w_i = 2^(s_i - m)`:
 ///
 /// `v = Σ w_i v_i / Σ w_i`, `s = m + log2(Σ w_i)`.
 ///
@@ -152,9 +153,9 @@ pub fn merge_states(v: Tensor<4>, s: Tensor<3>) -> Result<(Tensor<3>, Tensor<2>)
 /// [`merge_states`] of tokens that do not all have the same number of them: those of token `t` are the rows
 /// `indptr[t]..indptr[t + 1]` of `v` and `s`.
 ///
-/// `v`: `[indptr.total(), heads, head_dim]`, `s`: `[indptr.total(), heads]` in f32; the result has one row for each of the
-/// `indptr.requests()` tokens. A token without states gets output 0 and LSE `-inf` (FlashInfer's
-/// `variable_length_merge_states`).
+/// `v`: `[indptr.total(), heads, head_dim]`, `s`: `[indptr.total(), heads]` in f32; the result has one row
+/// for each of the `indptr.requests()` tokens. A token without states gets output 0 and LSE `-inf`
+/// (FlashInfer's `variable_length_merge_states`).
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};

@@ -156,7 +156,8 @@ pub fn gemma_fused_add_rms_norm_quant<const D: usize>(
 /// Normalisation of the last axis to mean 0 and variance 1:
 /// `(x - mean(x)) / sqrt(mean((x - mean(x))²) + epsilon) * gamma + beta`.
 ///
-/// `x`: `[…, width]`; `gamma`, `beta`: `[width]`, both of the type of `x` or both f32. Computed in f32 and rounded once.
+/// `x`: `[…, width]`; `gamma`, `beta`: `[width]`, both of the type of `x` or both f32. Computed in f32 and
+/// rounded once.
 ///
 /// # Errors
 ///

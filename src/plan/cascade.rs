@@ -62,8 +62,8 @@ impl CascadePlan {
         Ok(Self { levels, return_lse })
     }
 
-    /// Attention of `q` `[tokens, q_heads, head_dim]`, the query tokens of all requests one after the other, over the keys
-    /// and values of one layer.
+    /// Attention of `q` `[tokens, q_heads, head_dim]`, the query tokens of all requests one after the other,
+    /// over the keys and values of one layer.
     ///
     /// # Errors
     ///

@@ -69,12 +69,13 @@ pub struct PagedPlan {
 }
 
 impl PagedPlan {
-    /// Plans a batch: request `r` has the query tokens `qo_indptr[r]..qo_indptr[r + 1]`, and the keys of row `r` of `table`.
+    /// Plans a batch: request `r` has the query tokens `qo_indptr[r]..qo_indptr[r + 1]`, and the keys of row
+    /// `r` of `table`.
     ///
     /// # Errors
     ///
-    /// If `config` is not one that the device can take; if row pointer and page table do not fit each other, or the mask
-    /// (a causal one wants at least as many keys as queries).
+    /// If `config` is not one that the device can take; if row pointer and page table do not fit each other,
+    /// or the mask (a causal one wants at least as many keys as queries).
     pub fn new(config: &PlanConfig, qo_indptr: &Indptr, table: &PageTable) -> Result<Self> {
         const OP: &str = "PagedPlan::new";
         same_device(OP, "qo_indptr", &qo_indptr.device(), &table.device())?;
@@ -194,14 +195,15 @@ impl PagedPlan {
         Ok(())
     }
 
-    /// Attention of `q` `[tokens, q_heads, head_dim]`, the query tokens of all requests one after the other, over the keys
-    /// and values of one layer.
+    /// Attention of `q` `[tokens, q_heads, head_dim]`, the query tokens of all requests one after the other,
+    /// over the keys and values of one layer.
     ///
     /// # Errors
     ///
-    /// If tensors do not fit the plan in number of tokens, heads, head dimension, element type, page size, order of axes or
-    /// device; if the pool has fewer pages than the page table names, or is of another cache; if sequences of the cache have
-    /// changed since its page table was made ([`Error::Stale`]); if a tensor requires a gradient.
+    /// If tensors do not fit the plan in number of tokens, heads, head dimension, element type, page size,
+    /// order of axes or device; if the pool has fewer pages than the page table names, or is of another
+    /// cache; if sequences of the cache have changed since its page table was made ([`Error::Stale`]); if a
+    /// tensor requires a gradient.
     pub fn run(&self, q: Tensor<3>, pages: &KvPages) -> Result<AttentionOutput> {
         self.run_with(q, pages, VariantInputs::new())
     }

@@ -46,8 +46,8 @@ impl RaggedPlan {
     ///
     /// # Errors
     ///
-    /// If `config` is not one that the device can take; if the row pointers do not fit each other, or the mask (a causal one
-    /// wants at least as many keys as queries).
+    /// If `config` is not one that the device can take; if the row pointers do not fit each other, or the
+    /// mask (a causal one wants at least as many keys as queries).
     pub fn new(config: &PlanConfig, qo_indptr: &Indptr, kv_indptr: &Indptr) -> Result<Self> {
         const OP: &str = "RaggedPlan::new";
         let device = qo_indptr.device();

@@ -139,8 +139,8 @@ impl Schedule {
         Ok(())
     }
 
-    /// A schedule that every batch within `capacity` can be written into, made for `requests`; the lists of the caller are
-    /// `extra`.
+    /// A schedule that every batch within `capacity` can be written into, made for `requests`; the lists of
+    /// the caller are `extra`.
     pub(crate) fn fixed(
         op: &'static str,
         config: &PlanConfig,

@@ -18,8 +18,9 @@ const TILE_ROWS: [usize; 5] = [1, 4, 16, 64, 128];
 /// The work partitioning of a ragged batch of rows and matrices: made once for a batch, run by every layer.
 /// It serves grouped layers and batches of LoRA adapters (FlashInfer's `SegmentGEMMWrapper`).
 ///
-/// Segment `i` has the rows `segments[i]..segments[i + 1]` of `x`, and `y[r] = x[r] · weights[weight_indices[i]]` for each of
-/// them. One launch computes all segments, on matrix units where the device has some.
+/// Segment `i` has the rows `segments[i]..segments[i + 1]` of `x`, and `y[r] = x[r] ·
+/// weights[weight_indices[i]]` for each of them. One launch computes all segments, on matrix units where the
+/// device has some.
 ///
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};
@@ -111,8 +112,8 @@ impl SegmentGemm {
     ///
     /// # Errors
     ///
-    /// If `x` has another number of rows than was planned; if a planned matrix is not there; if shapes, types or devices do
-    /// not fit together; if a tensor requires a gradient.
+    /// If `x` has another number of rows than was planned; if a planned matrix is not there; if shapes, types
+    /// or devices do not fit together; if a tensor requires a gradient.
     pub fn run(&self, x: Tensor<2>, weights: Tensor<3>) -> Result<Tensor<2>> {
         self.run_as("SegmentGemm::run", x, weights)
     }

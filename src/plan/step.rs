@@ -13,12 +13,12 @@ use crate::indptr::{Positions, index};
 use crate::memory;
 use crate::page_table::SlotMapping;
 
-/// Bytes that a request takes at most while a step is planned, its pages not counted: in row pointers and lengths on the host,
-/// in the lists of the step, and in their copy.
+/// Bytes that a request takes at most while a step is planned, its pages not counted: in row pointers and
+/// lengths on the host, in the lists of the step, and in their copy.
 const REQUEST_BYTES: usize = 64;
 
-/// All that changes from one decoding step to the next: tokens, positions, slots, page table and plan, in one buffer on the
-/// device that [`update`](Self::update) rewrites in one copy.
+/// All that changes from one decoding step to the next: tokens, positions, slots, page table and plan, in one
+/// buffer on the device that [`update`](Self::update) rewrites in one copy.
 ///
 /// Its tensors are views of that buffer, with the same number and lengths in every step. So the launches of a
 /// step do not change either: [`DecodeGraph`](crate::DecodeGraph) captures and replays them. Sequences
@@ -61,13 +61,13 @@ impl DecodeStep {
         Ok(Self { plan, requests, max_len, pool_pages: cache.pages() })
     }
 
-    /// Makes room in `cache` for one more token of each sequence, and rewrites the buffer for the step that computes them:
-    /// `tokens` says which token each sequence goes on with.
+    /// Makes room in `cache` for one more token of each sequence, and rewrites the buffer for the step that
+    /// computes them: `tokens` says which token each sequence goes on with.
     ///
     /// # Errors
     ///
-    /// If there are too many sequences or too long ones, a sequence is unknown or named twice, or the pool has not enough free
-    /// pages. Nothing has changed then.
+    /// If there are too many sequences or too long ones, a sequence is unknown or named twice, or the pool
+    /// has not enough free pages. Nothing has changed then.
     pub fn update(&mut self, cache: &mut PagedKvCache, tokens: &[(SequenceId, u32)]) -> Result<()> {
         const OP: &str = "DecodeStep::update";
         let refuse = |got: String, expected: String| {

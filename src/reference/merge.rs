@@ -12,8 +12,8 @@ pub fn merge_state(a: &State, b: &State) -> Result<State> {
     merged("reference::merge_state", &[("a", a), ("b", b)])
 }
 
-/// [`merge_state_in_place`](crate::merge_state_in_place): [`merge_state`] of `a` and `b` where `mask`, one for each token, is
-/// true, and `a` elsewhere.
+/// [`merge_state_in_place`](crate::merge_state_in_place): [`merge_state`] of `a` and `b` where `mask`, one
+/// for each token, is true, and `a` elsewhere.
 ///
 /// # Errors
 ///

@@ -59,8 +59,8 @@ pub fn gemma_fused_add_rms_norm(
     fused_add_rms_norm(x, residual, &one_more(weight), epsilon)
 }
 
-/// [`layer_norm`](crate::layer_norm): `(x - mean(x)) / sqrt(mean((x - mean(x))²) + epsilon) * gamma + beta` for each row
-/// of `x` `[rows, width]`, with `gamma` and `beta` `[width]`.
+/// [`layer_norm`](crate::layer_norm): `(x - mean(x)) / sqrt(mean((x - mean(x))²) + epsilon) * gamma + beta`
+/// for each row of `x` `[rows, width]`, with `gamma` and `beta` `[width]`.
 ///
 /// # Errors
 ///
@@ -113,13 +113,14 @@ pub fn gelu_tanh_and_mul(x: &[f64], width: usize) -> Result<Vec<f64>> {
     })
 }
 
-/// [`segment_gemm`](crate::segment_gemm): `y[r, o] = Σ_i x[r, i] weights[w, i, o]` for the rows `r` of each segment and the
-/// matrix `w` that `weight_indices` has for it; `x` `[rows, d_in]`, `weights` `[matrices, d_in, d_out]`.
+/// [`segment_gemm`](crate::segment_gemm): `y[r, o] = Σ_i x[r, i] weights[w, i, o]` for the rows `r` of each
+/// segment and the matrix `w` that `weight_indices` has for it; `x` `[rows, d_in]`, `weights` `[matrices,
+/// d_in, d_out]`.
 ///
 /// # Errors
 ///
-/// If `indptr` is not a row pointer over the rows of `x`; if there is not one index for each segment, or no such matrix; if
-/// `x` or `weights` is no whole number of rows or matrices.
+/// If `indptr` is not a row pointer over the rows of `x`; if there is not one index for each segment, or no
+/// such matrix; if `x` or `weights` is no whole number of rows or matrices.
 pub fn segment_gemm(
     x: &[f64],
     weights: &[f64],

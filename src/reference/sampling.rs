@@ -3,9 +3,9 @@
 use super::{check_len, value};
 use crate::error::Result;
 
-/// [`softmax`](crate::sampling::softmax): `exp(x / t) / Σ exp(x / t)` for each row of `logits` `[rows, vocab]` and its
-/// temperature `t`; at temperature 0 the largest logits share the probability, at infinity all above `-inf`. A row of `-inf`
-/// becomes 0.
+/// [`softmax`](crate::sampling::softmax): `exp(x / t) / Σ exp(x / t)` for each row of `logits` `[rows,
+/// vocab]` and its temperature `t`; at temperature 0 the largest logits share the probability, at infinity
+/// all above `-inf`. A row of `-inf` becomes 0.
 ///
 /// # Errors
 ///
@@ -46,8 +46,8 @@ pub struct Filter {
 
 /// The probabilities with which the tokens of a row are drawn, by
 /// [`sampling_from_probs`](crate::sampling::sampling_from_probs) without a filter and by
-/// [`top_k_sampling_from_probs`](crate::sampling::top_k_sampling_from_probs) and its like with one: `probs` without those
-/// that do not count, divided by the sum of the others. `None` if there is none, or a NaN.
+/// [`top_k_sampling_from_probs`](crate::sampling::top_k_sampling_from_probs) and its like with one: `probs`
+/// without those that do not count, divided by the sum of the others. `None` if there is none, or a NaN.
 ///
 /// Probabilities are the multiples of 2⁻⁴⁰ that sampling takes them for, so that it is exact which of them count.
 pub fn distribution(probs: &[f32], filter: &Filter) -> Option<Vec<f64>> {
@@ -86,8 +86,8 @@ pub fn distribution(probs: &[f32], filter: &Filter) -> Option<Vec<f64>> {
 }
 
 /// [`top_p_renorm_probs`](crate::sampling::top_p_renorm_probs) and
-/// [`top_k_renorm_probs`](crate::sampling::top_k_renorm_probs) of one row: [`distribution`], but a NaN stays where it is
-/// and does not count, and nothing becomes of nothing.
+/// [`top_k_renorm_probs`](crate::sampling::top_k_renorm_probs) of one row: [`distribution`], but a NaN stays
+/// where it is and does not count, and nothing becomes of nothing.
 pub fn renormalised(probs: &[f32], filter: &Filter) -> Vec<f64> {
     let numbers: Vec<f32> = probs.iter().map(|&p| if p.is_nan() { 0.0 } else { p }).collect();
     let shares = distribution(&numbers, filter).unwrap_or_else(|| vec![0.0; probs.len()]);
@@ -104,8 +104,8 @@ pub fn top_k_mask_logits(logits: &[f64], top_k: i64) -> Vec<f64> {
     logits.iter().map(|&x| if x < least { f64::NEG_INFINITY } else { x }).collect()
 }
 
-/// [`top_k`](crate::sampling::top_k) of one row: where its `k` largest numbers are, the largest first, NaN last, the first of
-/// equals first.
+/// [`top_k`](crate::sampling::top_k) of one row: where its `k` largest numbers are, the largest first, NaN
+/// last, the first of equals first.
 ///
 /// # Errors
 ///
@@ -153,8 +153,8 @@ pub fn apply_penalties(
 pub struct Chain {
     /// With which probability each drafted token is accepted: `min(q / p, 1)`.
     pub accepted: Vec<f64>,
-    /// With which probabilities the token is drawn that comes after `i` drafted ones: over their sum `max(q - p, 0)`, and
-    /// after the last `q`. `None` if there is none above 0, or a NaN.
+    /// With which probabilities the token is drawn that comes after `i` drafted ones: over their sum `max(q -
+    /// p, 0)`, and after the last `q`. `None` if there is none above 0, or a NaN.
     pub next: Vec<Option<Vec<f64>>>,
 }
 

@@ -207,9 +207,9 @@ kind! {
     HintOp = "flashinfer.amdgcn_hint", [NResultsInterface<0>], [CanMaterialize, NoMemoryEffect, HasSideEffects]
 }
 
-/// Declares intrinsics as functions of kernels. After `=` stand the operation, the arguments that are operands, the name of
-/// the intrinsic as `format!` takes it, if it is another one the name of the builtin, the immediates with their bits, and
-/// more names for the first.
+/// Declares intrinsics as functions of kernels. After `=` stand the operation, the arguments that are
+/// operands, the name of the intrinsic as `format!` takes it, if it is another one the name of the builtin,
+/// the immediates with their bits, and more names for the first.
 macro_rules! amdgcn {
     ($(
         $(#[$meta:meta])*
@@ -261,9 +261,9 @@ amdgcn! {
     pub(crate) fn sched_group_barrier(#[comptime] mask: usize, #[comptime] size: usize) =
         HintOp() "sched.group.barrier" [mask; 32, size; 32, 0; 32];
 
-    /// Two floats rounded to 8 bits in half `half`, 0 for the low one, of a word whose other half is that of `old`:
-    /// `v_cvt_pk_fp8_f32`, `v_cvt_pk_bf8_f32`. The encodings are FNUZ on gfx940 to gfx942, which alone of CDNA have them
-    /// up to CDNA3.
+    /// Two floats rounded to 8 bits in half `half`, 0 for the low one, of a word whose other half is that of
+    /// `old`: `v_cvt_pk_fp8_f32`, `v_cvt_pk_bf8_f32`. The encodings are FNUZ on gfx940 to gfx942, which alone
+    /// of CDNA have them up to CDNA3.
     fn to_fp8_half(a: f32, b: f32, old: u32, #[comptime] half: usize, #[comptime] e5m2: bool) -> u32 =
         PureOp(a, b, old) "cvt.pk.{ty}.f32" [half; 1], ty = if e5m2 { "bf8" } else { "fp8" };
 

@@ -32,8 +32,8 @@ impl Register {
     }
 }
 
-/// One PTX instruction. `$0`, `$1`, … are its outputs, then its inputs, a vector or an array of them being a register for
-/// each element.
+/// One PTX instruction. `$0`, `$1`, … are its outputs, then its inputs, a vector or an array of them being a
+/// register for each element.
 pub(super) struct Ptx {
     pub text: String,
     /// Class and number of the registers of the result.
@@ -278,7 +278,8 @@ pub(super) fn shared_address_to_llvm(
     Ok(())
 }
 
-/// Gives the function that an operation is in an attribute of LLVM, in place of the operation. When functions are LLVM's.
+/// Gives the function that an operation is in an attribute of LLVM, in place of the operation. When functions
+/// are LLVM's.
 pub(super) fn set_function_attribute(
     ctx: &mut Context,
     rw: &mut DialectConversionRewriter,

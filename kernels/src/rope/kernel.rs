@@ -18,8 +18,9 @@ pub(super) struct Blueprint {
     pub v_code: Option<Code>,
 }
 
-/// `(a, b) -> (a cos - b sin, b cos + a sin)` for each pair of a head of `q` and `k`, at the angle of the token's position.
-/// With weights, the head is first divided by its root mean square and multiplied with them. Heads of `v` only move.
+/// `(a, b) -> (a cos - b sin, b cos + a sin)` for each pair of a head of `q` and `k`, at the angle of the
+/// token's position. With weights, the head is first divided by its root mean square and multiplied with
+/// them. Heads of `v` only move.
 ///
 /// A unit has some pairs of vectors of a head. In the rotated part a pair is a vector of first elements and
 /// one of second ones; elsewhere it is two neighbours. A unit reads both before it writes them and no other

@@ -193,9 +193,9 @@ pub fn launch(client: &Client, rope: Rope, dtype: ElemType) -> Result<()> {
         true => out.as_alias(1),
         false => out.into_tensor_arg(),
     });
-    // SAFETY: a row beyond `total` does nothing; below it token and head are within `q`, `k` or `v`, of which the outputs
-    // have the shapes. Vectors stay below the head dimension, which `lanes` divides, as it does half of what is rotated.
-    // Positions are rows of `cos_sin`, and slots within the pools, by contract.
+    // SAFETY: a row beyond `total` does nothing; below it token and head are within `q`, `k` or `v`, of which
+    // the outputs have the shapes. Vectors stay below the head dimension, which `lanes` divides, as it does
+    // half of what is rotated. Positions are rows of `cos_sin`, and slots within the pools, by contract.
     unsafe {
         rope::launch_unchecked(
             client,

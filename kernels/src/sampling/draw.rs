@@ -2,7 +2,8 @@
 
 use cubecl::prelude::*;
 
-/// Words that describe a draw: both halves of the seed, the stream, both halves of the offset, and the row to draw from.
+/// Words that describe a draw: both halves of the seed, the stream, both halves of the offset, and the row to
+/// draw from.
 pub const DRAW_WORDS: usize = 6;
 
 /// The parameters of one draw, of which its random numbers are a function.

@@ -1,7 +1,8 @@
 //! The most likely tokens of each row: their probabilities made a distribution, or the logits of all others masked.
 //!
-//! A token passes if fewer than `top_k` tokens, or tokens of less than `top_p` probability, are more likely. The threshold
-//! comes from a [radix select](super::radix_select), which reads the row twice. A third pass writes.
+//! A token passes if fewer than `top_k` tokens, or tokens of less than `top_p` probability, are more likely.
+//! The threshold comes from a [radix select](super::radix_select), which reads the row twice. A third pass
+//! writes.
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
@@ -149,9 +150,9 @@ pub fn launch(client: &Client, filter: Filter, dtype: ElemType) -> Result<()> {
     };
     let limit = limit.into_buffer_arg();
     let (top_k, top_p) = if by_count { (Some(limit), None) } else { (None, Some(limit)) };
-    // SAFETY: a unit beyond the last row stops; a vector is below those of a row, which x and y share, as limits are one
-    // for each row. Shared memory has a place for each group, bucket and candidate of each row of the cube, and no bucket or
-    // candidate beyond is written.
+    // SAFETY: a unit beyond the last row stops; a vector is below those of a row, which x and y share, as
+    // limits are one for each row. Shared memory has a place for each group, bucket and candidate of each row
+    // of the cube, and no bucket or candidate beyond is written.
     unsafe {
         filter_row::launch_unchecked(
             client,

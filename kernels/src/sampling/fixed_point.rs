@@ -9,8 +9,8 @@ pub(crate) const ZERO_KEY: u32 = 0x8000_0000;
 /// The radix key of infinity.
 const INFINITY_KEY: u32 = 0xff80_0000;
 
-/// A probability in fixed point, as a multiple of 2^-40: rounded down, but at least 1 if it is positive; 0 for NaN. Above
-/// 2 it counts as 2, so that the sum of a row of 2^21 still fits.
+/// A probability in fixed point, as a multiple of 2^-40: rounded down, but at least 1 if it is positive; 0
+/// for NaN. Above 2 it counts as 2, so that the sum of a row of 2^21 still fits.
 #[cube]
 pub(crate) fn fixed_point(p: f32) -> u64 {
     fixed_point_where(p > 0.0f32, p)

@@ -91,7 +91,8 @@ fn weigh<F: Float, N: Size>(
     }
 }
 
-/// Writes the token of each draw. Of the chunks, and of the vectors of the chunk in which the token is, each unit has a run.
+/// Writes the token of each draw. Of the chunks, and of the vectors of the chunk in which the token is, each
+/// unit has a run.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn pick<F: Float, N: Size>(
@@ -244,8 +245,8 @@ pub struct SampleLogits {
     pub draws: TensorBinding,
     /// `[draws]` of i32: the tokens.
     pub samples: TensorBinding,
-    /// `[draws]` of i32: 1, or 0 if the row has a NaN or nothing above `-inf`, or its temperature is below 0 or NaN; then the
-    /// sample is 0.
+    /// `[draws]` of i32: 1, or 0 if the row has a NaN or nothing above `-inf`, or its temperature is below 0
+    /// or NaN; then the sample is 0.
     pub valid: TensorBinding,
 }
 
@@ -279,9 +280,10 @@ pub fn launch(client: &Client, sample: SampleLogits, dtype: ElemType) -> Result<
         (row_group(total)?, row_group(count)?);
     let address = addresses(&[(&logits, dtype.size()), (&draws, 4)]);
     let (maxima, masses) = (buffer(client, total, 4), buffer(client, total, 8));
-    // SAFETY: a unit beyond the last chunk, or draw, stops. A vector read is below the vectors of a chunk, and these are below
-    // those of a row; there is a maximum and a mass for each chunk. The rows that the draws name are below those of logits and
-    // temperature: their caller checked it. Shared memory has a place for each group, and two for each row of a cube.
+    // SAFETY: a unit beyond the last chunk, or draw, stops. A vector read is below the vectors of a chunk,
+    // and these are below those of a row; there is a maximum and a mass for each chunk. The rows that the
+    // draws name are below those of logits and temperature: their caller checked it. Shared memory has a
+    // place for each group, and two for each row of a cube.
     unsafe {
         weigh::launch_unchecked(
             client,

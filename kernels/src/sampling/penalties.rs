@@ -8,9 +8,10 @@ use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vecto
 
 const KERNEL: &str = "apply_penalties";
 
-/// With the repetition penalty `r`, for a token that is in the prompt or the output, `x / r` if `x > 0`, else `x · r`; then
-/// less the frequency penalty times its number in the output, and less the presence penalty if it is in the output. A unit
-/// computes one vector. `y` may be `logits`: a unit reads what it writes, before it does, and nobody else.
+/// With the repetition penalty `r`, for a token that is in the prompt or the output, `x / r` if `x > 0`, else
+/// `x · r`; then less the frequency penalty times its number in the output, and less the presence penalty if
+/// it is in the output. A unit computes one vector. `y` may be `logits`: a unit reads what it writes, before
+/// it does, and nobody else.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn apply_penalties<F: Float, N: Size>(
@@ -95,8 +96,8 @@ pub fn launch(client: &Client, penalties: Penalties, dtype: ElemType) -> Result<
     let (cubes, dim) = elementwise(KERNEL, client, total)?;
     let address = addresses(&[(&logits, dtype.size()), (&prompt, 4)]);
     let y = y.map_or_else(|| logits.as_alias(0), TensorBinding::into_tensor_arg);
-    // SAFETY: a unit beyond `total` stops; below it row and column are within the shape that all matrices share, and rows
-    // within those of the penalties.
+    // SAFETY: a unit beyond `total` stops; below it row and column are within the shape that all matrices
+    // share, and rows within those of the penalties.
     unsafe {
         apply_penalties::launch_unchecked(
             client,

@@ -1,10 +1,10 @@
 //! Sampling from probabilities, from all or from the likely ones.
 //!
-//! A token counts if fewer than `top_k` tokens are more likely, these have together a mass below `top_p`, and it is at
-//! least `min_p` times as likely as the most likely one. So there is a threshold, which a [radix select](super::radix_select)
-//! finds. The token is the first at which the masses of those that count, added up, exceed a random part of their sum. It is
-//! looked for in the segment of the row where that happens. Two passes over the row and a segment, whatever the filters;
-//! without any, one and a segment.
+//! A token counts if fewer than `top_k` tokens are more likely, these have together a mass below `top_p`, and
+//! it is at least `min_p` times as likely as the most likely one. So there is a threshold, which a [radix
+//! select](super::radix_select) finds. The token is the first at which the masses of those that count, added
+//! up, exceed a random part of their sum. It is looked for in the segment of the row where that happens. Two
+//! passes over the row and a segment, whatever the filters; without any, one and a segment.
 
 use cubecl::{
     client::Client,
@@ -88,8 +88,8 @@ fn sample_probs<N: Size>(
     }
 }
 
-/// Writes the first token at which the masses of those that count, added up, exceed `target`, which is below their sum. Of
-/// its segment each unit has a run; that in which it is writes it.
+/// Writes the first token at which the masses of those that count, added up, exceed `target`, which is below
+/// their sum. Of its segment each unit has a run; that in which it is writes it.
 #[allow(clippy::too_many_arguments, reason = "a row, a target, and where the token goes")]
 #[cube]
 fn find<N: Size>(
@@ -223,9 +223,10 @@ pub fn launch(client: &Client, sample: SampleProbs) -> Result<()> {
         segments: SEGMENTS,
         ..SelectConfig::new(&device, row_group, lanes, vocab)
     };
-    // SAFETY: a unit beyond the last draw stops. The rows that the draws name are below that of probs and of the filters:
-    // their caller checked it. A vector read is below the vectors of a row; shared memory has a place for each group, bucket
-    // and candidate of each row of the cube, and no bucket or candidate beyond is written.
+    // SAFETY: a unit beyond the last draw stops. The rows that the draws name are below that of probs and of
+    // the filters: their caller checked it. A vector read is below the vectors of a row; shared memory has a
+    // place for each group, bucket and candidate of each row of the cube, and no bucket or candidate beyond
+    // is written.
     unsafe {
         sample_probs::launch_unchecked(
             client,

@@ -198,8 +198,9 @@ pub fn launch(client: &Client, softmax: Softmax, dtype: ElemType) -> Result<()> 
     let address = addresses(&[(&logits, dtype.size()), (&probs, 4)]);
     let weighed = (chunks > 1).then(|| buffer(client, 2 * row_count * chunks, size_of::<f32>()));
     if let Some(weighed) = &weighed {
-        // SAFETY: a unit beyond the last row stops; a vector is below those of its chunk, and these are below those of the row.
-        // There is a maximum and a sum for each chunk. Shared memory has a place for each group.
+        // SAFETY: a unit beyond the last row stops; a vector is below those of its chunk, and these are below
+        // those of the row. There is a maximum and a sum for each chunk. Shared memory has a place for each
+        // group.
         unsafe {
             weigh::launch_unchecked(
                 client,

@@ -95,7 +95,8 @@ fn element<N: Size>(row: &[Vector<f32, N>], first: usize, at: usize, #[comptime]
     element
 }
 
-/// The drafted tokens before the first that is not accepted, then the one that was drawn instead, then -1. A unit writes one.
+/// The drafted tokens before the first that is not accepted, then the one that was drawn instead, then -1. A
+/// unit writes one.
 #[cube(launch_unchecked)]
 fn emit(
     draft_ids: &[i32],
@@ -160,8 +161,8 @@ pub fn launch(client: &Client, verify: Verify) -> Result<()> {
     let lanes = vector(client, ElemType::Float(FloatKind::F32), &[vocab], 64);
     let (row_group, cubes, dim) = RowGroup::of(KERNEL, client, requests, vocab / lanes, 512)?;
     let address = addresses(&[(&target_probs, 4)]);
-    // SAFETY: a unit beyond the last request stops. Rows are those of a request, drafted tokens outside of the vocabulary
-    // are read as token 0, and vectors are below those of a row.
+    // SAFETY: a unit beyond the last request stops. Rows are those of a request, drafted tokens outside of
+    // the vocabulary are read as token 0, and vectors are below those of a row.
     unsafe {
         verify::launch_unchecked(
             client,

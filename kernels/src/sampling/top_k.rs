@@ -1,8 +1,9 @@
 //! The largest numbers of each row, in order.
 //!
-//! A [radix select](super::radix_select) finds the smallest of them. Those that are larger, and those that equal it as far as there is
-//! room, are put in shared memory in whatever order they are found, and sorted there by size and place. Only where there is
-//! no room for all equals are the first of them looked for, in order.
+//! A [radix select](super::radix_select) finds the smallest of them. Those that are larger, and those that
+//! equal it as far as there is room, are put in shared memory in whatever order they are found, and sorted
+//! there by size and place. Only where there is no room for all equals are the first of them looked for, in
+//! order.
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
@@ -274,9 +275,10 @@ pub fn launch(client: &Client, top: TopK, dtype: ElemType) -> Result<()> {
         size: config.size.max(k.next_power_of_two()),
         ..config
     };
-    // SAFETY: a unit beyond the last row stops. A vector read is below those of a row, and k numbers of a row are written, of
-    // which as many are listed: k is no more than a row has. Shared memory has a place for each group, bucket and candidate
-    // of each row of the cube, and k is no more than there are of the latter.
+    // SAFETY: a unit beyond the last row stops. A vector read is below those of a row, and k numbers of a row
+    // are written, of which as many are listed: k is no more than a row has. Shared memory has a place for
+    // each group, bucket and candidate of each row of the cube, and k is no more than there are of the
+    // latter.
     unsafe {
         top_k::launch_unchecked(
             client,

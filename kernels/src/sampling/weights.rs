@@ -1,8 +1,9 @@
 //! Weights of logits, `exp((x - max) / temperature)`, for every temperature that f32 represents.
 //!
-//! The maximum is subtracted first: dividing first rounds differences away, and overflows. A temperature is two powers of
-//! 2, which are exact, and one factor, so that neither a difference nor a reciprocal leaves the range of f32. At
-//! temperature 0 the largest logits have all the weight; at infinity all logits above `-inf` have the same.
+//! The maximum is subtracted first: dividing first rounds differences away, and overflows. A temperature is
+//! two powers of 2, which are exact, and one factor, so that neither a difference nor a reciprocal leaves the
+//! range of f32. At temperature 0 the largest logits have all the weight; at infinity all logits above `-inf`
+//! have the same.
 
 use cubecl::prelude::*;
 
@@ -56,8 +57,8 @@ impl Temperature {
 
     /// The weight as a multiple of `2^-bits`, rounded down: to the same bits on every device. `max` is at least `x`.
     ///
-    /// Every sum of a product is one fused operation, so that each device that rounds as IEEE 754 has it returns the same bits:
-    /// what a compiler fuses of its own accord differs from one to the next.
+    /// Every sum of a product is one fused operation, so that each device that rounds as IEEE 754 has it
+    /// returns the same bits: what a compiler fuses of its own accord differs from one to the next.
     pub(crate) fn fixed_weight(&self, x: f32, max: f32, #[comptime] bits: u32) -> u64 {
         let difference = fma(x, self.on_logits, -(max * self.on_logits)) * self.on_differences;
         let factor = self.inverse * LOG2_E;

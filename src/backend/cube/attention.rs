@@ -97,7 +97,8 @@ pub(super) fn batch_attention(
     }
 }
 
-/// The tensor, or a copy whose rows are aligned as the plan assumed: the kernel is the planned one whatever the strides.
+/// The tensor, or a copy whose rows are aligned as the plan assumed: the kernel is the planned one whatever
+/// the strides.
 fn aligned(tensor: CubeTensor, elements: usize) -> CubeTensor {
     let tensor = in_rows(tensor);
     let dtype = dtype_to_storage_type(tensor.dtype);

@@ -1,8 +1,9 @@
 //! Attention: the part of the problem of each task, and its place in the tensors.
 //!
-//! A task is one request, one key-value head and a few queries of it: all query heads that share the key-value head are
-//! computed together, so that each key and value is read once for all of them. A row is one query of one such head.
-//! Few rows go to [`few`], which is made for reading the cache fast, more rows to [`many`], which is made for arithmetic.
+//! A task is one request, one key-value head and a few queries of it: all query heads that share the
+//! key-value head are computed together, so that each key and value is read once for all of them. A row is
+//! one query of one such head. Few rows go to [`few`], which is made for reading the cache fast, more rows to
+//! [`many`], which is made for arithmetic.
 
 mod few;
 mod many;

@@ -64,8 +64,8 @@ pub(super) fn limit(top_p: f32) -> u64 {
 
 /// The smallest number above which there are fewer than `k`, `-inf` if there are not as many.
 ///
-/// Few numbers pass the `k`th largest of those before them, so that the row is hardly more than read. Its blocks are visited
-/// in an order of their own: in a row that rises all would pass.
+/// Few numbers pass the `k`th largest of those before them, so that the row is hardly more than read. Its
+/// blocks are visited in an order of their own: in a row that rises all would pass.
 pub(super) fn kth_largest(row: &[f32], k: usize) -> f32 {
     let room = k.saturating_mul(2).max(128).min(row.len());
     let mut kept = Vec::with_capacity(room);
@@ -119,8 +119,9 @@ pub(super) fn passing_in_order(
 }
 
 per_instruction_set! {
-    /// Calls `each` with the place of every number that passes `bar`, and the number, block by block; it returns the bar for
-    /// the next. Where few pass, the row is hardly more than read: a block of which none does is left at once.
+    /// Calls `each` with the place of every number that passes `bar`, and the number, block by block; it
+    /// returns the bar for the next. Where few pass, the row is hardly more than read: a block of which none
+    /// does is left at once.
     fn passing<B: Iterator<Item = usize>, P: Fn(f32, f32) -> bool, F: FnMut(usize, f32) -> f32>(
         row: &[f32],
         blocks: B,
@@ -142,11 +143,11 @@ per_instruction_set! {
     }
 }
 
-/// The smallest probability above which there is less mass than `limit`, `-inf` if there is nowhere as much, and how much
-/// there is from it on.
+/// The smallest probability above which there is less mass than `limit`, `-inf` if there is nowhere as much,
+/// and how much there is from it on.
 ///
-/// Positive numbers are in the order of their bits, of which each pass settles eight: the exponent, then those below it. Four
-/// passes over ever fewer numbers, whatever their order.
+/// Positive numbers are in the order of their bits, of which each pass settles eight: the exponent, then
+/// those below it. Four passes over ever fewer numbers, whatever their order.
 pub(super) fn threshold(row: &[f32], limit: u64) -> (f32, u64) {
     // The mass of what is larger than all candidates, and the bits that these share.
     let (mut above, mut least) = (0, 0);

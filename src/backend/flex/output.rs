@@ -9,11 +9,11 @@ use super::float::Float;
 use super::scratch::with_scratch;
 use super::view;
 
-/// The tensor `[rows, width]` that `make` writes, row by row, each in memory that holds anything: on several threads from
-/// `parallel` elements on.
+/// The tensor `[rows, width]` that `make` writes, row by row, each in memory that holds anything: on several
+/// threads from `parallel` elements on.
 ///
-/// A row is made in a thread's scratch memory, which stays in its cache, and copied from there. Clearing a result of 8 MB
-/// took as long as a layer norm.
+/// A row is made in a thread's scratch memory, which stays in its cache, and copied from there. Clearing a
+/// result of 8 MB took as long as a layer norm.
 pub(super) fn by_rows<E: Float>(
     [rows, width]: [usize; 2],
     parallel: usize,

@@ -67,8 +67,8 @@ impl Places {
     }
 }
 
-/// Writes the rows of `new` to the slots of `pool`, as `write` makes them: in place if it has no other owner, else in a copy
-/// of it.
+/// Writes the rows of `new` to the slots of `pool`, as `write` makes them: in place if it has no other owner,
+/// else in a copy of it.
 pub(super) fn append<E, P>(
     pool: FlexTensor,
     new: FlexTensor,

@@ -46,7 +46,8 @@ fn verified<'a>(
     q: impl Fn(usize) -> &'a [f32],
 ) -> Verified {
     let is_accepted = |(i, &id): (usize, &i32)| {
-        // A token outside of the vocabulary has no probability. The first block is that of the token after the accepted.
+        // A token outside of the vocabulary has no probability. The first block is that of the token after
+        // the accepted.
         let u = (draw.words(i as u32 + 1)[0] >> 8) as f32 / (1 << 24) as f32;
         let id = usize::try_from(id).unwrap_or(usize::MAX);
         p(i).get(id).zip(q(i).get(id)).is_some_and(|(p, q)| u * p < *q)

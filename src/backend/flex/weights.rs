@@ -46,8 +46,8 @@ impl Temperature {
 
     /// The weight as a multiple of `2^-bits`, rounded down, to the same bits on every device. `max` is at least `x`.
     ///
-    /// A whole number, in f64: processors without AVX-512 convert no vectors to integers of 64 bits. `mul_add` is a library
-    /// call where the processor has no fused operation: slow there, but the same.
+    /// A whole number, in f64: processors without AVX-512 convert no vectors to integers of 64 bits.
+    /// `mul_add` is a library call where the processor has no fused operation: slow there, but the same.
     #[inline(always)]
     pub(super) fn mass(&self, x: f32, max: f32, bits: i32) -> f64 {
         let difference = self.difference(x, max);

@@ -19,10 +19,10 @@ use crate::page_table::SlotMapping;
 
 /// Rotates queries and keys by their positions.
 ///
-/// `q`: `[tokens, q_heads, head_dim]`, `k`: `[tokens, kv_heads, head_dim]`, `positions`: one for each token. With the
-/// angle `a = position * f_i` of pair `i`, the pair `(x, y)` becomes `(x cos a - y sin a, y cos a + x sin a)`, computed
-/// in f32 and rounded once. Elements from `rotary_dim` on stay as they are. A tensor that has no other owner is rotated in
-/// place: to save the memory, do not keep clones.
+/// `q`: `[tokens, q_heads, head_dim]`, `k`: `[tokens, kv_heads, head_dim]`, `positions`: one for each token.
+/// With the angle `a = position * f_i` of pair `i`, the pair `(x, y)` becomes `(x cos a - y sin a, y cos a +
+/// x sin a)`, computed in f32 and rounded once. Elements from `rotary_dim` on stay as they are. A tensor that
+/// has no other owner is rotated in place: to save the memory, do not keep clones.
 ///
 /// Positions by the offsets of requests are [`Positions::continuing`].
 ///
@@ -65,7 +65,8 @@ pub struct QkNorm {
     pub epsilon: f32,
 }
 
-/// [`apply_rope`] after `x / sqrt(mean(x²) + epsilon) * weight` over each head of `q` and `k`: all in f32, rounded once.
+/// [`apply_rope`] after `x / sqrt(mean(x²) + epsilon) * weight` over each head of `q` and `k`: all in f32,
+/// rounded once.
 ///
 /// # Errors
 ///
@@ -80,8 +81,8 @@ pub fn qk_rms_norm_rope(
     rotate("qk_rms_norm_rope", q, k, Some(norm), rope, positions)
 }
 
-/// [`apply_rope`], with the result in 8 bits: divided by the scales of `q_quantization` and `k_quantization`, whose formats
-/// are the same, and rounded once. (FlashInfer's `quant_scale` is the inverse of a scale here.)
+/// [`apply_rope`], with the result in 8 bits: divided by the scales of `q_quantization` and `k_quantization`,
+/// whose formats are the same, and rounded once. (FlashInfer's `quant_scale` is the inverse of a scale here.)
 ///
 /// # Errors
 ///

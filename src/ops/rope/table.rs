@@ -24,8 +24,8 @@ impl Rope {
     ///
     /// # Errors
     ///
-    /// If a parameter is out of its range, the table would have more than `i32::MAX` elements or more bytes than there is memory
-    /// for, or no backend of this build serves `device`.
+    /// If a parameter is out of its range, the table would have more than `i32::MAX` elements or more bytes
+    /// than there is memory for, or no backend of this build serves `device`.
     pub fn new(config: &RopeConfig, max_positions: usize, device: &Device) -> Result<Self> {
         const OP: &str = "Rope::new";
         config.check(OP)?;
@@ -63,8 +63,9 @@ impl Rope {
         Ok(Self { cos_sin: Tensor::from_data(data, (device, DType::F32)), style: config.style })
     }
 
-    /// A table that was made elsewhere: `cos_sin` `[max_positions, rotary_dim]` of f32 holds the cosines of each position,
-    /// then its sines, as the `cos_sin_cache` of vLLM and SGLang does (whose `is_neox` is [`RopeStyle::Halves`]).
+    /// A table that was made elsewhere: `cos_sin` `[max_positions, rotary_dim]` of f32 holds the cosines of
+    /// each position, then its sines, as the `cos_sin_cache` of vLLM and SGLang does (whose `is_neox` is
+    /// [`RopeStyle::Halves`]).
     ///
     /// # Errors
     ///

@@ -110,9 +110,9 @@ pub fn top_k_renorm_probs(probs: Tensor<2>, top_k: Tensor<1, Int>) -> Result<Ten
 
 /// The `top_k` largest logits, and `-inf` for all others.
 ///
-/// `logits`: `[rows, vocab]` of f32, f16 or bf16, the result of the same type; `top_k`: `[rows]` of integers, of which one
-/// below 1 counts as 1. A logit counts if fewer than `top_k` are larger: of those equal to the last, all do. A NaN stays
-/// where it is and does not count.
+/// `logits`: `[rows, vocab]` of f32, f16 or bf16, the result of the same type; `top_k`: `[rows]` of integers,
+/// of which one below 1 counts as 1. A logit counts if fewer than `top_k` are larger: of those equal to the
+/// last, all do. A NaN stays where it is and does not count.
 ///
 /// # Errors
 ///

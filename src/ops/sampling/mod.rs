@@ -34,17 +34,18 @@ pub use top_k::top_k;
 pub struct Samples {
     /// `[draws]`, of type i32: a token of the vocabulary, 0 where the draw is not valid.
     pub ids: Tensor<1, Int>,
-    /// `[draws]`: false where there was nothing to draw from, because the row has a NaN, or no probability above 0, or no
-    /// logit above `-inf`.
+    /// `[draws]`: false where there was nothing to draw from, because the row has a NaN, or no probability
+    /// above 0, or no logit above `-inf`.
     pub valid: Tensor<1, Bool>,
 }
 
 /// The probabilities of logits: `exp(x / temperature) / Σ exp(x / temperature)` over each row.
 ///
 /// `logits`: `[rows, vocab]` of f32, f16 or bf16; `temperature`: `[rows]` of f32, 1 without it; the result is
-/// `[rows, vocab]` of f32. The formula holds for every temperature above 0 that f32 represents. At its ends it is what the
-/// formula tends to: at 0 and -0 the largest logits share the probability, at infinity all logits above `-inf` do, or those
-/// that are `inf`. A row whose logits are all `-inf` becomes 0; a NaN, and a temperature below 0 or NaN, make a row NaN.
+/// `[rows, vocab]` of f32. The formula holds for every temperature above 0 that f32 represents. At its ends
+/// it is what the formula tends to: at 0 and -0 the largest logits share the probability, at infinity all
+/// logits above `-inf` do, or those that are `inf`. A row whose logits are all `-inf` becomes 0; a NaN, and a
+/// temperature below 0 or NaN, make a row NaN.
 ///
 /// # Errors
 ///
@@ -55,23 +56,25 @@ pub fn softmax(logits: Tensor<2>, temperature: Option<Tensor<1>>) -> Result<Tens
 
 /// Draws tokens by their probabilities.
 ///
-/// `probs`: `[rows, vocab]` of f32. They need not add up to 1: the token of a draw is the first at which their running sum
-/// exceeds `u` times the sum of the row, `u` uniform in 0..1. A probability counts as a multiple of 2⁻⁴⁰, rounded down, of
-/// which a positive one has at least one; above 2 it counts as 2, below 0 as 0.
+/// `probs`: `[rows, vocab]` of f32. They need not add up to 1: the token of a draw is the first at which
+/// their running sum exceeds `u` times the sum of the row, `u` uniform in 0..1. A probability counts as a
+/// multiple of 2⁻⁴⁰, rounded down, of which a positive one has at least one; above 2 it counts as 2, below 0
+/// as 0.
 ///
 /// # Errors
 ///
-/// If shapes, types or devices do not fit together, there is no token or more than 2²² of them, `draws` name a row that is
-/// not there, or a tensor requires a gradient.
+/// If shapes, types or devices do not fit together, there is no token or more than 2²² of them, `draws` name
+/// a row that is not there, or a tensor requires a gradient.
 pub fn sampling_from_probs(probs: Tensor<2>, draws: &Draws) -> Result<Samples> {
     sample("sampling_from_probs", probs, Filters::default(), draws)
 }
 
-/// Draws tokens by their logits: each with its [`softmax`] probability, at every temperature, in one pass over the logits.
+/// Draws tokens by their logits: each with its [`softmax`] probability, at every temperature, in one pass
+/// over the logits.
 ///
-/// `logits`: `[rows, vocab]` of f32, f16 or bf16; `temperature`: `[rows]` of f32, 1 without it. At temperature 0 the largest
-/// logits are as likely as each other; [`top_k`] of 1 is the first of them, whatever the draw. A draw is not valid where the
-/// temperature is below 0 or NaN.
+/// `logits`: `[rows, vocab]` of f32, f16 or bf16; `temperature`: `[rows]` of f32, 1 without it. At
+/// temperature 0 the largest logits are as likely as each other; [`top_k`] of 1 is the first of them,
+/// whatever the draw. A draw is not valid where the temperature is below 0 or NaN.
 ///
 /// Each chunk of 4096 logits has probabilities relative to its largest logit, in multiples of 2⁻⁴⁰, and then
 /// relative to the largest of the row. The token is the first at which the running sum exceeds `u` times the

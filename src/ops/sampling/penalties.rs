@@ -21,8 +21,8 @@ pub struct Penalties {
     pub prompt: Tensor<2, Int>,
     /// `[rows, vocab]` of integers: the count of the token in the generated text.
     pub output: Tensor<2, Int>,
-    /// `[rows]` of f32, above 0, none at 1: divides positive logits, and multiplies negative ones, of tokens in prompt or
-    /// output.
+    /// `[rows]` of f32, above 0, none at 1: divides positive logits, and multiplies negative ones, of tokens
+    /// in prompt or output.
     pub repetition: Tensor<1>,
     /// `[rows]` of f32, none at 0: subtracted as often as a token is in the output.
     pub frequency: Tensor<1>,
@@ -35,8 +35,8 @@ pub struct Penalties {
 ///
 /// `x' - frequency · n - presence` for a token that is `n > 0` times in the output, and `x'` for others.
 ///
-/// `logits`: `[rows, vocab]` of f32, f16 or bf16, and so is the result, computed in f32 and rounded once. It takes the memory
-/// of `logits` where these have no other owner.
+/// `logits`: `[rows, vocab]` of f32, f16 or bf16, and so is the result, computed in f32 and rounded once. It
+/// takes the memory of `logits` where these have no other owner.
 ///
 /// # Errors
 ///

@@ -26,8 +26,8 @@ pub enum Step {
     /// Only the fewest that reach a probability, as [`top_p_sampling_from_probs`](super::top_p_sampling_from_probs).
     /// `[rows]` of f32.
     TopP(Tensor<1>),
-    /// Only those likely beside the most likely one, as [`min_p_sampling_from_probs`](super::min_p_sampling_from_probs).
-    /// `[rows]` of f32.
+    /// Only those likely beside the most likely one, as
+    /// [`min_p_sampling_from_probs`](super::min_p_sampling_from_probs). `[rows]` of f32.
     MinP(Tensor<1>),
     /// Draws tokens. The last step.
     Sample(Draws),
@@ -57,13 +57,14 @@ impl Step {
     }
 }
 
-/// Steps from logits to tokens, in the order penalties, temperature, top-k, top-p, min-p, sample, each of which but the last
-/// may be left out.
+/// Steps from logits to tokens, in the order penalties, temperature, top-k, top-p, min-p, sample, each of
+/// which but the last may be left out.
 ///
-/// Each filter counts in the distribution that the one before it leaves, made one again ([`FilterOrder::TopKFirst`]), or
-/// with [`joint`](Self::joint) in that of the logits. Without a filter tokens are drawn from the logits themselves, in one
-/// pass; with filters, from their [`softmax`](super::softmax), all filters in one kernel. Only top-k before
-/// top-p, unless joint, takes one more, which renormalises. [`explain`](Self::explain) says which kernels run.
+/// Each filter counts in the distribution that the one before it leaves, made one again
+/// ([`FilterOrder::TopKFirst`]), or with [`joint`](Self::joint) in that of the logits. Without a filter
+/// tokens are drawn from the logits themselves, in one pass; with filters, from their
+/// [`softmax`](super::softmax), all filters in one kernel. Only top-k before top-p, unless joint, takes one
+/// more, which renormalises. [`explain`](Self::explain) says which kernels run.
 ///
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};

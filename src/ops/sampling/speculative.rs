@@ -18,8 +18,8 @@ use crate::ints::saturated;
 #[must_use]
 #[non_exhaustive]
 pub struct Speculation {
-    /// `[requests, drafted + 1]`, of type i32: the drafted tokens before the first that is not accepted, then one that was
-    /// drawn in its place, or after the last, then -1.
+    /// `[requests, drafted + 1]`, of type i32: the drafted tokens before the first that is not accepted, then
+    /// one that was drawn in its place, or after the last, then -1.
     pub ids: Tensor<2, Int>,
     /// `[requests]`, of type i32: how many drafted tokens are accepted, each verified by itself.
     pub accepted: Tensor<1, Int>,
@@ -32,18 +32,20 @@ pub struct Speculation {
 
 /// Verifies chains of drafted tokens: the emitted tokens are distributed as if drawn from `target_probs`.
 ///
-/// Token `i` of a draft, of probability `p` in `draft_probs[…, i, :]` and `q` in `target_probs[…, i, :]`, is accepted if
-/// `u · p < q`, `u` uniform in 0..1. In place of the first that is not, a token is drawn with the probabilities
-/// `max(q - p, 0)` over their sum; after a chain of which all are, one from `target_probs[…, drafted, :]`.
+/// Token `i` of a draft, of probability `p` in `draft_probs[…, i, :]` and `q` in `target_probs[…, i, :]`, is
+/// accepted if `u · p < q`, `u` uniform in 0..1. In place of the first that is not, a token is drawn with the
+/// probabilities `max(q - p, 0)` over their sum; after a chain of which all are, one from `target_probs[…,
+/// drafted, :]`.
 ///
-/// `draft_probs`: `[requests, drafted, vocab]` of f32; `draft_ids`: `[requests, drafted]` of integers of any type, of which
-/// one outside the vocabulary is not accepted; `target_probs`: `[requests, drafted + 1, vocab]` of f32; `draws`: one for
-/// each request, in order.
+/// `draft_probs`: `[requests, drafted, vocab]` of f32; `draft_ids`: `[requests, drafted]` of integers of any
+/// type, of which one outside the vocabulary is not accepted; `target_probs`: `[requests, drafted + 1,
+/// vocab]` of f32; `draws`: one for each request, in order.
 ///
 /// # Errors
 ///
-/// If shapes, types or devices do not fit together, an axis other than the requests is empty, there are more than 2²² tokens
-/// or `i32::MAX` in `ids`, `draws` are not those of the requests, or a tensor requires a gradient.
+/// If shapes, types or devices do not fit together, an axis other than the requests is empty, there are more
+/// than 2²² tokens or `i32::MAX` in `ids`, `draws` are not those of the requests, or a tensor requires a
+/// gradient.
 pub fn chain_speculative_sampling(
     draft_probs: Tensor<3>,
     draft_ids: Tensor<2, Int>,

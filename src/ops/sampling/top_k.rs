@@ -11,11 +11,11 @@ use crate::dispatch::IntoBackend;
 use crate::error::{Error, Result};
 use crate::extension::FlashInferBackend;
 
-/// The `k` largest numbers of each row, the largest first, and where they are: values `[rows, k]` of the type of `x`, and ids
-/// `[rows, k]` of type i32.
+/// The `k` largest numbers of each row, the largest first, and where they are: values `[rows, k]` of the type
+/// of `x`, and ids `[rows, k]` of type i32.
 ///
-/// `x`: `[rows, vocab]` of f32, f16 or bf16. Of equal numbers the first in the row comes first, 0 and -0 are equal, and NaN
-/// comes after all numbers: there is one answer, which every device gives.
+/// `x`: `[rows, vocab]` of f32, f16 or bf16. Of equal numbers the first in the row comes first, 0 and -0 are
+/// equal, and NaN comes after all numbers: there is one answer, which every device gives.
 ///
 /// `k` is from 1 to `vocab`; on CubeCL devices at most 2048.
 ///
@@ -34,7 +34,8 @@ use crate::extension::FlashInferBackend;
 ///
 /// # Errors
 ///
-/// If `k` is out of its range, the type is none of these, the device has no integers of 64 bits, or `x` requires a gradient.
+/// If `k` is out of its range, the type is none of these, the device has no integers of 64 bits, or `x`
+/// requires a gradient.
 pub fn top_k(x: Tensor<2>, k: usize) -> Result<(Tensor<2>, Tensor<2, Int>)> {
     const OP: &str = "top_k";
     let floats = Floats::first(OP, "x", &x)?;

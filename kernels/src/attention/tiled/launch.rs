@@ -86,7 +86,8 @@ impl<V: Variant> KernelLaunch<'_, V> {
             size_of::<u32>(),
         );
         if prepared {
-            // SAFETY: each plane of the one cube writes its own descriptor, for which there is room. It reads no tensor.
+            // SAFETY: each plane of the one cube writes its own descriptor, for which there is room. It reads
+            // no tensor.
             unsafe {
                 make_maps::launch_unchecked(
                     self.client,

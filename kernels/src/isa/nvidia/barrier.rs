@@ -15,13 +15,13 @@ ptx! {
     pub(crate) fn barrier_arrive(barrier: u32) =
         EffectOp(barrier) "{{ .reg .b64 state; mbarrier.arrive.shared::cta.b64 state, [{barrier}]; }}";
 
-    /// The phase is not complete before so many bytes have arrived, by [`super::copy_box`]: `mbarrier.expect_tx`. Before
-    /// the lane's own arrival.
+    /// The phase is not complete before so many bytes have arrived, by [`super::copy_box`]:
+    /// `mbarrier.expect_tx`. Before the lane's own arrival.
     pub(crate) fn barrier_expect(barrier: u32, #[comptime] bytes: usize) =
         EffectOp(barrier) "mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [{barrier}], {bytes};";
 
-    /// Waits until the phase of this parity is complete: `mbarrier.try_wait.parity`. The first phase has parity 0, and the
-    /// one before it counts as complete.
+    /// Waits until the phase of this parity is complete: `mbarrier.try_wait.parity`. The first phase has
+    /// parity 0, and the one before it counts as complete.
     pub(crate) fn barrier_wait(barrier: u32, parity: u32) = EffectOp(barrier, parity)
         "{{ .reg .pred complete; again: \
          mbarrier.try_wait.parity.shared::cta.b64 complete, [{barrier}], {parity}; \

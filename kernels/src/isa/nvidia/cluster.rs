@@ -17,10 +17,12 @@ use super::instruction::ptx;
 #[cfg(feature = "compilers")]
 use crate::isa::lowering::set_function_attribute;
 
-/// Makes each `cubes` cubes along the first axis of the grid a cluster: `.reqnctapercluster`. The grid is a multiple of it.
+/// Makes each `cubes` cubes along the first axis of the grid a cluster: `.reqnctapercluster`. The grid is a
+/// multiple of it.
 ///
-/// CubeCL's LLVM compiler knows of no clusters, and an operation of a kernel is no place to say what the kernel is. So it is
-/// left standing while operations become LLVM's, and says it once the function itself has become LLVM's too.
+/// CubeCL's LLVM compiler knows of no clusters, and an operation of a kernel is no place to say what the
+/// kernel is. So it is left standing while operations become LLVM's, and says it once the function itself has
+/// become LLVM's too.
 #[cube_op(name = "flashinfer.cluster")]
 #[result_ty(none)]
 #[op_traits(CanMaterialize, HasSideEffects)]

@@ -324,9 +324,10 @@ memory!(CopyOp, op, ctx, {
 /// }
 /// ```
 ///
-/// After `=` stand the operation, the arguments that are operands, and the text as `format!` takes it: the result and the
-/// operands are registers there, comptime arguments are values, and more names may follow. Operands are scalars, vectors
-/// with a register for each element, and slices, of which the address in global memory is meant.
+/// After `=` stand the operation, the arguments that are operands, and the text as `format!` takes it: the
+/// result and the operands are registers there, comptime arguments are values, and more names may follow.
+/// Operands are scalars, vectors with a register for each element, and slices, of which the address in global
+/// memory is meant.
 macro_rules! ptx {
     ($(
         $(#[$meta:meta])*

@@ -5,8 +5,8 @@ use cubecl::prelude::*;
 use super::instruction::ptx;
 
 ptx! {
-    /// `d = a · b + c`, `a` 16 x 16 and `b` 16 x 8 of f16 or bf16, two elements in a register: `mma.sync` m16n8k16. With
-    /// `g = lane / 4` and `t = lane % 4`, the elements of a register from the low bits on:
+    /// `d = a · b + c`, `a` 16 x 16 and `b` 16 x 8 of f16 or bf16, two elements in a register: `mma.sync`
+    /// m16n8k16. With `g = lane / 4` and `t = lane % 4`, the elements of a register from the low bits on:
     ///
     /// | operand | registers of a lane |
     /// |---|---|

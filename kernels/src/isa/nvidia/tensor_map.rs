@@ -1,8 +1,8 @@
 //! TMA: asynchronous copies of boxes of a tensor to shared memory, by Hopper's tensor maps.
 //!
-//! The descriptor of a tensor is made on the device, since CubeCL passes buffers and numbers alone: its fields are set in
-//! shared memory ([`map_rows`]), and it is published to global memory ([`publish_map`]), where copies look for it
-//! ([`acquire_map`]).
+//! The descriptor of a tensor is made on the device, since CubeCL passes buffers and numbers alone: its
+//! fields are set in shared memory ([`map_rows`]), and it is published to global memory ([`publish_map`]),
+//! where copies look for it ([`acquire_map`]).
 //!
 //! Source: PTX ISA, `tensormap.replace` and `cp.async.bulk.tensor`.
 
@@ -44,15 +44,16 @@ ptx! {
          tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned \
          [{to}], [{map}], {MAP_BYTES};";
 
-    /// Makes a descriptor that was published, by this warp or by a kernel before this one, known to the unit that copies:
-    /// `fence.proxy.tensormap`.
+    /// Makes a descriptor that was published, by this warp or by a kernel before this one, known to the unit
+    /// that copies: `fence.proxy.tensormap`.
     pub(crate) fn acquire_map<T>(map: &[T]) =
         EffectOp(map) "fence.proxy.tensormap::generic.acquire.gpu [{map}], {MAP_BYTES};";
 
-    /// Copies one box, by the descriptor that was published to `map`, `offset` bytes beyond the same place in shared
-    /// memory of each of the `cubes` cubes of a cluster; its bytes count as arrivals at the same barrier of each:
-    /// `cp.async.bulk.tensor`. All lanes of a warp of one of the cubes, which elect the one that copies: behind a condition
-    /// of one's own, what the lanes have in common is not known to be so, and 230 cycles go by between two copies.
+    /// Copies one box, by the descriptor that was published to `map`, `offset` bytes beyond the same place in
+    /// shared memory of each of the `cubes` cubes of a cluster; its bytes count as arrivals at the same
+    /// barrier of each: `cp.async.bulk.tensor`. All lanes of a warp of one of the cubes, which elect the one
+    /// that copies: behind a condition of one's own, what the lanes have in common is not known to be so, and
+    /// 230 cycles go by between two copies.
     pub(crate) fn copy_box<T>(
         to: u32,
         #[comptime] offset: usize,

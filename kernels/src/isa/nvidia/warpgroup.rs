@@ -64,16 +64,16 @@ pub(crate) struct Product {
 /// The low half of what the instruction is told of an operand at a [`super::shared_address`], of which only the place
 /// within the cube's own memory belongs there: above it stands the cube's rank in its cluster.
 ///
-/// All lanes have the same one. As long as that is not known, each product needs it carried over to the uniform registers,
-/// 34 of the 630 instructions of a tile of attention.
+/// All lanes have the same one. As long as that is not known, each product needs it carried over to the
+/// uniform registers, 34 of the 630 instructions of a tile of attention.
 #[cube]
 fn low_half(at: u32, #[comptime] operand: Operand) -> u32 {
     broadcast(at % comptime!(1u32 << 18) / 16 + comptime!((operand.leading() << 16) as u32))
 }
 
 /// `d = a · b` or `d += a · b`, `a` 64 x depth and `b` depth x columns of f16 or bf16, as one group:
-/// `wgmma.fence`, an m64nNk16 `wgmma.mma_async` for each step, `wgmma.commit_group`. A warp has 16 rows of `d` and of `a`,
-/// in the layout of [`super::mma`]: tiles of 8 columns side by side.
+/// `wgmma.fence`, an m64nNk16 `wgmma.mma_async` for each step, `wgmma.commit_group`. A warp has 16 rows of
+/// `d` and of `a`, in the layout of [`super::mma`]: tiles of 8 columns side by side.
 ///
 /// `a` is in shared memory, of `a_rows` rows in all; `a` and `b` are [`super::shared_address`]es.
 #[cube]

@@ -5,8 +5,8 @@ use cubecl::prelude::*;
 use super::{SEGMENTS, SelectConfig};
 use crate::row_group::shuffle_sum;
 
-/// Sums of a row that are kept at a time. With a histogram: the counts in buckets, their least and their greatest mass, and
-/// the mass and count beyond the range and of its upper half.
+/// Sums of a row that are kept at a time. With a histogram: the counts in buckets, their least and their
+/// greatest mass, and the mass and count beyond the range and of its upper half.
 const SLOTS: usize = SEGMENTS + 3;
 pub(super) const IN_BUCKETS: usize = 0;
 pub(super) const AT_LEAST: usize = 1;

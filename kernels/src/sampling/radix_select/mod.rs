@@ -1,7 +1,8 @@
 //! Radix select: the threshold of top-k, top-p and min-p in a row, without sorting.
 //!
-//! `above(x)` means the count and the mass of the numbers greater than `x`. A number passes while `above(x)` is below the
-//! limits; the threshold is the least number that passes. Numbers are compared as [radix keys](super::fixed_point).
+//! `above(x)` means the count and the mass of the numbers greater than `x`. A number passes while `above(x)`
+//! is below the limits; the threshold is the least number that passes. Numbers are compared as [radix
+//! keys](super::fixed_point).
 //!
 //! | pass over the row | finds |
 //! |---|---|
