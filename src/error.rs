@@ -80,7 +80,7 @@ pub enum Error {
         /// The expected value.
         expected: String,
     },
-    /// More memory than there is. What fits may still fail later, when others use the memory.
+    /// More memory than there is. A size that fits may still fail later, when others use the memory.
     #[error("{op}: `{argument}` takes {bytes} bytes, expected {expected}")]
     OutOfMemory {
         /// The operation that refused.

@@ -158,7 +158,7 @@ fn captured<T, E>(
     let warm_up = if prepared.is_ok() { WARM_UP } else { 1 };
     for _ in 0..warm_up {
         let output = run();
-        // Fusion computes nothing whose result is dropped before it is waited for. What fails is told by the capture.
+        // Fusion computes no result that is dropped before a sync. The capture reports failures.
         let _ = Dispatch::sync(on);
         if let Err(error) = output {
             let _ = Dispatch::graph_stop_capture(on);

@@ -1,8 +1,7 @@
-//! Refusals of what no memory can hold, before an allocator aborts the process for it.
+//! Refusals of sizes beyond all memory, before an allocator aborts the process.
 //!
-//! Linux hands out memory that it does not have, and ends the process that uses it. So what is asked for is
-//! compared with the memory of the machine as well. It is not compared with what is free now: that is another
-//! number in the next moment.
+//! Linux overcommits memory, and ends the process that uses it. So a size is compared with the memory of the
+//! machine as well. It is not compared with the free memory, which changes at any moment.
 
 use std::hint::black_box;
 use std::sync::OnceLock;

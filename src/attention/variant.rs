@@ -72,8 +72,8 @@ pub trait AttentionVariant: Debug + Send + Sync + 'static {
     /// The factor on every logit; above 0 for the kernels on matrix cores.
     fn scale(&self) -> f32;
 
-    /// The keys that query `query` of a request can see. Keys outside are never read. Neither end may fall
-    /// from a query to the next. What reaches beyond the request's keys is cut off.
+    /// The keys that query `query` of a request can see. Keys outside are never read. Neither end may
+    /// decrease from a query to the next. The range is clamped to the request's keys.
     fn keys(&self, request: &Request, _query: usize) -> Range<usize> {
         0..request.kv_len
     }

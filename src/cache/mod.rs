@@ -113,7 +113,7 @@ pub struct PagedKvCache {
     page_size: usize,
     device: Device,
     pool: PagePool,
-    /// Pages that are remembered. Whoever uses one of them uses all that lead to it.
+    /// Pages that are remembered. A sequence with one of them has all its ancestors.
     tree: PrefixTree,
     sequences: BTreeMap<SequenceId, Sequence>,
     clock: Arc<Clock>,

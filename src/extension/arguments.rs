@@ -20,9 +20,9 @@ use crate::plan::Launch;
 #[derive(Debug, Clone, ExtensionType)]
 #[cfg_attr(feature = "fusion", extension_type(fusion))]
 pub struct Batch<B: Backend> {
-    /// `i32`: one list after the other, as `layout` says.
+    /// `i32`: one list after the other, in the order of `layout`.
     pub index: IntTensor<B>,
-    /// f32: room for partial results, if there are any. Written whoever else holds it.
+    /// f32: room for partial results, if there are any. Written even if it has other owners.
     #[extension_type]
     pub workspace: MaybeFloats<B>,
     /// The variant's numbers, f32.

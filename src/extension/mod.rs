@@ -40,7 +40,7 @@ pub trait FlashInferBackend: Backend {
     ) -> Attended<Self>;
 
     /// Writes `values` to the front of `buffer`, an `i32` tensor of one axis at least as long, and returns
-    /// it: in place, whoever else holds it, on devices that capture graphs.
+    /// it: in place, even if it has other owners, on devices that capture graphs.
     #[fusion(meta = |buffer, _| buffer.clone())]
     fn write_ints(buffer: IntTensor<Self>, values: Vec<i32>) -> IntTensor<Self>;
 

@@ -16,8 +16,8 @@ use crate::options::AttentionOptions;
 /// [`batch_decode_paged`](crate::batch_decode_paged)) of the batch that `cascade` was made of, but each shared page is
 /// read once for all requests that share it.
 ///
-/// `q`: `[tokens, q_heads, head_dim]`. What the levels found, each rounded once, is merged in one pass, in f32
-/// ([`merge_states`](crate::merge_states)).
+/// `q`: `[tokens, q_heads, head_dim]`. The results of the levels, each rounded once, are merged in one pass,
+/// in f32 ([`merge_states`](crate::merge_states)).
 ///
 /// # Errors
 ///

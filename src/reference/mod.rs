@@ -1,4 +1,4 @@
-//! Every operation once more: slow, in f64, on plain numbers. What the fast ones must agree with.
+//! Reference of every operation: slow, in f64, on plain numbers. The fast operations must agree with it.
 //!
 //! Nothing here needs a backend. The tests of this crate compare every device with these functions. They also
 //! define the exact result of an operation, where two results differ.

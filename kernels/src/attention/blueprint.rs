@@ -25,9 +25,9 @@ pub struct HeadDims {
 /// multiples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Alignment {
-    /// Of queries and keys.
+    /// Elements of one load of queries and keys.
     pub qk: usize,
-    /// Of values.
+    /// Elements of one load of values.
     pub vo: usize,
 }
 

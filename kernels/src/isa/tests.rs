@@ -391,7 +391,7 @@ fn a_foreign_instruction_is_refused_by_name() {
     refused(lower(GFX942, launch_warpgroup(false, 128)), "does not exist on this target");
 }
 
-/// Where the vendor is right and the machine too old, the check is all there is: LLVM would end the process.
+/// On a device of the right vendor but too old, only the check refuses: LLVM would end the process.
 #[test]
 fn the_check_knows_what_compiles() {
     for (target, instruction, exists) in [

@@ -115,7 +115,6 @@ impl Places {
 /// Rotates the first `rotary_dim` elements of every head of `q` and `k`, after its norm if there is one, and
 /// copies the others. Inputs are of type `dtype`. Positions are trusted to be rows of `cos_sin`; slots are
 /// trusted to be in the pools and distinct.
-/// the same.
 ///
 /// # Errors
 ///

@@ -1,10 +1,10 @@
 //! Sampling of tokens without sorting, from logits or from filtered probabilities; and the largest numbers of
 //! a row, sorted.
 //!
-//! A row is one cube's (or on a CPU one unit's), and nothing is read back to the host. Random numbers are
-//! those of Philox 4x32-10, a function of the draw alone. What decides which token is drawn is computed in
-//! integers, whose sums do not depend on their order, or in fused operations: so a draw gives the same token
-//! on every device and in every batch.
+//! A row belongs to one cube (or on a CPU to one unit), and nothing is read back to the host. Random numbers
+//! are those of Philox 4x32-10, a function of the draw alone. The choice of a token is computed in integers,
+//! whose sums do not depend on their order, or in fused operations. So a draw gives the same token on every
+//! device and in every batch.
 
 mod draw;
 mod filter;

@@ -8,10 +8,10 @@ use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vecto
 
 const KERNEL: &str = "apply_penalties";
 
-/// With the repetition penalty `r`, for a token that is in the prompt or the output, `x / r` if `x > 0`, else
-/// `x · r`; then less the frequency penalty times its number in the output, and less the presence penalty if
-/// it is in the output. A unit computes one vector. `y` may be `logits`: a unit reads what it writes, before
-/// it does, and nobody else.
+/// With the repetition penalty `r`, for a token in the prompt or the output, `x / r` if `x > 0`, else `x ·
+/// r`. Then minus the frequency penalty times its count in the output, and minus the presence penalty if it
+/// is in the output. A unit computes one vector. `y` may be `logits`: a unit reads its vector before it
+/// writes it, and no other unit does.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn apply_penalties<F: Float, N: Size>(

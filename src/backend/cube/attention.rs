@@ -157,7 +157,7 @@ fn part(index: &CubeTensor, range: &Range<usize>) -> TensorBinding {
     CubeTensor::new_contiguous(client, device, [range.len()].into(), handle, index.dtype).binding()
 }
 
-/// Overwrites the front of a buffer, whoever else holds it: a captured graph reads it where it is.
+/// Overwrites the front of a buffer, even if it has other owners: a captured graph reads it at its address.
 pub(super) fn write_ints(buffer: CubeTensor, values: Vec<i32>) -> CubeTensor {
     let behind = (buffer.meta.shape()[0] - values.len()) * size_of::<i32>();
     let handle = buffer.handle.clone().offset_end(behind as u64);

@@ -149,7 +149,7 @@ per_instruction_set! {
 /// Positive numbers are in the order of their bits, of which each pass settles eight: the exponent, then
 /// those below it. Four passes over ever fewer numbers, whatever their order.
 pub(super) fn threshold(row: &[f32], limit: u64) -> (f32, u64) {
-    // The mass of what is larger than all candidates, and the bits that these share.
+    // The mass of the numbers larger than all candidates, and the bits that the candidates share.
     let (mut above, mut least) = (0, 0);
     let mut candidates = Cow::Borrowed(row);
     for shift in [23, 15, 7, 0] {

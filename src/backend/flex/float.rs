@@ -68,8 +68,8 @@ impl Float for f16 {
 
     #[inline(always)]
     fn narrow(value: f32) -> Self {
-        // As above. What is subnormal in f16 is counted in its smallest units, by adding the f32 whose last
-        // bit is that unit.
+        // As above. A subnormal of f16 is counted in its smallest units, by adding the f32 whose last bit is
+        // that unit.
         const LEAST_NORMAL: f32 = f32::from_bits((127 - 14) << 23);
         let (sign, size) = ((value.to_bits() >> 16) & 0x8000, value.abs());
         let bits = size.to_bits();

@@ -1,7 +1,7 @@
 //! Products of segments of rows with matrices of their own, accumulated in f32 and rounded once.
 //!
 //! Matrices whose rows are outputs are those of a linear layer. Where rows are inputs, a block of columns is
-//! widened once, piece by piece, and each piece meets all rows while it is in the processor's cache.
+//! widened once, panel by panel. Each panel is multiplied with all rows while it is in the processor's cache.
 
 use burn_flex::FlexTensor;
 use multiversion::target::match_target;

@@ -220,10 +220,10 @@ fn consumer_release(
 /// The keys of a work item that the rows of a lane, and those of its warpgroup, see.
 #[derive(CubeType)]
 struct MaskRange {
-    /// First key that every row of the warpgroup sees.
+    /// Range of the keys that every row of the warpgroup sees.
     unmasked_start: usize,
     unmasked_end: usize,
-    /// First key of each of the lane's rows.
+    /// Range of the keys of each of the lane's rows.
     starts: Array<u32>,
     ends: Array<u32>,
 }

@@ -166,7 +166,7 @@ pub(crate) fn warp_specialized<V: Variant, E: Float>(
             item = snake_order(cluster, clusters, round);
         }
     }
-    // A cube must not exit while a peer may still write to its shared memory.
+    // A cube must not exit while a peer may still write to its shared memory or barriers.
     if comptime!(tiles.cluster > 1) {
         sync_cluster();
     }

@@ -45,8 +45,9 @@ pub(super) struct Producer {
     pub tiles: u32,
 }
 
-/// Makes the TMA descriptors of keys and values in one cube, for all cubes of [`specialized`](super::hopper).
-/// A persistent cube makes its own instead, which takes it 2.3 us once.
+/// Makes the TMA descriptors of keys and values in one cube, for all cubes of
+/// [`warp_specialized`](super::kernel::warp_specialized). A persistent cube makes its own instead, which
+/// takes it 2.3 us once.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn make_maps(
     k: &Tensor<Vec16>,

@@ -113,7 +113,8 @@ fn every_key_of_every_row_is_in_one_work() {
         }
         let what = format!("{problem:?} {spans:?} {split:?}");
         let group = problem.group();
-        // Of each request's tiles: first row, and the works' ranges of keys with where their partial results go.
+        // The tiles of each request: first row, and the ranges of keys of the work items with the rows of
+        // their partial results.
         let mut tiles = std::collections::BTreeMap::<(usize, usize), Vec<(usize, usize, i32)>>::new();
         for item in plan.work_items() {
             let [index, first_token, qo_len, first, kv_len, row, start, end] = [
@@ -174,7 +175,7 @@ fn every_key_of_every_row_is_in_one_work() {
     }
 }
 
-/// Where the tile that begins at `row` ends.
+/// End of the tile that begins at `row`.
 fn tiles_after(plan: &Plan, span: &RequestShape, row: usize, rows: usize) -> usize {
     let later = plan.work_items().iter().filter(|item| item.request as usize == span.index);
     later.map(|item| item.first_row as usize).filter(|&first| first > row).min().unwrap_or(rows)
@@ -226,7 +227,7 @@ fn skewed_lengths_are_balanced() {
             assert!(100 * plan.mean >= 90 * plan.longest, "{plan}");
             let whole =
                 Plan::new(&device, &problem, &causal, spans, Choice::Auto, Split::Never).expect("a plan");
-            // What is not split is as balanced as it needs to be; how late it ends is then a bound, not a schedule.
+            // A plan without a split is balanced enough; the time of its end is then a bound, not a schedule.
             assert!(plan.merges().is_empty() || plan.longest < whole.longest, "{plan} beside {whole}");
         }
     }
@@ -243,7 +244,7 @@ fn a_fixed_split_does_not_depend_on_the_batch() {
         for span in &spans {
             let alone = plan(std::slice::from_ref(span)).expect("less than all");
             assert_eq!(alone.blueprint(), all.blueprint());
-            // The works of this request, but for where partial results lie and the order.
+            // The work items of this request, except for the rows of partial results and the order.
             let works = |plan: &Plan| {
                 let own = plan.work_items().iter().filter(|item| item.request as usize == span.index);
                 let mut works: Vec<_> =

@@ -11,11 +11,10 @@
 //! |   | *sync* | |
 //! | 3 | row_sum of the tile; output columns `u, u + U, ..` | reads `weights`, `values` |
 //!
-//! Two barriers a tile are enough: step 1 of the next tile writes only what step 2 has finished reading, and its step
-//! 2 comes after a barrier that every unit reaches after step 3. All units find maximum and sum in the same order, so
-//! 2 comes after a barrier that every unit reaches after step 3. All units find row_max and row_sum in the
-//! same
-//! order, so they agree without communication, and the result does not change from run to run.
+//! Two barriers a tile are enough: step 1 of the next tile writes only what step 2 has finished reading. Its
+//! step 2 comes after a barrier that every unit reaches after step 3. All units find row_max and row_sum in
+//! the same order. So they agree without communication, and the result does not change from run to run.
+//!
 //! On a GPU a cube is one row. On a CPU a unit is a thread and a barrier a spin lock, so there a cube is many rows of
 //! one unit each, every row with its part of the shared memory, and there are no barriers.
 //!
@@ -82,7 +81,7 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
     let mut weights = Shared::<[f32]>::new_slice(rows * tile);
     let mut values = Shared::<[usize]>::new_slice(rows * tile);
 
-    // Where this row's part begins.
+    // Offsets of this row's part.
     let (query_at, tile_at) = (part * qk, part * tile);
 
     let q_row = (token * q.stride(0) + head * q.stride(1)) / QK::value();

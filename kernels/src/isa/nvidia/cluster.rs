@@ -20,9 +20,8 @@ use crate::isa::lowering::set_function_attribute;
 /// Makes each `cubes` cubes along the first axis of the grid a cluster: `.reqnctapercluster`. The grid is a
 /// multiple of it.
 ///
-/// CubeCL's LLVM compiler knows of no clusters, and an operation of a kernel is no place to say what the
-/// kernel is. So it is left standing while operations become LLVM's, and says it once the function itself has
-/// become LLVM's too.
+/// CubeCL's LLVM compiler does not support clusters, and an operation cannot set an attribute of its kernel.
+/// So it stays while operations are lowered to LLVM, and sets the attribute once the function is lowered too.
 #[cube_op(name = "flashinfer.cluster")]
 #[result_ty(none)]
 #[op_traits(CanMaterialize, HasSideEffects)]
@@ -65,8 +64,8 @@ pub(crate) fn form_clusters(#[comptime] cubes: usize) {
 }
 
 ptx! {
-    /// Waits for all units of the cluster, and what they wrote to shared memory, barriers' first states too:
-    /// `barrier.cluster`. Whole warps.
+    /// Waits for all units of the cluster, and for their writes to shared memory, including the initial
+    /// states of barriers: `barrier.cluster`. Whole warps.
     pub(crate) fn sync_cluster() = EffectOp()
         "fence.mbarrier_init.release.cluster; barrier.cluster.arrive.release.aligned; \
          barrier.cluster.wait.acquire.aligned;";

@@ -1,4 +1,4 @@
-//! Copies to shared memory that nobody waits for.
+//! Asynchronous copies to shared memory.
 
 use cubecl::prelude::*;
 #[cfg(feature = "compilers")]
@@ -53,8 +53,8 @@ pub(crate) fn shared_address<T: CubePrimitive>(slice: &[T]) -> u32 {
 }
 
 ptx! {
-    /// 16 bytes from global to shared memory without waiting, zeros if `bytes` is 0 (then nothing is read):
-    /// `cp.async.cg`. Both places are so many bytes beyond what is named.
+    /// Copies 16 bytes from global to shared memory without waiting, zeros if `bytes` is 0 (then nothing is
+    /// read): `cp.async.cg`. Both places have offsets in bytes.
     fn cp_async_16<T>(
         to: u32,
         from: &[T],

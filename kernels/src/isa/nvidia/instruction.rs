@@ -1,7 +1,7 @@
 //! PTX instructions as operations of CubeCL's IR: the table's language.
 //!
-//! `ptx!` declares instructions as functions of kernels. A few operations stand for all of them: what differs between
-//! instructions is their text, and what differs between operations is what the optimiser may do with them.
+//! `ptx!` declares instructions as functions of kernels. A few operations represent all of them: instructions
+//! differ in their text, and operations differ in the freedom of the optimiser.
 
 use cubecl::prelude::*;
 #[cfg(feature = "compilers")]
@@ -179,7 +179,7 @@ fn ptx_of(ctx: &Context, op: Ptr<Operation>, effect: bool) -> Ptx {
     Ptx { text, output, updated, inputs: inputs.collect(), effect }
 }
 
-/// An operation that stands for instructions; `$effect` if they access memory or wait.
+/// An operation that represents instructions; `$effect` if they access memory or wait.
 macro_rules! kind {
     ($(#[$doc:meta])* $op:ident = $name:literal, [$($interface:ty),*], [$($trait:ident),*], $effect:literal) => {
         $(#[$doc])*

@@ -49,11 +49,11 @@ ptx! {
     pub(crate) fn acquire_map<T>(map: &[T]) =
         EffectOp(map) "fence.proxy.tensormap::generic.acquire.gpu [{map}], {MAP_BYTES};";
 
-    /// Copies one box, by the descriptor that was published to `map`, `offset` bytes beyond the same place in
-    /// shared memory of each of the `cubes` cubes of a cluster; its bytes count as arrivals at the same
-    /// barrier of each: `cp.async.bulk.tensor`. All lanes of a warp of one of the cubes, which elect the one
-    /// that copies: behind a condition of one's own, what the lanes have in common is not known to be so, and
-    /// 230 cycles go by between two copies.
+    /// Copies one box with the descriptor published to `map`, to the same place plus `offset` bytes in the
+    /// shared memory of each of the `cubes` cubes of a cluster. Its bytes count as arrivals at the same
+    /// barrier of each: `cp.async.bulk.tensor`. All lanes of a warp of one cube call it and elect the one
+    /// that copies. With a condition in the kernel instead, the compiler does not know the uniform values of
+    /// the lanes, and 230 cycles pass between two copies.
     pub(crate) fn copy_box<T>(
         to: u32,
         #[comptime] offset: usize,
@@ -99,7 +99,7 @@ fn map_fields(
         set("box_dim", 32, &format!("{dim}, {rows}"));
         set("element_stride", 32, &format!("{dim}, 1"));
     }
-    // Of 16 bits, not interleaved, 128 bytes swizzled, zeros outside.
+    // Elements of 16 bits, not interleaved, 128 bytes swizzled, zeros outside.
     for (field, value) in
         [("elemtype", "1"), ("interleave_layout", "0"), ("swizzle_mode", "3"), ("fill_mode", "0")]
     {

@@ -155,7 +155,8 @@ fn update(scope: &Scope, place: Value, columns: usize, text: String, inputs: Vec
     scope.register(&store);
 }
 
-/// Waits until all but the last `left` groups of products are over: `wgmma.wait_group`. `d` is what one of those left.
+/// Waits until all but the last `left` groups of products are complete: `wgmma.wait_group`. `d` is the
+/// accumulator of a complete one.
 #[cube]
 #[allow(unused_variables, reason = "the expansion uses them")]
 pub(crate) fn wgmma_wait(

@@ -105,7 +105,7 @@ impl Memory {
         self.found[self.row * FOUND + COLLECTED].fetch_add(1u32)
     }
 
-    /// Lowers what was found.
+    /// Lowers the result `which` to `value`.
     pub(super) fn at_most(&self, which: usize, value: u32) {
         self.found[self.row * FOUND + which].fetch_min(value);
     }
