@@ -19,10 +19,10 @@ type Dispatch = burn::backend::Dispatch;
 
 /// The keys and values of one layer, in pages.
 ///
-/// Both tensors are `[pages, page_size, kv_heads, head_dim]` ([`KvLayout::Nhd`]) or `[pages, kv_heads,
-/// page_size, head_dim]` ([`KvLayout::Hnd`]), of the same type and on the same device; their head dimensions
-/// may differ. They hold floats ([`new`](Self::new)), or fp8, which takes half the memory
-/// ([`new_fp8`](Self::new_fp8)).
+/// Both tensors are `[pages, page_size, kv_heads, head_dim]` ([`KvLayout::Nhd`]) or
+/// `[pages, kv_heads, page_size, head_dim]` ([`KvLayout::Hnd`]), of the same type and on the same device;
+/// their head dimensions may differ. They hold floats ([`new`](Self::new)), or fp8, which takes half the
+/// memory ([`new_fp8`](Self::new_fp8)).
 #[derive(Debug, Clone)]
 pub struct KvPages {
     pool: Pool,

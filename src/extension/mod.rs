@@ -107,10 +107,10 @@ pub trait FlashInferBackend: Backend {
         #[extension_type] mask: MaybeInts<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// Merges the attention states of each token: `v` `[tokens, states, heads, head_dim]`, `s` `[tokens,
-    /// states, heads]` (base 2, f32). With `indptr` `[tokens + 1]` (`i32`) `v` is `[rows, heads, head_dim]`,
-    /// `s` `[rows, heads]`, and those of token `t` are the rows `indptr[t]..indptr[t + 1]`. There is at least
-    /// one state or row.
+    /// Merges the attention states of each token: `v` `[tokens, states, heads, head_dim]`, `s`
+    /// `[tokens, states, heads]` (base 2, f32). With `indptr` `[tokens + 1]` (`i32`) `v` is
+    /// `[rows, heads, head_dim]`, `s` `[rows, heads]`, and those of token `t` are the rows
+    /// `indptr[t]..indptr[t + 1]`. There is at least one state or row.
     #[fusion(meta = fused::merged)]
     fn merge_states(
         v: FloatTensor<Self>,
@@ -204,9 +204,9 @@ pub trait FlashInferBackend: Backend {
     ) -> (IntTensor<Self>, IntTensor<Self>);
 
     /// Verifies drafts `draft_ids` `[requests, drafted]` with `draft_probs` `[requests, drafted, vocab]`
-    /// (f32), by `target_probs` `[requests, drafted + 1, vocab]` (f32). Returns the tokens `[requests,
-    /// drafted + 1]`, and `[requests, 3]`: the number accepted each by itself, the number before the first
-    /// rejection, and 1 if a token follows these.
+    /// (f32), by `target_probs` `[requests, drafted + 1, vocab]` (f32). Returns the tokens
+    /// `[requests, drafted + 1]`, and `[requests, 3]`: the number accepted each by itself, the number before
+    /// the first rejection, and 1 if a token follows these.
     #[fusion(meta = |_, draft_ids, _, _| fused::speculation(draft_ids))]
     fn chain_speculative_sampling(
         draft_probs: FloatTensor<Self>,

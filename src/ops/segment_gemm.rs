@@ -10,9 +10,9 @@ use crate::plan::SegmentGemm;
 /// Multiplies each segment of the rows of `x` with a matrix of its own: a [`SegmentGemm`] that is made for this call.
 ///
 /// `x`: `[segments.total(), d_in]`; `weights`: `[matrices, d_in, d_out]`, or `[matrices, d_out, d_in]` with
-/// [`WeightLayout::ColumnMajor`]. For segment `i` and each of its rows `r`, `y[r] = x[r] ·
-/// weights[weight_indices[i]]`, or `weights[i]` without indices. Products are accumulated in f32. A segment
-/// may be empty.
+/// [`WeightLayout::ColumnMajor`]. For segment `i` and each of its rows `r`,
+/// `y[r] = x[r] · weights[weight_indices[i]]`, or `weights[i]` without indices. Products are accumulated in
+/// f32. A segment may be empty.
 ///
 /// ```
 /// use burn::tensor::{Device, Tensor};

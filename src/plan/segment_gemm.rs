@@ -18,9 +18,9 @@ const TILE_ROWS: [usize; 5] = [1, 4, 16, 64, 128];
 /// The work partitioning of a ragged batch of rows and matrices: made once for a batch, run by every layer.
 /// It serves grouped layers and batches of LoRA adapters (FlashInfer's `SegmentGEMMWrapper`).
 ///
-/// Segment `i` has the rows `segments[i]..segments[i + 1]` of `x`, and `y[r] = x[r] ·
-/// weights[weight_indices[i]]` for each of them. One launch computes all segments, on matrix units where the
-/// device has some.
+/// Segment `i` has the rows `segments[i]..segments[i + 1]` of `x`, and
+/// `y[r] = x[r] · weights[weight_indices[i]]` for each of them. One launch computes all segments, on matrix
+/// units where the device has some.
 ///
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};

@@ -114,8 +114,8 @@ pub fn gelu_tanh_and_mul(x: &[f64], width: usize) -> Result<Vec<f64>> {
 }
 
 /// [`segment_gemm`](crate::segment_gemm): `y[r, o] = Σ_i x[r, i] weights[w, i, o]` for the rows `r` of each
-/// segment and the matrix `w` that `weight_indices` has for it; `x` `[rows, d_in]`, `weights` `[matrices,
-/// d_in, d_out]`.
+/// segment and the matrix `w` that `weight_indices` has for it; `x` `[rows, d_in]`, `weights`
+/// `[matrices, d_in, d_out]`.
 ///
 /// # Errors
 ///

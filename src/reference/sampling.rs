@@ -3,9 +3,9 @@
 use super::{check_len, value};
 use crate::error::Result;
 
-/// [`softmax`](crate::sampling::softmax): `exp(x / t) / Σ exp(x / t)` for each row of `logits` `[rows,
-/// vocab]` and its temperature `t`; at temperature 0 the largest logits share the probability, at infinity
-/// all above `-inf`. A row of `-inf` becomes 0.
+/// [`softmax`](crate::sampling::softmax): `exp(x / t) / Σ exp(x / t)` for each row of `logits`
+/// `[rows, vocab]` and its temperature `t`; at temperature 0 the largest logits share the probability, at
+/// infinity all above `-inf`. A row of `-inf` becomes 0.
 ///
 /// # Errors
 ///
@@ -153,8 +153,8 @@ pub fn apply_penalties(
 pub struct Chain {
     /// With which probability each drafted token is accepted: `min(q / p, 1)`.
     pub accepted: Vec<f64>,
-    /// With which probabilities the token is drawn that comes after `i` drafted ones: over their sum `max(q -
-    /// p, 0)`, and after the last `q`. `None` if there is none above 0, or a NaN.
+    /// With which probabilities the token is drawn that comes after `i` drafted ones: over their sum
+    /// `max(q - p, 0)`, and after the last `q`. `None` if there is none above 0, or a NaN.
     pub next: Vec<Option<Vec<f64>>>,
 }
 

@@ -43,8 +43,8 @@ pub trait Variant: Send + Sync + 'static {
         true
     }
 
-    /// `(m, l)` of a row before its first key: the largest logit, before `scale`, and the sum of `exp(scale ·
-    /// (logit - m))`. `(z / scale, 1)` is a sink of logit `z`, whose value is 0.
+    /// `(m, l)` of a row before its first key: the largest logit, before `scale`, and the sum of
+    /// `exp(scale · (logit - m))`. `(z / scale, 1)` is a sink of logit `z`, whose value is 0.
     fn start(_args: &Self::Args, _row: &QueryRow) -> (f32, f32) {
         (f32::NEG_INFINITY, 0.0)
     }

@@ -8,9 +8,9 @@ use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vecto
 
 const KERNEL: &str = "apply_penalties";
 
-/// With the repetition penalty `r`, for a token in the prompt or the output, `x / r` if `x > 0`, else `x ·
-/// r`. Then minus the frequency penalty times its count in the output, and minus the presence penalty if it
-/// is in the output. A unit computes one vector. `y` may be `logits`: a unit reads its vector before it
+/// With the repetition penalty `r`, for a token in the prompt or the output, `x / r` if `x > 0`, else
+/// `x · r`. Then minus the frequency penalty times its count in the output, and minus the presence penalty if
+/// it is in the output. A unit computes one vector. `y` may be `logits`: a unit reads its vector before it
 /// writes it, and no other unit does.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]

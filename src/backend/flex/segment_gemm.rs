@@ -21,8 +21,8 @@ const DEPTH: usize = 256;
 /// Multiplications below which waking other threads costs more than it saves.
 const PARALLEL: usize = 1 << 18;
 
-/// `x[r] · weights[i]` for the rows `r` and the matrix `i` of each work item `[first row, end of the rows,
-/// matrix]`.
+/// `x[r] · weights[i]` for the rows `r` and the matrix `i` of each work item
+/// `[first row, end of the rows, matrix]`.
 pub(super) fn segment_gemm<E: Float>(
     x: FlexTensor,
     weights: FlexTensor,

@@ -20,9 +20,10 @@ use crate::page_table::SlotMapping;
 /// Rotates queries and keys by their positions.
 ///
 /// `q`: `[tokens, q_heads, head_dim]`, `k`: `[tokens, kv_heads, head_dim]`, `positions`: one for each token.
-/// With the angle `a = position * f_i` of pair `i`, the pair `(x, y)` becomes `(x cos a - y sin a, y cos a +
-/// x sin a)`, computed in f32 and rounded once. Elements from `rotary_dim` on stay as they are. A tensor that
-/// has no other owner is rotated in place: to save the memory, do not keep clones.
+/// With the angle `a = position * f_i` of pair `i`, the pair `(x, y)` becomes
+/// `(x cos a - y sin a, y cos a + x sin a)`, computed in f32 and rounded once. Elements from `rotary_dim` on
+/// stay as they are. A tensor that has no other owner is rotated in place: to save the memory, do not keep
+/// clones.
 ///
 /// Positions by the offsets of requests are [`Positions::continuing`].
 ///

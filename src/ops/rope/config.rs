@@ -17,8 +17,8 @@ pub enum RopeScaling {
     },
     /// Llama 3.1: low frequencies divided by `factor`, high ones kept, those between blended.
     ///
-    /// With `s = clamp((f_i · original_max_positions / 2π - low) / (high - low), 0, 1)`: `f_i' = (1 - s) f_i
-    /// / factor + s f_i`.
+    /// With `s = clamp((f_i · original_max_positions / 2π - low) / (high - low), 0, 1)`:
+    /// `f_i' = (1 - s) f_i / factor + s f_i`.
     Llama3 {
         /// The factor by which the context is longer.
         factor: f64,
@@ -33,10 +33,11 @@ pub enum RopeScaling {
     /// frequency, those that turn seldom have it divided by `factor`, those between are blended; and all
     /// cosines and sines are multiplied with a factor.
     ///
-    /// Pair `i` turns `n` times over the original context at `c(n) = rotary_dim/2 · ln(original_max_positions
-    /// / 2πn) / ln(theta)`. With `s = clamp((i - low) / (high - low), 0, 1)` between `low = c(beta_fast)` and
-    /// `high = c(beta_slow)`, rounded down and up if `truncate`: `f_i' = s f_i / factor + (1 - s) f_i`. As
-    /// Hugging Face has it; [`yarn`](Self::yarn) fills in the usual numbers.
+    /// Pair `i` turns `n` times over the original context at
+    /// `c(n) = rotary_dim/2 · ln(original_max_positions / 2πn) / ln(theta)`. With
+    /// `s = clamp((i - low) / (high - low), 0, 1)` between `low = c(beta_fast)` and `high = c(beta_slow)`,
+    /// rounded down and up if `truncate`: `f_i' = s f_i / factor + (1 - s) f_i`. As Hugging Face has it;
+    /// [`yarn`](Self::yarn) fills in the usual numbers.
     Yarn {
         /// The factor by which the context is longer.
         factor: f64,

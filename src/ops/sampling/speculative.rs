@@ -34,12 +34,12 @@ pub struct Speculation {
 ///
 /// Token `i` of a draft, of probability `p` in `draft_probs[…, i, :]` and `q` in `target_probs[…, i, :]`, is
 /// accepted if `u · p < q`, `u` uniform in 0..1. In place of the first that is not, a token is drawn with the
-/// probabilities `max(q - p, 0)` over their sum; after a chain of which all are, one from `target_probs[…,
-/// drafted, :]`.
+/// probabilities `max(q - p, 0)` over their sum; after a chain of which all are, one from
+/// `target_probs[…, drafted, :]`.
 ///
 /// `draft_probs`: `[requests, drafted, vocab]` of f32; `draft_ids`: `[requests, drafted]` of integers of any
-/// type, of which one outside the vocabulary is not accepted; `target_probs`: `[requests, drafted + 1,
-/// vocab]` of f32; `draws`: one for each request, in order.
+/// type, of which one outside the vocabulary is not accepted; `target_probs`:
+/// `[requests, drafted + 1, vocab]` of f32; `draws`: one for each request, in order.
 ///
 /// # Errors
 ///

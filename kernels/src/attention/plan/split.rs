@@ -68,7 +68,7 @@ impl TileCost {
         Self { rows, keys: tiled.cube_keys(), per_key, resident, cluster, warpgroups }
     }
 
-    // A division of 64 bits takes three times as long on the host, and there are thousands of tiles.
+    // In 32 bits: a division of 64 takes three times as long on the host, and there are thousands of tiles.
     fn cost(&self, keys: u32) -> u64 {
         COST_PER_CUBE * self.resident + u64::from(keys.next_multiple_of(self.keys as u32)) * self.per_key
     }

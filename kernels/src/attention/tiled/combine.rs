@@ -28,8 +28,8 @@ pub(crate) struct CombineParams {
     pub total: usize,
 }
 
-/// `workspace`: `[partial_rows, vo]`, then `[partial_rows, 2]` of `b` and `t`. `output`: `[tokens, q_heads,
-/// vo]`.
+/// `workspace`: `[partial_rows, vo]`, then `[partial_rows, 2]` of `b` and `t`. `output`:
+/// `[tokens, q_heads, vo]`.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn combine<V: Variant, O: Float>(

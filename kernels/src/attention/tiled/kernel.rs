@@ -62,8 +62,8 @@ impl TileConfig {
 }
 
 /// `q`: `[tokens, q_heads, qk]`, `k`: `[pages, slots, kv_heads, qk]`, `v`: `[pages, slots, kv_heads, vo]`,
-/// all in vec16 but with strides in elements. `output`: `[tokens, q_heads, vo]`. `workspace`: `[partial_rows,
-/// vo]`, then `[partial_rows, 2]` of row_max and row_sum.
+/// all in vec16 but with strides in elements. `output`: `[tokens, q_heads, vo]`. `workspace`:
+/// `[partial_rows, vo]`, then `[partial_rows, 2]` of row_max and row_sum.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn tiled<M: Mma, F: Mma, V: Variant, E: Float>(
