@@ -47,7 +47,7 @@ pub(crate) fn list<T>(op: &'static str, argument: &'static str, len: usize) -> R
     Ok(list)
 }
 
-/// Refuses what the host cannot allocate. Small sizes are not tried: a step of decoding allocates its outputs alone.
+/// Refuses a size that the host cannot allocate. Small sizes are not tried: a decoding step allocates only outputs.
 pub(crate) fn on_host(op: &'static str, argument: &'static str, bytes: usize) -> Result<()> {
     /// An allocator takes larger ones from the system, one by one.
     const LARGE: usize = 32 << 20;

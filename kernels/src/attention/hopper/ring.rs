@@ -7,8 +7,8 @@
 //! | maps | 128 each | of each producer plane |
 //! | barriers | 8 each | of each tile: *full* and *empty* |
 //!
-//! A tile is stored as an [`Operand`](crate::isa::nvidia::Operand): 64 elements of every row, then the next
-//! 64.
+//! A tile is stored as an [`Operand`](crate::isa::nvidia::Operand): 64 elements of every row, then the
+//! next 64.
 
 use cubecl::prelude::*;
 
