@@ -40,7 +40,9 @@ macro_rules! device_tests {
                 crate::devices::run("flex", module_path!(), super::$test);
             }
 
+            // One after the other: with Fusion nothing is written in place while another test computes.
             #[cfg(feature = "cpu")]
+            #[serial_test::serial(device)]
             #[test]
             fn cpu() {
                 crate::devices::run("cpu", module_path!(), super::$test);
