@@ -48,13 +48,15 @@ macro_rules! device_tests {
                 crate::devices::run("cpu", module_path!(), super::$test);
             }
 
+            // One after the other: what another test does meanwhile spoils a captured graph.
             #[cfg(feature = "cuda")]
+            #[serial_test::serial(device)]
             #[test]
             fn cuda() {
                 crate::devices::run("cuda", module_path!(), super::$test);
             }
 
-            // One after the other: what another test does meanwhile spoils a captured graph.
+            // As on CUDA.
             #[cfg(feature = "rocm")]
             #[serial_test::serial(device)]
             #[test]
