@@ -64,7 +64,7 @@ pub trait Variant: Send + Sync + 'static {
         request: &<RequestShape as CubeType>::ExpandType,
         _query: NativeExpand<usize>,
     ) -> (NativeExpand<usize>, NativeExpand<usize>) {
-        (0usize.into_expand(scope), request.kv_len.clone())
+        (0usize.into_expand(scope), request.kv_len)
     }
 
     #[doc(hidden)]
