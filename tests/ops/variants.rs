@@ -44,7 +44,7 @@ impl AttentionVariant for Everything {
     }
 
     fn keep(&self, row: &Row<'_>, key: usize) -> bool {
-        (key + row.query + row.ints[row.request.index] as usize) % 3 != 0
+        !(key + row.query + row.ints[row.request.index] as usize).is_multiple_of(3)
     }
 
     fn start(&self, row: &Row<'_>) -> (f64, f64) {
