@@ -52,7 +52,7 @@ pub struct MergeItem {
     pub first_token: i32,
     /// First of the rows within the request.
     pub first_row: i32,
-    /// At most [`MERGE_ROWS`]; 0 is padding.
+    /// At most 16; 0 is padding.
     pub rows: i32,
     /// Chunks of keys.
     pub chunks: i32,

@@ -18,6 +18,7 @@ pub(crate) use barrier::{
 };
 pub(crate) use cluster::{barrier_arrive_at, form_clusters, sync_cluster};
 pub(crate) use copy::{cp_async, cp_async_at, cp_async_commit, cp_async_wait, shared_address};
+#[cfg(feature = "compilers")]
 pub(super) use instruction::Register;
 pub(crate) use matrix::{ldmatrix, mma};
 pub(crate) use tensor_map::{MAP_BYTES, acquire_map, copy_box, map_rows, publish_map};
