@@ -43,9 +43,9 @@ pub struct Row<'a> {
     pub q_head: usize,
     /// Key head.
     pub kv_head: usize,
-    /// [`VariantInputs::floats`], empty if there are none.
+    /// [`VariantInputs::floats`](super::VariantInputs::floats), empty if there are none.
     pub floats: &'a [f32],
-    /// [`VariantInputs::ints`], empty if there are none.
+    /// [`VariantInputs::ints`](super::VariantInputs::ints), empty if there are none.
     pub ints: &'a [i32],
 }
 
