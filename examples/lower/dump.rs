@@ -40,7 +40,7 @@ pub fn dump(target: Target, names: &[String], dir: &Path) -> Result<()> {
 fn text(launch: &Launch) -> Result<String> {
     let lowered = match launch.lower() {
         Ok(lowered) => lowered,
-        // What the compiler refuses must stay so for the same reason; the name of the kernel is none.
+        // A refused kernel must stay refused for the same reason. Its name is no part of the reason.
         Err(Error::Compiler { reason, .. }) => return Ok(format!("not compiled: {reason}\n")),
         Err(error) => return Err(error.into()),
     };

@@ -132,7 +132,7 @@ impl Target {
         self.name == "cpu"
     }
 
-    /// Whether weights meet values in the type of the values.
+    /// True if probabilities are rounded to the type of the values before `P V`.
     pub fn has_matrix_cores(&self) -> bool {
         ["cuda", "rocm"].contains(&self.name)
     }

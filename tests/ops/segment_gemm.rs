@@ -103,7 +103,7 @@ fn batches() -> Vec<Vec<usize>> {
 fn shapes(target: Target) {
     let rng = &mut Rng::new("segment gemm shapes");
     for (i, dtype) in target.dtypes().into_iter().enumerate() {
-        // What a matrix unit takes, with a depth and columns that are not whole tiles; and what it does not.
+        // Shapes that a matrix unit takes, with a depth and columns that are not whole tiles, and shapes that it refuses.
         let dims = vec![[64, 128], [40, 136], [264, 16], [16, 72], [17, 37], [33, 8], [8, 1], [1, 5]];
         for (j, dims) in target.thin(3, dims).into_iter().enumerate() {
             for (k, lengths) in batches().into_iter().enumerate() {

@@ -212,7 +212,7 @@ fn page_tables_and_slots(target: Target) {
         for (r, appended) in append.lengths().enumerate().take(requests) {
             let first = table.length(r).checked_sub(appended as u128);
             slots = slots.zip(first).map(|(mut slots, first)| {
-                // What is longer than this is refused for its length, or has too many slots to list.
+                // A longer append is refused for its length, or has too many slots to list.
                 slots.extend((0..appended.min(1000)).filter_map(|i| slot(r, first as usize + i)));
                 slots
             });

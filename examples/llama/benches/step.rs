@@ -28,7 +28,7 @@ fn main() -> Result<()> {
         given.map_or(Ok(default), |given| given.parse().with_context(|| format!("{name}{given}")))
     };
     let (layers, batch, context) = (number("layers=", 32)?, number("batch=", 1)?, number("context=", 1024)?);
-    // What attention reads at on an H200: `benches/attention.rs` of the kernels, 128 x 16384.
+    // The rate at which attention reads on an H200: `benches/attention.rs` of the kernels, 128 x 16384.
     let bandwidth = number("gbps=", 4460)?;
     let (device, dtype) = (Device::default(), DType::BF16);
     let folder = std::env::temp_dir().join(format!("llama-step-{}", std::process::id()));

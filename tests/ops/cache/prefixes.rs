@@ -48,7 +48,7 @@ fn longest_prefix(target: Target) {
     {
         assert_eq!(model.cache.match_prefix(tokens), matched, "{tokens:?}");
     }
-    // What is found reads back when nobody else uses it any more.
+    // A found prefix reads back when nobody else uses it any more.
     model.free(first);
     model.free(second);
     let again = model.create_with_prefix(&[&b[..], &[7]].concat());
@@ -100,7 +100,7 @@ fn least_recently_used(target: Target) {
     assert_eq!(matched(&model), [8, 4, 8]);
     model.append(&[(growing, text(4, 12))]);
     assert_eq!(matched(&model), [8, 0, 0]);
-    // What is left is used by a sequence.
+    // A sequence uses the pages that are left.
     let holder = model.create_with_prefix(&[&texts[0][..], &[0]].concat());
     assert!(!model.append(&[(growing, text(5, 1))]));
     assert_eq!(matched(&model), [8, 0, 0]);

@@ -251,7 +251,7 @@ fn another_cache_is_not_replayed(target: Target) {
     );
     assert_eq!(other.len(stranger).expect("alive"), 0);
     graph.replay(&mut cache, &[(sequence, 1)]).expect("its cache");
-    // What a graph replays is ordered in the stream of its thread.
+    // The replayed launches are ordered in the stream of the thread that captured them.
     let captured = graph.run_anew_because().is_none();
     let elsewhere = |cache: &mut PagedKvCache| {
         thread::scope(|scope| scope.spawn(|| cache.swap_out(sequence)).join().expect("no panic"))

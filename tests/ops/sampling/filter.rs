@@ -154,7 +154,7 @@ fn both_filters(target: Target) {
                     assert!(!surely || got.contains(&Some(id)), "{what}: token {id}, {share}, never");
                 }
             }
-            // Of logits whose probabilities are powers of 2 it draws the same.
+            // Logits whose probabilities are powers of 2 give the same draws.
             let halves = Host::from_fn([count, vocab], DType::F32, |i| -((i % vocab % 8) as f32));
             let logits = Host::from_fn([count, vocab], DType::F32, |i| halves.values[i] * 2.0_f32.ln());
             let from_logits = top_k_top_p_sampling_from_logits(

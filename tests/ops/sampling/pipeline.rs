@@ -72,7 +72,7 @@ fn steps(target: Target) {
             wanted(joint.run(x())),
             wanted(top_k_top_p_sampling_from_probs(probs(), k(), p(), order, &draws))
         );
-        // Of a filter that lets all pass, nothing is seen.
+        // A filter that lets all pass changes nothing.
         let all = Step::MinP(floats(&[0.0; 4], device));
         let got = run(vec![Step::TopP(p()), all], "softmax, sample_probs by top_p and min_p");
         assert_eq!(got, wanted(top_p_sampling_from_probs(probs(), p(), &draws)));

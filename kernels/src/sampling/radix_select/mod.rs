@@ -247,7 +247,7 @@ pub(crate) fn select_row<F: Float, N: Size>(
                         is_again = true;
                     }
                 }
-                // Of two keys the threshold is the lower.
+                // The threshold is the lower key of two.
                 bracket.high = select(bracket.high - bracket.low == 1u32, bracket.low, bracket.high);
             }
         }
