@@ -253,13 +253,15 @@ pub(super) fn attention<E: Float>(
     let (q, k, v) = (with_rows(q), with_rows(k), with_rows(v));
     let Batch { index, floats, ints, layout, .. } = batch;
     let floats = match floats {
-        MaybeFloats::None => Vec::new(),
-        MaybeFloats::Some(floats) => floats.to_contiguous().storage::<f32>().to_vec(),
+        MaybeFloats::None => None,
+        MaybeFloats::Some(floats) => Some(floats.to_contiguous()),
     };
     let ints = match ints {
-        MaybeInts::None => Vec::new(),
-        MaybeInts::Some(ints) => indices(ints).storage::<i32>().to_vec(),
+        MaybeInts::None => None,
+        MaybeInts::Some(ints) => Some(indices(ints)),
     };
+    let floats: &[f32] = floats.as_ref().map_or(&[], |floats| floats.storage());
+    let ints: &[i32] = ints.as_ref().map_or(&[], |ints| ints.storage());
     let index = indices(index);
     let index: &[i32] = index.storage();
     let [qo_indptr, kv_indptr] = [layout.qo_indptr, layout.kv_indptr].map(|list| &index[list]);
@@ -270,7 +272,7 @@ pub(super) fn attention<E: Float>(
             (Index::Paged { qo_indptr, kv_indptr, pages, last, page_size }, Some(layout))
         }
     };
-    run::<E>([&q, &k, &v], (&floats, &ints), index, layout, params)
+    run::<E>([&q, &k, &v], (floats, ints), index, layout, params)
 }
 
 fn run<E: Float>(
