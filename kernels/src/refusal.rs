@@ -87,3 +87,15 @@ impl Refusal {
         Self::blueprint(kernel, "plane", lanes, "32 or 64 lanes of an NVIDIA or AMD GPU")
     }
 }
+
+impl Instruction {
+    /// # Errors
+    ///
+    /// If the architecture does not have it.
+    pub fn check(self, kernel: &'static str, arch: Arch) -> Result<(), Refusal> {
+        if self.exists_on(arch) {
+            return Ok(());
+        }
+        Err(Refusal::Instruction { kernel, instruction: self, arch })
+    }
+}

@@ -3,33 +3,12 @@
 use std::fmt;
 
 use cubecl::ir::ElemType;
-use cubecl::prelude::TensorBinding;
 
-use super::launch::KeyRange;
 use super::portable::Portable;
-use super::request::RequestShape;
-use super::tiled::Tiled;
-use crate::tensor::{alignment, offset_alignment};
+use super::problem::{Alignment, Problem};
+use super::request::{KeyRange, RequestShape};
+use super::tiled::{Mixed, Tiled};
 use crate::{DeviceProfile, Result};
-
-/// Sizes of a head: of queries and keys, and of values and outputs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct HeadDims {
-    /// Elements of a query and of a key.
-    pub qk: usize,
-    /// Elements of a value and of an output.
-    pub vo: usize,
-}
-
-/// Largest vectors of one load, in elements: the strides of queries and keys, and of values, must be
-/// multiples.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Alignment {
-    /// Elements of one load of queries and keys.
-    pub qk: usize,
-    /// Elements of one load of values.
-    pub vo: usize,
-}
 
 /// The kernel that runs, and its comptime settings. Each distinct blueprint is a kernel to compile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -42,15 +21,6 @@ pub enum Blueprint {
     Mixed(Mixed),
 }
 
-/// Tiles of two shapes in one launch: decode tiles read while prefill tiles multiply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Mixed {
-    /// For requests with more rows than `decode` has.
-    pub prefill: Tiled,
-    /// For requests whose rows fit into one tile of `decode`.
-    pub decode: Tiled,
-}
-
 /// The choice of the blueprint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Choice {
@@ -59,39 +29,6 @@ pub enum Choice {
     Auto,
     /// The caller chooses; a blueprint that cannot run is refused, never replaced.
     Exactly(Blueprint),
-}
-
-/// The inputs of the choice of a blueprint.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Problem {
-    /// Sizes of a head.
-    pub dims: HeadDims,
-    /// Type of queries and output.
-    pub dtype: ElemType,
-    /// Type of keys and values.
-    pub kv_dtype: ElemType,
-    /// Query heads.
-    pub q_heads: usize,
-    /// Key heads.
-    pub kv_heads: usize,
-    /// Factor on the logits.
-    pub scale: f32,
-    /// Largest vectors of one load.
-    pub align: Alignment,
-}
-
-impl Problem {
-    /// Query heads of a key head.
-    pub(crate) fn group(&self) -> usize {
-        self.q_heads / self.kv_heads
-    }
-}
-
-impl Alignment {
-    /// Elements to which every row of a tensor is aligned.
-    pub fn of_rows(tensor: &TensorBinding, dtype: ElemType) -> usize {
-        alignment(tensor).min(offset_alignment(tensor, dtype.size()))
-    }
 }
 
 impl Blueprint {

@@ -2,10 +2,10 @@ use std::fmt::Debug;
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use super::blueprint::{Alignment, Blueprint, HeadDims, Problem};
+use super::blueprint::Blueprint;
 use super::kv_table::{PagedLaunch, RaggedLaunch, TableArgs};
 use super::plan::DevicePlan;
-use super::request::RequestShape;
+use super::problem::{Alignment, HeadDims, Problem};
 use super::variant::Variant;
 use super::{portable, tiled};
 use crate::tensor::{KvLayout, Result, by_slot, contiguous, one_page, rows, shape};
@@ -78,12 +78,6 @@ pub(super) struct Operands {
     pub v: TensorBinding,
     pub output: TensorBinding,
     pub lse: Option<TensorBinding>,
-}
-
-/// The keys that a query can see, on the host: the same as [`Variant::keys`] on the device.
-pub trait KeyRange {
-    /// The keys `start..end` that query `query` of a request can see.
-    fn keys(&self, request: &RequestShape, query: usize) -> (usize, usize);
 }
 
 /// A variant of any type, with its arguments: launches the kernels that are generic over it.

@@ -1,7 +1,5 @@
 use cubecl::client::Client;
 
-use crate::Refusal;
-
 /// The instruction set of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Arch {
@@ -101,16 +99,6 @@ impl Instruction {
             (Self::CvtFp8Fnuz, Arch::Gfx(name)) => matches!(name, 0x940..=0x942),
             _ => false,
         }
-    }
-
-    /// # Errors
-    ///
-    /// If the architecture does not have it.
-    pub fn check(self, kernel: &'static str, arch: Arch) -> Result<(), Refusal> {
-        if self.exists_on(arch) {
-            return Ok(());
-        }
-        Err(Refusal::Instruction { kernel, instruction: self, arch })
     }
 }
 

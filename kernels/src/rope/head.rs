@@ -2,8 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::Style;
-use super::kernel::Blueprint;
+use super::{Blueprint, Style};
 use crate::fp8::{Code, Divisor, encode};
 use crate::math::widen;
 

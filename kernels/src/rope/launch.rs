@@ -6,8 +6,9 @@ use cubecl::{
     prelude::*,
 };
 
+use super::Blueprint;
 use super::Style;
-use super::kernel::{Blueprint, rope};
+use super::kernel::rope;
 use crate::fp8::{Quantized, element_type};
 use crate::pages::{KvQuantized, Pools, unzip};
 use crate::row_group::RowGroup;

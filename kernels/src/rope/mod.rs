@@ -7,6 +7,9 @@ mod launch;
 
 pub use launch::{HeadNorm, Rope, To, launch};
 
+use crate::fp8::Code;
+use crate::row_group::RowGroup;
+
 /// The pairing of a head's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Style {
@@ -14,4 +17,14 @@ pub enum Style {
     Halves,
     /// Element `2i` with `2i + 1`.
     Interleaved,
+}
+
+/// The comptime settings of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Blueprint {
+    style: Style,
+    row_group: RowGroup,
+    q_code: Option<Code>,
+    k_code: Option<Code>,
+    v_code: Option<Code>,
 }

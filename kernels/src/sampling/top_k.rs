@@ -16,10 +16,6 @@ use crate::math::widen;
 use crate::row_group::{RowGroup, shuffle_scan, shuffle_sum, sync_row};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
-const KERNEL: &str = "top_k";
-/// The most numbers of a row that can be asked for.
-pub const MAX_TOP_K: usize = 2048;
-
 /// `values` and `ids` `[rows, k]` of the largest numbers, NaN last, the first of equals first.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]

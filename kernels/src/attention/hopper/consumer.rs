@@ -7,8 +7,8 @@ use super::super::request::TileRows;
 use super::super::tiled::softmax::{Softmax, logits, mask, online_softmax, row_of, start_softmax};
 use super::super::tiled::{TiledParams, store_rows};
 use super::super::variant::Variant;
-use super::kernel::rows_of_rank;
 use super::ring::{ROW_BYTES, Ring, empty, stage_ptr, wait_full};
+use super::roles::rows_of_rank;
 use crate::isa::nvidia::{
     DEPTH, Operand, Product, barrier_arrive, barrier_arrive_at, named_barrier, wgmma_registers, wgmma_shared,
     wgmma_wait,

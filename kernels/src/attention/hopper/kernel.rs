@@ -21,40 +21,15 @@
 use cubecl::prelude::*;
 
 use super::super::kv_table::Table;
-use super::super::plan::{WorkTile, rows_of};
-use super::super::request::TileRows;
+use super::super::plan::persistent::{heads_in_l2, item_and_head, snake_order};
 use super::super::tiled::TiledParams;
 use super::super::variant::Variant;
 use super::consumer::{Consumer, consume, scheduler_barrier_arrive};
 use super::producer::{MAP_VECS, Producer, make_map, map_at, produce};
 use super::ring::{init, maps_at, shared_vecs};
+use super::roles::{PRODUCERS, registers};
 use crate::isa::nvidia::{acquire_map, form_clusters, set_registers, shared_address, sync_cluster};
 use crate::mma::{TileShape, Vec16};
-
-/// Producer planes: one warpgroup, since registers are assigned to warpgroups.
-pub(in super::super) const PRODUCERS: usize = 4;
-
-/// Rounds up to which a launch is persistent: each core has one cube, which goes on to the next work item
-/// while the last one ends. With more rounds, cubes take work items as they become free (H200, 8192 tokens:
-/// 559 TFLOP/s against 546; 2048 tokens: 428 against 444).
-const PERSISTENT_ROUNDS: usize = 8;
-
-/// L2 budget for keys and values of concurrent work items. 4 MiB to 24 MiB are the same within the noise.
-const L2_BUDGET: usize = 8 << 20;
-
-/// True if the launch is persistent.
-pub(in super::super) fn is_persistent(items: usize, cores: Option<usize>, cluster: usize) -> bool {
-    cores.is_some_and(|cores| items <= PERSISTENT_ROUNDS * (cores / cluster))
-}
-
-/// Cubes for so many work items over all key heads.
-pub(in super::super) fn cubes_for(items: usize, cores: Option<usize>, cluster: usize) -> usize {
-    cluster
-        * match cores {
-            Some(cores) if is_persistent(items, Some(cores), cluster) => items.min(cores / cluster),
-            _ => items,
-        }
-}
 
 /// Buffers are those of the tiled kernel, and `maps`. That has room for a TMA descriptor of each producer
 /// plane: of one cube if they are `prepared`, else of each cube.
@@ -169,68 +144,5 @@ pub(crate) fn warp_specialized<V: Variant, E: Float>(
     // A cube must not exit while a peer may still write to its shared memory or barriers.
     if comptime!(tiles.cluster > 1) {
         sync_cluster();
-    }
-}
-
-/// The rows of a cube: the part of a work item's rows for its rank in the cluster, or none.
-#[cube]
-pub(super) fn rows_of_rank(
-    work: &WorkTile,
-    kv_head: usize,
-    group: usize,
-    rank: usize,
-    #[comptime] tiles: TileShape,
-) -> TileRows {
-    let mut rows = rows_of(work, kv_head, group);
-    rows.first = min(rows.first + rank * comptime!(tiles.rows(16)), rows.end);
-    rows
-}
-
-/// Key heads whose work items run side by side: as many as fit in the L2 budget with their keys and values.
-/// The estimate is by the first request, which has the heaviest work item. 32 heads of 16384 keys all
-/// together: 507 TFLOP/s, in turn 581 (H200).
-#[cube]
-fn heads_in_l2(work_items: &[i32], kv_heads: usize, #[comptime] tiles: TileShape) -> usize {
-    let bytes = usize::cast_from(work_items[2]) * comptime!((tiles.dims.qk + tiles.dims.vo) * 2);
-    min(max(L2_BUDGET / max(bytes, 1), 1), kv_heads)
-}
-
-/// The work item and the key head of an item.
-#[cube]
-fn item_and_head(item: usize, together: usize, works: usize, kv_heads: usize) -> (usize, usize) {
-    let section = item / (works * together);
-    let first = section * together;
-    let heads = min(together, kv_heads - first);
-    let at = item - works * first;
-    (at / heads, first + at % heads)
-}
-
-/// The item of a cube in a round: forwards and backwards in turn, so that the heaviest and the lightest are
-/// paired.
-#[cube]
-fn snake_order(at: usize, count: usize, round: usize) -> usize {
-    round * count + select(round % 2 == 1, count - 1 - at, at)
-}
-
-/// Registers of a producer unit, and of a consumer unit in so many planes, in multiples of 8. The sum must
-/// not exceed the registers of the launch, or `setmaxnreg` deadlocks.
-pub(super) fn registers(planes: usize) -> (usize, usize) {
-    if planes == 8 { (24, 240) } else { (32, 160) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{PRODUCERS, registers};
-
-    #[test]
-    fn nobody_asks_for_more_registers_than_there_are() {
-        for consumers in [8, 12] {
-            let (copying, multiplying) = registers(consumers);
-            // A launch gives every lane the same multiple of 8 of the 64 Ki registers of a core.
-            let planes = PRODUCERS + consumers;
-            let given = (1 << 16) / (32 * planes) / 8 * 8;
-            assert!(PRODUCERS * copying + consumers * multiplying <= planes * given, "{consumers}");
-            assert_eq!((copying % 8, multiplying % 8), (0, 0));
-        }
     }
 }

@@ -9,8 +9,8 @@ use super::super::kv_table::{Table, fits, key_place, origin};
 use super::super::plan::{WorkTile, work_at};
 use super::super::request::TileRows;
 use super::super::tiled::TiledParams;
-use super::kernel::{PRODUCERS, rows_of_rank};
 use super::ring::{ROW_BYTES, Ring, full, stage_ptr, wait_empty};
+use super::roles::{PAIR, PRODUCERS, rows_of_rank};
 use crate::isa::nvidia::{
     MAP_BYTES, barrier_arrive, barrier_expect, copy_box, cp_async_at, cp_async_commit, cp_async_wait,
     fence_proxy_async, map_rows, publish_map, shared_address, shuffle,
@@ -19,9 +19,6 @@ use crate::mma::{TileShape, Vec16};
 
 /// Vectors of 16 bytes in a TMA descriptor.
 pub(in super::super) const MAP_VECS: usize = MAP_BYTES / 16;
-
-/// Producer planes that copy the same tensor.
-pub(super) const PAIR: usize = PRODUCERS / 2;
 
 /// Rows of a TMA box: a divisor of a page and of a cube's part of the keys of a tile. 0 if that is less than
 /// a swizzle atom.
@@ -319,7 +316,8 @@ fn copy_rows(
 mod tests {
     use cubecl::ir::{ElemType, FloatKind};
 
-    use super::{PAIR, box_rows, boxes_of};
+    use super::super::roles::PAIR;
+    use super::{box_rows, boxes_of};
     use crate::attention::HeadDims;
     use crate::mma::TileShape;
 

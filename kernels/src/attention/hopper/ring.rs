@@ -12,8 +12,7 @@
 
 use cubecl::prelude::*;
 
-use super::kernel::{PRODUCERS, registers};
-use super::producer::PAIR;
+use super::roles::{PAIR, PRODUCERS, registers};
 use crate::isa::nvidia::{MAP_BYTES, barrier_init, barrier_wait};
 use crate::mma::TileShape;
 use crate::{Refusal, Result};

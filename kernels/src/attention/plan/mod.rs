@@ -5,6 +5,7 @@
 //! split among cubes where that ends the batch sooner ([`split`]). A second launch merges the chunks in their
 //! order.
 
+pub(super) mod persistent;
 mod split;
 #[cfg(test)]
 mod tests;
@@ -14,9 +15,9 @@ use std::fmt;
 
 use cubecl::{client::Client, prelude::*};
 
-use super::blueprint::{Blueprint, Choice, Problem};
-use super::launch::KeyRange;
-use super::request::RequestShape;
+use super::blueprint::{Blueprint, Choice};
+use super::problem::Problem;
+use super::request::{KeyRange, RequestShape};
 use super::tiled::Tiled;
 use crate::{DeviceProfile, Refusal, Result};
 use split::{Chunk, RowTile, TileCosts};

@@ -2,7 +2,7 @@
 
 use cubecl::ir::{ElemType, FloatKind};
 
-use super::super::blueprint::{Alignment, HeadDims};
+use super::super::problem::{Alignment, HeadDims};
 use super::super::variant::Standard;
 use super::*;
 use crate::isa::Arch;

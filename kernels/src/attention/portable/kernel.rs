@@ -22,8 +22,8 @@
 
 use cubecl::prelude::*;
 
-use super::super::blueprint::HeadDims;
 use super::super::kv_table::{Table, key_offset, request_of};
+use super::super::problem::HeadDims;
 use super::super::request::query_row;
 use super::super::variant::Variant;
 use super::Portable;

@@ -1,8 +1,8 @@
 use cubecl::{client::Client, prelude::*};
 
-use super::super::blueprint::Problem;
 use super::super::kv_table::TableArgs;
 use super::super::launch::Operands;
+use super::super::problem::Problem;
 use super::super::variant::Variant;
 use super::Portable;
 use super::kernel::{ParamsLaunch, attention};

@@ -1,9 +1,9 @@
 //! The choice of tiles for a batch.
 
-use super::super::blueprint::{Blueprint, Mixed, Problem};
-use super::super::launch::KeyRange;
-use super::super::request::RequestShape;
-use super::blueprint::{KERNEL, MmaKind, Tiled};
+use super::super::blueprint::Blueprint;
+use super::super::problem::Problem;
+use super::super::request::{KeyRange, RequestShape};
+use super::blueprint::{KERNEL, Mixed, MmaKind, Tiled};
 use crate::isa::Arch;
 use crate::{DeviceProfile, Refusal, Result};
 

@@ -2,8 +2,8 @@ use std::fmt;
 
 use cubecl::ir::{ElemType, FloatKind};
 
-use super::super::blueprint::{Mixed, Problem};
 use super::super::hopper;
+use super::super::problem::Problem;
 use crate::isa::Instruction;
 use crate::mma::{
     FragmentLayout, Mfma16, Mfma32, MmaSync, Scalar1, Scalar32, Scalar64, TileShape, shared_vecs,
@@ -84,6 +84,15 @@ impl Machine {
             staged_vecs: L::staged_vecs,
         }
     }
+}
+
+/// Tiles of two shapes in one launch: decode tiles read while prefill tiles multiply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Mixed {
+    /// For requests with more rows than `decode` has.
+    pub prefill: Tiled,
+    /// For requests whose rows fit into one tile of `decode`.
+    pub decode: Tiled,
 }
 
 impl MmaKind {

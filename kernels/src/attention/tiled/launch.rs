@@ -4,13 +4,12 @@ use cubecl::{
     prelude::*,
 };
 
-use super::super::blueprint::Problem;
-use super::super::hopper::{
-    MAP_VECS, PRODUCERS, box_rows, cubes_for, is_persistent, make_maps, warp_specialized,
-};
+use super::super::hopper::{MAP_VECS, PRODUCERS, box_rows, make_maps, warp_specialized};
 use super::super::kv_table::TableArgs;
 use super::super::launch::Operands;
+use super::super::plan::persistent::{cubes_for, is_persistent};
 use super::super::plan::{DevicePlan, MergeItem, WorkItem};
+use super::super::problem::Problem;
 use super::super::variant::Variant;
 use super::blueprint::{MmaKind, Tiled};
 use super::combine::{CombineParamsLaunch, combine};

@@ -10,7 +10,7 @@ mod launch;
 mod merge_planes;
 pub(super) mod softmax;
 
-pub use blueprint::{MmaKind, Tiled};
+pub use blueprint::{Mixed, MmaKind, Tiled};
 pub(super) use epilogue::store_rows;
 pub(super) use kernel::TiledParams;
 pub(super) use launch::launch;

@@ -18,40 +18,12 @@ use cubecl_ir::{
 #[cfg(feature = "compilers")]
 use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
 
+use super::register::Register;
 #[cfg(feature = "compilers")]
 use crate::isa::attributes::string;
 use crate::isa::attributes::{REGISTERS, TEXT, operation};
 #[cfg(feature = "compilers")]
 use crate::isa::lowering::Ptx;
-
-/// A register class of PTX.
-#[derive(Clone, Copy, PartialEq)]
-pub(in crate::isa) enum Register {
-    F32,
-    B32,
-    /// A pointer to global memory.
-    Global,
-}
-
-impl Register {
-    /// The letter of the class in constraints of inline assembly.
-    pub(in crate::isa) fn letter(self) -> char {
-        match self {
-            Self::F32 => 'f',
-            Self::B32 => 'r',
-            Self::Global => 'l',
-        }
-    }
-
-    #[cfg(feature = "compilers")]
-    fn of_letter(letter: &str) -> Self {
-        match letter {
-            "f" => Self::F32,
-            "l" => Self::Global,
-            _ => Self::B32,
-        }
-    }
-}
 
 /// A type whose values are registers: a scalar, or a vector with one for each element.
 pub(super) trait InRegisters {

@@ -6,6 +6,7 @@ mod cluster;
 mod copy;
 mod instruction;
 mod matrix;
+mod register;
 mod tensor_map;
 mod warpgroup;
 
@@ -18,8 +19,8 @@ pub(crate) use barrier::{
 };
 pub(crate) use cluster::{barrier_arrive_at, form_clusters, sync_cluster};
 pub(crate) use copy::{cp_async, cp_async_at, cp_async_commit, cp_async_wait, shared_address};
-#[cfg(feature = "compilers")]
-pub(super) use instruction::Register;
 pub(crate) use matrix::{ldmatrix, mma};
+#[cfg(feature = "compilers")]
+pub(super) use register::Register;
 pub(crate) use tensor_map::{MAP_BYTES, acquire_map, copy_box, map_rows, publish_map};
 pub(crate) use warpgroup::{DEPTH, Operand, Product, wgmma_registers, wgmma_shared, wgmma_wait};

@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::histogram::Bracket;
 use super::memory::{COLLECTED, COUNT, HIGH, LOW, MASS_WITHIN, Memory, MemoryExpand, NANS};
-use super::{IN_FLIGHT, Limits, Row, SelectConfig, countable, fits, load};
+use super::row::{IN_FLIGHT, Limits, Row, SelectConfig, countable, fits, load};
 use crate::math::widen;
 use crate::row_group::{shuffle_sum, sync_row};
 use crate::sampling::fixed_point::{ZERO_KEY, fixed_point_of_key, fixed_point_where, from_radix_key};

@@ -6,7 +6,7 @@ use super::memory::{
     AT_LEAST, AT_MOST, FROM_HIGH, FROM_LOW, HALF_COUNT, HALF_MASS, HIGH, IN_BUCKETS, LOW, Memory, OVER_COUNT,
     OVER_MASS,
 };
-use super::{IN_FLIGHT, Limits, Row, SelectConfig, countable, fits, load};
+use super::row::{IN_FLIGHT, Limits, Row, SelectConfig, countable, fits, load};
 use crate::math::widen;
 use crate::row_group::{row_max, shuffle_scan, shuffle_sum, sync_row};
 use crate::sampling::fixed_point::{fixed_point, fixed_point_of_key};

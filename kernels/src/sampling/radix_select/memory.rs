@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::{SEGMENTS, SelectConfig};
+use super::row::{SEGMENTS, SelectConfig};
 use crate::row_group::shuffle_sum;
 
 /// Sums of a row that are kept at a time. With a histogram: the counts in buckets, their least and their
