@@ -11,18 +11,16 @@
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use super::MAX_VOCAB;
+use super::chunk::{CHUNK, Chunk, chunk_of, chunks_of, unit_and_chunk};
 use super::draw::{DRAW_WORDS, below, draw_of, high_half, philox};
 use super::fixed_point::{from_radix_key, radix_key};
-use super::radix_select::{IN_FLIGHT, Row, load};
+use super::radix_select::{IN_FLIGHT, load};
 use super::weights::{Temperature, WEIGHT_BITS};
 use crate::math::widen;
 use crate::row_group::{RowGroup, prefix_sum, row_max, sync_row};
 use crate::tensor::{Result, addresses, alignment, buffer, contiguous, rows, shape, vector};
 
 const KERNEL: &str = "sample_logits";
-
-/// Logits of a chunk: 8 cubes of them are in flight on a core, and in its L1 cache.
-pub(crate) const CHUNK: usize = 4096;
 
 /// Fractional bits of the factor of a chunk, relative to the largest of its row.
 const SHARE_BITS: u32 = 63;
@@ -41,15 +39,13 @@ fn weigh<F: Float, N: Size>(
     #[define(F)] _dtype: ElemType,
 ) {
     let units = comptime!(row_group.units);
-    let unit = UNIT_POS as usize % units;
-    let at = CUBE_POS * comptime!(row_group.rows) + UNIT_POS as usize / units;
+    let (unit, at) = unit_and_chunk(row_group);
     if at >= total {
         terminate!();
     }
-    let vectors = logits.shape(1) / lanes;
-    let chunks = vectors.div_ceil(comptime!(CHUNK / lanes));
-    let row = at / chunks;
-    let chunk = chunk_of(row * logits.stride(0) / lanes, vectors, at % chunks, lanes);
+    let place = Chunk::new(at, logits.shape(1) / lanes, lanes);
+    let row = place.row;
+    let chunk = place.vectors_from(row * logits.stride(0) / lanes, lanes);
 
     let mut highest = f32::NEG_INFINITY.runtime();
     let mut has_nan = false.runtime();
@@ -118,7 +114,7 @@ fn pick<F: Float, N: Size>(
     let draw = draw_of(draws, at);
     let t = Temperature::new(temperature[draw.row]);
     let vectors = logits.shape(1) / lanes;
-    let chunks = vectors.div_ceil(comptime!(CHUNK / lanes));
+    let chunks = chunks_of(vectors, lanes);
     let first_of_row = draw.row * chunks;
 
     let mut key = 0u32;
@@ -208,13 +204,6 @@ fn pick<F: Float, N: Size>(
             samples[at] = 0i32;
         }
     }
-}
-
-/// The vectors of chunk `at` in a row of `vectors` from `start` on.
-#[cube]
-pub(super) fn chunk_of(start: usize, vectors: usize, at: usize, #[comptime] lanes: usize) -> Row {
-    let size = comptime!(CHUNK / lanes);
-    Row::new(start + at * size, min(size.runtime(), vectors - at * size))
 }
 
 /// The masses of a vector, added up.

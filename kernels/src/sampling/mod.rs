@@ -6,6 +6,7 @@
 //! whose sums do not depend on their order, or in fused operations. So a draw gives the same token on every
 //! device and in every batch.
 
+mod chunk;
 mod draw;
 mod filter;
 mod fixed_point;

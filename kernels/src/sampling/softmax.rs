@@ -7,8 +7,8 @@ use cubecl::{
     prelude::*,
 };
 
+use super::chunk::{CHUNK, Chunk, unit_and_chunk};
 use super::fixed_point::{from_radix_key, radix_key};
-use super::logits::{CHUNK, chunk_of};
 use super::radix_select::{IN_FLIGHT, Row, load};
 use super::weights::Temperature;
 use crate::math::widen;
@@ -27,17 +27,14 @@ fn weigh<F: Float, N: Size>(
     #[comptime] lanes: usize,
     #[define(F)] _dtype: ElemType,
 ) {
-    let units = comptime!(row_group.units);
-    let unit = UNIT_POS as usize % units;
-    let at = CUBE_POS * comptime!(row_group.rows) + UNIT_POS as usize / units;
-    let vectors = logits.shape(1) / lanes;
-    let chunks = vectors.div_ceil(comptime!(CHUNK / lanes));
-    let row = at / chunks;
+    let (unit, at) = unit_and_chunk(row_group);
+    let place = Chunk::new(at, logits.shape(1) / lanes, lanes);
+    let row = place.row;
     if row >= logits.shape(0) {
         terminate!();
     }
     let t = Temperature::new(temperature[row]);
-    let chunk = chunk_of(row * logits.stride(0) / lanes, vectors, at % chunks, lanes);
+    let chunk = place.vectors_from(row * logits.stride(0) / lanes, lanes);
     let (highest, sum) = max_and_sum::<F, N>(logits, &chunk, &t, unit, row_group, lanes);
     if unit == 0 {
         weighed[2 * at] = highest;
@@ -58,16 +55,14 @@ fn softmax<F: Float, N: Size>(
     #[define(F)] _dtype: ElemType,
 ) {
     let units = comptime!(row_group.units);
-    let unit = UNIT_POS as usize % units;
-    let at = CUBE_POS * comptime!(row_group.rows) + UNIT_POS as usize / units;
-    let vectors = logits.shape(1) / lanes;
-    let chunks = vectors.div_ceil(comptime!(CHUNK / lanes));
-    let row = at / chunks;
+    let (unit, at) = unit_and_chunk(row_group);
+    let place = Chunk::new(at, logits.shape(1) / lanes, lanes);
+    let (row, chunks) = (place.row, place.chunks);
     if row >= logits.shape(0) {
         terminate!();
     }
     let t = Temperature::new(temperature[row]);
-    let chunk = chunk_of(row * logits.stride(0) / lanes, vectors, at % chunks, lanes);
+    let chunk = place.vectors_from(row * logits.stride(0) / lanes, lanes);
     let mut of_row = f32::NEG_INFINITY.runtime();
     let mut sum = 0.0f32.runtime();
     #[comptime]
@@ -97,7 +92,7 @@ fn softmax<F: Float, N: Size>(
     let scale = select(sum == 0.0f32, 0.0f32, 1.0f32 / sum);
     let scale = Vector::<f32, N>::new(select(t.is_valid, scale, f32::NAN));
 
-    let into = chunk_of(row * vectors, vectors, at % chunks, lanes).start;
+    let into = place.vectors_from(row * place.vectors, lanes).start;
     let mut first = unit;
     while first < chunk.vectors {
         let read = load(logits, &chunk, first, units);
