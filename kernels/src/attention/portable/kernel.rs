@@ -74,6 +74,8 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
     let query = token - request.first_token;
     let of = query_row(&request, query, head, kv_head);
     let (start, end) = V::keys(args, &request, query);
+    // No key beyond the request is read, whatever the variant says.
+    let end = min(end, request.kv_len);
     let scale = V::scale(args);
 
     let mut q_shared = Shared::<[Vector<f32, QK>]>::new_slice(rows * qk);
