@@ -9,12 +9,14 @@ use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use super::fixed_point::radix_key;
 use super::radix_select::{
-    COLLECTED, IN_FLIGHT, Limits, Memory, MemoryExpand, Row, SelectConfig, load, select_row,
+    COLLECTED, IN_FLIGHT, Limits, MAX_TOP_K, Memory, MemoryExpand, Row, SelectConfig, load, select_row,
 };
 use crate::DeviceProfile;
 use crate::math::widen;
 use crate::row_group::{RowGroup, shuffle_scan, shuffle_sum, sync_row};
 use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
+
+const KERNEL: &str = "top_k";
 
 /// `values` and `ids` `[rows, k]` of the largest numbers, NaN last, the first of equals first.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]

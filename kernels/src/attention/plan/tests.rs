@@ -3,7 +3,7 @@
 use cubecl::ir::{ElemType, FloatKind};
 
 use super::super::problem::{Alignment, HeadDims};
-use super::super::variant::Standard;
+use super::super::standard::Standard;
 use super::*;
 use crate::isa::Arch;
 

@@ -18,7 +18,7 @@ use cubecl_ir::{
 #[cfg(feature = "compilers")]
 use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
 
-use super::register::Register;
+pub(super) use super::register::Register;
 #[cfg(feature = "compilers")]
 use crate::isa::attributes::string;
 use crate::isa::attributes::{REGISTERS, TEXT, operation};

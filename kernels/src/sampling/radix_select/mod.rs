@@ -26,10 +26,9 @@ use candidates::{KEY_BITS, add_candidates, bisect, collect, holds};
 use histogram::{Bracket, KeyRange, count_buckets, find_bracket};
 use memory::NANS;
 pub(crate) use memory::{COLLECTED, Memory, MemoryExpand};
+pub use row::MAX_TOP_K;
 use row::countable;
-pub(crate) use row::{
-    IN_FLIGHT, Limits, LimitsExpand, MAX_TOP_K, Row, RowExpand, SEGMENTS, SelectConfig, load,
-};
+pub(crate) use row::{IN_FLIGHT, Limits, LimitsExpand, Row, RowExpand, SEGMENTS, SelectConfig, load};
 
 /// The least number of a row that passes.
 #[derive(CubeType, Clone, Copy)]

@@ -6,7 +6,6 @@ use super::super::fixed_point::{ZERO_KEY, radix_key};
 use crate::DeviceProfile;
 use crate::row_group::RowGroup;
 
-const KERNEL: &str = "top_k";
 /// The most numbers of a row that can be asked for.
 pub const MAX_TOP_K: usize = 2048;
 /// Parts of a row whose masses are known, so that a token is looked for in one of them and not in all.
