@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 
 use super::launch::{Call, Kernels};
 use super::request::{KeyRange, QueryRow, RequestShape};
-use super::variant::{CausalWindow, CausalWindowExpand, CausalWindowLaunch, Variant};
+use super::variant::{CausalWindow, Variant};
 use crate::Result;
 use crate::math::Math;
 

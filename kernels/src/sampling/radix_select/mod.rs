@@ -28,7 +28,7 @@ use memory::NANS;
 pub(crate) use memory::{COLLECTED, Memory, MemoryExpand};
 pub use row::MAX_TOP_K;
 use row::countable;
-pub(crate) use row::{IN_FLIGHT, Limits, LimitsExpand, Row, RowExpand, SEGMENTS, SelectConfig, load};
+pub(crate) use row::{IN_FLIGHT, Limits, Row, SEGMENTS, SelectConfig, load};
 
 /// The least number of a row that passes.
 #[derive(CubeType, Clone, Copy)]
