@@ -27,12 +27,15 @@ pub mod norm;
 #[cfg(feature = "compilers")]
 pub mod offline;
 pub mod pages;
+mod problem;
 mod profile;
 mod refusal;
+mod request;
 pub mod rope;
 mod row_group;
 pub mod sampling;
 pub mod segment_gemm;
+mod staging;
 mod tensor;
 
 pub use fp8::{Fp8, Quantized};

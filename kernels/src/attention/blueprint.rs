@@ -5,9 +5,9 @@ use std::fmt;
 use cubecl::ir::ElemType;
 
 use super::portable::Portable;
-use super::problem::{Alignment, Problem};
-use super::request::{KeyRange, RequestShape};
 use super::tiled::{Mixed, Tiled};
+use crate::problem::{Alignment, Problem};
+use crate::request::{KeyRange, RequestShape};
 use crate::{DeviceProfile, Result};
 
 /// The kernel that runs, and its comptime settings. Each distinct blueprint is a kernel to compile.

@@ -1,25 +1,24 @@
 //! Attention of any query over single, ragged and paged keys.
 
 mod blueprint;
+mod buffers;
 mod hopper;
 mod kv_table;
 mod launch;
 mod plan;
 mod portable;
-mod problem;
-mod request;
 mod standard;
+mod state;
 mod tiled;
 mod variant;
 
 pub use crate::math::Math;
+pub use crate::problem::{Alignment, HeadDims, Problem};
+pub use crate::request::{KeyRange, QueryRow, RequestShape};
 pub use blueprint::{Blueprint, Choice};
 pub use launch::{Attention, Batch, Call, Inputs, Kernels, launch};
 pub use plan::{DevicePlan, Limits, MergeItem, Plan, Split, WorkItem};
 pub use portable::Portable;
-pub use problem::{Alignment, HeadDims, Problem};
-pub(crate) use request::TileRows;
-pub use request::{KeyRange, QueryRow, RequestShape};
 pub use standard::{SoftCap, Standard};
 pub use tiled::{Mixed, MmaKind, Tiled};
 pub use variant::{CausalWindow, CausalWindowLaunch, Variant};

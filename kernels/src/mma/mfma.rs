@@ -15,10 +15,12 @@ use std::marker::PhantomData;
 
 use cubecl::prelude::*;
 
-use super::{FragmentLayout, Mma, TileShape, Vec16, clear_absent_values, copy_of, swizzle};
-use crate::attention::TileRows;
+use super::operands::{copy_of, first_key, first_row, plane_of_keys, store_keys};
+use super::{CopyShape, Fragment, FragmentLayout, Mma, Operands, TileShape};
 use crate::isa::amd::{exp2, mfma};
 use crate::math::{Math, tanh_by_exp2};
+use crate::request::TileRows;
+use crate::staging::{Registers, Ring, Vec16, swizzle};
 
 /// Size of a tile.
 pub(crate) trait Side: Send + Sync + 'static {
@@ -71,7 +73,7 @@ const fn reads<S: Side>(vecs: usize) -> usize {
 
 /// Index of the current keys in the staged vec16s.
 fn held_at<S: Side>(tiles: TileShape) -> usize {
-    Mfma::<S>::key_copies(tiles) + tiles.copies(tiles.vo_vecs(), 64, 4)
+    Mfma::<S>::key_copies(tiles) + Mfma::<S>::value_copies(tiles)
 }
 
 impl<S: Side> FragmentLayout for Mfma<S> {
@@ -81,6 +83,17 @@ impl<S: Side> FragmentLayout for Mfma<S> {
     const ACC: usize = S::SIDE * S::SIDE / 64;
     const LANE_ROWS: usize = 1;
     const RUN: usize = 4;
+
+    fn lane_row(_e: usize) -> usize {
+        0
+    }
+
+    fn step(tile: usize, e: usize) -> usize {
+        S::SIDE * tile + 4 * groups::<S>() * (e / 4) + e % 4
+    }
+}
+
+impl<S: Side> CopyShape for Mfma<S> {
     const KEYS: usize = 32;
     const SAME_COPIES: bool = false;
     const VALUE_COPIES: usize = 4;
@@ -97,150 +110,88 @@ impl<S: Side> FragmentLayout for Mfma<S> {
 
     fn key_copies(tiles: TileShape) -> usize {
         if tiles.direct_keys {
-            tiles.keys / S::SIDE * reads::<S>(tiles.qk_vecs())
+            tiles.keys / S::SIDE * reads::<S>(tiles.k_vecs())
         } else {
-            tiles.copies(tiles.qk_vecs(), 64, 1)
+            tiles.copies(tiles.k_vecs(), 64, 1)
         }
     }
 
     fn even_keys(tiles: TileShape) -> bool {
-        tiles.direct_keys || tiles.even(tiles.qk_vecs(), 64, 1)
-    }
-
-    fn lane_row(_e: usize) -> usize {
-        0
-    }
-
-    fn step(tile: usize, e: usize) -> usize {
-        S::SIDE * tile + 4 * groups::<S>() * (e / 4) + e % 4
+        tiles.direct_keys || tiles.even(tiles.k_vecs(), 64, 1)
     }
 }
 
 #[cube]
-impl<S: Side> Mma for Mfma<S> {
-    type Acc = S::Acc;
-    type Run = Const<4>;
+impl<S: Side> Operands for Mfma<S> {
+    type Staging = Registers;
 
-    fn row(lane: usize, #[comptime] _i: usize) -> usize {
-        lane % S::SIDE
+    fn query_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
+        Self::key_at(row, vec, vecs)
     }
 
-    fn column(lane: usize) -> usize {
-        lane / S::SIDE * 4
+    fn key_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
+        row * vecs + (vec ^ swizzle(row, vecs))
     }
 
-    fn key_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
-        let vecs = comptime!(tiles.qk_vecs());
+    fn value_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
+        row * vecs + (vec ^ turn(row, vecs))
+    }
+
+    fn key_copy(#[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
+        let vecs = comptime!(tiles.k_vecs());
         if comptime!(tiles.direct_keys) {
             let reads = comptime!(reads::<S>(vecs));
-            let (lane, plane) = (unit % 64, unit / 64);
+            let (lane, plane) = (UNIT_POS as usize % 64, UNIT_POS as usize / 64);
             let vec = lane / S::SIDE + comptime!(i % reads * groups::<S>());
             let row = plane * tiles.keys + lane % S::SIDE + comptime!(i / reads * S::SIDE);
             (row, min(vec, comptime!(vecs - 1)))
         } else {
-            copy_of::<Self>(unit, i, vecs, tiles)
+            copy_of::<Self>(i, vecs, tiles)
         }
     }
 
-    fn value_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
+    fn value_copy(#[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
         // Four keys of one vec16 are copied by one lane, which transposes them.
-        let at = unit + comptime!(i / 4 * tiles.planes() * 64);
-        let vecs = comptime!(tiles.vo_vecs());
+        let at = UNIT_POS as usize + comptime!(i / 4 * tiles.planes() * 64);
+        let vecs = comptime!(tiles.v_vecs());
         (at / vecs * 4 + comptime!(i % 4), at % vecs)
     }
 
-    fn copy(
-        from: &Tensor<Vec16>,
-        at: usize,
-        _valid: bool,
-        _shared: &mut [Vec16],
-        _stage: usize,
-        _row: usize,
-        _vec: usize,
-        #[comptime] _first: usize,
-        #[comptime] _vecs: usize,
-        staged: &mut Array<Vec16>,
-        #[comptime] slot: usize,
-    ) {
-        // The validity is checked after arrival: a check here would be a wait.
-        staged[slot] = from[at];
-    }
-
-    fn commit_stage() {}
-
-    fn wait_stage(
-        shared: &mut [Vec16],
-        stage: usize,
-        unit: usize,
-        staged: &mut Array<Vec16>,
-        left: usize,
-        #[comptime] tiles: TileShape,
-    ) {
-        let vecs = comptime!(tiles.qk_vecs());
-        let copies = comptime!(Self::key_copies(tiles));
-        clear_absent_values::<Self>(staged, copies, unit, left, tiles);
-        // Every plane has read the last tile.
-        sync_cube();
-        let even = comptime!(Self::even_keys(tiles));
-        #[unroll]
-        for i in 0..copies {
-            if comptime!(tiles.direct_keys) {
-                staged[comptime!(held_at::<S>(tiles) + i)] = staged[i];
-            } else {
-                let (row, vec) = Self::key_copy(unit, i, tiles);
-                if comptime!(even) || row < tiles.cube_keys() {
-                    shared[stage + row * vecs + (vec ^ swizzle(row, vecs))] = staged[i];
-                }
+    fn store_stage(ring: &mut Ring, #[comptime] tiles: TileShape) {
+        if comptime!(tiles.direct_keys) {
+            #[unroll]
+            for i in 0..comptime!(Self::key_copies(tiles)) {
+                ring.staged[comptime!(held_at::<S>(tiles) + i)] = ring.staged[i];
             }
+        } else {
+            store_keys::<Self>(ring, tiles);
         }
-        let pairs = shared.with_vector_size_mut::<Const<2>>();
         let groups = comptime!(groups::<S>());
         let turned = comptime!(turned_vecs(tiles));
-        let even = comptime!(tiles.even(tiles.vo_vecs(), 64, 4));
+        let even = comptime!(Self::even_values(tiles));
         #[unroll]
-        for i in 0..comptime!(tiles.copies(tiles.vo_vecs(), 64, 4) / 4) {
-            let (key, vec) = Self::value_copy(unit, comptime!(4 * i), tiles);
+        for i in 0..comptime!(Self::value_copies(tiles) / 4) {
+            let (key, vec) = Self::value_copy(comptime!(4 * i), tiles);
             // Keys of a plane in fours: step, and group of lanes within it. Two steps share a vec16.
             let four = key / 4 % comptime!(tiles.keys / 4);
             let (step, group) = (four / groups, four % groups);
             let to = key / tiles.keys * comptime!(tiles.keys / PER_QUAD) + step / 2 * groups + group;
             #[unroll]
-            for word in 0..4usize {
-                let a = staged[comptime!(copies + 4 * i)].extract(word);
-                let b = staged[comptime!(copies + 4 * i + 1)].extract(word);
-                let c = staged[comptime!(copies + 4 * i + 2)].extract(word);
-                let d = staged[comptime!(copies + 4 * i + 3)].extract(word);
-                #[unroll]
-                for half in 0..2usize {
-                    let element = vec * 8 + comptime!(2 * word + half);
-                    let mut pair = Vector::<u32, Const<2>>::empty();
-                    if comptime!(half == 0) {
-                        pair.insert(0usize, (a & 0xffffu32) | (b << 16u32));
-                        pair.insert(1usize, (c & 0xffffu32) | (d << 16u32));
-                    } else {
-                        pair.insert(0usize, (a >> 16u32) | (b & 0xffff_0000u32));
-                        pair.insert(1usize, (c >> 16u32) | (d & 0xffff_0000u32));
-                    }
-                    let at =
-                        stage + comptime!(tiles.key_vecs()) + element * turned + (to ^ turn(element, turned));
-                    if comptime!(even) || key < tiles.cube_keys() {
-                        pairs[2 * at + step % 2] = pair;
-                    }
+            for e in 0..8usize {
+                let four = column_of_four(&ring.staged, comptime!(Self::key_copies(tiles) + 4 * i), e);
+                let at = ring.stage + comptime!(tiles.key_vecs()) + Self::value_at(vec * 8 + e, to, turned);
+                if comptime!(even) || key < tiles.cube_keys() {
+                    let halves = ring.shared.with_vector_size_mut::<Const<2>>();
+                    halves[2 * at + step % 2] = four;
                 }
             }
         }
-        sync_cube();
-    }
-
-    fn wait_all_stages() {
-        sync_cube();
     }
 
     fn fetch_queries(
         _from: &Tensor<Vec16>,
         _rows: &TileRows,
-        _shared: &mut [Vec16],
-        _unit: usize,
+        _ring: &mut Ring,
         #[comptime] _tiles: TileShape,
     ) {
     }
@@ -248,19 +199,16 @@ impl<S: Side> Mma for Mfma<S> {
     fn load_queries(
         from: &Tensor<Vec16>,
         rows: &TileRows,
-        _shared: &[Vec16],
-        lane: usize,
-        plane: usize,
+        _ring: &Ring,
         #[comptime] tiles: TileShape,
     ) -> Array<Vec16> {
-        let vecs = comptime!(tiles.qk_vecs());
+        let lane = UNIT_POS_X as usize;
+        let vecs = comptime!(tiles.q_vecs());
         let reads = comptime!(reads::<S>(vecs));
         let mut queries = Array::new(comptime!(tiles.q_tiles * reads));
         #[unroll]
         for m in 0..tiles.q_tiles {
-            let row = plane % tiles.q_planes * comptime!(tiles.q_tiles * S::SIDE)
-                + comptime!(m * S::SIDE)
-                + lane % S::SIDE;
+            let row = first_row(tiles, S::SIDE) + comptime!(m * S::SIDE) + lane % S::SIDE;
             let (token, head, valid) = rows.place(row);
             let first = (token * from.stride(0) + head * from.stride(1)) / 8;
             #[unroll]
@@ -273,56 +221,52 @@ impl<S: Side> Mma for Mfma<S> {
         }
         queries
     }
+}
 
-    fn qk<E: Float>(
-        queries: &Array<Vec16>,
-        staged: &Array<Vec16>,
-        shared: &[Vec16],
-        stage: usize,
-        lane: usize,
-        plane: usize,
-        scores: &mut Array<Vector<f32, S::Acc>>,
-        #[comptime] tiles: TileShape,
-    ) {
-        let vecs = comptime!(tiles.qk_vecs());
+#[cube]
+impl<S: Side> Mma for Mfma<S> {
+    type Acc = S::Acc;
+    type Run = Const<4>;
+
+    fn row(#[comptime] _i: usize) -> usize {
+        UNIT_POS_X as usize % S::SIDE
+    }
+
+    fn column() -> usize {
+        UNIT_POS_X as usize / S::SIDE * 4
+    }
+
+    fn qk<E: Float>(q: &Array<Vec16>, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
+        let lane = UNIT_POS_X as usize;
+        let vecs = comptime!(tiles.k_vecs());
         let reads = comptime!(reads::<S>(vecs));
         let columns = comptime!(tiles.keys / S::SIDE);
-        #[unroll]
-        for i in 0..comptime!(tiles.q_tiles * columns) {
-            scores[i] = Vector::new(0.0f32);
-        }
-        let row = plane / tiles.q_planes * tiles.keys + lane % S::SIDE;
+        s.clear();
+        let row = first_key(tiles) + lane % S::SIDE;
         #[unroll]
         for i in 0..reads {
             let vec = lane / S::SIDE + comptime!(i * groups::<S>());
             let whole = comptime!((i + 1) * groups::<S>() <= vecs);
-            let at = stage + row * vecs + (min(vec, comptime!(vecs - 1)) ^ swizzle(row, vecs));
+            let at = ring.stage + Self::key_at(row, min(vec, comptime!(vecs - 1)), vecs);
             #[unroll]
             for n in 0..columns {
                 let mut keys = if comptime!(tiles.direct_keys) {
-                    staged[comptime!(held_at::<S>(tiles) + n * reads + i)]
+                    ring.staged[comptime!(held_at::<S>(tiles) + n * reads + i)]
                 } else {
-                    shared[at + comptime!(n * S::SIDE * vecs)]
+                    ring.shared[at + comptime!(n * S::SIDE * vecs)]
                 };
                 if comptime!(!whole) {
                     keys = select(vec < vecs, keys, Vec16::new(0u32));
                 }
                 #[unroll]
                 for m in 0..tiles.q_tiles {
-                    let query = queries[comptime!(m * reads + i)];
+                    let query = q[comptime!(m * reads + i)];
                     let tile = comptime!(m * columns + n);
-                    let sum = mfma::<E, S::Acc>(
-                        half::<E>(keys, 0usize),
+                    s.tiles[tile] = product::<E, S>(
+                        keys,
                         half::<E>(query, 0usize),
-                        scores[tile],
-                        S::SIDE,
-                        comptime!(tiles.bf16()),
-                    );
-                    scores[tile] = mfma::<E, S::Acc>(
-                        half::<E>(keys, 1usize),
                         half::<E>(query, 1usize),
-                        sum,
-                        S::SIDE,
+                        s.tiles[tile],
                         comptime!(tiles.bf16()),
                     );
                 }
@@ -330,15 +274,8 @@ impl<S: Side> Mma for Mfma<S> {
         }
     }
 
-    fn pv<E: Float>(
-        weights: &Array<Vector<f32, S::Acc>>,
-        shared: &[Vec16],
-        stage: usize,
-        lane: usize,
-        plane: usize,
-        output: &mut Array<Vector<f32, S::Acc>>,
-        #[comptime] tiles: TileShape,
-    ) {
+    fn pv<E: Float>(p: &Fragment<Self>, ring: &Ring, o: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
+        let lane = UNIT_POS_X as usize;
         let turned = comptime!(turned_vecs(tiles));
         let columns = comptime!(tiles.keys / S::SIDE);
         let elements = comptime!(tiles.dims.vo.div_ceil(S::SIDE));
@@ -351,15 +288,14 @@ impl<S: Side> Mma for Mfma<S> {
                 #[unroll]
                 for h in 0..2usize {
                     let step = comptime!(2 * i + h);
-                    let tile = weights[comptime!(m * columns + step / steps_of_tile)];
                     rows[comptime!(2 * m + h)] = narrow_weights::<E, S::Acc>(
-                        tile,
+                        p.tiles[comptime!(m * columns + step / steps_of_tile)],
                         comptime!(step % steps_of_tile * 4),
                         comptime!(tiles.bf16()),
                     );
                 }
             }
-            let vec = plane / tiles.q_planes * comptime!(tiles.keys / PER_QUAD)
+            let vec = plane_of_keys(tiles) * comptime!(tiles.keys / PER_QUAD)
                 + comptime!(i * groups::<S>())
                 + lane / S::SIDE;
             #[unroll]
@@ -369,24 +305,16 @@ impl<S: Side> Mma for Mfma<S> {
                     // Missing elements repeat the last one; no lane stores them.
                     element = min(element, comptime!(tiles.dims.vo - 1));
                 }
-                let at =
-                    stage + comptime!(tiles.key_vecs()) + element * turned + (vec ^ turn(element, turned));
-                let values = shared[at];
+                let at = ring.stage + comptime!(tiles.key_vecs()) + Self::value_at(element, vec, turned);
+                let values = ring.shared[at];
                 #[unroll]
                 for m in 0..tiles.q_tiles {
                     let tile = comptime!(m * elements + n);
-                    let sum = mfma::<E, S::Acc>(
-                        half::<E>(values, 0usize),
+                    o.tiles[tile] = product::<E, S>(
+                        values,
                         rows[comptime!(2 * m)],
-                        output[tile],
-                        S::SIDE,
-                        comptime!(tiles.bf16()),
-                    );
-                    output[tile] = mfma::<E, S::Acc>(
-                        half::<E>(values, 1usize),
                         rows[comptime!(2 * m + 1)],
-                        sum,
-                        S::SIDE,
+                        o.tiles[tile],
                         comptime!(tiles.bf16()),
                     );
                 }
@@ -404,8 +332,8 @@ impl<S: Side> Mma for Mfma<S> {
         if comptime!(S::SIDE == 16) { x + plane_shuffle_xor(x, 16u32) } else { x }
     }
 
-    fn spread(rows: &Array<f32>, #[comptime] tile: usize) -> Vector<f32, S::Acc> {
-        Vector::new(rows[tile])
+    fn spread(rows: &Array<f32>, #[comptime] m: usize) -> Vector<f32, S::Acc> {
+        Vector::new(rows[m])
     }
 }
 
@@ -418,6 +346,40 @@ impl<S: Side> Math for Mfma<S> {
     fn tanh(x: f32) -> f32 {
         tanh_by_exp2::<Self>(x)
     }
+}
+
+/// `acc + a · b` over the two steps of a vec16 of `a`; `low` and `high` are those of `b`.
+#[cube]
+pub(super) fn product<E: Float, S: Side>(
+    a: Vec16,
+    low: Vector<E, Const<4>>,
+    high: Vector<E, Const<4>>,
+    acc: Vector<f32, S::Acc>,
+    #[comptime] bf16: bool,
+) -> Vector<f32, S::Acc> {
+    let acc = mfma::<E, S::Acc>(half::<E>(a, 0usize), low, acc, S::SIDE, bf16);
+    mfma::<E, S::Acc>(half::<E>(a, 1usize), high, acc, S::SIDE, bf16)
+}
+
+/// Element `e` of four vec16s of 16-bit elements, from `first` on: a column of four rows.
+#[cube]
+pub(super) fn column_of_four(
+    staged: &Array<Vec16>,
+    #[comptime] first: usize,
+    #[comptime] e: usize,
+) -> Vector<u32, Const<2>> {
+    let mut column = Vector::<u32, Const<2>>::empty();
+    #[unroll]
+    for pair in 0..2usize {
+        let a = staged[comptime!(first + 2 * pair)].extract(comptime!(e / 2));
+        let b = staged[comptime!(first + 2 * pair + 1)].extract(comptime!(e / 2));
+        if comptime!(e % 2 == 0) {
+            column.insert(pair, (a & 0xffffu32) | (b << 16u32));
+        } else {
+            column.insert(pair, (a >> 16u32) | (b & 0xffff_0000u32));
+        }
+    }
+    column
 }
 
 /// [`swizzle`] of the transposed values: the elements of lanes that write differ by 8.

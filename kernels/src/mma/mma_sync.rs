@@ -5,12 +5,12 @@
 
 use cubecl::prelude::*;
 
-use super::{FragmentLayout, Mma, TileShape, Vec16, copy_of, swizzle};
-use crate::attention::TileRows;
-use crate::isa::nvidia::{
-    cp_async, cp_async_commit, cp_async_wait, exp2, ldmatrix, mma, pack, shared_address, shuffle_xor,
-};
+use super::operands::{copy_of, first_key, first_row};
+use super::{CopyShape, Fragment, FragmentLayout, Mma, Operands, TileShape};
+use crate::isa::nvidia::{exp2, ldmatrix, mma, pack, shared_address, shuffle_xor};
 use crate::math::{Math, tanh_by_exp2};
+use crate::request::TileRows;
+use crate::staging::{CpAsync, Ring, Staging, Vec16, swizzle};
 
 /// `mma.sync`, see the module.
 pub(crate) struct MmaSync;
@@ -22,19 +22,6 @@ impl FragmentLayout for MmaSync {
     const ACC: usize = 4;
     const LANE_ROWS: usize = 2;
     const RUN: usize = 2;
-    const KEYS: usize = 16;
-    const SAME_COPIES: bool = true;
-    const VALUE_COPIES: usize = 1;
-    const ASYNC: bool = true;
-
-    fn shared_vecs(tiles: TileShape) -> usize {
-        let queries = tiles.rows(Self::ROWS) * tiles.qk_vecs();
-        tiles.stages * tiles.stage_vecs() + if shares_last_stage(tiles) { 0 } else { queries }
-    }
-
-    fn staged_vecs(_tiles: TileShape) -> usize {
-        1
-    }
 
     fn lane_row(e: usize) -> usize {
         e / 2
@@ -45,10 +32,110 @@ impl FragmentLayout for MmaSync {
     }
 }
 
-/// Byte of vec16 `vec` of row `row` of a matrix that begins at vec16 `first` of the stage.
+impl CopyShape for MmaSync {
+    const KEYS: usize = 16;
+    const SAME_COPIES: bool = true;
+    const VALUE_COPIES: usize = 1;
+    const ASYNC: bool = true;
+
+    fn shared_vecs(tiles: TileShape) -> usize {
+        let queries = tiles.rows(Self::ROWS) * tiles.q_vecs();
+        tiles.stages * tiles.stage_vecs() + if shares_last_stage(tiles) { 0 } else { queries }
+    }
+
+    fn staged_vecs(_tiles: TileShape) -> usize {
+        1
+    }
+}
+
+/// Address of vec16 `vec` of row `row` of a matrix that begins at vec16 `first`.
 #[cube]
-pub(super) fn address(base: u32, start: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> u32 {
-    base + ((start + row * vecs + (vec ^ swizzle(row, vecs))) as u32) * 16u32
+pub(super) fn address(ring: &Ring, first: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> u32 {
+    shared_address(&ring.shared[0..1]) + ((first + MmaSync::key_at(row, vec, vecs)) as u32) * 16u32
+}
+
+/// Two tiles side by side of `acc += a · b`, of which `b` has the four matrices of a load.
+#[cube]
+pub(super) fn product(
+    a: Vec16,
+    b: Vec16,
+    acc: &mut Fragment<MmaSync>,
+    #[comptime] tile: usize,
+    #[comptime] bf16: bool,
+) {
+    #[unroll]
+    for i in 0..2usize {
+        let tile = comptime!(tile + i);
+        acc.tiles[tile] =
+            mma(a, b.extract(comptime!(2 * i)), b.extract(comptime!(2 * i + 1)), acc.tiles[tile], bf16);
+    }
+}
+
+#[cube]
+impl Operands for MmaSync {
+    type Staging = CpAsync;
+
+    fn query_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
+        Self::key_at(row, vec, vecs)
+    }
+
+    fn key_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
+        row * vecs + (vec ^ swizzle(row, vecs))
+    }
+
+    fn value_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
+        Self::key_at(row, vec, vecs)
+    }
+
+    fn key_copy(#[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
+        copy_of::<Self>(i, tiles.k_vecs(), tiles)
+    }
+
+    fn value_copy(#[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
+        copy_of::<Self>(i, tiles.v_vecs(), tiles)
+    }
+
+    fn store_stage(_ring: &mut Ring, #[comptime] _tiles: TileShape) {}
+
+    fn fetch_queries(from: &Tensor<Vec16>, rows: &TileRows, ring: &mut Ring, #[comptime] tiles: TileShape) {
+        let start = comptime!(queries_at(tiles)).runtime();
+        let vecs = comptime!(tiles.q_vecs());
+        let units = comptime!(tiles.planes() * MmaSync::PLANE);
+        let total = comptime!(tiles.rows(MmaSync::ROWS) * vecs);
+        #[unroll]
+        for i in 0..comptime!(total.div_ceil(units)) {
+            let at = UNIT_POS as usize + comptime!(i * units);
+            if comptime!(total % units == 0) || at < total {
+                let (row, vec) = (at / vecs, at % vecs);
+                let (token, head, valid) = rows.place(row);
+                let from_vec = (token * from.stride(0) + head * from.stride(1)) / 8 + vec;
+                let to = start + Self::query_at(row, vec, vecs);
+                CpAsync::copy(ring, from, from_vec, valid, to, 0usize);
+            }
+        }
+        CpAsync::commit();
+    }
+
+    fn load_queries(
+        _from: &Tensor<Vec16>,
+        _rows: &TileRows,
+        ring: &Ring,
+        #[comptime] tiles: TileShape,
+    ) -> Array<Vec16> {
+        let depth = comptime!(tiles.dims.qk / 16);
+        let mut queries = Array::new(comptime!(if tiles.q_in_registers { tiles.q_tiles * depth } else { 1 }));
+        if comptime!(tiles.q_in_registers) {
+            CpAsync::wait(comptime!(tiles.stages - 1));
+            #[unroll]
+            for k in 0..depth {
+                #[unroll]
+                for m in 0..tiles.q_tiles {
+                    queries[m * depth + k] = query(ring, m, k, tiles);
+                }
+            }
+        }
+        queries
+    }
 }
 
 #[cube]
@@ -56,229 +143,68 @@ impl Mma for MmaSync {
     type Acc = Const<4>;
     type Run = Const<2>;
 
-    fn row(lane: usize, #[comptime] i: usize) -> usize {
-        lane / 4 + comptime!(8 * i)
+    fn row(#[comptime] i: usize) -> usize {
+        UNIT_POS_X as usize / 4 + comptime!(8 * i)
     }
 
-    fn column(lane: usize) -> usize {
-        lane % 4 * 2
+    fn column() -> usize {
+        UNIT_POS_X as usize % 4 * 2
     }
 
-    fn key_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
-        copy_of::<Self>(unit, i, tiles.qk_vecs(), tiles)
-    }
-
-    fn value_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
-        copy_of::<Self>(unit, i, tiles.vo_vecs(), tiles)
-    }
-
-    fn copy(
-        from: &Tensor<Vec16>,
-        at: usize,
-        valid: bool,
-        shared: &mut [Vec16],
-        stage: usize,
-        row: usize,
-        vec: usize,
-        #[comptime] first: usize,
-        #[comptime] vecs: usize,
-        _staged: &mut Array<Vec16>,
-        #[comptime] _slot: usize,
-    ) {
-        cp_async(
-            address(shared_address(&shared[0..1]), stage + first, row, vec, vecs),
-            0usize,
-            &from[at..at + 1],
-            valid,
-        );
-    }
-
-    fn commit_stage() {
-        cp_async_commit();
-    }
-
-    fn wait_stage(
-        _shared: &mut [Vec16],
-        _stage: usize,
-        _unit: usize,
-        _staged: &mut Array<Vec16>,
-        _left: usize,
-        #[comptime] tiles: TileShape,
-    ) {
-        cp_async_wait(comptime!(tiles.stages - 2));
-        sync_cube();
-    }
-
-    fn wait_all_stages() {
-        cp_async_wait(0usize);
-        sync_cube();
-    }
-
-    fn fetch_queries(
-        from: &Tensor<Vec16>,
-        rows: &TileRows,
-        shared: &mut [Vec16],
-        unit: usize,
-        #[comptime] tiles: TileShape,
-    ) {
-        let start = comptime!(queries_at(tiles)).runtime();
-        let vecs = comptime!(tiles.qk_vecs());
-        let units = comptime!(tiles.planes() * MmaSync::PLANE);
-        let total = comptime!(tiles.rows(MmaSync::ROWS) * vecs);
-        #[unroll]
-        for i in 0..comptime!(total.div_ceil(units)) {
-            let at = unit + comptime!(i * units);
-            if comptime!(total % units == 0) || at < total {
-                let (row, vec) = (at / vecs, at % vecs);
-                let (token, head, valid) = rows.place(row);
-                let from_vec = (token * from.stride(0) + head * from.stride(1)) / 8 + vec;
-                cp_async(
-                    address(shared_address(&shared[0..1]), start, row, vec, vecs),
-                    0usize,
-                    &from[from_vec..from_vec + 1],
-                    valid,
-                );
-            }
-        }
-        cp_async_commit();
-    }
-
-    fn load_queries(
-        _from: &Tensor<Vec16>,
-        _rows: &TileRows,
-        shared: &[Vec16],
-        lane: usize,
-        plane: usize,
-        #[comptime] tiles: TileShape,
-    ) -> Array<Vec16> {
+    fn qk<E: Float>(q: &Array<Vec16>, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
+        let lane = UNIT_POS_X as usize;
         let depth = comptime!(tiles.dims.qk / 16);
-        let mut queries = Array::new(comptime!(if tiles.q_in_registers { tiles.q_tiles * depth } else { 1 }));
-        if comptime!(tiles.q_in_registers) {
-            cp_async_wait(comptime!(tiles.stages - 1));
-            sync_cube();
-            #[unroll]
-            for k in 0..depth {
-                #[unroll]
-                for m in 0..tiles.q_tiles {
-                    queries[m * depth + k] = query(shared, lane, plane, m, k, tiles);
-                }
-            }
-        }
-        queries
-    }
-
-    fn qk<E: Float>(
-        queries: &Array<Vec16>,
-        _staged: &Array<Vec16>,
-        shared: &[Vec16],
-        stage: usize,
-        lane: usize,
-        plane: usize,
-        scores: &mut Array<Vector<f32, Const<4>>>,
-        #[comptime] tiles: TileShape,
-    ) {
-        let depth = comptime!(tiles.dims.qk / 16);
-        let vecs = comptime!(tiles.qk_vecs());
+        let vecs = comptime!(tiles.k_vecs());
         let columns = comptime!(tiles.keys / 8);
-        #[unroll]
-        for i in 0..comptime!(tiles.q_tiles * columns) {
-            scores[i] = Vector::new(0.0f32);
-        }
+        s.clear();
         // A matrix has 8 keys: low and high half of the depth, then the next 8 keys.
-        let row = plane / tiles.q_planes * tiles.keys + lane / 16 * 8 + lane % 8;
+        let row = first_key(tiles) + lane / 16 * 8 + lane % 8;
         let vec = lane / 8 % 2;
         #[unroll]
         for k in 0..depth {
             let mut rows = Array::<Vec16>::new(tiles.q_tiles);
             #[unroll]
             for m in 0..tiles.q_tiles {
-                rows[m] = if comptime!(tiles.q_in_registers) {
-                    queries[m * depth + k]
-                } else {
-                    query(shared, lane, plane, m, k, tiles)
-                };
+                rows[m] =
+                    if comptime!(tiles.q_in_registers) { q[m * depth + k] } else { query(ring, m, k, tiles) };
             }
-            let at = address(shared_address(&shared[0..1]), stage, row, vec + comptime!(2 * k), vecs);
+            let at = address(ring, ring.stage, row, vec + comptime!(2 * k), vecs);
             #[unroll]
             for n in 0..comptime!(columns / 2) {
                 let keys = ldmatrix(at, comptime!(16 * n * vecs * 16), false);
                 #[unroll]
                 for m in 0..tiles.q_tiles {
-                    let low = comptime!(m * columns + 2 * n);
-                    let high = comptime!(m * columns + 2 * n + 1);
-                    let a = rows[m];
-                    scores[low] = mma(
-                        a,
-                        keys.extract(0usize),
-                        keys.extract(1usize),
-                        scores[low],
-                        comptime!(tiles.bf16()),
-                    );
-                    scores[high] = mma(
-                        a,
-                        keys.extract(2usize),
-                        keys.extract(3usize),
-                        scores[high],
-                        comptime!(tiles.bf16()),
-                    );
+                    product(rows[m], keys, s, comptime!(m * columns + 2 * n), comptime!(tiles.bf16()));
                 }
             }
         }
     }
 
-    fn pv<E: Float>(
-        weights: &Array<Vector<f32, Const<4>>>,
-        shared: &[Vec16],
-        stage: usize,
-        lane: usize,
-        plane: usize,
-        output: &mut Array<Vector<f32, Const<4>>>,
-        #[comptime] tiles: TileShape,
-    ) {
-        let vecs = comptime!(tiles.vo_vecs());
+    fn pv<E: Float>(p: &Fragment<Self>, ring: &Ring, o: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
+        let lane = UNIT_POS_X as usize;
+        let vecs = comptime!(tiles.v_vecs());
         let columns = comptime!(tiles.keys / 8);
         let elements = comptime!(tiles.dims.vo / 8);
         // A matrix has 8 elements: low and high half of 16 keys, then the next 8 elements.
-        let row = plane / tiles.q_planes * tiles.keys + lane % 16;
+        let row = first_key(tiles) + lane % 16;
         let vec = lane / 16;
         #[unroll]
         for k in 0..comptime!(columns / 2) {
             let mut rows = Array::<Vec16>::new(tiles.q_tiles);
             #[unroll]
             for m in 0..tiles.q_tiles {
-                let low = weights[comptime!(m * columns + 2 * k)];
-                let high = weights[comptime!(m * columns + 2 * k + 1)];
+                let low = p.tiles[comptime!(m * columns + 2 * k)];
+                let high = p.tiles[comptime!(m * columns + 2 * k + 1)];
                 rows[m] = p_operand(low, high, comptime!(tiles.bf16()));
             }
+            let values = ring.stage + comptime!(tiles.key_vecs());
             #[unroll]
             for n in 0..comptime!(elements / 2) {
-                let at = address(
-                    shared_address(&shared[0..1]),
-                    stage + comptime!(tiles.key_vecs()),
-                    row,
-                    vec + comptime!(2 * n),
-                    vecs,
-                );
+                let at = address(ring, values, row, vec + comptime!(2 * n), vecs);
                 let values = ldmatrix(at, comptime!(16 * k * vecs * 16), true);
                 #[unroll]
                 for m in 0..tiles.q_tiles {
-                    let low = comptime!(m * elements + 2 * n);
-                    let high = comptime!(m * elements + 2 * n + 1);
-                    let a = rows[m];
-                    output[low] = mma(
-                        a,
-                        values.extract(0usize),
-                        values.extract(1usize),
-                        output[low],
-                        comptime!(tiles.bf16()),
-                    );
-                    output[high] = mma(
-                        a,
-                        values.extract(2usize),
-                        values.extract(3usize),
-                        output[high],
-                        comptime!(tiles.bf16()),
-                    );
+                    product(rows[m], values, o, comptime!(m * elements + 2 * n), comptime!(tiles.bf16()));
                 }
             }
         }
@@ -294,8 +220,8 @@ impl Mma for MmaSync {
         x + shuffle_xor(x, 2usize)
     }
 
-    fn spread(rows: &Array<f32>, #[comptime] tile: usize) -> Vector<f32, Const<4>> {
-        let (low, high) = (rows[comptime!(2 * tile)], rows[comptime!(2 * tile + 1)]);
+    fn spread(rows: &Array<f32>, #[comptime] m: usize) -> Vector<f32, Const<4>> {
+        let (low, high) = (rows[comptime!(2 * m)], rows[comptime!(2 * m + 1)]);
         let mut spread = Vector::<f32, Const<4>>::new(low);
         spread.insert(2usize, high);
         spread.insert(3usize, high);
@@ -336,22 +262,16 @@ pub(super) fn queries_at(tiles: TileShape) -> usize {
 }
 
 fn shares_last_stage(tiles: TileShape) -> bool {
-    tiles.q_in_registers && tiles.rows(MmaSync::ROWS) * tiles.qk_vecs() <= tiles.stage_vecs()
+    tiles.q_in_registers && tiles.rows(MmaSync::ROWS) * tiles.q_vecs() <= tiles.stage_vecs()
 }
 
 /// Operand `a` of step `k` for row tile `m` of the plane.
 #[cube]
-fn query(
-    shared: &[Vec16],
-    lane: usize,
-    plane: usize,
-    #[comptime] m: usize,
-    #[comptime] k: usize,
-    #[comptime] tiles: TileShape,
-) -> Vec16 {
+fn query(ring: &Ring, #[comptime] m: usize, #[comptime] k: usize, #[comptime] tiles: TileShape) -> Vec16 {
+    let lane = UNIT_POS_X as usize;
     let start = comptime!(queries_at(tiles)).runtime();
-    let vecs = comptime!(tiles.qk_vecs());
-    let row = plane % tiles.q_planes * comptime!(tiles.q_tiles * 16) + lane % 16;
-    let at = address(shared_address(&shared[0..1]), start, row, lane / 16 + comptime!(2 * k), vecs);
+    let vecs = comptime!(tiles.q_vecs());
+    let row = first_row(tiles, MmaSync::ROWS) + lane % 16;
+    let at = address(ring, start, row, lane / 16 + comptime!(2 * k), vecs);
     ldmatrix(at, comptime!(16 * m * vecs * 16), false)
 }

@@ -13,9 +13,11 @@ use std::marker::PhantomData;
 
 use cubecl::prelude::*;
 
-use super::{FragmentLayout, Mma, TileShape, Vec16, clear_absent_values, copy_of, swizzle_period};
-use crate::attention::TileRows;
+use super::operands::{copy_of, first_key, first_row, store_keys};
+use super::{CopyShape, Fragment, FragmentLayout, Mma, Operands, TileShape};
 use crate::math::{Exact, Math};
+use crate::request::TileRows;
+use crate::staging::{Registers, Ring, Vec16, swizzle_period};
 
 /// Lanes of a plane.
 pub(crate) trait Lanes: Send + Sync + 'static {
@@ -71,18 +73,6 @@ impl<P: Lanes> FragmentLayout for Scalar<P> {
     const ACC: usize = RUN;
     const LANE_ROWS: usize = 1;
     const RUN: usize = RUN;
-    const KEYS: usize = RUN * across::<P>();
-    const SAME_COPIES: bool = true;
-    const VALUE_COPIES: usize = 1;
-    const ASYNC: bool = false;
-
-    fn shared_vecs(tiles: TileShape) -> usize {
-        tiles.stage_vecs() + tiles.rows(Self::ROWS) * tiles.qk_vecs()
-    }
-
-    fn staged_vecs(tiles: TileShape) -> usize {
-        Self::key_copies(tiles) + tiles.copies(tiles.vo_vecs(), P::PLANE, 1)
-    }
 
     fn lane_row(_e: usize) -> usize {
         0
@@ -93,105 +83,68 @@ impl<P: Lanes> FragmentLayout for Scalar<P> {
     }
 }
 
-/// Position of vec16 `vec` of a key or query in rows of `vecs`. `turn` differs for those that are read
-/// together.
-#[cube]
-pub(super) fn turned(vec: usize, turn: usize, #[comptime] vecs: usize) -> usize {
-    vec ^ (turn % comptime!(swizzle_period(vecs)))
+impl<P: Lanes> CopyShape for Scalar<P> {
+    const KEYS: usize = RUN * across::<P>();
+    const SAME_COPIES: bool = true;
+    const VALUE_COPIES: usize = 1;
+    const ASYNC: bool = false;
+
+    fn shared_vecs(tiles: TileShape) -> usize {
+        tiles.stage_vecs() + tiles.rows(Self::ROWS) * tiles.q_vecs()
+    }
+
+    fn staged_vecs(tiles: TileShape) -> usize {
+        Self::key_copies(tiles) + Self::value_copies(tiles)
+    }
 }
 
 #[cube]
-impl<P: Lanes> Mma for Scalar<P> {
-    type Acc = Const<4>;
-    type Run = Const<4>;
+impl<P: Lanes> Operands for Scalar<P> {
+    type Staging = Registers;
 
-    fn row(lane: usize, #[comptime] _i: usize) -> usize {
-        lane / comptime!(across::<P>())
+    // Queries and keys are read a column at a time: by lanes of adjacent rows, and of adjacent runs of rows.
+    fn query_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
+        row * vecs + (vec ^ (row % comptime!(swizzle_period(vecs))))
     }
 
-    fn column(lane: usize) -> usize {
-        lane % comptime!(across::<P>()) * RUN
+    fn key_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
+        row * vecs + (vec ^ (row / RUN % comptime!(swizzle_period(vecs))))
     }
 
-    fn key_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
-        copy_of::<Self>(unit, i, tiles.qk_vecs(), tiles)
+    fn value_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
+        row * vecs + vec
     }
 
-    fn value_copy(unit: usize, #[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
-        copy_of::<Self>(unit, i, tiles.vo_vecs(), tiles)
+    fn key_copy(#[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
+        copy_of::<Self>(i, tiles.k_vecs(), tiles)
     }
 
-    fn copy(
-        from: &Tensor<Vec16>,
-        at: usize,
-        _valid: bool,
-        _shared: &mut [Vec16],
-        _stage: usize,
-        _row: usize,
-        _vec: usize,
-        #[comptime] _first: usize,
-        #[comptime] _vecs: usize,
-        staged: &mut Array<Vec16>,
-        #[comptime] slot: usize,
-    ) {
-        staged[slot] = from[at];
+    fn value_copy(#[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
+        copy_of::<Self>(i, tiles.v_vecs(), tiles)
     }
 
-    fn commit_stage() {}
-
-    fn wait_stage(
-        shared: &mut [Vec16],
-        stage: usize,
-        unit: usize,
-        staged: &mut Array<Vec16>,
-        left: usize,
-        #[comptime] tiles: TileShape,
-    ) {
-        let copies = comptime!(Self::key_copies(tiles));
-        clear_absent_values::<Self>(staged, copies, unit, left, tiles);
-        // Every plane has read the last tile.
-        sync_cube();
-        let vecs = comptime!(tiles.qk_vecs());
-        let even = comptime!(Self::even_keys(tiles));
+    fn store_stage(ring: &mut Ring, #[comptime] tiles: TileShape) {
+        store_keys::<Self>(ring, tiles);
+        let even = comptime!(Self::even_values(tiles));
         #[unroll]
-        for i in 0..copies {
-            let (row, vec) = Self::key_copy(unit, i, tiles);
+        for i in 0..comptime!(Self::value_copies(tiles)) {
+            let (row, vec) = Self::value_copy(i, tiles);
             if comptime!(even) || row < tiles.cube_keys() {
-                shared[stage + row * vecs + turned(vec, row / RUN, vecs)] = staged[i];
+                let to = ring.stage + comptime!(tiles.key_vecs()) + Self::value_at(row, vec, tiles.v_vecs());
+                ring.shared[to] = ring.staged[comptime!(Self::key_copies(tiles) + i)];
             }
         }
-        let vecs = comptime!(tiles.vo_vecs());
-        let even = comptime!(tiles.even(tiles.vo_vecs(), P::PLANE, 1));
-        #[unroll]
-        for i in 0..comptime!(tiles.copies(tiles.vo_vecs(), P::PLANE, 1)) {
-            let (row, vec) = Self::value_copy(unit, i, tiles);
-            if comptime!(even) || row < tiles.cube_keys() {
-                shared[stage + comptime!(tiles.key_vecs()) + row * vecs + vec] =
-                    staged[comptime!(copies + i)];
-            }
-        }
-        sync_cube();
     }
 
-    fn wait_all_stages() {
-        sync_cube();
-    }
-
-    fn fetch_queries(
-        from: &Tensor<Vec16>,
-        rows: &TileRows,
-        shared: &mut [Vec16],
-        unit: usize,
-        #[comptime] tiles: TileShape,
-    ) {
-        let vecs = comptime!(tiles.qk_vecs());
-        let mut at = unit;
+    fn fetch_queries(from: &Tensor<Vec16>, rows: &TileRows, ring: &mut Ring, #[comptime] tiles: TileShape) {
+        let vecs = comptime!(tiles.q_vecs());
+        let mut at = UNIT_POS as usize;
         while at < comptime!(tiles.rows(Self::ROWS) * vecs) {
             let (row, vec) = (at / vecs, at % vecs);
             let (token, head, valid) = rows.place(row);
             let first = (token * from.stride(0) + head * from.stride(1)) / tiles.per_vec();
-            shared[comptime!(tiles.stage_vecs()) + row * vecs + turned(vec, row, vecs)] =
-                select(valid, from[first + vec], Vec16::new(0u32));
+            let to = comptime!(tiles.stage_vecs()) + Self::query_at(row, vec, vecs);
+            ring.shared[to] = select(valid, from[first + vec], Vec16::new(0u32));
             at += comptime!(tiles.planes() * P::PLANE);
         }
     }
@@ -199,40 +152,39 @@ impl<P: Lanes> Mma for Scalar<P> {
     fn load_queries(
         _from: &Tensor<Vec16>,
         _rows: &TileRows,
-        _shared: &[Vec16],
-        _lane: usize,
-        _plane: usize,
+        _ring: &Ring,
         #[comptime] _tiles: TileShape,
     ) -> Array<Vec16> {
         Array::new(1usize)
     }
+}
 
-    fn qk<E: Float>(
-        _queries: &Array<Vec16>,
-        _staged: &Array<Vec16>,
-        shared: &[Vec16],
-        stage: usize,
-        lane: usize,
-        plane: usize,
-        scores: &mut Array<Vector<f32, Const<4>>>,
-        #[comptime] tiles: TileShape,
-    ) {
-        let vecs = comptime!(tiles.qk_vecs());
+#[cube]
+impl<P: Lanes> Mma for Scalar<P> {
+    type Acc = Const<4>;
+    type Run = Const<4>;
+
+    fn row(#[comptime] _i: usize) -> usize {
+        UNIT_POS_X as usize / comptime!(across::<P>())
+    }
+
+    fn column() -> usize {
+        UNIT_POS_X as usize % comptime!(across::<P>()) * RUN
+    }
+
+    fn qk<E: Float>(_q: &Array<Vec16>, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
+        let vecs = comptime!(tiles.k_vecs());
         let columns = comptime!(tiles.keys / Self::COLUMNS);
-        #[unroll]
-        for i in 0..comptime!(tiles.q_tiles * columns) {
-            scores[i] = Vector::new(0.0f32);
-        }
-        let first_key = plane / tiles.q_planes * tiles.keys + Self::column(lane);
-        let first_row =
-            plane % tiles.q_planes * comptime!(tiles.q_tiles * Self::ROWS) + Self::row(lane, 0usize);
+        s.clear();
+        let first_key = first_key(tiles) + Self::column();
+        let first_row = first_row(tiles, Self::ROWS) + Self::row(0usize);
         for vec in 0..vecs {
             let mut queries = Array::<Vector<f32, Const<8>>>::new(tiles.q_tiles);
             #[unroll]
             for m in 0..tiles.q_tiles {
                 let row = first_row + comptime!(m * Self::ROWS);
-                let at = comptime!(tiles.stage_vecs()) + row * vecs + turned(vec, row, vecs);
-                queries[m] = floats::<E>(shared[at], comptime!(tiles.per_vec()));
+                let at = comptime!(tiles.stage_vecs()) + Self::query_at(row, vec, vecs);
+                queries[m] = floats::<E>(ring.shared[at], comptime!(tiles.per_vec()));
             }
             #[unroll]
             for n in 0..columns {
@@ -240,8 +192,8 @@ impl<P: Lanes> Mma for Scalar<P> {
                 #[unroll]
                 for j in 0..RUN {
                     let row = first_key + comptime!(n * Self::COLUMNS + j);
-                    let at = stage + row * vecs + turned(vec, row / RUN, vecs);
-                    keys[j] = floats::<E>(shared[at], comptime!(tiles.per_vec()));
+                    let at = ring.stage + Self::key_at(row, vec, vecs);
+                    keys[j] = floats::<E>(ring.shared[at], comptime!(tiles.kv_per_vec()));
                 }
                 #[unroll]
                 for x in 0..comptime!(tiles.per_vec()) {
@@ -253,26 +205,17 @@ impl<P: Lanes> Mma for Scalar<P> {
                     #[unroll]
                     for m in 0..tiles.q_tiles {
                         let tile = comptime!(m * columns + n);
-                        scores[tile] = fma(Vector::new(queries[m].extract(x)), of_keys, scores[tile]);
+                        s.tiles[tile] = fma(Vector::new(queries[m].extract(x)), of_keys, s.tiles[tile]);
                     }
                 }
             }
         }
     }
 
-    fn pv<E: Float>(
-        weights: &Array<Vector<f32, Const<4>>>,
-        shared: &[Vec16],
-        stage: usize,
-        lane: usize,
-        plane: usize,
-        output: &mut Array<Vector<f32, Const<4>>>,
-        #[comptime] tiles: TileShape,
-    ) {
+    fn pv<E: Float>(p: &Fragment<Self>, ring: &Ring, o: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
         let columns = comptime!(tiles.keys / Self::COLUMNS);
         let elements = comptime!(tiles.dims.vo.div_ceil(Self::COLUMNS));
-        let values = stage + comptime!(tiles.key_vecs());
-        let first_key = plane / tiles.q_planes * tiles.keys;
+        let values = ring.stage + comptime!(tiles.key_vecs());
         #[unroll]
         for n in 0..columns {
             // The keys of each lane of a row in turn.
@@ -282,29 +225,29 @@ impl<P: Lanes> Mma for Scalar<P> {
                     let mut rows = Array::<Vector<f32, Const<4>>>::new(tiles.q_tiles);
                     #[unroll]
                     for m in 0..tiles.q_tiles {
-                        let mine = weights[comptime!(m * columns + n)].extract(j);
-                        rows[m] = Vector::new(from_lane::<P>(mine, lane, c));
+                        let mine = p.tiles[comptime!(m * columns + n)].extract(j);
+                        rows[m] = Vector::new(from_lane::<P>(mine, c));
                     }
-                    let key = first_key + comptime!(n * Self::COLUMNS + j) + c * RUN;
+                    let key = first_key(tiles) + comptime!(n * Self::COLUMNS + j) + c * RUN;
                     // A lane alone has all elements; its output is in memory.
                     #[unroll(P::PLANE > 1)]
                     for t in 0..elements {
-                        let mut element = Self::column(lane) + t * Self::COLUMNS;
+                        let mut element = Self::column() + t * Self::COLUMNS;
                         if comptime!(!tiles.dims.vo.is_multiple_of(Self::COLUMNS)) {
                             // Missing elements repeat the last ones; no lane stores them.
                             element = min(element, comptime!(tiles.dims.vo - RUN));
                         }
                         let four = four_values::<E>(
-                            shared,
+                            &ring.shared,
                             values,
                             key,
                             element,
-                            comptime!(tiles.vo_vecs()),
-                            comptime!(tiles.per_vec()),
+                            comptime!(tiles.v_vecs()),
+                            comptime!(tiles.kv_per_vec()),
                         );
                         #[unroll]
                         for m in 0..tiles.q_tiles {
-                            output[m * elements + t] = fma(rows[m], four, output[m * elements + t]);
+                            o.tiles[m * elements + t] = fma(rows[m], four, o.tiles[m * elements + t]);
                         }
                     }
                 }
@@ -330,8 +273,8 @@ impl<P: Lanes> Mma for Scalar<P> {
         sum
     }
 
-    fn spread(rows: &Array<f32>, #[comptime] tile: usize) -> Vector<f32, Const<4>> {
-        Vector::new(rows[tile])
+    fn spread(rows: &Array<f32>, #[comptime] m: usize) -> Vector<f32, Const<4>> {
+        Vector::new(rows[m])
     }
 }
 
@@ -382,10 +325,11 @@ pub(super) fn four_values<E: Float>(
 
 /// The value of `mine` in lane `column` of this lane's row.
 #[cube]
-fn from_lane<P: Lanes>(mine: f32, lane: usize, column: usize) -> f32 {
+fn from_lane<P: Lanes>(mine: f32, column: usize) -> f32 {
     if comptime!(P::PLANE == 1) {
         mine
     } else {
+        let lane = UNIT_POS_X as usize;
         plane_shuffle(mine, (lane - lane % comptime!(across::<P>()) + column) as u32)
     }
 }

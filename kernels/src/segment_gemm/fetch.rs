@@ -2,7 +2,8 @@
 
 use cubecl::prelude::*;
 
-use crate::mma::{GemmMma, GemmTileShape, Vec16, w_copy, x_copy};
+use crate::mma::{GemmMma, GemmTileShape, w_at, w_copy, x_copy};
+use crate::staging::{Ring, Staging, Vec16};
 
 /// The rows, columns and matrix of a cube.
 #[derive(CubeType)]
@@ -18,50 +19,37 @@ pub(super) struct Place {
     pub d_out: usize,
 }
 
-/// Begins to copy the stage of both factors with the inputs from `first` on. Beyond the last input there are
-/// zeros, or [`GemmMma::land`] writes them. Missing rows and columns repeat the last ones; no lane stores
-/// them.
-#[allow(clippy::too_many_arguments, reason = "two tensors and their places")]
+/// Begins to copy the stage of both factors, `ahead` of the current one, with the inputs from `first` on. Beyond the
+/// last input there are zeros, or [`wait_gemm_stage`](crate::mma::wait_gemm_stage) writes them. Missing rows and
+/// columns repeat the last ones; no lane stores them.
 #[cube]
 pub(super) fn fetch<U: GemmMma>(
+    ring: &mut Ring,
     x: &Tensor<Vec16>,
     weights: &Tensor<Vec16>,
     place: &Place,
     first: usize,
-    shared: &mut [Vec16],
-    stage: usize,
-    unit: usize,
-    staged: &mut Array<Vec16>,
+    #[comptime] ahead: usize,
     #[comptime] tiles: GemmTileShape,
 ) {
     if first < place.d_in {
+        let stage = ring.after(ahead);
         let per_vec = comptime!(tiles.per_vec());
         let last_vec = place.d_in / per_vec - 1;
         let copies = comptime!(tiles.x_copies::<U>());
         #[unroll]
         for i in 0..copies {
-            let (row, vec) = x_copy::<U>(unit, i, tiles);
+            let (row, vec) = x_copy::<U>(i, tiles);
             let from = first / per_vec + vec;
             if comptime!(!U::ASYNC || tiles.x_even::<U>()) || row < comptime!(tiles.rows::<U>()) {
                 let at = min(place.first_row + row, place.end_row - 1) * x.stride(0) / per_vec;
-                U::copy(
-                    x,
-                    at + min(from, last_vec),
-                    from <= last_vec,
-                    shared,
-                    stage,
-                    row,
-                    vec,
-                    0usize,
-                    comptime!(tiles.depth_vecs()),
-                    staged,
-                    i,
-                );
+                let to = stage + U::query_at(row, vec, comptime!(tiles.depth_vecs()));
+                U::Staging::copy(ring, x, at + min(from, last_vec), from <= last_vec, to, i);
             }
         }
         #[unroll]
         for i in 0..comptime!(tiles.w_copies::<U>()) {
-            let (row, vec) = w_copy::<U>(unit, i, tiles);
+            let (row, vec) = w_copy::<U>(i, tiles);
             if comptime!(!U::ASYNC || tiles.w_even::<U>()) || row < comptime!(tiles.w_rows::<U>()) {
                 let (from_row, from_vec, valid) = if comptime!(tiles.by_input) {
                     let input = first + row;
@@ -72,21 +60,11 @@ pub(super) fn fetch<U: GemmMma>(
                     let output = min(place.first_column + row, place.d_out - 1);
                     (output, min(input, last_vec), input <= last_vec)
                 };
-                U::copy(
-                    weights,
-                    (place.matrix + from_row * weights.stride(1)) / per_vec + from_vec,
-                    valid,
-                    shared,
-                    stage,
-                    row,
-                    vec,
-                    comptime!(tiles.x_vecs::<U>()),
-                    comptime!(tiles.w_row_vecs::<U>()),
-                    staged,
-                    comptime!(copies + i),
-                );
+                let at = (place.matrix + from_row * weights.stride(1)) / per_vec + from_vec;
+                let to = stage + w_at::<U>(row, vec, tiles);
+                U::Staging::copy(ring, weights, at, valid, to, comptime!(copies + i));
             }
         }
     }
-    U::commit_stage();
+    U::Staging::commit();
 }

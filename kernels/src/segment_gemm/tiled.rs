@@ -9,7 +9,8 @@ use cubecl::{ir::ElemType, prelude::*};
 use super::WORK_WORDS;
 use super::fetch::{Place, fetch};
 use crate::math::narrow;
-use crate::mma::{GemmMma, GemmTileShape, Vec16, product_vecs};
+use crate::mma::{Fragment, GemmMma, GemmTileShape, column_step, product_vecs, wait_gemm_stage};
+use crate::staging::{Ring, Staging, Vec16, stages_ahead};
 
 /// `x`: `[rows, d_in]`, `weights`: `[matrices, d_in, d_out]` or `[matrices, d_out, d_in]`, in vec16s but with
 /// strides in elements; `y`: `[rows, d_out]`.
@@ -41,45 +42,26 @@ pub(super) fn segment_gemm<U: GemmMma, E: Float>(
         d_in,
         d_out,
     };
-    let lane = UNIT_POS_X as usize;
-    let plane = UNIT_POS_Y as usize;
-    let unit = UNIT_POS as usize;
-    let stage_vecs = comptime!(tiles.stage_vecs::<U>());
-    let mut shared = Shared::<[Vec16]>::new_aligned_slice(comptime!(product_vecs::<U>(tiles)), 128usize);
-    let mut staged = Array::<Vec16>::new(comptime!(tiles.staged_vecs::<U>()));
-    let ahead = comptime!(if tiles.stages > 1 { tiles.stages - 1 } else { 1 });
+    let shared = Shared::<[Vec16]>::new_aligned_slice(comptime!(product_vecs::<U>(tiles)), 128usize);
+    let staged = comptime!(tiles.staged_vecs::<U>());
+    let mut ring = Ring::new(shared, staged, comptime!(tiles.stage_vecs::<U>()), tiles.stages);
+    let ahead = comptime!(stages_ahead(tiles.stages));
     #[unroll]
     for i in 0..ahead {
-        let first = comptime!(i * tiles.depth).runtime();
-        let stage = comptime!(i * stage_vecs).runtime();
-        fetch::<U>(x, weights, &place, first, &mut shared, stage, unit, &mut staged, tiles);
+        fetch::<U>(&mut ring, x, weights, &place, comptime!(i * tiles.depth).runtime(), i, tiles);
     }
-    let mut sums = Array::<Vector<f32, U::Acc>>::new(comptime!(tiles.row_tiles * tiles.column_tiles));
-    #[unroll]
-    for i in 0..comptime!(tiles.row_tiles * tiles.column_tiles) {
-        sums[i] = Vector::new(0.0f32);
-    }
-    let mut stage = 0usize;
+    let mut acc = Fragment::<U>::new(tiles.row_tiles, tiles.column_tiles);
+    acc.clear();
     let mut at = 0usize;
     while at < d_in {
-        U::land(&mut shared, stage, unit, &mut staged, d_in - at, tiles);
-        let mut next = stage + comptime!(ahead * stage_vecs);
-        if comptime!(tiles.stages == 1) {
-            next = 0usize;
-        } else if next >= comptime!(tiles.stages * stage_vecs) {
-            next -= comptime!(tiles.stages * stage_vecs);
-        }
-        let first = at + comptime!(ahead * tiles.depth);
-        fetch::<U>(x, weights, &place, first, &mut shared, next, unit, &mut staged, tiles);
-        U::multiply::<E>(&shared, stage, lane, plane, &mut sums, tiles);
-        stage += stage_vecs;
-        if stage == comptime!(tiles.stages * stage_vecs) {
-            stage = 0usize;
-        }
+        wait_gemm_stage::<U>(&mut ring, d_in - at, tiles);
+        fetch::<U>(&mut ring, x, weights, &place, at + comptime!(ahead * tiles.depth), ahead, tiles);
+        U::multiply::<E>(&ring, &mut acc, tiles);
+        ring.advance();
         at += tiles.depth;
     }
-    U::wait_all_stages();
-    store::<U, E>(y, &place, &sums, lane, plane, tiles);
+    U::Staging::wait(0usize);
+    store::<U, E>(y, &place, &acc, tiles);
 }
 
 /// Stores the valid rows and columns.
@@ -87,36 +69,24 @@ pub(super) fn segment_gemm<U: GemmMma, E: Float>(
 fn store<U: GemmMma, E: Float>(
     y: &mut [Vector<E, U::Run>],
     place: &Place,
-    sums: &Array<Vector<f32, U::Acc>>,
-    lane: usize,
-    plane: usize,
+    acc: &Fragment<U>,
     #[comptime] tiles: GemmTileShape,
 ) {
+    let plane = UNIT_POS_Y as usize;
     let first_row = place.first_row + plane % tiles.row_planes * comptime!(tiles.row_tiles * U::ROWS);
     let first_column = place.first_column
         + plane / tiles.row_planes * comptime!(tiles.column_tiles * U::COLUMNS)
-        + U::column(lane);
+        + U::column();
     #[unroll]
-    for r in 0..comptime!(tiles.row_tiles * U::LANE_ROWS) {
-        let row =
-            first_row + comptime!(r / U::LANE_ROWS * U::ROWS) + U::row(lane, comptime!(r % U::LANE_ROWS));
+    for r in 0..acc.lane_rows() {
+        let row = first_row + comptime!(r / U::LANE_ROWS * U::ROWS) + U::row(comptime!(r % U::LANE_ROWS));
         if row < place.end_row {
             #[unroll]
-            for n in 0..tiles.column_tiles {
-                let tile = sums[comptime!(r / U::LANE_ROWS * tiles.column_tiles + n)];
-                #[unroll]
-                for e in 0..comptime!(U::ACC) {
-                    if comptime!(U::lane_row(e) == r % U::LANE_ROWS && U::step(0, e) % U::RUN == 0) {
-                        let mut run = Vector::<f32, U::Run>::empty();
-                        #[unroll]
-                        for o in 0..comptime!(U::RUN) {
-                            run.insert(o, tile.extract(comptime!(e + o)));
-                        }
-                        let column = first_column + comptime!(U::step(n, e));
-                        if column < place.d_out {
-                            y[(row * place.d_out + column) / comptime!(U::RUN)] = narrow::<E, U::Run>(run);
-                        }
-                    }
+            for run in 0..acc.lane_runs() {
+                let column = first_column + comptime!(column_step::<U>(run * U::RUN));
+                if column < place.d_out {
+                    y[(row * place.d_out + column) / comptime!(U::RUN)] =
+                        narrow::<E, U::Run>(acc.run(r, run));
                 }
             }
         }

@@ -20,39 +20,29 @@
 
 use cubecl::prelude::*;
 
-use super::super::kv_table::Table;
+use super::super::buffers::{Outputs, QkvVecs};
+use super::super::plan::WorkList;
 use super::super::plan::persistent::{heads_in_l2, item_and_head, snake_order};
-use super::super::tiled::TiledParams;
 use super::super::variant::Variant;
 use super::consumer::{Consumer, consume, scheduler_barrier_arrive};
-use super::producer::{MAP_VECS, Producer, make_map, map_at, produce};
+use super::producer::{Producer, produce};
 use super::ring::{init, maps_at, shared_vecs};
-use super::roles::{PRODUCERS, registers};
+use super::roles::{PRODUCERS, registers, work_of_rank};
+use super::tensor_maps::{TensorMaps, make_map, map_at};
 use crate::isa::nvidia::{acquire_map, form_clusters, set_registers, shared_address, sync_cluster};
-use crate::mma::{TileShape, Vec16};
+use crate::mma::TileShape;
+use crate::staging::Vec16;
 
-/// Buffers are those of the tiled kernel, and `maps`. That has room for a TMA descriptor of each producer
-/// plane: of one cube if they are `prepared`, else of each cube.
+/// Buffers are those of the tiled kernel, and the tensor maps.
 ///
-/// Keys and values are copied in TMA boxes of `box_rows` unless it is 0. It divides a page and a cube's part
-/// of the keys of a tile. Persistent cubes ([`PERSISTENT_ROUNDS`]) take work items in snake order; else each
-/// cube takes one.
-#[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
+/// Persistent cubes ([`PERSISTENT_ROUNDS`]) take work items in snake order; else each cube takes one.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn warp_specialized<V: Variant, E: Float>(
-    q: &Tensor<Vec16>,
-    k: &Tensor<Vec16>,
-    v: &Tensor<Vec16>,
-    output: &mut [Vector<E, Const<2>>],
-    lse: &mut ComptimeOption<Box<[f32]>>,
-    workspace: &mut ComptimeOption<Box<[Vector<f32, Const<2>>]>>,
-    work_items: &[i32],
-    maps: &mut [Vec16],
-    table: &Table,
+    qkv: &QkvVecs,
+    maps: &mut TensorMaps,
+    outputs: &mut Outputs<E>,
+    list: &WorkList,
     args: &V::Args,
-    params: &TiledParams,
-    box_rows: usize,
-    prepared: u32,
     #[comptime] tiles: TileShape,
     #[define(E)] _dtype: ElemType,
 ) {
@@ -71,72 +61,47 @@ pub(crate) fn warp_specialized<V: Variant, E: Float>(
     let rank = CUBE_POS % tiles.cluster;
     let cluster = CUBE_POS / tiles.cluster;
     let clusters = CUBE_COUNT / tiles.cluster;
-    let kv_heads = k.shape(2);
-    let total = params.work_items * kv_heads;
+    let kv_heads = qkv.k.shape(2);
+    let total = list.count * kv_heads;
     let mut together = kv_heads;
     if clusters == total {
-        together = heads_in_l2(work_items, kv_heads, tiles);
+        together = heads_in_l2(list, kv_heads, tiles);
     }
     let plane = UNIT_POS_Y as usize;
+    let mut item = cluster;
+    let mut round = 0usize;
     if plane < PRODUCERS {
         set_registers(comptime!(registers(tiles.planes()).0), false);
         let mut map = map_at(0usize);
-        if box_rows > 0 && cluster < total {
-            if prepared == 0 {
+        if maps.box_rows > 0 && cluster < total {
+            if maps.prepared == 0 {
                 map = map_at(CUBE_POS);
-                make_map(k, v, maps, map, base + comptime!(maps_at(tiles) as u32), box_rows as u32, tiles);
+                let at = base + comptime!(maps_at(tiles) as u32);
+                make_map(&qkv.k, &qkv.v, &mut maps.maps, map, at, maps.box_rows as u32, tiles);
             }
-            acquire_map::<Vec16>(&maps[map..map + MAP_VECS]);
+            acquire_map::<Vec16>(maps.of(map));
         }
-        let map = &maps[map..map + MAP_VECS];
-        let mut producer = Producer { base, queries: 0u32.runtime(), tiles: 0u32.runtime() };
-        let mut item = cluster;
-        let mut round = 0usize;
+        let (queries, stages) = (0u32.runtime(), 0u32.runtime());
+        let mut producer = Producer { base, rank, queries, stages };
         while item < total {
-            let (index, head) = item_and_head(item, together, params.work_items, kv_heads);
-            produce(
-                q,
-                k,
-                v,
-                work_items,
-                map,
-                rank,
-                index,
-                head,
-                table,
-                params,
-                box_rows,
-                &mut producer,
-                tiles,
-            );
+            let (index, head) = item_and_head(item, together, list.count, kv_heads);
+            let work = work_of_rank(list, index, head, kv_heads, rank, tiles);
+            produce(qkv, maps.of(map), maps.box_rows, &work, &mut producer, tiles);
             round += 1;
             item = snake_order(cluster, clusters, round);
         }
     } else {
         set_registers(comptime!(registers(tiles.planes()).1), true);
         let plane = plane - PRODUCERS;
-        let mut consumer = Consumer { base, plane, rank, queries: 0u32.runtime(), keys: 0u32.runtime() };
+        let mut consumer = Consumer { base, plane, queries: 0u32.runtime(), stages: 0u32.runtime() };
         // The first turn is the first warpgroup's.
         if plane / 4 == comptime!(tiles.planes() / 4 - 1) {
             scheduler_barrier_arrive(plane, tiles);
         }
-        let mut item = cluster;
-        let mut round = 0usize;
         while item < total {
-            let (index, head) = item_and_head(item, together, params.work_items, kv_heads);
-            consume::<V, E>(
-                output,
-                lse,
-                workspace,
-                work_items,
-                index,
-                head,
-                args,
-                params,
-                q.shape(1),
-                &mut consumer,
-                tiles,
-            );
+            let (index, head) = item_and_head(item, together, list.count, kv_heads);
+            let work = work_of_rank(list, index, head, kv_heads, rank, tiles);
+            consume::<V, E>(outputs, &work, args, &mut consumer, tiles);
             round += 1;
             item = snake_order(cluster, clusters, round);
         }

@@ -5,8 +5,10 @@ mod kernel;
 mod producer;
 mod ring;
 mod roles;
+mod tensor_maps;
 
 pub(super) use kernel::warp_specialized;
-pub(super) use producer::{MAP_VECS, box_rows, make_maps};
+pub(super) use producer::box_rows;
 pub(super) use ring::{check, shared_vecs};
 pub(super) use roles::PRODUCERS;
+pub(super) use tensor_maps::{MAP_VECS, TensorMapsLaunch, make_maps};

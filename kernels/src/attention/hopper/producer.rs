@@ -5,20 +5,18 @@
 
 use cubecl::prelude::*;
 
-use super::super::kv_table::{Table, fits, key_place, origin};
-use super::super::plan::{WorkTile, work_at};
-use super::super::request::TileRows;
-use super::super::tiled::TiledParams;
+use super::super::buffers::QkvVecs;
+use super::super::kv_table::{fits, key_place, origin};
+use super::super::plan::WorkTile;
 use super::ring::{ROW_BYTES, Ring, full, stage_ptr, wait_empty};
-use super::roles::{PAIR, PRODUCERS, rows_of_rank};
+use super::roles::PAIR;
 use crate::isa::nvidia::{
-    MAP_BYTES, barrier_arrive, barrier_expect, copy_box, cp_async_at, cp_async_commit, cp_async_wait,
-    fence_proxy_async, map_rows, publish_map, shared_address, shuffle,
+    barrier_arrive, barrier_expect, copy_box, cp_async_at, cp_async_commit, cp_async_wait, fence_proxy_async,
+    shuffle,
 };
-use crate::mma::{TileShape, Vec16};
-
-/// Vectors of 16 bytes in a TMA descriptor.
-pub(in super::super) const MAP_VECS: usize = MAP_BYTES / 16;
+use crate::mma::TileShape;
+use crate::request::TileRows;
+use crate::staging::Vec16;
 
 /// Rows of a TMA box: a divisor of a page and of a cube's part of the keys of a tile. 0 if that is less than
 /// a swizzle atom.
@@ -36,127 +34,73 @@ pub(in super::super) fn box_rows(keys: usize, page_size: Option<usize>) -> usize
 #[derive(CubeType)]
 pub(super) struct Producer {
     pub base: u32,
+    /// Rank of its cube in the cluster.
+    pub rank: usize,
     /// Tiles of queries so far.
     pub queries: u32,
     /// Tiles of keys, or of values, so far.
-    pub tiles: u32,
-}
-
-/// Makes the TMA descriptors of keys and values in one cube, for all cubes of
-/// [`warp_specialized`](super::kernel::warp_specialized). A persistent cube makes its own instead, which
-/// takes it 2.3 us once.
-#[cube(launch_unchecked, address_type = "dynamic")]
-pub(crate) fn make_maps(
-    k: &Tensor<Vec16>,
-    v: &Tensor<Vec16>,
-    maps: &mut [Vec16],
-    box_rows: usize,
-    #[comptime] tiles: TileShape,
-) {
-    let shared = Shared::<[Vec16]>::new_aligned_slice(comptime!(PRODUCERS * MAP_VECS), MAP_BYTES);
-    make_map(k, v, maps, map_at(0usize), shared_address::<Vec16>(&shared), box_rows as u32, tiles);
-}
-
-/// Publishes the descriptor with which a plane copies keys or values, to its place in `maps`, [`map_at`].
-#[cube]
-pub(super) fn make_map(
-    k: &Tensor<Vec16>,
-    v: &Tensor<Vec16>,
-    maps: &mut [Vec16],
-    at: usize,
-    shared: u32,
-    box_rows: u32,
-    #[comptime] tiles: TileShape,
-) {
-    let shared = shared + UNIT_POS_Y * comptime!(MAP_BYTES as u32);
-    if UNIT_POS_X == 0 {
-        if (UNIT_POS_Y as usize) < PAIR {
-            map_rows::<Vec16>(shared, k, box_rows, tiles.dims.qk);
-        } else {
-            map_rows::<Vec16>(shared, v, box_rows, tiles.dims.vo);
-        }
-    }
-    publish_map::<Vec16>(shared, &mut maps[at..at + MAP_VECS]);
-}
-
-/// Index of the plane's descriptor among those of all cubes, one for each producer plane.
-#[cube]
-pub(super) fn map_at(cube: usize) -> usize {
-    (cube * PRODUCERS + UNIT_POS_Y as usize) * MAP_VECS
+    pub stages: u32,
 }
 
 /// Copies the tiles of one work item: one pair of planes the keys, the other one the queries and then the
 /// values.
-#[allow(clippy::too_many_arguments, reason = "the buffers of the kernel")]
 #[cube]
 pub(super) fn produce(
-    q: &Tensor<Vec16>,
-    k: &Tensor<Vec16>,
-    v: &Tensor<Vec16>,
-    work_items: &[i32],
+    qkv: &QkvVecs,
     map: &[Vec16],
-    rank: usize,
-    index: usize,
-    kv_head: usize,
-    table: &Table,
-    params: &TiledParams,
     box_rows: usize,
+    work: &WorkTile,
     producer: &mut Producer,
     #[comptime] tiles: TileShape,
 ) {
-    let work = work_at(work_items, index);
-    let owned = rows_of_rank(&work, kv_head, params.group, rank, tiles);
-    if work.first_row < owned.end && work.start < work.end {
+    if work.first_row < work.rows.end && work.start < work.end {
         if (UNIT_POS_Y as usize) < PAIR {
-            produce_tiles(k, map, rank, &work, kv_head, table, box_rows, producer, Ring::Keys, tiles);
+            produce_tiles(qkv, map, box_rows, work, producer, Ring::Keys, tiles);
         } else {
             wait_empty(producer.base, producer.queries, Ring::Queries, tiles);
-            copy_queries(q, &owned, producer.base, tiles);
+            copy_queries(&qkv.q, &work.rows, producer.base, tiles);
             producer_commit(full(producer.base, producer.queries, Ring::Queries, tiles));
             producer.queries += 1;
-            produce_tiles(v, map, rank, &work, kv_head, table, box_rows, producer, Ring::Values, tiles);
+            produce_tiles(qkv, map, box_rows, work, producer, Ring::Values, tiles);
         }
     }
 }
 
 /// Copies the keys, or the values, of a work item.
-#[allow(clippy::too_many_arguments, reason = "two places")]
 #[cube]
 fn produce_tiles(
-    from: &Tensor<Vec16>,
+    qkv: &QkvVecs,
     map: &[Vec16],
-    rank: usize,
-    work: &WorkTile,
-    kv_head: usize,
-    table: &Table,
     box_rows: usize,
+    work: &WorkTile,
     producer: &mut Producer,
     #[comptime] tile: Ring,
     #[comptime] tiles: TileShape,
 ) {
-    let request = &work.request;
+    let (table, request, kv_head) = (&qkv.table, &work.rows.request, work.rows.kv_head);
+    let from = if comptime!(tile == Ring::Keys) { &qkv.k } else { &qkv.v };
     let plane = UNIT_POS_Y as usize % PAIR;
     let vecs = comptime!(tile.vecs(tiles));
     let head = kv_head * from.stride(2) + origin(table, request, from.stride(1));
     // No box reaches beyond its page.
     let boxed = fits(table, work.start, box_rows);
-    let boxes = boxes_of(rank, plane, max(box_rows, 1), tiles);
+    let boxes = boxes_of(producer.rank, plane, max(box_rows, 1), tiles);
     let mut at = work.start;
     while at < work.end {
         // Looked up while there is no room yet.
         let row = at + boxes.row(UNIT_POS_X as usize);
         let (page, slot) = key_place(table, request, min(row, request.kv_len - 1));
-        wait_empty(producer.base, producer.tiles, tile, tiles);
-        let to = stage_ptr(producer.base, producer.tiles, tile, tiles);
-        let full = full(producer.base, producer.tiles, tile, tiles);
+        wait_empty(producer.base, producer.stages, tile, tiles);
+        let to = stage_ptr(producer.base, producer.stages, tile, tiles);
+        let full = full(producer.base, producer.stages, tile, tiles);
         // Keys beyond the work item are masked, but not what might lie beyond the request.
         if boxed && at + tiles.keys <= request.kv_len {
             // Other planes may have begun to copy: the tile is not complete before all units have arrived.
             if plane == 0 && UNIT_POS_X == 0 {
                 barrier_expect(full, comptime!(tiles.keys * vecs * 16));
             }
-            let slot = slot + origin(table, request, 1usize);
-            copy_boxes(map, &boxes, page, slot, kv_head, to, full, vecs, tiles);
+            let place = BoxPlace { page, slot: slot + origin(table, request, 1usize), kv_head };
+            copy_boxes(map, &boxes, &place, to, full, vecs, tiles);
             barrier_arrive(full);
         } else {
             #[unroll]
@@ -168,7 +112,7 @@ fn produce_tiles(
             }
             producer_commit(full);
         }
-        producer.tiles += 1;
+        producer.stages += 1;
         at += tiles.keys;
     }
 }
@@ -199,23 +143,27 @@ impl Boxes {
     }
 }
 
-/// Copies TMA boxes of 64 elements of the rows, each to every cube of the cluster. `page` and `slot` are a
-/// lane's, which looked up the box of its number.
-#[allow(clippy::too_many_arguments, reason = "two places and their sizes")]
+/// The place of the box that a lane looked up: the one of its number.
+#[derive(CubeType)]
+struct BoxPlace {
+    page: usize,
+    slot: usize,
+    kv_head: usize,
+}
+
+/// Copies TMA boxes of 64 elements of the rows, each to every cube of the cluster.
 #[cube]
 fn copy_boxes(
     map: &[Vec16],
     boxes: &Boxes,
-    page: usize,
-    slot: usize,
-    kv_head: usize,
+    place: &BoxPlace,
     to: u32,
     full: u32,
     #[comptime] vecs: usize,
     #[comptime] tiles: TileShape,
 ) {
     for i in 0..boxes.count {
-        let (page, slot) = (shuffle(page, i as u32) as u32, shuffle(slot, i as u32) as u32);
+        let (page, slot) = (shuffle(place.page, i as u32) as u32, shuffle(place.slot, i as u32) as u32);
         let to = to + (boxes.row(i) * ROW_BYTES) as u32;
         #[unroll]
         for column in 0..comptime!(vecs / 8) {
@@ -226,7 +174,7 @@ fn copy_boxes(
                 comptime!(column * 64),
                 slot,
                 page,
-                kv_head as u32,
+                place.kv_head as u32,
                 full,
                 tiles.cluster,
             );
@@ -269,7 +217,7 @@ fn copy_queries(from: &Tensor<Vec16>, owned: &TileRows, base: u32, #[comptime] t
     for i in 0..comptime!(rows.div_ceil(LOOKED_UP)) {
         let (token, head, _) = owned.place(own_row(i * LOOKED_UP, rows));
         let own = (token * from.stride(0) + head * from.stride(1)) / 8;
-        copy_rows(from, own, base, i * LOOKED_UP, owned.end - owned.first, tiles.qk_vecs(), rows);
+        copy_rows(from, own, base, i * LOOKED_UP, owned.end - owned.first, tiles.q_vecs(), rows);
     }
 }
 
@@ -318,8 +266,8 @@ mod tests {
 
     use super::super::roles::PAIR;
     use super::{box_rows, boxes_of};
-    use crate::attention::HeadDims;
     use crate::mma::TileShape;
+    use crate::problem::HeadDims;
 
     #[test]
     fn a_box_divides_tiles_and_pages() {
@@ -347,6 +295,7 @@ mod tests {
                 cluster,
                 direct_keys: false,
                 dtype: ElemType::Float(FloatKind::BF16),
+                kv_dtype: ElemType::Float(FloatKind::BF16),
             };
             let rows = box_rows(keys / cluster, page);
             let mut copied = vec![];

@@ -56,7 +56,7 @@ pub(in super::super) fn check(tiles: TileShape) -> Result<()> {
 
 /// Offset of the keys, in bytes.
 fn keys_at(tiles: TileShape) -> usize {
-    tiles.rows(16) * tiles.qk_vecs() * 16
+    tiles.rows(16) * tiles.q_vecs() * 16
 }
 
 /// Offset of the values, in bytes.
@@ -99,7 +99,11 @@ impl Ring {
 
     /// Vectors of 16 bytes in a row.
     pub fn vecs(self, tiles: TileShape) -> usize {
-        if self == Self::Values { tiles.vo_vecs() } else { tiles.qk_vecs() }
+        match self {
+            Self::Queries => tiles.q_vecs(),
+            Self::Keys => tiles.k_vecs(),
+            Self::Values => tiles.v_vecs(),
+        }
     }
 
     /// Cubes of the cluster that receive the tile at the same time, and so must all have room.

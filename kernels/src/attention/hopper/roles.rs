@@ -2,8 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::super::plan::{WorkTile, rows_of};
-use super::super::request::TileRows;
+use super::super::plan::{WorkList, WorkTile};
 use crate::mma::TileShape;
 
 /// Producer planes: one warpgroup, since registers are assigned to warpgroups.
@@ -12,18 +11,19 @@ pub(in super::super) const PRODUCERS: usize = 4;
 /// Producer planes that copy the same tensor.
 pub(super) const PAIR: usize = PRODUCERS / 2;
 
-/// The rows of a cube: the part of a work item's rows for its rank in the cluster, or none.
+/// A work item of a key head, with the part of its rows for a rank of the cluster, or none.
 #[cube]
-pub(super) fn rows_of_rank(
-    work: &WorkTile,
+pub(super) fn work_of_rank(
+    list: &WorkList,
+    index: usize,
     kv_head: usize,
-    group: usize,
+    kv_heads: usize,
     rank: usize,
     #[comptime] tiles: TileShape,
-) -> TileRows {
-    let mut rows = rows_of(work, kv_head, group);
-    rows.first = min(rows.first + rank * comptime!(tiles.rows(16)), rows.end);
-    rows
+) -> WorkTile {
+    let mut work = list.at(index, kv_head, kv_heads);
+    work.rows.first = min(work.rows.first + rank * comptime!(tiles.rows(16)), work.rows.end);
+    work
 }
 
 /// Registers of a producer unit, and of a consumer unit in so many planes, in multiples of 8. The sum must

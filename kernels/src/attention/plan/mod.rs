@@ -16,12 +16,12 @@ use std::fmt;
 use cubecl::{client::Client, prelude::*};
 
 use super::blueprint::{Blueprint, Choice};
-use super::problem::Problem;
-use super::request::{KeyRange, RequestShape};
 use super::tiled::Tiled;
+use crate::problem::Problem;
+use crate::request::{KeyRange, RequestShape};
 use crate::{DeviceProfile, Refusal, Result};
 use split::{Chunk, RowTile, TileCosts};
-pub(crate) use work::{MERGE_ROWS, WorkTile, merge_at, rows_of, work_at};
+pub(crate) use work::{MERGE_ROWS, WorkList, WorkListLaunch, WorkTile, merge_at};
 pub use work::{MergeItem, WorkItem};
 
 const KERNEL: &str = "attention";

@@ -2,6 +2,7 @@
 
 use cubecl::prelude::*;
 
+use super::work::WorkList;
 use crate::mma::TileShape;
 
 /// Rounds up to which a launch is persistent: each core has one cube, which goes on to the next work item
@@ -30,18 +31,18 @@ pub(crate) fn cubes_for(items: usize, cores: Option<usize>, cluster: usize) -> u
 /// The estimate is by the first request, which has the heaviest work item. 32 heads of 16384 keys all
 /// together: 507 TFLOP/s, in turn 581 (H200).
 #[cube]
-pub(crate) fn heads_in_l2(work_items: &[i32], kv_heads: usize, #[comptime] tiles: TileShape) -> usize {
-    let bytes = usize::cast_from(work_items[2]) * comptime!((tiles.dims.qk + tiles.dims.vo) * 2);
+pub(crate) fn heads_in_l2(list: &WorkList, kv_heads: usize, #[comptime] tiles: TileShape) -> usize {
+    let bytes = usize::cast_from(list.items[2]) * comptime!((tiles.dims.qk + tiles.dims.vo) * 2);
     min(max(L2_BUDGET / max(bytes, 1), 1), kv_heads)
 }
 
-/// The work item and the key head of an item.
+/// Work item and key head of an item, of `count` work items a key head.
 #[cube]
-pub(crate) fn item_and_head(item: usize, together: usize, works: usize, kv_heads: usize) -> (usize, usize) {
-    let section = item / (works * together);
+pub(crate) fn item_and_head(item: usize, together: usize, count: usize, kv_heads: usize) -> (usize, usize) {
+    let section = item / (count * together);
     let first = section * together;
     let heads = min(together, kv_heads - first);
-    let at = item - works * first;
+    let at = item - count * first;
     (at / heads, first + at % heads)
 }
 

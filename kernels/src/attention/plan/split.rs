@@ -10,11 +10,11 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::super::blueprint::Blueprint;
-use super::super::problem::Problem;
-use super::super::request::{KeyRange, RequestShape};
 use super::super::tiled::{MmaKind, Tiled};
 use super::persistent::is_persistent;
 use super::{Limits, MERGE_ROWS, Split};
+use crate::problem::Problem;
+use crate::request::{KeyRange, RequestShape};
 
 /// Unit of costs: 1/16 of the time in which a core reads a key of one head (128 elements of bf16), 16 ns on
 /// an H200.

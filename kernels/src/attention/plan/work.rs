@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 use cubecl::prelude::*;
 
-use super::super::request::{RequestShape, TileRows};
+use crate::request::{RequestShape, TileRows};
 
 /// Largest number of rows of a [`Merge`].
 pub(crate) const MERGE_ROWS: usize = 16;
@@ -75,10 +75,23 @@ impl MergeItem {
     pub const WORDS: usize = size_of::<Self>() / size_of::<i32>();
 }
 
-/// A [`WorkItem`] in a kernel.
+/// The work items of a launch.
+#[derive(CubeType, CubeLaunch)]
+pub(crate) struct WorkList {
+    /// [`WorkItem`]s.
+    pub items: Box<[i32]>,
+    /// Work items of a key head.
+    pub count: usize,
+    /// Query heads of a key head.
+    pub group: usize,
+}
+
+/// A [`WorkItem`] of a key head in a kernel.
 #[derive(CubeType)]
 pub(crate) struct WorkTile {
-    pub request: RequestShape,
+    /// The rows of the cube.
+    pub rows: TileRows,
+    /// First row of the work item, of which a cube of a cluster has a part.
     pub first_row: usize,
     pub start: usize,
     pub end: usize,
@@ -87,21 +100,28 @@ pub(crate) struct WorkTile {
 }
 
 #[cube]
-pub(crate) fn work_at(work_items: &[i32], index: usize) -> WorkTile {
-    let at = index * WorkItem::WORDS;
-    WorkTile {
-        request: RequestShape {
-            first_token: usize::cast_from(work_items[at]),
-            qo_len: usize::cast_from(work_items[at + 1]),
-            kv_len: usize::cast_from(work_items[at + 2]),
-            first: usize::cast_from(work_items[at + 3]),
-            index: usize::cast_from(work_items[at + 8]),
-        },
-        first_row: usize::cast_from(work_items[at + 4]),
-        start: usize::cast_from(work_items[at + 5]),
-        end: usize::cast_from(work_items[at + 6]),
-        partial: work_items[at + 7],
-        flags: work_items[at + 9],
+impl WorkList {
+    /// Work item `index` of a key head.
+    pub fn at(&self, index: usize, kv_head: usize, kv_heads: usize) -> WorkTile {
+        let at = index * WorkItem::WORDS;
+        let request = RequestShape {
+            first_token: usize::cast_from(self.items[at]),
+            qo_len: usize::cast_from(self.items[at + 1]),
+            kv_len: usize::cast_from(self.items[at + 2]),
+            first: usize::cast_from(self.items[at + 3]),
+            index: usize::cast_from(self.items[at + 8]),
+        };
+        let first_row = usize::cast_from(self.items[at + 4]);
+        let group = self.group;
+        let end = request.qo_len * group;
+        WorkTile {
+            rows: TileRows { request, first: first_row, end, group, kv_head, q_heads: kv_heads * group },
+            first_row,
+            start: usize::cast_from(self.items[at + 5]),
+            end: usize::cast_from(self.items[at + 6]),
+            partial: self.items[at + 7],
+            flags: self.items[at + 9],
+        }
     }
 }
 
@@ -110,25 +130,6 @@ impl WorkTile {
     /// True in the chunk that the initial `(m, l)` of the rows belongs to.
     pub fn is_first_chunk(&self) -> bool {
         self.flags % 2 == WorkItem::FIRST_CHUNK
-    }
-}
-
-/// The rows of a work item for a key head, of which `group` query heads share it.
-#[cube]
-pub(crate) fn rows_of(work: &WorkTile, kv_head: usize, group: usize) -> TileRows {
-    let request = &work.request;
-    TileRows {
-        request: RequestShape {
-            index: request.index,
-            first_token: request.first_token,
-            qo_len: request.qo_len,
-            first: request.first,
-            kv_len: request.kv_len,
-        },
-        first: work.first_row,
-        end: request.qo_len * group,
-        group,
-        kv_head,
     }
 }
 

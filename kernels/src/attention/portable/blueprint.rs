@@ -1,4 +1,4 @@
-use super::super::problem::{Alignment, HeadDims};
+use crate::problem::{Alignment, HeadDims};
 use crate::tensor::divisor;
 use crate::{DeviceProfile, Refusal, Result};
 

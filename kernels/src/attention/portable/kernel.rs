@@ -22,38 +22,27 @@
 
 use cubecl::prelude::*;
 
-use super::super::kv_table::{Table, key_offset, request_of};
-use super::super::problem::HeadDims;
-use super::super::request::query_row;
+use super::super::buffers::{Outputs, Qkv};
+use super::super::kv_table::{key_offset, request_of};
+use super::super::state::{divisor, finite, lse};
 use super::super::variant::Variant;
 use super::Portable;
 use crate::math::{Exact, LOG2_E, narrow};
+use crate::problem::HeadDims;
+use crate::request::query_row;
 use crate::row_group::sync_row;
 
-/// The run-time numbers of a problem.
-#[derive(CubeType, CubeLaunch)]
-pub(crate) struct Params {
-    /// Tokens times query heads.
-    pub rows: usize,
-}
-
-/// `q`: `[tokens, q_heads, qk]`, `k`: `[pages, slots, kv_heads, qk]`, `v`: `[pages, slots, kv_heads, vo]`, `output`:
-/// `[tokens, q_heads, vo]` and `lse`: `[tokens, q_heads]`, both contiguous.
-#[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
+/// The rows of all tokens and query heads, see the module.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
-    q: &Tensor<Vector<F, QK>>,
-    k: &Tensor<Vector<C, QK>>,
-    v: &Tensor<Vector<C, VO>>,
-    output: &mut Tensor<Vector<F, VO>>,
-    lse: &mut ComptimeOption<Box<[f32]>>,
-    table: &Table,
+    qkv: &Qkv<Vector<F, QK>, Vector<C, QK>, Vector<C, VO>>,
+    outputs: &mut Outputs<F>,
     args: &V::Args,
-    params: &Params,
     #[comptime] dims: HeadDims,
     #[comptime] blueprint: Portable,
     #[define(F, C)] _dtypes: [ElemType; 2],
 ) {
+    let (q, k, v, table) = (&qkv.q, &qkv.k, &qkv.v, &qkv.table);
     let units = comptime!(blueprint.units as usize);
     let rows = comptime!(blueprint.rows as usize);
     let tile = comptime!(blueprint.tile);
@@ -63,10 +52,10 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
     let unit = UNIT_POS as usize % units;
     let part = UNIT_POS as usize / units;
     let row = CUBE_POS * rows + part;
-    if row >= params.rows {
+    let q_heads = q.shape(1);
+    if row >= q.shape(0) * q_heads {
         terminate!();
     }
-    let q_heads = q.shape(1);
     let token = row / q_heads;
     let head = row % q_heads;
     let kv_head = head / (q_heads / k.shape(2));
@@ -128,8 +117,7 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
         for j in 0..keys {
             m_new = max(m_new, logits[tile_at + j]);
         }
-        // While every logit is -inf, subtract 0 instead: (-inf) - (-inf) would be NaN.
-        let base = select(m_new == f32::NEG_INFINITY, 0.0f32, m_new);
+        let base = finite(m_new);
         let mut j = unit;
         while j < keys {
             weights[tile_at + j] = (logits[tile_at + j] - base).exp();
@@ -139,12 +127,12 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
         }
         sync_row(units);
 
-        let rescale = (maximum - base).exp();
+        let alpha = (maximum - base).exp();
         maximum = m_new;
-        sum *= rescale;
+        sum *= alpha;
         #[unroll(unrolled)]
         for c in 0..columns {
-            sums[c] *= Vector::new(rescale);
+            sums[c] *= Vector::new(alpha);
         }
         for j in 0..keys {
             let weight = weights[tile_at + j];
@@ -161,13 +149,12 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
         first += tile;
     }
 
-    // Without a visible key, or with none but -inf, row_sum and output are 0 and stay 0.
-    let norm = select(sum == 0.0f32, 1.0f32, sum);
+    let output = outputs.output.with_vector_size_mut::<VO>();
     #[unroll(unrolled)]
     for c in 0..columns {
         let column = unit + c * units;
         if comptime!(vo % units == 0) || column < vo {
-            let mut finished = sums[c] / Vector::new(norm);
+            let mut finished = sums[c] / Vector::new(divisor(sum));
             #[unroll]
             for i in 0..VO::value() {
                 finished.insert(i, V::finish(args, finished.extract(i), &of));
@@ -176,11 +163,10 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
         }
     }
     #[comptime]
-    match lse {
-        ComptimeOption::Some(lse) => {
+    match &mut outputs.lse {
+        ComptimeOption::Some(of_rows) => {
             if unit == 0 {
-                let value = (maximum + norm.ln()) * LOG2_E;
-                lse[row] = select(sum == 0.0f32, f32::NEG_INFINITY, value);
+                of_rows[row] = lse(maximum * LOG2_E, sum, sum.ln() * LOG2_E);
             }
         }
         ComptimeOption::None => {}

@@ -1,12 +1,13 @@
 use cubecl::{client::Client, prelude::*};
 
+use super::super::buffers::{OutputsLaunch, QkvLaunch};
 use super::super::kv_table::TableArgs;
 use super::super::launch::Operands;
-use super::super::problem::Problem;
 use super::super::variant::Variant;
 use super::Portable;
-use super::kernel::{ParamsLaunch, attention};
+use super::kernel::attention;
 use crate::grid::cover;
+use crate::problem::Problem;
 use crate::tensor::addresses;
 use crate::{DeviceProfile, Result};
 
@@ -25,7 +26,9 @@ pub(in super::super) fn launch<V: Variant>(
         cover("attention", rows.div_ceil(blueprint.rows as usize), DeviceProfile::of(client).max_cubes)?;
     let (size, kv_size) = (problem.dtype.size(), problem.kv_dtype.size());
     let address = addresses(&[(&q, size), (&k, kv_size), (&v, kv_size), (&output, size)]);
-    let params = ParamsLaunch::new(rows);
+    let qkv = QkvLaunch::new(q.into_tensor_arg(), k.into_tensor_arg(), v.into_tensor_arg(), table);
+    let lse = lse.map(TensorBinding::into_buffer_arg);
+    let outputs = OutputsLaunch::new(output.into_buffer_arg(), lse.into(), ComptimeOptionArgs::None, 0);
 
     // SAFETY: a unit beyond the last row stops. A row reads q and writes output and lse at (token, head),
     // within the shapes that `check` compared. Keys of k and v are below kv_len; their pages and offsets are
@@ -40,14 +43,9 @@ pub(in super::super) fn launch<V: Variant>(
             address,
             blueprint.qk_vector,
             blueprint.vo_vector,
-            q.into_tensor_arg(),
-            k.into_tensor_arg(),
-            v.into_tensor_arg(),
-            output.into_tensor_arg(),
-            lse.map(TensorBinding::into_buffer_arg).into(),
-            table,
+            qkv,
+            outputs,
             args,
-            params,
             problem.dims,
             blueprint,
             [problem.dtype, problem.kv_dtype],

@@ -1,10 +1,10 @@
 //! The choice of tiles for a batch.
 
 use super::super::blueprint::Blueprint;
-use super::super::problem::Problem;
-use super::super::request::{KeyRange, RequestShape};
 use super::blueprint::{KERNEL, Mixed, MmaKind, Tiled};
 use crate::isa::Arch;
+use crate::problem::Problem;
+use crate::request::{KeyRange, RequestShape};
 use crate::{DeviceProfile, Refusal, Result};
 
 /// With fewer large tiles than this for each core, small ones end sooner.

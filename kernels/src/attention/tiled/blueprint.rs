@@ -3,11 +3,9 @@ use std::fmt;
 use cubecl::ir::{ElemType, FloatKind};
 
 use super::super::hopper;
-use super::super::problem::Problem;
 use crate::isa::Instruction;
-use crate::mma::{
-    FragmentLayout, Mfma16, Mfma32, MmaSync, Scalar1, Scalar32, Scalar64, TileShape, shared_vecs,
-};
+use crate::mma::{CopyShape, Mfma16, Mfma32, MmaSync, Scalar1, Scalar32, Scalar64, TileShape, shared_vecs};
+use crate::problem::Problem;
 use crate::{DeviceProfile, Refusal, Result};
 
 pub(super) const KERNEL: &str = "tiled attention";
@@ -72,7 +70,7 @@ struct Machine {
 }
 
 impl Machine {
-    fn of<L: FragmentLayout>() -> Self {
+    fn of<L: CopyShape>() -> Self {
         Self {
             plane: L::PLANE,
             rows: L::ROWS,
@@ -251,6 +249,7 @@ impl Tiled {
             // On CDNA it halves the shared memory of a plane, and so doubles the planes of a core.
             direct_keys: self.q_planes == 1 && matches!(self.unit, MmaKind::Mfma16 | MmaKind::Mfma32),
             dtype: problem.dtype,
+            kv_dtype: problem.kv_dtype,
         }
     }
 }

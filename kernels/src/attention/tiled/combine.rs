@@ -6,10 +6,12 @@
 
 use cubecl::prelude::*;
 
+use super::super::buffers::Outputs;
 use super::super::plan::merge_at;
-use super::super::request::query_row;
+use super::super::state::{divisor, finite, lse};
 use super::super::variant::Variant;
-use crate::math::narrow;
+use crate::math::{LOG2_E, narrow};
+use crate::request::query_row;
 
 /// Chunks whose partial results are read at once, so that their latencies overlap. One after the other, 16 of them took
 /// 10 us (H200).
@@ -20,22 +22,17 @@ const COMBINE_UNROLL: usize = 8;
 pub(crate) struct CombineParams {
     pub q_heads: usize,
     pub kv_heads: usize,
-    /// Rows that the workspace has room for.
-    pub partial_rows: usize,
     /// Rows that a merge has at most.
     pub merge_rows: usize,
     /// Vectors of all merges, if each had as many rows.
     pub total: usize,
 }
 
-/// `workspace`: `[partial_rows, vo]`, then `[partial_rows, 2]` of `b` and `t`. `output`:
-/// `[tokens, q_heads, vo]`.
-#[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
+/// `workspace`: `[partial_rows, vo]`, then `[partial_rows, 2]` of `b` and `t`.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn combine<V: Variant, O: Float>(
     workspace: &[Vector<f32, Const<4>>],
-    output: &mut [Vector<O, Const<4>>],
-    lse: &mut ComptimeOption<Box<[f32]>>,
+    outputs: &mut Outputs<O>,
     merges: &[i32],
     args: &V::Args,
     params: &CombineParams,
@@ -56,7 +53,7 @@ pub(crate) fn combine<V: Variant, O: Float>(
     let first = merge.partial + kv_head * merge.per_head + row;
     let stride = params.kv_heads * merge.per_head;
     let o = workspace.with_vector_size::<Const<2>>();
-    let sums_at = params.partial_rows * comptime!(vectors * 2);
+    let sums_at = outputs.partial_rows * comptime!(vectors * 2);
 
     let scale = V::scale(args);
     let mut m_new = f32::NEG_INFINITY.runtime();
@@ -78,8 +75,7 @@ pub(crate) fn combine<V: Variant, O: Float>(
         for i in 0..COMBINE_UNROLL {
             m_new = max(m_new, of_rows[i].extract(0usize));
         }
-        // While every chunk is empty, subtract 0 instead: (-inf) - (-inf) would be NaN.
-        base = select(m_new == f32::NEG_INFINITY, 0.0f32, m_new);
+        base = finite(m_new);
         let alpha = ((before - base) * scale).exp();
         sum *= alpha;
         merged *= Vector::new(alpha);
@@ -92,24 +88,23 @@ pub(crate) fn combine<V: Variant, O: Float>(
         }
         c += COMBINE_UNROLL;
     }
-    let norm = select(sum == 0.0f32, 1.0f32, sum);
     let group = params.q_heads / params.kv_heads;
     let packed = merge.first_row + row;
     let q_head = kv_head * group + packed % group;
     let to = (merge.request.first_token + packed / group) * params.q_heads + q_head;
     let row = query_row(&merge.request, packed / group, q_head, kv_head);
-    let mut finished = merged / Vector::new(norm);
+    let mut finished = merged / Vector::new(divisor(sum));
     #[unroll]
     for i in 0..4usize {
         finished.insert(i, V::finish(args, finished.extract(i), &row));
     }
+    let output = outputs.output.with_vector_size_mut::<Const<4>>();
     output[to * vectors + column] = narrow::<O, Const<4>>(finished);
     #[comptime]
-    match lse {
-        ComptimeOption::Some(lse) => {
+    match &mut outputs.lse {
+        ComptimeOption::Some(of_rows) => {
             if column == 0 {
-                let value = (base * scale + sum.ln()) * crate::math::LOG2_E;
-                lse[to] = select(sum == 0.0f32, f32::NEG_INFINITY, value);
+                of_rows[to] = lse(base * scale * LOG2_E, sum, sum.ln() * LOG2_E);
             }
         }
         ComptimeOption::None => {}

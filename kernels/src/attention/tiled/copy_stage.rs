@@ -2,90 +2,79 @@
 
 use cubecl::prelude::*;
 
-use super::super::kv_table::{Table, key_place};
-use super::super::request::RequestShape;
-use crate::mma::{Mma, TileShape, Vec16};
+use super::super::buffers::QkvVecs;
+use super::super::kv_table::{key_place, origin};
+use super::super::plan::WorkTile;
+use crate::mma::{Mma, TileShape};
+use crate::staging::{Ring, Staging};
 
-/// Begins to copy the tile of keys and values from `first` on; beyond `end` there are zeros.
-#[allow(clippy::too_many_arguments, reason = "two tensors and their places")]
+/// Offsets of a request's key head in the keys and in the values.
+#[derive(CubeType)]
+pub(super) struct KvHead {
+    k: usize,
+    v: usize,
+}
+
 #[cube]
-pub(super) fn copy_stage<U: Mma>(
-    k: &Tensor<Vec16>,
-    v: &Tensor<Vec16>,
-    k_head: usize,
-    v_head: usize,
-    table: &Table,
-    request: &RequestShape,
+pub(super) fn kv_head(qkv: &QkvVecs, work: &WorkTile) -> KvHead {
+    let (request, head) = (&work.rows.request, work.rows.kv_head);
+    KvHead {
+        k: head * qkv.k.stride(2) + origin(&qkv.table, request, qkv.k.stride(1)),
+        v: head * qkv.v.stride(2) + origin(&qkv.table, request, qkv.v.stride(1)),
+    }
+}
+
+/// Begins to copy the tile of keys and values from `first` on to the stage that is `ahead` of the current one; beyond
+/// the end of the work item there are zeros.
+#[cube]
+pub(super) fn copy_stage<M: Mma>(
+    ring: &mut Ring,
+    qkv: &QkvVecs,
+    head: &KvHead,
+    work: &WorkTile,
     first: usize,
-    end: usize,
-    shared: &mut [Vec16],
-    stage: usize,
-    unit: usize,
-    staged: &mut Array<Vec16>,
+    #[comptime] ahead: usize,
     #[comptime] tiles: TileShape,
 ) {
-    if first < end {
-        let copies = comptime!(U::key_copies(tiles));
-        let v_copies = comptime!(tiles.copies(tiles.vo_vecs(), U::PLANE, U::VALUE_COPIES));
-        let even = comptime!(U::even_keys(tiles));
-        let v_even = comptime!(tiles.even(tiles.vo_vecs(), U::PLANE, U::VALUE_COPIES));
-        let same = comptime!(U::SAME_COPIES && tiles.qk_vecs() == tiles.vo_vecs());
+    if first < work.end {
+        let (k, v) = (&qkv.k, &qkv.v);
+        let stage = ring.after(ahead);
+        let copies = comptime!(M::key_copies(tiles));
+        let same = comptime!(M::SAME_COPIES && tiles.k_vecs() == tiles.v_vecs());
         let mut v_at = Array::<usize>::new(copies);
         // All source addresses come first: the loads of the page table overlap.
         let mut k_at = Array::<usize>::new(copies);
         #[unroll]
         for i in 0..copies {
-            let (row, vec) = U::key_copy(unit, i, tiles);
-            let (page, slot) = key_place(table, request, min(first + row, end - 1));
-            k_at[i] = (page * k.stride(0) + slot * k.stride(1) + k_head) / tiles.per_vec() + vec;
+            let (row, vec) = M::key_copy(i, tiles);
+            let (page, slot) = key_place(&qkv.table, &work.rows.request, min(first + row, work.end - 1));
+            k_at[i] = (page * k.stride(0) + slot * k.stride(1) + head.k) / tiles.kv_per_vec() + vec;
             if same {
-                v_at[i] = (page * v.stride(0) + slot * v.stride(1) + v_head) / tiles.per_vec() + vec;
+                v_at[i] = (page * v.stride(0) + slot * v.stride(1) + head.v) / tiles.kv_per_vec() + vec;
             }
         }
         #[unroll]
         for i in 0..copies {
-            let (row, vec) = U::key_copy(unit, i, tiles);
-            if comptime!(even) || row < tiles.cube_keys() {
-                U::copy(
-                    k,
-                    k_at[i],
-                    first + row < end,
-                    shared,
-                    stage,
-                    row,
-                    vec,
-                    0usize,
-                    tiles.qk_vecs(),
-                    staged,
-                    i,
-                );
+            let (row, vec) = M::key_copy(i, tiles);
+            if comptime!(M::even_keys(tiles)) || row < tiles.cube_keys() {
+                let to = stage + M::key_at(row, vec, tiles.k_vecs());
+                M::Staging::copy(ring, k, k_at[i], first + row < work.end, to, i);
             }
         }
         #[unroll]
-        for i in 0..v_copies {
-            let (row, vec) = U::value_copy(unit, i, tiles);
+        for i in 0..comptime!(M::value_copies(tiles)) {
+            let (row, vec) = M::value_copy(i, tiles);
             let at = if same {
                 v_at[i]
             } else {
-                let (page, slot) = key_place(table, request, min(first + row, end - 1));
-                (page * v.stride(0) + slot * v.stride(1) + v_head) / tiles.per_vec() + vec
+                let (page, slot) = key_place(&qkv.table, &work.rows.request, min(first + row, work.end - 1));
+                (page * v.stride(0) + slot * v.stride(1) + head.v) / tiles.kv_per_vec() + vec
             };
-            if comptime!(v_even) || row < tiles.cube_keys() {
-                U::copy(
-                    v,
-                    at,
-                    first + row < end,
-                    shared,
-                    stage,
-                    row,
-                    vec,
-                    tiles.key_vecs(),
-                    tiles.vo_vecs(),
-                    staged,
-                    comptime!(copies + i),
-                );
+            if comptime!(M::even_values(tiles)) || row < tiles.cube_keys() {
+                let to = stage + comptime!(tiles.key_vecs()) + M::value_at(row, vec, tiles.v_vecs());
+                M::Staging::copy(ring, v, at, first + row < work.end, to, comptime!(copies + i));
             }
         }
     }
-    U::commit_stage();
+    M::Staging::commit();
 }

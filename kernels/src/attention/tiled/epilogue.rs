@@ -2,77 +2,55 @@
 
 use cubecl::prelude::*;
 
+use super::super::buffers::Outputs;
 use super::super::plan::WorkTile;
-use super::super::request::{QueryRow, TileRows};
+use super::super::state::{divisor, lse};
 use super::super::variant::Variant;
 use super::softmax::{Softmax, row_of};
 use crate::math::{LOG2_E, narrow};
-use crate::mma::{Mma, TileShape};
+use crate::mma::{Fragment, Mma, TileShape, column_step};
 
-/// Stores output and LSE, or the partial results of a chunk: `[partial_rows, vo]` normalised, then
-/// `[partial_rows, 2]` of row_max and row_sum. Their logarithm would be rounded where logits are large.
-#[allow(clippy::too_many_arguments, reason = "the state of the kernel")]
+/// Normalises the rows of a plane, which begin with row `first_row` of the cube. Stores output and LSE, or the partial
+/// results of a chunk.
 #[cube]
-pub(in super::super) fn store_rows<U: Mma, V: Variant, E: Float>(
-    output: &mut [Vector<E, U::Run>],
-    lse: &mut ComptimeOption<Box<[f32]>>,
-    workspace: &mut ComptimeOption<Box<[Vector<f32, Const<2>>]>>,
+pub(in super::super) fn store_rows<M: Mma, V: Variant, E: Float>(
+    outputs: &mut Outputs<E>,
     args: &V::Args,
     work: &WorkTile,
-    owned: &TileRows,
+    first_row: usize,
     softmax: &Softmax,
-    o: &Array<Vector<f32, U::Acc>>,
-    scale_log2: f32,
-    q_heads: usize,
-    partial_rows: usize,
-    lane: usize,
-    plane: usize,
+    o: &mut Fragment<M>,
     #[comptime] tiles: TileShape,
 ) {
-    let rows = comptime!(tiles.rows(U::ROWS));
-    let lane_rows = comptime!(tiles.q_tiles * U::LANE_ROWS);
-    let first_row = plane % tiles.q_planes * comptime!(tiles.q_tiles * U::ROWS);
-    if plane < tiles.q_planes {
-        #[unroll]
-        for r in 0..lane_rows {
-            let row = first_row + row_of::<U>(lane, r);
-            let (token, head, valid) = owned.place(row);
-            if valid {
-                let of = owned.at(row);
-                // Without a visible key, or with none but -inf, row_sum and output are 0 and stay 0.
-                let total = softmax.row_sum[r];
-                let norm = 1.0f32 / select(total == 0.0f32, 1.0f32, total);
-                let to = token * q_heads + head;
-                #[comptime]
-                match workspace {
-                    ComptimeOption::Some(workspace) => {
-                        if work.partial < 0 {
-                            store_row::<U, V, E>(output, to, args, &of, o, norm, r, true, tiles);
-                        } else {
-                            // The workspace has the heads of a chunk, then the rows of the work item.
-                            let stored = min(comptime!(rows * tiles.cluster), owned.end - work.first_row);
-                            let before = usize::cast_from(work.partial) + owned.kv_head * stored;
-                            let to = before + owned.first - work.first_row + row;
-                            let partial = workspace.with_vector_size_mut::<U::Run>();
-                            store_row::<U, V, f32>(partial, to, args, &of, o, norm, r, false, tiles);
-                            if U::column(lane) == 0 {
-                                let mut of_row = Vector::<f32, Const<2>>::empty();
-                                of_row.insert(0usize, softmax.row_max[r]);
-                                of_row.insert(1usize, total);
-                                workspace[partial_rows * comptime!(tiles.dims.vo / 2) + to] = of_row;
-                            }
-                        }
-                    }
-                    ComptimeOption::None => {
-                        store_row::<U, V, E>(output, to, args, &of, o, norm, r, true, tiles);
-                    }
+    let mut partial = false;
+    if comptime!(outputs.workspace.is_some()) {
+        partial = work.partial >= 0;
+    }
+    #[unroll]
+    for r in 0..o.lane_rows() {
+        let row = first_row + row_of::<M>(r);
+        if work.rows.has(row) {
+            let norm = 1.0f32 / divisor(softmax.row_sum[r]);
+            #[unroll]
+            for c in 0..o.lane_columns() {
+                o.set(r, c, o.get(r, c) * norm);
+            }
+            if partial {
+                store_partial::<M, E>(outputs, work, row, softmax, &*o, r, tiles);
+            } else {
+                let of = work.rows.at(row);
+                let to = work.rows.out_row(&of);
+                #[unroll]
+                for c in 0..o.lane_columns() {
+                    o.set(r, c, V::finish(args, o.get(r, c), &of));
                 }
+                store_row::<M, E>(&mut outputs.output, to, &*o, r, tiles);
                 #[comptime]
-                match lse {
-                    ComptimeOption::Some(lse) => {
-                        if work.partial < 0 && U::column(lane) == 0 {
-                            let value = softmax.row_max[r] * scale_log2 + total.ln() * LOG2_E;
-                            lse[to] = select(total == 0.0f32, f32::NEG_INFINITY, value);
+                match &mut outputs.lse {
+                    ComptimeOption::Some(of_rows) => {
+                        if M::column() == 0 {
+                            let m = softmax.row_max[r] * softmax.scale_log2;
+                            of_rows[to] = lse(m, softmax.row_sum[r], softmax.row_sum[r].ln() * LOG2_E);
                         }
                     }
                     ComptimeOption::None => {}
@@ -82,42 +60,51 @@ pub(in super::super) fn store_rows<U: Mma, V: Variant, E: Float>(
     }
 }
 
-/// Stores the lane's row `r`, normalised, as row `to`; `finished` unless it is a partial result.
-#[allow(clippy::too_many_arguments, reason = "the state of the kernel")]
+/// Stores the lane's row `r`, which is row `row` of the cube, to the workspace. That has the heads of a chunk, then the
+/// rows of the work item.
 #[cube]
-fn store_row<U: Mma, V: Variant, O: Float>(
-    rows: &mut [Vector<O, U::Run>],
-    to: usize,
-    args: &V::Args,
-    row: &QueryRow,
-    o: &Array<Vector<f32, U::Acc>>,
-    norm: f32,
+fn store_partial<M: Mma, E: Float>(
+    outputs: &mut Outputs<E>,
+    work: &WorkTile,
+    row: usize,
+    softmax: &Softmax,
+    o: &Fragment<M>,
     #[comptime] r: usize,
-    #[comptime] finished: bool,
     #[comptime] tiles: TileShape,
 ) {
-    let lane = UNIT_POS_X as usize;
-    let elements = comptime!(tiles.dims.vo.div_ceil(U::COLUMNS));
-    #[unroll]
-    for i in 0..elements {
-        let tile = o[comptime!(r / U::LANE_ROWS * elements + i)];
-        #[unroll]
-        for e in 0..comptime!(U::ACC) {
-            if comptime!(U::lane_row(e) == r % U::LANE_ROWS && U::step(0, e) % U::RUN == 0) {
-                let mut run = Vector::<f32, U::Run>::empty();
-                #[unroll]
-                for o in 0..comptime!(U::RUN) {
-                    let mut element = tile.extract(comptime!(e + o)) * norm;
-                    if comptime!(finished) {
-                        element = V::finish(args, element, row);
-                    }
-                    run.insert(o, element);
-                }
-                let element = U::column(lane) + comptime!(U::step(i, e));
-                if comptime!(tiles.dims.vo.is_multiple_of(U::COLUMNS)) || element < tiles.dims.vo {
-                    rows[(to * tiles.dims.vo + element) / comptime!(U::RUN)] = narrow::<O, U::Run>(run);
-                }
+    let of_head = min(comptime!(tiles.rows(M::ROWS) * tiles.cluster), work.rows.end - work.first_row);
+    let first = usize::cast_from(work.partial) + work.rows.kv_head * of_head;
+    let to = first + work.rows.first - work.first_row + row;
+    #[comptime]
+    match &mut outputs.workspace {
+        ComptimeOption::Some(workspace) => {
+            store_row::<M, f32>(workspace, to, o, r, tiles);
+            if M::column() == 0 {
+                let mut state = Vector::<f32, Const<2>>::empty();
+                state.insert(0usize, softmax.row_max[r]);
+                state.insert(1usize, softmax.row_sum[r]);
+                workspace[outputs.partial_rows * comptime!(tiles.dims.vo / 2) + to] = state;
             }
+        }
+        ComptimeOption::None => {}
+    }
+}
+
+/// Stores the lane's row `r` as row `to`.
+#[cube]
+fn store_row<M: Mma, O: Float>(
+    rows: &mut [Vector<O, Const<2>>],
+    to: usize,
+    o: &Fragment<M>,
+    #[comptime] r: usize,
+    #[comptime] tiles: TileShape,
+) {
+    let runs = rows.with_vector_size_mut::<M::Run>();
+    #[unroll]
+    for i in 0..o.lane_runs() {
+        let element = M::column() + comptime!(column_step::<M>(i * M::RUN));
+        if comptime!(tiles.dims.vo.is_multiple_of(M::COLUMNS)) || element < tiles.dims.vo {
+            runs[(to * tiles.dims.vo + element) / comptime!(M::RUN)] = narrow::<O, M::Run>(o.run(r, i));
         }
     }
 }

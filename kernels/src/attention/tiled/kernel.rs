@@ -20,26 +20,15 @@
 
 use cubecl::prelude::*;
 
-use super::super::kv_table::{Table, origin};
-use super::super::plan::{WorkTile, rows_of, work_at};
+use super::super::buffers::{Outputs, QkvVecs};
+use super::super::plan::{WorkList, WorkTile};
 use super::super::variant::Variant;
-use super::copy_stage::copy_stage;
+use super::copy_stage::{copy_stage, kv_head};
 use super::epilogue::store_rows;
 use super::merge_planes::merge_planes;
-use super::softmax::{logits, mask, online_softmax, row_of, start_softmax};
-use crate::math::LOG2_E;
-use crate::mma::{Mma, TileShape, Vec16, shared_vecs};
-
-/// The run-time numbers of a problem.
-#[derive(CubeType, CubeLaunch)]
-pub(crate) struct TiledParams {
-    /// Query heads of a key head.
-    pub group: usize,
-    /// Work items of a key head.
-    pub work_items: usize,
-    /// Rows of partial results that the workspace has room for.
-    pub partial_rows: usize,
-}
+use super::softmax::{logits, mask_rows, online_softmax, start_softmax, sum_lanes, unmasked_keys};
+use crate::mma::{Fragment, Mma, TileShape, first_key, first_row, shared_vecs, wait_stage};
+use crate::staging::{Ring, Vec16, stages_ahead};
 
 /// Comptime settings besides the tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,241 +50,100 @@ impl TileConfig {
     }
 }
 
-/// `q`: `[tokens, q_heads, qk]`, `k`: `[pages, slots, kv_heads, qk]`, `v`: `[pages, slots, kv_heads, vo]`,
-/// all in vec16 but with strides in elements. `output`: `[tokens, q_heads, vo]`. `workspace`:
-/// `[partial_rows, vo]`, then `[partial_rows, 2]` of row_max and row_sum.
-#[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
+/// The cubes of all work items and key heads, see the module.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn tiled<M: Mma, F: Mma, V: Variant, E: Float>(
-    q: &Tensor<Vec16>,
-    k: &Tensor<Vec16>,
-    v: &Tensor<Vec16>,
-    output: &mut [Vector<E, M::Run>],
-    lse: &mut ComptimeOption<Box<[f32]>>,
-    workspace: &mut ComptimeOption<Box<[Vector<f32, Const<2>>]>>,
-    work_items: &[i32],
-    table: &Table,
+    qkv: &QkvVecs,
+    outputs: &mut Outputs<E>,
+    list: &WorkList,
     args: &V::Args,
-    params: &TiledParams,
     #[comptime] config: TileConfig,
     #[define(E)] _dtype: ElemType,
 ) {
     // The heads of a work item run side by side: their keys are neighbours in memory, and on MI300X a head
     // stays on an XCD if there are 8.
-    let kv_heads = k.shape(2);
+    let kv_heads = qkv.k.shape(2);
     let index = CUBE_POS / kv_heads;
-    if index >= params.work_items {
+    if index >= list.count {
         terminate!();
     }
-    let work = work_at(work_items, index);
-    let rows = work.request.qo_len * params.group;
-    if work.first_row >= rows {
+    let work = list.at(index, CUBE_POS % kv_heads, kv_heads);
+    if work.first_row >= work.rows.end {
         terminate!();
     }
-    let head = CUBE_POS % kv_heads;
-    let mut shared = Shared::<[Vec16]>::new_aligned_slice(comptime!(config.shared_vecs::<M, F>()), 128usize);
+    let shared = Shared::<[Vec16]>::new_aligned_slice(comptime!(config.shared_vecs::<M, F>()), 128usize);
     let mut decode = false;
     if comptime!(config.decode.is_some()) {
-        decode = rows <= comptime!(config.decode_rows::<F>());
+        decode = work.rows.end <= comptime!(config.decode_rows::<F>());
     }
     if decode {
         if comptime!(config.decode.is_some()) {
-            let output = output.with_vector_size_mut::<F::Run>();
             let tiles = comptime!(config.decode.unwrap_or(config.prefill));
-            attend::<F, V, E>(
-                q,
-                k,
-                v,
-                output,
-                lse,
-                workspace,
-                &work,
-                head,
-                table,
-                args,
-                params,
-                &mut shared,
-                tiles,
-            );
+            attend::<F, V, E>(qkv, outputs, &work, args, &shared, tiles);
         }
     } else {
-        attend::<M, V, E>(
-            q,
-            k,
-            v,
-            output,
-            lse,
-            workspace,
-            &work,
-            head,
-            table,
-            args,
-            params,
-            &mut shared,
-            comptime!(config.prefill),
-        );
+        attend::<M, V, E>(qkv, outputs, &work, args, &shared, config.prefill);
     }
 }
 
 /// Computes one work item, with tiles of one shape.
-#[allow(clippy::too_many_arguments, reason = "the buffers of the kernel")]
 #[cube]
-fn attend<U: Mma, V: Variant, E: Float>(
-    q: &Tensor<Vec16>,
-    k: &Tensor<Vec16>,
-    v: &Tensor<Vec16>,
-    output: &mut [Vector<E, U::Run>],
-    lse: &mut ComptimeOption<Box<[f32]>>,
-    workspace: &mut ComptimeOption<Box<[Vector<f32, Const<2>>]>>,
+fn attend<M: Mma, V: Variant, E: Float>(
+    qkv: &QkvVecs,
+    outputs: &mut Outputs<E>,
     work: &WorkTile,
-    kv_head: usize,
-    table: &Table,
     args: &V::Args,
-    params: &TiledParams,
-    shared: &mut [Vec16],
+    shared: &Shared<[Vec16]>,
     #[comptime] tiles: TileShape,
 ) {
-    let rows = comptime!(tiles.rows(U::ROWS));
-    let lane = UNIT_POS_X as usize;
-    let plane = UNIT_POS_Y as usize;
-    let unit = UNIT_POS as usize;
-    let group = params.group;
-    let request = &work.request;
-    let owned = rows_of(work, kv_head, group);
-
-    // Queries of the first and the last row, and the keys that all rows see: from `unmasked_start` to
-    // `unmasked_end`.
-    let first_query = owned.first / group;
-    let last_query = (min(owned.first + rows, owned.end) - 1) / group;
-    let (_, unmasked_end) = V::keys(args, request, first_query);
-    let (unmasked_start, _) = V::keys(args, request, last_query);
-    let (start, end) = (work.start, work.end);
-    let unmasked_end = min(unmasked_end, end);
-
-    let mut staged = Array::<Vec16>::new(comptime!(U::staged_vecs(tiles)));
-    let heads = kv_head * k.stride(2) + origin(table, request, k.stride(1));
-    let v_heads = kv_head * v.stride(2) + origin(table, request, v.stride(1));
-
-    U::fetch_queries(q, &owned, shared, unit, tiles);
     let cube_keys = comptime!(tiles.cube_keys());
-    let stage_vecs = comptime!(tiles.stage_vecs());
-    let ahead = comptime!(if tiles.stages > 1 { tiles.stages - 1 } else { 1 });
+    let unmasked = unmasked_keys::<V>(args, work, 0usize.runtime(), comptime!(tiles.rows(M::ROWS)));
+    let staged = comptime!(M::staged_vecs(tiles));
+    let mut ring = Ring::new(shared.clone(), staged, comptime!(tiles.stage_vecs()), tiles.stages);
+    let head = kv_head(qkv, work);
+
+    M::fetch_queries(&qkv.q, &work.rows, &mut ring, tiles);
+    let ahead = comptime!(stages_ahead(tiles.stages));
     #[unroll]
     for i in 0..ahead {
-        copy_stage::<U>(
-            k,
-            v,
-            heads,
-            v_heads,
-            table,
-            request,
-            start + comptime!(i * cube_keys),
-            end,
-            shared,
-            comptime!(i * stage_vecs).runtime(),
-            unit,
-            &mut staged,
-            tiles,
-        );
+        copy_stage::<M>(&mut ring, qkv, &head, work, work.start + comptime!(i * cube_keys), i, tiles);
     }
-    let queries = U::load_queries(q, &owned, &*shared, lane, plane, tiles);
+    let queries = M::load_queries(&qkv.q, &work.rows, &ring, tiles);
 
-    let columns = comptime!(tiles.keys / U::COLUMNS);
-    let elements = comptime!(tiles.dims.vo.div_ceil(U::COLUMNS));
-    let lane_rows = comptime!(tiles.q_tiles * U::LANE_ROWS);
-    let mut scores = Array::<Vector<f32, U::Acc>>::new(comptime!(tiles.q_tiles * columns));
-    let mut o = Array::<Vector<f32, U::Acc>>::new(comptime!(tiles.q_tiles * elements));
-    #[unroll]
-    for i in 0..comptime!(tiles.q_tiles * elements) {
-        o[i] = Vector::new(0.0f32);
-    }
-    let first_row = plane % tiles.q_planes * comptime!(tiles.q_tiles * U::ROWS);
-    let first = work.is_first_chunk() && plane < tiles.q_planes;
-    let mut softmax = start_softmax::<U, V>(args, &owned, first_row, first, tiles);
-    let scale_log2 = V::scale(args) * LOG2_E;
+    let mut s = Fragment::<M>::new(tiles.q_tiles, comptime!(tiles.keys / M::COLUMNS));
+    let mut o = Fragment::<M>::new(tiles.q_tiles, comptime!(tiles.dims.vo.div_ceil(M::COLUMNS)));
+    o.clear();
+    let first_row = first_row(tiles, M::ROWS);
+    let first = work.is_first_chunk() && (UNIT_POS_Y as usize) < tiles.q_planes;
+    let mut softmax = start_softmax::<M, V>(args, &work.rows, first_row, first, tiles);
     // The lane's first key in a tile.
-    let first_key = plane / tiles.q_planes * tiles.keys + U::column(lane);
+    let lane_key = first_key(tiles) + M::column();
 
-    let mut stage = 0usize;
-    let mut at = start;
-    while at < end {
-        U::wait_stage(shared, stage, unit, &mut staged, end - at, tiles);
-        let mut next = stage + comptime!(ahead * stage_vecs);
-        if comptime!(tiles.stages == 1) {
-            next = 0usize;
-        } else if next >= comptime!(tiles.stages * stage_vecs) {
-            next -= comptime!(tiles.stages * stage_vecs);
+    let mut at = work.start;
+    while at < work.end {
+        wait_stage::<M>(&mut ring, work.end - at, tiles);
+        copy_stage::<M>(&mut ring, qkv, &head, work, at + comptime!(ahead * cube_keys), ahead, tiles);
+
+        M::qk::<E>(&queries, &ring, &mut s, tiles);
+        let key = (at + lane_key) as u32;
+        logits::<M, V>(&mut s, args, &work.rows, first_row, key);
+        if unmasked.ends_in(at, cube_keys) {
+            mask_rows::<M, V>(&mut s, args, work, first_row, key);
         }
-        copy_stage::<U>(
-            k,
-            v,
-            heads,
-            v_heads,
-            table,
-            request,
-            at + comptime!(ahead * cube_keys),
-            end,
-            shared,
-            next,
-            unit,
-            &mut staged,
-            tiles,
-        );
-
-        U::qk::<E>(&queries, &staged, &*shared, stage, lane, plane, &mut scores, tiles);
-
-        let key = (at + first_key) as u32;
-        logits::<U, V>(&mut scores, args, &owned, first_row, key, tiles);
-        if at < unmasked_start || at + cube_keys > unmasked_end {
-            #[unroll]
-            for r in 0..lane_rows {
-                let query = owned.at(first_row + row_of::<U>(lane, r)).query;
-                let (start, end_of_row) = V::keys(args, request, query);
-                mask::<U>(&mut scores, r, key, start as u32, min(end_of_row, end) as u32, tiles);
-            }
-        }
-        online_softmax::<U>(&mut scores, &mut softmax, scale_log2, tiles);
+        online_softmax::<M>(&mut s, &mut softmax, tiles);
         // A branch around this while no row_max rises costs more than it saves: 3% of a prefill on an H200,
         // since it splits the instruction schedule.
-        #[unroll]
-        for m in 0..tiles.q_tiles {
-            let alpha = U::spread(&softmax.alpha, m);
-            #[unroll]
-            for i in 0..elements {
-                o[comptime!(m * elements + i)] *= alpha;
-            }
-        }
+        o.mul_rows(&softmax.alpha);
+        M::pv::<E>(&s, &ring, &mut o, tiles);
 
-        U::pv::<E>(&scores, &*shared, stage, lane, plane, &mut o, tiles);
-
-        stage += stage_vecs;
-        if stage == comptime!(tiles.stages * stage_vecs) {
-            stage = 0usize;
-        }
+        ring.advance();
         at += cube_keys;
     }
-    #[unroll]
-    for r in 0..lane_rows {
-        softmax.row_sum[r] = U::row_sum(softmax.row_sum[r]);
-    }
+    sum_lanes::<M>(&mut softmax, tiles);
     if comptime!(tiles.kv_planes > 1) {
-        merge_planes::<U>(shared, lane, plane, &mut softmax, &mut o, scale_log2, tiles);
+        merge_planes::<M>(&mut ring, &mut softmax, &mut o, tiles);
     }
-
-    store_rows::<U, V, E>(
-        output,
-        lse,
-        workspace,
-        args,
-        work,
-        &owned,
-        &softmax,
-        &o,
-        scale_log2,
-        q.shape(1),
-        params.partial_rows,
-        lane,
-        plane,
-        tiles,
-    );
+    if (UNIT_POS_Y as usize) < tiles.q_planes {
+        store_rows::<M, V, E>(outputs, args, work, first_row, &softmax, &mut o, tiles);
+    }
 }

@@ -4,18 +4,19 @@ use cubecl::{
     prelude::*,
 };
 
-use super::super::hopper::{MAP_VECS, PRODUCERS, box_rows, make_maps, warp_specialized};
+use super::super::buffers::{OutputsLaunch, QkvLaunch};
+use super::super::hopper::{MAP_VECS, PRODUCERS, TensorMapsLaunch, box_rows, make_maps, warp_specialized};
 use super::super::kv_table::TableArgs;
 use super::super::launch::Operands;
 use super::super::plan::persistent::{cubes_for, is_persistent};
-use super::super::plan::{DevicePlan, MergeItem, WorkItem};
-use super::super::problem::Problem;
+use super::super::plan::{DevicePlan, MergeItem, WorkItem, WorkListLaunch};
 use super::super::variant::Variant;
 use super::blueprint::{MmaKind, Tiled};
 use super::combine::{CombineParamsLaunch, combine};
-use super::kernel::{TileConfig, TiledParamsLaunch, tiled};
+use super::kernel::{TileConfig, tiled};
 use crate::grid::{cover, elementwise};
 use crate::mma::{Mfma16, Mfma32, Mma, MmaSync, Scalar1, Scalar32, Scalar64};
+use crate::problem::Problem;
 use crate::tensor::{addresses, buffer, contiguous, shape};
 use crate::{DeviceProfile, Refusal, Result};
 
@@ -27,16 +28,14 @@ struct KernelLaunch<'a, V: Variant> {
     cubes: CubeCount,
     dim: CubeDim,
     address: AddressType,
-    q: TensorBinding,
-    k: TensorBinding,
-    v: TensorBinding,
-    output: TensorBinding,
-    lse: Option<TensorBinding>,
+    operands: Operands,
     workspace: Option<TensorBinding>,
+    partial_rows: usize,
     work_items: TensorBinding,
+    count: usize,
     table: TableArgs,
     args: <V::Args as LaunchArg>::RuntimeArg,
-    params: TiledParamsLaunch,
+    group: usize,
     config: TileConfig,
     dtype: ElemType,
 }
@@ -44,6 +43,8 @@ struct KernelLaunch<'a, V: Variant> {
 impl<V: Variant> KernelLaunch<'_, V> {
     /// [`tiled`].
     fn tiled<M: Mma, F: Mma>(self) {
+        let Operands { q, k, v, output, lse } = self.operands;
+        let qkv = QkvLaunch::new(q.into_tensor_arg(), k.into_tensor_arg(), v.into_tensor_arg(), self.table);
         // SAFETY: a cube beyond the last work item, or with one that has no rows, stops. By the contract on
         // plans a work item lies within its request, and that within the tokens. Rows are clamped to the
         // request's own, so queries are read, and output and lse written, at tokens and heads within the
@@ -58,16 +59,10 @@ impl<V: Variant> KernelLaunch<'_, V> {
                 self.cubes,
                 self.dim,
                 self.address,
-                self.q.into_tensor_arg(),
-                self.k.into_tensor_arg(),
-                self.v.into_tensor_arg(),
-                self.output.into_buffer_arg(),
-                self.lse.map(TensorBinding::into_buffer_arg).into(),
-                self.workspace.map(TensorBinding::into_buffer_arg).into(),
-                self.work_items.into_buffer_arg(),
-                self.table,
+                qkv,
+                outputs(output, lse, self.workspace, self.partial_rows),
+                WorkListLaunch::new(self.work_items.into_buffer_arg(), self.count, self.group),
                 self.args,
-                self.params,
                 self.config,
                 self.dtype,
             );
@@ -76,14 +71,13 @@ impl<V: Variant> KernelLaunch<'_, V> {
 
     /// [`warp_specialized`], of `cubes`, which make descriptors of their own or share those of [`make_maps`].
     fn specialized(self, cubes: usize, prepared: bool) {
-        let page_size = matches!(self.table, TableArgs::Paged(_)).then(|| self.k.shape[1]);
-        let box_rows = box_rows(self.config.prefill.keys / self.config.prefill.cluster, page_size);
+        let Operands { q, k, v, output, lse } = self.operands;
+        let tiles = self.config.prefill;
+        let page_size = matches!(self.table, TableArgs::Paged(_)).then(|| k.shape[1]);
+        let box_rows = box_rows(tiles.keys / tiles.cluster, page_size);
         let prepared = prepared && box_rows > 0;
-        let maps = buffer(
-            self.client,
-            if prepared { 1 } else { cubes } * PRODUCERS * MAP_VECS * 4,
-            size_of::<u32>(),
-        );
+        let makers = if prepared { 1 } else { cubes };
+        let maps = buffer(self.client, makers * PRODUCERS * MAP_VECS * 4, size_of::<u32>());
         if prepared {
             // SAFETY: each plane of the one cube writes its own descriptor, for which there is room. It reads
             // no tensor.
@@ -93,14 +87,15 @@ impl<V: Variant> KernelLaunch<'_, V> {
                     CubeCount::new_single(),
                     CubeDim::new_2d(self.dim.x, PRODUCERS as u32),
                     self.address,
-                    self.k.clone().into_tensor_arg(),
-                    self.v.clone().into_tensor_arg(),
+                    k.clone().into_tensor_arg(),
+                    v.clone().into_tensor_arg(),
                     maps.clone().into_buffer_arg(),
                     box_rows,
-                    self.config.prefill,
+                    tiles,
                 );
             }
         }
+        let qkv = QkvLaunch::new(q.into_tensor_arg(), k.into_tensor_arg(), v.into_tensor_arg(), self.table);
         // SAFETY: as above. Each producer plane has its descriptor in `maps`. TMA boxes are copied where a
         // tile's keys are all of the request. None reaches beyond a page, since it begins at a multiple of a
         // divisor of the page size.
@@ -110,24 +105,31 @@ impl<V: Variant> KernelLaunch<'_, V> {
                 self.cubes,
                 self.dim,
                 self.address,
-                self.q.into_tensor_arg(),
-                self.k.into_tensor_arg(),
-                self.v.into_tensor_arg(),
-                self.output.into_buffer_arg(),
-                self.lse.map(TensorBinding::into_buffer_arg).into(),
-                self.workspace.map(TensorBinding::into_buffer_arg).into(),
-                self.work_items.into_buffer_arg(),
-                maps.into_buffer_arg(),
-                self.table,
+                qkv,
+                TensorMapsLaunch::new(maps.into_buffer_arg(), box_rows, prepared as u32),
+                outputs(output, lse, self.workspace, self.partial_rows),
+                WorkListLaunch::new(self.work_items.into_buffer_arg(), self.count, self.group),
                 self.args,
-                self.params,
-                box_rows,
-                prepared as u32,
-                self.config.prefill,
+                tiles,
                 self.dtype,
             );
         }
     }
+}
+
+/// The launch argument of the outputs.
+fn outputs<E: Float>(
+    output: TensorBinding,
+    lse: Option<TensorBinding>,
+    workspace: Option<TensorBinding>,
+    partial_rows: usize,
+) -> OutputsLaunch<E> {
+    OutputsLaunch::new(
+        output.into_buffer_arg(),
+        lse.map(TensorBinding::into_buffer_arg).into(),
+        workspace.map(TensorBinding::into_buffer_arg).into(),
+        partial_rows,
+    )
 }
 
 /// Runs the kernel of the blueprint, and [`combine`] after it if there is something to merge. `operands` and blueprints
@@ -141,7 +143,6 @@ pub(in super::super) fn launch<V: Variant>(
     (prefill, decode): (Tiled, Option<Tiled>),
     planned: DevicePlan,
 ) -> Result<()> {
-    let Operands { q, k, v, output, lse } = operands;
     let DevicePlan { work_items, merges, merge_rows, partial_rows, workspace, .. } = planned;
     let length = |argument, list: &TensorBinding, words| {
         contiguous(KERNEL, argument, list, &[list.size()])?;
@@ -178,27 +179,30 @@ pub(in super::super) fn launch<V: Variant>(
     };
     let cubes = cover(KERNEL, in_all, device.max_cubes)?;
     let (size, kv_size) = (problem.dtype.size(), problem.kv_dtype.size());
-    let mut address = addresses(&[(&q, size), (&k, kv_size), (&v, kv_size), (&output, size)]);
+    let mut address = addresses(&[
+        (&operands.q, size),
+        (&operands.k, kv_size),
+        (&operands.v, kv_size),
+        (&operands.output, size),
+    ]);
     if let Some(workspace) = &workspace {
         address = address.max(addresses(&[(workspace, 4)]));
     }
     let dim = CubeDim::new_2d(device.plane, prefill.planes() as u32);
-    let params = TiledParamsLaunch::new(problem.group(), count, partial_rows);
+    let (output, lse) = (operands.output.clone(), operands.lse.clone());
     let launch = KernelLaunch::<V> {
         client,
         cubes,
         dim,
         address,
-        q,
-        k,
-        v,
-        output: output.clone(),
-        lse: lse.clone(),
+        operands,
         workspace: workspace.clone(),
+        partial_rows,
         work_items,
+        count,
         table,
         args: args(),
-        params,
+        group: problem.group(),
         config: TileConfig {
             prefill: prefill.tiles(problem),
             decode: decode.map(|decode| decode.tiles(problem)),
@@ -224,7 +228,7 @@ pub(in super::super) fn launch<V: Variant>(
     let vectors = vo / 4;
     let total = merge_count * kv_heads * merge_rows * vectors;
     let (cubes, dim) = elementwise(KERNEL, client, total)?;
-    let params = CombineParamsLaunch::new(q_heads, kv_heads, partial_rows, merge_rows, total);
+    let params = CombineParamsLaunch::new(q_heads, kv_heads, merge_rows, total);
     // SAFETY: a unit beyond the last merge, or beyond its rows, stops. By the contract on plans a merge lies within its
     // request, and its chunks within the rows of the workspace, each of which a cube has written.
     unsafe {
@@ -234,8 +238,7 @@ pub(in super::super) fn launch<V: Variant>(
             dim,
             address,
             workspace.into_buffer_arg(),
-            output.into_buffer_arg(),
-            lse.map(TensorBinding::into_buffer_arg).into(),
+            outputs(output, lse, None, partial_rows),
             merges.into_buffer_arg(),
             args(),
             params,

@@ -2,77 +2,72 @@
 
 use cubecl::prelude::*;
 
+use super::super::state::finite;
 use super::softmax::Softmax;
-use crate::mma::{Mma, TileShape, Vec16, plane_words};
+use crate::mma::{Fragment, Mma, TileShape, plane_words};
+use crate::staging::{Ring, Staging};
 
 /// Merges the results of the planes with the same rows into the first of them.
-#[allow(clippy::too_many_arguments, reason = "the state of the softmax")]
 #[cube]
-pub(super) fn merge_planes<U: Mma>(
-    shared: &mut [Vec16],
-    lane: usize,
-    plane: usize,
+pub(super) fn merge_planes<M: Mma>(
+    ring: &mut Ring,
     softmax: &mut Softmax,
-    o: &mut Array<Vector<f32, U::Acc>>,
-    scale_log2: f32,
+    o: &mut Fragment<M>,
     #[comptime] tiles: TileShape,
 ) {
-    let lane_rows = comptime!(tiles.q_tiles * U::LANE_ROWS);
-    let registers = comptime!(tiles.q_tiles * tiles.dims.vo.div_ceil(U::COLUMNS) * U::ACC);
-    let words = shared.with_vector_size_mut::<Const<1>>();
-    let per_plane = comptime!(plane_words::<U>(tiles));
+    let (lane, plane) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
+    let lane_rows = comptime!(tiles.q_tiles * M::LANE_ROWS);
+    let registers = comptime!(tiles.q_tiles * tiles.dims.vo.div_ceil(M::COLUMNS) * M::ACC);
+    let per_plane = comptime!(plane_words::<M>(tiles));
     // Copies that are still in flight must not overwrite what is written here.
-    U::wait_all_stages();
+    M::Staging::wait(0usize);
+    let words = ring.shared.with_vector_size_mut::<Const<1>>();
     if plane >= tiles.q_planes {
         let mine = (plane - tiles.q_planes) * per_plane + lane;
         #[unroll]
         for r in 0..lane_rows {
-            words[mine + comptime!(2 * r * U::PLANE)] = Vector::new(u32::reinterpret(softmax.row_max[r]));
-            words[mine + comptime!((2 * r + 1) * U::PLANE)] =
+            words[mine + comptime!(2 * r * M::PLANE)] = Vector::new(u32::reinterpret(softmax.row_max[r]));
+            words[mine + comptime!((2 * r + 1) * M::PLANE)] =
                 Vector::new(u32::reinterpret(softmax.row_sum[r]));
         }
         #[unroll]
-        for i in 0..comptime!(registers / U::ACC) {
+        for i in 0..comptime!(registers / M::ACC) {
             #[unroll]
-            for e in 0..comptime!(U::ACC) {
-                words[mine + comptime!((2 * lane_rows + i * U::ACC + e) * U::PLANE)] =
-                    Vector::new(u32::reinterpret(o[i].extract(e)));
+            for e in 0..comptime!(M::ACC) {
+                words[mine + comptime!((2 * lane_rows + i * M::ACC + e) * M::PLANE)] =
+                    Vector::new(u32::reinterpret(o.tiles[i].extract(e)));
             }
         }
     }
     sync_cube();
     if plane < tiles.q_planes {
-        let mut mine_scales = Array::<f32>::new(lane_rows);
-        let mut their_scales = Array::<f32>::new(lane_rows);
+        let mut their_alpha = Array::<f32>::new(lane_rows);
         #[unroll]
         for p in 1..tiles.kv_planes {
             let theirs = ((plane + comptime!((p - 1) * tiles.q_planes)) * per_plane) + lane;
             #[unroll]
             for r in 0..lane_rows {
-                let maximum = f32::reinterpret(words[theirs + comptime!(2 * r * U::PLANE)].extract(0usize));
-                let total =
-                    f32::reinterpret(words[theirs + comptime!((2 * r + 1) * U::PLANE)].extract(0usize));
-                let m_new = max(softmax.row_max[r], maximum);
-                let base = select(m_new == f32::NEG_INFINITY, 0.0f32, m_new);
-                let a = U::exp2((softmax.row_max[r] - base) * scale_log2);
-                let b = U::exp2((maximum - base) * scale_log2);
-                softmax.row_sum[r] = softmax.row_sum[r] * a + total * b;
+                let m = f32::reinterpret(words[theirs + comptime!(2 * r * M::PLANE)].extract(0usize));
+                let l = f32::reinterpret(words[theirs + comptime!((2 * r + 1) * M::PLANE)].extract(0usize));
+                let m_new = max(softmax.row_max[r], m);
+                let base = finite(m_new);
+                let a = M::exp2((softmax.row_max[r] - base) * softmax.scale_log2);
+                let b = M::exp2((m - base) * softmax.scale_log2);
+                softmax.row_sum[r] = softmax.row_sum[r] * a + l * b;
                 softmax.row_max[r] = m_new;
-                mine_scales[r] = a;
-                their_scales[r] = b;
+                softmax.alpha[r] = a;
+                their_alpha[r] = b;
             }
             #[unroll]
-            for i in 0..comptime!(registers / U::ACC) {
-                let m = comptime!(i * U::ACC * tiles.q_tiles / registers);
-                let a = U::spread(&mine_scales, m);
-                let b = U::spread(&their_scales, m);
-                let mut theirs_sum = Vector::<f32, U::Acc>::empty();
+            for i in 0..comptime!(registers / M::ACC) {
+                let m = comptime!(i * M::ACC * tiles.q_tiles / registers);
+                let mut their_o = Vector::<f32, M::Acc>::empty();
                 #[unroll]
-                for e in 0..comptime!(U::ACC) {
-                    let word = words[theirs + comptime!((2 * lane_rows + i * U::ACC + e) * U::PLANE)];
-                    theirs_sum.insert(e, f32::reinterpret(word.extract(0usize)));
+                for e in 0..comptime!(M::ACC) {
+                    let word = words[theirs + comptime!((2 * lane_rows + i * M::ACC + e) * M::PLANE)];
+                    their_o.insert(e, f32::reinterpret(word.extract(0usize)));
                 }
-                o[i] = o[i] * a + theirs_sum * b;
+                o.tiles[i] = o.tiles[i] * M::spread(&softmax.alpha, m) + their_o * M::spread(&their_alpha, m);
             }
         }
     }

@@ -12,5 +12,4 @@ pub(super) mod softmax;
 
 pub use blueprint::{Mixed, MmaKind, Tiled};
 pub(super) use epilogue::store_rows;
-pub(super) use kernel::TiledParams;
 pub(super) use launch::launch;

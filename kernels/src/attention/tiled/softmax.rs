@@ -2,9 +2,12 @@
 
 use cubecl::prelude::*;
 
-use super::super::request::TileRows;
+use super::super::plan::WorkTile;
+use super::super::state::finite;
 use super::super::variant::Variant;
-use crate::mma::{Mma, TileShape};
+use crate::math::LOG2_E;
+use crate::mma::{Fragment, Mma, TileShape, column_step};
+use crate::request::TileRows;
 
 /// The online softmax of a lane's rows.
 #[derive(CubeType)]
@@ -15,6 +18,8 @@ pub(in super::super) struct Softmax {
     pub row_sum: Array<f32>,
     /// `exp(m_old - m)` of the last tile: the factor on everything before it.
     pub alpha: Array<f32>,
+    /// Factor on logits, to base 2.
+    pub scale_log2: f32,
 }
 
 /// The state of the rows before their first key. `(m, l)` of the variant counts once: if `first`, and only in
@@ -27,79 +32,106 @@ pub(in super::super) fn start_softmax<M: Mma, V: Variant>(
     first: bool,
     #[comptime] tiles: TileShape,
 ) -> Softmax {
-    let lane = UNIT_POS_X as usize;
     let lane_rows = comptime!(tiles.q_tiles * M::LANE_ROWS);
     let mut row_max = Array::<f32>::new(lane_rows);
     let mut row_sum = Array::<f32>::new(lane_rows);
     #[unroll]
     for r in 0..lane_rows {
-        let (m, l) = V::start(args, &rows.at(first_row + row_of::<M>(lane, r)));
+        let (m, l) = V::start(args, &rows.at(first_row + row_of::<M>(r)));
         row_max[r] = select(first, m, f32::NEG_INFINITY);
-        row_sum[r] = select(first && M::column(lane) == 0, l, 0.0f32);
+        row_sum[r] = select(first && M::column() == 0, l, 0.0f32);
     }
-    Softmax { row_max, row_sum, alpha: Array::<f32>::new(lane_rows) }
+    let alpha = Array::<f32>::new(lane_rows);
+    Softmax { row_max, row_sum, alpha, scale_log2: V::scale(args) * LOG2_E }
 }
 
 /// Row `r` of the lane, within the rows of its plane.
 #[cube]
-pub(in super::super) fn row_of<U: Mma>(lane: usize, #[comptime] r: usize) -> usize {
-    U::row(lane, comptime!(r % U::LANE_ROWS)) + comptime!(r / U::LANE_ROWS * U::ROWS)
+pub(in super::super) fn row_of<M: Mma>(#[comptime] r: usize) -> usize {
+    M::row(comptime!(r % M::LANE_ROWS)) + comptime!(r / M::LANE_ROWS * M::ROWS)
 }
 
 /// Turns the products of all rows into logits: as the variant transforms them, and -inf where it does not
 /// keep a key. `key` is the lane's first. If the hooks do nothing, the compiler removes all of it.
 #[cube]
 pub(in super::super) fn logits<M: Mma, V: Variant>(
-    scores: &mut Array<Vector<f32, M::Acc>>,
+    s: &mut Fragment<M>,
     args: &V::Args,
     rows: &TileRows,
     first_row: usize,
     key: u32,
-    #[comptime] tiles: TileShape,
 ) {
-    let lane = UNIT_POS_X as usize;
-    let columns = comptime!(tiles.keys / M::COLUMNS);
     #[unroll]
-    for r in 0..comptime!(tiles.q_tiles * M::LANE_ROWS) {
-        let row = rows.at(first_row + row_of::<M>(lane, r));
+    for r in 0..s.lane_rows() {
+        let row = rows.at(first_row + row_of::<M>(r));
         #[unroll]
-        for n in 0..columns {
-            let mut tile = scores[comptime!(r / M::LANE_ROWS * columns + n)];
-            #[unroll]
-            for e in 0..comptime!(M::ACC) {
-                if comptime!(M::lane_row(e) == r % M::LANE_ROWS) {
-                    let key = (key + comptime!(M::step(n, e) as u32)) as usize;
-                    let logit = V::logit::<M>(args, tile.extract(e), &row, key);
-                    tile.insert(e, select(V::keep(args, &row, key), logit, f32::NEG_INFINITY));
-                }
-            }
-            scores[comptime!(r / M::LANE_ROWS * columns + n)] = tile;
+        for c in 0..s.lane_columns() {
+            let key = (key + comptime!(column_step::<M>(c) as u32)) as usize;
+            let logit = V::logit::<M>(args, s.get(r, c), &row, key);
+            s.set(r, c, select(V::keep(args, &row, key), logit, f32::NEG_INFINITY));
         }
+    }
+}
+
+/// The keys that every row of a tile sees: `start..end`.
+#[derive(CubeType)]
+pub(in super::super) struct UnmaskedKeys {
+    pub start: usize,
+    pub end: usize,
+}
+
+/// The keys of a work item that all of `count` rows from `first_row` on see.
+#[cube]
+pub(in super::super) fn unmasked_keys<V: Variant>(
+    args: &V::Args,
+    work: &WorkTile,
+    first_row: usize,
+    #[comptime] count: usize,
+) -> UnmaskedKeys {
+    let (rows, request) = (&work.rows, &work.rows.request);
+    let (_, end) = V::keys(args, request, rows.at(first_row).query);
+    let (start, _) = V::keys(args, request, rows.at(first_row + comptime!(count - 1)).query);
+    UnmaskedKeys { start, end: min(end, work.end) }
+}
+
+#[cube]
+impl UnmaskedKeys {
+    /// True if a row does not see all of `count` keys from `key` on.
+    pub fn ends_in(&self, key: usize, #[comptime] count: usize) -> bool {
+        key < self.start || key + count > self.end
     }
 }
 
 /// Sets the scores of row `r` to -inf whose keys are not in `start..end`; `key` is the lane's first.
 #[cube]
-pub(in super::super) fn mask<U: Mma>(
-    scores: &mut Array<Vector<f32, U::Acc>>,
+pub(in super::super) fn mask<M: Mma>(
+    s: &mut Fragment<M>,
     #[comptime] r: usize,
     key: u32,
     start: u32,
     end: u32,
-    #[comptime] tiles: TileShape,
 ) {
-    let columns = comptime!(tiles.keys / U::COLUMNS);
     #[unroll]
-    for n in 0..columns {
-        let mut tile = scores[comptime!(r / U::LANE_ROWS * columns + n)];
-        #[unroll]
-        for e in 0..comptime!(U::ACC) {
-            if comptime!(U::lane_row(e) == r % U::LANE_ROWS) {
-                let key = key + comptime!(U::step(n, e) as u32);
-                tile.insert(e, select(key >= start && key < end, tile.extract(e), f32::NEG_INFINITY));
-            }
-        }
-        scores[comptime!(r / U::LANE_ROWS * columns + n)] = tile;
+    for c in 0..s.lane_columns() {
+        let key = key + comptime!(column_step::<M>(c) as u32);
+        s.set(r, c, select(key >= start && key < end, s.get(r, c), f32::NEG_INFINITY));
+    }
+}
+
+/// Sets the scores to -inf whose keys a row does not see, or which are beyond the work item.
+#[cube]
+pub(super) fn mask_rows<M: Mma, V: Variant>(
+    s: &mut Fragment<M>,
+    args: &V::Args,
+    work: &WorkTile,
+    first_row: usize,
+    key: u32,
+) {
+    #[unroll]
+    for r in 0..s.lane_rows() {
+        let query = work.rows.at(first_row + row_of::<M>(r)).query;
+        let (start, end) = V::keys(args, &work.rows.request, query);
+        mask::<M>(s, r, key, start as u32, min(end, work.end) as u32);
     }
 }
 
@@ -109,58 +141,48 @@ pub(in super::super) fn mask<U: Mma>(
 /// Row by row, so that one row_max is found during the exponentials of another row: 1,477,000 cycles for 8192
 /// tokens, where every row_max first took 1,527,000 (H200).
 #[cube]
-pub(in super::super) fn online_softmax<U: Mma>(
-    scores: &mut Array<Vector<f32, U::Acc>>,
+pub(in super::super) fn online_softmax<M: Mma>(
+    s: &mut Fragment<M>,
     softmax: &mut Softmax,
-    scale_log2: f32,
     #[comptime] tiles: TileShape,
 ) {
     #[unroll]
-    for r in 0..comptime!(tiles.q_tiles * U::LANE_ROWS) {
+    for r in 0..s.lane_rows() {
         let before = softmax.row_max[r];
-        let m_new = max(before, U::row_max(row_max_of::<U>(&*scores, r, tiles)));
-        // While no logit is finite, subtract 0 instead: (-inf) - (-inf) would be NaN.
-        let base = select(m_new == f32::NEG_INFINITY, 0.0f32, m_new);
-        let alpha = U::exp2((before - base) * scale_log2);
-        let total = probabilities::<U>(scores, r, base, scale_log2, tiles);
+        let m_new = max(before, M::row_max(row_max_of::<M>(&*s, r)));
+        let base = finite(m_new);
+        let alpha = M::exp2((before - base) * softmax.scale_log2);
+        let total = probabilities::<M>(s, r, base, softmax.scale_log2, tiles);
         softmax.row_max[r] = m_new;
         softmax.alpha[r] = alpha;
         softmax.row_sum[r] = softmax.row_sum[r] * alpha + total;
     }
 }
 
-/// Parallel chains that reduce the elements of a row: one chain would take the sum of all latencies.
-const CHAINS: usize = 4;
-
-/// The chain of element `e` of tile `n`: the elements of a row take the chains in turn.
-fn chain<U: Mma>(n: usize, e: usize) -> usize {
-    let before = (0..e).filter(|&other| U::lane_row(other) == U::lane_row(e)).count();
-    (n * (U::ACC / U::LANE_ROWS) + before) % CHAINS
+/// Sums up the parts of row_sum in the lanes of each row.
+#[cube]
+pub(in super::super) fn sum_lanes<M: Mma>(softmax: &mut Softmax, #[comptime] tiles: TileShape) {
+    #[unroll]
+    for r in 0..comptime!(tiles.q_tiles * M::LANE_ROWS) {
+        softmax.row_sum[r] = M::row_sum(softmax.row_sum[r]);
+    }
 }
+
+/// Parallel chains that reduce the elements of a row in turn: one chain would take the sum of all latencies.
+const CHAINS: usize = 4;
 
 /// The largest score of row `r` in this lane.
 #[cube]
-fn row_max_of<U: Mma>(
-    scores: &Array<Vector<f32, U::Acc>>,
-    #[comptime] r: usize,
-    #[comptime] tiles: TileShape,
-) -> f32 {
-    let columns = comptime!(tiles.keys / U::COLUMNS);
+fn row_max_of<M: Mma>(s: &Fragment<M>, #[comptime] r: usize) -> f32 {
     let mut m_new = Array::<f32>::new(CHAINS);
     #[unroll]
-    for c in 0..CHAINS {
-        m_new[c] = f32::NEG_INFINITY;
+    for chain in 0..CHAINS {
+        m_new[chain] = f32::NEG_INFINITY;
     }
     #[unroll]
-    for n in 0..columns {
-        let tile = scores[comptime!(r / U::LANE_ROWS * columns + n)];
-        #[unroll]
-        for e in 0..comptime!(U::ACC) {
-            if comptime!(U::lane_row(e) == r % U::LANE_ROWS) {
-                let c = comptime!(chain::<U>(n, e));
-                m_new[c] = max(m_new[c], tile.extract(e));
-            }
-        }
+    for c in 0..s.lane_columns() {
+        let chain = comptime!(c % CHAINS);
+        m_new[chain] = max(m_new[chain], s.get(r, c));
     }
     max(max(m_new[0], m_new[1]), max(m_new[2], m_new[3]))
 }
@@ -179,63 +201,35 @@ const ALWAYS_SUBTRACT: f32 = -1.0;
 /// be 1, without another rounding as operand of the next product. So `m` is subtracted first where logits are
 /// large, or elements are f32.
 #[cube]
-fn probabilities<U: Mma>(
-    scores: &mut Array<Vector<f32, U::Acc>>,
+fn probabilities<M: Mma>(
+    s: &mut Fragment<M>,
     #[comptime] r: usize,
     base: f32,
     scale_log2: f32,
     #[comptime] tiles: TileShape,
 ) -> f32 {
-    let columns = comptime!(tiles.keys / U::COLUMNS);
     let mut offset = base * scale_log2;
     let mut exact = EXACT_LOGIT_LIMIT.runtime();
     if comptime!(tiles.dtype.size() > 2) {
         exact = ALWAYS_SUBTRACT.runtime();
     }
     if offset.abs() > exact {
-        subtract::<U>(scores, r, base, tiles);
+        #[unroll]
+        for c in 0..s.lane_columns() {
+            s.set(r, c, s.get(r, c) - base);
+        }
         offset = 0.0f32;
     }
     let mut totals = Array::<f32>::new(CHAINS);
     #[unroll]
-    for c in 0..CHAINS {
-        totals[c] = 0.0f32;
+    for chain in 0..CHAINS {
+        totals[chain] = 0.0f32;
     }
     #[unroll]
-    for n in 0..columns {
-        let mut tile = scores[comptime!(r / U::LANE_ROWS * columns + n)];
-        #[unroll]
-        for e in 0..comptime!(U::ACC) {
-            if comptime!(U::lane_row(e) == r % U::LANE_ROWS) {
-                let weight = U::exp2(fma(tile.extract(e), scale_log2, -offset));
-                let c = comptime!(chain::<U>(n, e));
-                totals[c] += weight;
-                tile.insert(e, weight);
-            }
-        }
-        scores[comptime!(r / U::LANE_ROWS * columns + n)] = tile;
+    for c in 0..s.lane_columns() {
+        let p = M::exp2(fma(s.get(r, c), scale_log2, -offset));
+        totals[comptime!(c % CHAINS)] += p;
+        s.set(r, c, p);
     }
     (totals[0] + totals[1]) + (totals[2] + totals[3])
-}
-
-/// Subtracts `base` from the scores of row `r`.
-#[cube]
-fn subtract<U: Mma>(
-    scores: &mut Array<Vector<f32, U::Acc>>,
-    #[comptime] r: usize,
-    base: f32,
-    #[comptime] tiles: TileShape,
-) {
-    let columns = comptime!(tiles.keys / U::COLUMNS);
-    #[unroll]
-    for n in 0..columns {
-        let mut tile = scores[comptime!(r / U::LANE_ROWS * columns + n)];
-        #[unroll]
-        for e in 0..comptime!(U::ACC) {
-            if comptime!(U::lane_row(e) == r % U::LANE_ROWS) {
-                tile.insert(e, tile.extract(e) - base);
-            }
-        }
-        scores[comptime!(r / U::LANE_ROWS * columns + n)] = tile;
-    }
 }

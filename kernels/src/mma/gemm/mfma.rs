@@ -3,115 +3,72 @@
 
 use cubecl::prelude::*;
 
-use super::super::mfma::{Mfma, Side, groups, half, turn};
-use super::super::swizzle;
-use super::{GemmMma, GemmTileShape, Vec16, clear_absent, w_copy, x_copy};
-use crate::isa::amd::mfma;
+use super::super::mfma::{Mfma, Side, column_of_four, groups, half, product};
+use super::{Fragment, GemmMma, GemmTileShape, Operands, Ring, Vec16, store_rows_of_w, w_copy};
 
-/// Position of vec16 `vec` of column `column` of `w`, in rows of the depth.
+/// Place of vec16 `vec` of column `column` of `w`, in rows of the depth.
 #[cube]
-fn spot(column: usize, vec: usize, #[comptime] tiles: GemmTileShape) -> usize {
+fn column_at<S: Side>(column: usize, vec: usize, #[comptime] tiles: GemmTileShape) -> usize {
     let vecs = comptime!(tiles.depth_vecs());
-    let turned = if comptime!(tiles.by_input) { turn(column, vecs) } else { swizzle(column, vecs) };
-    column * vecs + (vec ^ turned)
+    if comptime!(tiles.by_input) {
+        Mfma::<S>::value_at(column, vec, vecs)
+    } else {
+        Mfma::<S>::key_at(column, vec, vecs)
+    }
 }
 
 #[cube]
 impl<S: Side> GemmMma for Mfma<S> {
-    fn land(
-        shared: &mut [Vec16],
-        stage: usize,
-        unit: usize,
-        staged: &mut Array<Vec16>,
-        left: usize,
-        #[comptime] tiles: GemmTileShape,
-    ) {
-        clear_absent::<Self>(staged, unit, left, tiles);
-        // Every plane has read the last stage.
-        sync_cube();
-        let vecs = comptime!(tiles.depth_vecs());
-        let copies = comptime!(tiles.x_copies::<Self>());
-        #[unroll]
-        for i in 0..copies {
-            let (row, vec) = x_copy::<Self>(unit, i, tiles);
-            if comptime!(tiles.x_even::<Self>()) || row < comptime!(tiles.rows::<Self>()) {
-                shared[stage + row * vecs + (vec ^ swizzle(row, vecs))] = staged[i];
-            }
-        }
-        let w = stage + comptime!(tiles.x_vecs::<Self>());
-        let even = comptime!(tiles.w_even::<Self>());
+    fn store_w(ring: &mut Ring, #[comptime] tiles: GemmTileShape) {
         if comptime!(tiles.by_input) {
-            let pairs = shared.with_vector_size_mut::<Const<2>>();
+            let w = ring.stage + comptime!(tiles.x_vecs::<Self>());
             #[unroll]
             for i in 0..comptime!(tiles.w_copies::<Self>() / 4) {
                 // Four inputs of a vec16 of outputs: half a vec16 of each output.
-                let (input, vec) = w_copy::<Self>(unit, comptime!(4 * i), tiles);
+                let (input, vec) = w_copy::<Self>(comptime!(4 * i), tiles);
                 #[unroll]
-                for word in 0..4usize {
-                    let a = staged[comptime!(copies + 4 * i)].extract(word);
-                    let b = staged[comptime!(copies + 4 * i + 1)].extract(word);
-                    let c = staged[comptime!(copies + 4 * i + 2)].extract(word);
-                    let d = staged[comptime!(copies + 4 * i + 3)].extract(word);
-                    #[unroll]
-                    for high in 0..2usize {
-                        let mut pair = Vector::<u32, Const<2>>::empty();
-                        if comptime!(high == 0) {
-                            pair.insert(0usize, (a & 0xffffu32) | (b << 16u32));
-                            pair.insert(1usize, (c & 0xffffu32) | (d << 16u32));
-                        } else {
-                            pair.insert(0usize, (a >> 16u32) | (b & 0xffff_0000u32));
-                            pair.insert(1usize, (c >> 16u32) | (d & 0xffff_0000u32));
-                        }
-                        let output = vec * 8 + comptime!(2 * word + high);
-                        if comptime!(even) || input < tiles.depth {
-                            pairs[2 * (w + spot(output, input / 8, tiles)) + input / 4 % 2] = pair;
-                        }
+                for e in 0..8usize {
+                    let four = column_of_four(&ring.staged, comptime!(tiles.x_copies::<Self>() + 4 * i), e);
+                    if comptime!(tiles.w_even::<Self>()) || input < tiles.depth {
+                        let at = w + column_at::<S>(vec * 8 + e, input / 8, tiles);
+                        let halves = ring.shared.with_vector_size_mut::<Const<2>>();
+                        halves[2 * at + input / 4 % 2] = four;
                     }
                 }
             }
         } else {
-            #[unroll]
-            for i in 0..comptime!(tiles.w_copies::<Self>()) {
-                let (row, vec) = w_copy::<Self>(unit, i, tiles);
-                if comptime!(even) || row < comptime!(tiles.columns::<Self>()) {
-                    shared[w + spot(row, vec, tiles)] = staged[comptime!(copies + i)];
-                }
-            }
+            store_rows_of_w::<Self>(ring, tiles);
         }
-        sync_cube();
     }
 
-    fn multiply<E: Float>(
-        shared: &[Vec16],
-        stage: usize,
-        lane: usize,
-        plane: usize,
-        sums: &mut Array<Vector<f32, S::Acc>>,
-        #[comptime] tiles: GemmTileShape,
-    ) {
+    fn multiply<E: Float>(ring: &Ring, acc: &mut Fragment<Self>, #[comptime] tiles: GemmTileShape) {
+        let (lane, plane) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
         let vecs = comptime!(tiles.depth_vecs());
         let x_row = plane % tiles.row_planes * comptime!(tiles.row_tiles * S::SIDE) + lane % S::SIDE;
         let column = plane / tiles.row_planes * comptime!(tiles.column_tiles * S::SIDE) + lane % S::SIDE;
-        let w = stage + comptime!(tiles.x_vecs::<Self>());
+        let w = ring.stage + comptime!(tiles.x_vecs::<Self>());
         #[unroll]
         for i in 0..comptime!(vecs / groups::<S>()) {
             let vec = lane / S::SIDE + comptime!(i * groups::<S>());
-            let x_at = stage + x_row * vecs + (vec ^ swizzle(x_row, vecs));
+            let x_at = ring.stage + Self::query_at(x_row, vec, vecs);
             let mut rows = Array::<Vec16>::new(tiles.row_tiles);
             #[unroll]
             for m in 0..tiles.row_tiles {
-                rows[m] = shared[x_at + comptime!(m * S::SIDE * vecs)];
+                rows[m] = ring.shared[x_at + comptime!(m * S::SIDE * vecs)];
             }
             #[unroll]
             for n in 0..tiles.column_tiles {
-                let outputs = shared[w + spot(column + comptime!(n * S::SIDE), vec, tiles)];
+                let outputs = ring.shared[w + column_at::<S>(column + comptime!(n * S::SIDE), vec, tiles)];
                 #[unroll]
                 for m in 0..tiles.row_tiles {
                     let tile = comptime!(m * tiles.column_tiles + n);
-                    let bf16 = comptime!(tiles.bf16());
-                    let (low, high) = (half::<E>(outputs, 0usize), half::<E>(outputs, 1usize));
-                    let sum = mfma::<E, S::Acc>(low, half::<E>(rows[m], 0usize), sums[tile], S::SIDE, bf16);
-                    sums[tile] = mfma::<E, S::Acc>(high, half::<E>(rows[m], 1usize), sum, S::SIDE, bf16);
+                    acc.tiles[tile] = product::<E, S>(
+                        outputs,
+                        half::<E>(rows[m], 0usize),
+                        half::<E>(rows[m], 1usize),
+                        acc.tiles[tile],
+                        comptime!(tiles.bf16()),
+                    );
                 }
             }
         }

@@ -32,7 +32,7 @@ impl RequestShape {
     }
 }
 
-/// The keys that a query can see, on the host: the same as [`Variant::keys`](super::Variant::keys) on the device.
+/// The keys that a query can see, on the host: the same as [`Variant::keys`](crate::attention::Variant::keys) on the device.
 pub trait KeyRange {
     /// The keys `start..end` that query `query` of a request can see.
     fn keys(&self, request: &RequestShape, query: usize) -> (usize, usize);
@@ -87,6 +87,7 @@ pub(crate) struct TileRows {
     /// Query heads of a key head.
     pub group: usize,
     pub kv_head: usize,
+    pub q_heads: usize,
 }
 
 #[cube]
@@ -105,8 +106,12 @@ impl TileRows {
 
     /// Token, query head, and true if the cube has row `row`; one beyond the last is clamped to it.
     pub fn place(&self, row: usize) -> (usize, usize, bool) {
-        let at = min(self.first + row, self.end - 1);
-        let token = self.request.first_token + at / self.group;
-        (token, self.kv_head * self.group + at % self.group, self.has(row))
+        let at = self.at(row);
+        (self.request.first_token + at.query, at.q_head, self.has(row))
+    }
+
+    /// Index of a row of these among those of the output.
+    pub fn out_row(&self, row: &QueryRow) -> usize {
+        (self.request.first_token + row.query) * self.q_heads + row.q_head
     }
 }

@@ -1,0 +1,35 @@
+//! The buffers of the attention kernels, by what they hold.
+
+use cubecl::prelude::*;
+
+use super::kv_table::Table;
+use crate::staging::Vec16;
+
+/// Queries, keys, values, and where those of each request are.
+#[derive(CubeType, CubeLaunch)]
+pub(crate) struct Qkv<Q: CubePrimitive, K: CubePrimitive, V: CubePrimitive> {
+    /// `[tokens, q_heads, qk]`.
+    pub q: OwnedTensor<Q>,
+    /// `[pages, slots, kv_heads, qk]`.
+    pub k: OwnedTensor<K>,
+    /// `[pages, slots, kv_heads, vo]`.
+    pub v: OwnedTensor<V>,
+    pub table: Table,
+}
+
+/// The results of attention, or its partial results.
+#[derive(CubeType, CubeLaunch)]
+pub(crate) struct Outputs<E: Float> {
+    /// `[tokens, q_heads, vo]`.
+    pub output: Box<[Vector<E, Const<2>>]>,
+    /// `[tokens, q_heads]`: the base-2 log-sum-exp.
+    pub lse: ComptimeOption<Box<[f32]>>,
+    /// Partial results: `[partial_rows, vo]` normalised, then `[partial_rows, 2]` of row_max and row_sum. Their
+    /// logarithm would be rounded where logits are large.
+    pub workspace: ComptimeOption<Box<[Vector<f32, Const<2>>]>>,
+    /// Rows that the workspace has room for.
+    pub partial_rows: usize,
+}
+
+/// Tensors in vec16s, with strides in elements.
+pub(crate) type QkvVecs = Qkv<Vec16, Vec16, Vec16>;

@@ -1,0 +1,97 @@
+//! The tiles of attention.
+
+use cubecl::ir::{ElemType, FloatKind};
+
+use crate::problem::HeadDims;
+
+/// The tiles of a cube, and the planes that multiply them. Comptime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct TileShape {
+    pub dims: HeadDims,
+    /// Tiles of [`FragmentLayout::ROWS`] rows that a plane owns.
+    pub q_tiles: usize,
+    /// Keys of a plane at a time.
+    pub keys: usize,
+    /// Planes with different rows.
+    pub q_planes: usize,
+    /// Planes with the same rows and different keys.
+    pub kv_planes: usize,
+    /// Tiles of keys and values in shared memory.
+    pub stages: usize,
+    /// The queries stay in registers.
+    pub q_in_registers: bool,
+    /// Cubes that share their copies.
+    pub cluster: usize,
+    /// Keys are copied to the registers of the one plane that needs them, and not through shared memory.
+    pub direct_keys: bool,
+    /// Type of queries and output.
+    pub dtype: ElemType,
+    /// Type of keys and values.
+    pub kv_dtype: ElemType,
+}
+
+impl TileShape {
+    /// Elements in a vec16 of queries.
+    pub fn per_vec(&self) -> usize {
+        16 / self.dtype.size()
+    }
+
+    /// Elements in a vec16 of keys and values.
+    pub fn kv_per_vec(&self) -> usize {
+        16 / self.kv_dtype.size()
+    }
+
+    /// The type is bf16, or else f16.
+    pub fn bf16(&self) -> bool {
+        self.dtype == ElemType::Float(FloatKind::BF16)
+    }
+
+    pub fn planes(&self) -> usize {
+        self.q_planes * self.kv_planes
+    }
+
+    /// Keys of a cube at a time.
+    pub fn cube_keys(&self) -> usize {
+        self.keys * self.kv_planes
+    }
+
+    /// Rows of a cube.
+    pub fn rows(&self, unit_rows: usize) -> usize {
+        self.q_planes * self.q_tiles * unit_rows
+    }
+
+    /// Vec16s in a query.
+    pub fn q_vecs(&self) -> usize {
+        self.dims.qk / self.per_vec()
+    }
+
+    /// Vec16s in a key.
+    pub fn k_vecs(&self) -> usize {
+        self.dims.qk / self.kv_per_vec()
+    }
+
+    /// Vec16s in a value.
+    pub fn v_vecs(&self) -> usize {
+        self.dims.vo / self.kv_per_vec()
+    }
+
+    /// Vec16s in the keys of a stage; the values follow.
+    pub fn key_vecs(&self) -> usize {
+        if self.direct_keys { 0 } else { self.cube_keys() * self.k_vecs() }
+    }
+
+    /// Vec16s in a stage.
+    pub fn stage_vecs(&self) -> usize {
+        self.key_vecs() + self.cube_keys() * self.v_vecs()
+    }
+
+    /// Copies of a lane for rows of `vecs`, `together` at a time.
+    pub fn copies(&self, vecs: usize, plane: usize, together: usize) -> usize {
+        (self.cube_keys() * vecs).div_ceil(self.planes() * plane * together) * together
+    }
+
+    /// True if every lane has the same number of copies; else some of them are beyond the last key.
+    pub fn even(&self, vecs: usize, plane: usize, together: usize) -> bool {
+        (self.cube_keys() * vecs).is_multiple_of(self.planes() * plane * together)
+    }
+}
