@@ -2,8 +2,8 @@
 //!
 //! Each module holds a kernel and its launcher, which checks the requirements of the kernel. Tensors arrive
 //! as [`TensorBinding`](cubecl::prelude::TensorBinding)s, whose strides are honoured. The contents of index
-//! tensors (row pointers, page indices, slots, positions) are on the device and therefore trusted: the caller
-//! checks them when it builds them.
+//! tensors (row pointers, page indices, slots, positions) are on the device, where no launcher sees them. A
+//! launcher whose kernel trusts them is `unsafe`: its caller checks them when it builds them.
 //!
 //! Attention in f16 and bf16 has kernels for matrix units ([`attention::Tiled`]), made of instructions that
 //! CubeCL does not have ([`isa`]). All other kernels, and attention on all other devices, need no matrix

@@ -369,7 +369,8 @@ fn sampling_stays_in_registers() {
                 samples: rows(),
                 valid: rows(),
             };
-            sampling::sample_probs(client, sample).expect("it fits");
+            // SAFETY: the recorder runs no kernel.
+            unsafe { sampling::sample_probs(client, sample) }.expect("it fits");
         }
         for (dtype, size) in [(bf16, 2), (f32, 4)] {
             let sample = SampleLogits {
@@ -379,7 +380,8 @@ fn sampling_stays_in_registers() {
                 samples: rows(),
                 valid: rows(),
             };
-            sampling::sample_logits(client, sample, dtype).expect("it fits");
+            // SAFETY: the recorder runs no kernel.
+            unsafe { sampling::sample_logits(client, sample, dtype) }.expect("it fits");
             let filtered = Filter {
                 x: tensor(&[ROWS, VOCAB], size),
                 by: Limit::TopK(rows()),

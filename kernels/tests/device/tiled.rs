@@ -381,7 +381,8 @@ fn pages_beyond_two_to_the_31(client: Client) {
             Split::Auto,
         );
         let planned = plan.expect("a plan").upload(&client);
-        launch(&client, problem, &variant, planned).expect("launches");
+        // SAFETY: the lists name pages of the pool, and the plan is of the same lengths.
+        unsafe { launch(&client, problem, &variant, planned) }.expect("launches");
         output.read(&client)
     };
     let near = run(0);

@@ -221,6 +221,8 @@ pub(super) fn tiles(
         while end_row > 0 {
             let (start, _) = variant.keys(request, query(first_row));
             let (_, end) = variant.keys(request, query(end_row - 1));
+            // No key beyond the request is read, whatever the variant says.
+            let end = end.min(request.kv_len);
             tiles.push(RowTile {
                 request: index,
                 first_row: first_row as u32,
