@@ -6,8 +6,8 @@ use cubecl::{
     prelude::*,
 };
 
-use crate::grid::elementwise;
-use crate::tensor::{Result, addresses, contiguous, shape};
+use crate::device::grid::elementwise;
+use crate::device::tensor::{Result, addresses, contiguous, shape};
 
 const PACK: &str = "pack_bits";
 const UNPACK: &str = "unpack_bits";

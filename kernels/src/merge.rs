@@ -2,10 +2,10 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use crate::DeviceProfile;
-use crate::grid::cover;
+use crate::device::DeviceProfile;
+use crate::device::grid::cover;
+use crate::device::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector, with_axis};
 use crate::math::{LOG2_E, narrow, widen};
-use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector, with_axis};
 
 const KERNEL: &str = "merge";
 

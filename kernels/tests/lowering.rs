@@ -6,10 +6,9 @@ use burn_flashinfer_kernels::attention::{
     Alignment, Blueprint, Choice, HeadDims, Mixed, MmaKind, Plan, Problem, RequestShape, Split, Standard,
     Tiled,
 };
-use burn_flashinfer_kernels::isa::{Arch, Instruction};
 use burn_flashinfer_kernels::offline::{self, Artifact, Error, Kind, Lowered, Target};
 use burn_flashinfer_kernels::sampling::{self, Filter, Limit, Output, SampleLogits, SampleProbs};
-use burn_flashinfer_kernels::{DeviceProfile, Refusal};
+use burn_flashinfer_kernels::{Arch, DeviceProfile, Instruction, Refusal};
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::TensorBinding;
 

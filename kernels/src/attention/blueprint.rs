@@ -5,10 +5,10 @@ use std::fmt;
 use cubecl::ir::ElemType;
 
 use super::portable::Portable;
-use super::problem::{Alignment, Problem};
-use super::request::{KeyRange, RequestShape};
 use super::tiled::{Mixed, Tiled};
-use crate::{DeviceProfile, Result};
+use crate::device::{DeviceProfile, Result};
+use crate::problem::{Alignment, Problem};
+use crate::request::{KeyRange, RequestShape};
 
 /// The kernel that runs, and its comptime settings. Each distinct blueprint is a kernel to compile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
-use super::request::RequestShape;
+use crate::request::RequestShape;
 
 /// Places of the queries and keys of each request: one kernel variant each.
 #[derive(CubeType, CubeLaunch)]

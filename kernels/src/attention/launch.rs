@@ -5,11 +5,11 @@ use cubecl::{client::Client, ir::ElemType, prelude::*};
 use super::blueprint::Blueprint;
 use super::kv_table::{PagedLaunch, RaggedLaunch, TableArgs};
 use super::plan::DevicePlan;
-use super::problem::{Alignment, HeadDims, Problem};
 use super::variant::Variant;
 use super::{portable, tiled};
-use crate::tensor::{KvLayout, Result, by_slot, contiguous, one_page, rows, shape};
-use crate::{DeviceProfile, Refusal};
+use crate::device::tensor::{KvLayout, Result, by_slot, contiguous, one_page, rows, shape};
+use crate::device::{DeviceProfile, Refusal};
+use crate::problem::{Alignment, HeadDims, Problem};
 
 const KERNEL: &str = "attention";
 

@@ -4,10 +4,10 @@
 use cubecl::prelude::*;
 
 use super::launch::{Call, Kernels};
-use super::request::{KeyRange, QueryRow, RequestShape};
 use super::variant::{CausalWindow, Variant};
-use crate::Result;
+use crate::device::Result;
 use crate::math::Math;
+use crate::request::{KeyRange, QueryRow, RequestShape};
 
 /// Scaled dot products with a causal mask, a window and a soft cap. As a type, without the cap.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -10,8 +10,8 @@
 
 use cubecl::prelude::*;
 
-use super::request::{QueryRow, RequestShape};
 use crate::math::Math;
+use crate::request::{QueryRow, RequestShape};
 
 /// The parts of attention beside the two products. Only `scale` has no default. Kernels do not check indices: a hook must
 /// not read beyond the tensors of its `Args`.

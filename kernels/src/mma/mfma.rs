@@ -16,9 +16,9 @@ use std::marker::PhantomData;
 use cubecl::prelude::*;
 
 use super::{FragmentLayout, Mma, TileShape, Vec16, clear_absent_values, copy_of, swizzle};
-use crate::attention::TileRows;
 use crate::isa::amd::{exp2, mfma};
 use crate::math::{Math, tanh_by_exp2};
+use crate::request::TileRows;
 
 /// Size of a tile.
 pub(crate) trait Side: Send + Sync + 'static {

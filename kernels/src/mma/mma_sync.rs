@@ -6,11 +6,11 @@
 use cubecl::prelude::*;
 
 use super::{FragmentLayout, Mma, TileShape, Vec16, copy_of, swizzle};
-use crate::attention::TileRows;
 use crate::isa::nvidia::{
     cp_async, cp_async_commit, cp_async_wait, exp2, ldmatrix, mma, pack, shared_address, shuffle_xor,
 };
 use crate::math::{Math, tanh_by_exp2};
+use crate::request::TileRows;
 
 /// `mma.sync`, see the module.
 pub(crate) struct MmaSync;

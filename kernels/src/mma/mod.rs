@@ -19,8 +19,9 @@ pub(crate) use mfma::{Mfma16, Mfma32};
 pub(crate) use mma_sync::{MmaSync, p_operand};
 pub(crate) use scalar::{Scalar1, Scalar32, Scalar64};
 
-use crate::attention::{HeadDims, TileRows};
 use crate::math::Math;
+use crate::problem::HeadDims;
+use crate::request::TileRows;
 
 /// 16 bytes of any content.
 pub(crate) type Vec16 = Vector<u32, Const<4>>;

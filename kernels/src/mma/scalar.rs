@@ -14,8 +14,8 @@ use std::marker::PhantomData;
 use cubecl::prelude::*;
 
 use super::{FragmentLayout, Mma, TileShape, Vec16, clear_absent_values, copy_of, swizzle_period};
-use crate::attention::TileRows;
 use crate::math::{Exact, Math};
+use crate::request::TileRows;
 
 /// Lanes of a plane.
 pub(crate) trait Lanes: Send + Sync + 'static {

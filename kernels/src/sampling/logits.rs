@@ -16,9 +16,9 @@ use super::draw::{DRAW_WORDS, below, draw_of, high_half, philox};
 use super::fixed_point::{from_radix_key, radix_key};
 use super::radix_select::{IN_FLIGHT, load};
 use super::weights::{Temperature, WEIGHT_BITS};
-use crate::math::widen;
-use crate::row_group::{RowGroup, prefix_sum, row_max, sync_row};
-use crate::tensor::{Result, addresses, alignment, buffer, contiguous, rows, shape, vector};
+use crate::device::tensor::{Result, addresses, alignment, buffer, contiguous, rows, shape, vector};
+use crate::math::{sync_row, widen};
+use crate::rows::row_group::{RowGroup, prefix_sum, row_max};
 
 const KERNEL: &str = "sample_logits";
 

@@ -17,9 +17,10 @@ use super::fixed_point::{fixed_point_where, top_p_mass};
 use super::radix_select::{
     IN_FLIGHT, Limits, Memory, Row, SEGMENTS, SelectConfig, Threshold, load, select_row,
 };
-use crate::DeviceProfile;
-use crate::row_group::{RowGroup, shuffle_scan, sync_row};
-use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
+use crate::device::DeviceProfile;
+use crate::device::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
+use crate::math::sync_row;
+use crate::rows::row_group::{RowGroup, shuffle_scan};
 
 const KERNEL: &str = "sample_probs";
 

@@ -3,10 +3,12 @@ use cubecl::{client::Client, ir::ElemType, prelude::*};
 use super::blueprint::{Blueprint, Plain, Problem, Tiled};
 use super::{WORK_WORDS, plain, tiled};
 use crate::attention::MmaKind;
-use crate::grid::cover;
+use crate::device::grid::cover;
+use crate::device::tensor::{
+    Result, addresses, alignment, contiguous, offset_alignment, rows, shape, vector,
+};
+use crate::device::{DeviceProfile, Refusal};
 use crate::mma::{GemmMma, Mfma16, Mfma32, MmaSync, Scalar32, Scalar64};
-use crate::tensor::{Result, addresses, alignment, contiguous, offset_alignment, rows, shape, vector};
-use crate::{DeviceProfile, Refusal};
 
 const KERNEL: &str = "segment_gemm";
 

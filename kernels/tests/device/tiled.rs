@@ -1,12 +1,11 @@
 //! Attention on matrix cores. On a device that has none each blueprint is refused, by the name of the instruction.
 
 use burn_flashinfer_kernels::{
-    DeviceProfile, KvLayout, Refusal,
+    Arch, DeviceProfile, Instruction, KvLayout, Refusal,
     attention::{
         Attention, Batch, Blueprint, Choice, Inputs, Mixed, MmaKind, Plan, RequestShape, Split, Standard,
         Tiled, launch,
     },
-    isa::{Arch, Instruction},
 };
 use cubecl::client::Client;
 

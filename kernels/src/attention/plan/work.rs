@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 use cubecl::prelude::*;
 
-use super::super::request::{RequestShape, TileRows};
+use crate::request::{RequestShape, TileRows};
 
 /// Largest number of rows of a [`Merge`].
 pub(crate) const MERGE_ROWS: usize = 16;

@@ -23,12 +23,11 @@
 use cubecl::prelude::*;
 
 use super::super::kv_table::{Table, key_offset, request_of};
-use super::super::problem::HeadDims;
-use super::super::request::query_row;
 use super::super::variant::Variant;
 use super::Portable;
-use crate::math::{Exact, LOG2_E, narrow};
-use crate::row_group::sync_row;
+use crate::math::{Exact, LOG2_E, narrow, sync_row};
+use crate::problem::HeadDims;
+use crate::request::query_row;
 
 /// The run-time numbers of a problem.
 #[derive(CubeType, CubeLaunch)]

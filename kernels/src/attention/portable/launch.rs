@@ -2,13 +2,13 @@ use cubecl::{client::Client, prelude::*};
 
 use super::super::kv_table::TableArgs;
 use super::super::launch::Operands;
-use super::super::problem::Problem;
 use super::super::variant::Variant;
 use super::Portable;
 use super::kernel::{ParamsLaunch, attention};
-use crate::grid::cover;
-use crate::tensor::addresses;
-use crate::{DeviceProfile, Result};
+use crate::device::grid::cover;
+use crate::device::tensor::addresses;
+use crate::device::{DeviceProfile, Result};
+use crate::problem::Problem;
 
 /// Runs the portable kernel. `operands` and `blueprint` have been checked.
 pub(in super::super) fn launch<V: Variant>(

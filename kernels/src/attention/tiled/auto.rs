@@ -4,7 +4,7 @@ use super::super::blueprint::Blueprint;
 use super::super::problem::Problem;
 use super::super::request::{KeyRange, RequestShape};
 use super::blueprint::{KERNEL, Mixed, MmaKind, Tiled};
-use crate::isa::Arch;
+use crate::device::Arch;
 use crate::{DeviceProfile, Refusal, Result};
 
 /// With fewer large tiles than this for each core, small ones end sooner.

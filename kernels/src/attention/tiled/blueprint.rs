@@ -4,7 +4,7 @@ use cubecl::ir::{ElemType, FloatKind};
 
 use super::super::hopper;
 use super::super::problem::Problem;
-use crate::isa::Instruction;
+use crate::device::Instruction;
 use crate::mma::{
     FragmentLayout, Mfma16, Mfma32, MmaSync, Scalar1, Scalar32, Scalar64, TileShape, shared_vecs,
 };

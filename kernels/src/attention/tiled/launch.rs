@@ -14,9 +14,9 @@ use super::super::variant::Variant;
 use super::blueprint::{MmaKind, Tiled};
 use super::combine::{CombineParamsLaunch, combine};
 use super::kernel::{TileConfig, TiledParamsLaunch, tiled};
-use crate::grid::{cover, elementwise};
+use crate::device::grid::{cover, elementwise};
+use crate::device::tensor::{addresses, buffer, contiguous, shape};
 use crate::mma::{Mfma16, Mfma32, Mma, MmaSync, Scalar1, Scalar32, Scalar64};
-use crate::tensor::{addresses, buffer, contiguous, shape};
 use crate::{DeviceProfile, Refusal, Result};
 
 const KERNEL: &str = "attention";

@@ -2,11 +2,11 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*, std::FastDivmod};
 
+use crate::device::grid::elementwise;
+use crate::device::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 use crate::fp8::{Code, decode, divisor, element_type, encode, scale_of};
-use crate::grid::elementwise;
 use crate::math::{narrow, widen};
-use crate::pages::{Pools, row_of, unzip};
-use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
+use crate::rows::pages::{Pools, row_of, unzip};
 
 /// The direction of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
