@@ -188,7 +188,8 @@ impl Bench {
                 q_quantized: None,
                 to,
             };
-            apply_rope(&client, rope, dtype).expect("launches");
+            // SAFETY: positions and slots are below the tokens, for which table and pages have room.
+            unsafe { apply_rope(&client, rope, dtype) }.expect("launches");
         };
         let pools = |[k, v]: &[TensorBinding; 2], quantized: bool| Pools {
             k: k.clone(),
@@ -215,12 +216,14 @@ impl Bench {
                 q_quantized: None,
                 to: To::InPlace,
             };
-            apply_rope(&client, rope, dtype).expect("launches");
+            // SAFETY: positions and slots are below the tokens, for which table and pages have room.
+            unsafe { apply_rope(&client, rope, dtype) }.expect("launches");
         });
         self.row("append", shape, 4 * kv_bytes, &sets, |(_, [k, v], paged, _)| {
             let tokens =
                 Tokens { pools: pools(paged, false), k: k.clone(), v: v.clone(), slots: slots.clone() };
-            append(&client, tokens, dtype).expect("launches");
+            // SAFETY: as above.
+            unsafe { append(&client, tokens, dtype) }.expect("launches");
         });
         for (op, norm, fp8, written) in [
             ("rope_append", false, false, 2 * kv_bytes),
@@ -286,7 +289,8 @@ impl Bench {
                 let [samples, valid] = outcome.clone();
                 let (logits, draws, temperature) = (logits.clone(), draws.clone(), temperature.clone());
                 let sample = SampleLogits { logits, temperature, draws, samples, valid };
-                sample_logits(&client, sample, dtype).expect("launches");
+                // SAFETY: the draws are from the rows in order.
+                unsafe { sample_logits(&client, sample, dtype) }.expect("launches");
             });
             for (op, filters) in [
                 ("sampling_from_probs", 0),
@@ -308,7 +312,8 @@ impl Bench {
                         samples,
                         valid,
                     };
-                    sample_probs(&client, sample).expect("launches");
+                    // SAFETY: as above.
+                    unsafe { sample_probs(&client, sample) }.expect("launches");
                 });
             }
             self.likely(kind, &sets, ElemType::Float(F32));

@@ -120,7 +120,9 @@ impl Bench {
             kv_dtype: ElemType::Float(s.dtype.1),
             inputs: Tensors::default(),
         };
-        launch(&self.device.client, problem, &s.variant(), inputs.planned.clone()).expect("launches");
+        // SAFETY: row pointers, pages and plan are made of the lengths that sized the tensors.
+        unsafe { launch(&self.device.client, problem, &s.variant(), inputs.planned.clone()) }
+            .expect("launches");
     }
 
     /// A row of the table; milliseconds.

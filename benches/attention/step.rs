@@ -51,9 +51,11 @@ impl Bench {
         let [prompt, step] = [&prefill, &decode].map(|shape| self.inputs(shape, 1));
         let client = &self.device.client;
         type Call<'a> = Box<dyn FnOnce() + 'a>;
+        // SAFETY: positions and slots are below the tokens, for which table and pages have room.
+        let rope = || unsafe { rope_append_paged_kv(client, rope, dtype) }.expect("launches");
         let calls: [(&str, Call); 4] = [
             ("rms_norm", Box::new(|| norm(client, rms, dtype, dtype).expect("launches"))),
-            ("rope and append", Box::new(|| rope_append_paged_kv(client, rope, dtype).expect("launches"))),
+            ("rope and append", Box::new(rope)),
             ("prefill", Box::new(|| self.run(&prefill, &prompt))),
             ("decode", Box::new(|| self.run(&decode, &step))),
         ];
@@ -117,7 +119,8 @@ impl Bench {
                     v: Some(v.clone()),
                     s: Some(s.clone()),
                 };
-                merge_state(&bench.device.client, merge, dtype).expect("launches");
+                // SAFETY: there is no row pointer.
+                unsafe { merge_state(&bench.device.client, merge, dtype) }.expect("launches");
             }
         };
         let ms = self.device.replayed(&|| step(self)) / sets.len() as f64;

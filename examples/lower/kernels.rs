@@ -66,7 +66,8 @@ fn attentions() -> Vec<Case> {
             let device = DeviceProfile::of(client);
             let plan = Plan::new(&device, &problem, &variant, &requests, Choice::Auto, split)?;
             let attention = offline::attention(client, &problem, &requests, kind);
-            attention::launch(client, attention, &variant, plan.upload(client))
+            // SAFETY: the recorder runs no kernel.
+            unsafe { attention::launch(client, attention, &variant, plan.upload(client)) }
         }));
     };
     for (phase, lengths) in [("decode", &decode), ("prefill", &prefill)] {
@@ -137,7 +138,8 @@ fn rows() -> Vec<Case> {
                     slots: tensor(client, &[TOKENS], 4),
                 },
             };
-            rope::launch(client, rope, BF16)
+            // SAFETY: the recorder runs no kernel.
+            unsafe { rope::launch(client, rope, BF16) }
         }));
     }
     cases.push(case("norm-rope-interleaved-bf16", |client| {
@@ -153,14 +155,17 @@ fn rows() -> Vec<Case> {
             q_quantized: None,
             to: rope::To::InPlace,
         };
-        rope::launch(client, rope, BF16)
+        // SAFETY: the recorder runs no kernel.
+        unsafe { rope::launch(client, rope, BF16) }
     }));
     for (name, fp8) in [("bf16", false), ("fp8", true)] {
         cases.push(case(format!("append-{name}"), move |client| {
-            append::append(client, tokens(client, fp8), BF16)
+            // SAFETY: the recorder runs no kernel.
+            unsafe { append::append(client, tokens(client, fp8), BF16) }
         }));
         cases.push(case(format!("gather-{name}"), move |client| {
-            append::gather(client, tokens(client, fp8), BF16)
+            // SAFETY: the recorder runs no kernel.
+            unsafe { append::gather(client, tokens(client, fp8), BF16) }
         }));
         cases.push(case(format!("silu-and-mul-{name}"), move |client| {
             let act = activation::ActAndMul {
@@ -191,7 +196,8 @@ fn rows() -> Vec<Case> {
                 tile_rows,
                 by_input,
             };
-            segment_gemm::launch(client, gemm, BF16)
+            // SAFETY: the recorder runs no kernel.
+            unsafe { segment_gemm::launch(client, gemm, BF16) }
         }));
     }
     cases.push(case("pack-bits", |client| {
@@ -201,7 +207,8 @@ fn rows() -> Vec<Case> {
             segments: None,
             order: bits::BitOrder::Big,
         };
-        bits::pack(client, pack, I32)
+        // SAFETY: the recorder runs no kernel.
+        unsafe { bits::pack(client, pack, I32) }
     }));
     cases.push(case("unpack-bits", |client| {
         let unpack = bits::UnpackBits {
@@ -210,7 +217,8 @@ fn rows() -> Vec<Case> {
             segments: None,
             order: bits::BitOrder::Little,
         };
-        bits::unpack(client, unpack)
+        // SAFETY: the recorder runs no kernel.
+        unsafe { bits::unpack(client, unpack) }
     }));
     cases
 }
@@ -226,7 +234,8 @@ fn merges() -> Vec<Case> {
             v: (!in_place).then(|| tensor(client, &[TOKENS, HEADS, DIM], 2)),
             s: (!in_place).then(|| tensor(client, &[TOKENS, HEADS], 4)),
         };
-        merge::launch(client, merge, BF16)
+        // SAFETY: the recorder runs no kernel.
+        unsafe { merge::launch(client, merge, BF16) }
     };
     vec![
         case("merge-two-bf16", move |client| {
@@ -264,7 +273,8 @@ fn samplers() -> Vec<Case> {
                 samples: of_rows(client),
                 valid: of_rows(client),
             };
-            sampling::sample_probs(client, sample)
+            // SAFETY: the recorder runs no kernel.
+            unsafe { sampling::sample_probs(client, sample) }
         }));
     }
     for (dtype, name) in [(BF16, "bf16"), (F32, "f32")] {
@@ -276,7 +286,8 @@ fn samplers() -> Vec<Case> {
                 samples: of_rows(client),
                 valid: of_rows(client),
             };
-            sampling::sample_logits(client, sample, dtype)
+            // SAFETY: the recorder runs no kernel.
+            unsafe { sampling::sample_logits(client, sample, dtype) }
         }));
         cases.push(case(format!("softmax-{name}"), move |client| {
             let softmax = sampling::Softmax {

@@ -6,8 +6,8 @@ use cubecl::{
     prelude::*,
 };
 
-use crate::grid::elementwise;
-use crate::tensor::{Result, addresses, contiguous, shape};
+use crate::device::grid::elementwise;
+use crate::device::tensor::{Result, addresses, contiguous, shape};
 
 const PACK: &str = "pack_bits";
 const UNPACK: &str = "unpack_bits";
@@ -156,14 +156,17 @@ pub fn has_bytes(client: &Client) -> bool {
     client.properties().type_usage(BYTE).is_superset(TypeUsage::Buffer | TypeUsage::Conversion)
 }
 
-/// Packs bits eight to a byte; the last byte of each segment is padded with zeros. The contents of the row
-/// pointers are trusted: they rise from 0 to the number of bits and of bytes, and a segment of `n` bits has
-/// `n / 8` bytes, rounded up.
+/// Packs bits eight to a byte; the last byte of each segment is padded with zeros.
 ///
 /// # Errors
 ///
 /// If the shapes do not fit each other. Nothing is launched then.
-pub fn pack(client: &Client, pack: PackBits, dtype: ElemType) -> Result<()> {
+///
+/// # Safety
+///
+/// The row pointers of `segments` rise from 0 to the number of bits and of bytes. A segment of `n` bits has
+/// `n / 8` bytes, rounded up.
+pub unsafe fn pack(client: &Client, pack: PackBits, dtype: ElemType) -> Result<()> {
     let PackBits { bits, bytes, segments, order } = pack;
     let (total_bits, total) = (bits.size(), bytes.size());
     check(PACK, &bits, &bytes, segments.as_ref())?;
@@ -207,12 +210,16 @@ pub struct UnpackBits {
     pub order: BitOrder,
 }
 
-/// Unpacks the bits of [`pack`], as bytes that are 0 or 1. The row pointers are trusted in the same way.
+/// Unpacks the bits of [`pack`], as bytes that are 0 or 1.
 ///
 /// # Errors
 ///
 /// If the shapes do not fit each other. Nothing is launched then.
-pub fn unpack(client: &Client, unpack: UnpackBits) -> Result<()> {
+///
+/// # Safety
+///
+/// As [`pack`].
+pub unsafe fn unpack(client: &Client, unpack: UnpackBits) -> Result<()> {
     let UnpackBits { bytes, bits, segments, order } = unpack;
     let total = bits.size();
     check(UNPACK, &bits, &bytes, segments.as_ref())?;

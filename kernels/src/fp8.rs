@@ -6,9 +6,10 @@ use cubecl::{
     prelude::*,
 };
 
-use crate::isa::{Arch, Instruction, Machine, amd, nvidia};
+use crate::device::tensor::{Result, contiguous};
+use crate::device::{Arch, Instruction, Machine};
+use crate::isa::{amd, nvidia};
 use crate::math::{narrow, widen};
-use crate::tensor::{Result, contiguous};
 
 /// A format of 8 bits: sign, exponent, mantissa.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

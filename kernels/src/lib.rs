@@ -2,43 +2,34 @@
 //!
 //! Each module holds a kernel and its launcher, which checks the requirements of the kernel. Tensors arrive
 //! as [`TensorBinding`](cubecl::prelude::TensorBinding)s, whose strides are honoured. The contents of index
-//! tensors (row pointers, page indices, slots, positions) are on the device and therefore trusted: the caller
-//! checks them when it builds them.
+//! tensors (row pointers, page indices, slots, positions) are on the device, where no launcher sees them. A
+//! launcher whose kernel trusts them is `unsafe`: its caller checks them when it builds them.
 //!
 //! Attention in f16 and bf16 has kernels for matrix units ([`attention::Tiled`]), made of instructions that
-//! CubeCL does not have ([`isa`]). All other kernels, and attention on all other devices, need no matrix
+//! CubeCL does not have ([`Instruction`]). All other kernels, and attention on all other devices, need no matrix
 //! unit, and of plane operations no more than shuffles; they compute in f32 whatever the element type, so
 //! they run on every CubeCL device that has those, and on its CPU runtime, where a unit is alone.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
-pub mod activation;
-pub mod append;
 pub mod attention;
 pub mod bits;
+mod device;
 mod fp8;
-mod grid;
-pub mod isa;
+mod isa;
 pub mod linear;
 mod math;
 pub mod merge;
 mod mma;
-pub mod norm;
 #[cfg(feature = "compilers")]
 pub mod offline;
-pub mod pages;
 mod problem;
-mod profile;
-mod refusal;
 mod request;
-pub mod rope;
-mod row_group;
+mod rows;
 pub mod sampling;
 pub mod segment_gemm;
 mod staging;
-mod tensor;
 
+pub use device::{Arch, DeviceProfile, Instruction, KvLayout, Refusal, Result};
 pub use fp8::{Fp8, Quantized};
-pub use profile::DeviceProfile;
-pub use refusal::Refusal;
-pub use tensor::{KvLayout, Result};
+pub use rows::{activation, append, norm, pages, rope};

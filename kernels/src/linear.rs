@@ -2,10 +2,10 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use crate::DeviceProfile;
-use crate::grid::cover;
+use crate::device::DeviceProfile;
+use crate::device::grid::cover;
+use crate::device::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 use crate::math::narrow_one;
-use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
 const KERNEL: &str = "linear";
 

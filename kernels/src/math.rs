@@ -5,7 +5,8 @@ use cubecl::{
     prelude::*,
 };
 
-use crate::isa::{Machine, amd, nvidia};
+use crate::device::Machine;
+use crate::isa::{amd, nvidia};
 
 /// `log2(e)`: turns natural logarithms into base 2.
 pub(crate) const LOG2_E: f32 = std::f32::consts::LOG2_E;
@@ -160,6 +161,14 @@ pub(crate) fn narrow<E: Numeric, N: Size>(x: Vector<f32, N>) -> Vector<E, N> {
 #[cube]
 pub(crate) fn narrow_one<F: Float>(x: f32) -> F {
     narrow::<F, Const<1>>(Vector::new(x)).extract(0usize)
+}
+
+/// Waits for the other units of the row, if there are any.
+#[cube]
+pub(crate) fn sync_row(#[comptime] units: usize) {
+    if comptime!(units > 1) {
+        sync_cube();
+    }
 }
 
 #[cube]

@@ -2,10 +2,10 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use crate::DeviceProfile;
-use crate::grid::cover;
+use crate::device::DeviceProfile;
+use crate::device::grid::cover;
+use crate::device::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector, with_axis};
 use crate::math::{LOG2_E, narrow, widen};
-use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector, with_axis};
 
 const KERNEL: &str = "merge";
 
@@ -237,12 +237,16 @@ pub struct Merge {
 }
 
 /// Merges the states of each token, in f32, rounded once. Without states, or if none saw a key, the output is
-/// 0 and its `s` `-inf`. The row pointer is trusted to stay within the rows.
+/// 0 and its `s` `-inf`.
 ///
 /// # Errors
 ///
 /// If the shapes do not fit each other. Nothing is launched then.
-pub fn launch(client: &Client, merge: Merge, dtype: ElemType) -> Result<()> {
+///
+/// # Safety
+///
+/// The row pointer of [`States::Ragged`] never falls, and stays within 0 and the number of rows.
+pub unsafe fn launch(client: &Client, merge: Merge, dtype: ElemType) -> Result<()> {
     let Merge { states, v: merged_v, s: merged_s } = merge;
     let (first, State { v, s }, indptr, mask) = match states {
         States::Two { a, b, mask } => {

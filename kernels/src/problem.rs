@@ -3,7 +3,7 @@
 use cubecl::ir::ElemType;
 use cubecl::prelude::TensorBinding;
 
-use crate::tensor::{alignment, offset_alignment};
+use crate::device::tensor::{alignment, offset_alignment};
 
 /// Sizes of a head: of queries and keys, and of values and outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -6,10 +6,9 @@ use burn_flashinfer_kernels::attention::{
     Alignment, Blueprint, Choice, HeadDims, Mixed, MmaKind, Plan, Problem, RequestShape, Split, Standard,
     Tiled,
 };
-use burn_flashinfer_kernels::isa::{Arch, Instruction};
 use burn_flashinfer_kernels::offline::{self, Artifact, Error, Kind, Lowered, Target};
 use burn_flashinfer_kernels::sampling::{self, Filter, Limit, Output, SampleLogits, SampleProbs};
-use burn_flashinfer_kernels::{DeviceProfile, Refusal};
+use burn_flashinfer_kernels::{Arch, DeviceProfile, Instruction, Refusal};
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::TensorBinding;
 
@@ -369,7 +368,8 @@ fn sampling_stays_in_registers() {
                 samples: rows(),
                 valid: rows(),
             };
-            sampling::sample_probs(client, sample).expect("it fits");
+            // SAFETY: the recorder runs no kernel.
+            unsafe { sampling::sample_probs(client, sample) }.expect("it fits");
         }
         for (dtype, size) in [(bf16, 2), (f32, 4)] {
             let sample = SampleLogits {
@@ -379,7 +379,8 @@ fn sampling_stays_in_registers() {
                 samples: rows(),
                 valid: rows(),
             };
-            sampling::sample_logits(client, sample, dtype).expect("it fits");
+            // SAFETY: the recorder runs no kernel.
+            unsafe { sampling::sample_logits(client, sample, dtype) }.expect("it fits");
             let filtered = Filter {
                 x: tensor(&[ROWS, VOCAB], size),
                 by: Limit::TopK(rows()),

@@ -7,9 +7,8 @@ use std::fmt::Write;
 use std::path::Path;
 
 use burn_flashinfer_kernels::{
-    DeviceProfile,
+    Arch, DeviceProfile,
     attention::{Alignment, Choice, HeadDims, Plan, Problem, RequestShape, Split, Standard},
-    isa::Arch,
     segment_gemm,
 };
 use cubecl::ir::{ElemType, FloatKind};

@@ -29,9 +29,8 @@ use burn_cubecl::{
     tensor::CubeTensor,
 };
 use burn_flashinfer_kernels::{
-    self as kernels, Quantized,
+    self as kernels, Arch, Instruction, Quantized,
     activation::{self, ActAndMul},
-    isa::{Arch, Instruction},
     linear::{self, Linear},
 };
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};

@@ -6,9 +6,9 @@ use cubecl::ir::ElemType;
 
 use super::portable::Portable;
 use super::tiled::{Mixed, Tiled};
+use crate::device::{DeviceProfile, Result};
 use crate::problem::{Alignment, Problem};
 use crate::request::{KeyRange, RequestShape};
-use crate::{DeviceProfile, Result};
 
 /// The kernel that runs, and its comptime settings. Each distinct blueprint is a kernel to compile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

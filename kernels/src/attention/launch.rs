@@ -7,9 +7,9 @@ use super::kv_table::{PagedLaunch, RaggedLaunch, TableArgs};
 use super::plan::DevicePlan;
 use super::variant::Variant;
 use super::{portable, tiled};
+use crate::device::tensor::{KvLayout, Result, by_slot, contiguous, one_page, rows, shape};
+use crate::device::{DeviceProfile, Refusal};
 use crate::problem::{Alignment, HeadDims, Problem};
-use crate::tensor::{KvLayout, Result, by_slot, contiguous, one_page, rows, shape};
-use crate::{DeviceProfile, Refusal};
 
 const KERNEL: &str = "attention";
 
@@ -90,7 +90,7 @@ pub trait Kernels: Debug + Send + Sync {
     fn launch(&self, call: Call<'_>) -> Result<()>;
 }
 
-/// A launch that is generic over the variant.
+/// A launch that is generic over the variant. There is none but by [`launch`], whose contract holds for it.
 pub struct Call<'a> {
     client: &'a Client,
     attention: Attention,
@@ -99,14 +99,18 @@ pub struct Call<'a> {
 
 /// Runs attention as planned.
 ///
-/// The contents of the index tensors are trusted. Row pointers rise from 0 to the number of tokens, page
-/// indices are below the number of pages, and the length of a last page is from 1 to the page size. The plan
-/// is trusted too: that it was made for these requests and this variant.
-///
 /// # Errors
 ///
 /// If the shapes do not fit, or if the blueprint cannot run. Nothing is launched then.
-pub fn launch(
+///
+/// # Safety
+///
+/// - `qo_indptr` and `kv_indptr` begin with 0 and never fall.
+/// - `qo_indptr` ends with the number of query tokens, `kv_indptr` with at most that of keys, or of `indices`.
+/// - Each of `indices` before that end is from 0 to below the number of pages.
+/// - Each of `last_page_len` is from 1 to the page size, unless the request has no page.
+/// - The lists of the plan are those of a [`Plan`](super::Plan) for these requests and this variant.
+pub unsafe fn launch(
     client: &Client,
     attention: Attention,
     variant: &dyn Kernels,

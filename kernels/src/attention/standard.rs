@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 
 use super::launch::{Call, Kernels};
 use super::variant::{CausalWindow, Variant};
-use crate::Result;
+use crate::device::Result;
 use crate::math::Math;
 use crate::request::{KeyRange, QueryRow, RequestShape};
 

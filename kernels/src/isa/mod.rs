@@ -1,18 +1,12 @@
 //! Instructions that CubeCL does not have, as operations of its IR with a lowering for each of its compilers.
 //!
 //! An operation is known only here, so that the next CubeCL is one module's work. Each names the
-//! architectures that have it ([`Instruction::check`]); its callers have checked that. If one reached a
+//! architectures that have it ([`Instruction::check`](crate::Instruction::check)); its callers have checked that. If one reached a
 //! compiler for another device all the same, LLVM's backend would abort the process: the lowering refuses it
 //! first.
 
 pub(crate) mod amd;
-mod arch;
 mod attributes;
 #[cfg(feature = "compilers")]
 mod lowering;
 pub(crate) mod nvidia;
-#[cfg(all(test, feature = "compilers"))]
-mod tests;
-
-pub(crate) use arch::Machine;
-pub use arch::{Arch, Instruction};

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Lowered, Target};
-use crate::isa::Arch;
+use super::lowered::Lowered;
+use super::target::Target;
+use crate::device::Arch;
 
 /// The instructions of a kernel.
 #[derive(Debug, Clone)]
@@ -178,20 +179,26 @@ impl Count {
     }
 }
 
-impl Occupancy {
-    pub(super) fn of(lowered: &Lowered) -> Option<Self> {
-        let listing = lowered.listing();
+impl Lowered {
+    /// The instructions, counted.
+    pub fn listing(&self) -> Listing {
+        Listing::of(&self.assembly, self.target)
+    }
+
+    /// The number of waves of this kernel that a core runs at once.
+    pub fn occupancy(&self) -> Option<Occupancy> {
+        let listing = self.listing();
         let vector = listing.vector?.max(1);
-        let (file, granule, most) = match lowered.target {
+        let (file, granule, most) = match self.target {
             Target::Gfx(0x908) => (256, 4, 10),
             Target::Gfx(0x90a | 0x942) => (512, 8, 8),
             _ => return None,
         };
         let by_registers = (file / vector.next_multiple_of(granule)).min(most);
-        let units: u32 = lowered.block.iter().product();
-        let waves = units.div_ceil(lowered.target.plane()) as usize;
+        let units: u32 = self.block.iter().product();
+        let waves = units.div_ceil(self.target.plane()) as usize;
         // The hardware hands out shared memory in 512 bytes.
-        let cubes = match lowered.shared_memory.next_multiple_of(512) {
+        let cubes = match self.shared_memory.next_multiple_of(512) {
             0 => usize::MAX,
             bytes => 65536 / bytes,
         };
@@ -202,7 +209,7 @@ impl Occupancy {
         };
         let cubes = cubes.min(fitting);
         let unit = cubes * waves;
-        Some(Self { by_registers, cubes, simd: unit.div_ceil(4), unit })
+        Some(Occupancy { by_registers, cubes, simd: unit.div_ceil(4), unit })
     }
 }
 

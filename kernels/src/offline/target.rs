@@ -8,8 +8,12 @@ use cubecl::ir::{DeviceIdentity, DeviceProperties, HardwareProperties, MemoryDev
 use cubecl_core::profile::TimingMethod;
 use cubecl_llvm::shared::lowered_features::{GpuTarget, restrict_features};
 
-use super::Error;
-use crate::isa::Arch;
+use crate::device::Arch;
+
+/// A name that is no architecture known here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0} is no architecture that kernels can be compiled for here")]
+pub struct UnknownTarget(String);
 
 /// A device to compile for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -129,11 +133,11 @@ impl fmt::Display for Target {
 }
 
 impl FromStr for Target {
-    type Err = Error;
+    type Err = UnknownTarget;
 
     /// `gfx942`, `sm_80`, `sm_90a`; from sm_90 on the variant with the letter is meant either way.
-    fn from_str(name: &str) -> Result<Self, Error> {
-        let unknown = || Error::Target(name.to_owned());
+    fn from_str(name: &str) -> Result<Self, UnknownTarget> {
+        let unknown = || UnknownTarget(name.to_owned());
         let target = match Arch::named(name) {
             Arch::Gfx(digits) => Self::Gfx(digits),
             Arch::Sm(capability) if capability >= 70 => Self::Sm(capability),

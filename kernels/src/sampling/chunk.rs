@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::radix_select::Row;
-use crate::row_group::RowGroup;
+use crate::rows::row_group::RowGroup;
 
 /// Logits of a chunk: 8 cubes of them are in flight on a core, and in its first cache.
 pub(super) const CHUNK: usize = 4096;

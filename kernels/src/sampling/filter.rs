@@ -8,10 +8,10 @@ use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use super::fixed_point::top_p_mass;
 use super::radix_select::{IN_FLIGHT, Limits, Memory, Row, SelectConfig, load, select_row};
-use crate::DeviceProfile;
+use crate::device::DeviceProfile;
+use crate::device::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 use crate::math::{narrow, widen};
-use crate::row_group::RowGroup;
-use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
+use crate::rows::row_group::RowGroup;
 
 const KERNEL: &str = "filter";
 

@@ -16,9 +16,9 @@ use super::draw::{DRAW_WORDS, below, draw_of, high_half, philox};
 use super::fixed_point::{from_radix_key, radix_key};
 use super::radix_select::{IN_FLIGHT, load};
 use super::weights::{Temperature, WEIGHT_BITS};
-use crate::math::widen;
-use crate::row_group::{RowGroup, prefix_sum, row_max, sync_row};
-use crate::tensor::{Result, addresses, alignment, buffer, contiguous, rows, shape, vector};
+use crate::device::tensor::{Result, addresses, alignment, buffer, contiguous, rows, shape, vector};
+use crate::math::{sync_row, widen};
+use crate::rows::row_group::{RowGroup, prefix_sum, row_max};
 
 const KERNEL: &str = "sample_logits";
 
@@ -244,7 +244,11 @@ pub struct SampleLogits {
 /// # Errors
 ///
 /// If the shapes do not fit each other. Nothing is launched then.
-pub fn launch(client: &Client, sample: SampleLogits, dtype: ElemType) -> Result<()> {
+///
+/// # Safety
+///
+/// The last word of each draw is from 0 to below the rows of `logits`.
+pub unsafe fn launch(client: &Client, sample: SampleLogits, dtype: ElemType) -> Result<()> {
     let SampleLogits { logits, temperature, draws, samples, valid } = sample;
     rows(KERNEL, "logits", &logits, 2)?;
     let [row_count, vocab] = [logits.shape[0], logits.shape[1]];
@@ -271,7 +275,7 @@ pub fn launch(client: &Client, sample: SampleLogits, dtype: ElemType) -> Result<
     let (maxima, masses) = (buffer(client, total, 4), buffer(client, total, 8));
     // SAFETY: a unit beyond the last chunk, or draw, stops. A vector read is below the vectors of a chunk,
     // and these are below those of a row; there is a maximum and a mass for each chunk. The rows that the
-    // draws name are below those of logits and temperature: their caller checked it. Shared memory has a
+    // draws name are below those of logits and temperature, by the contract. Shared memory has a
     // place for each group, and two for each row of a cube.
     unsafe {
         weigh::launch_unchecked(

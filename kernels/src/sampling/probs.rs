@@ -17,9 +17,10 @@ use super::fixed_point::{fixed_point_where, top_p_mass};
 use super::radix_select::{
     IN_FLIGHT, Limits, Memory, Row, SEGMENTS, SelectConfig, Threshold, load, select_row,
 };
-use crate::DeviceProfile;
-use crate::row_group::{RowGroup, shuffle_scan, sync_row};
-use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
+use crate::device::DeviceProfile;
+use crate::device::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
+use crate::math::sync_row;
+use crate::rows::row_group::{RowGroup, shuffle_scan};
 
 const KERNEL: &str = "sample_probs";
 
@@ -191,7 +192,11 @@ pub struct SampleProbs {
 /// # Errors
 ///
 /// If the shapes do not fit each other. Nothing is launched then.
-pub fn launch(client: &Client, sample: SampleProbs) -> Result<()> {
+///
+/// # Safety
+///
+/// The last word of each draw is from 0 to below the rows of `probs`.
+pub unsafe fn launch(client: &Client, sample: SampleProbs) -> Result<()> {
     let SampleProbs { probs, top_k, top_p, min_p, draws, samples, valid } = sample;
     rows(KERNEL, "probs", &probs, 2)?;
     let [row_count, vocab] = [probs.shape[0], probs.shape[1]];
@@ -224,7 +229,7 @@ pub fn launch(client: &Client, sample: SampleProbs) -> Result<()> {
         ..SelectConfig::new(&device, row_group, lanes, vocab)
     };
     // SAFETY: a unit beyond the last draw stops. The rows that the draws name are below that of probs and of
-    // the filters: their caller checked it. A vector read is below the vectors of a row; shared memory has a
+    // the filters, by the contract. A vector read is below the vectors of a row; shared memory has a
     // place for each group, bucket and candidate of each row of the cube, and no bucket or candidate beyond
     // is written.
     unsafe {

@@ -11,9 +11,9 @@ use super::chunk::{CHUNK, Chunk, unit_and_chunk};
 use super::fixed_point::{from_radix_key, radix_key};
 use super::radix_select::{IN_FLIGHT, Row, load};
 use super::weights::Temperature;
+use crate::device::tensor::{Result, addresses, alignment, buffer, contiguous, rows, shape, vector};
 use crate::math::widen;
-use crate::row_group::{RowGroup, row_max, row_sum};
-use crate::tensor::{Result, addresses, alignment, buffer, contiguous, rows, shape, vector};
+use crate::rows::row_group::{RowGroup, row_max, row_sum};
 
 const KERNEL: &str = "softmax";
 

@@ -7,9 +7,9 @@ use cubecl::{
 };
 
 use super::draw::{DRAW_WORDS, draw_of, philox};
-use crate::grid::elementwise;
-use crate::row_group::RowGroup;
-use crate::tensor::{Result, addresses, contiguous, shape, vector};
+use crate::device::grid::elementwise;
+use crate::device::tensor::{Result, addresses, contiguous, shape, vector};
+use crate::rows::row_group::RowGroup;
 
 const KERNEL: &str = "chain_speculative_sampling";
 /// Numbers that a request has in `counts`.

@@ -11,10 +11,10 @@ use super::fixed_point::radix_key;
 use super::radix_select::{
     COLLECTED, IN_FLIGHT, Limits, MAX_TOP_K, Memory, MemoryExpand, Row, SelectConfig, load, select_row,
 };
-use crate::DeviceProfile;
-use crate::math::widen;
-use crate::row_group::{RowGroup, shuffle_scan, shuffle_sum, sync_row};
-use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
+use crate::device::DeviceProfile;
+use crate::device::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
+use crate::math::{sync_row, widen};
+use crate::rows::row_group::{RowGroup, shuffle_scan, shuffle_sum};
 
 const KERNEL: &str = "top_k";
 

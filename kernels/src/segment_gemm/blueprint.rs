@@ -2,9 +2,9 @@ use cubecl::ir::{ElemType, FloatKind};
 
 use super::FEW_ROWS;
 use crate::attention::MmaKind;
-use crate::isa::{Arch, Instruction};
+use crate::device::{Arch, Instruction};
+use crate::device::{DeviceProfile, Refusal, Result};
 use crate::mma::{GemmTileShape, Mfma16, Mfma32, MmaSync, Scalar32, Scalar64, product_vecs};
-use crate::{DeviceProfile, Refusal, Result};
 
 const KERNEL: &str = "segment_gemm";
 

@@ -3,10 +3,12 @@ use cubecl::{client::Client, ir::ElemType, prelude::*};
 use super::blueprint::{Blueprint, Plain, Problem, Tiled};
 use super::{WORK_WORDS, plain, tiled};
 use crate::attention::MmaKind;
-use crate::grid::cover;
+use crate::device::grid::cover;
+use crate::device::tensor::{
+    Result, addresses, alignment, contiguous, offset_alignment, rows, shape, vector,
+};
+use crate::device::{DeviceProfile, Refusal};
 use crate::mma::{GemmMma, Mfma16, Mfma32, MmaSync, Scalar32, Scalar64};
-use crate::tensor::{Result, addresses, alignment, contiguous, offset_alignment, rows, shape, vector};
-use crate::{DeviceProfile, Refusal};
 
 const KERNEL: &str = "segment_gemm";
 
@@ -28,13 +30,17 @@ pub struct SegmentGemm {
     pub by_input: bool,
 }
 
-/// Runs all work items. The contents of `works` are trusted: rows within `x`, at least one and at most
-/// `tile_rows` of them, every row in one work item, matrices within `weights`.
+/// Runs all work items.
 ///
 /// # Errors
 ///
 /// If the shapes do not fit each other. Nothing is launched then.
-pub fn launch(client: &Client, gemm: SegmentGemm, dtype: ElemType) -> Result<()> {
+///
+/// # Safety
+///
+/// Each work item has from 1 to `tile_rows` rows, all within `x`, and a matrix within `weights`. No row is in
+/// two of them.
+pub unsafe fn launch(client: &Client, gemm: SegmentGemm, dtype: ElemType) -> Result<()> {
     let SegmentGemm { x, weights, y, works, tile_rows, by_input } = &gemm;
     rows(KERNEL, "x", x, 2)?;
     rows(KERNEL, "weights", weights, 3)?;

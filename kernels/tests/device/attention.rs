@@ -188,7 +188,9 @@ impl Case {
             kv_dtype: self.dtype.elem(),
             inputs: Inputs::default(),
         };
-        launch(client, problem, &self.variant(), self.plan(client).upload(client)).expect("launches");
+        let planned = self.plan(client).upload(client);
+        // SAFETY: `place` lists the pages of its own pool, and the plan is of the same lengths.
+        unsafe { launch(client, problem, &self.variant(), planned) }.expect("launches");
         let [wanted, wanted_lse] = self.expected(&q, &k, &v, |x| x, |x| x);
         // Matrix cores take weights in the type of the values.
         let plain = matches!(self.choice, Choice::Exactly(Blueprint::Portable(_)))
@@ -382,7 +384,8 @@ fn refuses_what_cannot_run(client: Client) {
     };
     let plan = Case { qk: 32, vo: 32, ..Case::new(Kind::Ragged, &[(2, 5)]) }.plan(&client);
     let run = |k: &[usize], output: &[usize]| {
-        launch(&client, problem(k, output), &Standard::new(1.0), plan.upload(&client))
+        // SAFETY: the row pointers are those of `q` and `v`.
+        unsafe { launch(&client, problem(k, output), &Standard::new(1.0), plan.upload(&client)) }
     };
     let argument = |result| match result {
         Err(Refusal::Shape { argument, .. }) => argument,

@@ -43,7 +43,8 @@ fn append_writes_its_slots_and_no_other(client: Client) {
                     v,
                     slots: ints(&client, &slots),
                 };
-                append(&client, tokens, dtype.elem()).expect("launches");
+                // SAFETY: the slots are distinct, and below the 20 of the pages.
+                unsafe { append(&client, tokens, dtype.elem()) }.expect("launches");
                 for (i, dim) in [k_dim, v_dim].into_iter().enumerate() {
                     let mut wanted = vec![f64::NAN; pages * page_size * heads * dim];
                     for (token, &slot) in slots.iter().enumerate().filter(|(_, slot)| **slot >= 0) {
@@ -100,7 +101,8 @@ fn rope_rotates_pairs_and_copies_the_rest(client: Client) {
                 to: To::Tensor(outputs[1].binding(), None),
                 style,
             };
-            rope::launch(&client, rope, dtype.elem()).expect("launches");
+            // SAFETY: the table has 11 positions.
+            unsafe { rope::launch(&client, rope, dtype.elem()) }.expect("launches");
             for i in 0..2 {
                 let rotated = |round: fn(f64) -> f64| {
                     let mut x = inputs[i].clone();

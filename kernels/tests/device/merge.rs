@@ -99,7 +99,8 @@ fn merge_weighs_by_lse(client: Client) {
         ] {
             let [v, s] = outputs(&client, dtype, 4, dim);
             let merge = Merge { states, v: Some(v.binding()), s: Some(s.binding()) };
-            merge::launch(&client, merge, dtype.elem()).expect("launches");
+            // SAFETY: the row pointer ends at the 12 rows.
+            unsafe { merge::launch(&client, merge, dtype.elem()) }.expect("launches");
             all.check(&format!("{what} {dtype:?} {dim}"), &tokens, &v.read(&client), &s.read(&client));
         }
     }
@@ -138,7 +139,8 @@ fn merges_into_the_first(client: Client) {
                 v: keeps[0].then(|| fresh[0].binding()),
                 s: keeps[1].then(|| fresh[1].binding()),
             };
-            merge::launch(&client, merge, dtype.elem()).expect("launches");
+            // SAFETY: there is no row pointer.
+            unsafe { merge::launch(&client, merge, dtype.elem()) }.expect("launches");
             let [v, s] = [0, 1].map(|i| if keeps[i] { &fresh[i] } else { &into[i] }.read(&client));
             let merges = |token: usize| mask.is_none_or(|mask| mask[token] != 0);
             let width = HEADS * dim;

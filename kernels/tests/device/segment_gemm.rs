@@ -46,7 +46,8 @@ fn every_size_of_tile(client: Client) {
                     tile_rows,
                     by_input,
                 };
-                launch(&client, gemm, dtype.elem()).expect("launches");
+                // SAFETY: the work items divide the rows of `x`, and there are two matrices.
+                unsafe { launch(&client, gemm, dtype.elem()) }.expect("launches");
                 let (mut wanted, mut baseline) = (vec![0.0; rows * d_out], vec![0.0; rows * d_out]);
                 for [first, end, matrix] in works {
                     for row in first as usize..end as usize {

@@ -1,12 +1,11 @@
 //! Attention on matrix cores. On a device that has none each blueprint is refused, by the name of the instruction.
 
 use burn_flashinfer_kernels::{
-    DeviceProfile, KvLayout, Refusal,
+    Arch, DeviceProfile, Instruction, KvLayout, Refusal,
     attention::{
         Attention, Batch, Blueprint, Choice, Inputs, Mixed, MmaKind, Plan, RequestShape, Split, Standard,
         Tiled, launch,
     },
-    isa::{Arch, Instruction},
 };
 use cubecl::client::Client;
 
@@ -381,7 +380,8 @@ fn pages_beyond_two_to_the_31(client: Client) {
             Split::Auto,
         );
         let planned = plan.expect("a plan").upload(&client);
-        launch(&client, problem, &variant, planned).expect("launches");
+        // SAFETY: the lists name pages of the pool, and the plan is of the same lengths.
+        unsafe { launch(&client, problem, &variant, planned) }.expect("launches");
         output.read(&client)
     };
     let near = run(0);

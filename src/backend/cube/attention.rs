@@ -89,7 +89,9 @@ pub(super) fn batch_attention(
             kv_dtype,
             inputs,
         };
-        launched(launch(&client, attention, kernels, planned));
+        // SAFETY: row pointers, page table and plan of a batch are made together on the host from lists that were
+        // checked: `PageTable` and `Indptr` when they are made, their ends against the tensors in `ops`.
+        launched(unsafe { launch(&client, attention, kernels, planned) });
     }
     match lse {
         Some(lse) => Attended::WithLse(output, lse),

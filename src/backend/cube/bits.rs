@@ -23,7 +23,8 @@ pub(super) fn pack(
             segments: segments_of(segments),
             order: order_of(order),
         };
-        launched(bits::pack(&client, pack, dtype));
+        // SAFETY: `Indptr` checks the row pointer of bits, of which `ops::bits` computes that of bytes.
+        launched(unsafe { bits::pack(&client, pack, dtype) });
     }
     bytes
 }
@@ -43,7 +44,8 @@ pub(super) fn unpack(
             segments: segments_of(segments),
             order: order_of(order),
         };
-        launched(bits::unpack(&client, unpack));
+        // SAFETY: as in `pack`.
+        launched(unsafe { bits::unpack(&client, unpack) });
     }
     bits
 }

@@ -61,7 +61,9 @@ pub(super) fn append_paged_kv(
     };
     let (client, dtype) = (k.client.clone(), dtype_to_storage_type(k.dtype));
     let [k, v] = [k, v].map(|rows| in_rows(rows).binding());
-    launched(append(&client, Tokens { pools: pools(pages), k, v, slots: index(slots) }, dtype));
+    let tokens = Tokens { pools: pools(pages), k, v, slots: index(slots) };
+    // SAFETY: a `SlotMapping` has no slot twice, and `ops` compares the pages that it needs with those of the pool.
+    launched(unsafe { append(&client, tokens, dtype) });
     written
 }
 
@@ -77,7 +79,9 @@ pub(super) fn gather_paged_kv(pages: Pages<Cube>, slots: CubeTensor, dtype: DTyp
         let pages = if dtype == DType::U8 { raw(pages) } else { pages };
         let (client, element) = (k.client.clone(), dtype_to_storage_type(dtype));
         let [k, v] = [&k, &v].map(|rows| rows.clone().binding());
-        launched(gather(&client, Tokens { pools: pools(pages), k, v, slots: index(slots) }, element));
+        let tokens = Tokens { pools: pools(pages), k, v, slots: index(slots) };
+        // SAFETY: slots come from a `PageTable` or `PageCopies`, whose pages `ops` compares with those of the pool.
+        launched(unsafe { gather(&client, tokens, element) });
     }
     match dtype {
         DType::U8 => KvTensors::Codes(k, v),
@@ -118,7 +122,9 @@ impl Rotation {
             q_quantized,
             to,
         };
-        launched(rope(&client, launch, dtype));
+        // SAFETY: `Positions` are none below 0, and `ops::rope` compares their end with the table. Slots are as in
+        // `append_paged_kv`.
+        launched(unsafe { rope(&client, launch, dtype) });
     }
 }
 

@@ -87,7 +87,8 @@ pub(super) fn sample_logits(
         samples: samples.clone().binding(),
         valid: valid.clone().binding(),
     };
-    launched(sampling::sample_logits(&client, sample, dtype));
+    // SAFETY: `Draws::check` has compared the rows of the draws with those of the logits.
+    launched(unsafe { sampling::sample_logits(&client, sample, dtype) });
     (samples, valid)
 }
 
@@ -151,7 +152,8 @@ pub(super) fn sample_probs(
         samples: samples.clone().binding(),
         valid: valid.clone().binding(),
     };
-    launched(sampling::sample_probs(&client, sample));
+    // SAFETY: `Draws::check` has compared the rows of the draws with those of the probabilities.
+    launched(unsafe { sampling::sample_probs(&client, sample) });
     (samples, valid)
 }
 

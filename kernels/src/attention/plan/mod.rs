@@ -17,40 +17,15 @@ use cubecl::{client::Client, prelude::*};
 
 use super::blueprint::{Blueprint, Choice};
 use super::tiled::Tiled;
+use crate::device::{DeviceProfile, Refusal, Result};
 use crate::problem::Problem;
 use crate::request::{KeyRange, RequestShape};
-use crate::{DeviceProfile, Refusal, Result};
 use split::{Chunk, RowTile, TileCosts};
+pub use split::{Limits, Split};
 pub(crate) use work::{MERGE_ROWS, WorkList, WorkListLaunch, WorkTile, merge_at};
 pub use work::{MergeItem, WorkItem};
 
 const KERNEL: &str = "attention";
-
-/// The split of a request's keys among cubes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Split {
-    /// Chooses the split with which the batch ends soonest.
-    #[default]
-    Auto,
-    /// Splits every so many keys, rounded up to whole tiles. The tiles of rows do not depend on the other
-    /// requests either: a request gets the same bits in every batch.
-    Every(usize),
-    /// Does not split.
-    Never,
-}
-
-/// Upper bounds of a plan's lists and workspace, however long the requests are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Limits {
-    /// Work items.
-    pub work_items: usize,
-    /// Merges.
-    pub merges: usize,
-    /// Rows of partial results.
-    pub partial_rows: usize,
-    /// Largest number of rows of a merge.
-    pub merge_rows: usize,
-}
 
 /// The work partitioning of a batch.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use std::collections::BinaryHeap;
 use super::super::blueprint::Blueprint;
 use super::super::tiled::{MmaKind, Tiled};
 use super::persistent::is_persistent;
-use super::{Limits, MERGE_ROWS, Split};
+use super::work::MERGE_ROWS;
 use crate::problem::Problem;
 use crate::request::{KeyRange, RequestShape};
 
@@ -30,6 +30,32 @@ const ROWS_PER_KEY: u64 = 78;
 const WARPGROUP_ROWS_PER_KEY: u64 = 132;
 /// Largest number of chunks for each core.
 const WAVES: u64 = 4;
+
+/// The split of a request's keys among cubes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Split {
+    /// Chooses the split with which the batch ends soonest.
+    #[default]
+    Auto,
+    /// Splits every so many keys, rounded up to whole tiles. The tiles of rows do not depend on the other
+    /// requests either: a request gets the same bits in every batch.
+    Every(usize),
+    /// Does not split.
+    Never,
+}
+
+/// Upper bounds of a plan's lists and workspace, however long the requests are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Work items.
+    pub work_items: usize,
+    /// Merges.
+    pub merges: usize,
+    /// Rows of partial results.
+    pub partial_rows: usize,
+    /// Largest number of rows of a merge.
+    pub merge_rows: usize,
+}
 
 /// Cost of the tiles of one shape.
 #[derive(Debug, Clone, Copy)]
@@ -221,6 +247,8 @@ pub(super) fn tiles(
         while end_row > 0 {
             let (start, _) = variant.keys(request, query(first_row));
             let (_, end) = variant.keys(request, query(end_row - 1));
+            // No key beyond the request is read, whatever the variant says.
+            let end = end.min(request.kv_len);
             tiles.push(RowTile {
                 request: index,
                 first_row: first_row as u32,

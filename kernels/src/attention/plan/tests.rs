@@ -4,7 +4,7 @@ use cubecl::ir::{ElemType, FloatKind};
 
 use super::super::standard::Standard;
 use super::*;
-use crate::isa::Arch;
+use crate::device::Arch;
 use crate::problem::{Alignment, HeadDims};
 
 const H200: DeviceProfile = DeviceProfile {

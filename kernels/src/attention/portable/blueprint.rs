@@ -1,6 +1,6 @@
+use crate::device::tensor::divisor;
+use crate::device::{DeviceProfile, Refusal, Result};
 use crate::problem::{Alignment, HeadDims};
-use crate::tensor::divisor;
-use crate::{DeviceProfile, Refusal, Result};
 
 /// The comptime settings of the portable kernel. Each distinct value is a kernel to compile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -91,7 +91,7 @@ impl std::fmt::Display for Portable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::isa::Arch;
+    use crate::device::Arch;
 
     const GPU: DeviceProfile = DeviceProfile {
         arch: Arch::Other,

@@ -27,10 +27,9 @@ use super::super::kv_table::{key_offset, request_of};
 use super::super::state::{divisor, finite, lse};
 use super::super::variant::Variant;
 use super::Portable;
-use crate::math::{Exact, LOG2_E, narrow};
+use crate::math::{Exact, LOG2_E, narrow, sync_row};
 use crate::problem::HeadDims;
 use crate::request::query_row;
-use crate::row_group::sync_row;
 
 /// The rows of all tokens and query heads, see the module.
 #[cube(launch_unchecked, address_type = "dynamic")]

@@ -6,10 +6,10 @@ use super::super::launch::Operands;
 use super::super::variant::Variant;
 use super::Portable;
 use super::kernel::attention;
-use crate::grid::cover;
+use crate::device::grid::cover;
+use crate::device::tensor::addresses;
+use crate::device::{DeviceProfile, Result};
 use crate::problem::Problem;
-use crate::tensor::addresses;
-use crate::{DeviceProfile, Result};
 
 /// Runs the portable kernel. `operands` and `blueprint` have been checked.
 pub(in super::super) fn launch<V: Variant>(

@@ -2,7 +2,7 @@
 
 use super::super::blueprint::Blueprint;
 use super::blueprint::{KERNEL, Mixed, MmaKind, Tiled};
-use crate::isa::Arch;
+use crate::device::Arch;
 use crate::problem::Problem;
 use crate::request::{KeyRange, RequestShape};
 use crate::{DeviceProfile, Refusal, Result};

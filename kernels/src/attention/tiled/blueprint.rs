@@ -3,7 +3,7 @@ use std::fmt;
 use cubecl::ir::{ElemType, FloatKind};
 
 use super::super::hopper;
-use crate::isa::Instruction;
+use crate::device::Instruction;
 use crate::mma::{CopyShape, Mfma16, Mfma32, MmaSync, Scalar1, Scalar32, Scalar64, TileShape, shared_vecs};
 use crate::problem::Problem;
 use crate::{DeviceProfile, Refusal, Result};

@@ -14,10 +14,10 @@ use super::super::variant::Variant;
 use super::blueprint::{MmaKind, Tiled};
 use super::combine::{CombineParamsLaunch, combine};
 use super::kernel::{TileConfig, tiled};
-use crate::grid::{cover, elementwise};
+use crate::device::grid::{cover, elementwise};
+use crate::device::tensor::{addresses, buffer, contiguous, shape};
 use crate::mma::{Mfma16, Mfma32, Mma, MmaSync, Scalar1, Scalar32, Scalar64};
 use crate::problem::Problem;
-use crate::tensor::{addresses, buffer, contiguous, shape};
 use crate::{DeviceProfile, Refusal, Result};
 
 const KERNEL: &str = "attention";

@@ -5,8 +5,8 @@ use cubecl::prelude::*;
 use super::histogram::Bracket;
 use super::memory::{COLLECTED, COUNT, HIGH, LOW, MASS_WITHIN, Memory, MemoryExpand, NANS};
 use super::row::{IN_FLIGHT, Limits, Row, SelectConfig, countable, fits, load};
-use crate::math::widen;
-use crate::row_group::{shuffle_sum, sync_row};
+use crate::math::{sync_row, widen};
+use crate::rows::row_group::shuffle_sum;
 use crate::sampling::fixed_point::{ZERO_KEY, fixed_point_of_key, fixed_point_where, from_radix_key};
 
 /// Bits that a candidate's key takes, as a difference; the others are its segment.

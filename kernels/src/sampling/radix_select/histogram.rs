@@ -7,8 +7,8 @@ use super::memory::{
     OVER_MASS,
 };
 use super::row::{IN_FLIGHT, Limits, Row, SelectConfig, countable, fits, load};
-use crate::math::widen;
-use crate::row_group::{row_max, shuffle_scan, shuffle_sum, sync_row};
+use crate::math::{sync_row, widen};
+use crate::rows::row_group::{row_max, shuffle_scan, shuffle_sum};
 use crate::sampling::fixed_point::{fixed_point, fixed_point_of_key};
 
 /// Keys from `low` to below `top`, in buckets of `2^shift` that begin at `base`. The first bucket also has

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::row::{SEGMENTS, SelectConfig};
-use crate::row_group::shuffle_sum;
+use crate::rows::row_group::shuffle_sum;
 
 /// Sums of a row that are kept at a time. With a histogram: the counts in buckets, their least and their
 /// greatest mass, and the mass and count beyond the range and of its upper half.

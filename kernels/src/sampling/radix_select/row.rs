@@ -3,8 +3,8 @@
 use cubecl::prelude::*;
 
 use super::super::fixed_point::{ZERO_KEY, radix_key};
-use crate::DeviceProfile;
-use crate::row_group::RowGroup;
+use crate::device::DeviceProfile;
+use crate::rows::row_group::RowGroup;
 
 /// The most numbers of a row that can be asked for.
 pub const MAX_TOP_K: usize = 2048;

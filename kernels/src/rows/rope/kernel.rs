@@ -5,8 +5,8 @@ use cubecl::{ir::ElemType, prelude::*, std::FastDivmod};
 use super::Blueprint;
 use super::head::{rotate, squares};
 use crate::fp8::{divisor, scale_of};
-use crate::pages::row_of;
-use crate::row_group;
+use crate::rows::pages::row_of;
+use crate::rows::row_group;
 
 /// `(a, b) -> (a cos - b sin, b cos + a sin)` for each pair of a head of `q` and `k`, at the angle of the
 /// token's position. With weights, the head is first divided by its root mean square and multiplied with

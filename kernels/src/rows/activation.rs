@@ -2,11 +2,11 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*, std::FastDivmod};
 
+use crate::device::Machine;
+use crate::device::grid::elementwise;
+use crate::device::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 use crate::fp8::{Code, Quantized, divisor, element_type, encode, scale_of};
-use crate::grid::elementwise;
-use crate::isa::Machine;
 use crate::math::{erfc, exp, reciprocal};
-use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 
 const KERNEL: &str = "act_and_mul";
 

@@ -2,7 +2,8 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use crate::{DeviceProfile, Refusal};
+use super::profile::DeviceProfile;
+use super::refusal::Refusal;
 
 /// A launch, or the reason there was none.
 pub type Result<T> = std::result::Result<T, Refusal>;

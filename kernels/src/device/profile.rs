@@ -5,7 +5,7 @@ use std::sync::{LazyLock, PoisonError, RwLock};
 use cubecl::device::DeviceId;
 use cubecl::{client::Client, ir::DeviceProperties};
 
-use crate::isa::Arch;
+use super::arch::Arch;
 
 /// Limits of a device, without the device: inputs of the choice of a blueprint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,11 +2,11 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use crate::DeviceProfile;
+use crate::device::DeviceProfile;
+use crate::device::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 use crate::fp8::{Code, Quantized, divisor, element_type, encode, scale_of};
 use crate::math::narrow;
-use crate::row_group::{RowGroup, row_sum, row_sums};
-use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
+use crate::rows::row_group::{RowGroup, row_sum, row_sums};
 
 const KERNEL: &str = "norm";
 

@@ -6,8 +6,9 @@ use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use super::{Arch, Instruction, amd, nvidia};
-use crate::offline::{self, Device, Error, Lowered, Target};
+use super::{Device, Error, Lowered, Target};
+use crate::device::{Arch, Instruction};
+use crate::isa::{amd, nvidia};
 
 const GFX908: Target = Target::Gfx(0x908);
 const GFX90A: Target = Target::Gfx(0x90a);
@@ -21,7 +22,7 @@ fn lower(target: Target, launch: impl Fn(&Client, CubeCount, CubeDim)) -> Result
     static ASSEMBLY: Once = Once::new();
     // SAFETY: the tests of this program that compile do so through here, and nothing else in it reads the environment
     // but through `std`, so no other thread does before this is over.
-    ASSEMBLY.call_once(|| unsafe { offline::keep_assembly() });
+    ASSEMBLY.call_once(|| unsafe { super::keep_assembly() });
     let device = Device::new(target)?;
     launch(device.client(), CubeCount::Static(1, 1, 1), CubeDim::new_1d(target.plane()));
     device.launches().first().ok_or(Error::Nothing)?.lower()

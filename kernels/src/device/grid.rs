@@ -2,7 +2,8 @@
 
 use cubecl::{CubeCount, CubeDim, client::Client};
 
-use crate::{DeviceProfile, Refusal};
+use super::profile::DeviceProfile;
+use super::refusal::Refusal;
 
 /// At least `cubes` cubes, as few more as the axes' limits allow. Kernels index themselves by `CUBE_POS` and
 /// stop beyond the last.

@@ -2,10 +2,11 @@
 
 use cubecl::{client::Client, prelude::*};
 
-use crate::DeviceProfile;
-use crate::grid::cover;
-use crate::isa::{Arch, nvidia};
-use crate::tensor::Result;
+use crate::device::Arch;
+use crate::device::DeviceProfile;
+use crate::device::grid::cover;
+use crate::device::tensor::Result;
+use crate::isa::nvidia;
 
 /// The units of a row. A cube holds one row of many units, or many rows of few units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -75,14 +76,6 @@ impl RowGroup {
         let full_mask = matches!(device.arch, Arch::Sm(_));
         let row_group = Self { rows: cube_rows, units, shuffle_width: units, full_mask };
         Ok((row_group, count, CubeDim::new_1d((units * cube_rows) as u32)))
-    }
-}
-
-/// Waits for the other units of the row, if there are any.
-#[cube]
-pub(crate) fn sync_row(#[comptime] units: usize) {
-    if comptime!(units > 1) {
-        sync_cube();
     }
 }
 

@@ -2,8 +2,8 @@
 
 use cubecl::{client::Client, prelude::*, std::FastDivmod};
 
+use crate::device::tensor::{KvLayout, Result, by_slot, contiguous, rows, shape};
 use crate::fp8::{Code, Fp8};
-use crate::tensor::{KvLayout, Result, by_slot, contiguous, rows, shape};
 
 /// The pages of a layer, and their type.
 pub struct Pools {

@@ -8,7 +8,7 @@ mod launch;
 pub use launch::{HeadNorm, Rope, To, launch};
 
 use crate::fp8::Code;
-use crate::row_group::RowGroup;
+use crate::rows::row_group::RowGroup;
 
 /// The pairing of a head's elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

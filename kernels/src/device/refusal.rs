@@ -1,4 +1,4 @@
-use crate::isa::{Arch, Instruction};
+use super::arch::{Arch, Instruction};
 
 /// The reason why a kernel was not launched. Nothing has been written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -2,11 +2,11 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*, std::FastDivmod};
 
+use crate::device::grid::elementwise;
+use crate::device::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 use crate::fp8::{Code, decode, divisor, element_type, encode, scale_of};
-use crate::grid::elementwise;
 use crate::math::{narrow, widen};
-use crate::pages::{Pools, row_of, unzip};
-use crate::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
+use crate::rows::pages::{Pools, row_of, unzip};
 
 /// The direction of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -101,26 +101,44 @@ pub struct Tokens {
 }
 
 /// Writes token `t` of `k` and `v` to slot `slots[t]` of the pages: rounded if the pages are fp8, else bit
-/// for bit. The slots are trusted to be in the pools and distinct.
+/// for bit.
 ///
 /// # Errors
 ///
 /// If the shapes do not fit each other. Nothing is launched then.
-pub fn append(client: &Client, tokens: Tokens, dtype: ElemType) -> Result<()> {
-    launch("append_paged_kv", Way::Append, client, tokens, dtype)
+///
+/// # Safety
+///
+/// Each of `slots` is negative or below pages times slots of a page, and no two from 0 on are the same.
+pub unsafe fn append(client: &Client, tokens: Tokens, dtype: ElemType) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { launch("append_paged_kv", Way::Append, client, tokens, dtype) }
 }
 
-/// Reads slot `slots[t]` of the pages into token `t` of `k` and `v`, which are of type `dtype`. The slots are
-/// trusted to be in the pools.
+/// Reads slot `slots[t]` of the pages into token `t` of `k` and `v`, which are of type `dtype`.
 ///
 /// # Errors
 ///
 /// As [`append`].
-pub fn gather(client: &Client, tokens: Tokens, dtype: ElemType) -> Result<()> {
-    launch("gather_paged_kv", Way::Gather, client, tokens, dtype)
+///
+/// # Safety
+///
+/// Each of `slots` is negative or below pages times slots of a page.
+pub unsafe fn gather(client: &Client, tokens: Tokens, dtype: ElemType) -> Result<()> {
+    // SAFETY: the caller's promise.
+    unsafe { launch("gather_paged_kv", Way::Gather, client, tokens, dtype) }
 }
 
-fn launch(kernel: &'static str, way: Way, client: &Client, tokens: Tokens, dtype: ElemType) -> Result<()> {
+/// # Safety
+///
+/// As [`append`] or [`gather`], by the way.
+unsafe fn launch(
+    kernel: &'static str,
+    way: Way,
+    client: &Client,
+    tokens: Tokens,
+    dtype: ElemType,
+) -> Result<()> {
     let Tokens { pools, k, v, slots } = tokens;
     rows(kernel, "k", &k, 3)?;
     rows(kernel, "v", &v, 3)?;

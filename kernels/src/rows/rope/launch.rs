@@ -9,10 +9,12 @@ use cubecl::{
 use super::Blueprint;
 use super::Style;
 use super::kernel::rope;
+use crate::device::tensor::{
+    KvLayout, Result, addresses, alignment, contiguous, one_page, rows, shape, vector,
+};
 use crate::fp8::{Quantized, element_type};
-use crate::pages::{KvQuantized, Pools, unzip};
-use crate::row_group::RowGroup;
-use crate::tensor::{KvLayout, Result, addresses, alignment, contiguous, one_page, rows, shape, vector};
+use crate::rows::pages::{KvQuantized, Pools, unzip};
+use crate::rows::row_group::RowGroup;
 
 const KERNEL: &str = "rope";
 
@@ -114,13 +116,17 @@ impl Places {
 }
 
 /// Rotates the first `rotary_dim` elements of every head of `q` and `k`, after its norm if there is one, and
-/// copies the others. Inputs are of type `dtype`. Positions are trusted to be rows of `cos_sin`; slots are
-/// trusted to be in the pools and distinct.
+/// copies the others. Inputs are of type `dtype`.
 ///
 /// # Errors
 ///
 /// If the shapes do not fit each other. Nothing is launched then.
-pub fn launch(client: &Client, rope: Rope, dtype: ElemType) -> Result<()> {
+///
+/// # Safety
+///
+/// Each of `positions` is from 0 to below the rows of `cos_sin`. Slots are as [`append`](crate::rows::append::append)
+/// wants them.
+pub unsafe fn launch(client: &Client, rope: Rope, dtype: ElemType) -> Result<()> {
     let Rope { q, k, cos_sin, positions, style, norm, q_out, q_quantized, to } = rope;
     rows(KERNEL, "q", &q, 3)?;
     rows(KERNEL, "k", &k, 3)?;

@@ -1,0 +1,8 @@
+//! Operations on rows: of hidden states, of heads, of pages.
+
+pub mod activation;
+pub mod append;
+pub mod norm;
+pub mod pages;
+pub mod rope;
+pub(crate) mod row_group;
