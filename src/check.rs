@@ -2,7 +2,7 @@
 
 use burn::{
     backend::{Dispatch, DispatchDevice},
-    tensor::{DType, Device, Tensor},
+    tensor::{DType, Device, Int, Tensor},
 };
 
 use crate::dispatch::Origin;
@@ -158,6 +158,40 @@ pub(crate) fn no_gradient<const D: usize>(
         return Err(Error::Gradient { op, argument });
     }
     Ok(())
+}
+
+/// Refuses all but one scale, or one for each of `heads`.
+pub(crate) fn scales(
+    op: &'static str,
+    argument: &'static str,
+    scale: Tensor<1>,
+    heads: usize,
+) -> Result<Tensor<1>> {
+    device(op, argument, &scale.device())?;
+    if scale.dtype() != DType::F32 {
+        let got = format!("{:?}", scale.dtype());
+        return Err(Error::Dtype { op, argument, got, expected: "F32".into() });
+    }
+    no_gradient(op, argument, &scale)?;
+    if scale.dims() != [1] && scale.dims() != [heads] {
+        let expected = if heads == 1 { "[1]".into() } else { format!("[1] or [{heads}], one for each head") };
+        return Err(shape(op, argument, &scale.dims(), expected));
+    }
+    Ok(scale)
+}
+
+/// Refuses tensors that are not fp8, and devices without it.
+pub(crate) fn codes<const D: usize>(
+    op: &'static str,
+    argument: &'static str,
+    tensor: &Tensor<D, Int>,
+) -> Result<()> {
+    if tensor.dtype() != DType::U8 {
+        let got = format!("{:?}", tensor.dtype());
+        return Err(Error::Dtype { op, argument, got, expected: "U8".into() });
+    }
+    device(op, argument, &tensor.device())?;
+    bytes(op, argument, &tensor.device())
 }
 
 /// All that does not concern the shape of the float arguments of one operation. The first one sets device and type.

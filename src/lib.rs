@@ -68,52 +68,44 @@
 mod attention;
 mod backend;
 mod cache;
-mod cascade;
 mod check;
 mod dispatch;
-mod draws;
 mod error;
 pub mod extension;
-mod fp8;
-mod graph;
 mod indptr;
 mod ints;
-mod kv_pages;
 mod memory;
 mod ops;
-mod options;
-mod page_pool;
-mod page_table;
-mod plan;
-mod prefix_tree;
 pub mod reference;
 #[cfg(feature = "flex")]
 mod simd;
+mod types;
 
-pub use attention::{AttentionVariant, LogitTile, Request, Row, SharedVariant, VariantInputs};
-pub use cache::{CacheConfig, CacheStats, PagedKvCache, PagedStep, SequenceId, SwappedSequence};
-pub use cascade::Cascade;
+pub use attention::{
+    AttentionOutput, Cascade, CascadePlan, DecodeGraph, DecodeStep, KvSplit, PagedPlan, PlanConfig,
+    RaggedPlan, VariantInputs, batch_decode_paged, batch_prefill_paged, batch_prefill_ragged,
+    cascade_attention, single_decode, single_prefill,
+};
+pub use cache::{
+    CacheConfig, CacheStats, KvPages, PageCopies, PageTable, PagedKvCache, PagedStep, Positions, SequenceId,
+    SlotMapping, SwappedSequence, copy_pages,
+};
 pub use check::check_support;
 pub use error::{Error, Result};
-pub use extension::{BitOrder, RopeStyle, WeightLayout};
-pub use fp8::{Fp8, Quantization};
-pub use graph::DecodeGraph;
-pub use indptr::{Indptr, Positions};
-pub use kv_pages::KvPages;
+pub use indptr::Indptr;
 pub use ops::{
-    AttentionOutput, PageCopies, QkNorm, Qkv, Rope, RopeConfig, RopeScaling, append_paged_kv, apply_rope,
-    batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, cascade_attention, copy_pages,
+    QkNorm, Qkv, Quantization, Rope, RopeConfig, RopeScaling, SegmentGemm, append_paged_kv, apply_rope,
     fused_add_rms_norm, fused_add_rms_norm_quant, gather_paged_kv, gelu_and_mul, gelu_and_mul_quant,
     gelu_tanh_and_mul, gelu_tanh_and_mul_quant, gemma_fused_add_rms_norm, gemma_fused_add_rms_norm_quant,
     gemma_rms_norm, gemma_rms_norm_quant, layer_norm, layer_norm_quant, matmul_nt, merge_state,
     merge_state_in_place, merge_states, packbits, qk_rms_norm_rope, rms_norm, rms_norm_quant,
     rope_append_paged_kv, rope_quantize_fp8, segment_gemm, segment_packbits, segment_unpackbits,
-    silu_and_mul, silu_and_mul_quant, single_decode, single_prefill, unpackbits,
-    variable_length_merge_states,
+    silu_and_mul, silu_and_mul_quant, unpackbits, variable_length_merge_states,
 };
-pub use options::{AttentionOptions, KvLayout};
-pub use page_table::{PageTable, SlotMapping};
-pub use plan::{CascadePlan, DecodeStep, KvSplit, PagedPlan, PlanConfig, RaggedPlan, SegmentGemm};
+pub use types::{
+    AttentionOptions, AttentionVariant, BitOrder, Fp8, KvLayout, LogitTile, Request, RopeStyle, Row,
+    SharedVariant, WeightLayout,
+};
 
 /// All that a decoder layer over a paged cache needs, for `use burn_flashinfer::prelude::*`.
 pub mod prelude {
@@ -148,7 +140,6 @@ pub mod prelude {
 /// # }
 /// ```
 pub mod sampling {
-    pub use crate::draws::{DrawKey, Draws};
     pub use crate::ops::sampling::*;
 }
 

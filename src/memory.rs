@@ -14,15 +14,6 @@ use burn::backend::DispatchDevice;
 
 use crate::error::{Error, Result};
 
-/// The memory of a device, in bytes.
-#[cfg_attr(not(feature = "cube"), allow(dead_code, reason = "the memory of Flex is that of the host"))]
-pub(crate) struct DeviceMemory {
-    /// Bytes of one tensor.
-    pub largest: u64,
-    /// Bytes of all tensors together, if it is known.
-    pub all: Option<u64>,
-}
-
 /// The product of `extents`, or `usize::MAX` if it is more than that.
 pub(crate) fn bytes<const N: usize>(extents: [usize; N]) -> usize {
     // A factor of 0 may come last.

@@ -1,3 +1,5 @@
+//! Tensors that come with a call.
+
 use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor};
 
@@ -6,6 +8,7 @@ use crate::dispatch::IntoBackend;
 use crate::error::Result;
 use crate::extension::{MaybeFloats, MaybeInts};
 use crate::ints::saturated;
+use crate::types::{AttentionOptions, KvLayout};
 
 /// The tensors of a variant, which may change from run to run of a plan: slopes, sinks, scales, masks. By builder.
 #[derive(Debug, Clone, Default)]
@@ -48,5 +51,13 @@ impl VariantInputs {
         let some = |floats: Tensor<1>| MaybeFloats::Some(floats.into_backend());
         let floats = self.floats.map_or(MaybeFloats::None, some);
         (floats, self.ints.map_or(MaybeInts::None, |ints| MaybeInts::Some(ints.into_backend())))
+    }
+}
+
+/// Contiguous keys and values as `[tokens, heads, head_dim]`, whatever order they came in; a view, not a copy.
+pub(crate) fn by_token(k: Tensor<3>, v: Tensor<3>, options: &AttentionOptions) -> (Tensor<3>, Tensor<3>) {
+    match options.kv_layout.unwrap_or_default() {
+        KvLayout::Nhd => (k, v),
+        KvLayout::Hnd => (k.swap_dims(0, 1), v.swap_dims(0, 1)),
     }
 }

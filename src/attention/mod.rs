@@ -1,10 +1,17 @@
-//! Attention: variants, options and inputs.
+//! Attention: its requests are checked, planned and run.
 
+mod cascade;
+mod graph;
 mod inputs;
-mod variant;
+mod output;
+mod plan;
+mod unplanned;
 
+pub use cascade::{Cascade, CascadePlan, cascade_attention};
+pub use graph::DecodeGraph;
 pub use inputs::VariantInputs;
-#[cfg(feature = "cube")]
-pub(crate) use variant::PlannedKeys;
-pub use variant::{AttentionVariant, LogitTile, Request, Row, SharedVariant};
-pub(crate) use variant::{StandardAttention, visible};
+pub use output::AttentionOutput;
+pub use plan::{DecodeStep, KvSplit, PagedPlan, PlanConfig, RaggedPlan};
+pub use unplanned::{
+    batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, single_decode, single_prefill,
+};

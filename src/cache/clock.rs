@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, ThreadId};
 
-use super::SequenceId;
+use super::sequence::SequenceId;
+use crate::error::{Error, Result};
 
 /// Counts the changes of a cache: when each sequence that is alive changed last.
 #[derive(Debug, Default)]
@@ -154,6 +155,15 @@ impl Stamp {
         }
         found.map(Unfit::Changed)
     }
+}
+
+/// Refuses pages that a graph of another thread reads and writes, in the stream of that thread.
+pub(super) fn check_thread(op: &'static str, argument: &'static str, clock: &Clock) -> Result<()> {
+    if !clock.is_of_another_thread() {
+        return Ok(());
+    }
+    let (got, expected) = ("of a graph of another thread".into(), "used by that thread alone".into());
+    Err(Error::Value { op, argument, got, expected })
 }
 
 #[cfg(test)]

@@ -2,12 +2,11 @@
 
 use burn::tensor::{DType, Device, Int, Tensor};
 
+use super::kv_pages::KvPages;
 use crate::check;
 use crate::error::{Error, Result};
-use crate::fp8::Fp8;
-use crate::kv_pages::KvPages;
 use crate::memory;
-use crate::options::KvLayout;
+use crate::types::{Fp8, KvLayout};
 
 /// The extents of a [`PagedKvCache`](crate::PagedKvCache).
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,8 @@
 //! Prefixes that outlive their sequences.
 
-use super::{Change, PagedKvCache, Sequence, SequenceId};
+use super::clock::Change;
+use super::kv_cache::PagedKvCache;
+use super::sequence::{Sequence, SequenceId};
 use crate::error::{Error, Result};
 
 impl PagedKvCache {

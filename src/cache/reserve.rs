@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::{Change, PagedKvCache, Sequence, SequenceId};
+use super::clock::Change;
+use super::copy::{PageCopies, copy_pages};
+use super::kv_cache::PagedKvCache;
+use super::sequence::{Sequence, SequenceId};
+use super::slot_mapping::SlotMapping;
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::ops::{PageCopies, copy_pages};
-use crate::page_table::SlotMapping;
 
 /// The pages that a call of [`PagedKvCache::reserve`] takes from the pool.
 struct Plan {

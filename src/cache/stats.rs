@@ -2,9 +2,7 @@
 
 use std::fmt;
 
-use super::PagedKvCache;
-
-/// The current use of a [`PagedKvCache`], in pages and tokens, and its counts since it was made.
+/// The current use of a [`PagedKvCache`](crate::PagedKvCache), in pages and tokens, and its counts since it was made.
 ///
 /// A page counts once, however many layers it has a part in. Each is free, used, or evictable:
 /// `pages = free_pages + used_pages + evictable_pages`.
@@ -71,24 +69,5 @@ impl fmt::Display for CacheStats {
             "{used_pages} of {pages} pages used, {evictable_pages} evictable; {sequences} sequences of {tokens} tokens; \
              prefixes: {hit_tokens} tokens found, {missed_tokens} not"
         )
-    }
-}
-
-impl PagedKvCache {
-    /// The current use of the cache, and its counts.
-    pub fn stats(&self) -> CacheStats {
-        let [pages, free_pages, evictable_pages] =
-            [self.pool.pages(), self.pool.free_pages(), self.pool.idle_pages()];
-        CacheStats {
-            pages,
-            free_pages,
-            used_pages: pages - free_pages - evictable_pages,
-            evictable_pages,
-            remembered_pages: self.tree.pages(),
-            shared_pages: self.pool.shared_pages(),
-            sequences: self.sequences.len(),
-            tokens: self.sequences.values().map(|sequence| sequence.len).sum(),
-            ..self.counted
-        }
     }
 }

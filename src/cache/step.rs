@@ -1,10 +1,12 @@
 //! The inputs of a step that all layers of a model share: slots, positions, page table, row pointer of the queries.
 
-use super::{PagedKvCache, SequenceId};
+use super::kv_cache::PagedKvCache;
+use super::page_table::PageTable;
+use super::positions::Positions;
+use super::sequence::SequenceId;
+use super::slot_mapping::SlotMapping;
 use crate::error::{Error, Result};
-use crate::indptr::Positions;
 use crate::memory;
-use crate::page_table::{PageTable, SlotMapping};
 
 /// A step of a model over a [`PagedKvCache`]: made by [`PagedKvCache::step`], used by every layer.
 ///

@@ -2,17 +2,17 @@
 
 use burn::tensor::{Int, Tensor, TensorData, Transaction};
 
-use super::{PagedKvCache, Sequence, SequenceId};
+use super::kv_cache::PagedKvCache;
+use super::kv_pages::KvPages;
+use super::sequence::{Sequence, SequenceId};
+use super::slot_mapping::SlotMapping;
 use crate::check;
 use crate::dispatch::IntoBackend;
 use crate::error::{Error, Result};
 use crate::extension::KvTensors;
-use crate::fp8::Fp8;
 use crate::indptr::upload;
-use crate::kv_pages::KvPages;
 use crate::memory;
-use crate::ops::{read, write};
-use crate::page_table::SlotMapping;
+use crate::types::Fp8;
 
 /// The keys and values of a sequence in host memory, out of a [`PagedKvCache`].
 ///
@@ -90,7 +90,7 @@ impl PagedKvCache {
             // Layer by layer: the device needs memory for a copy of one only.
             for layer in &self.layers {
                 let both = Transaction::default();
-                let reading = match read(layer, slots.clone(), layer.dtype()) {
+                let reading = match layer.read(slots.clone(), layer.dtype()) {
                     KvTensors::Floats(k, v) => {
                         let [k, v] = [k, v].map(Tensor::<3>::from_dispatch);
                         both.register(k).register(v)
@@ -143,7 +143,7 @@ impl PagedKvCache {
                 let [k, v] = rows.map(|rows| Tensor::<3>::from_data(rows, (device, dtype)));
                 KvTensors::Floats(k.into_backend(), v.into_backend())
             };
-            write(layer, tokens, &slots);
+            layer.write(tokens, &slots);
         }
         self.counted.swapped_in_tokens += swapped.len as u64;
         Ok(self.insert(sequence))

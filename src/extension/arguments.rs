@@ -11,10 +11,13 @@ use burn::backend::{
     tensor::{FloatTensor, IntTensor},
 };
 
-use crate::attention::SharedVariant;
-use crate::fp8::Fp8;
-use crate::options::KvLayout;
-use crate::plan::Launch;
+use crate::types::{Fp8, KvLayout, RopeStyle};
+
+#[cfg(feature = "cube")]
+use burn_flashinfer_kernels::attention as kernels;
+
+/// Words of a draw on the device: both halves of the seed, the stream, both halves of the offset, and the row.
+pub(crate) const DRAW_WORDS: usize = 6;
 
 /// Places of the queries and keys of each request, and the work partitioning.
 #[derive(Debug, Clone, ExtensionType)]
@@ -51,6 +54,19 @@ pub struct BatchLayout {
     pub launch: Launch,
 }
 
+/// The kernel launch of a [`Batch`], and its lists.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Launch {
+    /// Ranges of the index tensor.
+    pub(crate) work_items: Range<usize>,
+    pub(crate) merges: Range<usize>,
+    pub(crate) merge_rows: usize,
+    pub(crate) partial_rows: usize,
+    /// None on Flex, which needs no plan.
+    #[cfg(feature = "cube")]
+    pub(crate) blueprint: Option<kernels::Blueprint>,
+}
+
 /// The lists of a batch whose keys and values lie in pages.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PagesLayout {
@@ -64,15 +80,6 @@ pub struct PagesLayout {
     pub layout: KvLayout,
 }
 
-/// The settings of attention.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AttentionParams {
-    /// Scale, visible keys, and functions of logits and outputs.
-    pub variant: SharedVariant,
-    /// Requests the base-2 log-sum-exp.
-    pub return_lse: bool,
-}
-
 /// The results of attention: `output` `[tokens, q_heads, head_dim_vo]` of the type of the queries, and `lse`
 /// `[tokens, q_heads]` in f32 if it was requested.
 #[derive(Debug, Clone, ExtensionType)]
@@ -82,36 +89,6 @@ pub enum Attended<B: Backend> {
     WithoutLse(FloatTensor<B>),
     /// The output and the base-2 log-sum-exp.
     WithLse(FloatTensor<B>, FloatTensor<B>),
-}
-
-/// The pairing of a head's elements in RoPE.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum RopeStyle {
-    /// Element `i` with `i + rotary_dim / 2`: Llama and GPT-NeoX as Hugging Face stores them.
-    #[default]
-    Halves,
-    /// Element `2i` with `2i + 1`: GPT-J, Llama as Meta stores it.
-    Interleaved,
-}
-
-/// The factor of a row's norm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum RmsNormStyle {
-    /// The weight.
-    Plain,
-    /// `1 + weight`, the sum in f32.
-    Gemma,
-}
-
-/// The function of the first half of a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Activation {
-    /// `a / (1 + exp(-a))`.
-    Silu,
-    /// `a / 2 * (1 + erf(a / sqrt(2)))`.
-    Gelu,
-    /// `a / 2 * (1 + tanh(sqrt(2 / pi) * (a + 0.044715 a^3)))`.
-    GeluTanh,
 }
 
 /// Rows of floats, or of fp8 (`U8`).
@@ -219,26 +196,6 @@ pub struct RotatedAndAppended<B: Backend> {
     /// The pages.
     #[extension_type]
     pub pages: KvTensors<B>,
-}
-
-/// The order of the axes of matrices that rows are multiplied with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum WeightLayout {
-    /// `[matrices, d_in, d_out]`: the rows of a matrix are its inputs.
-    #[default]
-    RowMajor,
-    /// `[matrices, d_out, d_in]`: the rows of a matrix are its outputs, as checkpoints have it.
-    ColumnMajor,
-}
-
-/// The order of bits in a byte.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum BitOrder {
-    /// The highest, as numpy has it.
-    #[default]
-    Big,
-    /// The lowest, as the masks of attention have it.
-    Little,
 }
 
 /// Segments of bits that each begin with a byte of their own.

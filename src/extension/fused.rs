@@ -1,11 +1,10 @@
 //! Shapes of outputs that Fusion must know before anything runs.
 
-use super::{
-    AttendedMetadata, AttentionParams, BatchMetadata, KvTensorsMetadata, MaybeIntsMetadata,
-    NormedSumMetadata, PagesMetadata, RmsNormStyle, RotatedAndAppendedMetadata, RotationsMetadata,
-    RoundingMetadata, RowsMetadata, WeightLayout,
+use super::arguments::{
+    AttendedMetadata, BatchMetadata, KvTensorsMetadata, MaybeIntsMetadata, NormedSumMetadata, PagesMetadata,
+    RotatedAndAppendedMetadata, RotationsMetadata, RoundingMetadata, RowsMetadata,
 };
-use crate::options::KvLayout;
+use crate::types::{AttentionParams, KvLayout, RmsNormStyle, WeightLayout};
 use burn::{
     backend::fusion::custom::TensorSpec,
     tensor::{DType, Shape},

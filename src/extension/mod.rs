@@ -16,8 +16,8 @@ use burn::tensor::DType;
 
 pub use arguments::*;
 
-use crate::fp8::Fp8;
-pub use crate::plan::Launch;
+use crate::types::Fp8;
+pub use crate::types::{Activation, AttentionParams, BitOrder, RmsNormStyle, RopeStyle, WeightLayout};
 
 /// The operations of this crate, as a backend provides them.
 ///

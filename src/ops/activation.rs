@@ -5,11 +5,11 @@ use burn::{
     tensor::{Int, Tensor},
 };
 
+use super::quantization::{Quantization, Rounded, check_quantization, rounding};
 use crate::check::{Floats, shape};
 use crate::dispatch::IntoBackend;
 use crate::error::Result;
 use crate::extension::{Activation, FlashInferBackend};
-use crate::fp8::{Quantization, Rounded, check_quantization, rounding};
 
 /// Multiplies the second half of the last axis with the first one through SiLU: `a / (1 + exp(-a)) * b`, where `a` is
 /// `x[…, ..width]` and `b` is `x[…, width..]`.

@@ -1,19 +1,14 @@
 //! Writing keys and values into pages, and reading them back.
 
-use burn::{
-    backend::Dispatch,
-    tensor::{DType, Int, Tensor},
-};
+use burn::tensor::{DType, Tensor};
 
-use crate::cache::Says;
+use crate::cache::{KvPages, PageTable, Says, SlotMapping};
 use crate::check::{self, Floats, shape};
 use crate::dispatch::IntoBackend;
 use crate::error::{Error, Result};
-use crate::extension::{FlashInferBackend, KvTensors};
+use crate::extension::KvTensors;
 use crate::indptr::upload;
-use crate::kv_pages::KvPages;
 use crate::memory;
-use crate::page_table::{PageTable, SlotMapping};
 
 /// Writes the keys and values of new tokens to their slots in the pages of a layer.
 ///
@@ -35,18 +30,9 @@ pub fn append_paged_kv(pages: &mut KvPages, k: Tensor<3>, v: Tensor<3>, slots: &
     fits(OP, pages, &k, &v, slots)?;
     if !slots.is_empty() {
         let tokens = KvTensors::Floats(k.into_backend(), v.into_backend());
-        write(pages, tokens, slots);
+        pages.write(tokens, slots);
     }
     Ok(())
-}
-
-/// Keys and values as stored in pages: floats or fp8.
-pub(crate) type Tokens = KvTensors<Dispatch>;
-
-/// Writes tokens that fit, bit for bit.
-pub(crate) fn write(pages: &mut KvPages, tokens: Tokens, slots: &SlotMapping) {
-    let slots = slots.tensor.clone().into_backend();
-    pages.update(|pages| Dispatch::append_paged_kv(pages, tokens, slots));
 }
 
 /// Refuses keys and values that do not fit pages or slots.
@@ -105,7 +91,7 @@ pub fn gather_paged_kv(pages: &KvPages, table: &PageTable, dtype: DType) -> Resu
         let rows = |dim| Tensor::<3>::empty([0, pool.kv_heads, dim], (&pages.device(), dtype));
         return Ok((rows(pool.k_dim), rows(pool.v_dim)));
     }
-    match read(pages, upload(slots, &pages.device()), dtype) {
+    match pages.read(upload(slots, &pages.device()), dtype) {
         KvTensors::Floats(k, v) => Ok((pages.origin().tensor(k), pages.origin().tensor(v))),
         // A backend makes numbers where numbers are asked for.
         KvTensors::Codes(..) => Err(Error::Read {
@@ -115,9 +101,4 @@ pub fn gather_paged_kv(pages: &KvPages, table: &PageTable, dtype: DType) -> Resu
             expected: format!("numbers of type {dtype:?}"),
         }),
     }
-}
-
-/// Reads slots of `pages`, at least one: floats of type `dtype`, or fp8 if it is `U8`.
-pub(crate) fn read(pages: &KvPages, slots: Tensor<1, Int>, dtype: DType) -> Tokens {
-    Dispatch::gather_paged_kv(pages.to_dispatch(), slots.into_backend(), dtype)
 }

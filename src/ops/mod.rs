@@ -2,13 +2,11 @@
 
 mod activation;
 mod append;
-mod attention;
 mod bits;
-mod cascade;
-mod copy;
 mod linear;
 mod merge;
 mod norm;
+mod quantization;
 mod rope;
 pub(crate) mod sampling;
 mod segment_gemm;
@@ -18,24 +16,16 @@ pub use activation::{
     silu_and_mul_quant,
 };
 pub use append::{append_paged_kv, gather_paged_kv};
-pub(crate) use append::{read, write};
-pub use attention::{
-    AttentionOutput, batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, single_decode,
-    single_prefill,
-};
-pub(crate) use attention::{attend, by_token};
 pub use bits::{packbits, segment_packbits, segment_unpackbits, unpackbits};
-pub use cascade::cascade_attention;
-pub(crate) use cascade::{check_room, check_shares, merge_levels};
-pub use copy::{PageCopies, copy_pages};
 pub use linear::matmul_nt;
 pub use merge::{merge_state, merge_state_in_place, merge_states, variable_length_merge_states};
 pub use norm::{
     fused_add_rms_norm, fused_add_rms_norm_quant, gemma_fused_add_rms_norm, gemma_fused_add_rms_norm_quant,
     gemma_rms_norm, gemma_rms_norm_quant, layer_norm, layer_norm_quant, rms_norm, rms_norm_quant,
 };
+pub use quantization::Quantization;
 pub use rope::{
     QkNorm, Qkv, Rope, RopeConfig, RopeScaling, apply_rope, qk_rms_norm_rope, rope_append_paged_kv,
     rope_quantize_fp8,
 };
-pub use segment_gemm::segment_gemm;
+pub use segment_gemm::{SegmentGemm, segment_gemm};

@@ -5,11 +5,11 @@ use burn::{
     tensor::{DType, Float, Int, Tensor},
 };
 
+use super::quantization::{Quantization, Rounded, check_quantization, rounding};
 use crate::check::{self, Floats, shape};
 use crate::dispatch::IntoBackend;
 use crate::error::Result;
 use crate::extension::{FlashInferBackend, NormedSum, RmsNormStyle};
-use crate::fp8::{Quantization, Rounded, check_quantization, rounding};
 
 /// Root-mean-square normalisation of the last axis: `x / sqrt(mean(x²) + epsilon) * weight`.
 ///

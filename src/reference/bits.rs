@@ -1,8 +1,8 @@
 //! Masks, eight bits to a byte.
 
-use super::{check_len, value};
+use super::check::{check_len, value};
 use crate::error::Result;
-use crate::extension::BitOrder;
+use crate::types::BitOrder;
 
 /// [`packbits`](crate::packbits): byte `b` is `Σ 2^w_i` of the bits `8b + i` that are set, `w_i` being `i`, or with
 /// [`BitOrder::Big`] `7 - i`.

@@ -1,6 +1,7 @@
 //! Merging attention states.
 
-use super::{Heads, State, check_len, shape, value};
+use super::check::{check_len, shape, value};
+use super::heads::{Heads, State};
 use crate::error::Result;
 
 /// [`merge_state`](crate::merge_state): [`merge_states`] of two.

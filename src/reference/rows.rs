@@ -1,7 +1,7 @@
 //! Operations that go row by row: norms, activations, linear layers.
 
 use super::bits::check_indptr;
-use super::{check_len, dot, value};
+use super::check::{check_len, dot, value};
 use crate::error::Result;
 
 /// [`rms_norm`](crate::rms_norm): `x / sqrt(mean(x²) + epsilon) * weight` for each row of `x` `[rows, width]`, with

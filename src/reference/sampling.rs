@@ -1,6 +1,6 @@
 //! Sampling: the distributions that tokens are drawn from.
 
-use super::{check_len, value};
+use super::check::{check_len, value};
 use crate::error::Result;
 
 /// [`softmax`](crate::sampling::softmax): `exp(x / t) / Σ exp(x / t)` for each row of `logits`

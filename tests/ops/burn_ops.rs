@@ -184,7 +184,7 @@ type Sum<'a> = &'a dyn Fn(&mut dyn Iterator<Item = (f32, f32)>) -> f64;
 fn matrix_products(target: Target) {
     let rng = &mut Rng::new("burn matmul");
     if !cfg!(feature = "autotune") && target.name != "flex" {
-        // See `naive_matmul` in src/backend/cube.rs; `linear` tests products there.
+        // See `naive_matmul` in src/backend/cube/linear.rs; `linear` tests products there.
         say("without autotuning Burn has only a kernel for products that wants too much shared memory");
         return;
     }

@@ -3,6 +3,7 @@ use std::fmt::Debug;
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use super::blueprint::Blueprint;
+use super::checked::Operands;
 use super::kv_table::{PagedLaunch, RaggedLaunch, TableArgs};
 use super::plan::DevicePlan;
 use super::variant::Variant;
@@ -69,15 +70,6 @@ pub struct Inputs {
     pub floats: Option<TensorBinding>,
     /// An i32 tensor, contiguous.
     pub ints: Option<TensorBinding>,
-}
-
-/// The tensors of a checked problem, with keys and values in pages.
-pub(super) struct Operands {
-    pub q: TensorBinding,
-    pub k: TensorBinding,
-    pub v: TensorBinding,
-    pub output: TensorBinding,
-    pub lse: Option<TensorBinding>,
 }
 
 /// A variant of any type, with its arguments: launches the kernels that are generic over it.

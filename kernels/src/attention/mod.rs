@@ -2,6 +2,7 @@
 
 mod blueprint;
 mod buffers;
+mod checked;
 mod hopper;
 mod kv_table;
 mod launch;

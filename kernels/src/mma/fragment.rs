@@ -2,8 +2,6 @@
 
 use cubecl::prelude::*;
 
-use super::Mma;
-
 /// The fragment layout of an accumulator: a tile of `ROWS` queries and `COLUMNS` keys (or elements of an
 /// output).
 pub(crate) trait FragmentLayout: Send + Sync + 'static {
@@ -26,10 +24,31 @@ pub(crate) trait FragmentLayout: Send + Sync + 'static {
     fn step(tile: usize, e: usize) -> usize;
 }
 
+/// An accumulator's tiles in vectors of a lane. All lanes of a plane call together.
+#[cube]
+pub(crate) trait Accumulator: FragmentLayout + Sized {
+    /// [`FragmentLayout::ACC`].
+    type Acc: Size;
+    /// [`FragmentLayout::RUN`].
+    type Run: Size;
+
+    /// Row `i` of the lane, within a tile.
+    fn row(#[comptime] i: usize) -> usize;
+    /// First column of the lane.
+    fn column() -> usize;
+
+    /// The largest `x` among the row's lanes.
+    fn row_max(x: f32) -> f32;
+    /// The sum of `x` over the row's lanes.
+    fn row_sum(x: f32) -> f32;
+    /// The value of each element's row, for all elements of the `m`-th tile of rows.
+    fn spread(rows: &Array<f32>, #[comptime] m: usize) -> Vector<f32, Self::Acc>;
+}
+
 /// Row-major tiles of an accumulator: `[rows, columns]` of [`FragmentLayout`]. The rows and columns of its methods are
 /// those that the lane has.
 #[derive(CubeType)]
-pub(crate) struct Fragment<M: Mma> {
+pub(crate) struct Fragment<M: Accumulator> {
     pub tiles: Array<Vector<f32, M::Acc>>,
     /// Tiles side by side.
     #[cube(comptime)]
@@ -53,7 +72,7 @@ pub(crate) fn column_step<L: FragmentLayout>(c: usize) -> usize {
 }
 
 #[cube]
-impl<M: Mma> Fragment<M> {
+impl<M: Accumulator> Fragment<M> {
     /// An accumulator of `rows` times `columns` tiles, not yet written.
     pub fn new(#[comptime] rows: usize, #[comptime] columns: usize) -> Self {
         Fragment::<M> { tiles: Array::new(comptime!(rows * columns)), columns, rows }

@@ -15,8 +15,10 @@ use std::marker::PhantomData;
 
 use cubecl::prelude::*;
 
-use super::operands::{copy_of, first_key, first_row, plane_of_keys, store_keys};
-use super::{CopyShape, Fragment, FragmentLayout, Mma, Operands, TileShape};
+use super::fragment::{Accumulator, Fragment, FragmentLayout};
+use super::operands::{CopyShape, Operands, copy_of, first_key, first_row, plane_of_keys, store_keys};
+use super::product::Mma;
+use super::tile_shape::TileShape;
 use crate::isa::amd::{exp2, mfma};
 use crate::math::{Math, tanh_by_exp2};
 use crate::request::TileRows;
@@ -224,7 +226,7 @@ impl<S: Side> Operands for Mfma<S> {
 }
 
 #[cube]
-impl<S: Side> Mma for Mfma<S> {
+impl<S: Side> Accumulator for Mfma<S> {
     type Acc = S::Acc;
     type Run = Const<4>;
 
@@ -236,6 +238,23 @@ impl<S: Side> Mma for Mfma<S> {
         UNIT_POS_X as usize / S::SIDE * 4
     }
 
+    fn row_max(x: f32) -> f32 {
+        let x = max(x, plane_shuffle_xor(x, 32u32));
+        if comptime!(S::SIDE == 16) { max(x, plane_shuffle_xor(x, 16u32)) } else { x }
+    }
+
+    fn row_sum(x: f32) -> f32 {
+        let x = x + plane_shuffle_xor(x, 32u32);
+        if comptime!(S::SIDE == 16) { x + plane_shuffle_xor(x, 16u32) } else { x }
+    }
+
+    fn spread(rows: &Array<f32>, #[comptime] m: usize) -> Vector<f32, S::Acc> {
+        Vector::new(rows[m])
+    }
+}
+
+#[cube]
+impl<S: Side> Mma for Mfma<S> {
     fn qk<E: Float>(q: &Array<Vec16>, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
         let lane = UNIT_POS_X as usize;
         let vecs = comptime!(tiles.k_vecs());
@@ -320,20 +339,6 @@ impl<S: Side> Mma for Mfma<S> {
                 }
             }
         }
-    }
-
-    fn row_max(x: f32) -> f32 {
-        let x = max(x, plane_shuffle_xor(x, 32u32));
-        if comptime!(S::SIDE == 16) { max(x, plane_shuffle_xor(x, 16u32)) } else { x }
-    }
-
-    fn row_sum(x: f32) -> f32 {
-        let x = x + plane_shuffle_xor(x, 32u32);
-        if comptime!(S::SIDE == 16) { x + plane_shuffle_xor(x, 16u32) } else { x }
-    }
-
-    fn spread(rows: &Array<f32>, #[comptime] m: usize) -> Vector<f32, S::Acc> {
-        Vector::new(rows[m])
     }
 }
 

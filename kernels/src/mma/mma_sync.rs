@@ -5,8 +5,10 @@
 
 use cubecl::prelude::*;
 
-use super::operands::{copy_of, first_key, first_row};
-use super::{CopyShape, Fragment, FragmentLayout, Mma, Operands, TileShape};
+use super::fragment::{Accumulator, Fragment, FragmentLayout};
+use super::operands::{CopyShape, Operands, copy_of, first_key, first_row};
+use super::product::Mma;
+use super::tile_shape::TileShape;
 use crate::isa::nvidia::{exp2, ldmatrix, mma, pack, shared_address, shuffle_xor};
 use crate::math::{Math, tanh_by_exp2};
 use crate::request::TileRows;
@@ -139,7 +141,7 @@ impl Operands for MmaSync {
 }
 
 #[cube]
-impl Mma for MmaSync {
+impl Accumulator for MmaSync {
     type Acc = Const<4>;
     type Run = Const<2>;
 
@@ -151,6 +153,27 @@ impl Mma for MmaSync {
         UNIT_POS_X as usize % 4 * 2
     }
 
+    fn row_max(x: f32) -> f32 {
+        let x = max(x, shuffle_xor(x, 1usize));
+        max(x, shuffle_xor(x, 2usize))
+    }
+
+    fn row_sum(x: f32) -> f32 {
+        let x = x + shuffle_xor(x, 1usize);
+        x + shuffle_xor(x, 2usize)
+    }
+
+    fn spread(rows: &Array<f32>, #[comptime] m: usize) -> Vector<f32, Const<4>> {
+        let (low, high) = (rows[comptime!(2 * m)], rows[comptime!(2 * m + 1)]);
+        let mut spread = Vector::<f32, Const<4>>::new(low);
+        spread.insert(2usize, high);
+        spread.insert(3usize, high);
+        spread
+    }
+}
+
+#[cube]
+impl Mma for MmaSync {
     fn qk<E: Float>(q: &Array<Vec16>, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
         let lane = UNIT_POS_X as usize;
         let depth = comptime!(tiles.dims.qk / 16);
@@ -208,24 +231,6 @@ impl Mma for MmaSync {
                 }
             }
         }
-    }
-
-    fn row_max(x: f32) -> f32 {
-        let x = max(x, shuffle_xor(x, 1usize));
-        max(x, shuffle_xor(x, 2usize))
-    }
-
-    fn row_sum(x: f32) -> f32 {
-        let x = x + shuffle_xor(x, 1usize);
-        x + shuffle_xor(x, 2usize)
-    }
-
-    fn spread(rows: &Array<f32>, #[comptime] m: usize) -> Vector<f32, Const<4>> {
-        let (low, high) = (rows[comptime!(2 * m)], rows[comptime!(2 * m + 1)]);
-        let mut spread = Vector::<f32, Const<4>>::new(low);
-        spread.insert(2usize, high);
-        spread.insert(3usize, high);
-        spread
     }
 }
 

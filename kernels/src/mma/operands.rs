@@ -2,7 +2,8 @@
 
 use cubecl::prelude::*;
 
-use super::{FragmentLayout, TileShape};
+use super::fragment::FragmentLayout;
+use super::tile_shape::TileShape;
 use crate::request::TileRows;
 use crate::staging::{Ring, Staging, Vec16};
 
@@ -37,6 +38,18 @@ pub(crate) trait CopyShape: FragmentLayout {
     fn shared_vecs(tiles: TileShape) -> usize;
     /// Vec16s of a lane in flight to shared memory; at least 1.
     fn staged_vecs(tiles: TileShape) -> usize;
+}
+
+/// Vec16s of shared memory of a cube: its stages, or at the end the results that its planes merge.
+pub(crate) fn shared_vecs<L: CopyShape>(tiles: TileShape) -> usize {
+    let words = (tiles.kv_planes - 1) * tiles.q_planes * plane_words::<L>(tiles);
+    L::shared_vecs(tiles).max(words.div_ceil(4))
+}
+
+/// Words of the softmax state of a plane: output, and row_max and row_sum of each row.
+pub(crate) fn plane_words<L: FragmentLayout>(tiles: TileShape) -> usize {
+    let sums = tiles.dims.vo.div_ceil(L::COLUMNS) * L::ACC;
+    tiles.q_tiles * (sums + 2 * L::LANE_ROWS) * L::PLANE
 }
 
 /// The layout of operands in shared memory. A tile has rows of `vecs`, which a method places within the tile.

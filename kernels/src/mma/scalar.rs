@@ -13,8 +13,10 @@ use std::marker::PhantomData;
 
 use cubecl::prelude::*;
 
-use super::operands::{copy_of, first_key, first_row, store_keys};
-use super::{CopyShape, Fragment, FragmentLayout, Mma, Operands, TileShape};
+use super::fragment::{Accumulator, Fragment, FragmentLayout};
+use super::operands::{CopyShape, Operands, copy_of, first_key, first_row, store_keys};
+use super::product::Mma;
+use super::tile_shape::TileShape;
 use crate::math::{Exact, Math};
 use crate::request::TileRows;
 use crate::staging::{Registers, Ring, Vec16, swizzle_period};
@@ -160,7 +162,7 @@ impl<P: Lanes> Operands for Scalar<P> {
 }
 
 #[cube]
-impl<P: Lanes> Mma for Scalar<P> {
+impl<P: Lanes> Accumulator for Scalar<P> {
     type Acc = Const<4>;
     type Run = Const<4>;
 
@@ -172,6 +174,31 @@ impl<P: Lanes> Mma for Scalar<P> {
         UNIT_POS_X as usize % comptime!(across::<P>()) * RUN
     }
 
+    fn row_max(x: f32) -> f32 {
+        let mut highest = x;
+        #[unroll]
+        for step in 0..comptime!(across::<P>().ilog2()) {
+            highest = max(highest, plane_shuffle_xor(highest, comptime!(1u32 << step)));
+        }
+        highest
+    }
+
+    fn row_sum(x: f32) -> f32 {
+        let mut sum = x;
+        #[unroll]
+        for step in 0..comptime!(across::<P>().ilog2()) {
+            sum += plane_shuffle_xor(sum, comptime!(1u32 << step));
+        }
+        sum
+    }
+
+    fn spread(rows: &Array<f32>, #[comptime] m: usize) -> Vector<f32, Const<4>> {
+        Vector::new(rows[m])
+    }
+}
+
+#[cube]
+impl<P: Lanes> Mma for Scalar<P> {
     fn qk<E: Float>(_q: &Array<Vec16>, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
         let vecs = comptime!(tiles.k_vecs());
         let columns = comptime!(tiles.keys / Self::COLUMNS);
@@ -253,28 +280,6 @@ impl<P: Lanes> Mma for Scalar<P> {
                 }
             }
         }
-    }
-
-    fn row_max(x: f32) -> f32 {
-        let mut highest = x;
-        #[unroll]
-        for step in 0..comptime!(across::<P>().ilog2()) {
-            highest = max(highest, plane_shuffle_xor(highest, comptime!(1u32 << step)));
-        }
-        highest
-    }
-
-    fn row_sum(x: f32) -> f32 {
-        let mut sum = x;
-        #[unroll]
-        for step in 0..comptime!(across::<P>().ilog2()) {
-            sum += plane_shuffle_xor(sum, comptime!(1u32 << step));
-        }
-        sum
-    }
-
-    fn spread(rows: &Array<f32>, #[comptime] m: usize) -> Vector<f32, Const<4>> {
-        Vector::new(rows[m])
     }
 }
 

@@ -8,7 +8,7 @@ use crate::problem::HeadDims;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct TileShape {
     pub dims: HeadDims,
-    /// Tiles of [`FragmentLayout::ROWS`] rows that a plane owns.
+    /// Tiles of `FragmentLayout::ROWS` rows that a plane owns.
     pub q_tiles: usize,
     /// Keys of a plane at a time.
     pub keys: usize,

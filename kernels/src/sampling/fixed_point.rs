@@ -4,6 +4,8 @@
 
 use cubecl::prelude::*;
 
+/// Tokens of a row whose masses, of at most 2 times 2^40 each, certainly add up to less than 2^64.
+pub const MAX_VOCAB: usize = 1 << 22;
 /// The radix key of 0.
 pub(crate) const ZERO_KEY: u32 = 0x8000_0000;
 /// The radix key of infinity.

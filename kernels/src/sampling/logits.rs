@@ -10,9 +10,9 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use super::MAX_VOCAB;
 use super::chunk::{CHUNK, Chunk, chunk_of, chunks_of, unit_and_chunk};
 use super::draw::{DRAW_WORDS, below, draw_of, high_half, philox};
+use super::fixed_point::MAX_VOCAB;
 use super::fixed_point::{from_radix_key, radix_key};
 use super::radix_select::{IN_FLIGHT, load};
 use super::weights::{Temperature, WEIGHT_BITS};

@@ -21,6 +21,7 @@ mod weights;
 
 pub use draw::DRAW_WORDS;
 pub use filter::{Filter, Limit, Output, launch as filter};
+pub use fixed_point::MAX_VOCAB;
 pub use logits::{SampleLogits, launch as sample_logits};
 pub use penalties::{Penalties, launch as apply_penalties};
 pub use probs::{SampleProbs, launch as sample_probs};
@@ -28,6 +29,3 @@ pub use radix_select::MAX_TOP_K;
 pub use softmax::{Softmax, launch as softmax};
 pub use speculative::{COUNTS, Emit, Verify, launch as verify, launch_emit as emit};
 pub use top_k::{TopK, launch as top_k};
-
-/// Tokens of a row whose masses, of at most 2 times 2^40 each, certainly add up to less than 2^64.
-pub const MAX_VOCAB: usize = 1 << 22;

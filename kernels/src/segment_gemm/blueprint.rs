@@ -1,6 +1,6 @@
 use cubecl::ir::{ElemType, FloatKind};
 
-use super::FEW_ROWS;
+use super::work::FEW_ROWS;
 use crate::attention::MmaKind;
 use crate::device::{Arch, Instruction};
 use crate::device::{DeviceProfile, Refusal, Result};

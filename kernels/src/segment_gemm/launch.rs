@@ -1,7 +1,8 @@
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use super::blueprint::{Blueprint, Plain, Problem, Tiled};
-use super::{WORK_WORDS, plain, tiled};
+use super::work::WORK_WORDS;
+use super::{plain, tiled};
 use crate::attention::MmaKind;
 use crate::device::grid::cover;
 use crate::device::tensor::{

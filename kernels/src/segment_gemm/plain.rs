@@ -4,7 +4,8 @@
 
 use cubecl::{ir::ElemType, prelude::*};
 
-use super::{Plain, WORK_WORDS};
+use super::blueprint::Plain;
+use super::work::WORK_WORDS;
 use crate::math::{narrow, narrow_one, widen};
 
 /// Least number of loads of the matrix that a unit has in flight, where there are so many.

@@ -6,8 +6,8 @@
 
 use cubecl::{ir::ElemType, prelude::*};
 
-use super::WORK_WORDS;
 use super::fetch::{Place, fetch};
+use super::work::WORK_WORDS;
 use crate::math::narrow;
 use crate::mma::{Fragment, GemmMma, GemmTileShape, column_step, product_vecs, wait_gemm_stage};
 use crate::staging::{Ring, Staging, Vec16, stages_ahead};

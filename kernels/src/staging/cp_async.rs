@@ -1,6 +1,6 @@
 use cubecl::prelude::*;
 
-use super::{Ring, Staging, Vec16};
+use super::ring::{Ring, Staging, Vec16};
 use crate::isa::nvidia::{cp_async, cp_async_commit, cp_async_wait, shared_address};
 
 /// `cp.async`, NVIDIA since Ampere: copies into a stage that no plane reads.

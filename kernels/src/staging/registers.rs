@@ -1,6 +1,6 @@
 use cubecl::prelude::*;
 
-use super::{Ring, Staging, Vec16};
+use super::ring::{Ring, Staging, Vec16};
 
 /// Through registers: a tile waits there while the last one is multiplied, and is then stored to the one stage.
 pub(crate) struct Registers;

@@ -1,62 +1,14 @@
-//! Attention: plans of batches, and their launches.
+//! Attention: the launch of a planned batch.
 
 use std::ops::Range;
 
-use burn::backend::{DType, DispatchDevice, cubecl::dtype_to_storage_type, tensor::FloatTensor};
-use burn::tensor::{Bytes, Device};
+use burn::backend::{DType, cubecl::dtype_to_storage_type, tensor::FloatTensor};
+use burn::tensor::Bytes;
 use burn_cubecl::{CubeBackend, cubecl::prelude::TensorBinding, kernel::into_contiguous, tensor::CubeTensor};
-use burn_flashinfer_kernels::{
-    DeviceProfile, Refusal,
-    attention::{
-        self as kernels, Alignment, Attention, Choice, DevicePlan, HeadDims, Inputs, Limits, Plan, Problem,
-        RequestShape, Split, launch,
-    },
-};
+use burn_flashinfer_kernels::attention::{self as kernels, Alignment, Attention, DevicePlan, Inputs, launch};
 
-use super::{empty_like, in_rows, launched, layout_of};
-use crate::attention::PlannedKeys;
-use crate::extension::{Attended, AttentionParams, Batch, Launch, MaybeFloats, MaybeInts, PagesLayout};
-use crate::plan::{KvSplit, PlanConfig};
-
-/// Plans a batch on a device of CubeCL; on another there is no plan. With `keys`, the largest number of keys,
-/// it also returns the limits of plans of as many requests and queries. `launch` is the former choice, which
-/// remains.
-pub(crate) fn plan(
-    device: &Device,
-    config: &PlanConfig,
-    requests: &[RequestShape],
-    launch: Option<&Launch>,
-    keys: Option<usize>,
-) -> Option<Result<(Plan, Option<Limits>), Refusal>> {
-    let device = device.clone().inner();
-    let DispatchDevice::Cube(device) = device.as_dispatch() else {
-        return None;
-    };
-    let profile = DeviceProfile::of(&device.client());
-    // Rows as they lie in contiguous tensors: a tensor with others is copied.
-    let aligned = |dim: usize| 1 << dim.trailing_zeros().min(6);
-    let params = config.params();
-    let problem = Problem {
-        dims: HeadDims { qk: config.head_dim, vo: config.head_dim_v },
-        dtype: dtype_to_storage_type(config.dtype),
-        kv_dtype: dtype_to_storage_type(config.dtype),
-        q_heads: config.q_heads,
-        kv_heads: config.kv_heads,
-        scale: params.variant.scale(),
-        align: Alignment { qk: aligned(config.head_dim), vo: aligned(config.head_dim_v) },
-    };
-    let keys_of = PlannedKeys(&*params.variant);
-    let split = match config.split {
-        KvSplit::Auto => Split::Auto,
-        KvSplit::Fixed(keys) => Split::Every(keys),
-        KvSplit::Never => Split::Never,
-    };
-    let choice = launch.and_then(|launch| launch.blueprint).map_or(Choice::Auto, Choice::Exactly);
-    Some(Plan::new(&profile, &problem, &keys_of, requests, choice, split).map(|plan| {
-        let limits = keys.map(|keys| plan.limits(&profile, &problem, requests, keys, split));
-        (plan, limits)
-    }))
-}
+use super::tensor::{empty_like, in_rows, launched, layout_of};
+use crate::extension::{Attended, AttentionParams, Batch, MaybeFloats, MaybeInts, PagesLayout};
 
 pub(super) fn batch_attention(
     q: FloatTensor<CubeBackend>,
@@ -145,7 +97,7 @@ fn lists(batch: Batch<CubeBackend>) -> Option<(kernels::Batch, DevicePlan, Input
     };
     let ints = match ints {
         MaybeInts::None => None,
-        MaybeInts::Some(ints) => Some(super::index(ints)),
+        MaybeInts::Some(ints) => Some(super::tensor::index(ints)),
     };
     Some((requests, planned, Inputs { floats: dense(floats), ints }))
 }

@@ -4,7 +4,7 @@ use burn::backend::{DType, cubecl::dtype_to_storage_type};
 use burn_cubecl::{CubeBackend, kernel::into_contiguous, tensor::CubeTensor};
 use burn_flashinfer_kernels::bits::{self, PackBits, Segments, UnpackBits};
 
-use super::{empty_like, index, launched};
+use super::tensor::{empty_like, index, launched};
 use crate::extension::{BitOrder, BitSegments};
 
 pub(super) fn pack(

@@ -4,7 +4,7 @@ use burn::backend::{DType, cubecl::dtype_to_storage_type};
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 use burn_flashinfer_kernels::merge::{self, Merge, State, States};
 
-use super::{empty_like, fresh, in_rows, index, launched};
+use super::tensor::{empty_like, fresh, in_rows, index, launched};
 use crate::extension::MaybeInts;
 
 pub(super) fn merge_state(

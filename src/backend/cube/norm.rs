@@ -4,7 +4,7 @@ use burn::backend::{DType, cubecl::dtype_to_storage_type};
 use burn_cubecl::{CubeBackend, kernel::into_contiguous, tensor::CubeTensor};
 use burn_flashinfer_kernels::norm::{self, Add, Norm, Scaling};
 
-use super::{fresh, in_rows, launched, quantized, rounded_like, rows_of};
+use super::tensor::{fresh, in_rows, launched, quantized, rounded_like, rows_of};
 use crate::extension::{NormedSum, RmsNormStyle, Rounding, Rows};
 
 pub(super) fn rms_norm(

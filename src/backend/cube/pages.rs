@@ -9,10 +9,9 @@ use burn_flashinfer_kernels::{
     rope::{HeadNorm, Rope, Style, To, launch as rope},
 };
 
-use super::{empty_like, fp8, fresh, in_rows, index, launched, layout_of, owned};
+use super::tensor::{empty_like, fp8, fresh, in_rows, index, launched, layout_of, owned};
 use crate::extension::{KvTensors, MaybeHeadNorm, MaybeScales, Pages, RopeStyle, Rotations};
-use crate::fp8::Fp8;
-use crate::options::KvLayout;
+use crate::types::{Fp8, KvLayout};
 
 type Cube = burn_cubecl::CubeBackend;
 

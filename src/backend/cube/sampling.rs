@@ -7,7 +7,7 @@ use burn_flashinfer_kernels::sampling::{
     self, Emit, Filter, Output, Penalties, SampleLogits, SampleProbs, Softmax, TopK, Verify,
 };
 
-use super::{empty_like, fresh, in_rows, index, launched};
+use super::tensor::{empty_like, fresh, in_rows, index, launched};
 use crate::extension::{Limit, MaybeFloats, MaybeInts};
 
 pub(super) fn softmax_with_temperature(logits: CubeTensor, temperature: CubeTensor) -> CubeTensor {

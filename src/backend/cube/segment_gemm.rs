@@ -4,8 +4,8 @@ use burn::backend::{cubecl::dtype_to_storage_type, ops::FloatTensorOps};
 use burn_cubecl::{CubeBackend, tensor::CubeTensor};
 use burn_flashinfer_kernels::segment_gemm::{self, SegmentGemm};
 
-use super::{empty_like, in_rows, index, launched};
-use crate::extension::WeightLayout;
+use super::tensor::{empty_like, in_rows, index, launched};
+use crate::types::WeightLayout;
 
 pub(super) fn segment_gemm(
     x: CubeTensor,

@@ -1,6 +1,6 @@
-//! The random numbers of a draw, as the kernels of the other devices have them.
+//! The random numbers and the masses of a draw, as the kernels of the other devices have them.
 
-use crate::draws::DRAW_WORDS;
+use crate::extension::DRAW_WORDS;
 
 /// A draw, read from its words.
 #[derive(Debug, Clone, Copy)]
@@ -41,6 +41,11 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
+/// A probability as a multiple of 2^-40, rounded down, but at least 1 if it is positive; above 2 it counts as 2.
+pub(super) fn mass(p: f32) -> u64 {
+    if p > 0.0 { ((p.min(2.0) * (1_u64 << 40) as f32) as u64).max(1) } else { 0 }
+}
+
 /// A number below `total`, all of them as likely, from 64 random bits.
 pub(super) fn below(total: u64, words: [u32; 4]) -> u64 {
     high_half(total, u64::from(words[0]) << 32 | u64::from(words[1]))
@@ -72,5 +77,16 @@ mod tests {
             philox([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]),
             [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
         );
+    }
+
+    #[test]
+    fn masses_of_special_values() {
+        assert_eq!(mass(1.0), 1 << 40);
+        assert_eq!(mass(0.5), 1 << 39);
+        assert_eq!(mass(f32::from_bits(1)), 1);
+        assert_eq!(mass(f32::INFINITY), 2 << 40);
+        for p in [0.0, -0.0, -1.0, f32::NAN, f32::NEG_INFINITY] {
+            assert_eq!(mass(p), 0, "{p}");
+        }
     }
 }

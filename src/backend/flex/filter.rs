@@ -5,9 +5,9 @@ use std::borrow::Cow;
 
 use burn_flex::FlexTensor;
 
+use super::draw::mass;
 use super::float::{Float, widen_row};
 use super::output::by_rows;
-use super::sampling::mass;
 use super::scratch::with_scratch;
 use super::simd::per_instruction_set;
 use super::view::{Rows, dims, with_rows};

@@ -3,7 +3,7 @@
 use burn::tensor::{Element, bf16, f16};
 
 use super::scratch::with_scratch;
-use super::simd::{per_instruction_set, sum};
+use crate::simd::per_instruction_set;
 
 /// An element that kernels read and write; they compute in f32.
 pub(super) trait Float: Element + bytemuck::Pod + Send + Sync {
@@ -108,25 +108,6 @@ pub(super) fn with_wide<E: Float, T>(row: &[E], work: impl FnOnce(&[f32]) -> T) 
     }
 }
 
-/// `Σ a_i b_i`. Partial sums side by side let the compiler use vector registers, which it may not by itself: a float
-/// sum in another order is another sum.
-#[inline(always)]
-pub(super) fn dot<E: Float>(a: &[E], b: &[f32]) -> f32 {
-    const LANES: usize = 32;
-    let mut sums = [0.0_f32; LANES];
-    let (a_blocks, b_blocks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let (a_rest, b_rest) = (a_blocks.remainder(), b_blocks.remainder());
-    for (a, b) in a_blocks.zip(b_blocks) {
-        for lane in 0..LANES {
-            sums[lane] += a[lane].widen() * b[lane];
-        }
-    }
-    for (lane, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
-        sums[lane] += a.widen() * b;
-    }
-    sum(sums)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,15 +139,6 @@ mod tests {
                     }
                 }
             }
-        }
-    }
-
-    #[test]
-    fn dot_products_of_any_length() {
-        for length in 0..100 {
-            let a: Vec<f32> = (0..length).map(|i| i as f32).collect();
-            let expected: f32 = a.iter().map(|x| x * x).sum();
-            assert_eq!(dot(&a, &a), expected);
         }
     }
 }

@@ -35,7 +35,7 @@ use crate::extension::{
     MaybeFloats, MaybeHeadNorm, MaybeInts, MaybeScales, NormedSum, Pages, RmsNormStyle, RopeStyle,
     RotatedAndAppended, Rotations, Rounding, Rows, WeightLayout,
 };
-use crate::fp8::Fp8;
+use crate::types::Fp8;
 
 /// Calls a function for the element type of a tensor. `check::float` lets no other type through.
 macro_rules! by_dtype {

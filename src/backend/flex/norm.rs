@@ -4,10 +4,10 @@ use burn::tensor::DType;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::float::{Float, dot, with_wide};
+use super::float::{Float, with_wide};
 use super::output::by_rows;
 use super::scratch::with_scratch;
-use super::simd::{self, per_instruction_set};
+use super::simd::{self, dot, per_instruction_set};
 use super::view::{self, Rows, dims, with_rows};
 use crate::extension::RmsNormStyle;
 

@@ -5,8 +5,7 @@ use burn_flex::{FlexTensor, Layout};
 
 use super::float::Float;
 use super::view::{self, Rows, dims, with_rows};
-use crate::fp8::Fp8;
-use crate::options::KvLayout;
+use crate::types::{Fp8, KvLayout};
 
 /// The fp8 format and scales of a pool: a float is `code * scale`, with a scale for all heads or one for
 /// each.

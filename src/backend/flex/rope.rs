@@ -2,12 +2,12 @@
 
 use burn_flex::FlexTensor;
 
-use super::float::{Float, dot, widened};
+use super::float::{Float, widened};
 use super::output::each_row;
 use super::scratch::with_scratch;
-use super::simd::per_instruction_set;
+use super::simd::{dot, per_instruction_set};
 use super::view::{self, Rows, dims, with_rows};
-use crate::extension::RopeStyle;
+use crate::types::RopeStyle;
 
 /// Elements below which waking other threads costs more than it saves.
 const PARALLEL: usize = 1 << 15;

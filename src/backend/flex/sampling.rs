@@ -5,14 +5,14 @@
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::draw::{Draw, below};
+use super::draw::{Draw, below, mass};
 use super::filter;
 use super::float::{Float, widen_row};
 use super::output::by_rows;
 use super::simd::{self, per_instruction_set};
 use super::view::{self, Rows, dims, with_rows};
 use super::weights::Temperature;
-use crate::draws::DRAW_WORDS;
+use crate::extension::DRAW_WORDS;
 use multiversion::target::match_target;
 
 /// `exp((x - max) / temperature) / Σ` of each row, the largest logits alone at temperature 0.
@@ -145,11 +145,6 @@ pub(super) fn draw_from(probs: &[f32], draw: &Draw) -> Option<usize> {
     sample_row(probs, &Filters { top_k: None, top_p: None, min_p: None }, draw)
 }
 
-/// A probability as a multiple of 2^-40, rounded down, but at least 1 if it is positive; above 2 it counts as 2.
-pub(super) fn mass(p: f32) -> u64 {
-    if p > 0.0 { ((p.min(2.0) * (1_u64 << 40) as f32) as u64).max(1) } else { 0 }
-}
-
 /// The token of each draw, and true if there is one: 0 is written for none.
 pub(super) fn each_draw(
     draws: FlexTensor,
@@ -163,20 +158,4 @@ pub(super) fn each_draw(
     let valid = samples.iter().map(|sample| i32::from(sample.is_some())).collect();
     let shape = [samples.len()];
     (view::ints(ids, shape), view::ints(valid, shape))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn masses_of_special_values() {
-        assert_eq!(mass(1.0), 1 << 40);
-        assert_eq!(mass(0.5), 1 << 39);
-        assert_eq!(mass(f32::from_bits(1)), 1);
-        assert_eq!(mass(f32::INFINITY), 2 << 40);
-        for p in [0.0, -0.0, -1.0, f32::NAN, f32::NEG_INFINITY] {
-            assert_eq!(mass(p), 0, "{p}");
-        }
-    }
 }

@@ -12,7 +12,7 @@ use super::matmul;
 use super::scratch::with_scratch;
 use super::simd::{mul_add, per_instruction_set};
 use super::view::{self, Rows, dims, with_rows};
-use crate::extension::WeightLayout;
+use crate::types::WeightLayout;
 
 /// Columns of a block.
 const COLUMNS: usize = 32;

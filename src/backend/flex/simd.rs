@@ -26,6 +26,25 @@ pub(super) fn sum<const LANES: usize>(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
+/// `Σ a_i b_i`. Partial sums side by side let the compiler use vector registers, which it may not by itself: a float
+/// sum in another order is another sum.
+#[inline(always)]
+pub(super) fn dot<E: Float>(a: &[E], b: &[f32]) -> f32 {
+    const LANES: usize = 32;
+    let mut sums = [0.0_f32; LANES];
+    let (a_blocks, b_blocks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let (a_rest, b_rest) = (a_blocks.remainder(), b_blocks.remainder());
+    for (a, b) in a_blocks.zip(b_blocks) {
+        for lane in 0..LANES {
+            sums[lane] += a[lane].widen() * b[lane];
+        }
+    }
+    for (lane, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
+        sums[lane] += a.widen() * b;
+    }
+    sum(sums)
+}
+
 #[inline(always)]
 fn widen<E: Float, const LANES: usize>(x: &[E; LANES]) -> [f32; LANES] {
     let mut wide = [0.0; LANES];
@@ -212,5 +231,14 @@ mod tests {
         assert_eq!(exp2::<true>(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp2::<true>(-3e5), 0.0);
         assert!(exp2::<true>(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn dot_products_of_any_length() {
+        for length in 0..100 {
+            let a: Vec<f32> = (0..length).map(|i| i as f32).collect();
+            let expected: f32 = a.iter().map(|x| x * x).sum();
+            assert_eq!(dot(&a, &a), expected);
+        }
     }
 }

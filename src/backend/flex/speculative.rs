@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use super::draw::Draw;
 use super::sampling::draw_from;
 use super::view::{self, Rows, dims, with_rows};
-use crate::draws::DRAW_WORDS;
+use crate::extension::DRAW_WORDS;
 
 /// The result of a request: its tokens, then -1; the number of drafts accepted each by itself; the number
 /// before the first rejection; true if a token follows these.

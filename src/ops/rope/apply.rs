@@ -6,16 +6,13 @@ use burn::{
 };
 
 use super::table::Rope;
-use crate::cache::Says;
+use crate::cache::{KvPages, Positions, Says, SlotMapping};
 use crate::check::{self, Floats, shape};
 use crate::dispatch::{IntoBackend, Origin};
 use crate::error::{Error, Result};
 use crate::extension::{FlashInferBackend, MaybeHeadNorm, RotatedAndAppended, Rotations};
-use crate::fp8::{Quantization, check_quantization};
-use crate::indptr::Positions;
-use crate::kv_pages::KvPages;
 use crate::ops::append::fits;
-use crate::page_table::SlotMapping;
+use crate::ops::quantization::{Quantization, check_quantization};
 
 /// Rotates queries and keys by their positions.
 ///

@@ -1,7 +1,7 @@
 //! The parameters of RoPE.
 
 use crate::error::{Error, Result};
-use crate::extension::RopeStyle;
+use crate::types::RopeStyle;
 
 /// The scaling of RoPE's frequencies for a longer context.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]

@@ -5,8 +5,8 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use super::config::RopeConfig;
 use crate::check;
 use crate::error::{Error, Result};
-use crate::extension::RopeStyle;
 use crate::memory;
+use crate::types::RopeStyle;
 
 /// The rotations of RoPE for every position, on a device.
 ///

@@ -5,10 +5,10 @@ use burn::{
     tensor::{Int, Tensor},
 };
 
-use super::{Filters, Samples, of_probs, one_each, rows, sample, softmax_for};
+use super::draws::Draws;
+use super::sample::{Filters, Samples, of_probs, one_each, rows, sample, softmax_for};
 use crate::check::{Floats, wide_integers};
 use crate::dispatch::IntoBackend;
-use crate::draws::Draws;
 use crate::error::Result;
 use crate::extension::{FlashInferBackend, Limit};
 use crate::ints::saturated;

@@ -5,7 +5,7 @@ use burn::{
     tensor::{Int, Tensor},
 };
 
-use super::{one_each, rows};
+use super::sample::{one_each, rows};
 use crate::check::{Floats, shape};
 use crate::dispatch::IntoBackend;
 use crate::error::Result;

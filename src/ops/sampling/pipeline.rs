@@ -2,11 +2,10 @@
 
 use burn::tensor::{Int, Tensor};
 
-use super::{
-    FilterOrder, Filters, Penalties, Samples, apply_penalties, filter::renorm_top_k, sample,
-    sampling_from_logits, softmax_for,
-};
-use crate::draws::Draws;
+use super::draws::Draws;
+use super::filter::{FilterOrder, renorm_top_k};
+use super::penalties::{Penalties, apply_penalties};
+use super::sample::{Filters, Samples, sample, sampling_from_logits, softmax_for};
 use crate::error::{Error, Result};
 
 const OP: &str = "LogitsPipeline";

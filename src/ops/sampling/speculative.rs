@@ -5,10 +5,10 @@ use burn::{
     tensor::{Bool, DType, Int, Tensor},
 };
 
-use super::MAX_VOCAB;
+use super::draws::Draws;
+use super::sample::MAX_VOCAB;
 use crate::check::{Floats, shape, wide_integers};
 use crate::dispatch::IntoBackend;
-use crate::draws::Draws;
 use crate::error::{Error, Result};
 use crate::extension::FlashInferBackend;
 use crate::ints::saturated;

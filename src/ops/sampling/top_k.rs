@@ -5,7 +5,7 @@ use burn::{
     tensor::{Int, Tensor},
 };
 
-use super::rows;
+use super::sample::rows;
 use crate::check::{Floats, most_top_k, wide_integers};
 use crate::dispatch::IntoBackend;
 use crate::error::{Error, Result};

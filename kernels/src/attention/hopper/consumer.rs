@@ -14,7 +14,7 @@ use crate::isa::nvidia::{
     DEPTH, Operand, Product, barrier_arrive, barrier_arrive_at, named_barrier, wgmma_registers, wgmma_shared,
     wgmma_wait,
 };
-use crate::mma::{Fragment, Mma, MmaSync, TileShape, p_operand};
+use crate::mma::{Accumulator, Fragment, MmaSync, TileShape, p_operand};
 use crate::staging::Vec16;
 
 /// The state of a consumer: tiles so far.

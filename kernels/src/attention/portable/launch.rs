@@ -1,8 +1,8 @@
 use cubecl::{client::Client, prelude::*};
 
 use super::super::buffers::{OutputsLaunch, QkvLaunch};
+use super::super::checked::Operands;
 use super::super::kv_table::TableArgs;
-use super::super::launch::Operands;
 use super::super::variant::Variant;
 use super::Portable;
 use super::kernel::attention;

@@ -57,7 +57,7 @@ pub struct Tiled {
 /// The first CUDA that loads code with tensor maps: 12.3.
 const TENSOR_MAPS: i32 = 12030;
 
-/// Constants of a matrix unit from its [`FragmentLayout`], as values.
+/// Constants of a matrix unit from its `CopyShape`, as values.
 struct Machine {
     plane: usize,
     rows: usize,

@@ -5,9 +5,9 @@ use cubecl::{
 };
 
 use super::super::buffers::{OutputsLaunch, QkvLaunch};
+use super::super::checked::Operands;
 use super::super::hopper::{MAP_VECS, PRODUCERS, TensorMapsLaunch, box_rows, make_maps, warp_specialized};
 use super::super::kv_table::TableArgs;
-use super::super::launch::Operands;
 use super::super::plan::persistent::{cubes_for, is_persistent};
 use super::super::plan::{DevicePlan, MergeItem, WorkItem, WorkListLaunch};
 use super::super::variant::Variant;

@@ -3,8 +3,11 @@
 
 use cubecl::prelude::*;
 
+use super::super::fragment::Fragment;
 use super::super::mfma::{Mfma, Side, column_of_four, groups, half, product};
-use super::{Fragment, GemmMma, GemmTileShape, Operands, Ring, Vec16, store_rows_of_w, w_copy};
+use super::super::operands::Operands;
+use super::tiles::{GemmMma, GemmTileShape, store_rows_of_w, w_copy};
+use crate::staging::{Ring, Vec16};
 
 /// Place of vec16 `vec` of column `column` of `w`, in rows of the depth.
 #[cube]

@@ -2,9 +2,11 @@
 
 use cubecl::prelude::*;
 
+use super::super::fragment::Fragment;
 use super::super::mma_sync::{MmaSync, address, product};
-use super::{Fragment, GemmMma, GemmTileShape, Ring, Vec16};
+use super::tiles::{GemmMma, GemmTileShape};
 use crate::isa::nvidia::ldmatrix;
+use crate::staging::{Ring, Vec16};
 
 #[cube]
 impl GemmMma for MmaSync {

@@ -2,9 +2,11 @@
 
 use cubecl::prelude::*;
 
+use super::super::fragment::{Accumulator, Fragment, FragmentLayout};
+use super::super::operands::Operands;
 use super::super::scalar::{Lanes, RUN, Scalar, floats, four_values};
-use super::super::{FragmentLayout, Mma, Operands};
-use super::{Fragment, GemmMma, GemmTileShape, Ring, store_rows_of_w};
+use super::tiles::{GemmMma, GemmTileShape, store_rows_of_w};
+use crate::staging::Ring;
 
 #[cube]
 impl<P: Lanes> GemmMma for Scalar<P> {

@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::{Blueprint, Style};
+use super::blueprint::{Blueprint, Style};
 use crate::fp8::{Code, Divisor, encode};
 use crate::math::widen;
 

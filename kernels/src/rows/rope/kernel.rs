@@ -2,7 +2,7 @@
 
 use cubecl::{ir::ElemType, prelude::*, std::FastDivmod};
 
-use super::Blueprint;
+use super::blueprint::Blueprint;
 use super::head::{rotate, squares};
 use crate::fp8::{divisor, scale_of};
 use crate::rows::pages::row_of;

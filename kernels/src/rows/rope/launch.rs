@@ -6,8 +6,7 @@ use cubecl::{
     prelude::*,
 };
 
-use super::Blueprint;
-use super::Style;
+use super::blueprint::{Blueprint, Style};
 use super::kernel::rope;
 use crate::device::tensor::{
     KvLayout, Result, addresses, alignment, contiguous, one_page, rows, shape, vector,

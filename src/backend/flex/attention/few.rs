@@ -11,8 +11,8 @@ use super::super::{
     scratch::{cut, with_scratch},
     simd::{self, STEP, per_instruction_set},
 };
-use super::{Cache, Problem, Work, finish};
-use crate::attention::LogitTile;
+use super::problem::{Cache, Problem, Work, finish};
+use crate::types::LogitTile;
 
 /// Rows at most: above, the lanes of `many` are filled well enough to win.
 pub(super) const ROWS: usize = 8;

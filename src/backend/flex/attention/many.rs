@@ -12,8 +12,8 @@ use super::super::{
     scratch::{cut, with_scratch},
     simd::{self, KEYS, per_instruction_set},
 };
-use super::{Cache, Problem, Work, finish};
-use crate::attention::LogitTile;
+use super::problem::{Cache, Problem, Work, finish};
+use crate::types::LogitTile;
 
 /// Keys of a tile: a multiple of `KEYS`.
 const TILE: usize = 32;

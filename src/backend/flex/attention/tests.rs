@@ -5,9 +5,8 @@ use burn_flex::Layout;
 
 use super::super::float::Float;
 use super::*;
-use crate::attention::{SharedVariant, StandardAttention};
-use crate::extension::BatchLayout;
-use crate::plan::Launch;
+use crate::extension::{BatchLayout, Launch};
+use crate::types::{SharedVariant, StandardAttention};
 
 struct Random(u64);
 

@@ -1,0 +1,18 @@
+//! The products of attention.
+
+use cubecl::prelude::*;
+
+use super::fragment::{Accumulator, Fragment};
+use super::operands::Operands;
+use super::tile_shape::TileShape;
+use crate::math::Math;
+use crate::staging::{Ring, Vec16};
+
+/// The products of attention by an instruction. All lanes of a plane call together.
+#[cube]
+pub(crate) trait Mma: Accumulator + Operands + Math {
+    /// `S = Q Kᵀ` over the plane's keys of the current stage.
+    fn qk<E: Float>(q: &Array<Vec16>, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape);
+    /// `O += P V`.
+    fn pv<E: Float>(p: &Fragment<Self>, ring: &Ring, o: &mut Fragment<Self>, #[comptime] tiles: TileShape);
+}

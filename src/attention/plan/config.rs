@@ -1,0 +1,172 @@
+//! Settings of a plan.
+
+use std::fmt;
+
+use burn::tensor::{DType, Device};
+
+use crate::cache::{KvPages, PageShape};
+use crate::check;
+use crate::error::{Error, Result};
+use crate::extension::AttentionParams;
+use crate::types::AttentionOptions;
+
+/// The largest head dimension of queries, keys and values that every kernel can hold in registers and shared
+/// memory.
+pub(crate) const MAX_HEAD_DIM: usize = 1024;
+
+/// The split of a request's keys among the cores of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum KvSplit {
+    /// Ends the batch soonest: the split depends on all requests.
+    #[default]
+    Auto,
+    /// Chunks of so many keys, rounded up to the keys of a cube at a time (at most 128), whatever else is in
+    /// the batch. So a request gets the same bits in every batch, alone or with others, with less balance.
+    /// (FlashInfer's `fixed_split_size`, with tiles of queries that do not depend on the batch either.)
+    Fixed(usize),
+    /// No split.
+    Never,
+}
+
+/// `auto`, `fixed` with its keys, or `never`.
+impl fmt::Display for KvSplit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.pad("auto"),
+            Self::Fixed(keys) => write!(f, "fixed ({keys} keys)"),
+            Self::Never => f.pad("never"),
+        }
+    }
+}
+
+/// Settings of a plan besides the batch: heads, element type, options.
+///
+/// ```
+/// use burn::tensor::DType;
+/// use burn_flashinfer::{AttentionOptions, KvSplit, PlanConfig};
+///
+/// // Llama 3 8B.
+/// let config = PlanConfig::new(32, 8, 128, DType::BF16).options(AttentionOptions::new().causal(true));
+/// let reproducible = config.split(KvSplit::Fixed(512));
+/// # let _ = reproducible;
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+#[must_use]
+pub struct PlanConfig {
+    pub(crate) q_heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) head_dim_v: usize,
+    pub(crate) dtype: DType,
+    pub(crate) options: AttentionOptions,
+    pub(crate) split: KvSplit,
+}
+
+impl PlanConfig {
+    /// Attention of `q_heads` heads of `head_dim` elements of type `dtype` over `kv_heads` heads of keys and values.
+    pub const fn new(q_heads: usize, kv_heads: usize, head_dim: usize, dtype: DType) -> Self {
+        Self {
+            q_heads,
+            kv_heads,
+            head_dim,
+            head_dim_v: head_dim,
+            dtype,
+            options: AttentionOptions::new(),
+            split: KvSplit::Auto,
+        }
+    }
+
+    /// Attention of `q_heads` heads over pages such as these: key heads, head dimensions and element type are theirs.
+    ///
+    /// Attention does not read [fp8 pages](crate::KvPages::new_fp8) yet: a plan for them is refused.
+    pub fn for_pages(q_heads: usize, pages: &KvPages) -> Self {
+        let PageShape { kv_heads, k_dim, v_dim, .. } = pages.shape();
+        Self::new(q_heads, kv_heads, k_dim, pages.dtype()).head_dim_v(v_dim)
+    }
+
+    /// The head dimension of values and outputs, if it is not that of queries and keys.
+    pub const fn head_dim_v(mut self, head_dim_v: usize) -> Self {
+        self.head_dim_v = head_dim_v;
+        self
+    }
+
+    /// Mask, scale, soft cap, and whether to return the LSE.
+    pub fn options(mut self, options: AttentionOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Sets the split of keys among cores.
+    pub const fn split(mut self, split: KvSplit) -> Self {
+        self.split = split;
+        self
+    }
+
+    pub(crate) fn check(&self, op: &'static str, device: &Device) -> Result<()> {
+        let refuse = |argument, got: usize, expected: String| {
+            Err(Error::Value { op, argument, got: got.to_string(), expected })
+        };
+        self.options.check(op)?;
+        check::device(op, "device", device)?;
+        self.check_variant(op, device)?;
+        check::float(op, "dtype", self.dtype, device)?;
+        for (argument, dim) in [("head_dim", self.head_dim), ("head_dim_v", self.head_dim_v)] {
+            if !(1..=MAX_HEAD_DIM).contains(&dim) {
+                return refuse(argument, dim, format!("1 to {MAX_HEAD_DIM}"));
+            }
+        }
+        if self.q_heads == 0 || self.q_heads > i32::MAX as usize {
+            return refuse("q_heads", self.q_heads, format!("1 to {}", i32::MAX));
+        }
+        if self.kv_heads == 0 || !self.q_heads.is_multiple_of(self.kv_heads) {
+            return refuse(
+                "kv_heads",
+                self.kv_heads,
+                format!("a divisor of the {} query heads", self.q_heads),
+            );
+        }
+        if self.split == KvSplit::Fixed(0) {
+            return refuse("split", 0, "at least 1 key".into());
+        }
+        Ok(())
+    }
+
+    /// Refuses a variant without kernels, unless the device is Flex.
+    pub(crate) fn check_variant(&self, op: &'static str, device: &Device) -> Result<()> {
+        #[cfg(feature = "cube")]
+        if let Some(variant) = &self.options.variant
+            && variant.kernels().is_none()
+            && check::is_cube(device)
+        {
+            let got = format!("{variant:?} without kernels on {device:?}");
+            let expected = "a variant with kernels, or the device of Flex".into();
+            return Err(Error::Value { op, argument: "variant", got, expected });
+        }
+        let _ = (op, device);
+        Ok(())
+    }
+
+    /// A right-aligned causal mask would leave the first queries without any key.
+    pub(crate) fn check_causal(
+        &self,
+        op: &'static str,
+        request: usize,
+        queries: usize,
+        keys: usize,
+    ) -> Result<()> {
+        if self.options.causal && queries > keys {
+            return Err(Error::Value {
+                op,
+                argument: "causal",
+                got: format!("true with {queries} queries and {keys} keys in request {request}"),
+                expected: "at least as many keys as queries".into(),
+            });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn params(&self) -> AttentionParams {
+        self.options.params(self.head_dim)
+    }
+}

@@ -1,0 +1,305 @@
+//! Plans over keys and values in pages.
+
+use std::fmt;
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+
+use super::config::PlanConfig;
+use super::schedule::{Capacity, KeysOf, Requests, Schedule};
+use crate::attention::inputs::VariantInputs;
+use crate::attention::output::{AttentionOutput, attend};
+use crate::cache::{KvPages, PageTable, PagedKvCache, PagedStep, Says, Stamp};
+use crate::check::{Floats, same_device, shape};
+use crate::error::{Error, Result};
+use crate::indptr::Indptr;
+
+/// The work partitioning of a batch whose keys and values are in pages: made once for a batch, run by every
+/// layer.
+///
+/// Requests may decode, prefill, and append to a cached prefix in one batch. On devices with matrix cores all
+/// of them run in one launch, with prefill and decode tiles side by side. So decode tiles read while prefill
+/// tiles multiply.
+///
+/// Planning is host work alone (tens of microseconds) and one copy to the device; it reads nothing back. Keys
+/// are split among cores where that ends the batch sooner, by a model of the cost of each chunk. The model
+/// counts causal masks and windows. The partial results are in a workspace that the plan owns. (FlashInfer's
+/// `plan` and `run`, with the work lists of its `BatchAttention`, <https://docs.flashinfer.ai>.) A plan
+/// belongs to one thread at a time: two runs at once would share the workspace.
+///
+/// ```
+/// use burn::tensor::{Device, Distribution, Tensor};
+/// use burn_flashinfer::{
+///     AttentionOptions, CacheConfig, PagedKvCache, PagedPlan, PlanConfig, append_paged_kv,
+/// };
+///
+/// # fn main() -> burn_flashinfer::Result<()> {
+/// let device = Device::default();
+/// let (layers, q_heads, kv_heads, head_dim) = (2, 8, 2, 64);
+/// let mut cache = PagedKvCache::new(&CacheConfig::new(layers, 16, 8, kv_heads, head_dim), &device)?;
+/// let options = AttentionOptions::new().causal(true);
+/// let config = PlanConfig::for_pages(q_heads, cache.layer(0)?).options(options);
+///
+/// // A prompt of 20 tokens, and one of 3.
+/// let prompts = [(cache.create(), 20), (cache.create(), 3)];
+/// let step = cache.step(&prompts)?;
+/// let plan = PagedPlan::for_step(&config, &step)?;
+/// for layer in 0..layers {
+///     let q = Tensor::<3>::random([23, q_heads, head_dim], Distribution::Default, &device);
+///     let k = Tensor::<3>::random([23, kv_heads, head_dim], Distribution::Default, &device);
+///     append_paged_kv(cache.layer_mut(layer)?, k.clone(), k, step.slots())?;
+///     assert_eq!(plan.run(q, cache.layer(layer)?)?.output.dims(), [23, q_heads, head_dim]);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use]
+pub struct PagedPlan {
+    config: PlanConfig,
+    schedule: Schedule,
+    tokens: usize,
+    page_size: usize,
+    pages_needed: usize,
+    /// The moment of the page table, if a cache made it.
+    stamp: Option<Arc<Stamp>>,
+    capacity: Option<Capacity>,
+}
+
+impl PagedPlan {
+    /// Plans a batch: request `r` has the query tokens `qo_indptr[r]..qo_indptr[r + 1]`, and the keys of row
+    /// `r` of `table`.
+    ///
+    /// # Errors
+    ///
+    /// If `config` is not one that the device can take; if row pointer and page table do not fit each other,
+    /// or the mask (a causal one wants at least as many keys as queries).
+    pub fn new(config: &PlanConfig, qo_indptr: &Indptr, table: &PageTable) -> Result<Self> {
+        const OP: &str = "PagedPlan::new";
+        same_device(OP, "qo_indptr", &qo_indptr.device(), &table.device())?;
+        Self::of(OP, config, qo_indptr.as_slice(), table)
+    }
+
+    /// Plans a batch of requests with one query token each.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn decode(config: &PlanConfig, table: &PageTable) -> Result<Self> {
+        Self::of("PagedPlan::decode", config, &decode_rows(table.requests()), table)
+    }
+
+    /// Plans the new tokens of a step of a cache.
+    ///
+    /// # Errors
+    ///
+    /// If `config` is not one that the device can take.
+    pub fn for_step(config: &PlanConfig, step: &PagedStep) -> Result<Self> {
+        Self::of("PagedPlan::for_step", config, step.qo_indptr(), step.table())
+    }
+
+    fn of(op: &'static str, config: &PlanConfig, rows: &[usize], table: &PageTable) -> Result<Self> {
+        config.check(op, &table.device())?;
+        check_requests(op, config, rows, table)?;
+        let requests = Requests { qo_indptr: rows, kv: KeysOf::Paged(table) };
+        let schedule = Schedule::new(op, config, requests, &table.device())?.with_workspace(config);
+        Ok(Self {
+            config: config.clone(),
+            schedule,
+            tokens: rows.last().copied().unwrap_or(0),
+            page_size: table.page_size(),
+            pages_needed: table.pages_needed(),
+            stamp: table.stamp().cloned(),
+            capacity: None,
+        })
+    }
+
+    /// A plan that every batch of decoding requests within `capacity` can be written into, for now one without keys.
+    pub(super) fn fixed(
+        op: &'static str,
+        config: &PlanConfig,
+        capacity: Capacity,
+        extra: &[i32],
+        cache: &PagedKvCache,
+    ) -> Result<Self> {
+        let (device, page_size) = (cache.device(), cache.page_size());
+        config.check(op, device)?;
+        let table =
+            PageTable::trusted(op, vec![0], vec![], &[], page_size, device)?.padded(capacity.requests);
+        let rows = decode_rows(capacity.requests);
+        let requests = Requests { qo_indptr: &rows, kv: KeysOf::Paged(&table) };
+        let schedule = Schedule::fixed(op, config, requests, (&capacity, extra), device)?;
+        Ok(Self {
+            config: config.clone(),
+            schedule,
+            tokens: capacity.requests,
+            page_size,
+            pages_needed: 0,
+            stamp: Some(cache.stamp(&[])),
+            capacity: Some(capacity),
+        })
+    }
+
+    /// Plans another batch in place of this one, with the buffers of this one where they are large enough.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new), and if the pages are on another device. The plan is as it was then.
+    pub fn update(&mut self, qo_indptr: &Indptr, table: &PageTable) -> Result<()> {
+        const OP: &str = "PagedPlan::update";
+        same_device(OP, "qo_indptr", &qo_indptr.device(), &table.device())?;
+        self.update_rows(OP, qo_indptr.as_slice(), table)
+    }
+
+    /// Plans another batch of requests with one query token each in place of this one.
+    ///
+    /// # Errors
+    ///
+    /// As [`update`](Self::update).
+    pub fn update_decode(&mut self, table: &PageTable) -> Result<()> {
+        self.update_rows("PagedPlan::update_decode", &decode_rows(table.requests()), table)
+    }
+
+    /// Plans the new tokens of a step of a cache in place of this batch.
+    ///
+    /// # Errors
+    ///
+    /// If the pages are on another device. The plan is as it was then.
+    pub fn update_step(&mut self, step: &PagedStep) -> Result<()> {
+        self.update_rows("PagedPlan::update_step", step.qo_indptr(), step.table())
+    }
+
+    fn update_rows(&mut self, op: &'static str, rows: &[usize], table: &PageTable) -> Result<()> {
+        same_device(op, "table", &table.device(), &self.schedule.index().device())?;
+        check_requests(op, &self.config, rows, table)?;
+        self.replan(op, rows, table, &[])
+    }
+
+    /// Plans a batch that was checked. `extra`: the additional lists of a fixed plan.
+    pub(super) fn replan(
+        &mut self,
+        op: &'static str,
+        rows: &[usize],
+        table: &PageTable,
+        extra: &[i32],
+    ) -> Result<()> {
+        let requests = Requests { qo_indptr: rows, kv: KeysOf::Paged(table) };
+        let fixed = self.capacity.as_ref().map(|capacity| (capacity, extra));
+        self.schedule.update(op, &self.config, requests, fixed)?;
+        (self.page_size, self.pages_needed) = (table.page_size(), table.pages_needed());
+        self.stamp = table.stamp().cloned();
+        self.tokens = rows.last().copied().unwrap_or(0);
+        self.schedule.grow_workspace(&self.config);
+        Ok(())
+    }
+
+    /// Attention of `q` `[tokens, q_heads, head_dim]`, the query tokens of all requests one after the other,
+    /// over the keys and values of one layer.
+    ///
+    /// # Errors
+    ///
+    /// If tensors do not fit the plan in number of tokens, heads, head dimension, element type, page size,
+    /// order of axes or device; if the pool has fewer pages than the page table names, or is of another
+    /// cache; if sequences of the cache have changed since its page table was made ([`Error::Stale`]); if a
+    /// tensor requires a gradient.
+    pub fn run(&self, q: Tensor<3>, pages: &KvPages) -> Result<AttentionOutput> {
+        self.run_with(q, pages, VariantInputs::new())
+    }
+
+    /// [`run`](Self::run), with tensors for a variant.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run), and if these tensors are on another device or require a gradient.
+    pub fn run_with(&self, q: Tensor<3>, pages: &KvPages, inputs: VariantInputs) -> Result<AttentionOutput> {
+        const OP: &str = "PagedPlan::run";
+        let (config, pool) = (&self.config, pages.shape());
+        let floats = Floats::first(OP, "q", &q)?;
+        let (k, v) = pages.numbers(OP)?;
+        floats.like("pages", k)?;
+        floats.on_device("plan", &self.schedule.index().device())?;
+        pages.check_current(OP, "plan", Says::All, self.stamp.as_ref())?;
+        let refuse = |argument, got: String, expected: String| {
+            Err(Error::Value { op: OP, argument, got, expected: format!("{expected}, as planned") })
+        };
+        if q.dtype() != config.dtype {
+            let (got, expected) = (format!("{:?}", q.dtype()), format!("{:?}, as planned", config.dtype));
+            return Err(Error::Dtype { op: OP, argument: "q", got, expected });
+        }
+        let planned = [self.tokens, config.q_heads, config.head_dim];
+        if q.dims() != planned {
+            return Err(shape(OP, "q", &q.dims(), format!("{planned:?}, as planned")));
+        }
+        let heads = (pool.kv_heads, pool.k_dim, pool.v_dim);
+        let planned = (config.kv_heads, config.head_dim, config.head_dim_v);
+        if heads != planned {
+            let (kv_heads, k_dim, v_dim) = planned;
+            let expected = format!("{kv_heads} heads of {k_dim} elements (values of {v_dim}), as planned");
+            return Err(shape(OP, "pages", &k.dims(), expected));
+        }
+        if pool.page_size != self.page_size {
+            let got = format!("of pages of {} tokens", pool.page_size);
+            return refuse("pages", got, format!("pages of {} tokens", self.page_size));
+        }
+        if self.pages_needed > pool.pages {
+            let got = format!("a pool of {} pages", pool.pages);
+            return refuse("pages", got, format!("at least {} pages", self.pages_needed));
+        }
+        if let Some(layout) = config.options.kv_layout
+            && layout != pages.layout()
+        {
+            return refuse("pages", format!("{:?}", pages.layout()), format!("{layout:?}"));
+        }
+        let (k, v) = (k.clone(), v.clone());
+        let inputs = inputs.checked(&floats)?;
+        attend(OP, q, k, v, self.schedule.batch(pages.layout(), inputs), config.params())
+    }
+
+    /// Query tokens of all requests: the rows of `q`.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    pub(super) fn stamp(&self) -> Option<&Arc<Stamp>> {
+        self.stamp.as_ref()
+    }
+
+    pub(super) fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    /// Bytes on the device that the plan holds for partial results; nothing that a caller must size.
+    pub fn workspace_bytes(&self) -> usize {
+        self.schedule.workspace_bytes()
+    }
+
+    /// The blueprint, the work partitioning, and its balance.
+    pub fn explain(&self) -> impl fmt::Display {
+        self.schedule.explain()
+    }
+
+    pub(super) fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+}
+
+/// The row pointer of requests of one query each.
+pub(crate) fn decode_rows(requests: usize) -> Vec<usize> {
+    (0..=requests).collect()
+}
+
+fn check_requests(op: &'static str, config: &PlanConfig, rows: &[usize], table: &PageTable) -> Result<()> {
+    let requests = rows.len() - 1;
+    if requests != table.requests() {
+        return Err(Error::Value {
+            op,
+            argument: "qo_indptr",
+            got: format!("of {requests} requests"),
+            expected: format!("of {} requests, as `table`", table.requests()),
+        });
+    }
+    for (request, (rows, &keys)) in rows.windows(2).zip(table.kv_lengths()).enumerate() {
+        config.check_causal(op, request, rows[1] - rows[0], keys)?;
+    }
+    Ok(())
+}

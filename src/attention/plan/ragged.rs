@@ -1,0 +1,157 @@
+//! Plans over keys and values one request after the other.
+
+use std::fmt;
+
+use burn::tensor::Tensor;
+
+use super::config::PlanConfig;
+use super::schedule::{KeysOf, Requests, Schedule};
+use crate::attention::inputs::{VariantInputs, by_token};
+use crate::attention::output::{AttentionOutput, attend};
+use crate::check::{Floats, same_device, shape};
+use crate::error::{Error, Result};
+use crate::indptr::Indptr;
+use crate::types::KvLayout;
+
+/// The work partitioning of a batch whose keys and values are stored one request after the other: made once
+/// for a batch, run by every layer. [`PagedPlan`](crate::PagedPlan) is the same for pages.
+///
+/// ```
+/// use burn::tensor::{DType, Device, Distribution, Tensor};
+/// use burn_flashinfer::{AttentionOptions, Indptr, PlanConfig, RaggedPlan};
+///
+/// # fn main() -> burn_flashinfer::Result<()> {
+/// let device = Device::default();
+/// let config = PlanConfig::new(8, 2, 64, DType::F32).options(AttentionOptions::new().causal(true));
+/// let indptr = Indptr::from_lengths(&[5, 12], &device)?;
+/// let plan = RaggedPlan::new(&config, &indptr, &indptr)?;
+/// let q = Tensor::<3>::random([17, 8, 64], Distribution::Default, &device);
+/// let k = Tensor::<3>::random([17, 2, 64], Distribution::Default, &device);
+/// assert_eq!(plan.run(q, k.clone(), k)?.output.dims(), [17, 8, 64]);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use]
+pub struct RaggedPlan {
+    config: PlanConfig,
+    schedule: Schedule,
+    tokens: usize,
+    keys: usize,
+}
+
+impl RaggedPlan {
+    /// Plans a batch: request `r` has the query tokens `qo_indptr[r]..qo_indptr[r + 1]` and the keys
+    /// `kv_indptr[r]..kv_indptr[r + 1]`.
+    ///
+    /// # Errors
+    ///
+    /// If `config` is not one that the device can take; if the row pointers do not fit each other, or the
+    /// mask (a causal one wants at least as many keys as queries).
+    pub fn new(config: &PlanConfig, qo_indptr: &Indptr, kv_indptr: &Indptr) -> Result<Self> {
+        const OP: &str = "RaggedPlan::new";
+        let device = qo_indptr.device();
+        config.check(OP, &device)?;
+        let requests = checked(OP, config, qo_indptr, kv_indptr)?;
+        let schedule = Schedule::new(OP, config, requests, &device)?.with_workspace(config);
+        Ok(Self { config: config.clone(), schedule, tokens: qo_indptr.total(), keys: kv_indptr.total() })
+    }
+
+    /// Plans another batch in place of this one, with the buffers of this one where they are large enough.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new), and if it is on another device. The plan is as it was then.
+    pub fn update(&mut self, qo_indptr: &Indptr, kv_indptr: &Indptr) -> Result<()> {
+        const OP: &str = "RaggedPlan::update";
+        same_device(OP, "qo_indptr", &qo_indptr.device(), &self.schedule.index().device())?;
+        let requests = checked(OP, &self.config, qo_indptr, kv_indptr)?;
+        self.schedule.update(OP, &self.config, requests, None)?;
+        self.schedule.grow_workspace(&self.config);
+        (self.tokens, self.keys) = (qo_indptr.total(), kv_indptr.total());
+        Ok(())
+    }
+
+    /// Attention of `q` `[tokens, q_heads, head_dim]` over `k` `[keys, kv_heads, head_dim]` and `v` `[keys, kv_heads,
+    /// head_dim_v]`, or with heads before tokens ([`AttentionOptions::kv_layout`](crate::AttentionOptions::kv_layout)).
+    ///
+    /// # Errors
+    ///
+    /// If tensors do not fit the plan in number of tokens, heads, head dimension, element type or device; if a tensor
+    /// requires a gradient.
+    pub fn run(&self, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Result<AttentionOutput> {
+        self.run_with(q, k, v, VariantInputs::new())
+    }
+
+    /// [`run`](Self::run), with tensors for a variant.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run), and if these tensors are on another device or require a gradient.
+    pub fn run_with(
+        &self,
+        q: Tensor<3>,
+        k: Tensor<3>,
+        v: Tensor<3>,
+        inputs: VariantInputs,
+    ) -> Result<AttentionOutput> {
+        const OP: &str = "RaggedPlan::run";
+        let config = &self.config;
+        let (k, v) = by_token(k, v, &config.options);
+        let floats = Floats::first(OP, "q", &q)?;
+        floats.like("k", &k)?;
+        floats.like("v", &v)?;
+        floats.on_device("plan", &self.schedule.index().device())?;
+        if q.dtype() != config.dtype {
+            let (got, expected) = (format!("{:?}", q.dtype()), format!("{:?}, as planned", config.dtype));
+            return Err(Error::Dtype { op: OP, argument: "q", got, expected });
+        }
+        for (argument, got, planned) in [
+            ("q", q.dims(), [self.tokens, config.q_heads, config.head_dim]),
+            ("k", k.dims(), [self.keys, config.kv_heads, config.head_dim]),
+            ("v", v.dims(), [self.keys, config.kv_heads, config.head_dim_v]),
+        ] {
+            if got != planned {
+                return Err(shape(OP, argument, &got, format!("{planned:?}, as planned")));
+            }
+        }
+        let inputs = inputs.checked(&floats)?;
+        attend(OP, q, k, v, self.schedule.batch(KvLayout::Nhd, inputs), config.params())
+    }
+
+    /// Query tokens of all requests: the rows of `q`.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Bytes on the device that the plan holds for partial results; nothing that a caller must size.
+    pub fn workspace_bytes(&self) -> usize {
+        self.schedule.workspace_bytes()
+    }
+
+    /// The blueprint, the work partitioning, and its balance.
+    pub fn explain(&self) -> impl fmt::Display {
+        self.schedule.explain()
+    }
+}
+
+fn checked<'a>(
+    op: &'static str,
+    config: &PlanConfig,
+    qo_indptr: &'a Indptr,
+    kv_indptr: &'a Indptr,
+) -> Result<Requests<'a>> {
+    same_device(op, "kv_indptr", &kv_indptr.device(), &qo_indptr.device())?;
+    if qo_indptr.requests() != kv_indptr.requests() {
+        return Err(Error::Value {
+            op,
+            argument: "kv_indptr",
+            got: format!("of {} requests", kv_indptr.requests()),
+            expected: format!("of {} requests, as `qo_indptr`", qo_indptr.requests()),
+        });
+    }
+    for (request, (queries, keys)) in qo_indptr.lengths().zip(kv_indptr.lengths()).enumerate() {
+        config.check_causal(op, request, queries, keys)?;
+    }
+    Ok(Requests { qo_indptr: qo_indptr.as_slice(), kv: KeysOf::Ragged(kv_indptr.as_slice()) })
+}

@@ -1,0 +1,213 @@
+//! The problem of attention: keys, values and queries, and where those of a request are.
+
+use std::ops::Range;
+
+use burn_flex::FlexTensor;
+
+use super::super::{float::Float, simd, view::Rows};
+use crate::types::{AttentionVariant, KvLayout, Request, Row, visible};
+
+/// Keys or values.
+#[derive(Clone, Copy)]
+pub(super) struct Cache<'a, E> {
+    pub data: &'a [E],
+    pub start: isize,
+    pub token: isize,
+    pub head: isize,
+    pub page: isize,
+}
+
+impl<'a, E: Float> Cache<'a, E> {
+    pub(super) fn of(tensor: &'a FlexTensor, layout: Option<KvLayout>) -> Self {
+        let strides = tensor.layout().strides();
+        let (page, token, head) = match layout {
+            None => (0, strides[0], strides[1]),
+            Some(KvLayout::Nhd) => (strides[0], strides[1], strides[2]),
+            Some(KvLayout::Hnd) => (strides[0], strides[2], strides[1]),
+        };
+        Self { data: tensor.storage(), start: tensor.layout().start_offset() as isize, token, head, page }
+    }
+
+    #[inline(always)]
+    pub(super) fn row(&self, at: usize, len: usize) -> &'a [E] {
+        &self.data[at..][..len]
+    }
+
+    #[inline(always)]
+    pub(super) fn fetch(&self, at: usize, len: usize) {
+        simd::fetch(self.row(at, len));
+    }
+}
+
+/// The places of each request's tokens.
+#[derive(Clone, Copy)]
+pub(super) enum Index<'a> {
+    Ragged { qo_indptr: &'a [i32], kv_indptr: &'a [i32] },
+    Paged { qo_indptr: &'a [i32], kv_indptr: &'a [i32], pages: &'a [i32], last: &'a [i32], page_size: usize },
+}
+
+/// The place of one request's tokens.
+#[derive(Clone, Copy)]
+pub(super) struct Tokens {
+    /// Its number in the batch.
+    pub index: usize,
+    /// Its first query token.
+    pub token: usize,
+    pub qo_len: usize,
+    /// Its first key, or where its pages begin in the list of pages.
+    pub first: usize,
+    pub kv_len: usize,
+}
+
+impl Tokens {
+    pub(super) fn shape(&self) -> Request {
+        Request { index: self.index, qo_len: self.qo_len, kv_len: self.kv_len }
+    }
+}
+
+impl Index<'_> {
+    pub(super) fn requests(&self) -> usize {
+        match self {
+            Self::Ragged { qo_indptr, .. } | Self::Paged { qo_indptr, .. } => {
+                qo_indptr.len().saturating_sub(1)
+            }
+        }
+    }
+
+    pub(super) fn request(&self, r: usize) -> Tokens {
+        let (qo_indptr, kv_indptr) = match self {
+            Self::Ragged { qo_indptr, kv_indptr } | Self::Paged { qo_indptr, kv_indptr, .. } => {
+                (qo_indptr, kv_indptr)
+            }
+        };
+        let [token, first] = [qo_indptr, kv_indptr].map(|rows| rows[r] as usize);
+        let (qo_len, len) = (qo_indptr[r + 1] as usize - token, kv_indptr[r + 1] as usize - first);
+        let kv_len = match self {
+            Self::Paged { last, page_size, .. } if len > 0 => (len - 1) * page_size + last[r] as usize,
+            _ => len,
+        };
+        Tokens { index: r, token, qo_len, first, kv_len }
+    }
+
+    /// The request that owns a query token, if one does.
+    pub(super) fn owner(&self, token: usize) -> Option<Tokens> {
+        let (mut low, mut high) = (0, self.requests());
+        while low < high {
+            let middle = (low + high) / 2;
+            if self.request(middle).token <= token { low = middle + 1 } else { high = middle }
+        }
+        let request = self.request(low.checked_sub(1)?);
+        (token < request.token + request.qo_len).then_some(request)
+    }
+}
+
+/// An attention problem.
+pub(super) struct Problem<'a, E> {
+    pub q: Rows<'a, E, 2>,
+    pub k: Cache<'a, E>,
+    pub v: Cache<'a, E>,
+    pub index: Index<'a>,
+    pub variant: &'a dyn AttentionVariant,
+    pub floats: &'a [f32],
+    pub ints: &'a [i32],
+    pub kv_heads: usize,
+    /// Query heads that share a key-value head.
+    pub group: usize,
+    pub head_dim: usize,
+    pub head_dim_vo: usize,
+}
+
+/// Some consecutive queries of a request, for the query heads that share one key-value head.
+#[derive(Clone, Copy)]
+pub(super) struct Work {
+    pub request: Tokens,
+    pub kv_head: usize,
+    pub queries: Queries,
+}
+
+/// Some consecutive queries of a request.
+#[derive(Clone, Copy)]
+pub(super) struct Queries {
+    pub start: usize,
+    pub end: usize,
+}
+
+impl<E: Float> Problem<'_, E> {
+    /// The keys that query `i` of a request sees.
+    pub(super) fn seen(&self, request: &Tokens, i: usize) -> Range<usize> {
+        visible(self.variant, &request.shape(), i)
+    }
+
+    /// The keys that any of these queries sees. Both ends only ever grow from query to query.
+    pub(super) fn seen_by_any(&self, work: &Work) -> Range<usize> {
+        let Queries { start, end } = work.queries;
+        let (first, last) = (self.seen(&work.request, start), self.seen(&work.request, end - 1));
+        first.start.min(last.end)..last.end
+    }
+
+    /// A row of `work`, as the variant is told.
+    pub(super) fn row(&self, work: &Work, row: usize) -> Row<'_> {
+        Row {
+            request: work.request.shape(),
+            query: work.queries.start + row / self.group,
+            q_head: work.kv_head * self.group + row % self.group,
+            kv_head: work.kv_head,
+            floats: self.floats,
+            ints: self.ints,
+        }
+    }
+
+    /// Maximum of the scaled logits and sum of exponentials of a row before its first key.
+    pub(super) fn start(&self, work: &Work, row: usize) -> (f32, f32) {
+        let (max, sum) = self.variant.start(&self.row(work, row));
+        // A scale may be 0, and -inf times it is NaN.
+        let max = if max == f64::NEG_INFINITY { max } else { max * f64::from(self.variant.scale()) };
+        (max as f32, sum as f32)
+    }
+
+    pub(super) fn query(&self, work: &Work, row: usize) -> &[E] {
+        let token = work.request.token + work.queries.start + row / self.group;
+        self.q.row([token, work.kv_head * self.group + row % self.group])
+    }
+
+    /// Writes the offsets of keys `from..` of the request in the cache.
+    #[inline(always)]
+    pub(super) fn locate(&self, cache: &Cache<'_, E>, work: &Work, from: usize, places: &mut [usize]) {
+        let base = cache.start + work.kv_head as isize * cache.head;
+        match self.index {
+            Index::Paged { pages, page_size, .. } => {
+                let mut page = work.request.first + from / page_size;
+                let mut offset = from % page_size;
+                let mut at = 0;
+                while at < places.len() {
+                    let here = (page_size - offset).min(places.len() - at);
+                    let mut place = base + pages[page] as isize * cache.page + offset as isize * cache.token;
+                    for slot in &mut places[at..at + here] {
+                        *slot = place as usize;
+                        place += cache.token;
+                    }
+                    (at, page, offset) = (at + here, page + 1, 0);
+                }
+            }
+            _ => {
+                let mut place = base + (work.request.first + from) as isize * cache.token;
+                for slot in places {
+                    *slot = place as usize;
+                    place += cache.token;
+                }
+            }
+        }
+    }
+}
+
+/// The factor on the output and the LSE of one query, from its row_sum and row_max.
+///
+/// The sum is 0 only if the query has seen no key, and NaN if it has seen a NaN.
+#[inline(always)]
+pub(super) fn finish(sum: f32, max: f32) -> (f32, f32) {
+    if sum == 0.0 {
+        (0.0, f32::NEG_INFINITY)
+    } else {
+        (1.0 / sum, max * std::f32::consts::LOG2_E + sum.log2())
+    }
+}

@@ -1,0 +1,18 @@
+//! Plain data, without tensors: what everything else may import.
+
+mod fp8;
+mod layout;
+mod options;
+mod styles;
+mod variant;
+
+pub use fp8::Fp8;
+pub use layout::{BitOrder, KvLayout, WeightLayout};
+pub use options::{AttentionOptions, AttentionParams};
+pub use styles::{Activation, RmsNormStyle, RopeStyle};
+#[cfg(feature = "cube")]
+pub(crate) use variant::PlannedKeys;
+#[cfg(all(test, feature = "flex"))]
+pub(crate) use variant::StandardAttention;
+pub(crate) use variant::visible;
+pub use variant::{AttentionVariant, LogitTile, Request, Row, SharedVariant};
