@@ -307,7 +307,7 @@ impl<S: Side> Mma for Mfma<S> {
                 #[unroll]
                 for h in 0..2usize {
                     let step = comptime!(2 * i + h);
-                    rows[comptime!(2 * m + h)] = narrow_weights::<E, S::Acc>(
+                    rows[comptime!(2 * m + h)] = convert_p::<E, S::Acc>(
                         p.tiles[comptime!(m * columns + step / steps_of_tile)],
                         comptime!(step % steps_of_tile * 4),
                         comptime!(tiles.bf16()),
@@ -407,7 +407,7 @@ pub(super) fn half<E: Float>(vec: Vec16, #[comptime] half: usize) -> Vector<E, C
 /// gfx942 has no instruction that rounds to bf16, and LLVM's code for it checks each element for NaN. A
 /// probability is NaN only where its row_sum is too, so here a carry out of a NaN does no harm.
 #[cube]
-fn narrow_weights<E: Float, Acc: Size>(
+fn convert_p<E: Float, Acc: Size>(
     tile: Vector<f32, Acc>,
     #[comptime] first: usize,
     #[comptime] bf16: bool,

@@ -218,7 +218,7 @@ impl Mma for MmaSync {
             for m in 0..tiles.q_tiles {
                 let low = p.tiles[comptime!(m * columns + 2 * k)];
                 let high = p.tiles[comptime!(m * columns + 2 * k + 1)];
-                rows[m] = p_operand(low, high, comptime!(tiles.bf16()));
+                rows[m] = convert_p(low, high, comptime!(tiles.bf16()));
             }
             let values = ring.stage + comptime!(tiles.key_vecs());
             #[unroll]
@@ -247,7 +247,7 @@ impl Math for MmaSync {
 
 /// Operand `a` of 16 keys, from the probabilities of the first 8 and the last 8 in the layout of a product.
 #[cube]
-pub(crate) fn p_operand(
+pub(crate) fn convert_p(
     low: Vector<f32, Const<4>>,
     high: Vector<f32, Const<4>>,
     #[comptime] bf16: bool,

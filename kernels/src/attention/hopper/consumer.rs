@@ -14,7 +14,7 @@ use crate::isa::nvidia::{
     DEPTH, Operand, Product, barrier_arrive, barrier_arrive_at, named_barrier, wgmma_registers, wgmma_shared,
     wgmma_wait,
 };
-use crate::mma::{Accumulator, Fragment, MmaSync, TileShape, p_operand};
+use crate::mma::{Accumulator, Fragment, MmaSync, TileShape, convert_p};
 use crate::staging::Vec16;
 
 /// The state of a consumer: tiles so far.
@@ -56,7 +56,7 @@ pub(super) fn consume<V: Variant, E: Float>(
             let mut at = work.start;
             apply_mask::<V>(&mut s, args, work, &visible, first_row, at, tiles);
             online_softmax::<MmaSync>(&mut s, &mut softmax, tiles);
-            convert_p(&s, &mut p, tiles);
+            p_operands(&s, &mut p, tiles);
             at += tiles.keys;
             consumer.stages += 1;
             if at < work.end {
@@ -80,7 +80,7 @@ pub(super) fn consume<V: Variant, E: Float>(
                 }
                 wgmma_wait(&mut o.tiles, tiles.dims.vo, 0usize);
                 consumer_release(base, consumer.stages - 2, Ring::Values, tiles);
-                convert_p(&s, &mut p, tiles);
+                p_operands(&s, &mut p, tiles);
             }
             consumer_release(base, consumer.queries, Ring::Queries, tiles);
             consumer.queries += 1;
@@ -211,9 +211,9 @@ fn apply_mask<V: Variant>(
 
 /// The probabilities as operand of the next product.
 #[cube]
-fn convert_p(s: &Fragment<MmaSync>, p: &mut Array<Vec16>, #[comptime] tiles: TileShape) {
+fn p_operands(s: &Fragment<MmaSync>, p: &mut Array<Vec16>, #[comptime] tiles: TileShape) {
     #[unroll]
     for i in 0..comptime!(tiles.keys / DEPTH) {
-        p[i] = p_operand(s.tiles[comptime!(2 * i)], s.tiles[comptime!(2 * i + 1)], comptime!(tiles.bf16()));
+        p[i] = convert_p(s.tiles[comptime!(2 * i)], s.tiles[comptime!(2 * i + 1)], comptime!(tiles.bf16()));
     }
 }
