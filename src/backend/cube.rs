@@ -298,11 +298,11 @@ impl FlashInferBackend for CubeBackend {
     fn segment_gemm(
         x: FloatTensor<Self>,
         weights: FloatTensor<Self>,
-        works: IntTensor<Self>,
+        work_items: IntTensor<Self>,
         tile_rows: usize,
         layout: WeightLayout,
     ) -> FloatTensor<Self> {
-        segment_gemm::segment_gemm(x, weights, works, tile_rows, layout)
+        segment_gemm::segment_gemm(x, weights, work_items, tile_rows, layout)
     }
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -37,11 +37,16 @@ pub(crate) fn heads_in_l2(work_items: &[i32], kv_heads: usize, #[comptime] tiles
 
 /// The work item and the key head of an item.
 #[cube]
-pub(crate) fn item_and_head(item: usize, together: usize, works: usize, kv_heads: usize) -> (usize, usize) {
-    let section = item / (works * together);
+pub(crate) fn item_and_head(
+    item: usize,
+    together: usize,
+    work_items: usize,
+    kv_heads: usize,
+) -> (usize, usize) {
+    let section = item / (work_items * together);
     let first = section * together;
     let heads = min(together, kv_heads - first);
-    let at = item - works * first;
+    let at = item - work_items * first;
     (at / heads, first + at % heads)
 }
 

@@ -29,7 +29,7 @@ use crate::math::{Exact, LOG2_E, narrow, sync_row};
 use crate::problem::HeadDims;
 use crate::request::query_row;
 
-/// The run-time numbers of a problem.
+/// The run-time sizes of a problem.
 #[derive(CubeType, CubeLaunch)]
 pub(crate) struct Params {
     /// Tokens times query heads.
