@@ -25,17 +25,17 @@ struct Case {
 }
 
 impl Case {
-    /// The matrices in turn, works of one matrix together.
-    fn works(&self) -> Vec<i32> {
-        let mut works = vec![];
+    /// The matrices in turn, work items of one matrix together.
+    fn work_items(&self) -> Vec<i32> {
+        let mut work_items = vec![];
         for segment in 0..self.segments {
             let (first, end) = (segment * self.rows, (segment + 1) * self.rows);
             for tile in (first..end).step_by(self.tile_rows) {
-                works.push([segment % self.matrices, tile, end.min(tile + self.tile_rows)]);
+                work_items.push([segment % self.matrices, tile, end.min(tile + self.tile_rows)]);
             }
         }
-        works.sort_unstable();
-        works
+        work_items.sort_unstable();
+        work_items
             .into_iter()
             .flat_map(|[matrix, first, end]| [first, end, matrix].map(|word| word as i32))
             .collect()
@@ -48,7 +48,7 @@ impl Case {
         let bytes = 2 * numbers;
         let count = (4e8 / bytes as f64).ceil().clamp(2.0, 64.0) as u32;
         let matrix = if by_input { [matrices, d_in, d_out] } else { [matrices, d_out, d_in] };
-        let works = device.ints(self.works());
+        let work_items = device.ints(self.work_items());
         let sets: Vec<_> = (0..count)
             .map(|seed| {
                 let x = device.random(BF16, &[all, d_in], 3 * seed + 1);
@@ -58,9 +58,9 @@ impl Case {
             .collect();
         let step = || {
             for (x, weights, y) in &sets {
-                let (x, weights, y, works) = (x.clone(), weights.clone(), y.clone(), works.clone());
-                let gemm = SegmentGemm { x, weights, y, works, tile_rows, by_input };
-                // SAFETY: `works` divides the rows among the matrices.
+                let (x, weights, y, work_items) = (x.clone(), weights.clone(), y.clone(), work_items.clone());
+                let gemm = SegmentGemm { x, weights, y, work_items, tile_rows, by_input };
+                // SAFETY: `work_items` divides the rows among the matrices.
                 unsafe { launch(&device.client, gemm, ElemType::Float(BF16)) }.expect("launches");
             }
         };

@@ -192,7 +192,7 @@ fn rows() -> Vec<Case> {
                 x: tensor(client, &[TOKENS, WIDTH], 2),
                 weights: tensor(client, &[8, WIDTH, WIDTH], 2),
                 y: tensor(client, &[TOKENS, WIDTH], 2),
-                works: tensor(client, &[segment_gemm::WORK_WORDS * TOKENS], 4),
+                work_items: tensor(client, &[segment_gemm::WORK_WORDS * TOKENS], 4),
                 tile_rows,
                 by_input,
             };

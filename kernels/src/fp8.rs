@@ -40,7 +40,7 @@ impl Fp8 {
         }
     }
 
-    /// The largest number.
+    /// The largest value.
     const fn max(self) -> f32 {
         match self {
             Self::E4m3 => 448.0,
@@ -146,8 +146,8 @@ pub(crate) struct Divisor {
     rest: f32,
 }
 
-/// `scale` as a divisor. A scale of 0 is the limit of small ones: it keeps a 0 and makes all other numbers
-/// infinite. A scale that is not finite makes all numbers NaN.
+/// `scale` as a divisor. A scale of 0 is the limit of small ones: it keeps a 0 and makes all other values
+/// infinite. A scale that is not finite makes all values NaN.
 #[cube]
 pub(crate) fn divisor(scale: f32) -> Divisor {
     let bits = u32::reinterpret(scale);
@@ -201,11 +201,11 @@ pub(crate) fn decode<E: Numeric, N: Size>(x: Vector<E, N>, #[comptime] code: Opt
     #[comptime]
     match code {
         None => widen::<E, N>(x),
-        Some(Code { format, .. }) => number::<N>(Vector::cast_from(x), format),
+        Some(Code { format, .. }) => value::<N>(Vector::cast_from(x), format),
     }
 }
 
-/// Rounding by the instructions of a device, four numbers at a time: on an H200 a norm in fp8 took 0.082 ms
+/// Rounding by the instructions of a device, four floats at a time: on an H200 a norm in fp8 took 0.082 ms
 /// by [`rounded`].
 #[cube]
 fn converted<N: Size>(
@@ -226,7 +226,7 @@ fn converted<N: Size>(
         let word = match machine {
             Machine::Nvidia => nvidia::to_fp8(four, e5m2),
             _ => {
-                // This device turns numbers beyond the largest into NaN.
+                // This device turns floats beyond the largest into NaN.
                 let most = Vector::new(comptime!(format.max()));
                 let least = Vector::new(comptime!(-format.max()));
                 let clamped = select_many(four.is_nan(), four, clamp(four, least, most));
@@ -242,7 +242,7 @@ fn converted<N: Size>(
     codes
 }
 
-/// Rounding on the bits of f32, since not every device converts. A number that is normal in the format drops
+/// Rounding on the bits of f32, since not every device converts. A float that is normal in the format drops
 /// mantissa bits, rounded, and changes its bias. A smaller one is counted in units of the smallest, by adding
 /// the f32 whose last bit is that unit.
 #[cube]
@@ -269,7 +269,7 @@ fn rounded<N: Size>(x: Vector<f32, N>, #[comptime] format: Fp8) -> Vector<u32, N
 }
 
 #[cube]
-fn number<N: Size>(code: Vector<u32, N>, #[comptime] format: Fp8) -> Vector<f32, N> {
+fn value<N: Size>(code: Vector<u32, N>, #[comptime] format: Fp8) -> Vector<f32, N> {
     let (mantissa, bias) = comptime!((format.mantissa(), format.bias()));
     let sign = (code & Vector::new(0x80u32)) << Vector::new(24u32);
     let magnitude = code & Vector::new(0x7fu32);
@@ -279,16 +279,16 @@ fn number<N: Size>(code: Vector<u32, N>, #[comptime] format: Fp8) -> Vector<f32,
     let unit = comptime!(Fp8::power(1 - bias as i32 - mantissa as i32));
     let counted = Vector::<u32, N>::reinterpret(Vector::<f32, N>::cast_from(magnitude) * Vector::new(unit));
     let is_small = magnitude.less_than(&Vector::new(comptime!(1u32 << mantissa)));
-    let number = Vector::<f32, N>::reinterpret(select_many(is_small, counted, normal) | sign);
+    let value = Vector::<f32, N>::reinterpret(select_many(is_small, counted, normal) | sign);
     let nan = Vector::new(f32::NAN);
     match format {
-        Fp8::E4m3 => select_many(magnitude.equal(&Vector::new(0x7fu32)), nan, number),
-        Fp8::E4m3Fnuz => select_many(code.equal(&Vector::new(0x80u32)), nan, number),
+        Fp8::E4m3 => select_many(magnitude.equal(&Vector::new(0x7fu32)), nan, value),
+        Fp8::E4m3Fnuz => select_many(code.equal(&Vector::new(0x80u32)), nan, value),
         Fp8::E5m2 => {
             let infinity =
                 Vector::<f32, N>::reinterpret(Vector::new(comptime!(f32::INFINITY.to_bits())) | sign);
-            let number = select_many(magnitude.equal(&Vector::new(0x7cu32)), infinity, number);
-            select_many(magnitude.greater_than(&Vector::new(0x7cu32)), nan, number)
+            let value = select_many(magnitude.equal(&Vector::new(0x7cu32)), infinity, value);
+            select_many(magnitude.greater_than(&Vector::new(0x7cu32)), nan, value)
         }
     }
 }

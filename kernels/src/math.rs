@@ -123,7 +123,7 @@ pub(crate) fn erfc<N: Size>(x: Vector<f32, N>, #[comptime] machine: Machine) -> 
 
 /// `x` in f32, exactly.
 ///
-/// On a CPU without bf16 instructions this is done on the bits. Where LLVM sees that numbers come from bf16,
+/// On a CPU without bf16 instructions this is done on the bits. Where LLVM sees that floats come from bf16,
 /// it may compute with them in bf16, and calls the function that [`narrow`] avoids.
 #[cube]
 pub(crate) fn widen<E: Numeric, N: Size>(x: Vector<E, N>) -> Vector<f32, N> {

@@ -32,7 +32,8 @@ impl RequestShape {
     }
 }
 
-/// The keys that a query can see, on the host: the same as [`Variant::keys`](crate::attention::Variant::keys) on the device.
+/// The keys that a query can see, on the host: the same as
+/// [`Variant::keys`](crate::attention::Variant::keys) on the device.
 pub trait KeyRange {
     /// The keys `start..end` that query `query` of a request can see.
     fn keys(&self, request: &RequestShape, query: usize) -> (usize, usize);

@@ -184,7 +184,7 @@ fn who_gets_clusters() {
         assert_eq!(cluster(dim, &[(8192, 8192)]), 2, "{dim}");
     }
     assert_eq!(cluster(128, &[(2048, 16384), (8192, 8192)]), 2);
-    // Smaller works would leave cores idle, or half of a pair.
+    // Smaller work items would leave cores idle, or half of a pair.
     assert_eq!(cluster(128, &[(4096, 4096)]), 1);
     assert_eq!(cluster(128, &[(8192, 8192), (17, 17)]), 1);
     assert_eq!(cluster(128, &[(256, 16384)]), 1);

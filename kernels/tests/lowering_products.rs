@@ -9,7 +9,7 @@ use cubecl::prelude::TensorBinding;
 const ROWS: usize = 256;
 const WIDTH: usize = 4096;
 
-/// The kernel for works of so many rows.
+/// The kernel for work items of so many rows.
 fn lower(device: &offline::Device, dtype: FloatKind, tile_rows: usize, by_input: bool) -> Lowered {
     let client = device.client();
     let tensor = |shape: &[usize], element: usize| {
@@ -23,7 +23,7 @@ fn lower(device: &offline::Device, dtype: FloatKind, tile_rows: usize, by_input:
         x: tensor(&[ROWS, WIDTH], dtype.size()),
         weights: tensor(&[8, WIDTH, WIDTH], dtype.size()),
         y: tensor(&[ROWS, WIDTH], dtype.size()),
-        works: tensor(&[3 * ROWS.div_ceil(tile_rows)], 4),
+        work_items: tensor(&[3 * ROWS.div_ceil(tile_rows)], 4),
         tile_rows,
         by_input,
     };

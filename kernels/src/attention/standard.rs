@@ -57,7 +57,7 @@ impl Kernels for Standard {
     }
 }
 
-/// The numbers of [`Standard`].
+/// The arguments of [`Standard`].
 #[derive(CubeType, CubeLaunch)]
 pub struct StandardArgs {
     /// Factor on `q·k`.
@@ -83,7 +83,7 @@ impl Variant for Standard {
 #[derive(Debug)]
 pub enum SoftCap {}
 
-/// The numbers of [`SoftCap`].
+/// The arguments of [`SoftCap`].
 #[derive(CubeType, CubeLaunch)]
 pub struct SoftCapArgs {
     /// Bound of the logits.

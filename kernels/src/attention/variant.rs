@@ -13,13 +13,13 @@ use cubecl::prelude::*;
 use crate::math::Math;
 use crate::request::{QueryRow, RequestShape};
 
-/// The parts of attention beside the two products. Only `scale` has no default. Kernels do not check indices: a hook must
-/// not read beyond the tensors of its `Args`.
+/// The parts of attention beside the two products. Only `scale` has no default. Kernels do not check indices:
+/// a hook must not read beyond the tensors of its `Args`.
 ///
 /// The hooks are `#[cube]` functions: implement the trait with `#[cube] impl Variant for ...`. The trait
 /// itself is written out, since `#[cube]` on a trait drops default bodies.
 pub trait Variant: Send + Sync + 'static {
-    /// The tensors and numbers of the hooks, a `#[derive(CubeType, CubeLaunch)]` struct.
+    /// The tensors and scalars of the hooks, a `#[derive(CubeType, CubeLaunch)]` struct.
     type Args: LaunchArg + Send + Sync + 'static;
 
     /// The factor on every logit, above 0.

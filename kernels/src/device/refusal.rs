@@ -48,12 +48,12 @@ pub enum Refusal {
         /// Limits of the axes.
         limit: [u32; 3],
     },
-    /// A number beyond the integers of the kernel.
+    /// A size beyond the integers of the kernel.
     #[error("{kernel}: `{argument}` is {got}, expected at most {limit}")]
     Range {
         /// The kernel that was asked for.
         kernel: &'static str,
-        /// The number at fault.
+        /// The size at fault.
         argument: &'static str,
         /// Its value.
         got: usize,

@@ -267,7 +267,7 @@ amdgcn! {
     fn to_fp8_half(a: f32, b: f32, old: u32, #[comptime] half: usize, #[comptime] e5m2: bool) -> u32 =
         PureOp(a, b, old) "cvt.pk.{ty}.f32" [half; 1], ty = if e5m2 { "bf8" } else { "fp8" };
 
-    /// The two fp8 numbers in half `half` of a word: `v_cvt_pk_f32_fp8`, `v_cvt_pk_f32_bf8`. As
+    /// The two fp8 values in half `half` of a word: `v_cvt_pk_f32_fp8`, `v_cvt_pk_f32_bf8`. As
     /// [`to_fp8_half`].
     pub(crate) fn from_fp8(x: u32, #[comptime] half: usize, #[comptime] e5m2: bool) -> Vector<f32, Const<2>> =
         PureOp(x) "cvt.pk.f32.{ty}" [half; 1], ty = if e5m2 { "bf8" } else { "fp8" };

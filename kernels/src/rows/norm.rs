@@ -280,7 +280,7 @@ pub fn launch(client: &Client, norm: Norm, dtype: ElemType, weight_dtype: ElemTy
     }
     Quantized::check_one(quantized.as_ref(), KERNEL)?;
     if quantized.is_some() && y.is_none() {
-        return Err(shape(KERNEL, "y", &x, "a tensor of codes"));
+        return Err(shape(KERNEL, "y", &x, "a tensor of fp8 values"));
     }
     if width == 0 {
         return Err(shape(KERNEL, "x", &x, "rows that are not empty"));

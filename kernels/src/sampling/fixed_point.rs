@@ -1,4 +1,4 @@
-//! Numbers as integers: probabilities in fixed point to be added, and radix keys to be compared.
+//! Floats as integers: probabilities in fixed point to be added, and radix keys to be compared.
 //!
 //! A probability mass is a sum of probabilities in fixed point.
 
@@ -34,7 +34,7 @@ pub(crate) fn top_p_mass(top_p: f32) -> u64 {
     select(top_p < 1.0f32, max(fixed_point(top_p), 1u64), u64::MAX)
 }
 
-/// An integer for each number, in the same order: 0 for NaN, [`ZERO_KEY`] for both zeros.
+/// An integer for each float, in the same order: 0 for NaN, [`ZERO_KEY`] for both zeros.
 #[cube]
 pub(crate) fn radix_key(x: f32) -> u32 {
     let bits = u32::reinterpret(x);
@@ -43,7 +43,7 @@ pub(crate) fn radix_key(x: f32) -> u32 {
     select(x.is_nan(), 0u32, key)
 }
 
-/// The number with a key; NaN if there is none, as for a key beyond infinity.
+/// The float with a key; NaN if there is none, as for a key beyond infinity.
 #[cube]
 pub(crate) fn from_radix_key(key: u32) -> f32 {
     f32::reinterpret(select(key >= ZERO_KEY, key - ZERO_KEY, !key))

@@ -64,7 +64,7 @@ fn weigh<F: Float, N: Size>(
         }
         first += comptime!(IN_FLIGHT * units);
     }
-    // Above all keys of numbers is one of a NaN.
+    // The key of a NaN is above all others.
     let highest = from_radix_key(row_max(select(has_nan, u32::MAX, radix_key(highest)), unit, row_group));
 
     let t = Temperature::new(temperature[row]);

@@ -1,4 +1,4 @@
-//! Sampling of tokens without sorting, from logits or from filtered probabilities; and the largest numbers of
+//! Sampling of tokens without sorting, from logits or from filtered probabilities; and the largest values of
 //! a row, sorted.
 //!
 //! A row belongs to one cube (or on a CPU to one unit), and nothing is read back to the host. Random numbers

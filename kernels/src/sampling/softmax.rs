@@ -22,7 +22,7 @@ const KERNEL: &str = "softmax";
 fn weigh<F: Float, N: Size>(
     logits: &Tensor<Vector<F, N>>,
     temperature: &[f32],
-    weighed: &mut [f32],
+    of_chunks: &mut [f32],
     #[comptime] row_group: RowGroup,
     #[comptime] lanes: usize,
     #[define(F)] _dtype: ElemType,
@@ -37,8 +37,8 @@ fn weigh<F: Float, N: Size>(
     let chunk = place.vectors_from(row * logits.stride(0) / lanes, lanes);
     let (highest, sum) = max_and_sum::<F, N>(logits, &chunk, &t, unit, row_group, lanes);
     if unit == 0 {
-        weighed[2 * at] = highest;
-        weighed[2 * at + 1] = sum;
+        of_chunks[2 * at] = highest;
+        of_chunks[2 * at + 1] = sum;
     }
 }
 
@@ -48,7 +48,7 @@ fn weigh<F: Float, N: Size>(
 fn softmax<F: Float, N: Size>(
     logits: &Tensor<Vector<F, N>>,
     temperature: &[f32],
-    weighed: &ComptimeOption<Box<[f32]>>,
+    of_chunks: &ComptimeOption<Box<[f32]>>,
     probs: &mut Tensor<Vector<f32, N>>,
     #[comptime] row_group: RowGroup,
     #[comptime] lanes: usize,
@@ -66,18 +66,18 @@ fn softmax<F: Float, N: Size>(
     let mut of_row = f32::NEG_INFINITY.runtime();
     let mut sum = 0.0f32.runtime();
     #[comptime]
-    match weighed {
-        ComptimeOption::Some(weighed) => {
+    match of_chunks {
+        ComptimeOption::Some(of_chunks) => {
             let mut other = unit;
             while other < chunks {
-                of_row = max(of_row, weighed[2 * (row * chunks + other)]);
+                of_row = max(of_row, of_chunks[2 * (row * chunks + other)]);
                 other += units;
             }
             of_row = from_radix_key(row_max(radix_key(of_row), unit, row_group));
             let mut other = unit;
             while other < chunks {
                 let at = 2 * (row * chunks + other);
-                sum += weighed[at + 1] * t.weight(weighed[at], of_row);
+                sum += of_chunks[at + 1] * t.weight(of_chunks[at], of_row);
                 other += units;
             }
             sum = row_sum(sum, unit, row_group);
@@ -191,8 +191,8 @@ pub fn launch(client: &Client, softmax: Softmax, dtype: ElemType) -> Result<()> 
         vectors.div_ceil(IN_FLIGHT).min(256) as u32,
     )?;
     let address = addresses(&[(&logits, dtype.size()), (&probs, 4)]);
-    let weighed = (chunks > 1).then(|| buffer(client, 2 * row_count * chunks, size_of::<f32>()));
-    if let Some(weighed) = &weighed {
+    let of_chunks = (chunks > 1).then(|| buffer(client, 2 * row_count * chunks, size_of::<f32>()));
+    if let Some(of_chunks) = &of_chunks {
         // SAFETY: a unit beyond the last row stops; a vector is below those of its chunk, and these are below
         // those of the row. There is a maximum and a sum for each chunk. Shared memory has a place for each
         // group.
@@ -205,7 +205,7 @@ pub fn launch(client: &Client, softmax: Softmax, dtype: ElemType) -> Result<()> 
                 lanes,
                 logits.clone().into_tensor_arg(),
                 temperature.clone().into_buffer_arg(),
-                weighed.clone().into_buffer_arg(),
+                of_chunks.clone().into_buffer_arg(),
                 row_group,
                 lanes,
                 dtype,
@@ -222,7 +222,7 @@ pub fn launch(client: &Client, softmax: Softmax, dtype: ElemType) -> Result<()> 
             lanes,
             logits.into_tensor_arg(),
             temperature.into_buffer_arg(),
-            weighed.map(TensorBinding::into_buffer_arg).into(),
+            of_chunks.map(TensorBinding::into_buffer_arg).into(),
             probs.into_tensor_arg(),
             row_group,
             lanes,

@@ -12,7 +12,7 @@ use crate::device::tensor::{Result, addresses, contiguous, shape, vector};
 use crate::rows::row_group::RowGroup;
 
 const KERNEL: &str = "chain_speculative_sampling";
-/// Numbers that a request has in `counts`.
+/// Words of a request in `counts`.
 pub const COUNTS: usize = 3;
 
 /// Accepts drafted token `i` if `u_i · p_i < q_i`, where `p` and `q` are its probabilities in draft and

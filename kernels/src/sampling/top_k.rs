@@ -1,4 +1,4 @@
-//! The largest numbers of each row, in order.
+//! The largest values of each row, in order.
 //!
 //! A [radix select](super::radix_select) finds the smallest of them. Those that are larger, and those that
 //! equal it as far as there is room, are put in shared memory in whatever order they are found, and sorted
@@ -18,7 +18,7 @@ use crate::rows::row_group::{RowGroup, shuffle_scan, shuffle_sum};
 
 const KERNEL: &str = "top_k";
 
-/// `values` and `ids` `[rows, k]` of the largest numbers, NaN last, the first of equals first.
+/// `values` and `ids` `[rows, k]` of the largest values, NaN last, the first of equals first.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn top_k<F: Float, N: Size>(
@@ -42,7 +42,7 @@ fn top_k<F: Float, N: Size>(
     limits.count = k as u64;
     let mut memory = Memory::new(part, unit, config);
     let threshold = select_row::<F, N>(x, &row, &limits, &mut memory, config);
-    // If all numbers count, there may be too few, and NaN is next.
+    // If all values count, there may be too few, and NaN is next.
     let least = select(threshold.key == comptime!(config.least()), 0u32, threshold.key);
 
     let mut larger = 0u32;
@@ -93,7 +93,7 @@ fn top_k<F: Float, N: Size>(
     }
 }
 
-/// Lists the numbers larger than `least`, and the first of those equal to it, until there are `k`.
+/// Lists the values larger than `least`, and the first of those equal to it, until there are `k`.
 #[cube]
 fn list_in_order<F: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
@@ -186,7 +186,7 @@ fn sort(listed: usize, memory: &mut Memory, #[comptime] config: SelectConfig) {
 
 #[cube]
 impl Memory {
-    /// Begins a list of numbers and their places. What shared memory had before is read no more.
+    /// Begins a list of values and their places. What shared memory had before is read no more.
     fn start_list(&mut self, #[comptime] config: SelectConfig) {
         sync_row(comptime!(config.row_group.units));
         if self.unit == 0 {
@@ -234,7 +234,7 @@ impl Memory {
     }
 }
 
-/// Rows, and where their largest numbers go.
+/// Rows, and where their largest values go.
 pub struct TopK {
     /// `[rows, vocab]`.
     pub x: TensorBinding,
@@ -244,7 +244,7 @@ pub struct TopK {
     pub ids: TensorBinding,
 }
 
-/// Finds the `k` largest numbers of each row, at most [`MAX_TOP_K`].
+/// Finds the `k` largest values of each row, at most [`MAX_TOP_K`].
 ///
 /// # Errors
 ///
@@ -273,7 +273,7 @@ pub fn launch(client: &Client, top: TopK, dtype: ElemType) -> Result<()> {
         size: config.size.max(k.next_power_of_two()),
         ..config
     };
-    // SAFETY: a unit beyond the last row stops. A vector read is below those of a row, and k numbers of a row
+    // SAFETY: a unit beyond the last row stops. A vector read is below those of a row, and k values of a row
     // are written, of which as many are listed: k is no more than a row has. Shared memory has a place for
     // each group, bucket and candidate of each row of the cube, and k is no more than there are of the
     // latter.

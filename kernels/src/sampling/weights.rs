@@ -17,7 +17,7 @@ pub(crate) const WEIGHT_BITS: u32 = 40;
 pub(crate) struct Temperature {
     /// A power of 2, on logits: differences of large ones stay finite.
     on_logits: f32,
-    /// A power of 2, on differences: tiny ones become normal numbers.
+    /// A power of 2, on differences: tiny ones become normal.
     on_differences: f32,
     /// The reciprocal of the temperature that remains.
     inverse: f32,

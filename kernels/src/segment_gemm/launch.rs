@@ -21,9 +21,9 @@ pub struct SegmentGemm {
     pub weights: TensorBinding,
     /// `[rows, d_out]`, contiguous.
     pub y: TensorBinding,
-    /// `[works, 3]` of `i32`, contiguous, as one axis: first row of each work item, end of its rows, and its
+    /// `[work items, 3]` of `i32`, contiguous, as one axis: first row of each work item, end of its rows, and its
     /// matrix.
-    pub works: TensorBinding,
+    pub work_items: TensorBinding,
     /// Largest number of rows of a work item, at least 1: up to 4 for plain multiplications, or 16, 64 or 128
     /// for tiles.
     pub tile_rows: usize,
@@ -42,7 +42,7 @@ pub struct SegmentGemm {
 /// Each work item has from 1 to `tile_rows` rows, all within `x`, and a matrix within `weights`. No row is in
 /// two of them.
 pub unsafe fn launch(client: &Client, gemm: SegmentGemm, dtype: ElemType) -> Result<()> {
-    let SegmentGemm { x, weights, y, works, tile_rows, by_input } = &gemm;
+    let SegmentGemm { x, weights, y, work_items, tile_rows, by_input } = &gemm;
     rows(KERNEL, "x", x, 2)?;
     rows(KERNEL, "weights", weights, 3)?;
     let (d_in, d_out) = match by_input {
@@ -53,14 +53,14 @@ pub unsafe fn launch(client: &Client, gemm: SegmentGemm, dtype: ElemType) -> Res
         return Err(shape(KERNEL, "x", x, format!("rows of {d_in}, as `weights`")));
     }
     contiguous(KERNEL, "y", y, &[x.shape[0], d_out])?;
-    contiguous(KERNEL, "works", works, &[works.size()])?;
-    if !works.size().is_multiple_of(WORK_WORDS) {
-        return Err(shape(KERNEL, "works", works, format!("[{WORK_WORDS} numbers each]")));
+    contiguous(KERNEL, "work_items", work_items, &[work_items.size()])?;
+    if !work_items.size().is_multiple_of(WORK_WORDS) {
+        return Err(shape(KERNEL, "work_items", work_items, format!("[{WORK_WORDS} words each]")));
     }
     if *tile_rows == 0 || weights.size() == 0 {
         return Err(Refusal::Range { kernel: KERNEL, argument: "tile_rows or weights", got: 0, limit: 0 });
     }
-    if y.size() == 0 || works.size() == 0 {
+    if y.size() == 0 || work_items.size() == 0 {
         return Ok(());
     }
     let aligned = |tensor| alignment(tensor).min(offset_alignment(tensor, dtype.size()));
@@ -93,10 +93,10 @@ fn launch_tiled<U: GemmMma>(
     problem: &Problem,
     tiled: Tiled,
 ) -> Result<()> {
-    let SegmentGemm { x, weights, y, works, .. } = gemm;
+    let SegmentGemm { x, weights, y, work_items, .. } = gemm;
     let Problem { d_in, d_out, dtype, .. } = *problem;
     let tiles = tiled.tiles(problem);
-    let count = works.size() / WORK_WORDS;
+    let count = work_items.size() / WORK_WORDS;
     let cubes = count * d_out.div_ceil(tiles.columns::<U>());
     let cubes = cover(KERNEL, cubes, DeviceProfile::of(client).max_cubes)?;
     let size = dtype.size();
@@ -115,7 +115,7 @@ fn launch_tiled<U: GemmMma>(
             x.into_tensor_arg(),
             weights.into_tensor_arg(),
             y.into_buffer_arg(),
-            works.into_buffer_arg(),
+            work_items.into_buffer_arg(),
             count,
             d_in,
             d_out,
@@ -127,9 +127,9 @@ fn launch_tiled<U: GemmMma>(
 }
 
 fn launch_plain(client: &Client, gemm: SegmentGemm, problem: &Problem, plain: Plain) -> Result<()> {
-    let SegmentGemm { x, weights, y, works, .. } = gemm;
+    let SegmentGemm { x, weights, y, work_items, .. } = gemm;
     let Problem { d_in, d_out, dtype, align, .. } = *problem;
-    let count = works.size() / WORK_WORDS;
+    let count = work_items.size() / WORK_WORDS;
     let limit = DeviceProfile::of(client).max_cubes;
     let size = dtype.size();
     let address = addresses(&[(&x, size), (&weights, size), (&y, size)]);
@@ -153,7 +153,7 @@ fn launch_plain(client: &Client, gemm: SegmentGemm, problem: &Problem, plain: Pl
                 x.into_tensor_arg(),
                 weights.into_tensor_arg(),
                 y.into_buffer_arg(),
-                works.into_buffer_arg(),
+                work_items.into_buffer_arg(),
                 count,
                 d_in,
                 vectors,
@@ -175,7 +175,7 @@ fn launch_plain(client: &Client, gemm: SegmentGemm, problem: &Problem, plain: Pl
                 x.into_tensor_arg(),
                 weights.into_tensor_arg(),
                 y.into_buffer_arg(),
-                works.into_buffer_arg(),
+                work_items.into_buffer_arg(),
                 count,
                 d_in / lanes,
                 d_out,

@@ -47,7 +47,7 @@ pub(super) fn by_input<F: Float, N: Size>(
     x: &Tensor<F>,
     weights: &Tensor<Vector<F, N>>,
     y: &mut [Vector<F, N>],
-    works: &[i32],
+    work_items: &[i32],
     count: usize,
     d_in: usize,
     vectors: usize,
@@ -62,12 +62,12 @@ pub(super) fn by_input<F: Float, N: Size>(
     let (across, part) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
     let column = CUBE_POS % blocks * plain.across + across;
     let work = index * WORK_WORDS;
-    let end = usize::cast_from(works[work + 1]);
-    let matrix = usize::cast_from(works[work + 2]) * weights.stride(0) / N::value();
+    let end = usize::cast_from(work_items[work + 1]);
+    let matrix = usize::cast_from(work_items[work + 2]) * weights.stride(0) / N::value();
     let at = matrix + min(column, vectors - 1);
     let stride = weights.stride(1) / N::value();
     let mut shared = Shared::<[Vector<f32, N>]>::new_slice(comptime!(plain.across * plain.parts));
-    let mut row = usize::cast_from(works[work]);
+    let mut row = usize::cast_from(work_items[work]);
     while row < end {
         let mut sums = Array::<Vector<f32, N>>::new(plain.rows);
         #[unroll]
@@ -118,7 +118,7 @@ pub(super) fn by_output<F: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
     weights: &Tensor<Vector<F, N>>,
     y: &mut [F],
-    works: &[i32],
+    work_items: &[i32],
     count: usize,
     vectors: usize,
     d_out: usize,
@@ -135,11 +135,11 @@ pub(super) fn by_output<F: Float, N: Size>(
     let (across, part) = (unit / plain.parts, unit % plain.parts);
     let column = CUBE_POS % blocks * plain.across + across;
     let work = index * WORK_WORDS;
-    let end = usize::cast_from(works[work + 1]);
-    let matrix = usize::cast_from(works[work + 2]) * weights.stride(0);
+    let end = usize::cast_from(work_items[work + 1]);
+    let matrix = usize::cast_from(work_items[work + 2]) * weights.stride(0);
     let at = (matrix + min(column, d_out - 1) * weights.stride(1)) / N::value();
     let mut shared = Shared::<[Vector<f32, Const<1>>]>::new_slice(comptime!(plain.across * plain.parts));
-    let mut row = usize::cast_from(works[work]);
+    let mut row = usize::cast_from(work_items[work]);
     while row < end {
         let mut sums = Array::<Vector<f32, N>>::new(plain.rows);
         #[unroll]

@@ -20,7 +20,7 @@ pub(super) fn segment_gemm<U: GemmMma, E: Float>(
     x: &Tensor<Vec16>,
     weights: &Tensor<Vec16>,
     y: &mut [Vector<E, U::Run>],
-    works: &[i32],
+    work_items: &[i32],
     count: usize,
     d_in: usize,
     d_out: usize,
@@ -35,10 +35,10 @@ pub(super) fn segment_gemm<U: GemmMma, E: Float>(
     }
     let work = index * WORK_WORDS;
     let place = Place {
-        first_row: usize::cast_from(works[work]),
-        end_row: usize::cast_from(works[work + 1]),
+        first_row: usize::cast_from(work_items[work]),
+        end_row: usize::cast_from(work_items[work + 1]),
         first_column: CUBE_POS % blocks * columns,
-        matrix: usize::cast_from(works[work + 2]) * weights.stride(0),
+        matrix: usize::cast_from(work_items[work + 2]) * weights.stride(0),
         d_in,
         d_out,
     };

@@ -18,15 +18,15 @@ fn every_size_of_tile(client: Client) {
                 let rows: usize = lengths.iter().sum();
                 let x = random.floats(rows * d_in, dtype, 1.0);
                 let weights = random.floats(2 * d_in * d_out, dtype, 1.0);
-                let (mut works, mut first) = (vec![], 0);
+                let (mut work_items, mut first) = (vec![], 0);
                 for (segment, len) in lengths.into_iter().enumerate() {
                     for tile in (first..first + len).step_by(tile_rows) {
                         let end = (first + len).min(tile + tile_rows);
-                        works.push([tile as i32, end as i32, (segment % 2) as i32]);
+                        work_items.push([tile as i32, end as i32, (segment % 2) as i32]);
                     }
                     first += len;
                 }
-                random.shuffle(&mut works);
+                random.shuffle(&mut work_items);
                 let y = Device::poisoned(&client, dtype, &[rows, d_out]);
                 let [a, b] = if by_input { [d_in, d_out] } else { [d_out, d_in] };
                 // Rows with gaps of NaN; matrices too.
@@ -42,14 +42,14 @@ fn every_size_of_tile(client: Client) {
                     )
                     .binding(),
                     y: y.binding(),
-                    works: ints(&client, works.as_flattened()),
+                    work_items: ints(&client, work_items.as_flattened()),
                     tile_rows,
                     by_input,
                 };
                 // SAFETY: the work items divide the rows of `x`, and there are two matrices.
                 unsafe { launch(&client, gemm, dtype.elem()) }.expect("launches");
                 let (mut wanted, mut baseline) = (vec![0.0; rows * d_out], vec![0.0; rows * d_out]);
-                for [first, end, matrix] in works {
+                for [first, end, matrix] in work_items {
                     for row in first as usize..end as usize {
                         for output in 0..d_out {
                             let at = |input: usize| match by_input {

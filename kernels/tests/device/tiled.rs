@@ -15,7 +15,7 @@ use crate::host::{Device, Random, Type, binding, bytes_of, contiguous, device_te
 device_tests!(
     every_kind_and_mask,
     warpgroups_alone_and_in_pairs,
-    a_work_for_each_cube,
+    a_work_item_for_each_cube,
     every_head_dimension_and_type,
     every_group_and_page,
     large_logits_neither_overflow_nor_leak,
@@ -159,8 +159,8 @@ fn warpgroups_alone_and_in_pairs(client: Client) {
     }
 }
 
-/// More works than Hopper's cubes share among themselves: each cube has one, and they share their descriptors.
-fn a_work_for_each_cube(client: Client) {
+/// More work items than Hopper's cubes share among themselves: each cube has one, and they share their descriptors.
+fn a_work_item_for_each_cube(client: Client) {
     let mut random = Random::new(21);
     let lengths: Vec<_> = (0..700).map(|i| (1 + i % 3, 60 + i % 71)).collect();
     for unit in units(&client).into_iter().filter(|&unit| unit == MmaKind::Wgmma) {

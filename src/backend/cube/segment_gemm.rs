@@ -10,7 +10,7 @@ use crate::types::WeightLayout;
 pub(super) fn segment_gemm(
     x: CubeTensor,
     weights: CubeTensor,
-    works: CubeTensor,
+    work_items: CubeTensor,
     tile_rows: usize,
     layout: WeightLayout,
 ) -> CubeTensor {
@@ -28,7 +28,7 @@ pub(super) fn segment_gemm(
         x: in_rows(x).binding(),
         weights: in_rows(weights).binding(),
         y: y.clone().binding(),
-        works: index(works),
+        work_items: index(work_items),
         tile_rows,
         by_input,
     };

@@ -4,12 +4,14 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
+use object::LittleEndian as Little;
+use object::read::elf::Rela as _;
+
 use crate::memory::Memory;
 
 mod bundle;
 mod elf;
 mod metadata;
-mod msgpack;
 
 use elf::{Elf, Symbol};
 
@@ -170,7 +172,7 @@ impl CodeObject {
     pub fn load(image: &[u8], memory: &Memory) -> Result<Self, LoadError> {
         let elf = Elf::new(bundle::unpack(image)?)?;
         check_target(&elf)?;
-        let note = elf.note(b"AMDGPU\0", NT_AMDGPU_METADATA)?.ok_or(LoadError::NoMetadata)?;
+        let note = elf.note(b"AMDGPU", NT_AMDGPU_METADATA)?.ok_or(LoadError::NoMetadata)?;
         let kernels = metadata::kernels(note)?;
         let symbols = elf.symbols()?;
         let (size, mut content) = lay_out(&elf)?;
@@ -234,7 +236,7 @@ fn check_target(elf: &Elf) -> Result<(), LoadError> {
     const XNACK_ON: u32 = 0x300;
     const SRAMECC: u32 = 0xc00;
     const SRAMECC_OFF: u32 = 0x800;
-    let (abi, abi_version, machine, flags) = elf.target()?;
+    let (abi, abi_version, machine, flags) = elf.target();
     if abi != ELFOSABI_AMDGPU_HSA
         || machine != EM_AMDGPU
         || flags & MACH != MACH_GFX942
@@ -255,7 +257,7 @@ fn lay_out(elf: &Elf) -> Result<(usize, Vec<u8>), LoadError> {
     const LIMIT: u64 = 1 << 28;
     let segments = elf.segments()?;
     let mut content = Vec::new();
-    for segment in segments.iter().filter(|segment| segment.is_loaded()) {
+    for segment in &segments {
         let end = segment.address.checked_add(segment.memory_size.max(segment.bytes.len() as u64));
         let end = end.filter(|&end| end < LIMIT).ok_or(LoadError::Truncated)? as usize;
         content.resize(content.len().max(end), 0);
@@ -271,25 +273,25 @@ fn relocate(elf: &Elf, symbols: &[Symbol], content: &mut [u8], base: u64) -> Res
     const ABS64: u32 = 3;
     const RELATIVE64: u32 = 13;
     for relocation in elf.relocations()? {
-        let target = if relocation.kind == RELATIVE64 {
+        let (kind, place) = (relocation.r_type(Little, false).0, relocation.r_offset(Little));
+        let target = if kind == RELATIVE64 {
             base
         } else {
-            let symbol = symbols.get(relocation.symbol).ok_or(LoadError::Truncated)?;
+            let symbol = symbols.get(relocation.r_sym(Little, false) as usize).ok_or(LoadError::Truncated)?;
             match (symbol.defined, symbol.weak) {
                 (true, _) => base.wrapping_add(symbol.address),
                 (false, true) => 0,
                 (false, false) => return Err(LoadError::UndefinedSymbol(symbol.name.into())),
             }
         };
-        let value = target.wrapping_add(relocation.addend).to_le_bytes();
-        let value = match relocation.kind {
+        let value = target.wrapping_add_signed(relocation.r_addend(Little)).to_le_bytes();
+        let value = match kind {
             ABS64 | RELATIVE64 => &value[..],
             ABS32_LO => &value[..4],
             ABS32_HI => &value[4..],
             kind => return Err(LoadError::UnsupportedRelocation(kind)),
         };
-        let place =
-            content.get_mut(relocation.address as usize..).and_then(|rest| rest.get_mut(..value.len()));
+        let place = content.get_mut(place as usize..).and_then(|rest| rest.get_mut(..value.len()));
         place.ok_or(LoadError::Truncated)?.copy_from_slice(value);
     }
     Ok(())
@@ -298,7 +300,7 @@ fn relocate(elf: &Elf, symbols: &[Symbol], content: &mut [u8], base: u64) -> Res
 /// The words of the executable segment, relocated.
 fn code(elf: &Elf, content: &[u8], base: u64) -> Result<Code, LoadError> {
     let segments = elf.segments()?;
-    let text = segments.iter().find(|segment| segment.is_code()).ok_or(LoadError::Metadata("no code"))?;
+    let text = segments.iter().find(|segment| segment.is_code).ok_or(LoadError::Metadata("no code"))?;
     let bytes = elf::bytes(content, text.address, text.bytes.len() as u64)?;
     let words = bytes.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]]));
     Ok(Code { base: base.wrapping_add(text.address), words: words.collect(), decoded: OnceLock::new() })
@@ -313,7 +315,7 @@ fn place(
     code: &Arc<Code>,
 ) -> Result<Kernel, LoadError> {
     let symbol = symbols.iter().find(|symbol| symbol.name == kernel.symbol && symbol.defined);
-    let address = symbol.ok_or_else(|| LoadError::UndefinedSymbol(kernel.symbol.into()))?.address;
+    let address = symbol.ok_or_else(|| LoadError::UndefinedSymbol(kernel.symbol.clone()))?.address;
     let descriptor = elf::bytes(content, address, 64)?;
     // The entry is relative to the descriptor.
     let entry = base.wrapping_add(address).wrapping_add(elf::word8(descriptor, 16)?);
@@ -326,7 +328,7 @@ fn place(
         return Err(LoadError::Metadata("an argument lies outside of the arguments"));
     }
     Ok(Kernel {
-        name: kernel.name.into(),
+        name: kernel.name,
         entry,
         kernarg_size: kernel.kernarg_size,
         group_segment_size: kernel.group_segment_size,

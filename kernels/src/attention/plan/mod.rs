@@ -46,7 +46,7 @@ impl Plan {
     ///
     /// # Errors
     ///
-    /// If a forced blueprint cannot run, or a number exceeds the integers of the kernels.
+    /// If a forced blueprint cannot run, or a count exceeds the integers of the kernels.
     pub fn new(
         device: &DeviceProfile,
         problem: &Problem,

@@ -355,14 +355,14 @@ impl Chunks {
                 pieces.workspace = pieces.workspace.saturating_add(rows.saturating_mul(problem.dims.vo + 2));
             }
             let partial = if chunks > 1 { u64::from(tile.rows) * per_row } else { 0 };
-            for number in 0..chunks {
-                let start = number.saturating_mul(chunk);
+            for index in 0..chunks {
+                let start = index.saturating_mul(chunk);
                 let end = start.saturating_add(chunk).min(keys);
                 let cost = class.cost(end - start) + partial;
                 pieces.all += cost;
                 pieces.items.push(Chunk {
                     tile: at,
-                    chunk: number,
+                    chunk: index,
                     chunks,
                     start: tile.start + start,
                     end: tile.start + end,

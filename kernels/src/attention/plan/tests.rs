@@ -129,15 +129,15 @@ fn every_key_of_every_row_is_in_one_work() {
             ]
             .map(|word| word as usize);
             assert_eq!(spans[index], RequestShape { index, first_token, qo_len, first, kv_len });
-            let works = tiles.entry((index, row)).or_default();
-            works.push((start, end, item.partial));
+            let chunks = tiles.entry((index, row)).or_default();
+            chunks.push((start, end, item.partial));
             let tile_start = variant.keys(&spans[index], row / group).0;
             let is_first = start == tile_start.min(end);
             assert_eq!(item.flags == WorkItem::FIRST_CHUNK, is_first, "{what}: {item:?}");
         }
         let mut partial_rows = vec![];
-        for (at, ((request, row), works)) in tiles.iter_mut().enumerate() {
-            works.sort_unstable();
+        for (at, ((request, row), chunks)) in tiles.iter_mut().enumerate() {
+            chunks.sort_unstable();
             let span = &spans[*request];
             let rows = span.qo_len * group;
             let next = tiles_after(&plan, span, *row, rows);
@@ -145,15 +145,15 @@ fn every_key_of_every_row_is_in_one_work() {
             let start = visible.clone().map(|keys| keys.0).min().unwrap_or(0);
             let end = visible.map(|keys| keys.1).max().unwrap_or(0);
             assert_eq!(
-                (works[0].0.min(end), works[works.len() - 1].1),
+                (chunks[0].0.min(end), chunks[chunks.len() - 1].1),
                 (start.min(end), end),
                 "{what}: tile {at}"
             );
-            assert!(works.windows(2).all(|pair| pair[0].1 == pair[1].0), "{what}: {works:?}");
-            assert_eq!(works.len() == 1, works[0].2 < 0, "{what}: {works:?}");
-            for (chunk, work) in works.iter().enumerate().filter(|_| works.len() > 1) {
+            assert!(chunks.windows(2).all(|pair| pair[0].1 == pair[1].0), "{what}: {chunks:?}");
+            assert_eq!(chunks.len() == 1, chunks[0].2 < 0, "{what}: {chunks:?}");
+            for (chunk, work) in chunks.iter().enumerate().filter(|_| chunks.len() > 1) {
                 let stored = (next - row) * problem.kv_heads;
-                assert_eq!(work.2 as usize, works[0].2 as usize + chunk * stored, "{what}");
+                assert_eq!(work.2 as usize, chunks[0].2 as usize + chunk * stored, "{what}");
                 partial_rows.push((work.2 as usize, stored));
             }
         }
@@ -203,7 +203,7 @@ fn plans_stay_within_their_limits() {
     }
 }
 
-/// Works run in their order on cores that are all the same: how much later than on average the last one ends.
+/// Work items run in their order on cores that are all the same: how much later than on average the last one ends.
 #[test]
 fn skewed_lengths_are_balanced() {
     let problem = Problem {
@@ -245,14 +245,14 @@ fn a_fixed_split_does_not_depend_on_the_batch() {
             let alone = plan(std::slice::from_ref(span)).expect("less than all");
             assert_eq!(alone.blueprint(), all.blueprint());
             // The work items of this request, except for the rows of partial results and the order.
-            let works = |plan: &Plan| {
+            let work_items = |plan: &Plan| {
                 let own = plan.work_items().iter().filter(|item| item.request as usize == span.index);
-                let mut works: Vec<_> =
+                let mut work_items: Vec<_> =
                     own.map(|item| (item.first_row, item.start, item.end, item.partial < 0)).collect();
-                works.sort_unstable();
-                works
+                work_items.sort_unstable();
+                work_items
             };
-            assert_eq!(works(&alone), works(&all), "{span:?} of {spans:?}");
+            assert_eq!(work_items(&alone), work_items(&all), "{span:?} of {spans:?}");
         }
     }
 }

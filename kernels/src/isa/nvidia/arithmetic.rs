@@ -31,7 +31,7 @@ ptx! {
          cvt.rn.satfinite.{ty}.f32 high, {x3}, {x2}; mov.b32 {y}, {{low, high}}; }}",
         ty = fp8(e5m2), x0 = x.at(0), x1 = x.at(1), x2 = x.at(2), x3 = x.at(3);
 
-    /// Four fp8 numbers as f16, two in a register: `cvt.rn.f16x2.e4m3x2`, `cvt.rn.f16x2.e5m2x2`. Exact. Since
+    /// Four fp8 values as f16, two in a register: `cvt.rn.f16x2.e4m3x2`, `cvt.rn.f16x2.e5m2x2`. Exact. Since
     /// sm_89.
     pub(crate) fn from_fp8(x: u32, #[comptime] e5m2: bool) -> y: Vector<u32, Const<2>> = PureOp(x)
         "{{ .reg .b16 low, high; mov.b32 {{low, high}}, {x}; cvt.rn.f16x2.{ty} {y0}, low; \

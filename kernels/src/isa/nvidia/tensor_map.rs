@@ -1,6 +1,6 @@
 //! TMA: asynchronous copies of boxes of a tensor to shared memory, by Hopper's tensor maps.
 //!
-//! The descriptor of a tensor is made on the device, since CubeCL passes buffers and numbers alone: its
+//! The descriptor of a tensor is made on the device, since CubeCL passes buffers and scalars alone: its
 //! fields are set in shared memory ([`map_rows`]), and it is published to global memory ([`publish_map`]),
 //! where copies look for it ([`acquire_map`]).
 //!

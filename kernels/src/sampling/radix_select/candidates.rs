@@ -1,4 +1,4 @@
-//! The candidates: the numbers of a bracket, few enough for shared memory, in which the threshold is bisected.
+//! The candidates: the values of a bracket, few enough for shared memory, in which the threshold is bisected.
 
 use cubecl::prelude::*;
 
@@ -12,7 +12,7 @@ use crate::sampling::fixed_point::{ZERO_KEY, fixed_point_of_key, fixed_point_whe
 /// Bits that a candidate's key takes, as a difference; the others are its segment.
 pub(super) const KEY_BITS: u32 = 29;
 
-/// Sums the numbers above the bracket, by segment, and stores those in the bracket as candidates.
+/// Sums the values above the bracket, by segment, and stores those in the bracket as candidates.
 #[cube]
 pub(super) fn collect<F: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
@@ -29,7 +29,7 @@ pub(super) fn collect<F: Float, N: Size>(
     }
     sync_row(units);
     let low = max(bracket.low, comptime!(config.least()));
-    // Numbers above 0 compare as their keys do, and a NaN compares false.
+    // Values above 0 compare as their keys do, and a NaN compares false.
     let (least, least_above) = (from_radix_key(low), from_radix_key(bracket.high));
     let mut count = 0u32;
     let mut has_nan = false.runtime();
@@ -89,7 +89,7 @@ pub(super) fn collect<F: Float, N: Size>(
     sync_row(units);
 }
 
-/// The count of the numbers above the bracket, and their mass, if it matters.
+/// The count of the values above the bracket, and their mass, if it matters.
 #[cube]
 fn above(memory: &mut Memory, #[comptime] config: SelectConfig) -> (u64, u64) {
     let mut count = 0u64;

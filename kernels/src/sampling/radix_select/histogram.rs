@@ -52,12 +52,12 @@ impl KeyRange {
     }
 }
 
-/// A bracket of the threshold's key: numbers from `low` on exceed the limits, those from `high` on do not.
+/// A bracket of the threshold's key: values from `low` on exceed the limits, those from `high` on do not.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct Bracket {
     pub low: u32,
     pub high: u32,
-    /// Numbers between them, at most.
+    /// Values between them, at most.
     pub count: u32,
 }
 
@@ -70,9 +70,9 @@ impl Bracket {
     }
 }
 
-/// Counts the numbers in the buckets of the range; returns the largest key if there is a floor.
+/// Counts the values in the buckets of the range; returns the largest key if there is a floor.
 ///
-/// After the first histogram of a row there are numbers beyond the range, and bounds of masses may stay as wide as they
+/// After the first histogram of a row there are values beyond the range, and bounds of masses may stay as wide as they
 /// are. So the masses beyond the range and of its upper half are summed.
 #[cube]
 pub(super) fn count_buckets<F: Float, N: Size>(
@@ -154,7 +154,7 @@ pub(super) fn count_buckets<F: Float, N: Size>(
     largest
 }
 
-/// Bounds of the probability of a bucket's numbers. The estimate takes the middle number for each.
+/// Bounds of the probability of a bucket's values. The estimate takes the middle value for each.
 #[cube]
 fn bounds(
     range: &KeyRange,
@@ -301,7 +301,7 @@ pub(super) fn find_bracket(
     } else {
         count_above += count;
     }
-    // All numbers pass, or may pass.
+    // All values pass, or may pass.
     if unit == 0 {
         if is_high {
             memory.set_found(HIGH, range.low);

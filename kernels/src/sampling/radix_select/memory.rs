@@ -15,13 +15,13 @@ pub(super) const OVER_MASS: usize = 3;
 pub(super) const OVER_COUNT: usize = 4;
 pub(super) const HALF_MASS: usize = 5;
 pub(super) const HALF_COUNT: usize = 6;
-/// While numbers are collected, and later: the masses of segments, how many numbers pass, how many are NaN.
+/// While values are collected, and later: the masses of segments, how many values pass, how many are NaN.
 pub(super) const COUNT: usize = SEGMENTS;
 pub(super) const NANS: usize = SEGMENTS + 1;
 /// The mass of the candidates.
 pub(super) const MASS_WITHIN: usize = SEGMENTS + 2;
 
-/// The state of a row: the ends of the bracket, how many numbers there are from each on, and how many were collected.
+/// The state of a row: the ends of the bracket, how many values there are from each on, and how many were collected.
 const FOUND: usize = 5;
 pub(super) const LOW: usize = 0;
 pub(super) const HIGH: usize = 1;

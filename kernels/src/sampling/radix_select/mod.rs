@@ -1,17 +1,17 @@
 //! Radix select: the threshold of top-k, top-p and min-p in a row, without sorting.
 //!
-//! `above(x)` means the count and the mass of the numbers greater than `x`. A number passes while `above(x)`
-//! is below the limits; the threshold is the least number that passes. Numbers are compared as [radix
+//! `above(x)` means the count and the mass of the values greater than `x`. A value passes while `above(x)`
+//! is below the limits; the threshold is the least value that passes. Values are compared as [radix
 //! keys](super::fixed_point).
 //!
 //! | pass over the row | finds |
 //! |---|---|
-//! | histogram | the count of numbers in each bucket of keys, and about how much mass is above each bucket |
-//! | collect | the mass above a bracket of keys, and the candidates: the numbers in the bracket |
+//! | histogram | the count of values in each bucket of keys, and about how much mass is above each bucket |
+//! | collect | the mass above a bracket of keys, and the candidates: the values in the bracket |
 //!
 //! The candidates fit into shared memory, where the threshold is bisected. The first bracket is a guess,
-//! since sums of probabilities are approximate there. If the collected numbers do not confirm it, bounds of
-//! the sums give a sure bracket. While that has too many numbers, a histogram with smaller buckets narrows
+//! since sums of probabilities are approximate there. If the collected values do not confirm it, bounds of
+//! the sums give a sure bracket. While that has too many values, a histogram with smaller buckets narrows
 //! it. Sums are of integers: their order changes no result.
 
 mod candidates;
@@ -30,12 +30,12 @@ pub use row::MAX_TOP_K;
 use row::countable;
 pub(crate) use row::{IN_FLIGHT, Limits, Row, SEGMENTS, SelectConfig, load};
 
-/// The least number of a row that passes.
+/// The least value of a row that passes.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Threshold {
     /// Its radix key.
     pub key: u32,
-    /// The number.
+    /// The value.
     pub value: f32,
     /// True if the row has a NaN.
     pub has_nan: bool,
@@ -124,7 +124,7 @@ fn raised(bracket: &Bracket, floor: u32) -> Bracket {
     Bracket { low: max(bracket.low, floor), high: max(bracket.high, floor), count: bracket.count }
 }
 
-/// True if the numbers in a bracket can be collected.
+/// True if the values in a bracket can be collected.
 #[cube]
 fn is_narrow(bracket: &Bracket, #[comptime] config: SelectConfig) -> bool {
     let width = bracket.high - bracket.low;

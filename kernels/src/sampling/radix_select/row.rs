@@ -1,4 +1,4 @@
-//! The row that a radix select searches: its numbers, its limits, and the settings of the search.
+//! The row that a radix select searches: its values, its limits, and the settings of the search.
 
 use cubecl::prelude::*;
 
@@ -6,7 +6,7 @@ use super::super::fixed_point::{ZERO_KEY, radix_key};
 use crate::device::DeviceProfile;
 use crate::rows::row_group::RowGroup;
 
-/// The most numbers of a row that can be asked for.
+/// The most values of a row that can be asked for.
 pub const MAX_TOP_K: usize = 2048;
 /// Parts of a row whose masses are known, so that a token is looked for in one of them and not in all.
 pub(crate) const SEGMENTS: usize = 8;
@@ -23,20 +23,20 @@ pub(crate) struct SelectConfig {
     pub by_count: bool,
     /// Limits the mass above.
     pub by_mass: bool,
-    /// Refuses numbers below a fraction of the largest one.
+    /// Refuses values below a fraction of the largest one.
     pub has_floor: bool,
-    /// Numbers are probabilities, of which positive ones count, and else logits.
+    /// Values are probabilities, of which positive ones count, and else logits.
     pub of_probs: bool,
-    /// Parts of a row, each with a mass of the numbers that pass.
+    /// Parts of a row, each with a mass of the values that pass.
     pub segments: usize,
     /// Buckets of a histogram, and room for candidates: a power of 2.
     pub size: usize,
 }
 
 impl SelectConfig {
-    /// No limits, in rows of `vocab` numbers.
+    /// No limits, in rows of `vocab` values.
     pub(crate) fn new(device: &DeviceProfile, row_group: RowGroup, lanes: usize, vocab: usize) -> Self {
-        // 32 KiB at most, beside 4 KiB of sums. A bucket costs as much as several numbers.
+        // 32 KiB at most, beside 4 KiB of sums. A bucket costs as much as several values.
         let most = if device.shared_memory >= 40 << 10 { 4096 } else { MAX_TOP_K };
         let size = vocab.div_ceil(8).next_power_of_two().clamp(64, most);
         Self {
@@ -112,7 +112,7 @@ impl Row {
 pub(crate) struct Limits {
     pub count: u64,
     pub mass: u64,
-    /// Part of the largest number.
+    /// Part of the largest value.
     pub floor: f32,
 }
 
@@ -123,7 +123,7 @@ impl Limits {
     }
 }
 
-/// True if a number may pass, and its key if it may.
+/// True if a value may pass, and its key if it may.
 #[cube]
 pub(super) fn countable(x: f32, #[comptime] config: SelectConfig) -> (bool, u32) {
     if comptime!(config.of_probs) {

@@ -1,47 +1,26 @@
-//! The parts of an ELF file that a loader of code objects looks at, read with every offset checked.
+//! The parts of an ELF file that a loader of code objects looks at, with every offset checked.
+
+use object::LittleEndian as Little;
+use object::elf::{
+    FileHeader64, PF_X, PT_LOAD, ProgramHeader64, Rela64, SHF_ALLOC, SHT_DYNSYM, SectionHeader64,
+};
+use object::read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _, Sym as _};
 
 use super::LoadError;
 
-const PT_LOAD: u32 = 1;
-const PT_NOTE: u32 = 4;
-const PF_X: u32 = 1;
-const SHT_RELA: u32 = 4;
-const SHT_DYNSYM: u32 = 11;
-const SHF_ALLOC: u64 = 2;
-
-const HEADER: usize = 64;
-const PROGRAM_HEADER: u64 = 56;
-const SECTION_HEADER: u64 = 64;
+type Header = FileHeader64<Little>;
 
 pub(super) struct Elf<'a> {
     image: &'a [u8],
+    header: &'a Header,
 }
 
-/// A program header.
+/// A segment that is loaded.
 pub(super) struct Segment<'a> {
     pub(super) address: u64,
     pub(super) memory_size: u64,
     pub(super) bytes: &'a [u8],
-    kind: u32,
-    flags: u32,
-}
-
-impl Segment<'_> {
-    pub(super) fn is_loaded(&self) -> bool {
-        self.kind == PT_LOAD
-    }
-
-    pub(super) fn is_code(&self) -> bool {
-        self.is_loaded() && self.flags & PF_X != 0
-    }
-}
-
-/// A section header.
-struct Section<'a> {
-    kind: u32,
-    flags: u64,
-    link: u32,
-    bytes: &'a [u8],
+    pub(super) is_code: bool,
 }
 
 /// An entry of the dynamic symbol table.
@@ -53,121 +32,81 @@ pub(super) struct Symbol<'a> {
     pub(super) weak: bool,
 }
 
-pub(super) struct Relocation {
-    pub(super) address: u64,
-    pub(super) kind: u32,
-    pub(super) symbol: usize,
-    pub(super) addend: u64,
+impl From<object::read::Error> for LoadError {
+    fn from(_: object::read::Error) -> Self {
+        Self::Truncated
+    }
 }
 
 impl<'a> Elf<'a> {
     /// A 64-bit little-endian ELF file.
     pub(super) fn new(image: &'a [u8]) -> Result<Self, LoadError> {
-        if !image.starts_with(b"\x7fELF\x02\x01") {
-            return Err(LoadError::NotAnElf);
-        }
-        bytes(image, 0, HEADER as u64)?;
-        Ok(Self { image })
+        let header = Header::parse(image).and_then(|header| header.endian().map(|Little| header));
+        Ok(Self { image, header: header.map_err(|_| LoadError::NotAnElf)? })
     }
 
     /// Size of the file of which `header` is the start: where the linker puts the section headers, last.
-    pub(super) fn file_size(header: &[u8; HEADER]) -> Result<u64, LoadError> {
-        let elf = Elf::new(header)?;
-        let sections = u64::from(half(elf.image, 60)?) * SECTION_HEADER;
-        word8(elf.image, 40)?.checked_add(sections).ok_or(LoadError::Truncated)
+    pub(super) fn file_size(header: &[u8; size_of::<Header>()]) -> Result<u64, LoadError> {
+        let header = Elf::new(header)?.header;
+        let sections = u64::from(header.e_shnum(Little)) * size_of::<SectionHeader64<Little>>() as u64;
+        header.e_shoff(Little).checked_add(sections).ok_or(LoadError::Truncated)
     }
 
     /// ABI, version of the ABI, machine and its flags.
-    pub(super) fn target(&self) -> Result<(u8, u8, u16, u32), LoadError> {
-        Ok((self.image[7], self.image[8], half(self.image, 18)?, word(self.image, 48)?))
+    pub(super) fn target(&self) -> (u8, u8, u16, u32) {
+        let ident = self.header.e_ident();
+        (ident.os_abi.0, ident.abi_version, self.header.e_machine(Little).0, self.header.e_flags(Little).0)
     }
 
+    fn program_headers(&self) -> Result<&'a [ProgramHeader64<Little>], LoadError> {
+        Ok(self.header.program_headers(Little, self.image)?)
+    }
+
+    /// The segments that are loaded.
     pub(super) fn segments(&self) -> Result<Vec<Segment<'a>>, LoadError> {
-        self.table(32, 56, PROGRAM_HEADER, |header| {
+        let loaded = self.program_headers()?.iter().filter(|header| header.p_type(Little) == PT_LOAD);
+        let segment = |header: &'a ProgramHeader64<Little>| {
             Ok(Segment {
-                kind: word(header, 0)?,
-                flags: word(header, 4)?,
-                address: word8(header, 16)?,
-                memory_size: word8(header, 40)?,
-                bytes: bytes(self.image, word8(header, 8)?, word8(header, 32)?)?,
+                address: header.p_vaddr(Little),
+                memory_size: header.p_memsz(Little),
+                bytes: header.data(Little, self.image).map_err(|()| LoadError::Truncated)?,
+                is_code: header.p_flags(Little).contains(PF_X),
             })
-        })
-    }
-
-    fn sections(&self) -> Result<Vec<Section<'a>>, LoadError> {
-        const SHT_NOBITS: u32 = 8;
-        self.table(40, 60, SECTION_HEADER, |header| {
-            let kind = word(header, 4)?;
-            let size = if kind == SHT_NOBITS { 0 } else { word8(header, 32)? };
-            Ok(Section {
-                kind,
-                flags: word8(header, 8)?,
-                link: word(header, 40)?,
-                bytes: bytes(self.image, word8(header, 24)?, size)?,
-            })
-        })
-    }
-
-    /// The headers of which the file's header has the offset and the number.
-    fn table<T>(
-        &self,
-        offset: u64,
-        count: u64,
-        size: u64,
-        read: impl Fn(&'a [u8]) -> Result<T, LoadError>,
-    ) -> Result<Vec<T>, LoadError> {
-        let (start, count) = (word8(self.image, offset)?, u64::from(half(self.image, count)?));
-        let headers = bytes(self.image, start, count * size)?;
-        headers.chunks_exact(size as usize).map(read).collect()
+        };
+        loaded.map(segment).collect()
     }
 
     pub(super) fn symbols(&self) -> Result<Vec<Symbol<'a>>, LoadError> {
-        const STB_WEAK: u8 = 2;
-        let sections = self.sections()?;
-        let Some(table) = sections.iter().find(|section| section.kind == SHT_DYNSYM) else {
-            return Ok(vec![]);
-        };
-        let names = sections.get(table.link as usize).ok_or(LoadError::Truncated)?.bytes;
-        let symbol = |entry: &'a [u8]| {
+        let sections = self.header.sections(Little, self.image)?;
+        let table = sections.symbols(Little, self.image, SHT_DYNSYM)?;
+        let symbol = |symbol| {
+            let name = std::str::from_utf8(table.symbol_name(Little, symbol)?);
             Ok(Symbol {
-                name: text(names, word(entry, 0)? as usize)?,
-                weak: entry[4] >> 4 == STB_WEAK,
-                defined: half(entry, 6)? != 0,
-                address: word8(entry, 8)?,
-                size: word8(entry, 16)?,
+                name: name.map_err(|_| LoadError::Metadata("a name is not UTF-8"))?,
+                address: symbol.st_value(Little),
+                size: symbol.st_size(Little),
+                defined: !symbol.is_undefined(Little),
+                weak: symbol.is_weak(),
             })
         };
-        table.bytes.chunks_exact(24).map(symbol).collect()
+        table.iter().map(symbol).collect()
     }
 
-    pub(super) fn relocations(&self) -> Result<Vec<Relocation>, LoadError> {
-        let relocation = |entry: &[u8]| {
-            Ok(Relocation {
-                address: word8(entry, 0)?,
-                kind: word(entry, 8)?,
-                symbol: word(entry, 12)? as usize,
-                addend: word8(entry, 16)?,
-            })
-        };
-        let sections = self.sections()?;
-        let tables =
-            sections.iter().filter(|section| section.kind == SHT_RELA && section.flags & SHF_ALLOC != 0);
-        tables.flat_map(|table| table.bytes.chunks_exact(24)).map(relocation).collect()
+    pub(super) fn relocations(&self) -> Result<Vec<&'a Rela64<Little>>, LoadError> {
+        let sections = self.header.sections(Little, self.image)?;
+        let allocated = sections.iter().filter(|section| section.sh_flags(Little).contains(SHF_ALLOC));
+        let tables = allocated.filter_map(|section| section.rela(Little, self.image).transpose());
+        Ok(tables.collect::<Result<Vec<_>, _>>()?.into_iter().flat_map(|(table, _)| table).collect())
     }
 
     /// Content of the note with this owner and type.
     pub(super) fn note(&self, owner: &[u8], kind: u32) -> Result<Option<&'a [u8]>, LoadError> {
-        for segment in self.segments()?.iter().filter(|segment| segment.kind == PT_NOTE) {
-            let mut notes = segment.bytes;
-            while !notes.is_empty() {
-                let (name_size, size) = (u64::from(word(notes, 0)?), u64::from(word(notes, 4)?));
-                let start = 12 + name_size.next_multiple_of(4);
-                let content = bytes(notes, start, size)?;
-                if word(notes, 8)? == kind && bytes(notes, 12, name_size)? == owner {
-                    return Ok(Some(content));
+        for header in self.program_headers()? {
+            let Some(mut notes) = header.notes(Little, self.image)? else { continue };
+            while let Some(note) = notes.next()? {
+                if note.n_type(Little).0 == kind && note.name() == owner {
+                    return Ok(Some(note.desc()));
                 }
-                let next = start + size.next_multiple_of(4);
-                notes = notes.get(next as usize..).unwrap_or_default();
             }
         }
         Ok(None)
@@ -194,11 +133,4 @@ pub(super) fn word8(image: &[u8], offset: u64) -> Result<u64, LoadError> {
 
 fn array<const N: usize>(image: &[u8], offset: u64) -> Result<[u8; N], LoadError> {
     bytes(image, offset, N as u64)?.try_into().map_err(|_| LoadError::Truncated)
-}
-
-/// A string that ends with a zero byte.
-fn text(names: &[u8], offset: usize) -> Result<&str, LoadError> {
-    let rest = names.get(offset..).ok_or(LoadError::Truncated)?;
-    let len = rest.iter().position(|&byte| byte == 0).ok_or(LoadError::Truncated)?;
-    std::str::from_utf8(&rest[..len]).map_err(|_| LoadError::Metadata("a name is not UTF-8"))
 }

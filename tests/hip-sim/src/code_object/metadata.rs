@@ -1,14 +1,16 @@
 //! What the compiler wrote about the kernels of a code object: the map of the note `NT_AMDGPU_METADATA`,
 //! see <https://llvm.org/docs/AMDGPUUsage.html#code-object-v5-metadata>.
 
-use super::msgpack::Value;
+use rmpv::Value;
+use rmpv::decode::read_value_with_max_depth;
+
 use super::{Argument, ArgumentKind, HiddenKind, LoadError};
 
 /// A kernel as the metadata describes it.
-pub(super) struct KernelMetadata<'a> {
-    pub(super) name: &'a str,
+pub(super) struct KernelMetadata {
+    pub(super) name: String,
     /// Name of its descriptor.
-    pub(super) symbol: &'a str,
+    pub(super) symbol: String,
     pub(super) kernarg_size: u32,
     pub(super) group_segment_size: u32,
     pub(super) private_segment_size: u32,
@@ -18,36 +20,45 @@ pub(super) struct KernelMetadata<'a> {
     pub(super) hidden: Vec<(HiddenKind, u32)>,
 }
 
-pub(super) fn kernels(note: &[u8]) -> Result<Vec<KernelMetadata<'_>>, LoadError> {
-    let root = Value::parse(note).ok_or(LoadError::Metadata("not MessagePack"))?;
-    let kernels = root.get("amdhsa.kernels").and_then(Value::array);
+pub(super) fn kernels(mut note: &[u8]) -> Result<Vec<KernelMetadata>, LoadError> {
+    // The metadata nests four deep; a limit keeps a damaged file from using up the stack.
+    let root =
+        read_value_with_max_depth(&mut note, 32).map_err(|_| LoadError::Metadata("not MessagePack"))?;
+    let kernels = root["amdhsa.kernels"].as_array();
     kernels.ok_or(LoadError::Metadata("no amdhsa.kernels"))?.iter().map(kernel).collect()
 }
 
-fn kernel<'a>(kernel: &Value<'a>) -> Result<KernelMetadata<'a>, LoadError> {
-    let text = |key| kernel.get(key).and_then(Value::text).ok_or(LoadError::Metadata(key));
-    let integer = |key| kernel.get(key).and_then(Value::integer).ok_or(LoadError::Metadata(key));
+fn text<'a>(value: &'a Value, key: &'static str) -> Result<&'a str, LoadError> {
+    value[key].as_str().ok_or(LoadError::Metadata(key))
+}
+
+fn integer(value: &Value, key: &'static str) -> Result<u32, LoadError> {
+    value[key].as_u64().and_then(|value| value.try_into().ok()).ok_or(LoadError::Metadata(key))
+}
+
+fn kernel(kernel: &Value) -> Result<KernelMetadata, LoadError> {
     let mut arguments = Vec::new();
     let mut hidden = Vec::new();
-    for argument in kernel.get(".args").and_then(Value::array).unwrap_or_default() {
-        let integer = |key| argument.get(key).and_then(Value::integer).ok_or(LoadError::Metadata(key));
-        let kind = argument.get(".value_kind").and_then(Value::text);
-        let kind = kind.ok_or(LoadError::Metadata(".value_kind"))?;
-        let offset = integer(".offset")?;
+    for argument in kernel[".args"].as_array().into_iter().flatten() {
+        let (kind, offset) = (text(argument, ".value_kind")?, integer(argument, ".offset")?);
         if let Some(kind) = kind.strip_prefix("hidden_") {
             hidden.push((hidden_kind(kind)?, offset));
         } else {
-            arguments.push(Argument { offset, size: integer(".size")?, kind: argument_kind(kind)? });
+            arguments.push(Argument {
+                offset,
+                size: integer(argument, ".size")?,
+                kind: argument_kind(kind)?,
+            });
         }
     }
     Ok(KernelMetadata {
-        name: text(".name")?,
-        symbol: text(".symbol")?,
-        kernarg_size: integer(".kernarg_segment_size")?,
-        group_segment_size: integer(".group_segment_fixed_size")?,
-        private_segment_size: integer(".private_segment_fixed_size")?,
-        wavefront_size: integer(".wavefront_size")?,
-        max_flat_workgroup_size: integer(".max_flat_workgroup_size")?,
+        name: text(kernel, ".name")?.into(),
+        symbol: text(kernel, ".symbol")?.into(),
+        kernarg_size: integer(kernel, ".kernarg_segment_size")?,
+        group_segment_size: integer(kernel, ".group_segment_fixed_size")?,
+        private_segment_size: integer(kernel, ".private_segment_fixed_size")?,
+        wavefront_size: integer(kernel, ".wavefront_size")?,
+        max_flat_workgroup_size: integer(kernel, ".max_flat_workgroup_size")?,
         arguments,
         hidden,
     })
