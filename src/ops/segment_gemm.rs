@@ -8,9 +8,10 @@ use burn::{
 use crate::check::{Floats, shape};
 use crate::dispatch::IntoBackend;
 use crate::error::{Error, Result};
-use crate::extension::{FlashInferBackend, WeightLayout};
+use crate::extension::FlashInferBackend;
 use crate::indptr::{Indptr, index, upload};
 use crate::memory;
+use crate::types::WeightLayout;
 
 /// Rows of a work: tiles of these are multiplied at a time, and up to the first two read each matrix once.
 const TILE_ROWS: [usize; 5] = [1, 4, 16, 64, 128];

@@ -21,10 +21,10 @@ use burn::backend::{
 use burn_cubecl::CubeBackend;
 
 use crate::extension::{
-    Attended, AttentionParams, Batch, BitSegments, FlashInferBackend, KvTensors, Limit, MaybeFloats,
-    MaybeInts, NormedSum, Pages, RotatedAndAppended, Rotations, Rounding, Rows,
+    Attended, Batch, BitSegments, FlashInferBackend, KvTensors, Limit, MaybeFloats, MaybeInts, NormedSum,
+    Pages, RotatedAndAppended, Rotations, Rounding, Rows,
 };
-use crate::types::{Activation, BitOrder, Fp8, RmsNormStyle, WeightLayout};
+use crate::types::{Activation, AttentionParams, BitOrder, Fp8, RmsNormStyle, WeightLayout};
 
 pub(crate) use device::{MAX_TOP_K, has_bytes, has_fnuz, has_wide_integers, memory, unsupported_dtype};
 
