@@ -244,15 +244,15 @@ pub trait FlashInferBackend: Backend {
         order: BitOrder,
     ) -> IntTensor<Self>;
 
-    /// `x[r] · weights[i]` for the rows `r` and the matrix `i` of each of `works`, accumulated in f32: `x`
+    /// `x[r] · weights[i]` for the rows `r` and the matrix `i` of each of `work_items`, accumulated in f32: `x`
     /// `[rows, d_in]`, `weights` `[matrices, d_in, d_out]`, or in the order of `layout`. Each work item of
-    /// `works` (`i32`) has the first row, the end of its rows (at least one, at most `tile_rows`), and the
+    /// `work_items` (`i32`) has the first row, the end of its rows (at least one, at most `tile_rows`), and the
     /// matrix. Each row is in one of them, and there is a row.
     #[fusion(meta = |x, weights, _, _, layout| fused::products(x, weights, *layout))]
     fn segment_gemm(
         x: FloatTensor<Self>,
         weights: FloatTensor<Self>,
-        works: IntTensor<Self>,
+        work_items: IntTensor<Self>,
         tile_rows: usize,
         layout: WeightLayout,
     ) -> FloatTensor<Self>;

@@ -9,7 +9,8 @@ use super::quantization::{Quantization, Rounded, check_quantization, rounding};
 use crate::check::{Floats, shape};
 use crate::dispatch::IntoBackend;
 use crate::error::Result;
-use crate::extension::{Activation, FlashInferBackend};
+use crate::extension::FlashInferBackend;
+use crate::types::Activation;
 
 /// Multiplies the second half of the last axis with the first one through SiLU: `a / (1 + exp(-a)) * b`, where `a` is
 /// `x[…, ..width]` and `b` is `x[…, width..]`.

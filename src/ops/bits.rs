@@ -8,8 +8,9 @@ use burn::{
 use crate::check::{self, same_device, shape};
 use crate::dispatch::{IntoBackend, Origin};
 use crate::error::{Error, Result};
-use crate::extension::{BitOrder, BitSegments, FlashInferBackend};
+use crate::extension::{BitSegments, FlashInferBackend};
 use crate::indptr::Indptr;
+use crate::types::BitOrder;
 
 /// Packs bits eight to a byte: `x` `[bits]` becomes `[bits / 8]`, rounded up, of type [`U8`](DType::U8).
 ///

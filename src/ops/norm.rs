@@ -9,7 +9,8 @@ use super::quantization::{Quantization, Rounded, check_quantization, rounding};
 use crate::check::{self, Floats, shape};
 use crate::dispatch::IntoBackend;
 use crate::error::Result;
-use crate::extension::{FlashInferBackend, NormedSum, RmsNormStyle};
+use crate::extension::{FlashInferBackend, NormedSum};
+use crate::types::RmsNormStyle;
 
 /// Root-mean-square normalisation of the last axis: `x / sqrt(mean(x²) + epsilon) * weight`.
 ///

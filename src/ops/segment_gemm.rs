@@ -8,9 +8,10 @@ use burn::{
 use crate::check::{Floats, shape};
 use crate::dispatch::IntoBackend;
 use crate::error::{Error, Result};
-use crate::extension::{FlashInferBackend, WeightLayout};
+use crate::extension::FlashInferBackend;
 use crate::indptr::{Indptr, index, upload};
 use crate::memory;
+use crate::types::WeightLayout;
 
 /// Rows of a work: tiles of these are multiplied at a time, and up to the first two read each matrix once.
 const TILE_ROWS: [usize; 5] = [1, 4, 16, 64, 128];
@@ -44,7 +45,7 @@ const TILE_ROWS: [usize; 5] = [1, 4, 16, 64, 128];
 pub struct SegmentGemm {
     /// First row, end of the rows, and matrix of each work item. Items of a matrix are adjacent, so that it
     /// stays in a cache.
-    works: Tensor<1, Int>,
+    work_items: Tensor<1, Int>,
     tile_rows: usize,
     rows: usize,
     /// One past the largest index of a matrix.
@@ -77,7 +78,7 @@ impl SegmentGemm {
         }
         let matrix_of = |at: usize| weight_indices.and_then(|indices| indices.get(at)).copied().unwrap_or(at);
         let tile_rows = tile_rows(segments);
-        let (mut works, mut end) = (vec![], 0);
+        let (mut work_items, mut end) = (vec![], 0);
         let mut first = 0;
         for (at, len) in segments.lengths().enumerate() {
             let matrix = matrix_of(at);
@@ -85,14 +86,14 @@ impl SegmentGemm {
             end = end.max(matrix + 1);
             for tile in (first..first + len).step_by(tile_rows) {
                 // Row pointers are checked to fit.
-                works.push([word, tile as i32, (first + len).min(tile + tile_rows) as i32]);
+                work_items.push([word, tile as i32, (first + len).min(tile + tile_rows) as i32]);
             }
             first += len;
         }
-        works.sort_unstable();
-        let words = works.into_iter().flat_map(|[matrix, first, end]| [first, end, matrix]);
-        let works = upload(words, &segments.device());
-        Ok(Self { works, tile_rows, rows: segments.total(), end, layout: WeightLayout::default() })
+        work_items.sort_unstable();
+        let words = work_items.into_iter().flat_map(|[matrix, first, end]| [first, end, matrix]);
+        let work_items = upload(words, &segments.device());
+        Ok(Self { work_items, tile_rows, rows: segments.total(), end, layout: WeightLayout::default() })
     }
 
     /// The order of the axes of the matrices, by default [`WeightLayout::RowMajor`].
@@ -117,7 +118,7 @@ impl SegmentGemm {
     fn run_as(&self, op: &'static str, x: Tensor<2>, weights: Tensor<3>) -> Result<Tensor<2>> {
         let floats = Floats::first(op, "x", &x)?;
         floats.like("weights", &weights)?;
-        floats.on_device("segments", &self.works.device())?;
+        floats.on_device("segments", &self.work_items.device())?;
         let ([rows, width], [matrices, a, b]) = (x.dims(), weights.dims());
         let (d_in, d_out) = match self.layout {
             WeightLayout::RowMajor => (a, b),
@@ -139,7 +140,7 @@ impl SegmentGemm {
         Ok(floats.origin.tensor(Dispatch::segment_gemm(
             x.into_backend(),
             weights.into_backend(),
-            self.works.clone().into_backend(),
+            self.work_items.clone().into_backend(),
             self.tile_rows,
             self.layout,
         )))

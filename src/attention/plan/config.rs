@@ -7,8 +7,7 @@ use burn::tensor::{DType, Device};
 use crate::cache::{KvPages, PageShape};
 use crate::check;
 use crate::error::{Error, Result};
-use crate::extension::AttentionParams;
-use crate::types::AttentionOptions;
+use crate::types::{AttentionOptions, AttentionParams};
 
 /// The largest head dimension of queries, keys and values that every kernel can hold in registers and shared
 /// memory.

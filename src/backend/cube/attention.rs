@@ -8,7 +8,8 @@ use burn_cubecl::{CubeBackend, cubecl::prelude::TensorBinding, kernel::into_cont
 use burn_flashinfer_kernels::attention::{self as kernels, Alignment, Attention, DevicePlan, Inputs, launch};
 
 use super::tensor::{empty_like, in_rows, launched, layout_of};
-use crate::extension::{Attended, AttentionParams, Batch, MaybeFloats, MaybeInts, PagesLayout};
+use crate::extension::{Attended, Batch, MaybeFloats, MaybeInts, PagesLayout};
+use crate::types::AttentionParams;
 
 pub(super) fn batch_attention(
     q: FloatTensor<CubeBackend>,

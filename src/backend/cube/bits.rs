@@ -5,7 +5,8 @@ use burn_cubecl::{CubeBackend, kernel::into_contiguous, tensor::CubeTensor};
 use burn_flashinfer_kernels::bits::{self, PackBits, Segments, UnpackBits};
 
 use super::tensor::{empty_like, index, launched};
-use crate::extension::{BitOrder, BitSegments};
+use crate::extension::BitSegments;
+use crate::types::BitOrder;
 
 pub(super) fn pack(
     bits: CubeTensor,

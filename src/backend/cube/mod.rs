@@ -21,10 +21,10 @@ use burn::backend::{
 use burn_cubecl::CubeBackend;
 
 use crate::extension::{
-    Attended, AttentionParams, Batch, BitSegments, FlashInferBackend, KvTensors, Limit, MaybeFloats,
-    MaybeInts, NormedSum, Pages, RotatedAndAppended, Rotations, Rounding, Rows,
+    Attended, Batch, BitSegments, FlashInferBackend, KvTensors, Limit, MaybeFloats, MaybeInts, NormedSum,
+    Pages, RotatedAndAppended, Rotations, Rounding, Rows,
 };
-use crate::types::{Activation, BitOrder, Fp8, RmsNormStyle, WeightLayout};
+use crate::types::{Activation, AttentionParams, BitOrder, Fp8, RmsNormStyle, WeightLayout};
 
 pub(crate) use device::{MAX_TOP_K, has_bytes, has_fnuz, has_wide_integers, memory, unsupported_dtype};
 
@@ -217,11 +217,11 @@ impl FlashInferBackend for CubeBackend {
     fn segment_gemm(
         x: FloatTensor<Self>,
         weights: FloatTensor<Self>,
-        works: IntTensor<Self>,
+        work_items: IntTensor<Self>,
         tile_rows: usize,
         layout: WeightLayout,
     ) -> FloatTensor<Self> {
-        segment_gemm::segment_gemm(x, weights, works, tile_rows, layout)
+        segment_gemm::segment_gemm(x, weights, work_items, tile_rows, layout)
     }
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -5,7 +5,8 @@ use burn_cubecl::{CubeBackend, kernel::into_contiguous, tensor::CubeTensor};
 use burn_flashinfer_kernels::norm::{self, Add, Norm, Scaling};
 
 use super::tensor::{fresh, in_rows, launched, quantized, rounded_like, rows_of};
-use crate::extension::{NormedSum, RmsNormStyle, Rounding, Rows};
+use crate::extension::{NormedSum, Rounding, Rows};
+use crate::types::RmsNormStyle;
 
 pub(super) fn rms_norm(
     x: CubeTensor,

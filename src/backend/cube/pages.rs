@@ -10,8 +10,8 @@ use burn_flashinfer_kernels::{
 };
 
 use super::tensor::{empty_like, fp8, fresh, in_rows, index, launched, layout_of, owned};
-use crate::extension::{KvTensors, MaybeHeadNorm, MaybeScales, Pages, RopeStyle, Rotations};
-use crate::types::{Fp8, KvLayout};
+use crate::extension::{KvTensors, MaybeHeadNorm, MaybeScales, Pages, Rotations};
+use crate::types::{Fp8, KvLayout, RopeStyle};
 
 type Cube = burn_cubecl::CubeBackend;
 

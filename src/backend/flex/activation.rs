@@ -7,7 +7,7 @@ use super::float::Float;
 use super::output::by_rows;
 use super::simd::{self, mul_add, per_instruction_set};
 use super::view::{Rows, dims, with_rows};
-use crate::extension::Activation;
+use crate::types::Activation;
 
 /// Elements below which waking other threads costs more than it saves.
 const PARALLEL: usize = 1 << 15;

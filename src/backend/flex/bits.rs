@@ -8,7 +8,8 @@ use burn_flex::{FlexTensor, Layout};
 use rayon::prelude::*;
 
 use super::view;
-use crate::extension::{BitOrder, BitSegments};
+use crate::extension::BitSegments;
+use crate::types::BitOrder;
 
 /// Bytes that a thread takes at least.
 const GRAIN: usize = 1 << 14;

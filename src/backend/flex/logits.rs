@@ -22,7 +22,7 @@ const SHARE_BITS: i32 = 63;
 
 /// The maximum of a chunk, NaN if it has one, and the sum of its masses.
 #[derive(Debug, Clone, Copy)]
-struct Weighed {
+struct ChunkMass {
     max: f32,
     mass: u64,
 }
@@ -38,16 +38,17 @@ pub(super) fn sample<E: Float>(
     let temperature: Vec<_> = view::widened::<f32>(temperature).into_iter().map(Temperature::new).collect();
     // The probabilities of a row are computed once, by the first of its draws.
     let [rows, _] = dims(&logits);
-    let weighed: Vec<OnceLock<Vec<Weighed>>> = (0..rows).map(|_| OnceLock::new()).collect();
+    let chunk_masses: Vec<OnceLock<Vec<ChunkMass>>> = (0..rows).map(|_| OnceLock::new()).collect();
     each_draw(draws, |draw| {
         let (row, t) = (source.row([draw.row]), &temperature[draw.row]);
-        let weigh_row = || row.chunks(CHUNK).map(|chunk| with_wide(chunk, |chunk| weigh(chunk, t))).collect();
-        if t.is_valid { pick(row, weighed[draw.row].get_or_init(weigh_row), t, draw) } else { None }
+        let weigh_row =
+            || row.chunks(CHUNK).map(|chunk| with_wide(chunk, |chunk| mass_of(chunk, t))).collect();
+        if t.is_valid { pick(row, chunk_masses[draw.row].get_or_init(weigh_row), t, draw) } else { None }
     })
 }
 
 per_instruction_set! {
-    fn weigh(chunk: &[f32], t: &Temperature) -> Weighed {
+    fn mass_of(chunk: &[f32], t: &Temperature) -> ChunkMass {
         const LANES: usize = 16;
         let (mut highest, mut any_nan) = ([f32::NEG_INFINITY; LANES], [false; LANES]);
         let (blocks, rest) = chunk.as_chunks::<LANES>();
@@ -58,10 +59,10 @@ per_instruction_set! {
             }
         }
         if any_nan.contains(&true) || rest.iter().any(|x| x.is_nan()) {
-            return Weighed { max: f32::NAN, mass: 0 };
+            return ChunkMass { max: f32::NAN, mass: 0 };
         }
         let max = highest.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max });
-        Weighed { max, mass: masses(chunk, max, t) }
+        ChunkMass { max, mass: masses(chunk, max, t) }
     }
 }
 
@@ -81,16 +82,16 @@ fn masses(chunk: &[f32], max: f32, t: &Temperature) -> u64 {
 }
 
 /// The first token at which the masses exceed a random part of their sum: first the chunk, then the token in it.
-fn pick<E: Float>(row: &[E], chunks: &[Weighed], t: &Temperature, draw: &Draw) -> Option<usize> {
+fn pick<E: Float>(row: &[E], chunks: &[ChunkMass], t: &Temperature, draw: &Draw) -> Option<usize> {
     let larger =
-        |max: f32, chunk: &Weighed| if chunk.max > max || chunk.max.is_nan() { chunk.max } else { max };
+        |max: f32, chunk: &ChunkMass| if chunk.max > max || chunk.max.is_nan() { chunk.max } else { max };
     let max = chunks
         .iter()
         .fold(f32::NEG_INFINITY, |max, chunk| if max.is_nan() { max } else { larger(max, chunk) });
     if max.is_nan() || max == f32::NEG_INFINITY {
         return None;
     }
-    let share = |chunk: &Weighed| t.mass(chunk.max, max, SHARE_BITS) as u64;
+    let share = |chunk: &ChunkMass| t.mass(chunk.max, max, SHARE_BITS) as u64;
     let sum = chunks.iter().map(|chunk| scaled(chunk.mass, share(chunk))).sum();
     let mut rest = below(sum, draw.words(0));
     for (at, (chunk, logits)) in chunks.iter().zip(row.chunks(CHUNK)).enumerate() {

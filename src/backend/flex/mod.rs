@@ -4,6 +4,7 @@ mod activation;
 mod attention;
 mod bits;
 mod draw;
+mod dtype;
 mod filter;
 mod float;
 mod logits;
@@ -30,43 +31,12 @@ use burn::backend::{
 use burn::tensor::{DType, bf16, f16};
 use burn_flex::FlexTensor;
 
+use self::dtype::{by_dtype, rounded};
 use crate::extension::{
-    Activation, Attended, AttentionParams, Batch, BitOrder, BitSegments, FlashInferBackend, KvTensors, Limit,
-    MaybeFloats, MaybeHeadNorm, MaybeInts, MaybeScales, NormedSum, Pages, RmsNormStyle, RopeStyle,
-    RotatedAndAppended, Rotations, Rounding, Rows, WeightLayout,
+    Attended, Batch, BitSegments, FlashInferBackend, KvTensors, Limit, MaybeFloats, MaybeHeadNorm, MaybeInts,
+    MaybeScales, NormedSum, Pages, RotatedAndAppended, Rotations, Rounding, Rows,
 };
-use crate::types::Fp8;
-
-/// Calls a function for the element type of a tensor. `check::float` lets no other type through.
-macro_rules! by_dtype {
-    ($dtype:expr, $module:ident::$function:ident($($argument:expr),*)) => {
-        match $dtype {
-            DType::F16 => $module::$function::<f16>($($argument),*),
-            DType::BF16 => $module::$function::<bf16>($($argument),*),
-            _ => $module::$function::<f32>($($argument),*),
-        }
-    };
-}
-
-/// Calls a function for the element type of a tensor: rows of that type, or f32 rows before the rounding to
-/// fp8.
-macro_rules! rounded {
-    ($rounding:expr, $dtype:expr, $module:ident::$function:ident($($argument:expr),*)) => {
-        match (codes_of_rows($rounding), $dtype) {
-            (None, DType::F16) => Rows::Floats($module::$function::<f16, f16>($($argument),*)),
-            (None, DType::BF16) => Rows::Floats($module::$function::<bf16, bf16>($($argument),*)),
-            (None, _) => Rows::Floats($module::$function::<f32, f32>($($argument),*)),
-            (Some(codes), dtype) => {
-                let wide = match dtype {
-                    DType::F16 => $module::$function::<f16, f32>($($argument),*),
-                    DType::BF16 => $module::$function::<bf16, f32>($($argument),*),
-                    _ => $module::$function::<f32, f32>($($argument),*),
-                };
-                Rows::Codes(pages::quantized(wide, &codes))
-            }
-        }
-    };
-}
+use crate::types::{Activation, AttentionParams, BitOrder, Fp8, RmsNormStyle, RopeStyle, WeightLayout};
 
 impl FlashInferBackend for Flex {
     fn batch_attention(
@@ -345,11 +315,11 @@ impl FlashInferBackend for Flex {
     fn segment_gemm(
         x: FloatTensor<Self>,
         weights: FloatTensor<Self>,
-        works: IntTensor<Self>,
+        work_items: IntTensor<Self>,
         _tile_rows: usize,
         layout: WeightLayout,
     ) -> FloatTensor<Self> {
-        by_dtype!(x.dtype(), segment_gemm::segment_gemm(x, weights, works, layout))
+        by_dtype!(x.dtype(), segment_gemm::segment_gemm(x, weights, work_items, layout))
     }
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -9,7 +9,7 @@ use super::output::by_rows;
 use super::scratch::with_scratch;
 use super::simd::{self, dot, per_instruction_set};
 use super::view::{self, Rows, dims, with_rows};
-use crate::extension::RmsNormStyle;
+use crate::types::RmsNormStyle;
 
 /// Elements below which waking other threads costs more than it saves.
 const PARALLEL: usize = 1 << 16;

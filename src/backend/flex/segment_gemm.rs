@@ -26,27 +26,27 @@ const PARALLEL: usize = 1 << 18;
 pub(super) fn segment_gemm<E: Float>(
     x: FlexTensor,
     weights: FlexTensor,
-    works: FlexTensor,
+    work_items: FlexTensor,
     layout: WeightLayout,
 ) -> FlexTensor {
     let dtype = x.dtype();
-    let (x, weights, works) = (with_rows(x), with_rows(weights), view::indices(works));
+    let (x, weights, work_items) = (with_rows(x), with_rows(weights), view::indices(work_items));
     let ([rows, depth], [_, a, b]) = (dims(&x), dims(&weights));
     let columns = if layout == WeightLayout::RowMajor { b } else { a };
     let (x, weights): (Rows<'_, E, 1>, Rows<'_, E, 2>) = (Rows::of(&x), Rows::of(&weights));
     let mut output = vec![E::narrow(0.0); rows * columns];
 
-    let mut works: Vec<[usize; 3]> = works
+    let mut work_items: Vec<[usize; 3]> = work_items
         .storage::<i32>()
         .as_chunks()
         .0
         .iter()
         .map(|work: &[i32; 3]| work.map(|word| word as usize))
         .collect();
-    works.sort_unstable();
+    work_items.sort_unstable();
     let mut rest = output.as_mut_slice();
-    let mut tasks = Vec::with_capacity(works.len());
-    for [first, end, matrix] in works {
+    let mut tasks = Vec::with_capacity(work_items.len());
+    for [first, end, matrix] in work_items {
         let (own, after) = std::mem::take(&mut rest).split_at_mut((end - first) * columns);
         rest = after;
         tasks.push((x.skip(first), weights.matrix(matrix), end - first, own));

@@ -19,8 +19,8 @@ use super::{
     float::Float,
     view::{Rows, dims, indices, tensor, with_rows},
 };
-use crate::extension::{Attended, AttentionParams, Batch, MaybeFloats, MaybeInts, PagesLayout};
-use crate::types::KvLayout;
+use crate::extension::{Attended, Batch, MaybeFloats, MaybeInts, PagesLayout};
+use crate::types::{AttentionParams, KvLayout};
 
 /// Rows that a task with several queries aims at.
 const ROWS: usize = 64;
