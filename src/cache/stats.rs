@@ -43,7 +43,7 @@ pub struct CacheStats {
     pub sequences: usize,
     /// Tokens of all sequences; those that two sequences share count twice.
     pub tokens: usize,
-    /// Tokens that [`create_with_prefix`](PagedKvCache::create_with_prefix) found remembered.
+    /// Tokens that [`create_with_prefix`](crate::PagedKvCache::create_with_prefix) found remembered.
     pub hit_tokens: u64,
     /// Tokens that it was asked for and did not find.
     pub missed_tokens: u64,
@@ -53,9 +53,9 @@ pub struct CacheStats {
     pub merged_pages: u64,
     /// Pages copied because a sequence had to write into one that has another owner.
     pub copied_pages: u64,
-    /// Tokens [moved](PagedKvCache::swap_out) to host memory.
+    /// Tokens [moved](crate::PagedKvCache::swap_out) to host memory.
     pub swapped_out_tokens: u64,
-    /// Tokens [moved](PagedKvCache::swap_in) back.
+    /// Tokens [moved](crate::PagedKvCache::swap_in) back.
     pub swapped_in_tokens: u64,
 }
 
