@@ -127,16 +127,16 @@ impl<S: Side> CopyShape for Mfma<S> {
 impl<S: Side> Operands for Mfma<S> {
     type Staging = Registers;
 
-    fn query_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
-        Self::key_at(row, vec, vecs)
+    fn query_at(first: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
+        Self::key_at(first, row, vec, vecs)
     }
 
-    fn key_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
-        row * vecs + (vec ^ swizzle(row, vecs))
+    fn key_at(first: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
+        first + row * vecs + (vec ^ swizzle(row, vecs))
     }
 
-    fn value_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
-        row * vecs + (vec ^ turn(row, vecs))
+    fn value_at(first: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
+        first + row * vecs + (vec ^ turn(row, vecs))
     }
 
     fn key_copy(#[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
@@ -181,7 +181,8 @@ impl<S: Side> Operands for Mfma<S> {
             #[unroll]
             for e in 0..8usize {
                 let four = column_of_four(&ring.staged, comptime!(Self::key_copies(tiles) + 4 * i), e);
-                let at = ring.stage + comptime!(tiles.key_vecs()) + Self::value_at(vec * 8 + e, to, turned);
+                let values = ring.stage + comptime!(tiles.key_vecs());
+                let at = Self::value_at(values, vec * 8 + e, to, turned);
                 if comptime!(even) || key < tiles.cube_keys() {
                     let halves = ring.shared.with_vector_size_mut::<Const<2>>();
                     halves[2 * at + step % 2] = four;
@@ -255,6 +256,8 @@ impl<S: Side> Accumulator for Mfma<S> {
 
 #[cube]
 impl<S: Side> Mma for Mfma<S> {
+    fn launch_bounds(#[comptime] _shared_vecs: usize) {}
+
     fn qk<E: Float>(q: &Array<Vec16>, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
         let lane = UNIT_POS_X as usize;
         let vecs = comptime!(tiles.k_vecs());
@@ -266,7 +269,7 @@ impl<S: Side> Mma for Mfma<S> {
         for i in 0..reads {
             let vec = lane / S::SIDE + comptime!(i * groups::<S>());
             let whole = comptime!((i + 1) * groups::<S>() <= vecs);
-            let at = ring.stage + Self::key_at(row, min(vec, comptime!(vecs - 1)), vecs);
+            let at = Self::key_at(ring.stage, row, min(vec, comptime!(vecs - 1)), vecs);
             #[unroll]
             for n in 0..columns {
                 let mut keys = if comptime!(tiles.direct_keys) {
@@ -324,7 +327,8 @@ impl<S: Side> Mma for Mfma<S> {
                     // Missing elements repeat the last one; no lane stores them.
                     element = min(element, comptime!(tiles.dims.vo - 1));
                 }
-                let at = ring.stage + comptime!(tiles.key_vecs()) + Self::value_at(element, vec, turned);
+                let values = ring.stage + comptime!(tiles.key_vecs());
+                let at = Self::value_at(values, element, vec, turned);
                 let values = ring.shared[at];
                 #[unroll]
                 for m in 0..tiles.q_tiles {

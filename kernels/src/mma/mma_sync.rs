@@ -9,10 +9,14 @@ use super::fragment::{Accumulator, Fragment, FragmentLayout};
 use super::operands::{CopyShape, Operands, copy_of, first_key, first_row};
 use super::product::Mma;
 use super::tile_shape::TileShape;
-use crate::isa::nvidia::{exp2, ldmatrix, mma, pack, shared_address, shuffle_xor};
+use crate::isa::nvidia::{exp2, ldmatrix, min_cubes_per_core, mma, pack, shared_address, shuffle_xor};
 use crate::math::{Math, tanh_by_exp2};
 use crate::request::TileRows;
 use crate::staging::{CpAsync, Ring, Staging, Vec16, swizzle};
+
+/// A third of the shared memory of Hopper's cores, in vec16s. With more, a core has room for two cubes at most, which
+/// then need not save registers: 168 of them where 214 are to be had cost 7% of decoding with split keys (H200).
+const MANY_VECS: usize = (228 << 10) / 16 / 3;
 
 /// `mma.sync`, see the module.
 pub(crate) struct MmaSync;
@@ -53,7 +57,7 @@ impl CopyShape for MmaSync {
 /// Address of vec16 `vec` of row `row` of a matrix that begins at vec16 `first`.
 #[cube]
 pub(super) fn address(ring: &Ring, first: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> u32 {
-    shared_address(&ring.shared[0..1]) + ((first + MmaSync::key_at(row, vec, vecs)) as u32) * 16u32
+    shared_address(&ring.shared[0..1]) + (MmaSync::key_at(first, row, vec, vecs) as u32) * 16u32
 }
 
 /// Two tiles side by side of `acc += a · b`, of which `b` has the four matrices of a load.
@@ -77,16 +81,16 @@ pub(super) fn product(
 impl Operands for MmaSync {
     type Staging = CpAsync;
 
-    fn query_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
-        Self::key_at(row, vec, vecs)
+    fn query_at(first: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
+        Self::key_at(first, row, vec, vecs)
     }
 
-    fn key_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
-        row * vecs + (vec ^ swizzle(row, vecs))
+    fn key_at(first: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
+        first + row * vecs + (vec ^ swizzle(row, vecs))
     }
 
-    fn value_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
-        Self::key_at(row, vec, vecs)
+    fn value_at(first: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
+        Self::key_at(first, row, vec, vecs)
     }
 
     fn key_copy(#[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
@@ -111,7 +115,7 @@ impl Operands for MmaSync {
                 let (row, vec) = (at / vecs, at % vecs);
                 let (token, head, valid) = rows.place(row);
                 let from_vec = (token * from.stride(0) + head * from.stride(1)) / 8 + vec;
-                let to = start + Self::query_at(row, vec, vecs);
+                let to = Self::query_at(start, row, vec, vecs);
                 CpAsync::copy(ring, from, from_vec, valid, to, 0usize);
             }
         }
@@ -174,6 +178,12 @@ impl Accumulator for MmaSync {
 
 #[cube]
 impl Mma for MmaSync {
+    fn launch_bounds(#[comptime] shared_vecs: usize) {
+        if comptime!(shared_vecs > MANY_VECS) {
+            min_cubes_per_core(1usize);
+        }
+    }
+
     fn qk<E: Float>(q: &Array<Vec16>, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
         let lane = UNIT_POS_X as usize;
         let depth = comptime!(tiles.dims.qk / 16);

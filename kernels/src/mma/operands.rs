@@ -52,18 +52,18 @@ pub(crate) fn plane_words<L: FragmentLayout>(tiles: TileShape) -> usize {
     tiles.q_tiles * (sums + 2 * L::LANE_ROWS) * L::PLANE
 }
 
-/// The layout of operands in shared memory. A tile has rows of `vecs`, which a method places within the tile.
+/// The layout of operands in shared memory: a tile that begins at vec16 `first` has rows of `vecs`.
 #[cube]
 pub(crate) trait Operands: CopyShape {
     /// The way of keys and values to shared memory.
     type Staging: Staging;
 
     /// Place of vec16 `vec` of query `row`.
-    fn query_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize;
+    fn query_at(first: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> usize;
     /// Place of vec16 `vec` of key `row`.
-    fn key_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize;
+    fn key_at(first: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> usize;
     /// Place of vec16 `vec` of value `row`, unless values are transposed.
-    fn value_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize;
+    fn value_at(first: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> usize;
 
     /// The key, and its vec16, of the unit's `i`-th copy.
     fn key_copy(#[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize);
@@ -121,7 +121,7 @@ pub(super) fn store_keys<M: Operands>(ring: &mut Ring, #[comptime] tiles: TileSh
     for i in 0..comptime!(M::key_copies(tiles)) {
         let (row, vec) = M::key_copy(i, tiles);
         if comptime!(even) || row < tiles.cube_keys() {
-            let to = ring.stage + M::key_at(row, vec, vecs);
+            let to = M::key_at(ring.stage, row, vec, vecs);
             ring.shared[to] = ring.staged[i];
         }
     }

@@ -11,6 +11,9 @@ use crate::staging::{Ring, Vec16};
 /// The products of attention by an instruction. All lanes of a plane call together.
 #[cube]
 pub(crate) trait Mma: Accumulator + Operands + Math {
+    /// Tells the compiler that shared memory of so many vec16s bounds the cubes of a core, where it does not know.
+    fn launch_bounds(#[comptime] shared_vecs: usize);
+
     /// `S = Q Kᵀ` over the plane's keys of the current stage.
     fn qk<E: Float>(q: &Array<Vec16>, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape);
     /// `O += P V`.

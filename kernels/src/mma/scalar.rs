@@ -105,16 +105,16 @@ impl<P: Lanes> Operands for Scalar<P> {
     type Staging = Registers;
 
     // Queries and keys are read a column at a time: by lanes of adjacent rows, and of adjacent runs of rows.
-    fn query_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
-        row * vecs + (vec ^ (row % comptime!(swizzle_period(vecs))))
+    fn query_at(first: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
+        first + row * vecs + (vec ^ (row % comptime!(swizzle_period(vecs))))
     }
 
-    fn key_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
-        row * vecs + (vec ^ (row / RUN % comptime!(swizzle_period(vecs))))
+    fn key_at(first: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
+        first + row * vecs + (vec ^ (row / RUN % comptime!(swizzle_period(vecs))))
     }
 
-    fn value_at(row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
-        row * vecs + vec
+    fn value_at(first: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
+        first + row * vecs + vec
     }
 
     fn key_copy(#[comptime] i: usize, #[comptime] tiles: TileShape) -> (usize, usize) {
@@ -132,7 +132,8 @@ impl<P: Lanes> Operands for Scalar<P> {
         for i in 0..comptime!(Self::value_copies(tiles)) {
             let (row, vec) = Self::value_copy(i, tiles);
             if comptime!(even) || row < tiles.cube_keys() {
-                let to = ring.stage + comptime!(tiles.key_vecs()) + Self::value_at(row, vec, tiles.v_vecs());
+                let values = ring.stage + comptime!(tiles.key_vecs());
+                let to = Self::value_at(values, row, vec, tiles.v_vecs());
                 ring.shared[to] = ring.staged[comptime!(Self::key_copies(tiles) + i)];
             }
         }
@@ -145,7 +146,7 @@ impl<P: Lanes> Operands for Scalar<P> {
             let (row, vec) = (at / vecs, at % vecs);
             let (token, head, valid) = rows.place(row);
             let first = (token * from.stride(0) + head * from.stride(1)) / tiles.per_vec();
-            let to = comptime!(tiles.stage_vecs()) + Self::query_at(row, vec, vecs);
+            let to = Self::query_at(comptime!(tiles.stage_vecs()), row, vec, vecs);
             ring.shared[to] = select(valid, from[first + vec], Vec16::new(0u32));
             at += comptime!(tiles.planes() * P::PLANE);
         }
@@ -199,6 +200,8 @@ impl<P: Lanes> Accumulator for Scalar<P> {
 
 #[cube]
 impl<P: Lanes> Mma for Scalar<P> {
+    fn launch_bounds(#[comptime] _shared_vecs: usize) {}
+
     fn qk<E: Float>(_q: &Array<Vec16>, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
         let vecs = comptime!(tiles.k_vecs());
         let columns = comptime!(tiles.keys / Self::COLUMNS);
@@ -210,7 +213,7 @@ impl<P: Lanes> Mma for Scalar<P> {
             #[unroll]
             for m in 0..tiles.q_tiles {
                 let row = first_row + comptime!(m * Self::ROWS);
-                let at = comptime!(tiles.stage_vecs()) + Self::query_at(row, vec, vecs);
+                let at = Self::query_at(comptime!(tiles.stage_vecs()), row, vec, vecs);
                 queries[m] = floats::<E>(ring.shared[at], comptime!(tiles.per_vec()));
             }
             #[unroll]
@@ -219,7 +222,7 @@ impl<P: Lanes> Mma for Scalar<P> {
                 #[unroll]
                 for j in 0..RUN {
                     let row = first_key + comptime!(n * Self::COLUMNS + j);
-                    let at = ring.stage + Self::key_at(row, vec, vecs);
+                    let at = Self::key_at(ring.stage, row, vec, vecs);
                     keys[j] = floats::<E>(ring.shared[at], comptime!(tiles.kv_per_vec()));
                 }
                 #[unroll]

@@ -43,7 +43,7 @@ pub(super) fn fetch<U: GemmMma>(
             let from = first / per_vec + vec;
             if comptime!(!U::ASYNC || tiles.x_even::<U>()) || row < comptime!(tiles.rows::<U>()) {
                 let at = min(place.first_row + row, place.end_row - 1) * x.stride(0) / per_vec;
-                let to = stage + U::query_at(row, vec, comptime!(tiles.depth_vecs()));
+                let to = U::query_at(stage, row, vec, comptime!(tiles.depth_vecs()));
                 U::Staging::copy(ring, x, at + min(from, last_vec), from <= last_vec, to, i);
             }
         }
@@ -61,7 +61,7 @@ pub(super) fn fetch<U: GemmMma>(
                     (output, min(input, last_vec), input <= last_vec)
                 };
                 let at = (place.matrix + from_row * weights.stride(1)) / per_vec + from_vec;
-                let to = stage + w_at::<U>(row, vec, tiles);
+                let to = w_at::<U>(stage, row, vec, tiles);
                 U::Staging::copy(ring, weights, at, valid, to, comptime!(copies + i));
             }
         }

@@ -57,7 +57,7 @@ pub(super) fn copy_stage<M: Mma>(
         for i in 0..copies {
             let (row, vec) = M::key_copy(i, tiles);
             if comptime!(M::even_keys(tiles)) || row < tiles.cube_keys() {
-                let to = stage + M::key_at(row, vec, tiles.k_vecs());
+                let to = M::key_at(stage, row, vec, tiles.k_vecs());
                 M::Staging::copy(ring, k, k_at[i], first + row < work.end, to, i);
             }
         }
@@ -71,7 +71,7 @@ pub(super) fn copy_stage<M: Mma>(
                 (page * v.stride(0) + slot * v.stride(1) + head.v) / tiles.kv_per_vec() + vec
             };
             if comptime!(M::even_values(tiles)) || row < tiles.cube_keys() {
-                let to = stage + comptime!(tiles.key_vecs()) + M::value_at(row, vec, tiles.v_vecs());
+                let to = M::value_at(stage + comptime!(tiles.key_vecs()), row, vec, tiles.v_vecs());
                 M::Staging::copy(ring, v, at, first + row < work.end, to, comptime!(copies + i));
             }
         }

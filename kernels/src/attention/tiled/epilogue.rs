@@ -22,6 +22,12 @@ pub(in super::super) fn store_rows<M: Mma, V: Variant, E: Float>(
     o: &mut Fragment<M>,
     #[comptime] tiles: TileShape,
 ) {
+    let mut norm = Array::<f32>::new(o.lane_rows());
+    #[unroll]
+    for r in 0..o.lane_rows() {
+        norm[r] = 1.0f32 / divisor(softmax.row_sum[r]);
+    }
+    o.mul_rows(&norm);
     let mut partial = false;
     if comptime!(outputs.workspace.is_some()) {
         partial = work.partial >= 0;
@@ -30,21 +36,20 @@ pub(in super::super) fn store_rows<M: Mma, V: Variant, E: Float>(
     for r in 0..o.lane_rows() {
         let row = first_row + row_of::<M>(r);
         if work.rows.has(row) {
-            let norm = 1.0f32 / divisor(softmax.row_sum[r]);
-            #[unroll]
-            for c in 0..o.lane_columns() {
-                o.set(r, c, o.get(r, c) * norm);
-            }
             if partial {
                 store_partial::<M, E>(outputs, work, row, softmax, &*o, r, tiles);
             } else {
                 let of = work.rows.at(row);
                 let to = work.rows.out_row(&of);
                 #[unroll]
-                for c in 0..o.lane_columns() {
-                    o.set(r, c, V::finish(args, o.get(r, c), &of));
+                for i in 0..o.lane_runs() {
+                    let mut run = o.run(r, i);
+                    #[unroll]
+                    for e in 0..comptime!(M::RUN) {
+                        run.insert(e, V::finish(args, run.extract(e), &of));
+                    }
+                    store_run::<M, E>(&mut outputs.output, to, run, i, tiles);
                 }
-                store_row::<M, E>(&mut outputs.output, to, &*o, r, tiles);
                 #[comptime]
                 match &mut outputs.lse {
                     ComptimeOption::Some(of_rows) => {
@@ -78,7 +83,10 @@ fn store_partial<M: Mma, E: Float>(
     #[comptime]
     match &mut outputs.workspace {
         ComptimeOption::Some(workspace) => {
-            store_row::<M, f32>(workspace, to, o, r, tiles);
+            #[unroll]
+            for i in 0..o.lane_runs() {
+                store_run::<M, f32>(workspace, to, o.run(r, i), i, tiles);
+            }
             if M::column() == 0 {
                 let mut state = Vector::<f32, Const<2>>::empty();
                 state.insert(0usize, softmax.row_max[r]);
@@ -90,21 +98,18 @@ fn store_partial<M: Mma, E: Float>(
     }
 }
 
-/// Stores the lane's row `r` as row `to`.
+/// Stores the lane's `i`-th run of row `to`.
 #[cube]
-fn store_row<M: Mma, O: Float>(
+fn store_run<M: Mma, O: Float>(
     rows: &mut [Vector<O, Const<2>>],
     to: usize,
-    o: &Fragment<M>,
-    #[comptime] r: usize,
+    run: Vector<f32, M::Run>,
+    #[comptime] i: usize,
     #[comptime] tiles: TileShape,
 ) {
     let runs = rows.with_vector_size_mut::<M::Run>();
-    #[unroll]
-    for i in 0..o.lane_runs() {
-        let element = M::column() + comptime!(column_step::<M>(i * M::RUN));
-        if comptime!(tiles.dims.vo.is_multiple_of(M::COLUMNS)) || element < tiles.dims.vo {
-            runs[(to * tiles.dims.vo + element) / comptime!(M::RUN)] = narrow::<O, M::Run>(o.run(r, i));
-        }
+    let element = M::column() + comptime!(column_step::<M>(i * M::RUN));
+    if comptime!(tiles.dims.vo.is_multiple_of(M::COLUMNS)) || element < tiles.dims.vo {
+        runs[(to * tiles.dims.vo + element) / comptime!(M::RUN)] = narrow::<O, M::Run>(run);
     }
 }

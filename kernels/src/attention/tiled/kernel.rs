@@ -60,6 +60,7 @@ pub(crate) fn tiled<M: Mma, F: Mma, V: Variant, E: Float>(
     #[comptime] config: TileConfig,
     #[define(E)] _dtype: ElemType,
 ) {
+    M::launch_bounds(comptime!(config.shared_vecs::<M, F>()));
     // The heads of a work item run side by side: their keys are neighbours in memory, and on MI300X a head
     // stays on an XCD if there are 8.
     let kv_heads = qkv.k.shape(2);

@@ -1,4 +1,4 @@
-//! Cubes that run at the same time and see each other's shared memory: Hopper's clusters.
+//! Cubes that run at the same time, and those that see each other's shared memory: Hopper's clusters.
 //!
 //! Source: PTX ISA, *Cluster of Cooperative Thread Arrays*.
 
@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 use cubecl_cpp::{shared::operation::OpToCPP, target::Cuda};
 use cubecl_ir::{
     CanMaterialize, HasSideEffects,
-    attributes::IndexAttr,
+    attributes::{BoolAttr, IndexAttr},
     cube_op,
     interfaces::side_effects::{MemoryEffect, MemoryEffectsOp},
     prelude::*,
@@ -17,20 +17,20 @@ use super::instruction::ptx;
 #[cfg(feature = "compilers")]
 use crate::isa::lowering::set_function_attribute;
 
-/// Makes each `cubes` cubes along the first axis of the grid a cluster: `.reqnctapercluster`. The grid is a
-/// multiple of it.
+/// An attribute of the kernel: `.reqnctapercluster` of `cubes` along the first axis of the grid, or `.minnctapersm`.
 ///
-/// CubeCL's LLVM compiler does not support clusters, and an operation cannot set an attribute of its kernel.
-/// So it stays while operations are lowered to LLVM, and sets the attribute once the function is lowered too.
-#[cube_op(name = "flashinfer.cluster")]
+/// CubeCL's LLVM compiler does not support either, and an operation cannot set an attribute of its kernel. So it stays
+/// while operations are lowered to LLVM, and sets the attribute once the function is lowered too.
+#[cube_op(name = "flashinfer.launch_bound")]
 #[result_ty(none)]
 #[op_traits(CanMaterialize, HasSideEffects)]
-pub struct ClusterOp {
+pub struct LaunchBoundOp {
     pub cubes: IndexAttr,
+    pub cluster: BoolAttr,
 }
 
 #[op_interface_impl]
-impl MemoryEffectsOp for ClusterOp {
+impl MemoryEffectsOp for LaunchBoundOp {
     fn memory_effects(&self, _ctx: &Context) -> Vec<MemoryEffect> {
         vec![MemoryEffect::ReadAll, MemoryEffect::WriteAll]
     }
@@ -38,29 +38,50 @@ impl MemoryEffectsOp for ClusterOp {
 
 #[cfg(feature = "compilers")]
 #[op_interface_impl]
-impl pliron_llvm::ToLLVMDialect for ClusterOp {
+impl pliron_llvm::ToLLVMDialect for LaunchBoundOp {
     fn rewrite(&self, ctx: &mut Context, rw: &mut DialectConversionRewriter, _: &OperandsInfo) -> Result<()> {
-        let cubes = self.cubes(ctx).0;
-        set_function_attribute(ctx, rw, self.get_operation(), "nvvm.cluster_dim", format!("{cubes},1,1"))
+        let (cubes, cluster) = (self.cubes(ctx).0, self.cluster(ctx).0);
+        let (name, value) = if cluster {
+            ("nvvm.cluster_dim", format!("{cubes},1,1"))
+        } else {
+            ("nvvm.minctasm", cubes.to_string())
+        };
+        set_function_attribute(ctx, rw, self.get_operation(), name, value)
     }
 }
 
 #[cfg(feature = "compilers")]
 #[op_interface_impl]
-impl OpToCPP<Cuda> for ClusterOp {
-    fn to_cpp(&self, _ctx: &Context) -> String {
-        "static_assert(false, \"clusters are for CubeCL's LLVM compiler\");\n".into()
+impl OpToCPP<Cuda> for LaunchBoundOp {
+    fn to_cpp(&self, ctx: &Context) -> String {
+        match self.cluster(ctx).0 {
+            true => "static_assert(false, \"clusters are for CubeCL's LLVM compiler\");\n".into(),
+            // A hint.
+            false => String::new(),
+        }
     }
 }
 
-/// [`ClusterOp`].
 #[cube]
 #[allow(unused_variables, reason = "the expansion uses them")]
-pub(crate) fn form_clusters(#[comptime] cubes: usize) {
+fn launch_bound(#[comptime] cubes: usize, #[comptime] cluster: bool) {
     intrinsic!(|scope| {
-        let op = ClusterOp::new(scope.ctx_mut(), cubes);
+        let op = LaunchBoundOp::new(scope.ctx_mut(), cubes, cluster);
         scope.register(&op);
     })
+}
+
+/// Makes each `cubes` cubes along the first axis of the grid, which is a multiple of it, a cluster.
+#[cube]
+pub(crate) fn form_clusters(#[comptime] cubes: usize) {
+    launch_bound(cubes, true);
+}
+
+/// Lets ptxas use the registers of a kernel of which a core need have no more than `cubes` cubes at a time. Without it
+/// ptxas aims at more cubes than the shared memory has room for, and spills for that.
+#[cube]
+pub(crate) fn min_cubes_per_core(#[comptime] cubes: usize) {
+    launch_bound(cubes, false);
 }
 
 ptx! {

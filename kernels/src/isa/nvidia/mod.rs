@@ -17,7 +17,7 @@ pub(crate) use barrier::{
     barrier_arrive, barrier_expect, barrier_init, barrier_wait, fence_proxy_async, named_barrier,
     set_registers,
 };
-pub(crate) use cluster::{barrier_arrive_at, form_clusters, sync_cluster};
+pub(crate) use cluster::{barrier_arrive_at, form_clusters, min_cubes_per_core, sync_cluster};
 pub(crate) use copy::{cp_async, cp_async_at, cp_async_commit, cp_async_wait, shared_address};
 pub(crate) use matrix::{ldmatrix, mma};
 #[cfg(feature = "compilers")]

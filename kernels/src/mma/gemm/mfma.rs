@@ -9,14 +9,14 @@ use super::super::operands::Operands;
 use super::tiles::{GemmMma, GemmTileShape, store_rows_of_w, w_copy};
 use crate::staging::{Ring, Vec16};
 
-/// Place of vec16 `vec` of column `column` of `w`, in rows of the depth.
+/// Place of vec16 `vec` of column `column` of `w`, which begins at `first`, in rows of the depth.
 #[cube]
-fn column_at<S: Side>(column: usize, vec: usize, #[comptime] tiles: GemmTileShape) -> usize {
+fn column_at<S: Side>(first: usize, column: usize, vec: usize, #[comptime] tiles: GemmTileShape) -> usize {
     let vecs = comptime!(tiles.depth_vecs());
     if comptime!(tiles.by_input) {
-        Mfma::<S>::value_at(column, vec, vecs)
+        Mfma::<S>::value_at(first, column, vec, vecs)
     } else {
-        Mfma::<S>::key_at(column, vec, vecs)
+        Mfma::<S>::key_at(first, column, vec, vecs)
     }
 }
 
@@ -33,7 +33,7 @@ impl<S: Side> GemmMma for Mfma<S> {
                 for e in 0..8usize {
                     let four = column_of_four(&ring.staged, comptime!(tiles.x_copies::<Self>() + 4 * i), e);
                     if comptime!(tiles.w_even::<Self>()) || input < tiles.depth {
-                        let at = w + column_at::<S>(vec * 8 + e, input / 8, tiles);
+                        let at = column_at::<S>(w, vec * 8 + e, input / 8, tiles);
                         let halves = ring.shared.with_vector_size_mut::<Const<2>>();
                         halves[2 * at + input / 4 % 2] = four;
                     }
@@ -53,7 +53,7 @@ impl<S: Side> GemmMma for Mfma<S> {
         #[unroll]
         for i in 0..comptime!(vecs / groups::<S>()) {
             let vec = lane / S::SIDE + comptime!(i * groups::<S>());
-            let x_at = ring.stage + Self::query_at(x_row, vec, vecs);
+            let x_at = Self::query_at(ring.stage, x_row, vec, vecs);
             let mut rows = Array::<Vec16>::new(tiles.row_tiles);
             #[unroll]
             for m in 0..tiles.row_tiles {
@@ -61,7 +61,7 @@ impl<S: Side> GemmMma for Mfma<S> {
             }
             #[unroll]
             for n in 0..tiles.column_tiles {
-                let outputs = ring.shared[w + column_at::<S>(column + comptime!(n * S::SIDE), vec, tiles)];
+                let outputs = ring.shared[column_at::<S>(w, column + comptime!(n * S::SIDE), vec, tiles)];
                 #[unroll]
                 for m in 0..tiles.row_tiles {
                     let tile = comptime!(m * tiles.column_tiles + n);

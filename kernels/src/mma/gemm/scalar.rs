@@ -29,7 +29,7 @@ impl<P: Lanes> GemmMma for Scalar<P> {
             #[unroll]
             for m in 0..tiles.row_tiles {
                 let row = first_row + comptime!(m * Self::ROWS);
-                rows[m] = floats::<E>(ring.shared[ring.stage + Self::query_at(row, vec, vecs)], per_vec);
+                rows[m] = floats::<E>(ring.shared[Self::query_at(ring.stage, row, vec, vecs)], per_vec);
             }
             #[unroll]
             for n in 0..tiles.column_tiles {
@@ -38,7 +38,7 @@ impl<P: Lanes> GemmMma for Scalar<P> {
                 if comptime!(!tiles.by_input) {
                     #[unroll]
                     for j in 0..RUN {
-                        let at = w + Self::key_at(column + j, vec, vecs);
+                        let at = Self::key_at(w, column + j, vec, vecs);
                         outputs[j] = floats::<E>(ring.shared[at], per_vec);
                     }
                 }

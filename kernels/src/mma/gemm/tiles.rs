@@ -141,12 +141,21 @@ pub(crate) fn w_copy<L: CopyShape>(#[comptime] i: usize, #[comptime] tiles: Gemm
     (at / vecs * together + comptime!(i % together), at % vecs)
 }
 
-/// Place of vec16 `vec` of row `row` of `w`, unless it is transposed.
+/// Place of vec16 `vec` of row `row` of a stage's `w`, unless it is transposed.
 #[cube]
-pub(crate) fn w_at<M: Operands>(row: usize, vec: usize, #[comptime] tiles: GemmTileShape) -> usize {
+pub(crate) fn w_at<M: Operands>(
+    stage: usize,
+    row: usize,
+    vec: usize,
+    #[comptime] tiles: GemmTileShape,
+) -> usize {
     let vecs = comptime!(tiles.w_row_vecs::<M>());
-    let at = if comptime!(tiles.by_input) { M::value_at(row, vec, vecs) } else { M::key_at(row, vec, vecs) };
-    comptime!(tiles.x_vecs::<M>()) + at
+    let first = stage + comptime!(tiles.x_vecs::<M>());
+    if comptime!(tiles.by_input) {
+        M::value_at(first, row, vec, vecs)
+    } else {
+        M::key_at(first, row, vec, vecs)
+    }
 }
 
 /// Waits for the copies of the current stage, of whose depth the first `left` have arrived, and for every plane.
@@ -162,7 +171,7 @@ pub(crate) fn wait_gemm_stage<M: GemmMma>(ring: &mut Ring, left: usize, #[compti
         for i in 0..comptime!(tiles.x_copies::<M>()) {
             let (row, vec) = x_copy::<M>(i, tiles);
             if comptime!(tiles.x_even::<M>()) || row < comptime!(tiles.rows::<M>()) {
-                let to = ring.stage + M::query_at(row, vec, comptime!(tiles.depth_vecs()));
+                let to = M::query_at(ring.stage, row, vec, comptime!(tiles.depth_vecs()));
                 ring.shared[to] = ring.staged[i];
             }
         }
@@ -178,7 +187,7 @@ pub(super) fn store_rows_of_w<M: Operands>(ring: &mut Ring, #[comptime] tiles: G
     for i in 0..comptime!(tiles.w_copies::<M>()) {
         let (row, vec) = w_copy::<M>(i, tiles);
         if comptime!(tiles.w_even::<M>()) || row < comptime!(tiles.w_rows::<M>()) {
-            let to = ring.stage + w_at::<M>(row, vec, tiles);
+            let to = w_at::<M>(ring.stage, row, vec, tiles);
             ring.shared[to] = ring.staged[comptime!(tiles.x_copies::<M>() + i)];
         }
     }
