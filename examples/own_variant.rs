@@ -1,5 +1,4 @@
-//! A variant of one's own: a logit loses `slope` for each token between query and key, as ALiBi has it.
-//! `cargo run --example own_variant`, or on a GPU with `--features cuda` (`rocm`).
+//! A logit loses `slope` for each token between query and key. `cargo run --example own_variant [--features cuda]`
 
 use burn::tensor::{Device, Distribution, Tensor};
 use burn_flashinfer::{AttentionOptions, AttentionVariant, Row, single_prefill};
@@ -46,7 +45,8 @@ mod device {
     }
     impl Kernels for super::DistanceBias {
         fn launch(&self, call: Call<'_>) -> Result<()> {
-            call.run::<Self>(|| ArgsLaunch::new(self.scale, self.slope))
+            // SAFETY: no hook indexes a tensor.
+            unsafe { call.run::<Self>(|| ArgsLaunch::new(self.scale, self.slope)) }
         }
     }
 }
@@ -54,7 +54,7 @@ mod device {
 fn main() -> burn_flashinfer::Result<()> {
     let device = Device::default();
     let [q, k, v] = [8, 2, 2].map(|heads| Tensor::random([12, heads, 64], Distribution::Default, &device));
-    let options = AttentionOptions::new().variant(DistanceBias { scale: 0.125, slope: 0.5 });
-    println!("{}", single_prefill(q, k, v, &options)?.output);
+    let bias = DistanceBias { scale: 0.125, slope: 0.5 };
+    println!("{}", single_prefill(q, k, v, &AttentionOptions::new().variant(bias))?.output);
     Ok(())
 }

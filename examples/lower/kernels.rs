@@ -86,6 +86,19 @@ fn attentions() -> Vec<Case> {
     add("prefill-ragged-192-128-bf16".into(), two, causal, &prefill, Kind::Ragged, Split::Never);
     let mixed = [prefill.as_slice(), &decode].concat();
     add("mixed-paged-128-bf16".into(), plain, causal, &mixed, PAGED, Split::Never);
+    for dim in [128, 256] {
+        // Hopper copies the keys of long requests to clusters.
+        let name = format!("prefill-paged-{dim}-bf16-cluster");
+        add(name, of_dim(dim), causal, &[(16384, 16384)], PAGED, Split::Never);
+    }
+    add(
+        "prefill-ragged-128-bf16-cluster-split".into(),
+        plain,
+        causal,
+        &[(2048, 65536)],
+        Kind::Ragged,
+        Split::Auto,
+    );
     add("decode-paged-128-bf16-split".into(), plain, causal, &[(1, 8192)], PAGED, Split::Auto);
     cases
 }

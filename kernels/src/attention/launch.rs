@@ -122,7 +122,11 @@ impl Call<'_> {
     /// # Errors
     ///
     /// As [`launch`].
-    pub fn run<V: Variant>(self, args: impl Fn() -> <V::Args as LaunchArg>::RuntimeArg) -> Result<()> {
+    ///
+    /// # Safety
+    ///
+    /// Kernels do not check indices: no hook of `V` reads beyond the tensors of its arguments, which `args` makes.
+    pub unsafe fn run<V: Variant>(self, args: impl Fn() -> <V::Args as LaunchArg>::RuntimeArg) -> Result<()> {
         let Self { client, attention, planned } = self;
         let Attention { q, k, v, output, lse, batch, scale, dtype, kv_dtype, inputs: _ } = attention;
         if output.size() == 0 {

@@ -47,11 +47,14 @@ impl KeyRange for Standard {
 impl Kernels for Standard {
     fn launch(&self, call: Call<'_>) -> Result<()> {
         let mask = self.mask();
-        match self.soft_cap {
-            None => call.run::<Self>(|| StandardArgsLaunch::new(self.scale, mask.launch())),
-            Some(cap) => {
-                let inner = (self.scale / cap).clamp(f32::MIN, f32::MAX);
-                call.run::<SoftCap>(|| SoftCapArgsLaunch::new(cap, inner, mask.launch()))
+        // SAFETY: the hooks have no tensor.
+        unsafe {
+            match self.soft_cap {
+                None => call.run::<Self>(|| StandardArgsLaunch::new(self.scale, mask.launch())),
+                Some(cap) => {
+                    let inner = (self.scale / cap).clamp(f32::MIN, f32::MAX);
+                    call.run::<SoftCap>(|| SoftCapArgsLaunch::new(cap, inner, mask.launch()))
+                }
             }
         }
     }

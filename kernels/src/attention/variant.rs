@@ -14,7 +14,7 @@ use crate::math::Math;
 use crate::request::{QueryRow, RequestShape};
 
 /// The parts of attention beside the two products. Only `scale` has no default. Kernels do not check indices:
-/// a hook must not read beyond the tensors of its `Args`.
+/// a hook must not read beyond the tensors of its `Args`, as [`Call::run`](super::Call::run) says.
 ///
 /// The hooks are `#[cube]` functions: implement the trait with `#[cube] impl Variant for ...`. The trait
 /// itself is written out, since `#[cube]` on a trait drops default bodies.

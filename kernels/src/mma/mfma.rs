@@ -382,7 +382,7 @@ pub(super) fn column_of_four(
     for pair in 0..2usize {
         let a = staged[comptime!(first + 2 * pair)].extract(comptime!(e / 2));
         let b = staged[comptime!(first + 2 * pair + 1)].extract(comptime!(e / 2));
-        if comptime!(e % 2 == 0) {
+        if comptime!(e.is_multiple_of(2)) {
             column.insert(pair, (a & 0xffffu32) | (b << 16u32));
         } else {
             column.insert(pair, (a >> 16u32) | (b & 0xffff_0000u32));

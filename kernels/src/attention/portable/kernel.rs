@@ -32,6 +32,7 @@ use crate::problem::HeadDims;
 use crate::request::query_row;
 
 /// The rows of all tokens and query heads, see the module.
+#[allow(clippy::type_complexity, reason = "an alias of it is no shorter")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
     qkv: &Qkv<Vector<F, QK>, Vector<C, QK>, Vector<C, VO>>,
