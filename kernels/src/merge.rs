@@ -2,10 +2,11 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
+use crate::attention::state::{divisor, finite, lse};
 use crate::device::DeviceProfile;
 use crate::device::grid::cover;
 use crate::device::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector, with_axis};
-use crate::math::{LOG2_E, narrow, widen};
+use crate::math::{Exact, LOG2_E, Math, narrow, widen};
 
 const KERNEL: &str = "merge";
 
@@ -95,25 +96,24 @@ fn merge<F: Float, N: Size>(
         }
         ComptimeOption::None => {}
     }
-    let lse = group * s.stride(0) + head * s.stride(2);
+    let lse_at = group * s.stride(0) + head * s.stride(2);
     let mut highest = own;
     for state in begin..end {
-        highest = max(highest, s[lse + state * s.stride(1)]);
+        highest = max(highest, s[lse_at + state * s.stride(1)]);
     }
-    // If all LSEs are -inf, subtract 0 instead: (-inf) - (-inf) would be NaN.
-    let base = select(highest == f32::NEG_INFINITY, 0.0f32, highest);
-    let own = exp2(own - base);
+    let base = finite(highest);
+    let own = Exact::exp2(own - base);
     let mut sum = own;
     for state in begin..end {
-        sum += exp2(s[lse + state * s.stride(1)] - base);
+        sum += Exact::exp2(s[lse_at + state * s.stride(1)] - base);
     }
     if unit == 0 {
-        merged_s[row] = select(sum == 0.0f32, f32::NEG_INFINITY, base + sum.ln() * LOG2_E);
+        merged_s[row] = lse(base, sum, sum.ln() * LOG2_E);
     }
 
     let start = group * v.stride(0) + head * v.stride(2);
     let zero = Vector::<f32, N>::new(0.0f32);
-    let divisor = Vector::<f32, N>::new(select(sum == 0.0f32, 1.0f32, sum));
+    let divisor = Vector::<f32, N>::new(divisor(sum));
     let mut i = unit;
     while i < vectors {
         let mut merged = zero;
@@ -126,7 +126,7 @@ fn merge<F: Float, N: Size>(
             ComptimeOption::None => {}
         }
         for state in begin..end {
-            let weight = exp2(s[lse + state * s.stride(1)] - base);
+            let weight = Exact::exp2(s[lse_at + state * s.stride(1)] - base);
             merged += weighted::<F, N>(weight, v[(start + state * v.stride(1)) / N::value() + i]);
         }
         merged_v[row * vectors + i] = narrow::<F, N>(merged / divisor);
@@ -169,11 +169,6 @@ fn weighted<F: Float, N: Size>(weight: f32, x: Vector<F, N>) -> Vector<f32, N> {
     let zero = Vector::<f32, N>::new(0.0f32);
     let weight = Vector::<f32, N>::new(weight);
     select_many(weight.greater_than(&zero), weight * widen::<F, N>(x), zero)
-}
-
-#[cube]
-fn exp2(x: f32) -> f32 {
-    (x * std::f32::consts::LN_2).exp()
 }
 
 /// Attention over sets of keys: `v`, rows of any strides, and its LSE `s`, base 2, which has the axes of `v`

@@ -9,7 +9,7 @@ mod launch;
 mod plan;
 mod portable;
 mod standard;
-mod state;
+pub(crate) mod state;
 mod tiled;
 mod variant;
 

@@ -6,7 +6,7 @@
 
 use cubecl::prelude::*;
 
-/// What exponents are relative to: `m`, or 0 while no logit is finite, since (-inf) - (-inf) would be NaN.
+/// The number that is subtracted from logits: `m`, or 0 while none is finite, since (-inf) - (-inf) would be NaN.
 #[cube]
 pub(crate) fn finite(m: f32) -> f32 {
     select(m == f32::NEG_INFINITY, 0.0f32, m)

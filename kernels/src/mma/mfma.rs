@@ -22,7 +22,7 @@ use super::tile_shape::TileShape;
 use crate::isa::amd::{exp2, mfma};
 use crate::math::{Math, tanh_by_exp2};
 use crate::request::TileRows;
-use crate::staging::{Registers, Ring, Vec16, swizzle};
+use crate::staging::{Registers, Ring, Vec16, swizzle, swizzled};
 
 /// Size of a tile.
 pub(crate) trait Side: Send + Sync + 'static {
@@ -132,7 +132,7 @@ impl<S: Side> Operands for Mfma<S> {
     }
 
     fn key_at(first: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
-        first + row * vecs + (vec ^ swizzle(row, vecs))
+        swizzled(first, row, vec, vecs)
     }
 
     fn value_at(first: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> usize {

@@ -12,7 +12,7 @@ use super::tile_shape::TileShape;
 use crate::isa::nvidia::{exp2, ldmatrix, min_cubes_per_core, mma, pack, shared_address, shuffle_xor};
 use crate::math::{Math, tanh_by_exp2};
 use crate::request::TileRows;
-use crate::staging::{CpAsync, Ring, Staging, Vec16, swizzle};
+use crate::staging::{CpAsync, Ring, Staging, Vec16, swizzled};
 
 /// A third of the shared memory of Hopper's cores, in vec16s. With more, a core has room for two cubes at most, which
 /// then need not save registers: 168 of them where 214 are to be had cost 7% of decoding with split keys (H200).
@@ -86,7 +86,7 @@ impl Operands for MmaSync {
     }
 
     fn key_at(first: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
-        first + row * vecs + (vec ^ swizzle(row, vecs))
+        swizzled(first, row, vec, vecs)
     }
 
     fn value_at(first: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> usize {

@@ -10,4 +10,4 @@ mod xor;
 pub(crate) use cp_async::CpAsync;
 pub(crate) use registers::Registers;
 pub(crate) use ring::{Ring, Staging, Vec16, stages_ahead};
-pub(crate) use xor::{swizzle, swizzle_period};
+pub(crate) use xor::{swizzle, swizzle_period, swizzled};

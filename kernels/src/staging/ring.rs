@@ -9,7 +9,7 @@ pub(crate) type Vec16 = Vector<u32, Const<4>>;
 #[derive(CubeType)]
 pub(crate) struct Ring {
     pub shared: Shared<[Vec16]>,
-    /// What the unit has in flight through its registers.
+    /// Vec16s that the unit has in flight through its registers.
     pub staged: Array<Vec16>,
     /// First vec16 of the stage that is multiplied.
     pub stage: usize,

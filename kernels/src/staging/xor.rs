@@ -9,6 +9,12 @@ pub(crate) fn swizzle_period(vecs: usize) -> usize {
     (1 << vecs.trailing_zeros()).min(8)
 }
 
+/// Place of vec16 `vec` of row `row`, swizzled, in rows of `vecs` that begin at vec16 `first`.
+#[cube]
+pub(crate) fn swizzled(first: usize, row: usize, vec: usize, #[comptime] vecs: usize) -> usize {
+    first + row * vecs + (vec ^ swizzle(row, vecs))
+}
+
 /// The operand of the XOR for the vec16s of a row, see [`swizzle_period`].
 #[cube]
 pub(crate) fn swizzle(row: usize, #[comptime] vecs: usize) -> usize {

@@ -35,7 +35,7 @@ use crate::staging::Vec16;
 
 /// Buffers are those of the tiled kernel, and the tensor maps.
 ///
-/// Persistent cubes ([`PERSISTENT_ROUNDS`]) take work items in snake order; else each cube takes one.
+/// Persistent cubes ([`is_persistent`](super::super::plan::persistent::is_persistent)) take work items in snake order; else each cube takes one.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn warp_specialized<V: Variant, E: Float>(
     qkv: &QkvVecs,
