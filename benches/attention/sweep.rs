@@ -1,6 +1,7 @@
 //! Other blueprints and splits than those chosen.
 
-use burn_flashinfer_kernels::attention::{Blueprint, Choice, MmaKind, Split, Tiled};
+use burn_flashinfer_kernels::MmaKind;
+use burn_flashinfer_kernels::attention::{Blueprint, Choice, Split, Tiled};
 
 use crate::case::{Bench, Shape};
 

@@ -6,7 +6,7 @@ use burn_flashinfer_kernels::attention::{
 use burn_flashinfer_kernels::offline::{self, Kind, tensor};
 use burn_flashinfer_kernels::{DeviceProfile, Fp8, KvLayout, Quantized, Refusal};
 use burn_flashinfer_kernels::{
-    activation, append, bits, linear, merge, norm, pages, rope, sampling, segment_gemm,
+    activation, append, bits, gemm, merge, norm, pages, rope, sampling, segment_gemm,
 };
 use cubecl::client::Client;
 use cubecl::ir::{ElemType, FloatKind, IntKind};
@@ -191,14 +191,14 @@ fn rows() -> Vec<Case> {
         }));
     }
     cases.extend(merges());
-    cases.push(case("linear-bf16", |client| {
-        let linear = linear::Linear {
-            x: tensor(client, &[4, WIDTH], 2),
-            weight: tensor(client, &[WIDTH, WIDTH], 2),
-            y: tensor(client, &[4, WIDTH], 2),
-        };
-        linear::launch(client, linear, BF16)
-    }));
+    for (rows, dtype, name) in
+        [(4, F32, "f32"), (4, BF16, "bf16"), (32, BF16, "bf16"), (64, BF16, "bf16"), (2048, BF16, "bf16")]
+    {
+        cases.push(case(format!("gemm-{rows}-{name}"), move |client| {
+            let [x, weight, y] = [rows, WIDTH, rows].map(|rows| tensor(client, &[rows, WIDTH], dtype.size()));
+            gemm::launch(client, gemm::Gemm { x, weight, y }, dtype)
+        }));
+    }
     for (tile_rows, by_input) in [(1, true), (4, false), (16, true), (128, true), (128, false)] {
         cases.push(case(format!("segment-gemm-{tile_rows}-{by_input}-bf16"), move |client| {
             let gemm = segment_gemm::SegmentGemm {

@@ -16,8 +16,8 @@ pub mod attention;
 pub mod bits;
 mod device;
 mod fp8;
+pub mod gemm;
 mod isa;
-pub mod linear;
 mod math;
 pub mod merge;
 mod mma;
@@ -32,4 +32,5 @@ mod staging;
 
 pub use device::{Arch, DeviceProfile, Instruction, KvLayout, Refusal, Result};
 pub use fp8::{Fp8, Quantized};
+pub use mma::MmaKind;
 pub use rows::{activation, append, norm, pages, rope};

@@ -9,7 +9,7 @@ use std::path::Path;
 use burn_flashinfer_kernels::{
     Arch, DeviceProfile,
     attention::{Alignment, Choice, HeadDims, Plan, Problem, RequestShape, Split, Standard},
-    segment_gemm,
+    gemm, segment_gemm,
 };
 use cubecl::ir::{ElemType, FloatKind};
 
@@ -112,6 +112,25 @@ fn every_product_gets_the_kernel_of_the_table() {
                         );
                     }
                 }
+            }
+        }
+    }
+    for (device, profile) in DEVICES {
+        for (rows, [d_in, d_out]) in
+            [1, 8, 9, 32, 64, 65, 128, 512, 2048, 8192].into_iter().flat_map(|rows| {
+                [[4096, 6144], [4096, 4096], [4096, 28672], [14336, 4096], [100, 100]]
+                    .map(|widths| (rows, widths))
+            })
+        {
+            for (name, dtype) in [("f32", FloatKind::F32), ("bf16", FloatKind::BF16)] {
+                let dtype = ElemType::Float(dtype);
+                let problem =
+                    gemm::Problem { rows, d_in, d_out, dtype, align: if d_in == 100 { 4 } else { 64 } };
+                let line = match gemm::Blueprint::auto(&profile, &problem) {
+                    Ok(chosen) => format!("{chosen:?}"),
+                    Err(refusal) => refusal.to_string(),
+                };
+                let _ = writeln!(table, "{device} | gemm of {rows} rows | {name} {d_in} to {d_out} | {line}");
             }
         }
     }

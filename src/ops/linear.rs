@@ -14,10 +14,8 @@ use crate::memory;
 /// `x · weightᵀ`: a linear layer without bias.
 ///
 /// `x`: `[…, in]`, `weight`: `[out, in]`, as PyTorch and Hugging Face store it; the result is `[…, out]`.
-/// Products are accumulated in f32. On Flex the weights are read as they are, in f16 and bf16 too, which
-/// makes decoding on a CPU as fast as its memory. On GPUs products of up to 8 rows read each weight once.
-/// More rows, and CubeCL's CPU, use Burn's matrix product, which on NVIDIA GPUs rounds f32 factors to TF32
-/// (10 bits behind the point).
+/// Products are accumulated in f32 and rounded once; f32 factors are not rounded to TF32. Weights are read as they are, in
+/// f16 and bf16 too. CubeCL's CPU uses Burn's matrix product.
 ///
 /// # Errors
 ///

@@ -1,6 +1,5 @@
 //! Linear layers.
 
-use burn::tensor::DType;
 use burn_flashinfer::{matmul_nt, reference};
 
 use crate::devices::{Target, device_tests};
@@ -8,26 +7,12 @@ use crate::support::{Host, Rng, VIEWS, check, round};
 
 device_tests!(shapes, no_rows, axes_and_views, sums_in_f32);
 
-/// A factor as the device multiplies it: Burn's matrix product on NVIDIA GPUs, which more than 8 rows take, rounds f32 to
-/// TF32, which has 10 bits behind the point. A baseline that did not would be one of another computation.
-fn factor(x: f32, target: &Target, dtype: DType, rows: usize) -> f32 {
-    const DROPPED: u32 = 23 - 10;
-    if target.name != "cuda" || dtype != DType::F32 || rows <= 8 {
-        return x;
-    }
-    let half = 1 << (DROPPED - 1);
-    f32::from_bits((x.to_bits() + half) >> DROPPED << DROPPED)
-}
-
 fn compare<const D: usize>(what: &str, target: &Target, x: &Host<D>, weight: &Host<2>, got: &[f32]) {
     let [_, in_dim] = weight.shape;
-    let rows = x.values.len() / in_dim;
     let oracle = reference::matmul_nt(&x.f64(), &weight.f64(), in_dim).expect("whole rows");
-    let [x_factors, w_factors] = [&x.values, &weight.values]
-        .map(|values| values.iter().map(|&value| factor(value, target, x.dtype, rows)).collect::<Vec<_>>());
-    let products = x_factors.chunks_exact(in_dim).flat_map(|x| {
+    let products = x.values.chunks_exact(in_dim).flat_map(|x| {
         let dot = move |w: &[f32]| x.iter().zip(w).map(|(x, w)| x * w).sum::<f32>();
-        w_factors.chunks_exact(in_dim).map(dot)
+        weight.values.chunks_exact(in_dim).map(dot)
     });
     let baseline: Vec<f32> = products.map(|y| round(y, x.dtype)).collect();
     let what =

@@ -1,17 +1,19 @@
-//! Decoding with a Llama of random weights in the shape of Llama 3 8B: step by step, and as a captured graph, beside what
-//! reading weights and cache takes.
+//! Prefill and decoding with a Llama of random weights in the shape of Llama 3 8B: step by step, and as a captured graph,
+//! beside what reading weights and cache takes.
 //!
 //! ```sh
-//! cargo bench -p llama --bench step --no-default-features --features cuda,fusion -- [layers=32] [batch=1] [context=1024] [gbps=4460]
+//! cargo bench -p llama --bench step --no-default-features --features cuda,fusion -- [layers=32] [batch=1] [context=1024] [gbps=4460] [prefill=0]
 //! ```
 //!
-//! prints one CSV line each. Tokens are those of all sequences together; every step reads the logits of each back.
+//! prints one CSV line each. Tokens are those of all sequences together; every step chooses the most likely on the device and
+//! reads it back. `prefill=2048` times a prompt of so many tokens instead.
 
 use std::slice;
 use std::time::Instant;
 
 use anyhow::{Context, Error, Result};
 use burn::tensor::{DType, Device, Tensor};
+use burn_flashinfer::sampling::top_k;
 use burn_flashinfer::{DecodeGraph, KvLayout, SequenceId};
 use llama::config::Config;
 use llama::model::Llama;
@@ -47,6 +49,10 @@ fn main() -> Result<()> {
     let model = Llama::random(config, &device, dtype)?;
     let limit = (batch * bandwidth) as f64 * 1e9 / (weights + cached) as f64;
     println!("op,layers,batch,context,tokens_per_s,ms,share_of_limit,note");
+    let prefill = number("prefill=", 0)?;
+    if prefill > 0 {
+        return time_prefill(&model, layers, prefill);
+    }
     println!(
         "limit,{layers},{batch},{context},{limit:.1},{:.3},1,{bandwidth} GB/s read",
         1e3 * batch as f64 / limit
@@ -107,13 +113,28 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// Times one prompt, up to the choice of the token after it.
+fn time_prefill(model: &Llama, layers: usize, tokens: usize) -> Result<()> {
+    let prompt: Vec<u32> = (0..tokens as u32).map(|token| token * 37 % 128_000).collect();
+    let mut cache = model.new_cache(tokens.div_ceil(PAGE), PAGE, KvLayout::Nhd)?;
+    let mut times = Vec::new();
+    for _ in 0..8 {
+        let sequence = cache.create();
+        let start = Instant::now();
+        best(model.logits(model.extend(&mut cache, &[(sequence, &prompt)])?)?)?;
+        times.push(start.elapsed().as_secs_f64());
+        cache.free(sequence)?;
+    }
+    let first = times.remove(0);
+    times.sort_by(f64::total_cmp);
+    let median = times[times.len() / 2];
+    let rate = tokens as f64 / median;
+    println!("prefill,{layers},1,{tokens},{rate:.1},{:.3},,first after {first:.2} s", 1e3 * median);
+    Ok(())
+}
+
 /// The most likely token of each row.
 fn best(logits: Tensor<2>) -> Result<Vec<u32>> {
-    let vocab = logits.dims()[1];
-    let logits = logits.try_into_vec_as::<f32>().context("cannot read the logits from the device")?;
-    let row = |row: &[f32]| {
-        let pick = |best: (usize, f32), (at, &x): (usize, &f32)| if x > best.1 { (at, x) } else { best };
-        row.iter().enumerate().fold((0, f32::NEG_INFINITY), pick).0 as u32
-    };
-    Ok(logits.chunks_exact(vocab).map(row).collect())
+    let (_, tokens) = top_k(logits, 1)?;
+    tokens.try_into_vec_as::<u32>().context("cannot read the tokens from the device")
 }

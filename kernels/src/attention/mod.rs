@@ -21,5 +21,5 @@ pub use launch::{Attention, Batch, Call, Inputs, Kernels, launch};
 pub use plan::{DevicePlan, Limits, MergeItem, Plan, Split, WorkItem};
 pub use portable::Portable;
 pub use standard::{SoftCap, Standard};
-pub use tiled::{Mixed, MmaKind, Tiled};
+pub use tiled::{Mixed, Tiled};
 pub use variant::{CausalWindow, CausalWindowLaunch, Variant};

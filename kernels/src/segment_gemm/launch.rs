@@ -1,15 +1,15 @@
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use super::blueprint::{Blueprint, Plain, Problem, Tiled};
+use super::blueprint::{Blueprint, Plain, Problem};
 use super::work::WORK_WORDS;
 use super::{plain, tiled};
-use crate::attention::MmaKind;
 use crate::device::grid::cover;
 use crate::device::tensor::{
     Result, addresses, alignment, contiguous, offset_alignment, rows, shape, vector,
 };
 use crate::device::{DeviceProfile, Refusal};
-use crate::mma::{GemmMma, Mfma16, Mfma32, MmaSync, Scalar32, Scalar64};
+use crate::gemm::Tiled;
+use crate::mma::{GemmMma, Mfma16, Mfma32, MmaKind, MmaSync, Scalar32, Scalar64};
 
 const KERNEL: &str = "segment_gemm";
 
@@ -93,9 +93,9 @@ fn launch_tiled<U: GemmMma>(
     problem: &Problem,
     tiled: Tiled,
 ) -> Result<()> {
-    let SegmentGemm { x, weights, y, work_items, .. } = gemm;
+    let SegmentGemm { x, weights, y, work_items, by_input, .. } = gemm;
     let Problem { d_in, d_out, dtype, .. } = *problem;
-    let tiles = tiled.tiles(problem);
+    let tiles = tiled.tiles(dtype, by_input);
     let count = work_items.size() / WORK_WORDS;
     let cubes = count * d_out.div_ceil(tiles.columns::<U>());
     let cubes = cover(KERNEL, cubes, DeviceProfile::of(client).max_cubes)?;

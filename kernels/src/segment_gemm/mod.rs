@@ -5,12 +5,12 @@
 //! plain multiplications where rows are few or not aligned, or the device has none.
 
 mod blueprint;
-mod fetch;
 mod launch;
 mod plain;
 mod tiled;
 mod work;
 
-pub use blueprint::{Blueprint, Plain, Problem, Tiled};
+pub use crate::gemm::Tiled;
+pub use blueprint::{Blueprint, Plain, Problem};
 pub use launch::{SegmentGemm, launch};
 pub use work::{FEW_ROWS, WORK_WORDS};

@@ -9,6 +9,7 @@
 
 mod attention;
 mod elements;
+mod gemm;
 mod host;
 mod merge;
 mod sampling;

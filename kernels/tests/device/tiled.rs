@@ -1,10 +1,10 @@
 //! Attention on matrix cores. On a device that has none each blueprint is refused, by the name of the instruction.
 
 use burn_flashinfer_kernels::{
-    Arch, DeviceProfile, Instruction, KvLayout, Refusal,
+    Arch, DeviceProfile, Instruction, KvLayout, MmaKind, Refusal,
     attention::{
-        Attention, Batch, Blueprint, Choice, Inputs, Mixed, MmaKind, Plan, RequestShape, Split, Standard,
-        Tiled, launch,
+        Attention, Batch, Blueprint, Choice, Inputs, Mixed, Plan, RequestShape, Split, Standard, Tiled,
+        launch,
     },
 };
 use cubecl::client::Client;

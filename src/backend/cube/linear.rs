@@ -6,7 +6,8 @@ use burn_cubecl::{
     kernel::matmul::{MatmulStrategy, matmul},
     tensor::CubeTensor,
 };
-use burn_flashinfer_kernels::linear::{self, Linear};
+use burn_flashinfer_kernels::DeviceProfile;
+use burn_flashinfer_kernels::gemm::{self, Gemm};
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::{launch::launch_ref, multi_level};
 use cubek::std::InputBinding;
@@ -15,21 +16,21 @@ use super::tensor::{empty_like, in_rows, launched, refused};
 
 pub(super) fn matmul_nt(x: CubeTensor, weight: CubeTensor) -> CubeTensor {
     let [rows, columns] = [x.meta.shape()[0], weight.meta.shape()[0]];
+    let y = empty_like(&x, [rows, columns].into(), x.dtype);
     if rows == 0 {
-        return empty_like(&x, [rows, columns].into(), x.dtype);
+        return y;
     }
-    if linear::is_for(&x.client, rows) && weight.meta.strides()[1] == 1 {
-        let y = empty_like(&x, [rows, columns].into(), x.dtype);
+    if DeviceProfile::of(&x.client).plane > 1 {
         let (client, dtype) = (x.client.clone(), dtype_to_storage_type(x.dtype));
         let (x, weight) = (in_rows(x).binding(), in_rows(weight).binding());
-        launched(linear::launch(&client, Linear { x, weight, y: y.clone().binding() }, dtype));
+        launched(gemm::launch(&client, Gemm { x, weight, y: y.clone().binding() }, dtype));
         return y;
     }
     // A view: Burn's product reads the weight column by column and accumulates f16 and bf16 in f32.
     let weight = CubeBackend::float_swap_dims(weight, 0, 1);
     // On a CPU each unit of Burn's kernel is a thread that spins until the others have come: where these were 8 on 2 busy
     // cores, one product took 53 s.
-    if !cfg!(feature = "autotune") && x.client.properties().hardware.num_cpu_cores.is_some() {
+    if !cfg!(feature = "autotune") {
         return naive_matmul(x, weight, [rows, columns]);
     }
     matmul(x.clone(), weight.clone(), None, MatmulStrategy::default(), x.dtype)
@@ -37,8 +38,7 @@ pub(super) fn matmul_nt(x: CubeTensor, weight: CubeTensor) -> CubeTensor {
 }
 
 /// `x · weight`, slowly, for shapes that Burn refuses. Without autotuning it has one kernel, which for most
-/// shapes needs more shared memory than a cube has on AMD's devices (137 KB where there are 64 KiB) and on
-/// the CPU (45 KB of 32 KiB).
+/// shapes needs more shared memory than the CPU has (45 KB of 32 KiB).
 fn naive_matmul(x: CubeTensor, weight: CubeTensor, shape: [usize; 2]) -> CubeTensor {
     let product = empty_like(&x, shape.into(), x.dtype);
     let element = dtype_to_storage_type(x.dtype);

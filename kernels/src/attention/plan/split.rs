@@ -10,9 +10,10 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::super::blueprint::Blueprint;
-use super::super::tiled::{MmaKind, Tiled};
+use super::super::tiled::Tiled;
 use super::persistent::is_persistent;
 use super::work::MERGE_ROWS;
+use crate::mma::MmaKind;
 use crate::problem::Problem;
 use crate::request::{KeyRange, RequestShape};
 

@@ -1,8 +1,9 @@
 //! The choice of tiles for a batch.
 
 use super::super::blueprint::Blueprint;
-use super::blueprint::{KERNEL, Mixed, MmaKind, Tiled};
+use super::blueprint::{KERNEL, Mixed, Tiled};
 use crate::device::Arch;
+use crate::mma::MmaKind;
 use crate::problem::Problem;
 use crate::request::{KeyRange, RequestShape};
 use crate::{DeviceProfile, Refusal, Result};
@@ -22,7 +23,7 @@ impl Tiled {
         requests: &[RequestShape],
         fixed: bool,
     ) -> Result<Blueprint> {
-        let has = |unit: MmaKind| matches!(unit.instruction(problem.dtype), Ok(Some(it)) if it.exists_on(device.arch));
+        let has = |unit: MmaKind| matches!(unit.instruction(KERNEL, problem.dtype), Ok(Some(it)) if it.exists_on(device.arch));
         let group = problem.group();
         let all: usize = requests.iter().map(|request| request.qo_len * group).sum();
         // With `fixed`, one size serves any number of rows.

@@ -1,37 +1,13 @@
 use std::fmt;
 
-use cubecl::ir::{ElemType, FloatKind};
-
 use super::super::hopper;
-use crate::device::Instruction;
-use crate::mma::{CopyShape, Mfma16, Mfma32, MmaSync, Scalar1, Scalar32, Scalar64, TileShape, shared_vecs};
+use crate::mma::{
+    CopyShape, Mfma16, Mfma32, MmaKind, MmaSync, Scalar1, Scalar32, Scalar64, TileShape, shared_vecs,
+};
 use crate::problem::Problem;
 use crate::{DeviceProfile, Refusal, Result};
 
 pub(super) const KERNEL: &str = "tiled attention";
-
-const F32: ElemType = ElemType::Float(FloatKind::F32);
-const F16: ElemType = ElemType::Float(FloatKind::F16);
-const BF16: ElemType = ElemType::Float(FloatKind::BF16);
-
-/// The instruction that multiplies tiles.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum MmaKind {
-    /// `mma.sync` m16n8k16.
-    MmaSync,
-    /// `wgmma` m64nNk16, by warpgroups of four planes, while another one copies.
-    Wgmma,
-    /// MFMA 16x16x16.
-    Mfma16,
-    /// MFMA 32x32x8.
-    Mfma32,
-    /// Plain multiplications, on a CPU.
-    Scalar1,
-    /// Plain multiplications, 32 lanes.
-    Scalar32,
-    /// Plain multiplications, 64 lanes.
-    Scalar64,
-}
 
 /// The comptime settings of the tiled kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -93,34 +69,18 @@ pub struct Mixed {
     pub decode: Tiled,
 }
 
-impl MmaKind {
-    fn machine(self) -> Machine {
-        match self {
-            Self::MmaSync => Machine::of::<MmaSync>(),
+impl Machine {
+    fn of_kind(unit: MmaKind) -> Self {
+        match unit {
+            MmaKind::MmaSync => Self::of::<MmaSync>(),
             // A warp's part of the accumulators is the same.
-            Self::Wgmma => Machine { shared_vecs: hopper::shared_vecs, ..Machine::of::<MmaSync>() },
-            Self::Mfma16 => Machine::of::<Mfma16>(),
-            Self::Mfma32 => Machine::of::<Mfma32>(),
-            Self::Scalar1 => Machine::of::<Scalar1>(),
-            Self::Scalar32 => Machine::of::<Scalar32>(),
-            Self::Scalar64 => Machine::of::<Scalar64>(),
+            MmaKind::Wgmma => Self { shared_vecs: hopper::shared_vecs, ..Self::of::<MmaSync>() },
+            MmaKind::Mfma16 => Self::of::<Mfma16>(),
+            MmaKind::Mfma32 => Self::of::<Mfma32>(),
+            MmaKind::Scalar1 => Self::of::<Scalar1>(),
+            MmaKind::Scalar32 => Self::of::<Scalar32>(),
+            MmaKind::Scalar64 => Self::of::<Scalar64>(),
         }
-    }
-
-    /// The instruction that multiplies tiles of a type; none for plain multiplications.
-    pub(super) fn instruction(self, dtype: ElemType) -> Result<Option<Instruction>> {
-        let instruction = match (self, dtype) {
-            (Self::Scalar1 | Self::Scalar32 | Self::Scalar64, F32 | F16 | BF16) => None,
-            (Self::MmaSync, F16 | BF16) => Some(Instruction::MmaSync),
-            (Self::Wgmma, F16 | BF16) => Some(Instruction::Wgmma),
-            (Self::Mfma16 | Self::Mfma32, F16) => Some(Instruction::MfmaF16),
-            (Self::Mfma16 | Self::Mfma32, BF16) => Some(Instruction::MfmaBf16),
-            _ => {
-                let expected = format!("a type that {self:?} multiplies");
-                return Err(Refusal::blueprint(KERNEL, "dtype", dtype, expected));
-            }
-        };
-        Ok(instruction)
     }
 }
 
@@ -133,11 +93,11 @@ impl Tiled {
             let expected = format!("{}, the type of the queries", problem.dtype);
             return Err(Refusal::blueprint(KERNEL, "kv_dtype", problem.kv_dtype, expected));
         }
-        let instruction = self.unit.instruction(problem.dtype)?;
+        let instruction = self.unit.instruction(KERNEL, problem.dtype)?;
         if let Some(instruction) = instruction {
             instruction.check(KERNEL, device.arch)?;
         }
-        let machine = self.unit.machine();
+        let machine = Machine::of_kind(self.unit);
         if machine.plane != device.plane as usize {
             return refused("plane", device.plane as usize, format!("{} lanes", machine.plane));
         }
@@ -218,7 +178,7 @@ impl Tiled {
 
     /// Rows of a cube, or of all cubes of a cluster.
     pub(crate) fn rows(&self) -> usize {
-        self.cluster * self.q_planes * self.q_tiles * self.unit.machine().rows
+        self.cluster * self.q_planes * self.q_tiles * Machine::of_kind(self.unit).rows
     }
 
     /// Planes of a cube.
@@ -233,7 +193,7 @@ impl Tiled {
     }
 
     pub(super) fn shared_memory(&self, problem: &Problem) -> usize {
-        (self.unit.machine().shared_vecs)(self.tiles(problem)) * 16
+        (Machine::of_kind(self.unit).shared_vecs)(self.tiles(problem)) * 16
     }
 
     pub(super) fn tiles(&self, problem: &Problem) -> TileShape {

@@ -11,12 +11,12 @@ use super::super::kv_table::TableArgs;
 use super::super::plan::persistent::{cubes_for, is_persistent};
 use super::super::plan::{DevicePlan, MergeItem, WorkItem, WorkListLaunch};
 use super::super::variant::Variant;
-use super::blueprint::{MmaKind, Tiled};
+use super::blueprint::Tiled;
 use super::combine::{CombineParamsLaunch, combine};
 use super::kernel::{TileConfig, tiled};
 use crate::device::grid::{cover, elementwise};
 use crate::device::tensor::{addresses, buffer, contiguous, shape};
-use crate::mma::{Mfma16, Mfma32, Mma, MmaSync, Scalar1, Scalar32, Scalar64};
+use crate::mma::{Mfma16, Mfma32, Mma, MmaKind, MmaSync, Scalar1, Scalar32, Scalar64};
 use crate::problem::Problem;
 use crate::{DeviceProfile, Refusal, Result};
 

@@ -10,6 +10,6 @@ mod launch;
 mod merge_planes;
 pub(super) mod softmax;
 
-pub use blueprint::{Mixed, MmaKind, Tiled};
+pub use blueprint::{Mixed, Tiled};
 pub(super) use epilogue::store_rows;
 pub(super) use launch::launch;

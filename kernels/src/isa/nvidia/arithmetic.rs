@@ -20,6 +20,10 @@ ptx! {
     pub(crate) fn shuffle_xor(x: f32, #[comptime] mask: usize) -> y: f32 =
         WarpOp(x) "shfl.sync.bfly.b32 {y}, {x}, {mask}, 31, -1;";
 
+    /// [`shuffle_xor`] of any 32 bits.
+    pub(crate) fn shuffle_word_xor(x: u32, #[comptime] mask: usize) -> y: u32 =
+        WarpOp(x) "shfl.sync.bfly.b32 {y}, {x}, {mask}, 31, -1;";
+
     /// The value of lane `lane`, all lanes being active: `shfl.sync.idx`.
     fn shuffle_word(x: u32, lane: u32) -> y: u32 =
         WarpOp(x, lane) "shfl.sync.idx.b32 {y}, {x}, {lane}, 31, -1;";

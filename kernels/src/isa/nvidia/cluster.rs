@@ -96,4 +96,11 @@ ptx! {
     pub(crate) fn barrier_arrive_at(barrier: u32, rank: u32) = EffectOp(barrier, rank)
         "{{ .reg .b32 there; mapa.shared::cluster.u32 there, {barrier}, {rank}; \
          mbarrier.arrive.shared::cluster.b64 _, [there]; }}";
+
+    /// Four floats of the shared memory of a cube of the cluster, at the place that `address` names in this one's:
+    /// `mapa`, `ld.shared::cluster`. The lanes of a warp call together.
+    pub(crate) fn load_shared_at(address: u32, rank: u32) -> four: Vector<f32, Const<4>> =
+        WarpLoadOp(address, rank)
+        "{{ .reg .b32 there; mapa.shared::cluster.u32 there, {address}, {rank}; \
+         ld.shared::cluster.v4.f32 {four}, [there]; }}";
 }

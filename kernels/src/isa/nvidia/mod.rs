@@ -12,15 +12,19 @@ mod warpgroup;
 
 #[allow(unused_imports, reason = "attention over 8-bit pages is to come; until then a test lowers it")]
 pub(crate) use arithmetic::from_fp8;
-pub(crate) use arithmetic::{exp2, pack, reciprocal, shuffle, shuffle_xor, to_fp8};
+pub(crate) use arithmetic::{exp2, pack, reciprocal, shuffle, shuffle_word_xor, shuffle_xor, to_fp8};
 pub(crate) use barrier::{
     barrier_arrive, barrier_expect, barrier_init, barrier_wait, fence_proxy_async, named_barrier,
     set_registers,
 };
-pub(crate) use cluster::{barrier_arrive_at, form_clusters, min_cubes_per_core, sync_cluster};
+pub(crate) use cluster::{
+    barrier_arrive_at, form_clusters, load_shared_at, min_cubes_per_core, sync_cluster,
+};
 pub(crate) use copy::{cp_async, cp_async_at, cp_async_commit, cp_async_wait, shared_address};
 pub(crate) use matrix::{ldmatrix, mma};
 #[cfg(feature = "compilers")]
 pub(super) use register::Register;
-pub(crate) use tensor_map::{MAP_BYTES, acquire_map, copy_box, map_rows, publish_map};
+pub(crate) use tensor_map::{
+    MAP_BYTES, acquire_map, copy_box, copy_matrix_box, map_matrix, map_rows, publish_map,
+};
 pub(crate) use warpgroup::{DEPTH, Operand, Product, wgmma_registers, wgmma_shared, wgmma_wait};

@@ -6,6 +6,8 @@
 //!
 //! Source: PTX ISA, `tensormap.replace` and `cp.async.bulk.tensor`.
 
+use std::fmt::Display;
+
 use cubecl::prelude::*;
 
 use super::instruction::{Place, ptx};
@@ -31,11 +33,16 @@ ptx! {
     ) = EffectOp(map, from, box_rows, slots, pages, heads, slot_stride, page_stride, head_stride)
         "{{ .reg .b64 bytes; {fields}}}",
         fields = map_fields(
-            [map, from, box_rows],
-            [slots, pages, heads],
-            [slot_stride, page_stride, head_stride],
-            columns
+            [map, from],
+            &[(&columns, &64), (&slots, &box_rows), (&pages, &1), (&heads, &1)],
+            &[slot_stride, page_stride, head_stride]
         );
+
+    /// [`set_map`] of a matrix: rows of `columns` elements, in boxes of 64 columns and `box_rows` rows.
+    fn set_matrix_map<T>(map: u32, from: &[T], box_rows: u32, rows: u32, columns: u32, stride: u32) =
+        EffectOp(map, from, box_rows, rows, columns, stride)
+        "{{ .reg .b64 bytes; {fields}}}",
+        fields = map_fields([map, from], &[(&columns, &64), (&rows, &box_rows)], &[stride]);
 
     /// Copies a descriptor from shared to global memory, for those that [`acquire_map`]: `tensormap.cp_fenceproxy`. It
     /// takes the first [`MAP_BYTES`] of the slice, which begins at a multiple of them. All lanes of the warp.
@@ -71,15 +78,23 @@ ptx! {
          [to], [{map}, {{column, {slot}, {page}, {head}}}], [{barrier}]{mask}; }}",
         multicast = if cubes == 1 { "" } else { ".multicast::cluster" },
         mask = if cubes == 1 { String::new() } else { format!(", 0x{:x}", (1 << cubes) - 1) };
+
+    /// [`copy_box`] of a matrix, to this cube alone.
+    pub(crate) fn copy_matrix_box<T>(
+        to: u32,
+        map: &[T],
+        column: u32,
+        row: u32,
+        barrier: u32,
+    ) = EffectOp(to, map, column, row, barrier)
+        "{{ .reg .pred elected; elect.sync _|elected, -1; \
+         @elected cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes \
+         [{to}], [{map}, {{{column}, {row}}}], [{barrier}]; }}";
 }
 
-/// The instructions that set the fields of a descriptor.
-fn map_fields(
-    [map, from, box_rows]: [Place; 3],
-    sizes: [Place; 3],
-    strides: [Place; 3],
-    columns: usize,
-) -> String {
+/// The instructions that set the fields of a descriptor: for each dimension its size and that of a box, and for each
+/// but the first the stride in 16 bytes.
+fn map_fields([map, from]: [Place; 2], dims: &[(&dyn Display, &dyn Display)], strides: &[Place]) -> String {
     let mut text = String::new();
     for at in (0..MAP_BYTES).step_by(8) {
         text += &format!("st.shared.b64 [{map}+{at}], 0; ");
@@ -88,13 +103,9 @@ fn map_fields(
         text += &format!("tensormap.replace.tile.{field}.shared::cta.b1024.b{bits} [{map}], {value}; ");
     };
     set("global_address", 64, &from.to_string());
-    // Four dimensions, counted from 0.
-    set("rank", 32, "3");
-    let [slots, pages, heads] = sizes.map(|size| size.to_string());
-    let (columns, box_rows) = (columns.to_string(), box_rows.to_string());
-    for (dim, (size, rows)) in
-        [(columns, "64"), (slots, &box_rows), (pages, "1"), (heads, "1")].into_iter().enumerate()
-    {
+    // Dimensions are counted from 0.
+    set("rank", 32, &(dims.len() - 1).to_string());
+    for (dim, (size, rows)) in dims.iter().enumerate() {
         set("global_dim", 32, &format!("{dim}, {size}"));
         set("box_dim", 32, &format!("{dim}, {rows}"));
         set("element_stride", 32, &format!("{dim}, 1"));
@@ -105,7 +116,7 @@ fn map_fields(
     {
         set(field, 32, value);
     }
-    for (dim, stride) in strides.into_iter().enumerate() {
+    for (dim, stride) in strides.iter().enumerate() {
         text += &format!(
             "mul.wide.u32 bytes, {stride}, 16; \
              tensormap.replace.tile.global_stride.shared::cta.b1024.b64 [{map}], {dim}, bytes; "
@@ -128,4 +139,17 @@ pub(crate) fn map_rows<T: CubePrimitive>(
     let head_stride = (from.stride(2) / 8) as u32;
     let first = &from[0..1];
     set_map::<T>(map, first, box_rows, slots, pages, heads, slot_stride, page_stride, head_stride, columns);
+}
+
+/// [`set_matrix_map`] of `[rows, columns]`.
+#[cube]
+pub(crate) fn map_matrix<T: CubePrimitive>(
+    map: u32,
+    from: &Tensor<T>,
+    box_rows: u32,
+    rows: usize,
+    columns: usize,
+) {
+    let stride = (from.stride(0) / 8) as u32;
+    set_matrix_map::<T>(map, &from[0..1], box_rows, rows as u32, columns as u32, stride);
 }

@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 use super::super::fragment::Fragment;
 use super::super::mfma::{Mfma, Side, column_of_four, groups, half, product};
 use super::super::operands::Operands;
-use super::tiles::{GemmMma, GemmTileShape, store_rows_of_w, w_copy};
+use super::tiles::{GemmMma, GemmTileShape, column_plane, first_depth_vec, store_rows_of_w, w_copy};
 use crate::staging::{Ring, Vec16};
 
 /// Place of vec16 `vec` of column `column` of `w`, which begins at `first`, in rows of the depth.
@@ -48,11 +48,12 @@ impl<S: Side> GemmMma for Mfma<S> {
         let (lane, plane) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
         let vecs = comptime!(tiles.depth_vecs());
         let x_row = plane % tiles.row_planes * comptime!(tiles.row_tiles * S::SIDE) + lane % S::SIDE;
-        let column = plane / tiles.row_planes * comptime!(tiles.column_tiles * S::SIDE) + lane % S::SIDE;
+        let column = column_plane(tiles) * comptime!(tiles.column_tiles * S::SIDE) + lane % S::SIDE;
+        let first = first_depth_vec(tiles);
         let w = ring.stage + comptime!(tiles.x_vecs::<Self>());
         #[unroll]
-        for i in 0..comptime!(vecs / groups::<S>()) {
-            let vec = lane / S::SIDE + comptime!(i * groups::<S>());
+        for i in 0..comptime!(vecs / tiles.depth_planes / groups::<S>()) {
+            let vec = first + lane / S::SIDE + comptime!(i * groups::<S>());
             let x_at = Self::query_at(ring.stage, x_row, vec, vecs);
             let mut rows = Array::<Vec16>::new(tiles.row_tiles);
             #[unroll]

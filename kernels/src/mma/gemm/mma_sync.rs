@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::super::fragment::Fragment;
 use super::super::mma_sync::{MmaSync, address, product};
-use super::tiles::{GemmMma, GemmTileShape};
+use super::tiles::{GemmMma, GemmTileShape, column_plane, first_depth_vec};
 use crate::isa::nvidia::ldmatrix;
 use crate::staging::{Ring, Vec16};
 
@@ -15,13 +15,14 @@ impl GemmMma for MmaSync {
     fn multiply<E: Float>(ring: &Ring, acc: &mut Fragment<Self>, #[comptime] tiles: GemmTileShape) {
         let (lane, plane) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
         let x_row = plane % tiles.row_planes * comptime!(tiles.row_tiles * 16) + lane % 16;
-        let columns = plane / tiles.row_planes * tiles.column_tiles;
+        let columns = column_plane(tiles) * tiles.column_tiles;
+        let first = first_depth_vec(tiles);
         let x_vecs = comptime!(tiles.depth_vecs());
         let w_vecs = comptime!(tiles.w_row_vecs::<MmaSync>());
         let w = ring.stage + comptime!(tiles.x_vecs::<MmaSync>());
         #[unroll]
-        for k in 0..comptime!(tiles.depth / 16) {
-            let x_at = address(ring, ring.stage, x_row, lane / 16 + comptime!(2 * k), x_vecs);
+        for k in 0..comptime!(tiles.depth / tiles.depth_planes / 16) {
+            let x_at = address(ring, ring.stage, x_row, first + lane / 16 + comptime!(2 * k), x_vecs);
             let mut rows = Array::<Vec16>::new(tiles.row_tiles);
             #[unroll]
             for m in 0..tiles.row_tiles {
@@ -31,11 +32,13 @@ impl GemmMma for MmaSync {
             for n in 0..comptime!(tiles.column_tiles / 2) {
                 // Low and high half of the depth for 8 columns, then the next 8 columns.
                 let pair = if comptime!(tiles.by_input) {
-                    let at = address(ring, w, lane % 16, columns + lane / 16 + comptime!(2 * n), w_vecs);
+                    let first = first * comptime!(tiles.per_vec());
+                    let at =
+                        address(ring, w, first + lane % 16, columns + lane / 16 + comptime!(2 * n), w_vecs);
                     ldmatrix(at, comptime!(16 * k * w_vecs * 16), true)
                 } else {
                     let row = columns * 8 + lane / 16 * 8 + lane % 8;
-                    let at = address(ring, w, row, lane / 8 % 2 + comptime!(2 * k), w_vecs);
+                    let at = address(ring, w, row, first + lane / 8 % 2 + comptime!(2 * k), w_vecs);
                     ldmatrix(at, comptime!(16 * n * w_vecs * 16), false)
                 };
                 #[unroll]

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use super::super::fragment::{Accumulator, Fragment, FragmentLayout};
 use super::super::operands::Operands;
 use super::super::scalar::{Lanes, RUN, Scalar, floats, four_values};
-use super::tiles::{GemmMma, GemmTileShape, store_rows_of_w};
+use super::tiles::{GemmMma, GemmTileShape, column_plane, first_depth_vec, store_rows_of_w};
 use crate::staging::Ring;
 
 #[cube]
@@ -23,8 +23,9 @@ impl<P: Lanes> GemmMma for Scalar<P> {
         let first_row =
             plane % tiles.row_planes * comptime!(tiles.row_tiles * Self::ROWS) + Self::row(0usize);
         let first_column =
-            plane / tiles.row_planes * comptime!(tiles.column_tiles * Self::COLUMNS) + Self::column();
-        for vec in 0..vecs {
+            column_plane(tiles) * comptime!(tiles.column_tiles * Self::COLUMNS) + Self::column();
+        let first_vec = first_depth_vec(tiles);
+        for vec in first_vec..first_vec + comptime!(vecs / tiles.depth_planes) {
             let mut rows = Array::<Vector<f32, Const<8>>>::new(tiles.row_tiles);
             #[unroll]
             for m in 0..tiles.row_tiles {

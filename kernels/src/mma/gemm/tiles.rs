@@ -19,6 +19,8 @@ pub(crate) struct GemmTileShape {
     pub row_planes: usize,
     /// Planes with different columns.
     pub column_planes: usize,
+    /// Planes with different parts of the depth of a stage.
+    pub depth_planes: usize,
     /// Elements of the depth at a time.
     pub depth: usize,
     /// Stages in shared memory.
@@ -41,7 +43,7 @@ impl GemmTileShape {
     }
 
     pub fn planes(&self) -> usize {
-        self.row_planes * self.column_planes
+        self.row_planes * self.column_planes * self.depth_planes
     }
 
     /// Rows of a cube.
@@ -209,6 +211,24 @@ fn clear_absent<M: CopyShape>(ring: &mut Ring, left: usize, #[comptime] tiles: G
             let slot = comptime!(tiles.x_copies::<M>() + i);
             ring.staged[slot] = select(depth < left, ring.staged[slot], Vec16::new(0u32));
         }
+    }
+}
+
+/// Number of the plane among those with different columns.
+#[cube]
+pub(super) fn column_plane(#[comptime] tiles: GemmTileShape) -> usize {
+    let plane = UNIT_POS_Y as usize / tiles.row_planes;
+    if comptime!(tiles.depth_planes > 1) { plane % tiles.column_planes } else { plane }
+}
+
+/// First vec16 of the plane's part of the depth.
+#[cube]
+pub(super) fn first_depth_vec(#[comptime] tiles: GemmTileShape) -> usize {
+    if comptime!(tiles.depth_planes > 1) {
+        UNIT_POS_Y as usize / comptime!(tiles.row_planes * tiles.column_planes)
+            * comptime!(tiles.depth_vecs() / tiles.depth_planes)
+    } else {
+        0usize.runtime()
     }
 }
 

@@ -7,7 +7,7 @@ use crate::staging::{Ring, Staging, Vec16};
 
 /// The rows, columns and matrix of a cube.
 #[derive(CubeType)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// First row, and end of the rows.
     pub first_row: usize,
     pub end_row: usize,
@@ -21,9 +21,10 @@ pub(super) struct Place {
 
 /// Begins to copy the stage of both factors, `ahead` of the current one, with the inputs from `first` on. Beyond the
 /// last input there are zeros, or [`wait_gemm_stage`](crate::mma::wait_gemm_stage) writes them. Missing rows and
-/// columns repeat the last ones; no lane stores them.
+/// columns are zeros or repeat the last ones; no lane stores them. Zeros cost no read: where one row filled a tile of 16,
+/// all cores read that row 16 times.
 #[cube]
-pub(super) fn fetch<U: GemmMma>(
+pub(super) fn fetch_stage<U: GemmMma>(
     ring: &mut Ring,
     x: &Tensor<Vec16>,
     weights: &Tensor<Vec16>,
@@ -42,9 +43,11 @@ pub(super) fn fetch<U: GemmMma>(
             let (row, vec) = x_copy::<U>(i, tiles);
             let from = first / per_vec + vec;
             if comptime!(!U::ASYNC || tiles.x_even::<U>()) || row < comptime!(tiles.rows::<U>()) {
-                let at = min(place.first_row + row, place.end_row - 1) * x.stride(0) / per_vec;
+                let from_row = place.first_row + row;
+                let at = min(from_row, place.end_row - 1) * x.stride(0) / per_vec;
                 let to = U::query_at(stage, row, vec, comptime!(tiles.depth_vecs()));
-                U::Staging::copy(ring, x, at + min(from, last_vec), from <= last_vec, to, i);
+                let valid = from <= last_vec && from_row < place.end_row;
+                U::Staging::copy(ring, x, at + min(from, last_vec), valid, to, i);
             }
         }
         #[unroll]
@@ -57,8 +60,9 @@ pub(super) fn fetch<U: GemmMma>(
                     (min(input, place.d_in - 1), output, input < place.d_in)
                 } else {
                     let input = first / per_vec + vec;
-                    let output = min(place.first_column + row, place.d_out - 1);
-                    (output, min(input, last_vec), input <= last_vec)
+                    let output = place.first_column + row;
+                    let valid = input <= last_vec && output < place.d_out;
+                    (min(output, place.d_out - 1), min(input, last_vec), valid)
                 };
                 let at = (place.matrix + from_row * weights.stride(1)) / per_vec + from_vec;
                 let to = w_at::<U>(stage, row, vec, tiles);

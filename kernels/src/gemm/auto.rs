@@ -1,0 +1,119 @@
+//! The choice of the settings, from measurements on an H200.
+
+use super::blueprint::{Blueprint, Dot, Problem, Skinny, Tiled, WarpSpecialized};
+use super::hopper::ROWS;
+use crate::device::{DeviceProfile, Result};
+use crate::mma::MmaKind;
+
+/// Most rows of `x` for which the weights are the wide operand.
+const FEW: usize = 64;
+/// Cores of an H200, for a device that does not tell.
+const CORES: usize = 132;
+
+impl Blueprint {
+    /// The fastest blueprint for a problem on a device.
+    ///
+    /// # Errors
+    ///
+    /// If units do not run in planes, on a CPU.
+    pub fn auto(device: &DeviceProfile, problem: &Problem) -> Result<Self> {
+        if let Some(skinny) = Skinny::auto(device, problem)
+            && skinny.check(device, problem).is_ok()
+        {
+            return Ok(Self::Skinny(skinny));
+        }
+        let dot = Dot { rows: problem.rows.next_power_of_two().min(Dot::MAX_ROWS) };
+        dot.check(device)?;
+        if problem.rows <= Dot::MAX_ROWS {
+            return Ok(Self::Dot(dot));
+        }
+        let specialized = WarpSpecialized::auto(device, problem);
+        if specialized.check(device, problem).is_ok() {
+            return Ok(Self::WarpSpecialized(specialized));
+        }
+        let tiled = Tiled::of(device, problem.dtype, problem.rows);
+        let tiled = tiled.and_then(|tiled| tiled.check(device, problem, false).map(|()| tiled));
+        Ok(tiled.map_or(Self::Dot(dot), Self::Tiled))
+    }
+}
+
+impl Skinny {
+    /// The settings for few rows; none for more.
+    ///
+    /// A cube has as many outputs as let all cubes run at the same time: then every core reads until the end. Longer
+    /// runs of a row are read at full speed: 1 KiB at a time for few outputs, 256 bytes for many.
+    pub(super) fn auto(device: &DeviceProfile, problem: &Problem) -> Option<Self> {
+        let cores = device.cores.unwrap_or(CORES);
+        let outputs = problem.d_out.div_ceil(16);
+        let unit = MmaKind::MmaSync;
+        let of_cubes = |cubes: usize| outputs.div_ceil(cubes * cores);
+        if problem.rows <= FEW / 2 {
+            let (row_tiles, cubes) = if problem.rows <= FEW / 4 { (2, 2) } else { (4, 1) };
+            let (output_tiles, depth_vecs, stages) = match (of_cubes(cubes), row_tiles) {
+                (1, 2) => (1, 64, 3),
+                (2, 2) if outputs <= 3 * cores => (1, 32, 4),
+                (tiles @ ..=2, _) => (tiles, 32, 4),
+                (3, _) => (3, 32, 3),
+                (tiles, _) => (tiles.min(7), 16, 3),
+            };
+            let (output_planes, depth_planes, cluster) = (1, 4, 1);
+            return Some(Self {
+                unit,
+                output_tiles,
+                output_planes,
+                row_tiles,
+                depth_planes,
+                depth_vecs,
+                stages,
+                cluster,
+            });
+        }
+        (problem.rows <= FEW).then(|| {
+            let (output_tiles, output_planes, depth_planes, depth_vecs, stages, cluster) = match of_cubes(1) {
+                ..=2 => (2, 2, 4, 32, 3, 2),
+                3..=4 => (2, 2, 4, 32, 3, 1),
+                5..=8 => (4, 2, 2, 16, 4, 1),
+                _ => (2, 7, 1, 16, 3, 1),
+            };
+            Self {
+                unit,
+                output_tiles,
+                output_planes,
+                row_tiles: 8,
+                depth_planes,
+                depth_vecs,
+                stages,
+                cluster,
+            }
+        })
+    }
+}
+
+/// Tiles of the kernel for warpgroups: outputs, stages that fit, and the time in percent of a tile of 256 outputs for as
+/// many products. Narrow tiles read more.
+const SHAPES: [(usize, usize, usize); 6] =
+    [(256, 4, 100), (224, 4, 104), (192, 5, 104), (128, 6, 113), (64, 8, 150), (32, 8, 240)];
+/// The cost of a cluster that splits the inputs: percent of the products' time, and once for their sum.
+const SPLIT: (usize, usize) = (126, 10_000_000);
+
+impl WarpSpecialized {
+    /// The tile for which the last round of tiles leaves the fewest cores without one. Where there are few tiles, pairs of
+    /// cubes split the inputs: larger clusters find too few neighbouring cores.
+    pub(super) fn auto(device: &DeviceProfile, problem: &Problem) -> Self {
+        let cores = device.cores.unwrap_or(CORES);
+        let row_tiles = problem.rows.div_ceil(ROWS);
+        let tiles = |outputs| row_tiles * problem.d_out.div_ceil(outputs);
+        let alone = SHAPES.into_iter().map(|(outputs, stages, percent)| {
+            let cost = tiles(outputs).div_ceil(cores) * outputs * percent * problem.d_in * 100 / 64;
+            (cost, Self { outputs, stages, cluster: 1, group: 16 })
+        });
+        let split = SHAPES.into_iter().filter(|&(outputs, ..)| 2 * tiles(outputs) <= cores).map(
+            |(outputs, stages, percent)| {
+                let cost = outputs * percent * problem.d_in * SPLIT.0 / 128 + SPLIT.1;
+                (cost, Self { outputs, stages, cluster: 2, group: 16 })
+            },
+        );
+        let best = alone.chain(split).min_by_key(|(cost, _)| *cost);
+        best.map_or(Self { outputs: 256, stages: 4, cluster: 1, group: 16 }, |(_, best)| best)
+    }
+}

@@ -1,0 +1,349 @@
+use cubecl::ir::{ElemType, FloatKind};
+
+use super::hopper::WarpgroupTiles;
+use super::skinny;
+use crate::device::{Arch, DeviceProfile, Instruction, Refusal, Result};
+use crate::mma::{
+    GemmMma, GemmTileShape, Mfma16, Mfma32, MmaKind, MmaSync, Scalar1, Scalar32, Scalar64, product_vecs,
+};
+
+pub(super) const KERNEL: &str = "gemm";
+
+/// The inputs of the choice of a blueprint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Problem {
+    /// Rows of `x` and `y`.
+    pub rows: usize,
+    /// Elements of a row of `x`, and of `weight`.
+    pub d_in: usize,
+    /// Elements of a row of `y`: rows of `weight`.
+    pub d_out: usize,
+    /// Type of `x`, `weight` and `y`.
+    pub dtype: ElemType,
+    /// Largest vector of one load of `x` or of `weight`, in elements.
+    pub align: usize,
+}
+
+/// The kernel that runs, and its comptime settings. Each distinct blueprint is a kernel to compile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Blueprint {
+    /// Plain multiplications.
+    Dot(Dot),
+    /// Few rows.
+    Skinny(Skinny),
+    /// Tiles in shared memory.
+    Tiled(Tiled),
+    /// Hopper's warpgroups.
+    WarpSpecialized(WarpSpecialized),
+}
+
+/// The comptime settings of the kernel without a matrix unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Dot {
+    /// Rows of `x` that are multiplied with a weight once it is read.
+    pub rows: usize,
+}
+
+/// The comptime settings of the kernel for few rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Skinny {
+    /// The instruction that multiplies tiles.
+    pub unit: MmaKind,
+    /// Tiles of outputs that a plane owns.
+    pub output_tiles: usize,
+    /// Planes with different outputs.
+    pub output_planes: usize,
+    /// Tiles of rows of `x`, all of which each plane owns.
+    pub row_tiles: usize,
+    /// Planes with different parts of the inputs of a stage.
+    pub depth_planes: usize,
+    /// Vectors of 16 bytes of the inputs at a time.
+    pub depth_vecs: usize,
+    /// Stages in shared memory.
+    pub stages: usize,
+    /// Cubes with different parts of the inputs.
+    pub cluster: usize,
+}
+
+/// The comptime settings of the tiled kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tiled {
+    /// The instruction that multiplies tiles.
+    pub unit: MmaKind,
+    /// Tiles of rows that a plane owns.
+    pub row_tiles: usize,
+    /// Tiles of columns that a plane owns.
+    pub column_tiles: usize,
+    /// Planes with different rows.
+    pub row_planes: usize,
+    /// Planes with different columns.
+    pub column_planes: usize,
+    /// Vectors of 16 bytes of the depth at a time.
+    pub depth_vecs: usize,
+    /// Stages in shared memory.
+    pub stages: usize,
+}
+
+/// The comptime settings of the kernel for Hopper's warpgroups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct WarpSpecialized {
+    /// Outputs of a tile.
+    pub outputs: usize,
+    /// Stages in shared memory.
+    pub stages: usize,
+    /// Cubes with different parts of the inputs of a tile.
+    pub cluster: usize,
+    /// Rows of tiles that are multiplied side by side.
+    pub group: usize,
+}
+
+fn refused<T>(setting: &'static str, got: impl ToString, expected: impl Into<String>) -> Result<T> {
+    Err(Refusal::blueprint(KERNEL, setting, got, expected))
+}
+
+/// Checks that each extent or stride is a whole number of vectors of 16 bytes.
+fn check_vectors(problem: &Problem, extents: &[(&'static str, usize)]) -> Result<()> {
+    let per_vec = 16 / problem.dtype.size();
+    match extents.iter().find(|(_, got)| !got.is_multiple_of(per_vec)) {
+        Some(&(setting, got)) => refused(setting, got, format!("a multiple of {per_vec}")),
+        None => Ok(()),
+    }
+}
+
+/// Checks the unit, and what its tiles need of the device.
+fn check_tiles(unit: MmaKind, tiles: GemmTileShape, machine: &Machine, device: &DeviceProfile) -> Result<()> {
+    if let Some(instruction) = unit.instruction(KERNEL, tiles.dtype)? {
+        instruction.check(KERNEL, device.arch)?;
+    }
+    if unit == MmaKind::Wgmma {
+        return refused("unit", "Wgmma", "planes that multiply alone");
+    }
+    for (setting, got) in [
+        ("row tiles", tiles.row_tiles),
+        ("column tiles", tiles.column_tiles),
+        ("row planes", tiles.row_planes),
+        ("column planes", tiles.column_planes),
+        ("depth planes", tiles.depth_planes),
+        ("depth", tiles.depth),
+        ("stages", tiles.stages),
+    ] {
+        if got == 0 {
+            return refused(setting, got, "at least 1");
+        }
+    }
+    if machine.plane != device.plane as usize {
+        return refused("plane", device.plane, format!("{} lanes", machine.plane));
+    }
+    if machine.is_async != (tiles.stages > 1) {
+        return refused("stages", tiles.stages, if machine.is_async { "at least 2" } else { "1" });
+    }
+    // `ldmatrix` loads two tiles of columns at a time, and two vectors of each.
+    let (columns, vecs) = match unit {
+        MmaKind::MmaSync => (2, 2),
+        MmaKind::Mfma16 => (1, 4),
+        MmaKind::Mfma32 => (1, 2),
+        _ => (1, 1),
+    };
+    if !tiles.column_tiles.is_multiple_of(columns) {
+        return refused("column tiles", tiles.column_tiles, format!("a multiple of {columns}"));
+    }
+    if !tiles.depth_vecs().is_multiple_of(tiles.depth_planes * vecs) {
+        return refused("depth_vecs", tiles.depth_vecs(), format!("a multiple of {vecs} for each plane"));
+    }
+    let units = tiles.planes() * machine.plane;
+    if units > device.max_units as usize {
+        return refused("units", units, format!("at most {}", device.max_units));
+    }
+    let shared = machine.shared_vecs * 16;
+    if shared > device.shared_memory {
+        return refused("shared memory", shared, format!("at most {} bytes", device.shared_memory));
+    }
+    Ok(())
+}
+
+impl Dot {
+    /// The most rows that fit into registers.
+    pub const MAX_ROWS: usize = 8;
+
+    /// Checks that the blueprint can run on the device.
+    pub(super) fn check(&self, device: &DeviceProfile) -> Result<()> {
+        if device.plane == 1 {
+            return refused("plane", device.plane, "units that run in planes");
+        }
+        if !(1..=Self::MAX_ROWS).contains(&self.rows) {
+            return refused("rows", self.rows, format!("from 1 to {}", Self::MAX_ROWS));
+        }
+        Ok(())
+    }
+}
+
+impl Skinny {
+    pub(super) fn tiles(&self, problem: &Problem) -> GemmTileShape {
+        GemmTileShape {
+            row_tiles: self.output_tiles,
+            column_tiles: self.row_tiles,
+            row_planes: self.output_planes,
+            column_planes: 1,
+            depth_planes: self.depth_planes,
+            depth: self.depth_vecs * 16 / problem.dtype.size(),
+            stages: self.stages,
+            by_input: false,
+            dtype: problem.dtype,
+        }
+    }
+
+    /// Checks that the blueprint can run on the device.
+    pub(super) fn check(&self, device: &DeviceProfile, problem: &Problem) -> Result<()> {
+        let tiles = self.tiles(problem);
+        let machine = match self.unit {
+            MmaKind::MmaSync | MmaKind::Wgmma => Machine::skinny::<MmaSync>(tiles),
+            MmaKind::Mfma16 => Machine::skinny::<Mfma16>(tiles),
+            MmaKind::Mfma32 => Machine::skinny::<Mfma32>(tiles),
+            MmaKind::Scalar1 => Machine::skinny::<Scalar1>(tiles),
+            MmaKind::Scalar32 => Machine::skinny::<Scalar32>(tiles),
+            MmaKind::Scalar64 => Machine::skinny::<Scalar64>(tiles),
+        };
+        check_tiles(self.unit, tiles, &machine, device)?;
+        check_vectors(problem, &[("d_in", problem.d_in), ("stride", problem.align)])?;
+        if !machine.rows.is_multiple_of(4) {
+            return refused("output_tiles", self.output_tiles, "a multiple of 4 outputs");
+        }
+        if machine.columns < problem.rows {
+            return refused("row_tiles", self.row_tiles, format!("enough for {} rows", problem.rows));
+        }
+        let most = if Instruction::Wgmma.exists_on(device.arch) { 8 } else { 1 };
+        if self.cluster == 0 || self.cluster > most {
+            return refused("cluster", self.cluster, format!("from 1 to {most}"));
+        }
+        Ok(())
+    }
+}
+
+impl Tiled {
+    pub(crate) fn tiles(&self, dtype: ElemType, by_input: bool) -> GemmTileShape {
+        GemmTileShape {
+            row_tiles: self.row_tiles,
+            column_tiles: self.column_tiles,
+            row_planes: self.row_planes,
+            column_planes: self.column_planes,
+            depth_planes: 1,
+            depth: self.depth_vecs * 16 / dtype.size(),
+            stages: self.stages,
+            by_input,
+            dtype,
+        }
+    }
+
+    /// Tiles of up to so many rows and 128 columns.
+    ///
+    /// # Errors
+    ///
+    /// If no matrix unit works in the planes of the device.
+    pub(crate) fn of(device: &DeviceProfile, dtype: ElemType, rows: usize) -> Result<Self> {
+        let mfma = match dtype {
+            ElemType::Float(FloatKind::F16) => Some(Instruction::MfmaF16),
+            ElemType::Float(FloatKind::BF16) => Some(Instruction::MfmaBf16),
+            _ => None,
+        };
+        // `[row tiles, column tiles, row planes, column planes]` for 128, 64 and 16 rows.
+        let (unit, depth_vecs, stages, shapes) = match (device.arch, device.plane) {
+            (arch, 32) if mfma.is_some() && Instruction::MmaSync.exists_on(arch) => {
+                (MmaKind::MmaSync, 4, 4, [[4, 8, 2, 2], [2, 8, 2, 2], [1, 4, 1, 4]])
+            }
+            (arch, 64) if mfma.is_some_and(|mfma| mfma.exists_on(arch)) => {
+                let unit = if rows <= 16 { MmaKind::Mfma16 } else { MmaKind::Mfma32 };
+                (unit, 8, 1, [[2, 2, 2, 2], [1, 2, 2, 2], [1, 2, 1, 4]])
+            }
+            (Arch::Sm(_) | Arch::Gfx(_), 32) => {
+                (MmaKind::Scalar32, 8, 1, [[4, 2, 4, 4], [2, 4, 4, 2], [2, 2, 1, 4]])
+            }
+            (Arch::Sm(_) | Arch::Gfx(_), 64) => {
+                (MmaKind::Scalar64, 8, 1, [[4, 4, 2, 2], [2, 4, 2, 2], [1, 2, 1, 4]])
+            }
+            (_, plane) => return Err(Refusal::plane(KERNEL, plane)),
+        };
+        let [many, some, few] = shapes;
+        let [row_tiles, column_tiles, row_planes, column_planes] = match rows {
+            ..=16 => few,
+            17..=64 => some,
+            _ => many,
+        };
+        Ok(Self { unit, row_tiles, column_tiles, row_planes, column_planes, depth_vecs, stages })
+    }
+
+    /// Checks that the blueprint can run on the device.
+    pub(crate) fn check(&self, device: &DeviceProfile, problem: &Problem, by_input: bool) -> Result<()> {
+        let tiles = self.tiles(problem.dtype, by_input);
+        let machine = match self.unit {
+            MmaKind::MmaSync | MmaKind::Wgmma => Machine::tiled::<MmaSync>(tiles),
+            MmaKind::Mfma16 => Machine::tiled::<Mfma16>(tiles),
+            MmaKind::Mfma32 => Machine::tiled::<Mfma32>(tiles),
+            MmaKind::Scalar1 => Machine::tiled::<Scalar1>(tiles),
+            MmaKind::Scalar32 => Machine::tiled::<Scalar32>(tiles),
+            MmaKind::Scalar64 => Machine::tiled::<Scalar64>(tiles),
+        };
+        check_tiles(self.unit, tiles, &machine, device)?;
+        check_vectors(problem, &[("d_in", problem.d_in), ("d_out", problem.d_out), ("stride", problem.align)])
+    }
+}
+
+impl WarpSpecialized {
+    pub(super) fn tiles(&self, problem: &Problem) -> WarpgroupTiles {
+        WarpgroupTiles {
+            outputs: self.outputs,
+            stages: self.stages,
+            cluster: self.cluster,
+            dtype: problem.dtype,
+        }
+    }
+
+    /// Checks that the blueprint can run on the device.
+    pub(super) fn check(&self, device: &DeviceProfile, problem: &Problem) -> Result<()> {
+        if let Some(instruction) = MmaKind::Wgmma.instruction(KERNEL, problem.dtype)? {
+            instruction.check(KERNEL, device.arch)?;
+        }
+        check_vectors(
+            problem,
+            &[("d_in", problem.d_in), ("d_out", problem.d_out), ("stride", problem.align)],
+        )?;
+        if self.outputs == 0 || self.outputs > 256 || !self.outputs.is_multiple_of(32) {
+            return refused("outputs", self.outputs, "a multiple of 32 up to 256");
+        }
+        if self.group == 0 {
+            return refused("group", self.group, "at least 1");
+        }
+        if ![1, 2, 4, 8].contains(&self.cluster) {
+            return refused("cluster", self.cluster, "1, 2, 4 or 8");
+        }
+        let shared = self.tiles(problem).shared_vecs() * 16;
+        if self.stages < 3 || shared > device.shared_memory {
+            let expected = format!("at least 3 and at most {} bytes, not {shared}", device.shared_memory);
+            return refused("stages", self.stages, expected);
+        }
+        Ok(())
+    }
+}
+
+/// What a matrix unit makes of tiles.
+struct Machine {
+    plane: usize,
+    rows: usize,
+    columns: usize,
+    is_async: bool,
+    shared_vecs: usize,
+}
+
+impl Machine {
+    fn of<U: GemmMma>(tiles: GemmTileShape, shared_vecs: usize) -> Self {
+        let (rows, columns) = (tiles.rows::<U>(), tiles.columns::<U>());
+        Self { plane: U::PLANE, rows, columns, is_async: U::ASYNC, shared_vecs }
+    }
+
+    fn tiled<U: GemmMma>(tiles: GemmTileShape) -> Self {
+        Self::of::<U>(tiles, product_vecs::<U>(tiles))
+    }
+
+    fn skinny<U: GemmMma>(tiles: GemmTileShape) -> Self {
+        Self::of::<U>(tiles, skinny::shared_vecs::<U>(tiles))
+    }
+}

@@ -1,0 +1,57 @@
+use cubecl::ir::{ElemType, FloatKind};
+
+/// Producer warps, one of which copies: registers are assigned to warpgroups.
+pub(in super::super) const PRODUCERS: usize = 4;
+/// Consumer warps: two warpgroups.
+pub(in super::super) const CONSUMERS: usize = 8;
+/// Rows of `x` of a cube: 64 for each consumer warpgroup.
+pub(in super::super) const ROWS: usize = CONSUMERS * 16;
+/// Inputs of a stage: 128 bytes of a row.
+pub(super) const STAGE_INPUTS: usize = 64;
+/// Bytes of a row of a stage.
+pub(super) const ROW_BYTES: usize = 128;
+
+/// The tile of a cube and its ring. Comptime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(in super::super) struct WarpgroupTiles {
+    /// Outputs of a tile: a multiple of 32 up to 256.
+    pub outputs: usize,
+    /// Stages of the ring.
+    pub stages: usize,
+    /// Cubes of a cluster, with different parts of the inputs of a tile.
+    pub cluster: usize,
+    /// Type of `x`, `weight` and `y`.
+    pub dtype: ElemType,
+}
+
+impl WarpgroupTiles {
+    /// The type is bf16, or else f16.
+    pub fn bf16(&self) -> bool {
+        self.dtype == ElemType::Float(FloatKind::BF16)
+    }
+
+    /// Bytes of `x` in a stage; those of `weight` follow.
+    pub fn x_bytes(&self) -> usize {
+        ROWS * ROW_BYTES
+    }
+
+    /// Bytes of a stage.
+    pub fn stage_bytes(&self) -> usize {
+        self.x_bytes() + self.outputs * ROW_BYTES
+    }
+
+    /// Offset of the barriers, in bytes: a full one and an empty one for each stage.
+    pub fn barriers_at(&self) -> usize {
+        self.stages * self.stage_bytes()
+    }
+
+    /// Words between two rows of a part, so that the lanes of a plane write to different banks.
+    pub fn part_words(&self) -> usize {
+        self.outputs + 4
+    }
+
+    /// Shared memory, in vectors of 16 bytes. A part takes the place of the stages, which it does not exceed.
+    pub fn shared_vecs(&self) -> usize {
+        self.barriers_at() / 16 + self.stages
+    }
+}

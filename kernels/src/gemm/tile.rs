@@ -1,0 +1,69 @@
+//! A tile of `y` by one cube, which walks over the inputs.
+
+use cubecl::prelude::*;
+
+use super::stage::{Place, fetch_stage};
+use crate::math::narrow;
+use crate::mma::{Fragment, GemmMma, GemmTileShape, column_step, product_vecs, wait_gemm_stage};
+use crate::staging::{Ring, Staging, Vec16, stages_ahead};
+
+/// Computes the rows and columns of a cube. `x`: `[rows, d_in]`, `weights`: `[matrices, d_in, d_out]` or
+/// `[matrices, d_out, d_in]`, in vec16s but with strides in elements; `y`: `[rows, d_out]`.
+#[cube]
+pub(crate) fn gemm_tile<U: GemmMma, E: Float>(
+    x: &Tensor<Vec16>,
+    weights: &Tensor<Vec16>,
+    y: &mut [Vector<E, U::Run>],
+    place: &Place,
+    #[comptime] tiles: GemmTileShape,
+) {
+    let shared = Shared::<[Vec16]>::new_aligned_slice(comptime!(product_vecs::<U>(tiles)), 128usize);
+    let staged = comptime!(tiles.staged_vecs::<U>());
+    let mut ring = Ring::new(shared, staged, comptime!(tiles.stage_vecs::<U>()), tiles.stages);
+    let ahead = comptime!(stages_ahead(tiles.stages));
+    #[unroll]
+    for i in 0..ahead {
+        fetch_stage::<U>(&mut ring, x, weights, place, comptime!(i * tiles.depth).runtime(), i, tiles);
+    }
+    let mut acc = Fragment::<U>::new(tiles.row_tiles, tiles.column_tiles);
+    acc.clear();
+    let mut at = 0usize;
+    while at < place.d_in {
+        wait_gemm_stage::<U>(&mut ring, place.d_in - at, tiles);
+        fetch_stage::<U>(&mut ring, x, weights, place, at + comptime!(ahead * tiles.depth), ahead, tiles);
+        U::multiply::<E>(&ring, &mut acc, tiles);
+        ring.advance();
+        at += tiles.depth;
+    }
+    U::Staging::wait(0usize);
+    store::<U, E>(y, place, &acc, tiles);
+}
+
+/// Stores the valid rows and columns.
+#[cube]
+fn store<U: GemmMma, E: Float>(
+    y: &mut [Vector<E, U::Run>],
+    place: &Place,
+    acc: &Fragment<U>,
+    #[comptime] tiles: GemmTileShape,
+) {
+    let plane = UNIT_POS_Y as usize;
+    let first_row = place.first_row + plane % tiles.row_planes * comptime!(tiles.row_tiles * U::ROWS);
+    let first_column = place.first_column
+        + plane / tiles.row_planes * comptime!(tiles.column_tiles * U::COLUMNS)
+        + U::column();
+    #[unroll]
+    for r in 0..acc.lane_rows() {
+        let row = first_row + comptime!(r / U::LANE_ROWS * U::ROWS) + U::row(comptime!(r % U::LANE_ROWS));
+        if row < place.end_row {
+            #[unroll]
+            for run in 0..acc.lane_runs() {
+                let column = first_column + comptime!(column_step::<U>(run * U::RUN));
+                if column < place.d_out {
+                    y[(row * place.d_out + column) / comptime!(U::RUN)] =
+                        narrow::<E, U::Run>(acc.run(r, run));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! The instructions by name, as a blueprint holds them.
+
+use cubecl::ir::{ElemType, FloatKind};
+
+use crate::device::{Instruction, Refusal, Result};
+
+const F32: ElemType = ElemType::Float(FloatKind::F32);
+const F16: ElemType = ElemType::Float(FloatKind::F16);
+const BF16: ElemType = ElemType::Float(FloatKind::BF16);
+
+/// The instruction that multiplies tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MmaKind {
+    /// `mma.sync` m16n8k16.
+    MmaSync,
+    /// `wgmma` m64nNk16, by warpgroups of four planes, while another one copies.
+    Wgmma,
+    /// MFMA 16x16x16.
+    Mfma16,
+    /// MFMA 32x32x8.
+    Mfma32,
+    /// Plain multiplications, on a CPU.
+    Scalar1,
+    /// Plain multiplications, 32 lanes.
+    Scalar32,
+    /// Plain multiplications, 64 lanes.
+    Scalar64,
+}
+
+impl MmaKind {
+    /// The instruction that multiplies tiles of a type; none for plain multiplications.
+    pub(crate) fn instruction(self, kernel: &'static str, dtype: ElemType) -> Result<Option<Instruction>> {
+        let instruction = match (self, dtype) {
+            (Self::Scalar1 | Self::Scalar32 | Self::Scalar64, F32 | F16 | BF16) => None,
+            (Self::MmaSync, F16 | BF16) => Some(Instruction::MmaSync),
+            (Self::Wgmma, F16 | BF16) => Some(Instruction::Wgmma),
+            (Self::Mfma16 | Self::Mfma32, F16) => Some(Instruction::MfmaF16),
+            (Self::Mfma16 | Self::Mfma32, BF16) => Some(Instruction::MfmaBf16),
+            _ => {
+                let expected = format!("a type that {self:?} multiplies");
+                return Err(Refusal::blueprint(kernel, "dtype", dtype, expected));
+            }
+        };
+        Ok(instruction)
+    }
+}
