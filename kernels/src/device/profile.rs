@@ -6,6 +6,10 @@ use cubecl::device::DeviceId;
 use cubecl::{client::Client, ir::DeviceProperties};
 
 use super::arch::Arch;
+use super::refusal::Refusal;
+
+/// The first CUDA that loads code with tensor maps: 12.3.
+const TENSOR_MAPS: i32 = 12030;
 
 /// Limits of a device, without the device: inputs of the choice of a blueprint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +72,17 @@ impl DeviceProfile {
             cores: hardware.num_streaming_multiprocessors.map(|cores| cores as usize),
             cpu_cores: hardware.num_cpu_cores,
             cuda: None,
+        }
+    }
+
+    /// Refuses a driver that does not load code with tensor maps.
+    pub(crate) fn check_tensor_maps(&self, kernel: &'static str) -> Result<(), Refusal> {
+        match self.cuda.filter(|&cuda| cuda < TENSOR_MAPS) {
+            None => Ok(()),
+            Some(cuda) => {
+                let expected = format!("{TENSOR_MAPS} or newer, which knows tensor maps");
+                Err(Refusal::blueprint(kernel, "cuda", cuda, expected))
+            }
         }
     }
 

@@ -2,13 +2,19 @@
 
 use super::blueprint::{Blueprint, Dot, Problem, Skinny, Tiled, WarpSpecialized};
 use super::hopper::ROWS;
-use crate::device::{DeviceProfile, Result};
+use crate::device::{Arch, DeviceProfile, Result};
 use crate::mma::MmaKind;
 
 /// Most rows of `x` for which the weights are the wide operand.
 const FEW: usize = 64;
 /// Cores of an H200, for a device that does not tell.
 const CORES: usize = 132;
+
+/// True if the device has a kernel for so many rows: one whose units run in planes, with more rows a GPU of NVIDIA or AMD.
+pub fn is_for(device: &DeviceProfile, rows: usize) -> bool {
+    let is_known = matches!(device.arch, Arch::Sm(_) | Arch::Gfx(_));
+    device.plane > 1 && (rows <= Dot::MAX_ROWS || is_known)
+}
 
 impl Blueprint {
     /// The fastest blueprint for a problem on a device.

@@ -20,6 +20,7 @@ mod stage;
 mod tile;
 mod tiled;
 
+pub use auto::is_for;
 pub use blueprint::{Blueprint, Dot, Problem, Skinny, Tiled, WarpSpecialized};
 pub use launch::{Gemm, launch, launch_with};
 pub(crate) use stage::Place;

@@ -20,7 +20,7 @@ pub(super) fn matmul_nt(x: CubeTensor, weight: CubeTensor) -> CubeTensor {
     if rows == 0 {
         return y;
     }
-    if DeviceProfile::of(&x.client).plane > 1 {
+    if gemm::is_for(&DeviceProfile::of(&x.client), rows) {
         let (client, dtype) = (x.client.clone(), dtype_to_storage_type(x.dtype));
         let (x, weight) = (in_rows(x).binding(), in_rows(weight).binding());
         launched(gemm::launch(&client, Gemm { x, weight, y: y.clone().binding() }, dtype));

@@ -30,9 +30,6 @@ pub struct Tiled {
     pub cluster: usize,
 }
 
-/// The first CUDA that loads code with tensor maps: 12.3.
-const TENSOR_MAPS: i32 = 12030;
-
 /// Constants of a matrix unit from its `CopyShape`, as values.
 struct Machine {
     plane: usize,
@@ -137,13 +134,7 @@ impl Tiled {
         }
         let tiles = self.tiles(problem);
         if self.unit == MmaKind::Wgmma {
-            if let Some(cuda) = device.cuda.filter(|&cuda| cuda < TENSOR_MAPS) {
-                return refused(
-                    "cuda",
-                    cuda as usize,
-                    format!("{TENSOR_MAPS} or newer, which knows tensor maps"),
-                );
-            }
+            device.check_tensor_maps(KERNEL)?;
             hopper::check(tiles)?;
         } else if self.cluster != 1 {
             return refused("cluster", self.cluster, "1: no other unit shares what it copies".into());
