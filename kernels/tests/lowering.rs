@@ -3,12 +3,11 @@
 use std::sync::Once;
 
 use burn_flashinfer_kernels::attention::{
-    Alignment, Blueprint, Choice, HeadDims, Mixed, MmaKind, Plan, Problem, RequestShape, Split, Standard,
-    Tiled,
+    Alignment, Blueprint, Choice, HeadDims, Mixed, Plan, Problem, RequestShape, Split, Standard, Tiled,
 };
 use burn_flashinfer_kernels::offline::{self, Artifact, Error, Kind, Lowered, Target};
 use burn_flashinfer_kernels::sampling::{self, Filter, Limit, Output, SampleLogits, SampleProbs};
-use burn_flashinfer_kernels::{Arch, DeviceProfile, Instruction, Refusal};
+use burn_flashinfer_kernels::{Arch, DeviceProfile, Instruction, MmaKind, Refusal};
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::TensorBinding;
 
