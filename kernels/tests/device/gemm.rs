@@ -74,7 +74,12 @@ fn units(client: &Client) -> Vec<(MmaKind, Vec<Type>)> {
 fn few_rows(client: Client) {
     let mut random = Random::new(61);
     for (unit, dtypes) in units(&client) {
-        let (stages, row_tiles) = if unit == MmaKind::MmaSync { (3, 2) } else { (1, 1) };
+        // Tiles have 8 columns, two of which are loaded together, or 16, or 4 on a CPU.
+        let (stages, row_tiles) = match unit {
+            MmaKind::MmaSync => (3, 2),
+            MmaKind::Scalar1 => (1, 2),
+            _ => (1, 1),
+        };
         for (i, dtype) in dtypes.into_iter().enumerate() {
             for (shape, output_tiles, output_planes, depth_planes, cluster) in [
                 ([1, 264, 37], 1, 1, 4, 1),
