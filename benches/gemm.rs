@@ -6,6 +6,7 @@
 //! are those of `x`, `weight` and `y`.
 
 #[path = "device.rs"]
+#[allow(dead_code, reason = "this bench has no tensors of numbers")]
 mod device;
 
 use burn_flashinfer_kernels::MmaKind;
