@@ -1,9 +1,9 @@
 //! Linear layers on a GPU, timed on the device.
 //!
-//!     cargo bench -p burn-flashinfer-kernels --features cuda --bench gemm -- [csv=FILE] [sweep=few|many]
+//!     cargo bench -p burn-flashinfer-kernels --features cuda --bench gemm -- [csv=FILE] [sweep=few|many|one]
 //!
 //! As the bench of attention: medians of replayed graphs over sets of inputs that are larger than the caches together. Bytes
-//! are those of `x`, `weight` and `y`.
+//! are those of `x`, `weight` and `y`. `sweep=one` is a single product, for a profiler.
 
 #[path = "device.rs"]
 #[allow(dead_code, reason = "this bench has no tensors of numbers")]

@@ -5,8 +5,6 @@ use super::hopper::ROWS;
 use crate::device::{Arch, DeviceProfile, Result};
 use crate::mma::MmaKind;
 
-/// Most rows of `x` for which the weights are the wide operand.
-const FEW: usize = 64;
 /// Cores of an H200, for a device that does not tell.
 const CORES: usize = 132;
 
@@ -53,45 +51,25 @@ impl Skinny {
         let outputs = problem.d_out.div_ceil(16);
         let unit = MmaKind::MmaSync;
         let of_cubes = |cubes: usize| outputs.div_ceil(cubes * cores);
-        if problem.rows <= FEW / 2 {
-            let (row_tiles, cubes) = if problem.rows <= FEW / 4 { (2, 2) } else { (4, 1) };
-            let (output_tiles, depth_vecs, stages) = match (of_cubes(cubes), row_tiles) {
-                (1, 2) => (1, 64, 3),
-                (2, 2) if outputs <= 3 * cores => (1, 32, 4),
-                (tiles @ ..=2, _) => (tiles, 32, 4),
-                (3, _) => (3, 32, 3),
-                (tiles, _) => (tiles.min(7), 16, 3),
+        let (row_tiles, cubes) = match problem.rows {
+            ..=16 => (2, 2),
+            17..=32 => (4, 1),
+            33..=64 => (8, 1),
+            _ => return None,
+        };
+        let (output_tiles, output_planes, depth_planes, depth_vecs, stages, cluster) =
+            match (of_cubes(cubes), row_tiles) {
+                (..=2, 8) => (2, 2, 4, 32, 3, 2),
+                (3..=4, 8) => (2, 2, 4, 32, 3, 1),
+                (5..=8, 8) => (4, 2, 2, 16, 4, 1),
+                (_, 8) => (2, 7, 1, 16, 3, 1),
+                (1, 2) => (1, 1, 4, 64, 3, 1),
+                (2, 2) if outputs <= 3 * cores => (1, 1, 4, 32, 4, 1),
+                (tiles @ ..=2, _) => (tiles, 1, 4, 32, 4, 1),
+                (3, _) => (3, 1, 4, 32, 3, 1),
+                (tiles, _) => (tiles.min(7), 1, 4, 16, 3, 1),
             };
-            let (output_planes, depth_planes, cluster) = (1, 4, 1);
-            return Some(Self {
-                unit,
-                output_tiles,
-                output_planes,
-                row_tiles,
-                depth_planes,
-                depth_vecs,
-                stages,
-                cluster,
-            });
-        }
-        (problem.rows <= FEW).then(|| {
-            let (output_tiles, output_planes, depth_planes, depth_vecs, stages, cluster) = match of_cubes(1) {
-                ..=2 => (2, 2, 4, 32, 3, 2),
-                3..=4 => (2, 2, 4, 32, 3, 1),
-                5..=8 => (4, 2, 2, 16, 4, 1),
-                _ => (2, 7, 1, 16, 3, 1),
-            };
-            Self {
-                unit,
-                output_tiles,
-                output_planes,
-                row_tiles: 8,
-                depth_planes,
-                depth_vecs,
-                stages,
-                cluster,
-            }
-        })
+        Some(Self { unit, output_tiles, output_planes, row_tiles, depth_planes, depth_vecs, stages, cluster })
     }
 }
 

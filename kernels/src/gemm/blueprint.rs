@@ -3,9 +3,7 @@ use cubecl::ir::{ElemType, FloatKind};
 use super::hopper::WarpgroupTiles;
 use super::skinny;
 use crate::device::{Arch, DeviceProfile, Instruction, Refusal, Result};
-use crate::mma::{
-    GemmMma, GemmTileShape, Mfma16, Mfma32, MmaKind, MmaSync, Scalar1, Scalar32, Scalar64, product_vecs,
-};
+use crate::mma::{GemmMma, GemmTileShape, MmaKind, on_unit, product_vecs};
 
 pub(super) const KERNEL: &str = "gemm";
 
@@ -195,14 +193,7 @@ impl Skinny {
     /// Checks that the blueprint can run on the device.
     pub(super) fn check(&self, device: &DeviceProfile, problem: &Problem) -> Result<()> {
         let tiles = self.tiles(problem);
-        let machine = match self.unit {
-            MmaKind::MmaSync | MmaKind::Wgmma => Machine::skinny::<MmaSync>(tiles),
-            MmaKind::Mfma16 => Machine::skinny::<Mfma16>(tiles),
-            MmaKind::Mfma32 => Machine::skinny::<Mfma32>(tiles),
-            MmaKind::Scalar1 => Machine::skinny::<Scalar1>(tiles),
-            MmaKind::Scalar32 => Machine::skinny::<Scalar32>(tiles),
-            MmaKind::Scalar64 => Machine::skinny::<Scalar64>(tiles),
-        };
+        let machine = on_unit!(self.unit, |U| Machine::skinny::<U>(tiles));
         check_tiles(self.unit, tiles, &machine, device)?;
         check_vectors(problem, &[("d_in", problem.d_in), ("stride", problem.align)])?;
         if !machine.rows.is_multiple_of(4) {
@@ -274,14 +265,7 @@ impl Tiled {
     /// Checks that the blueprint can run on the device.
     pub(crate) fn check(&self, device: &DeviceProfile, problem: &Problem, by_input: bool) -> Result<()> {
         let tiles = self.tiles(problem.dtype, by_input);
-        let machine = match self.unit {
-            MmaKind::MmaSync | MmaKind::Wgmma => Machine::tiled::<MmaSync>(tiles),
-            MmaKind::Mfma16 => Machine::tiled::<Mfma16>(tiles),
-            MmaKind::Mfma32 => Machine::tiled::<Mfma32>(tiles),
-            MmaKind::Scalar1 => Machine::tiled::<Scalar1>(tiles),
-            MmaKind::Scalar32 => Machine::tiled::<Scalar32>(tiles),
-            MmaKind::Scalar64 => Machine::tiled::<Scalar64>(tiles),
-        };
+        let machine = on_unit!(self.unit, |U| Machine::tiled::<U>(tiles));
         check_tiles(self.unit, tiles, &machine, device)?;
         check_vectors(problem, &[("d_in", problem.d_in), ("d_out", problem.d_out), ("stride", problem.align)])
     }
@@ -325,7 +309,7 @@ impl WarpSpecialized {
     }
 }
 
-/// What a matrix unit makes of tiles.
+/// Extents of the tiles of a matrix unit, for the checks.
 struct Machine {
     plane: usize,
     rows: usize,

@@ -10,7 +10,7 @@ use crate::device::tensor::{
     Result, addresses, alignment, buffer, contiguous, divisor, offset_alignment, rows, shape, vector,
     with_axis,
 };
-use crate::mma::{GemmMma, Mfma16, Mfma32, MmaKind, MmaSync, Scalar1, Scalar32, Scalar64};
+use crate::mma::{GemmMma, on_unit};
 
 /// Rows, and a weight in the order of checkpoints. All floats are of one type.
 pub struct Gemm {
@@ -48,8 +48,9 @@ impl Gemm {
 ///
 /// If the shapes do not fit each other, or no kernel computes the problem ([`Blueprint::auto`]). Nothing is launched then.
 pub fn launch(client: &Client, gemm: Gemm, dtype: ElemType) -> Result<()> {
-    let blueprint = Blueprint::auto(&DeviceProfile::of(client), &gemm.problem(dtype)?)?;
-    launch_with(client, gemm, dtype, blueprint)
+    let problem = gemm.problem(dtype)?;
+    let blueprint = Blueprint::auto(&DeviceProfile::of(client), &problem)?;
+    launch_checked(client, gemm, problem, blueprint)
 }
 
 /// [`launch`] with exactly this blueprint.
@@ -66,30 +67,21 @@ pub fn launch_with(client: &Client, gemm: Gemm, dtype: ElemType, blueprint: Blue
         Blueprint::Tiled(tiled) => tiled.check(&device, &problem, false)?,
         Blueprint::WarpSpecialized(specialized) => specialized.check(&device, &problem)?,
     }
+    launch_checked(client, gemm, problem, blueprint)
+}
+
+/// Launches a blueprint that fits the problem and the device.
+fn launch_checked(client: &Client, gemm: Gemm, problem: Problem, blueprint: Blueprint) -> Result<()> {
     if gemm.y.size() == 0 {
         return Ok(());
     }
-    let size = dtype.size();
+    let size = problem.dtype.size();
     let address = addresses(&[(&gemm.x, size), (&gemm.weight, size), (&gemm.y, size)]);
-    let launch = Launch { client, gemm, problem, device, address };
+    let launch = Launch { client, gemm, problem, device: DeviceProfile::of(client), address };
     match blueprint {
         Blueprint::Dot(dot) => launch.dot(dot),
-        Blueprint::Skinny(skinny) => match skinny.unit {
-            MmaKind::MmaSync | MmaKind::Wgmma => launch.skinny::<MmaSync>(skinny),
-            MmaKind::Mfma16 => launch.skinny::<Mfma16>(skinny),
-            MmaKind::Mfma32 => launch.skinny::<Mfma32>(skinny),
-            MmaKind::Scalar1 => launch.skinny::<Scalar1>(skinny),
-            MmaKind::Scalar32 => launch.skinny::<Scalar32>(skinny),
-            MmaKind::Scalar64 => launch.skinny::<Scalar64>(skinny),
-        },
-        Blueprint::Tiled(tiled) => match tiled.unit {
-            MmaKind::MmaSync | MmaKind::Wgmma => launch.tiled::<MmaSync>(tiled),
-            MmaKind::Mfma16 => launch.tiled::<Mfma16>(tiled),
-            MmaKind::Mfma32 => launch.tiled::<Mfma32>(tiled),
-            MmaKind::Scalar1 => launch.tiled::<Scalar1>(tiled),
-            MmaKind::Scalar32 => launch.tiled::<Scalar32>(tiled),
-            MmaKind::Scalar64 => launch.tiled::<Scalar64>(tiled),
-        },
+        Blueprint::Skinny(skinny) => on_unit!(skinny.unit, |U| launch.skinny::<U>(skinny)),
+        Blueprint::Tiled(tiled) => on_unit!(tiled.unit, |U| launch.tiled::<U>(tiled)),
         Blueprint::WarpSpecialized(specialized) => launch.warp_specialized(specialized),
     }
 }

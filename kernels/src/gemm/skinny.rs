@@ -5,7 +5,8 @@
 //! ```
 //! A cube owns some outputs and all rows of `x`, and walks over the inputs. Where outputs are few, the inputs are split:
 //! each plane has a part of every stage, and each cube of a cluster a part of all stages. The parts are f32 sums in
-//! shared memory, which are added in the order of their inputs. So a row's result does not depend on other rows.
+//! shared memory, which are added in the order of their inputs. So with
+//! the same settings a row's result does not depend on other rows.
 
 use cubecl::{ir::ElemType, prelude::*};
 

@@ -44,3 +44,37 @@ impl MmaKind {
         Ok(instruction)
     }
 }
+
+/// A call with the type of a unit: `on_unit!(unit, |U| call::<U>())`. A warp's part of a warpgroup's tiles is that of
+/// `mma.sync`.
+macro_rules! on_unit {
+    ($unit:expr, |$type:ident| $call:expr) => {
+        match $unit {
+            $crate::mma::MmaKind::MmaSync | $crate::mma::MmaKind::Wgmma => {
+                type $type = $crate::mma::MmaSync;
+                $call
+            }
+            $crate::mma::MmaKind::Mfma16 => {
+                type $type = $crate::mma::Mfma16;
+                $call
+            }
+            $crate::mma::MmaKind::Mfma32 => {
+                type $type = $crate::mma::Mfma32;
+                $call
+            }
+            $crate::mma::MmaKind::Scalar1 => {
+                type $type = $crate::mma::Scalar1;
+                $call
+            }
+            $crate::mma::MmaKind::Scalar32 => {
+                type $type = $crate::mma::Scalar32;
+                $call
+            }
+            $crate::mma::MmaKind::Scalar64 => {
+                type $type = $crate::mma::Scalar64;
+                $call
+            }
+        }
+    };
+}
+pub(crate) use on_unit;

@@ -19,6 +19,7 @@ mod tile_shape;
 pub(crate) use fragment::{Accumulator, Fragment, column_step};
 pub(crate) use gemm::{GemmMma, GemmTileShape, product_vecs, w_at, w_copy, wait_gemm_stage, x_copy};
 pub use kind::MmaKind;
+pub(crate) use kind::on_unit;
 pub(crate) use mfma::{Mfma16, Mfma32};
 pub(crate) use mma_sync::{MmaSync, convert_p};
 pub(crate) use operands::{CopyShape, first_key, first_row, plane_words, shared_vecs, wait_stage};

@@ -9,7 +9,7 @@ use crate::device::tensor::{
 };
 use crate::device::{DeviceProfile, Refusal};
 use crate::gemm::Tiled;
-use crate::mma::{GemmMma, Mfma16, Mfma32, MmaKind, MmaSync, Scalar32, Scalar64};
+use crate::mma::{GemmMma, on_unit};
 
 const KERNEL: &str = "segment_gemm";
 
@@ -75,14 +75,7 @@ pub unsafe fn launch(client: &Client, gemm: SegmentGemm, dtype: ElemType) -> Res
     match Blueprint::auto(&DeviceProfile::of(client), &problem) {
         Blueprint::Plain(plain) => launch_plain(client, gemm, &problem, plain),
         Blueprint::Tiled(tiled) => {
-            let on = match tiled.unit {
-                MmaKind::MmaSync | MmaKind::Wgmma => launch_tiled::<MmaSync>,
-                MmaKind::Mfma16 => launch_tiled::<Mfma16>,
-                MmaKind::Mfma32 => launch_tiled::<Mfma32>,
-                MmaKind::Scalar1 | MmaKind::Scalar32 => launch_tiled::<Scalar32>,
-                MmaKind::Scalar64 => launch_tiled::<Scalar64>,
-            };
-            on(client, gemm, &problem, tiled)
+            on_unit!(tiled.unit, |U| launch_tiled::<U>(client, gemm, &problem, tiled))
         }
     }
 }
