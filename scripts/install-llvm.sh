@@ -71,11 +71,13 @@ tools='Exegesis|BOLT|Fuzz|LibDriver|Dlltool|WindowsManifest|Debuginfod|HTTP|Line
 } | ar -M
 
 # CubeCL calls one function of LLD, to link code objects for AMD GPUs. Debian has no static LLD, so that function runs
-# the program ld.lld.
+# the program ld.lld. It spawns it: `fork` copied the page tables of a process that had grown to 1 GiB, which was 40% of
+# the time of the tests on the simulated MI300X.
 cat >"$work/lld.cpp" <<'C'
 #include <cstdlib>
 #include <llvm/ADT/ArrayRef.h>
 #include <llvm/Support/raw_ostream.h>
+#include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <vector>
@@ -88,13 +90,10 @@ bool link(llvm::ArrayRef<const char *> arguments, llvm::raw_ostream &, llvm::raw
   if (argv.empty()) return false;
   argv[0] = const_cast<char *>(program);
   argv.push_back(nullptr);
-  pid_t child = fork();
-  if (child == 0) {
-    execvp(program, argv.data());
-    _exit(127);
-  }
+  pid_t child = 0;
   int status = 0;
-  return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+  return posix_spawnp(&child, program, nullptr, nullptr, argv.data(), environ) == 0 &&
+         waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 } // namespace lld::elf
 C

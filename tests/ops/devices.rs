@@ -98,7 +98,7 @@ fn devices_asked_for() -> &'static [(&'static str, Open)] {
     static ASKED: OnceLock<Vec<(&str, Open)>> = OnceLock::new();
     ASKED.get_or_init(|| {
         #[cfg(feature = "cube")]
-        if std::env::var_os("BURN_FLASHINFER_TEST_EXACT_ALLOCATIONS").is_some() {
+        if allocates_exactly() {
             allocate_exactly();
         }
         let asked = std::env::var("BURN_FLASHINFER_TEST_DEVICES").ok();
@@ -112,6 +112,11 @@ fn devices_asked_for() -> &'static [(&'static str, Open)] {
         );
         left
     })
+}
+
+/// True if a checker of accesses is there that wants to see where tensors end.
+fn allocates_exactly() -> bool {
+    std::env::var_os("BURN_FLASHINFER_TEST_EXACT_ALLOCATIONS").is_some()
 }
 
 /// Gives each tensor an allocation of its own, where CubeCL cuts many out of a large one: a device that checks accesses
@@ -154,9 +159,18 @@ impl Target {
         DTYPES.into_iter().filter(takes).collect()
     }
 
-    /// All of `cases`, or every `nth` of them on a slow device.
+    /// A GPU, simulated or with a checker, each of whose accesses is checked: it gets a larger part of each grid than a slow one.
+    pub fn is_checked(&self) -> bool {
+        self.has_matrix_cores() && allocates_exactly()
+    }
+
+    /// All of `cases`, every `nth` of them on a slow device, and twice as many on one that is checked.
     pub fn thin<T>(&self, nth: usize, cases: Vec<T>) -> Vec<T> {
-        let step = if self.is_slow() { nth } else { 1 };
+        let step = match (self.is_slow(), self.is_checked()) {
+            (true, _) => nth,
+            (false, true) => nth.div_ceil(2),
+            (false, false) => 1,
+        };
         cases.into_iter().step_by(step).collect()
     }
 }
