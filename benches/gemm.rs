@@ -10,7 +10,9 @@
 mod device;
 
 use burn_flashinfer_kernels::MmaKind;
-use burn_flashinfer_kernels::gemm::{Blueprint, Gemm, Skinny, WarpSpecialized, launch, launch_with};
+use burn_flashinfer_kernels::gemm::{
+    Blueprint, Epilogue, Gemm, Skinny, WarpSpecialized, launch, launch_with,
+};
 use cubecl::ir::{ElemType, FloatKind};
 use device::Device;
 
@@ -34,7 +36,14 @@ fn run(device: &Device, [rows, d_in, d_out]: [usize; 3], blueprint: Option<Bluep
     let dtype = ElemType::Float(BF16);
     let step = || {
         for [x, weight, y] in &sets {
-            let gemm = Gemm { x: x.clone(), weight: weight.clone(), y: y.clone() };
+            let gemm = Gemm {
+                x: x.clone(),
+                weight: weight.clone(),
+                y: y.clone(),
+                norm: None,
+                epilogue: Epilogue::default(),
+                batch_invariant: false,
+            };
             match blueprint {
                 None => launch(&device.client, gemm, dtype),
                 Some(blueprint) => launch_with(&device.client, gemm, dtype, blueprint),
@@ -113,6 +122,7 @@ fn few(row: &mut impl FnMut([usize; 3], Option<Blueprint>)) {
                     depth_vecs,
                     stages,
                     cluster,
+                    norm: false,
                 };
                 let shared = stages * depth_vecs * 16 * (output_tiles * output_planes * 16 + row_tiles * 8);
                 if shared < 220 << 10 {

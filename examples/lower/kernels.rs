@@ -196,7 +196,11 @@ fn rows() -> Vec<Case> {
     {
         cases.push(case(format!("gemm-{rows}-{name}"), move |client| {
             let [x, weight, y] = [rows, WIDTH, rows].map(|rows| tensor(client, &[rows, WIDTH], dtype.size()));
-            gemm::launch(client, gemm::Gemm { x, weight, y }, dtype)
+            gemm::launch(
+                client,
+                gemm::Gemm { x, weight, y, norm: None, epilogue: Default::default(), batch_invariant: false },
+                dtype,
+            )
         }));
     }
     for (tile_rows, by_input) in [(1, true), (4, false), (16, true), (128, true), (128, false)] {

@@ -116,21 +116,43 @@ fn every_product_gets_the_kernel_of_the_table() {
         }
     }
     for (device, profile) in DEVICES {
-        for (rows, [d_in, d_out]) in
+        for (rows, [d_in, d_out], gated) in
             [1, 8, 9, 32, 64, 65, 128, 512, 2048, 8192].into_iter().flat_map(|rows| {
-                [[4096, 6144], [4096, 4096], [4096, 28672], [14336, 4096], [100, 100]]
-                    .map(|widths| (rows, widths))
+                [
+                    ([4096, 6144], false),
+                    ([4096, 4096], false),
+                    ([4096, 28672], false),
+                    ([14336, 4096], false),
+                    ([100, 100], false),
+                    ([4096, 14336], true),
+                    ([1024, 2816], true),
+                ]
+                .map(|(widths, gated)| (rows, widths, gated))
             })
         {
             for (name, dtype) in [("f32", FloatKind::F32), ("bf16", FloatKind::BF16)] {
                 let dtype = ElemType::Float(dtype);
-                let problem =
-                    gemm::Problem { rows, d_in, d_out, dtype, align: if d_in == 100 { 4 } else { 64 } };
+                let align = if d_in == 100 { 4 } else { 64 };
+                let problem = gemm::Problem {
+                    rows,
+                    d_in,
+                    d_out,
+                    dtype,
+                    y_dtype: dtype,
+                    gated,
+                    normed: gated,
+                    batch_invariant: false,
+                    align,
+                };
                 let line = match gemm::Blueprint::auto(&profile, &problem) {
                     Ok(chosen) => format!("{chosen:?}"),
                     Err(refusal) => refusal.to_string(),
                 };
-                let _ = writeln!(table, "{device} | gemm of {rows} rows | {name} {d_in} to {d_out} | {line}");
+                let gates = if gated { ", gated" } else { "" };
+                let _ = writeln!(
+                    table,
+                    "{device} | gemm of {rows} rows | {name} {d_in} to {d_out}{gates} | {line}"
+                );
             }
         }
     }
@@ -141,7 +163,17 @@ fn every_product_gets_the_kernel_of_the_table() {
 fn a_driver_without_tensor_maps_gets_other_tiles() {
     let (_, hopper) = DEVICES[4];
     let dtype = ElemType::Float(FloatKind::BF16);
-    let problem = gemm::Problem { rows: 2048, d_in: 4096, d_out: 4096, dtype, align: 64 };
+    let problem = gemm::Problem {
+        rows: 2048,
+        d_in: 4096,
+        d_out: 4096,
+        dtype,
+        y_dtype: dtype,
+        gated: false,
+        normed: false,
+        batch_invariant: false,
+        align: 64,
+    };
     for (cuda, warpgroups) in [(Some(12020), false), (Some(12030), true), (None, true)] {
         let chosen =
             gemm::Blueprint::auto(&DeviceProfile { cuda, ..hopper }, &problem).expect("there is one");

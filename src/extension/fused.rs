@@ -4,7 +4,7 @@ use super::arguments::{
     AttendedMetadata, BatchMetadata, KvTensorsMetadata, MaybeIntsMetadata, NormedSumMetadata, PagesMetadata,
     RotatedAndAppendedMetadata, RotationsMetadata, RoundingMetadata, RowsMetadata,
 };
-use crate::types::{AttentionParams, KvLayout, RmsNormStyle, WeightLayout};
+use crate::types::{AttentionParams, KvLayout, LinearParams, RmsNormStyle, WeightLayout};
 use burn::{
     backend::fusion::custom::TensorSpec,
     tensor::{DType, Shape},
@@ -65,6 +65,10 @@ pub(super) fn rotated_and_appended(
 pub(super) fn products(x: &TensorSpec, weights: &TensorSpec, layout: WeightLayout) -> TensorSpec {
     let outputs = if layout == WeightLayout::RowMajor { 2 } else { 1 };
     TensorSpec::new([x.shape[0], weights.shape[outputs]].into(), x.dtype)
+}
+
+pub(super) fn linear(x: &TensorSpec, weight: &TensorSpec, params: &LinearParams) -> TensorSpec {
+    TensorSpec::new([x.shape[0], params.outputs(weight.shape[0])].into(), params.dtype)
 }
 
 pub(super) fn bytes(len: usize) -> TensorSpec {

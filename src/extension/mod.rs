@@ -17,7 +17,9 @@ use burn::tensor::DType;
 pub use arguments::*;
 
 use crate::types::Fp8;
-pub use crate::types::{Activation, AttentionParams, BitOrder, RmsNormStyle, RopeStyle, WeightLayout};
+pub use crate::types::{
+    Activation, AttentionParams, BitOrder, LinearParams, RmsNormStyle, RopeStyle, WeightLayout,
+};
 
 /// The operations of this crate, as a backend provides them.
 ///
@@ -257,7 +259,16 @@ pub trait FlashInferBackend: Backend {
         layout: WeightLayout,
     ) -> FloatTensor<Self>;
 
-    /// `x · weightᵀ` for `x` `[rows, in]` and `weight` `[out, in]`, accumulated in f32.
-    #[fusion(dtype = x, shape = { let mut shape = x.clone(); shape[1] = weight[0]; shape })]
-    fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// `norm(x) · weightᵀ` for `x` `[rows, in]` and `weight` `[out, in]`, accumulated in f32, and its epilogue. The RMS norm
+    /// with the factors `norm` `[in]` is there if these are. The epilogue is `bias` `[out]`, the gate and the soft cap, and
+    /// `residual`, which has the shape and type of the output. In place where it has no other owner.
+    #[fusion(meta = |x, weight, _, _, _, params| fused::linear(x, weight, params))]
+    fn linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] norm: MaybeFloats<Self>,
+        #[extension_type] bias: MaybeFloats<Self>,
+        #[extension_type] residual: MaybeFloats<Self>,
+        params: LinearParams,
+    ) -> FloatTensor<Self>;
 }

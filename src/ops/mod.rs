@@ -17,7 +17,7 @@ pub use activation::{
 };
 pub use append::{append_paged_kv, gather_paged_kv};
 pub use bits::{packbits, segment_packbits, segment_unpackbits, unpackbits};
-pub use linear::matmul_nt;
+pub use linear::{LinearOptions, gemma_rms_norm_linear, linear, matmul_nt, rms_norm_linear};
 pub use merge::{merge_state, merge_state_in_place, merge_states, variable_length_merge_states};
 pub use norm::{
     fused_add_rms_norm, fused_add_rms_norm_quant, gemma_fused_add_rms_norm, gemma_fused_add_rms_norm_quant,

@@ -2,12 +2,14 @@
 
 mod fp8;
 mod layout;
+mod linear;
 mod options;
 mod styles;
 mod variant;
 
 pub use fp8::Fp8;
 pub use layout::{BitOrder, KvLayout, WeightLayout};
+pub use linear::LinearParams;
 pub use options::{AttentionOptions, AttentionParams};
 pub use styles::{Activation, RmsNormStyle, RopeStyle};
 #[cfg(feature = "cube")]

@@ -9,9 +9,9 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_flashinfer::{
-    AttentionOptions, CacheConfig, DecodeStep, Indptr, KvLayout, PagedKvCache, PagedPlan, PlanConfig,
-    Positions, Qkv, RaggedPlan, Rope, SequenceId, apply_rope, check_support, fused_add_rms_norm, matmul_nt,
-    rms_norm, rope_append_paged_kv, silu_and_mul,
+    Activation, AttentionOptions, CacheConfig, DecodeStep, Indptr, KvLayout, LinearOptions, PagedKvCache,
+    PagedPlan, PlanConfig, Positions, Qkv, RaggedPlan, Rope, SequenceId, apply_rope, check_support, linear,
+    matmul_nt, rms_norm, rms_norm_linear, rope_append_paged_kv,
 };
 
 use super::config::Config;
@@ -199,15 +199,12 @@ impl Llama {
     ) -> Result<Tensor<2>> {
         let Config { q_heads, kv_heads, head_dim, rms_norm_eps, .. } = self.config;
         let mut residual = self.embedding.clone().select(0, tokens);
-        let norms = self.layers.iter().map(|layer| &layer.attention_norm).chain([&self.norm]);
-        let mut norms = norms.cloned();
-        let mut normed = match norms.next() {
-            Some(first) => rms_norm(residual.clone(), first, rms_norm_eps)?,
-            None => residual.clone(),
-        };
-        // What a part of a layer adds goes into the residual stream with the norm of the part that follows.
-        for ((index, layer), next_norm) in self.layers.iter().enumerate().zip(norms) {
-            let qkv = layer.qkv.forward(normed)?;
+        // A norm belongs to the product after it, and an addition to the residual to the product before it.
+        for (index, layer) in self.layers.iter().enumerate() {
+            let Layer { qkv, output, gate_up, down, .. } = layer;
+            let norm = layer.attention_norm.clone();
+            let qkv =
+                rms_norm_linear(residual.clone(), norm, rms_norm_eps, qkv.weight.clone(), qkv.options())?;
             let [rows, _] = qkv.dims();
             // Cut only after the heads have an axis of their own: the parts are then views.
             let qkv = qkv.reshape([rows, q_heads + 2 * kv_heads, head_dim]);
@@ -215,15 +212,13 @@ impl Llama {
             let k = qkv.clone().narrow(1, q_heads, kv_heads);
             let v = qkv.narrow(1, q_heads + kv_heads, kv_heads);
             let attended = attend(index, Qkv { q, k, v })?.reshape([rows, q_heads * head_dim]);
-            let added = layer.output.forward(attended)?;
+            residual = linear(attended, output.weight.clone(), output.options().residual(residual))?;
             let norm = layer.feed_forward_norm.clone();
-            (normed, residual) = fused_add_rms_norm(added, residual, norm, rms_norm_eps)?;
-
-            let gated = silu_and_mul(layer.gate_up.forward(normed)?)?;
-            let added = layer.down.forward(gated)?;
-            (normed, residual) = fused_add_rms_norm(added, residual, next_norm, rms_norm_eps)?;
+            let gate = gate_up.options().gate(Activation::Silu);
+            let gated = rms_norm_linear(residual.clone(), norm, rms_norm_eps, gate_up.weight.clone(), gate)?;
+            residual = linear(gated, down.weight.clone(), down.options().residual(residual))?;
         }
-        Ok(normed)
+        Ok(rms_norm(residual, self.norm.clone(), rms_norm_eps)?)
     }
 
     /// The logits `[rows, vocab_size]` that follow from hidden states `[rows, hidden_size]`.
@@ -304,11 +299,11 @@ impl Layer {
 }
 
 impl Linear {
-    fn forward(&self, x: Tensor<2>) -> Result<Tensor<2>> {
-        let y = matmul_nt(x, self.weight.clone())?;
-        Ok(match &self.bias {
-            Some(bias) => y + bias.clone().unsqueeze(),
-            None => y,
-        })
+    fn options(&self) -> LinearOptions<2> {
+        let options = LinearOptions::new();
+        match &self.bias {
+            Some(bias) => options.bias(bias.clone()),
+            None => options,
+        }
     }
 }

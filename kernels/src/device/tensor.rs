@@ -94,6 +94,11 @@ pub(crate) fn buffer(client: &Client, len: usize, size: usize) -> TensorBinding 
     unsafe { TensorBinding::from_raw_parts(handle, [1].into(), [len].into()) }
 }
 
+/// A contiguous tensor as `[rows, width]`.
+pub(crate) fn with_shape(tensor: TensorBinding, [rows, width]: [usize; 2]) -> TensorBinding {
+    TensorBinding { shape: [rows, width].into(), strides: [width, 1].into(), ..tensor }
+}
+
 /// The address type that reaches every element of every tensor.
 pub(crate) fn addresses(tensors: &[(&TensorBinding, usize)]) -> AddressType {
     tensors.iter().map(|(tensor, size)| tensor.required_address_type(*size)).max().unwrap_or(AddressType::U32)

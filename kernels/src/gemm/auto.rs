@@ -1,5 +1,7 @@
 //! The choice of the settings, from measurements on an H200.
 
+use cubecl::ir::{ElemType, FloatKind};
+
 use super::blueprint::{Blueprint, Dot, Problem, Skinny, Tiled, WarpSpecialized};
 use super::hopper::ROWS;
 use crate::device::{Arch, DeviceProfile, Result};
@@ -7,6 +9,11 @@ use crate::mma::MmaKind;
 
 /// Cores of an H200, for a device that does not tell.
 const CORES: usize = 132;
+
+/// Rows from which on one instruction serves any number of them.
+const MANY_ROWS: usize = 17;
+/// Rows up to which each cube normalises all of `x`, rather than another kernel.
+const NORMED_ROWS: usize = 32;
 
 /// True if the device has a kernel for so many rows: one whose units run in planes, with more rows a GPU of NVIDIA or AMD.
 pub fn is_for(device: &DeviceProfile, rows: usize) -> bool {
@@ -21,21 +28,24 @@ impl Blueprint {
     ///
     /// If units do not run in planes, on a CPU.
     pub fn auto(device: &DeviceProfile, problem: &Problem) -> Result<Self> {
-        if let Some(skinny) = Skinny::auto(device, problem)
+        let few = Skinny::auto(device, problem).filter(|_| !problem.batch_invariant);
+        if let Some(skinny) = few
             && skinny.check(device, problem).is_ok()
         {
             return Ok(Self::Skinny(skinny));
         }
         let dot = Dot { rows: problem.rows.next_power_of_two().min(Dot::MAX_ROWS) };
         dot.check(device)?;
-        if problem.rows <= Dot::MAX_ROWS {
+        if problem.rows <= Dot::MAX_ROWS && !problem.batch_invariant {
             return Ok(Self::Dot(dot));
         }
         let specialized = WarpSpecialized::auto(device, problem);
         if specialized.check(device, problem).is_ok() {
             return Ok(Self::WarpSpecialized(specialized));
         }
-        let tiled = Tiled::of(device, problem.dtype, problem.rows);
+        // The instruction may depend on the rows, and the order of a sum on the instruction.
+        let rows = if problem.batch_invariant { problem.rows.max(MANY_ROWS) } else { problem.rows };
+        let tiled = Tiled::of(device, problem.dtype, rows);
         let tiled = tiled.and_then(|tiled| tiled.check(device, problem, false).map(|()| tiled));
         Ok(tiled.map_or(Self::Dot(dot), Self::Tiled))
     }
@@ -48,7 +58,7 @@ impl Skinny {
     /// runs of a row are read at full speed: 1 KiB at a time for few outputs, 256 bytes for many.
     pub(super) fn auto(device: &DeviceProfile, problem: &Problem) -> Option<Self> {
         let cores = device.cores.unwrap_or(CORES);
-        let outputs = problem.d_out.div_ceil(16);
+        let outputs = problem.weight_rows().div_ceil(16);
         let unit = MmaKind::MmaSync;
         let of_cubes = |cubes: usize| outputs.div_ceil(cubes * cores);
         let (row_tiles, cubes) = match problem.rows {
@@ -69,7 +79,19 @@ impl Skinny {
                 (3, _) => (3, 1, 4, 32, 3, 1),
                 (tiles, _) => (tiles.min(7), 1, 4, 16, 3, 1),
             };
-        Some(Self { unit, output_tiles, output_planes, row_tiles, depth_planes, depth_vecs, stages, cluster })
+        let is_f16 = problem.dtype == ElemType::Float(FloatKind::F16);
+        let norm = problem.normed && problem.rows <= NORMED_ROWS && !is_f16;
+        Some(Self {
+            unit,
+            output_tiles,
+            output_planes,
+            row_tiles,
+            depth_planes,
+            depth_vecs,
+            stages,
+            cluster,
+            norm,
+        })
     }
 }
 
@@ -82,21 +104,23 @@ const SPLIT: (usize, usize) = (126, 10_000_000);
 
 impl WarpSpecialized {
     /// The tile for which the last round of tiles leaves the fewest cores without one. Where there are few tiles, pairs of
-    /// cubes split the inputs: larger clusters find too few neighbouring cores.
+    /// cubes split the inputs: larger clusters find too few neighbouring cores. Tiles of any width add up alike, split
+    /// ones do not.
     pub(super) fn auto(device: &DeviceProfile, problem: &Problem) -> Self {
         let cores = device.cores.unwrap_or(CORES);
         let row_tiles = problem.rows.div_ceil(ROWS);
-        let tiles = |outputs| row_tiles * problem.d_out.div_ceil(outputs);
+        let tiles = |outputs| row_tiles * problem.weight_rows().div_ceil(outputs);
         let alone = SHAPES.into_iter().map(|(outputs, stages, percent)| {
             let cost = tiles(outputs).div_ceil(cores) * outputs * percent * problem.d_in * 100 / 64;
             (cost, Self { outputs, stages, cluster: 1, group: 16 })
         });
-        let split = SHAPES.into_iter().filter(|&(outputs, ..)| 2 * tiles(outputs) <= cores).map(
-            |(outputs, stages, percent)| {
+        let split = SHAPES
+            .into_iter()
+            .filter(|&(outputs, ..)| !problem.batch_invariant && 2 * tiles(outputs) <= cores)
+            .map(|(outputs, stages, percent)| {
                 let cost = outputs * percent * problem.d_in * SPLIT.0 / 128 + SPLIT.1;
                 (cost, Self { outputs, stages, cluster: 2, group: 16 })
-            },
-        );
+            });
         let best = alone.chain(split).min_by_key(|(cost, _)| *cost);
         best.map_or(Self { outputs: 256, stages: 4, cluster: 1, group: 16 }, |(_, best)| best)
     }

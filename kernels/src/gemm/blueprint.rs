@@ -1,9 +1,10 @@
 use cubecl::ir::{ElemType, FloatKind};
 
+use super::epilogue::Steps;
 use super::hopper::WarpgroupTiles;
 use super::skinny;
 use crate::device::{Arch, DeviceProfile, Instruction, Refusal, Result};
-use crate::mma::{GemmMma, GemmTileShape, MmaKind, on_unit, product_vecs};
+use crate::mma::{Gated, GemmMma, GemmTileShape, MmaKind, on_unit, product_vecs};
 
 pub(super) const KERNEL: &str = "gemm";
 
@@ -14,12 +15,27 @@ pub struct Problem {
     pub rows: usize,
     /// Elements of a row of `x`, and of `weight`.
     pub d_in: usize,
-    /// Elements of a row of `y`: rows of `weight`.
+    /// Elements of a row of `y`: rows of `weight`, or half of them if it is gated.
     pub d_out: usize,
-    /// Type of `x`, `weight` and `y`.
+    /// Type of `x`, `weight` and the bias.
     pub dtype: ElemType,
-    /// Largest vector of one load of `x` or of `weight`, in elements.
+    /// Type of `y`: that of `x`, or f32.
+    pub y_dtype: ElemType,
+    /// Each output has two rows of `weight`, a gate and an up.
+    pub gated: bool,
+    /// `x` is normalised first.
+    pub normed: bool,
+    /// A row's bits do not depend on the rows beside it.
+    pub batch_invariant: bool,
+    /// Largest vector of one load of each factor, the bias or `y`, in elements.
     pub align: usize,
+}
+
+impl Problem {
+    /// Rows of `weight`.
+    pub(crate) fn weight_rows(&self) -> usize {
+        self.d_out * (1 + usize::from(self.gated))
+    }
 }
 
 /// The kernel that runs, and its comptime settings. Each distinct blueprint is a kernel to compile.
@@ -61,6 +77,8 @@ pub struct Skinny {
     pub stages: usize,
     /// Cubes with different parts of the inputs.
     pub cluster: usize,
+    /// The kernel normalises `x`, if the problem asks for it. Otherwise another kernel does, before this one.
+    pub norm: bool,
 }
 
 /// The comptime settings of the tiled kernel.
@@ -142,6 +160,7 @@ fn check_tiles(unit: MmaKind, tiles: GemmTileShape, machine: &Machine, device: &
         MmaKind::Mfma32 => (1, 2),
         _ => (1, 1),
     };
+    let columns = if tiles.gated == Gated::Columns { columns.max(2) } else { columns };
     if !tiles.column_tiles.is_multiple_of(columns) {
         return refused("column tiles", tiles.column_tiles, format!("a multiple of {columns}"));
     }
@@ -186,6 +205,7 @@ impl Skinny {
             depth: self.depth_vecs * 16 / problem.dtype.size(),
             stages: self.stages,
             by_input: false,
+            gated: if problem.gated { Gated::Rows } else { Gated::Neither },
             dtype: problem.dtype,
         }
     }
@@ -193,14 +213,18 @@ impl Skinny {
     /// Checks that the blueprint can run on the device.
     pub(super) fn check(&self, device: &DeviceProfile, problem: &Problem) -> Result<()> {
         let tiles = self.tiles(problem);
-        let machine = on_unit!(self.unit, |U| Machine::skinny::<U>(tiles));
+        let machine = on_unit!(self.unit, |U| Machine::skinny::<U>(tiles, self.norm));
         check_tiles(self.unit, tiles, &machine, device)?;
         check_vectors(problem, &[("d_in", problem.d_in), ("stride", problem.align)])?;
-        if !machine.rows.is_multiple_of(4) {
+        if !machine.rows.is_multiple_of(4 * (1 + usize::from(problem.gated))) {
             return refused("output_tiles", self.output_tiles, "a multiple of 4 outputs");
         }
         if machine.columns < problem.rows {
             return refused("row_tiles", self.row_tiles, format!("enough for {} rows", problem.rows));
+        }
+        // Before it is divided by its root mean square, a row times its gains can exceed f16.
+        if self.norm && problem.dtype == ElemType::Float(FloatKind::F16) {
+            return refused("norm", "f16", "f32 or bf16");
         }
         let most = if Instruction::Wgmma.exists_on(device.arch) { 8 } else { 1 };
         if self.cluster == 0 || self.cluster > most {
@@ -211,7 +235,7 @@ impl Skinny {
 }
 
 impl Tiled {
-    pub(crate) fn tiles(&self, dtype: ElemType, by_input: bool) -> GemmTileShape {
+    pub(crate) fn tiles(&self, dtype: ElemType, by_input: bool, gated: bool) -> GemmTileShape {
         GemmTileShape {
             row_tiles: self.row_tiles,
             column_tiles: self.column_tiles,
@@ -221,6 +245,7 @@ impl Tiled {
             depth: self.depth_vecs * 16 / dtype.size(),
             stages: self.stages,
             by_input,
+            gated: if gated { Gated::Columns } else { Gated::Neither },
             dtype,
         }
     }
@@ -264,7 +289,7 @@ impl Tiled {
 
     /// Checks that the blueprint can run on the device.
     pub(crate) fn check(&self, device: &DeviceProfile, problem: &Problem, by_input: bool) -> Result<()> {
-        let tiles = self.tiles(problem.dtype, by_input);
+        let tiles = self.tiles(problem.dtype, by_input, problem.gated);
         let machine = on_unit!(self.unit, |U| Machine::tiled::<U>(tiles));
         check_tiles(self.unit, tiles, &machine, device)?;
         check_vectors(problem, &[("d_in", problem.d_in), ("d_out", problem.d_out), ("stride", problem.align)])
@@ -272,12 +297,14 @@ impl Tiled {
 }
 
 impl WarpSpecialized {
-    pub(super) fn tiles(&self, problem: &Problem) -> WarpgroupTiles {
+    pub(super) fn tiles(&self, problem: &Problem, steps: Steps) -> WarpgroupTiles {
         WarpgroupTiles {
             outputs: self.outputs,
             stages: self.stages,
             cluster: self.cluster,
             dtype: problem.dtype,
+            wide: problem.y_dtype != problem.dtype,
+            steps,
         }
     }
 
@@ -300,7 +327,7 @@ impl WarpSpecialized {
         if ![1, 2, 4, 8].contains(&self.cluster) {
             return refused("cluster", self.cluster, "1, 2, 4 or 8");
         }
-        let shared = self.tiles(problem).shared_vecs() * 16;
+        let shared = WarpgroupTiles::shared_vecs(self.outputs, self.stages) * 16;
         if self.stages < 3 || shared > device.shared_memory {
             let expected = format!("at least 3 and at most {} bytes, not {shared}", device.shared_memory);
             return refused("stages", self.stages, expected);
@@ -328,7 +355,7 @@ impl Machine {
         Self::of::<U>(tiles, product_vecs::<U>(tiles))
     }
 
-    fn skinny<U: GemmMma>(tiles: GemmTileShape) -> Self {
-        Self::of::<U>(tiles, skinny::shared_vecs::<U>(tiles))
+    fn skinny<U: GemmMma>(tiles: GemmTileShape, norm: bool) -> Self {
+        Self::of::<U>(tiles, skinny::shared_vecs::<U>(tiles, norm))
     }
 }

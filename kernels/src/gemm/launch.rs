@@ -1,25 +1,54 @@
-use cubecl::{client::Client, ir::ElemType, prelude::*};
+use cubecl::{
+    client::Client,
+    ir::{ElemType, FloatKind},
+    prelude::*,
+};
 
 use super::blueprint::{Blueprint, Dot, KERNEL, Problem, Skinny, Tiled, WarpSpecialized};
 use super::dot::{self, PLANES};
-use super::hopper::{self, CONSUMERS, MAP_VECS, PRODUCERS, ROWS};
+use super::epilogue::Epilogue;
+use super::hopper::{self, CONSUMERS, CUBE_MAP_VECS, PRODUCERS, ROWS};
+use super::normed::{NormArgsLaunch, RmsNorm};
+use super::settings::{NormStyle, SkinnySettings};
 use super::{skinny, tiled};
-use crate::device::DeviceProfile;
 use crate::device::grid::cover;
 use crate::device::tensor::{
     Result, addresses, alignment, buffer, contiguous, divisor, offset_alignment, rows, shape, vector,
-    with_axis,
+    with_axis, with_shape,
 };
+use crate::device::{DeviceProfile, Refusal};
 use crate::mma::{GemmMma, on_unit};
+use crate::norm::{self, Norm, Scaling};
 
-/// Rows, and a weight in the order of checkpoints. All floats are of one type.
+/// Rows, a weight in the order of checkpoints, and what follows their product.
 pub struct Gemm {
     /// `[rows, d_in]`.
     pub x: TensorBinding,
-    /// `[d_out, d_in]`.
+    /// `[d_out, d_in]`, or `[2 · d_out, d_in]` if it is gated; of the type of `x`.
     pub weight: TensorBinding,
     /// `[rows, d_out]`, contiguous.
     pub y: TensorBinding,
+    /// The norm of `x` before the product.
+    pub norm: Option<RmsNorm>,
+    /// The epilogue.
+    pub epilogue: Epilogue,
+    /// A row's bits do not depend on the rows beside it.
+    pub batch_invariant: bool,
+}
+
+/// The types of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dtypes {
+    /// That of `x`, `weight` and the bias.
+    pub x: ElemType,
+    /// That of `y`: the same, or f32.
+    pub y: ElemType,
+}
+
+impl From<ElemType> for Dtypes {
+    fn from(dtype: ElemType) -> Self {
+        Self { x: dtype, y: dtype }
+    }
 }
 
 impl Gemm {
@@ -27,28 +56,49 @@ impl Gemm {
     ///
     /// # Errors
     ///
-    /// If the shapes do not fit each other.
-    pub fn problem(&self, dtype: ElemType) -> Result<Problem> {
-        let Self { x, weight, y } = self;
+    /// If shapes or types do not fit each other.
+    pub fn problem(&self, dtypes: impl Into<Dtypes>) -> Result<Problem> {
+        let Self { x, weight, y, norm, epilogue, batch_invariant } = self;
+        let Dtypes { x: dtype, y: y_dtype } = dtypes.into();
+        if y_dtype != dtype && y_dtype != ElemType::Float(FloatKind::F32) {
+            return Err(Refusal::blueprint(KERNEL, "y_dtype", format!("{y_dtype:?}"), "that of `x`, or f32"));
+        }
         rows(KERNEL, "x", x, 2)?;
         rows(KERNEL, "weight", weight, 2)?;
-        let ([rows, d_in], d_out) = ([x.shape[0], x.shape[1]], weight.shape[0]);
+        let ([rows, d_in], weight_rows) = ([x.shape[0], x.shape[1]], weight.shape[0]);
         if weight.shape[1] != d_in {
             return Err(shape(KERNEL, "weight", weight, format!("rows of {d_in}, as `x`")));
         }
+        let gated = epilogue.gate.is_some();
+        if gated && !weight_rows.is_multiple_of(2) {
+            return Err(shape(KERNEL, "weight", weight, "as many gates as ups"));
+        }
+        let d_out = if gated { weight_rows / 2 } else { weight_rows };
         contiguous(KERNEL, "y", y, &[rows, d_out])?;
-        let aligned = |tensor| alignment(tensor).min(offset_alignment(tensor, dtype.size()));
-        Ok(Problem { rows, d_in, d_out, dtype, align: aligned(x).min(aligned(weight)) })
+        let aligned = |tensor, size| alignment(tensor).min(offset_alignment(tensor, size));
+        let mut align = aligned(x, dtype.size()).min(aligned(weight, dtype.size()));
+        align = align.min(offset_alignment(y, y_dtype.size()));
+        if let Some(bias) = &epilogue.bias {
+            contiguous(KERNEL, "bias", bias, &[weight_rows])?;
+            align = align.min(offset_alignment(bias, dtype.size()));
+        }
+        if let Some(RmsNorm { weight, .. }) = norm {
+            contiguous(KERNEL, "norm", weight, &[d_in])?;
+            align = align.min(offset_alignment(weight, dtype.size()));
+        }
+        let (normed, batch_invariant) = (norm.is_some(), *batch_invariant);
+        Ok(Problem { rows, d_in, d_out, dtype, y_dtype, gated, normed, batch_invariant, align })
     }
 }
 
-/// `y = x · weightᵀ`, summed in f32 and rounded once.
+/// `y = x · weightᵀ`, summed in f32, and its [`Epilogue`]; rounded once.
 ///
 /// # Errors
 ///
-/// If the shapes do not fit each other, or no kernel computes the problem ([`Blueprint::auto`]). Nothing is launched then.
-pub fn launch(client: &Client, gemm: Gemm, dtype: ElemType) -> Result<()> {
-    let problem = gemm.problem(dtype)?;
+/// If shapes or types do not fit each other, or no kernel computes the problem ([`Blueprint::auto`]). Nothing is launched
+/// then.
+pub fn launch(client: &Client, gemm: Gemm, dtypes: impl Into<Dtypes>) -> Result<()> {
+    let problem = gemm.problem(dtypes)?;
     let blueprint = Blueprint::auto(&DeviceProfile::of(client), &problem)?;
     launch_checked(client, gemm, problem, blueprint)
 }
@@ -57,9 +107,15 @@ pub fn launch(client: &Client, gemm: Gemm, dtype: ElemType) -> Result<()> {
 ///
 /// # Errors
 ///
-/// If the shapes do not fit each other, or the blueprint does not fit the problem or the device. Nothing is launched then.
-pub fn launch_with(client: &Client, gemm: Gemm, dtype: ElemType, blueprint: Blueprint) -> Result<()> {
-    let problem = gemm.problem(dtype)?;
+/// If shapes or types do not fit each other, or the blueprint does not fit the problem or the device. Nothing is launched
+/// then.
+pub fn launch_with(
+    client: &Client,
+    gemm: Gemm,
+    dtypes: impl Into<Dtypes>,
+    blueprint: Blueprint,
+) -> Result<()> {
+    let problem = gemm.problem(dtypes)?;
     let device = DeviceProfile::of(client);
     match &blueprint {
         Blueprint::Dot(dot) => dot.check(&device)?,
@@ -76,7 +132,11 @@ fn launch_checked(client: &Client, gemm: Gemm, problem: Problem, blueprint: Blue
         return Ok(());
     }
     let size = problem.dtype.size();
-    let address = addresses(&[(&gemm.x, size), (&gemm.weight, size), (&gemm.y, size)]);
+    let address = addresses(&[(&gemm.x, size), (&gemm.weight, size), (&gemm.y, problem.y_dtype.size())]);
+    let gemm = match blueprint {
+        Blueprint::Skinny(Skinny { norm: true, .. }) => gemm,
+        _ => normalised(client, gemm, problem.dtype)?,
+    };
     let launch = Launch { client, gemm, problem, device: DeviceProfile::of(client), address };
     match blueprint {
         Blueprint::Dot(dot) => launch.dot(dot),
@@ -84,6 +144,23 @@ fn launch_checked(client: &Client, gemm: Gemm, problem: Problem, blueprint: Blue
         Blueprint::Tiled(tiled) => on_unit!(tiled.unit, |U| launch.tiled::<U>(tiled)),
         Blueprint::WarpSpecialized(specialized) => launch.warp_specialized(specialized),
     }
+}
+
+/// The product of rows that another kernel normalises, if they are to be.
+fn normalised(client: &Client, gemm: Gemm, dtype: ElemType) -> Result<Gemm> {
+    let Gemm { x, weight, y, norm, epilogue, batch_invariant } = gemm;
+    let x = match norm {
+        None => x,
+        Some(RmsNorm { weight, epsilon, one_more }) => {
+            let (rows, d_in) = (x.shape[0], x.shape[1]);
+            let normed = with_shape(buffer(client, rows * d_in, dtype.size()), [rows, d_in]);
+            let scaling = if one_more { Scaling::GemmaRms(weight) } else { Scaling::Rms(weight) };
+            let norm = Norm { x, add: None, scaling, y: Some(normed.clone()), quantized: None, epsilon };
+            norm::launch(client, norm, dtype, dtype)?;
+            normed
+        }
+    };
+    Ok(Gemm { x, weight, y, norm: None, epilogue, batch_invariant })
 }
 
 /// A checked product on its way to the device.
@@ -100,8 +177,9 @@ const GROUP: usize = 8;
 
 impl Launch<'_> {
     fn dot(self, dot: Dot) -> Result<()> {
-        let Problem { rows, d_in, d_out, dtype, align } = self.problem;
-        let Gemm { x, weight, y } = self.gemm;
+        let Problem { rows, d_in, d_out, dtype, y_dtype, align, .. } = self.problem;
+        let Gemm { x, weight, y, epilogue, .. } = self.gemm;
+        let (epilogue, steps) = epilogue.unzip(self.client, d_out);
         let lanes = self.device.plane;
         let elements = vector(self.client, dtype, &[d_in], align);
         let cubes = d_out.div_ceil(PLANES as usize) * rows.div_ceil(dot.rows);
@@ -119,20 +197,28 @@ impl Launch<'_> {
                 x.into_tensor_arg(),
                 weight.into_tensor_arg(),
                 y.into_buffer_arg(),
+                epilogue,
                 d_in / elements,
                 dot.rows,
                 lanes as usize,
-                dtype,
+                steps,
+                [dtype, y_dtype],
             );
         }
         Ok(())
     }
 
     fn skinny<U: GemmMma>(self, skinny: Skinny) -> Result<()> {
-        let Problem { d_in, d_out, dtype, .. } = self.problem;
-        let Gemm { x, weight, y } = self.gemm;
+        let Problem { d_in, d_out, dtype, y_dtype, .. } = self.problem;
+        let Gemm { x, weight, y, norm, epilogue, .. } = self.gemm;
+        let (epilogue, steps) = epilogue.unzip(self.client, d_out);
         let tiles = skinny.tiles(&self.problem);
-        let cubes = d_out.div_ceil(tiles.rows::<U>()) * skinny.cluster;
+        let style = |norm: &RmsNorm| if norm.one_more { NormStyle::Gemma } else { NormStyle::Plain };
+        let settings =
+            SkinnySettings { tiles, cluster: skinny.cluster, steps, norm: norm.as_ref().map(style) };
+        let epsilon = norm.as_ref().map_or(0.0, |norm| norm.epsilon);
+        let gains = norm.map(|norm| norm.weight.into_buffer_arg());
+        let cubes = d_out.div_ceil(tiles.rows::<U>() / steps.halves()) * skinny.cluster;
         // Along one axis, so that a cluster is a run of cubes and there is none beyond the last.
         let cubes = cover(KERNEL, cubes, [self.device.max_cubes[0], 1, 1])?;
         // SAFETY: there is no cube beyond the last tile of outputs. Rows of the weight and of `x`, and their inputs, are
@@ -149,20 +235,23 @@ impl Launch<'_> {
                 with_axis(x, 0).into_tensor_arg(),
                 weight.into_tensor_arg(),
                 y.into_buffer_arg(),
+                epilogue,
+                NormArgsLaunch::new(gains.into(), epsilon),
                 d_in,
-                tiles,
-                skinny.cluster,
-                dtype,
+                settings,
+                [dtype, y_dtype],
             );
         }
         Ok(())
     }
 
     fn tiled<U: GemmMma>(self, tiled: Tiled) -> Result<()> {
-        let Problem { rows, d_in, d_out, dtype, .. } = self.problem;
-        let Gemm { x, weight, y } = self.gemm;
-        let tiles = tiled.tiles(dtype, false);
-        let cubes = rows.div_ceil(tiles.rows::<U>()) * d_out.div_ceil(tiles.columns::<U>());
+        let Problem { rows, d_in, d_out, dtype, y_dtype, gated, .. } = self.problem;
+        let Gemm { x, weight, y, epilogue, .. } = self.gemm;
+        let (epilogue, steps) = epilogue.unzip(self.client, d_out);
+        let tiles = tiled.tiles(dtype, false, gated);
+        let columns = tiles.columns::<U>() / steps.halves();
+        let cubes = rows.div_ceil(tiles.rows::<U>()) * d_out.div_ceil(columns);
         let cubes = cover(KERNEL, cubes, self.device.max_cubes)?;
         // SAFETY: a cube beyond the last tile stops. Rows, inputs and outputs are clamped to the shapes where they are
         // read, and compared with them where they are written. Vectors of 16 bytes divide every extent and stride, as
@@ -177,54 +266,49 @@ impl Launch<'_> {
                 x.into_tensor_arg(),
                 with_axis(weight, 0).into_tensor_arg(),
                 y.into_buffer_arg(),
+                epilogue,
                 d_in,
                 GROUP,
                 tiles,
-                dtype,
+                steps,
+                [dtype, y_dtype],
             );
         }
         Ok(())
     }
 
     fn warp_specialized(self, specialized: WarpSpecialized) -> Result<()> {
-        let Problem { rows, d_in, d_out, .. } = self.problem;
-        let Gemm { x, weight, y } = self.gemm;
-        let tiles = specialized.tiles(&self.problem);
-        let total = rows.div_ceil(ROWS) * d_out.div_ceil(tiles.outputs);
-        let cubes = match tiles.cluster {
+        let Problem { rows, d_in, d_out, dtype, .. } = self.problem;
+        let Gemm { x, weight, y, epilogue, .. } = self.gemm;
+        let (epilogue, steps) = epilogue.unzip(self.client, d_out);
+        let tiles = specialized.tiles(&self.problem, steps);
+        let total = rows.div_ceil(ROWS) * d_out.div_ceil(tiles.columns());
+        let count = match tiles.cluster {
             1 => total.min(self.device.cores.unwrap_or(1)),
             cluster => total * cluster,
         };
-        let cubes = cover(KERNEL, cubes, [self.device.max_cubes[0], 1, 1])?;
-        let maps = buffer(self.client, 2 * MAP_VECS, 16);
-        // SAFETY: two warps make a descriptor each, in shared memory of two and in the buffer of two. They know the
-        // shapes of `x` and `weight`, beyond which copies read nothing; vectors of 16 bytes divide every extent and
+        // Along one axis, so that there is no cube beyond the last.
+        let cubes = cover(KERNEL, count, [self.device.max_cubes[0], 1, 1])?;
+        let maps = buffer(self.client, count * CUBE_MAP_VECS, 16);
+        // SAFETY: two warps of a cube make a descriptor each, in shared memory and in a buffer of two for each cube. They
+        // know the shapes of `x` and `weight`, beyond which copies read nothing; vectors of 16 bytes divide every extent and
         // stride, as was checked. Each cube, or cluster, takes tiles below their number; rows and outputs are compared
         // with the shape of `y` where they are written. A part is not larger than the stages, of which there are 3.
         unsafe {
-            hopper::make_maps::launch_unchecked(
-                self.client,
-                CubeCount::Static(1, 1, 1),
-                CubeDim::new_2d(32, 2),
-                self.address,
-                x.into_tensor_arg(),
-                weight.into_tensor_arg(),
-                maps.clone().into_buffer_arg(),
-                d_in,
-                tiles.outputs as u32,
-            );
             hopper::warp_specialized::launch_unchecked(
                 self.client,
                 cubes,
                 CubeDim::new_2d(32, (PRODUCERS + CONSUMERS) as u32),
                 self.address,
+                x.into_tensor_arg(),
+                weight.into_tensor_arg(),
                 maps.into_buffer_arg(),
                 y.into_buffer_arg(),
-                rows,
+                epilogue,
                 d_in,
-                d_out,
                 specialized.group,
                 tiles,
+                dtype,
             );
         }
         Ok(())

@@ -12,9 +12,13 @@
 mod auto;
 mod blueprint;
 mod dot;
+mod epilogue;
+mod finish;
 mod hopper;
 mod launch;
+mod normed;
 mod raster;
+mod settings;
 mod skinny;
 mod stage;
 mod tile;
@@ -22,6 +26,10 @@ mod tiled;
 
 pub use auto::is_for;
 pub use blueprint::{Blueprint, Dot, Problem, Skinny, Tiled, WarpSpecialized};
-pub use launch::{Gemm, launch, launch_with};
+pub use epilogue::Epilogue;
+pub(crate) use epilogue::{EpilogueArgs, Steps};
+pub use finish::finish;
+pub use launch::{Dtypes, Gemm, launch, launch_with};
+pub use normed::RmsNorm;
 pub(crate) use stage::Place;
 pub(crate) use tile::gemm_tile;

@@ -10,9 +10,11 @@
 
 use cubecl::{ir::ElemType, prelude::*};
 
+use super::epilogue::{EpilogueArgs, store_at};
+use super::normed::{NormArgs, Normed, row_scale, square_vecs};
+use super::settings::SkinnySettings;
 use super::stage::{Place, fetch_stage};
 use crate::isa::nvidia::{form_clusters, load_shared_at, shared_address, sync_cluster};
-use crate::math::narrow;
 use crate::mma::{Fragment, GemmMma, GemmTileShape, column_step, product_vecs, wait_gemm_stage};
 use crate::staging::{Ring, Staging, Vec16, stages_ahead};
 
@@ -26,38 +28,43 @@ fn part_vecs<U: GemmMma>(tiles: GemmTileShape) -> usize {
     tiles.columns::<U>() * row_words(tiles.rows::<U>()) / 4
 }
 
-/// Vec16s of shared memory: the stages, and at the end the parts.
-pub(super) fn shared_vecs<U: GemmMma>(tiles: GemmTileShape) -> usize {
-    product_vecs::<U>(tiles).max(tiles.depth_planes * part_vecs::<U>(tiles))
+/// Vec16s of shared memory: the stages, and at the end the parts and the squares of a norm.
+pub(super) fn shared_vecs<U: GemmMma>(tiles: GemmTileShape, normed: bool) -> usize {
+    let squares = if normed { square_vecs::<U>(tiles) } else { 0 };
+    product_vecs::<U>(tiles).max(tiles.depth_planes * part_vecs::<U>(tiles) + squares)
 }
 
 /// `x`: `[1, rows, d_in]`, `weight`: `[d_out, d_in]`, in vec16s but with strides in elements; `y`: `[rows, d_out]`. In
-/// [`GemmTileShape`] the outputs are rows, and the rows of `x` are columns.
+/// [`GemmTileShape`] the rows of the weight are rows, and the rows of `x` are columns.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn skinny<U: GemmMma, E: Float, N: Size>(
+pub(super) fn skinny<U: GemmMma, E: Float, Y: Float, N: Size>(
     x: &Tensor<Vec16>,
     weight: &Tensor<Vec16>,
-    y: &mut [Vector<E, N>],
+    y: &mut [Vector<Y, N>],
+    epilogue: &EpilogueArgs<E>,
+    norm: &NormArgs,
     d_in: usize,
-    #[comptime] tiles: GemmTileShape,
-    #[comptime] cluster: usize,
-    #[define(E)] _dtype: ElemType,
+    #[comptime] config: SkinnySettings,
+    #[define(E, Y)] _dtypes: [ElemType; 2],
 ) {
-    let shared = Shared::<[Vec16]>::new_aligned_slice(comptime!(shared_vecs::<U>(tiles)), 128usize);
+    let tiles = comptime!(config.tiles);
+    let cluster = comptime!(config.cluster);
+    let vecs = comptime!(shared_vecs::<U>(tiles, config.norm.is_some()));
+    let shared = Shared::<[Vec16]>::new_aligned_slice(vecs, 128usize);
     let staged = comptime!(tiles.staged_vecs::<U>());
     let mut ring = Ring::new(shared, staged, comptime!(tiles.stage_vecs::<U>()), tiles.stages);
     if comptime!(cluster > 1) {
         form_clusters(cluster);
     }
     let rank = CUBE_POS % cluster;
-    let steps = d_in.div_ceil(tiles.depth).div_ceil(cluster);
-    let mut at = rank * steps * tiles.depth;
+    let part = d_in.div_ceil(tiles.depth).div_ceil(cluster) * tiles.depth;
+    let mut at = rank * part;
     let place = Place {
-        first_row: CUBE_POS / cluster * comptime!(tiles.rows::<U>()),
-        end_row: weight.shape(0),
+        first_row: CUBE_POS / cluster * comptime!(tiles.rows::<U>() / config.steps.halves()),
+        end_row: epilogue.d_out,
         first_column: 0usize.runtime(),
         matrix: 0usize.runtime(),
-        d_in: min(d_in, at + steps * tiles.depth),
+        d_in: min(d_in, at + part),
         d_out: x.shape(1),
     };
     let ahead = comptime!(stages_ahead(tiles.stages));
@@ -67,21 +74,33 @@ pub(super) fn skinny<U: GemmMma, E: Float, N: Size>(
     }
     let mut acc = Fragment::<U>::new(tiles.row_tiles, tiles.column_tiles);
     acc.clear();
+    let mut normed = Normed::new::<U>(config);
+    normed.load::<U>(norm, at, &place, tiles);
     while at < place.d_in {
         wait_gemm_stage::<U>(&mut ring, place.d_in - at, tiles);
         fetch_stage::<U>(&mut ring, weight, x, &place, at + comptime!(ahead * tiles.depth), ahead, tiles);
+        #[comptime]
+        if let Some(style) = config.norm {
+            normed.apply::<U, E>(&mut ring, &place, style, tiles);
+            // A stage before they are needed: loads take as long as a stage.
+            normed.load::<U>(norm, at + tiles.depth, &place, tiles);
+            sync_cube();
+        }
         U::multiply::<E>(&ring, &mut acc, tiles);
         ring.advance();
         at += tiles.depth;
     }
     U::Staging::wait(0usize);
     store_part::<U>(&mut ring, &acc, tiles);
+    if comptime!(config.norm.is_some()) {
+        normed.store::<U>(&mut ring, comptime!(tiles.depth_planes * part_vecs::<U>(tiles)), tiles);
+    }
     if comptime!(cluster > 1) {
         sync_cluster();
     } else {
         sync_cube();
     }
-    add_parts::<U, E, N>(y, &ring, &place, rank, tiles, cluster);
+    add_parts::<U, E, Y, N>(y, epilogue, norm, &ring, &place, d_in, config);
     // A cube must not exit while a peer may still read its shared memory.
     if comptime!(cluster > 1) {
         sync_cluster();
@@ -111,15 +130,20 @@ fn store_part<U: GemmMma>(ring: &mut Ring, acc: &Fragment<U>, #[comptime] tiles:
 
 /// Adds up the parts and stores the results, four outputs at a time. The cubes of a cluster share them.
 #[cube]
-fn add_parts<U: GemmMma, E: Float, N: Size>(
-    y: &mut [Vector<E, N>],
+fn add_parts<U: GemmMma, E: Float, Y: Float, N: Size>(
+    y: &mut [Vector<Y, N>],
+    epilogue: &EpilogueArgs<E>,
+    norm: &NormArgs,
     ring: &Ring,
     place: &Place,
-    rank: usize,
-    #[comptime] tiles: GemmTileShape,
-    #[comptime] cluster: usize,
+    d_in: usize,
+    #[comptime] config: SkinnySettings,
 ) {
-    let fours = comptime!(tiles.rows::<U>() / 4);
+    let tiles = comptime!(config.tiles);
+    let cluster = comptime!(config.cluster);
+    let rank = CUBE_POS % cluster;
+    let halves = comptime!(config.steps.halves());
+    let fours = comptime!(tiles.rows::<U>() / 4 / halves);
     let units = comptime!(tiles.planes() * U::PLANE * cluster);
     let base = shared_address_of(ring, cluster);
     // Whole planes go round together, as loads from peers want it.
@@ -131,18 +155,16 @@ fn add_parts<U: GemmMma, E: Float, N: Size>(
         let at = select(valid, at, 0usize);
         let (row, four) = (at / fours, at % fours);
         let vec = row * comptime!(row_words(tiles.rows::<U>()) / 4) + four;
-        let mut sum = Vector::<f32, Const<4>>::new(0.0f32);
-        #[unroll]
-        for peer in 0..cluster {
-            #[unroll]
-            for part in 0..tiles.depth_planes {
-                let vec = vec + comptime!(part * part_vecs::<U>(tiles));
-                sum += if comptime!(cluster > 1) {
-                    load_shared_at(base + vec as u32 * 16u32, comptime!(peer as u32).runtime())
-                } else {
-                    Vector::<f32, Const<4>>::reinterpret(ring.shared[vec])
-                };
-            }
+        let mut sum = sum_parts::<U>(ring, base, vec, tiles, cluster);
+        let mut up = sum;
+        if comptime!(halves > 1) {
+            up = sum_parts::<U>(ring, base, vec + fours, tiles, cluster);
+        }
+        if comptime!(config.norm.is_some()) {
+            let first = comptime!(tiles.depth_planes * part_vecs::<U>(tiles));
+            let scale = row_scale(norm, ring, base, row, d_in, first, config);
+            sum = sum * Vector::new(scale);
+            up = up * Vector::new(scale);
         }
         let output = place.first_row + four * 4;
         let width = N::value();
@@ -151,14 +173,42 @@ fn add_parts<U: GemmMma, E: Float, N: Size>(
             let column = output + comptime!(i * width);
             if valid && column < place.end_row {
                 let mut few = Vector::<f32, N>::empty();
+                let mut few_up = Vector::<f32, N>::empty();
                 #[unroll]
                 for e in 0..width {
                     few.insert(e, sum.extract(comptime!(i * width + e)));
+                    few_up.insert(e, up.extract(comptime!(i * width + e)));
                 }
-                y[(row * place.end_row + column) / width] = narrow::<E, N>(few);
+                let few = epilogue.finish::<N>(few, few_up, column, config.steps);
+                store_at::<Y, N>(y, (row * place.end_row + column) / width, few, config.steps);
             }
         }
     }
+}
+
+/// Four adjacent sums, at vec16 `vec` of each part, in the order of their inputs.
+#[cube]
+fn sum_parts<U: GemmMma>(
+    ring: &Ring,
+    base: u32,
+    vec: usize,
+    #[comptime] tiles: GemmTileShape,
+    #[comptime] cluster: usize,
+) -> Vector<f32, Const<4>> {
+    let mut sum = Vector::<f32, Const<4>>::new(0.0f32);
+    #[unroll]
+    for peer in 0..cluster {
+        #[unroll]
+        for part in 0..tiles.depth_planes {
+            let vec = vec + comptime!(part * part_vecs::<U>(tiles));
+            sum += if comptime!(cluster > 1) {
+                load_shared_at(base + vec as u32 * 16u32, comptime!(peer as u32).runtime())
+            } else {
+                Vector::<f32, Const<4>>::reinterpret(ring.shared[vec])
+            };
+        }
+    }
+    sum
 }
 
 /// The address of shared memory for loads from peers, if there are any.

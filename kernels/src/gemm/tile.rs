@@ -2,20 +2,22 @@
 
 use cubecl::prelude::*;
 
+use super::epilogue::{EpilogueArgs, Steps, store_at};
 use super::stage::{Place, fetch_stage};
-use crate::math::narrow;
 use crate::mma::{Fragment, GemmMma, GemmTileShape, column_step, product_vecs, wait_gemm_stage};
 use crate::staging::{Ring, Staging, Vec16, stages_ahead};
 
 /// Computes the rows and columns of a cube. `x`: `[rows, d_in]`, `weights`: `[matrices, d_in, d_out]` or
 /// `[matrices, d_out, d_in]`, in vec16s but with strides in elements; `y`: `[rows, d_out]`.
 #[cube]
-pub(crate) fn gemm_tile<U: GemmMma, E: Float>(
+pub(crate) fn gemm_tile<U: GemmMma, E: Float, Y: Float>(
     x: &Tensor<Vec16>,
     weights: &Tensor<Vec16>,
-    y: &mut [Vector<E, U::Run>],
+    y: &mut [Vector<Y, U::Run>],
+    epilogue: &EpilogueArgs<E>,
     place: &Place,
     #[comptime] tiles: GemmTileShape,
+    #[comptime] steps: Steps,
 ) {
     let shared = Shared::<[Vec16]>::new_aligned_slice(comptime!(product_vecs::<U>(tiles)), 128usize);
     let staged = comptime!(tiles.staged_vecs::<U>());
@@ -36,32 +38,39 @@ pub(crate) fn gemm_tile<U: GemmMma, E: Float>(
         at += tiles.depth;
     }
     U::Staging::wait(0usize);
-    store::<U, E>(y, place, &acc, tiles);
+    store::<U, E, Y>(y, epilogue, place, &acc, tiles, steps);
 }
 
 /// Stores the valid rows and columns.
 #[cube]
-fn store<U: GemmMma, E: Float>(
-    y: &mut [Vector<E, U::Run>],
+fn store<U: GemmMma, E: Float, Y: Float>(
+    y: &mut [Vector<Y, U::Run>],
+    epilogue: &EpilogueArgs<E>,
     place: &Place,
     acc: &Fragment<U>,
     #[comptime] tiles: GemmTileShape,
+    #[comptime] steps: Steps,
 ) {
     let plane = UNIT_POS_Y as usize;
+    let halves = comptime!(steps.halves());
     let first_row = place.first_row + plane % tiles.row_planes * comptime!(tiles.row_tiles * U::ROWS);
     let first_column = place.first_column
-        + plane / tiles.row_planes * comptime!(tiles.column_tiles * U::COLUMNS)
+        + plane / tiles.row_planes * comptime!(tiles.column_tiles * U::COLUMNS / halves)
         + U::column();
+    let runs = acc.lane_runs();
+    let runs = comptime!(runs / halves);
     #[unroll]
     for r in 0..acc.lane_rows() {
         let row = first_row + comptime!(r / U::LANE_ROWS * U::ROWS) + U::row(comptime!(r % U::LANE_ROWS));
         if row < place.end_row {
             #[unroll]
-            for run in 0..acc.lane_runs() {
+            for run in 0..runs {
                 let column = first_column + comptime!(column_step::<U>(run * U::RUN));
                 if column < place.d_out {
-                    y[(row * place.d_out + column) / comptime!(U::RUN)] =
-                        narrow::<E, U::Run>(acc.run(r, run));
+                    let up = acc.run(r, comptime!(run + (halves - 1) * runs));
+                    let sums = epilogue.finish::<U::Run>(acc.run(r, run), up, column, steps);
+                    let at = (row * place.d_out + column) / comptime!(U::RUN);
+                    store_at::<Y, U::Run>(y, at, sums, steps);
                 }
             }
         }

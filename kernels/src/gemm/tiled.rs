@@ -2,6 +2,7 @@
 
 use cubecl::{ir::ElemType, prelude::*};
 
+use super::epilogue::{EpilogueArgs, Steps};
 use super::raster::raster;
 use super::stage::Place;
 use super::tile::gemm_tile;
@@ -11,18 +12,21 @@ use crate::staging::Vec16;
 /// `x`: `[rows, d_in]`, `weight`: `[1, d_out, d_in]`, in vec16s but with strides in elements; `y`: `[rows, d_out]`. A cube
 /// has one tile; `group` rows of tiles are side by side.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn tiled<U: GemmMma, E: Float>(
+pub(super) fn tiled<U: GemmMma, E: Float, Y: Float>(
     x: &Tensor<Vec16>,
     weight: &Tensor<Vec16>,
-    y: &mut [Vector<E, U::Run>],
+    y: &mut [Vector<Y, U::Run>],
+    epilogue: &EpilogueArgs<E>,
     d_in: usize,
     group: usize,
     #[comptime] tiles: GemmTileShape,
-    #[define(E)] _dtype: ElemType,
+    #[comptime] steps: Steps,
+    #[define(E, Y)] _dtypes: [ElemType; 2],
 ) {
-    let (rows, d_out) = (x.shape(0), weight.shape(1));
+    let (rows, d_out) = (x.shape(0), epilogue.d_out);
+    let columns = comptime!(tiles.columns::<U>() / steps.halves());
     let row_tiles = rows.div_ceil(comptime!(tiles.rows::<U>()));
-    let column_tiles = d_out.div_ceil(comptime!(tiles.columns::<U>()));
+    let column_tiles = d_out.div_ceil(columns);
     if CUBE_POS >= row_tiles * column_tiles {
         terminate!();
     }
@@ -30,10 +34,10 @@ pub(super) fn tiled<U: GemmMma, E: Float>(
     let place = Place {
         first_row: row_tile * comptime!(tiles.rows::<U>()),
         end_row: rows,
-        first_column: column_tile * comptime!(tiles.columns::<U>()),
+        first_column: column_tile * columns,
         matrix: 0usize.runtime(),
         d_in,
         d_out,
     };
-    gemm_tile::<U, E>(x, weight, y, &place, tiles);
+    gemm_tile::<U, E, Y>(x, weight, y, epilogue, &place, tiles, steps);
 }

@@ -16,8 +16,8 @@ mod product;
 mod scalar;
 mod tile_shape;
 
-pub(crate) use fragment::{Accumulator, Fragment, column_step};
-pub(crate) use gemm::{GemmMma, GemmTileShape, product_vecs, w_at, w_copy, wait_gemm_stage, x_copy};
+pub(crate) use fragment::{Accumulator, Fragment, FragmentLayout, column_step};
+pub(crate) use gemm::{Gated, GemmMma, GemmTileShape, product_vecs, w_at, w_copy, wait_gemm_stage, x_copy};
 pub use kind::MmaKind;
 pub(crate) use kind::on_unit;
 pub(crate) use mfma::{Mfma16, Mfma32};

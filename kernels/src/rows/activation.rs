@@ -48,8 +48,9 @@ fn act_and_mul<F: Float, Y: Numeric, N: Size>(
     y[ABSOLUTE_POS] = encode::<Y, N>(product, &divisor(scale_of(scale, 0usize, code)), code);
 }
 
+/// The function of each element.
 #[cube]
-fn act<N: Size>(
+pub(crate) fn act<N: Size>(
     a: Vector<f32, N>,
     #[comptime] activation: Activation,
     #[comptime] machine: Machine,

@@ -88,7 +88,17 @@ fn tiled(device: &DeviceProfile, problem: &Problem) -> Result<Tiled> {
     }
     let tiled = Tiled::of(device, problem.dtype, tile_rows)?;
     let Problem { d_in, d_out, dtype, align, .. } = *problem;
-    let product = gemm::Problem { rows: tile_rows, d_in, d_out, dtype, align };
+    let product = gemm::Problem {
+        rows: tile_rows,
+        d_in,
+        d_out,
+        dtype,
+        y_dtype: dtype,
+        gated: false,
+        normed: false,
+        batch_invariant: false,
+        align,
+    };
     tiled.check(device, &product, problem.by_input)?;
     Ok(tiled)
 }

@@ -8,7 +8,7 @@ use crate::device::tensor::{
     Result, addresses, alignment, contiguous, offset_alignment, rows, shape, vector,
 };
 use crate::device::{DeviceProfile, Refusal};
-use crate::gemm::Tiled;
+use crate::gemm::{Epilogue, Tiled};
 use crate::mma::{GemmMma, on_unit};
 
 const KERNEL: &str = "segment_gemm";
@@ -88,7 +88,8 @@ fn launch_tiled<U: GemmMma>(
 ) -> Result<()> {
     let SegmentGemm { x, weights, y, work_items, by_input, .. } = gemm;
     let Problem { d_in, d_out, dtype, .. } = *problem;
-    let tiles = tiled.tiles(dtype, by_input);
+    let (epilogue, steps) = Epilogue::default().unzip(client, d_out);
+    let tiles = tiled.tiles(dtype, by_input, false);
     let count = work_items.size() / WORK_WORDS;
     let cubes = count * d_out.div_ceil(tiles.columns::<U>());
     let cubes = cover(KERNEL, cubes, DeviceProfile::of(client).max_cubes)?;
@@ -109,10 +110,11 @@ fn launch_tiled<U: GemmMma>(
             weights.into_tensor_arg(),
             y.into_buffer_arg(),
             work_items.into_buffer_arg(),
+            epilogue,
             count,
             d_in,
-            d_out,
             tiles,
+            steps,
             dtype,
         );
     }

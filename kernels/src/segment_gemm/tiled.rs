@@ -7,7 +7,7 @@
 use cubecl::{ir::ElemType, prelude::*};
 
 use super::work::WORK_WORDS;
-use crate::gemm::{Place, gemm_tile};
+use crate::gemm::{EpilogueArgs, Place, Steps, gemm_tile};
 use crate::mma::{GemmMma, GemmTileShape};
 use crate::staging::Vec16;
 
@@ -20,13 +20,15 @@ pub(super) fn segment_gemm<U: GemmMma, E: Float>(
     weights: &Tensor<Vec16>,
     y: &mut [Vector<E, U::Run>],
     work_items: &[i32],
+    epilogue: &EpilogueArgs<E>,
     count: usize,
     d_in: usize,
-    d_out: usize,
     #[comptime] tiles: GemmTileShape,
+    #[comptime] steps: Steps,
     #[define(E)] _dtype: ElemType,
 ) {
     let columns = comptime!(tiles.columns::<U>());
+    let d_out = epilogue.d_out;
     let blocks = d_out.div_ceil(columns);
     let index = CUBE_POS / blocks;
     if index >= count {
@@ -41,5 +43,5 @@ pub(super) fn segment_gemm<U: GemmMma, E: Float>(
         d_in,
         d_out,
     };
-    gemm_tile::<U, E>(x, weights, y, &place, tiles);
+    gemm_tile::<U, E, E>(x, weights, y, epilogue, &place, tiles, steps);
 }

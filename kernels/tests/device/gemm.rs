@@ -1,7 +1,8 @@
 //! Linear layers, by every kernel that the device has.
 
+use burn_flashinfer_kernels::activation::Activation;
 use burn_flashinfer_kernels::gemm::{
-    Blueprint, Dot, Gemm, Skinny, Tiled, WarpSpecialized, launch, launch_with,
+    Blueprint, Dot, Dtypes, Epilogue, Gemm, RmsNorm, Skinny, Tiled, WarpSpecialized, launch, launch_with,
 };
 use burn_flashinfer_kernels::{DeviceProfile, Instruction, MmaKind, Refusal};
 use cubecl::client::Client;
@@ -10,47 +11,195 @@ use crate::host::{Device, Random, Type, assert_close, device_tests};
 
 device_tests!(few_rows, tiles, warpgroups);
 
+/// What follows the product.
+#[derive(Debug, Clone, Copy)]
+struct Steps {
+    norm: bool,
+    bias: bool,
+    gate: Option<Activation>,
+    soft_cap: Option<f32>,
+    add: bool,
+    /// `y` is f32.
+    wide: bool,
+}
+
+const EPSILON: f32 = 1e-5;
+const ONE_MORE: bool = true;
+const PLAIN: Steps = Steps { norm: false, bias: false, gate: None, soft_cap: None, add: false, wide: false };
+const EPILOGUES: [Steps; 6] = [
+    Steps { gate: Some(Activation::Silu), ..PLAIN },
+    Steps { bias: true, wide: true, ..PLAIN },
+    Steps { bias: true, gate: Some(Activation::GeluTanh), add: true, ..PLAIN },
+    Steps { norm: true, add: true, ..PLAIN },
+    Steps { norm: true, gate: Some(Activation::Silu), ..PLAIN },
+    Steps { gate: Some(Activation::Gelu), soft_cap: Some(2.0), add: true, wide: true, ..PLAIN },
+];
+
 /// A problem with gaps of NaN between rows, its result in f64, and that of f32 sums.
 struct Case {
     x: Vec<f64>,
     weight: Vec<f64>,
+    gains: Vec<f64>,
+    bias: Vec<f64>,
+    residual: Vec<f64>,
     shape: [usize; 3],
     dtype: Type,
+    steps: Steps,
 }
 
 impl Case {
-    fn new(random: &mut Random, shape: [usize; 3], dtype: Type) -> Self {
+    /// Rows, inputs and outputs of `shape`.
+    fn new(random: &mut Random, shape: [usize; 3], dtype: Type, steps: Steps) -> Self {
         let [rows, d_in, d_out] = shape;
+        let weight_rows = if steps.gate.is_some() { 2 * d_out } else { d_out };
         let x = random.floats(rows * d_in, dtype, 1.0);
-        Self { x, weight: random.floats(d_out * d_in, dtype, 1.0), shape, dtype }
+        let weight = random.floats(weight_rows * d_in, dtype, 1.0);
+        let gains = random.floats(d_in, dtype, 1.0);
+        let bias = random.floats(weight_rows, dtype, 1.0);
+        let residual = random.floats(rows * d_out, if steps.wide { Type::F32 } else { dtype }, 1.0);
+        Self { x, weight, gains, bias, residual, shape, dtype, steps }
+    }
+
+    fn y_type(&self) -> Type {
+        if self.steps.wide { Type::F32 } else { self.dtype }
+    }
+
+    fn y(&self, client: &Client) -> Device {
+        let shape = [self.shape[0], self.shape[2]];
+        match self.steps.add {
+            true => Device::new(client, self.y_type(), &self.residual, &shape),
+            false => Device::poisoned(client, self.y_type(), &shape),
+        }
     }
 
     fn gemm(&self, client: &Client, y: &Device) -> Gemm {
-        let [rows, d_in, d_out] = self.shape;
+        let [rows, d_in, _] = self.shape;
         let strided =
             |data, rows| Device::strided(client, self.dtype, data, &[rows, d_in], &[d_in + 8, 1]).binding();
-        Gemm { x: strided(&self.x, rows), weight: strided(&self.weight, d_out), y: y.binding() }
+        let bias = || Device::new(client, self.dtype, &self.bias, &[self.bias.len()]).binding();
+        Gemm {
+            x: strided(&self.x, rows),
+            weight: strided(&self.weight, self.bias.len()),
+            y: y.binding(),
+            norm: self.steps.norm.then(|| RmsNorm {
+                weight: Device::new(client, self.dtype, &self.gains, &[d_in]).binding(),
+                epsilon: EPSILON,
+                one_more: ONE_MORE,
+            }),
+            epilogue: Epilogue {
+                bias: self.steps.bias.then(bias),
+                gate: self.steps.gate,
+                soft_cap: self.steps.soft_cap,
+                add: self.steps.add,
+            },
+            batch_invariant: false,
+        }
+    }
+
+    /// `x`, or its norm.
+    fn normed(&self) -> Vec<f64> {
+        let d_in = self.shape[1];
+        if !self.steps.norm {
+            return self.x.clone();
+        }
+        let of_row = |row: &[f64]| {
+            let square = row.iter().map(|x| x * x).sum::<f64>() / d_in as f64;
+            let factor = 1.0 / (square + f64::from(EPSILON)).sqrt();
+            let gain = |gain: &f64| if ONE_MORE { gain + 1.0 } else { *gain };
+            row.iter().zip(&self.gains).map(|(x, g)| x * factor * gain(g)).collect::<Vec<f64>>()
+        };
+        self.x.chunks_exact(d_in).flat_map(of_row).collect()
+    }
+
+    /// The output of a row, from its sum with a row of the weight and that with the other half's.
+    fn finish(&self, sum: f64, up: f64, row: usize, output: usize) -> f64 {
+        let Steps { bias, gate, soft_cap, add, .. } = self.steps;
+        let d_out = self.shape[2];
+        let with_bias = |sum, at: usize| if bias { sum + self.bias[at] } else { sum };
+        let mut y = with_bias(sum, output);
+        if let Some(activation) = gate {
+            y = act(activation, y) * with_bias(up, d_out + output);
+        }
+        if let Some(cap) = soft_cap {
+            y = f64::from(cap) * (y / f64::from(cap)).tanh();
+        }
+        if add { y + self.residual[row * d_out + output] } else { y }
     }
 
     /// Checks the kernel, or the one that is chosen.
     fn check(&self, client: &Client, blueprint: Option<Blueprint>) {
-        let ([rows, d_in, d_out], dtype) = (self.shape, self.dtype);
-        let y = Device::poisoned(client, dtype, &[rows, d_out]);
+        let [rows, d_in, d_out] = self.shape;
+        let y = self.y(client);
         let gemm = self.gemm(client, &y);
+        let dtypes = Dtypes { x: self.dtype.elem(), y: self.y_type().elem() };
         match blueprint {
-            Some(blueprint) => launch_with(client, gemm, dtype.elem(), blueprint),
-            None => launch(client, gemm, dtype.elem()),
+            Some(blueprint) => launch_with(client, gemm, dtypes, blueprint),
+            None => launch(client, gemm, dtypes),
         }
         .expect("launches");
         let (mut wanted, mut baseline) = (vec![], vec![]);
+        let normed = self.normed();
         for (row, output) in (0..rows).flat_map(|row| (0..d_out).map(move |output| (row, output))) {
-            let pairs = (0..d_in).map(|i| (self.x[row * d_in + i], self.weight[output * d_in + i]));
-            wanted.push(pairs.clone().map(|(x, w)| x * w).sum());
-            let sum: f32 = pairs.map(|(x, w)| x as f32 * w as f32).sum();
-            baseline.push(dtype.round(sum.into()));
+            let weight = |output: usize| self.weight[output * d_in..][..d_in].iter();
+            let x = &normed[row * d_in..][..d_in];
+            let exact = |output| x.iter().zip(weight(output)).map(|(x, w)| x * w).sum::<f64>();
+            let sum = |output| {
+                let products =
+                    x.iter().zip(weight(output)).map(|(&x, &w)| self.dtype.round(x) as f32 * w as f32);
+                f64::from(products.sum::<f32>())
+            };
+            let up = if self.steps.gate.is_some() { d_out + output } else { output };
+            wanted.push(self.finish(exact(output), exact(up), row, output));
+            let rounded = self.finish(sum(output), sum(up), row, output);
+            baseline.push(self.y_type().round(rounded));
         }
-        let what = format!("{dtype:?} {:?} {blueprint:?}", self.shape);
+        let what = format!("{:?} {:?} {:?} {blueprint:?}", self.dtype, self.shape, self.steps);
         assert_close(&what, &y.read(client), &wanted, &baseline);
+    }
+}
+
+fn act(activation: Activation, a: f64) -> f64 {
+    match activation {
+        Activation::Silu => a / (1.0 + (-a).exp()),
+        Activation::Gelu => a * normal_cdf(a),
+        Activation::GeluTanh => {
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (a + 0.044_715 * a * a * a);
+            a / 2.0 * (1.0 + u.tanh())
+        }
+    }
+}
+
+/// `Φ(a)`, by Simpson's rule.
+fn normal_cdf(a: f64) -> f64 {
+    let (steps, end) = (400, a.clamp(-9.0, 9.0));
+    let density = |x: f64| (-x * x / 2.0).exp() / (2.0 * std::f64::consts::PI).sqrt();
+    let h = end / f64::from(steps);
+    let weight = |i| {
+        if i == 0 || i == steps {
+            1.0
+        } else if i % 2 == 1 {
+            4.0
+        } else {
+            2.0
+        }
+    };
+    0.5 + h / 3.0 * (0..=steps).map(|i| weight(i) * density(f64::from(i) * h)).sum::<f64>()
+}
+
+/// Each kernel with a plain store, and with some other epilogue of [`EPILOGUES`].
+fn check(random: &mut Random, client: &Client, shape: [usize; 3], dtype: Type, blueprint: Option<Blueprint>) {
+    let other = EPILOGUES[random.below(EPILOGUES.len())];
+    let on_cpu = client.properties().hardware.num_cpu_cores.is_some();
+    // A CPU compiles each for seconds.
+    let all = if on_cpu && random.below(2) == 0 {
+        vec![PLAIN]
+    } else if on_cpu {
+        vec![other]
+    } else {
+        vec![PLAIN, other]
+    };
+    for steps in all {
+        Case::new(random, shape, dtype, steps).check(client, blueprint);
     }
 }
 
@@ -91,21 +240,24 @@ fn few_rows(client: Client) {
                 // Without clusters the same inputs by one cube.
                 let cluster = if is_hopper(&client) { cluster } else { 1 };
                 let depth_vecs = 4 * depth_planes * (1 + i);
-                // A tile of one lane has one output.
-                let output_tiles = if unit == MmaKind::Scalar1 { 4 * output_tiles } else { output_tiles };
-                Case::new(&mut random, shape, dtype).check(
-                    &client,
-                    Some(Blueprint::Skinny(Skinny {
-                        unit,
-                        output_tiles,
-                        output_planes,
-                        row_tiles: row_tiles * (1 + i),
-                        depth_planes,
-                        depth_vecs,
-                        stages,
-                        cluster,
-                    })),
-                );
+                // A tile of one lane has one output, and outputs are stored in fours.
+                let output_tiles = if unit == MmaKind::Scalar1 { 8 * output_tiles } else { output_tiles };
+                let blueprint = Blueprint::Skinny(Skinny {
+                    unit,
+                    output_tiles,
+                    output_planes,
+                    row_tiles: row_tiles * (1 + i),
+                    depth_planes,
+                    depth_vecs,
+                    stages,
+                    cluster,
+                    norm: dtype != Type::F16,
+                });
+                check(&mut random, &client, shape, dtype, Some(blueprint));
+                if cluster > 1 || shape[0] == 3 {
+                    let normed = Steps { norm: true, bias: true, gate: Some(Activation::Silu), ..PLAIN };
+                    Case::new(&mut random, shape, dtype, normed).check(&client, Some(blueprint));
+                }
             }
         }
     }
@@ -129,14 +281,14 @@ fn tiles(client: Client) {
                     depth_vecs,
                     stages,
                 };
-                Case::new(&mut random, shape, dtype).check(&client, Some(Blueprint::Tiled(tiled)));
+                check(&mut random, &client, shape, dtype, Some(Blueprint::Tiled(tiled)));
             }
             if !on_cpu {
                 for shape in [[4, 57, 19], [21, 57, 19], [100, 72, 136], [17, 200, 1048]] {
-                    Case::new(&mut random, shape, dtype).check(&client, None);
+                    check(&mut random, &client, shape, dtype, None);
                 }
-                Case::new(&mut random, [6, 37, 50], dtype)
-                    .check(&client, Some(Blueprint::Dot(Dot { rows: 4 })));
+                let dot = Blueprint::Dot(Dot { rows: 4 });
+                check(&mut random, &client, [6, 37, 50], dtype, Some(dot));
             }
         }
     }
@@ -145,8 +297,8 @@ fn tiles(client: Client) {
 fn warpgroups(client: Client) {
     let mut random = Random::new(62);
     if !is_hopper(&client) {
-        let case = Case::new(&mut random, [129, 64, 64], Type::BF16);
-        let y = Device::poisoned(&client, case.dtype, &[129, 64]);
+        let case = Case::new(&mut random, [129, 64, 64], Type::BF16, PLAIN);
+        let y = case.y(&client);
         let blueprint = WarpSpecialized { outputs: 64, stages: 4, cluster: 1, group: 1 };
         let blueprint = Blueprint::WarpSpecialized(blueprint);
         let refused = launch_with(&client, case.gemm(&client, &y), case.dtype.elem(), blueprint);
@@ -163,8 +315,11 @@ fn warpgroups(client: Client) {
         (Type::F16, [700, 64, 1000], 128, 4),
         (Type::BF16, [65, 2000, 40], 64, 8),
         (Type::BF16, [70, 1024, 96], 96, 1),
+        (Type::BF16, [140, 136, 224], 224, 1),
     ] {
         let blueprint = Blueprint::WarpSpecialized(WarpSpecialized { outputs, stages: 4, cluster, group: 2 });
-        Case::new(&mut random, shape, dtype).check(&client, Some(blueprint));
+        for steps in [PLAIN].into_iter().chain(EPILOGUES) {
+            Case::new(&mut random, shape, dtype, steps).check(&client, Some(blueprint));
+        }
     }
 }

@@ -21,13 +21,18 @@ pub(super) fn act_and_mul(
             x: in_rows(x).binding(),
             y: y.clone().binding(),
             quantized: quantized(rounding),
-            activation: match activation {
-                Activation::Silu => kernels::Activation::Silu,
-                Activation::Gelu => kernels::Activation::Gelu,
-                Activation::GeluTanh => kernels::Activation::GeluTanh,
-            },
+            activation: function(activation),
         };
         launched(kernels::launch(&client, act, dtype));
     }
     rows_of(y)
+}
+
+/// The function as the kernels take it.
+pub(super) fn function(activation: Activation) -> kernels::Activation {
+    match activation {
+        Activation::Silu => kernels::Activation::Silu,
+        Activation::Gelu => kernels::Activation::Gelu,
+        Activation::GeluTanh => kernels::Activation::GeluTanh,
+    }
 }

@@ -1,40 +1,108 @@
 //! Linear layers.
 
-use burn::backend::{cubecl::dtype_to_storage_type, ops::FloatTensorOps};
+use burn::backend::{DType, cubecl::dtype_to_storage_type, ops::FloatTensorOps};
 use burn_cubecl::{
     CubeBackend,
+    cubecl::prelude::TensorBinding,
     kernel::matmul::{MatmulStrategy, matmul},
+    kernel::{cast, into_contiguous},
     tensor::CubeTensor,
 };
 use burn_flashinfer_kernels::DeviceProfile;
-use burn_flashinfer_kernels::gemm::{self, Gemm};
+use burn_flashinfer_kernels::gemm::{self, Dtypes, Epilogue, Gemm, RmsNorm};
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::{launch::launch_ref, multi_level};
 use cubek::std::InputBinding;
 
+use super::activation::function;
+use super::norm;
 use super::tensor::{empty_like, in_rows, launched, refused};
+use crate::extension::{MaybeFloats, Rounding, Rows};
+use crate::types::{LinearParams, RmsNormStyle};
 
-pub(super) fn matmul_nt(x: CubeTensor, weight: CubeTensor) -> CubeTensor {
-    let [rows, columns] = [x.meta.shape()[0], weight.meta.shape()[0]];
-    let y = empty_like(&x, [rows, columns].into(), x.dtype);
+pub(super) fn linear(
+    x: CubeTensor,
+    weight: CubeTensor,
+    norm: MaybeFloats<CubeBackend>,
+    bias: MaybeFloats<CubeBackend>,
+    residual: MaybeFloats<CubeBackend>,
+    params: LinearParams,
+) -> CubeTensor {
+    let [rows, columns] = [x.meta.shape()[0], params.outputs(weight.meta.shape()[0])];
+    let (add, y) = match residual {
+        MaybeFloats::Some(residual) => (true, in_place(residual)),
+        MaybeFloats::None => (false, empty_like(&x, [rows, columns].into(), params.dtype)),
+    };
     if rows == 0 {
         return y;
     }
-    if gemm::is_for(&DeviceProfile::of(&x.client), rows) {
-        let (client, dtype) = (x.client.clone(), dtype_to_storage_type(x.dtype));
+    let epilogue =
+        Epilogue { bias: dense(bias), gate: params.gate.map(function), soft_cap: params.soft_cap, add };
+    let client = x.client.clone();
+    let dtypes = Dtypes { x: dtype_to_storage_type(x.dtype), y: dtype_to_storage_type(params.dtype) };
+    if gemm::is_for(&DeviceProfile::of(&client), rows) {
         let (x, weight) = (in_rows(x).binding(), in_rows(weight).binding());
-        launched(gemm::launch(&client, Gemm { x, weight, y: y.clone().binding() }, dtype));
+        let one_more = params.style == RmsNormStyle::Gemma;
+        let norm = dense(norm).map(|weight| RmsNorm { weight, epsilon: params.epsilon, one_more });
+        launched(gemm::launch(
+            &client,
+            Gemm {
+                x,
+                weight,
+                y: y.clone().binding(),
+                norm,
+                epilogue,
+                batch_invariant: params.batch_invariant,
+            },
+            dtypes,
+        ));
         return y;
     }
+    let x = match norm {
+        MaybeFloats::None => x,
+        MaybeFloats::Some(weight) => rms_norm(x, weight, params),
+    };
+    if epilogue.is_empty() && dtypes.x == dtypes.y {
+        return burns_product(x, weight);
+    }
+    let wide = |tensor: CubeTensor| cast(tensor, DType::F32);
+    let sums = into_contiguous(burns_product(wide(x), wide(weight)));
+    launched(gemm::finish(&client, sums.binding(), y.clone().binding(), epilogue, dtypes));
+    y
+}
+
+fn dense(floats: MaybeFloats<CubeBackend>) -> Option<TensorBinding> {
+    match floats {
+        MaybeFloats::Some(floats) => Some(into_contiguous(floats).binding()),
+        MaybeFloats::None => None,
+    }
+}
+
+fn rms_norm(x: CubeTensor, weight: CubeTensor, params: LinearParams) -> CubeTensor {
+    let none = Rounding { scale: MaybeFloats::None, format: None };
+    match norm::rms_norm(x, weight, none, params.epsilon, params.style) {
+        Rows::Floats(normed) | Rows::Codes(normed) => normed,
+    }
+}
+
+/// The residual, contiguous, to be written.
+fn in_place(residual: CubeTensor) -> CubeTensor {
+    let residual = into_contiguous(residual);
+    if residual.can_mut() && residual.is_nonoverlapping() { residual } else { residual.copy() }
+}
+
+/// Burn's `x · weightᵀ`, where this crate has no kernel.
+fn burns_product(x: CubeTensor, weight: CubeTensor) -> CubeTensor {
+    let shape = [x.meta.shape()[0], weight.meta.shape()[0]];
     // A view: Burn's product reads the weight column by column and accumulates f16 and bf16 in f32.
     let weight = CubeBackend::float_swap_dims(weight, 0, 1);
     // On a CPU each unit of Burn's kernel is a thread that spins until the others have come: where these were 8 on 2 busy
     // cores, one product took 53 s.
     if !cfg!(feature = "autotune") {
-        return naive_matmul(x, weight, [rows, columns]);
+        return naive_matmul(x, weight, shape);
     }
     matmul(x.clone(), weight.clone(), None, MatmulStrategy::default(), x.dtype)
-        .unwrap_or_else(|_| naive_matmul(x, weight, [rows, columns]))
+        .unwrap_or_else(|_| naive_matmul(x, weight, shape))
 }
 
 /// `x · weight`, slowly, for shapes that Burn refuses. Without autotuning it has one kernel, which for most

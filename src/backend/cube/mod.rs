@@ -24,7 +24,7 @@ use crate::extension::{
     Attended, Batch, BitSegments, FlashInferBackend, KvTensors, Limit, MaybeFloats, MaybeInts, NormedSum,
     Pages, RotatedAndAppended, Rotations, Rounding, Rows,
 };
-use crate::types::{Activation, AttentionParams, BitOrder, Fp8, RmsNormStyle, WeightLayout};
+use crate::types::{Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, WeightLayout};
 
 pub(crate) use device::{MAX_TOP_K, has_bytes, has_fnuz, has_wide_integers, memory, unsupported_dtype};
 
@@ -224,7 +224,14 @@ impl FlashInferBackend for CubeBackend {
         segment_gemm::segment_gemm(x, weights, work_items, tile_rows, layout)
     }
 
-    fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        linear::matmul_nt(x, weight)
+    fn linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        norm: MaybeFloats<Self>,
+        bias: MaybeFloats<Self>,
+        residual: MaybeFloats<Self>,
+        params: LinearParams,
+    ) -> FloatTensor<Self> {
+        linear::linear(x, weight, norm, bias, residual, params)
     }
 }

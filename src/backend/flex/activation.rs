@@ -26,7 +26,7 @@ pub(super) fn act_and_mul<E: Float, Y: Float>(x: FlexTensor, activation: Activat
 
 per_instruction_set! {
     /// `y = act(a) · b`.
-    fn gated<E: Float, Y: Float>(a: &[E], b: &[E], activation: Activation, y: &mut [Y]) {
+    pub(super) fn gated<E: Float, Y: Float>(a: &[E], b: &[E], activation: Activation, y: &mut [Y]) {
         match_target! {
             "x86_64+avx512f" => gated_body::<E, Y, true>(a, b, activation, y),
             "x86_64+avx2+fma" => gated_body::<E, Y, true>(a, b, activation, y),

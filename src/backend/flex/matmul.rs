@@ -6,14 +6,13 @@
 
 use std::array::from_fn;
 
-use burn_flex::FlexTensor;
 use multiversion::target::match_target;
 use rayon::prelude::*;
 
 use super::float::{Float, widen_row};
 use super::scratch::{cut, with_scratch};
 use super::simd::{self, KEYS, per_instruction_set};
-use super::view::{self, Rows, dims, with_rows};
+use super::view::Rows;
 
 /// Rows of `x` up to which the product is bound by reading the weights.
 const FEW_ROWS: usize = 8;
@@ -26,27 +25,28 @@ const COLUMNS: usize = 64;
 /// Elements of a row of a panel.
 const DEPTH: usize = 512;
 
-/// `x · weightᵀ` for `x` `[rows, in]` and `weight` `[out, in]`.
-pub(super) fn matmul_nt<E: Float>(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
-    let dtype = x.dtype();
-    let (x, weight) = (with_rows(x), with_rows(weight));
-    let ([rows, depth], [columns, _]) = (dims(&x), dims(&weight));
-    let (x, weight): (Rows<'_, E, 1>, Rows<'_, E, 1>) = (Rows::of(&x), Rows::of(&weight));
-    let mut output = vec![E::narrow(0.0); rows * columns];
-    rows_nt(x, weight, [rows, depth], &mut output);
-    view::tensor(output, [rows, columns], dtype)
-}
-
 /// `output = x · weightᵀ` for as many rows of `weight` as `output` has columns.
-pub(super) fn rows_nt<E: Float>(
+pub(super) fn rows_nt<E: Float, Y: Float>(
     x: Rows<'_, E, 1>,
     weight: Rows<'_, E, 1>,
     [rows, depth]: [usize; 2],
-    output: &mut [E],
+    output: &mut [Y],
 ) {
     if !output.is_empty() && depth > 0 {
         let product = Product { x, weight, rows, depth };
         if rows <= FEW_ROWS { product.few(output) } else { product.many(output) }
+    }
+}
+
+/// [`rows_nt`] in one order of sums for any number of rows.
+pub(super) fn many_rows_nt<E: Float, Y: Float>(
+    x: Rows<'_, E, 1>,
+    weight: Rows<'_, E, 1>,
+    [rows, depth]: [usize; 2],
+    output: &mut [Y],
+) {
+    if !output.is_empty() && depth > 0 {
+        Product { x, weight, rows, depth }.many(output);
     }
 }
 
@@ -67,7 +67,7 @@ fn pieces<T: Send>(data: &mut [T], piece: usize, parallel: bool, work: impl Fn(u
 }
 
 impl<E: Float> Product<'_, E> {
-    fn few(&self, output: &mut [E]) {
+    fn few<Y: Float>(&self, output: &mut [Y]) {
         let (rows, depth) = (self.rows, self.depth);
         let columns = output.len() / rows;
         let parallel = rows * depth * columns >= PARALLEL;
@@ -83,7 +83,7 @@ impl<E: Float> Product<'_, E> {
                 return;
             }
             // In the order of columns, so that a thread owns contiguous memory; transposed at the end.
-            let mut by_column = vec![E::narrow(0.0); output.len()];
+            let mut by_column = vec![Y::narrow(0.0); output.len()];
             pieces(&mut by_column, piece * rows, parallel, |at, output| few(self, wide, at * piece, output));
             for (row, output) in output.chunks_exact_mut(columns).enumerate() {
                 for (output, column) in output.iter_mut().zip(by_column.chunks_exact(rows)) {
@@ -93,7 +93,7 @@ impl<E: Float> Product<'_, E> {
         });
     }
 
-    fn many(&self, output: &mut [E]) {
+    fn many<Y: Float>(&self, output: &mut [Y]) {
         let (rows, depth) = (self.rows, self.depth);
         let columns = output.len() / rows;
         let parallel = rows * depth * columns >= PARALLEL;
@@ -119,7 +119,7 @@ impl<E: Float> Product<'_, E> {
             let by_column: &[f32] = &by_column;
             pieces(output, columns, parallel, |row, output| {
                 for (output, column) in output.iter_mut().zip(by_column.chunks_exact(padded)) {
-                    *output = E::narrow(column[row]);
+                    *output = Y::narrow(column[row]);
                 }
             });
         });
@@ -192,43 +192,50 @@ fn many_body<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize>(
 
 per_instruction_set! {
     /// `output[column - first, row] = x[row] · weight[column]` for as many columns as there is output.
-    fn few<E: Float>(product: &Product<'_, E>, x: &[f32], first: usize, output: &mut [E]) {
+    fn few<E: Float, Y: Float>(product: &Product<'_, E>, x: &[f32], first: usize, output: &mut [Y]) {
         match_target! {
-            "x86_64+avx512f" => few_body::<E, true, 16>(product, x, first, output),
-            "x86_64+avx2+fma" => few_body::<E, true, 8>(product, x, first, output),
-            "aarch64+neon" => few_body::<E, true, 8>(product, x, first, output),
-            _ => few_body::<E, false, 4>(product, x, first, output),
+            "x86_64+avx512f" => few_body::<E, Y, true, 16>(product, x, first, output),
+            "x86_64+avx2+fma" => few_body::<E, Y, true, 8>(product, x, first, output),
+            "aarch64+neon" => few_body::<E, Y, true, 8>(product, x, first, output),
+            _ => few_body::<E, Y, false, 4>(product, x, first, output),
         }
     }
 }
 
 #[inline(always)]
-fn few_body<E: Float, const FMA: bool, const LANES: usize>(
+fn few_body<E: Float, Y: Float, const FMA: bool, const LANES: usize>(
     product: &Product<'_, E>,
     x: &[f32],
     first: usize,
-    output: &mut [E],
+    output: &mut [Y],
 ) {
     let rows = product.rows;
     let mut row = 0;
     while row < rows {
         let x = &x[row * product.depth..];
         row += match rows - row {
-            1 => few_rows::<E, FMA, LANES, 1, 8>(product, x, first, row, output),
-            2 | 3 => few_rows::<E, FMA, LANES, 2, 4>(product, x, first, row, output),
-            _ => few_rows::<E, FMA, LANES, 4, 2>(product, x, first, row, output),
+            1 => few_rows::<E, Y, FMA, LANES, 1, 8>(product, x, first, row, output),
+            2 | 3 => few_rows::<E, Y, FMA, LANES, 2, 4>(product, x, first, row, output),
+            _ => few_rows::<E, Y, FMA, LANES, 4, 2>(product, x, first, row, output),
         };
     }
 }
 
 /// The products of the first `ROWS` rows of `x`, which are the rows `row..` of the output.
 #[inline(always)]
-fn few_rows<E: Float, const FMA: bool, const LANES: usize, const ROWS: usize, const COLUMNS: usize>(
+fn few_rows<
+    E: Float,
+    Y: Float,
+    const FMA: bool,
+    const LANES: usize,
+    const ROWS: usize,
+    const COLUMNS: usize,
+>(
     product: &Product<'_, E>,
     x: &[f32],
     first: usize,
     row: usize,
-    output: &mut [E],
+    output: &mut [Y],
 ) -> usize {
     let mut x_rows = [x; ROWS];
     for (row, x_row) in x_rows.iter_mut().enumerate() {
@@ -244,7 +251,7 @@ fn few_rows<E: Float, const FMA: bool, const LANES: usize, const ROWS: usize, co
         let dots = simd::dots::<E, FMA, LANES, ROWS, COLUMNS>(x_rows, weights);
         for (i, dots) in dots.iter().enumerate() {
             for (j, dot) in dots.iter().enumerate() {
-                output[(column + j) * product.rows + row + i] = E::narrow(*dot);
+                output[(column + j) * product.rows + row + i] = Y::narrow(*dot);
             }
         }
     }
@@ -252,7 +259,7 @@ fn few_rows<E: Float, const FMA: bool, const LANES: usize, const ROWS: usize, co
         let weight = [product.weight.row([first + column])];
         let dots = simd::dots::<E, FMA, LANES, ROWS, 1>(x_rows, weight);
         for (i, [dot]) in dots.into_iter().enumerate() {
-            output[column * product.rows + row + i] = E::narrow(dot);
+            output[column * product.rows + row + i] = Y::narrow(dot);
         }
     }
     ROWS
@@ -262,6 +269,7 @@ fn few_rows<E: Float, const FMA: bool, const LANES: usize, const ROWS: usize, co
 mod tests {
     use burn::tensor::{DType, bf16, f16};
 
+    use super::super::view;
     use super::*;
 
     fn check<E: Float>(rows: usize, depth: usize, columns: usize) {
@@ -275,16 +283,16 @@ mod tests {
                 .collect()
         };
         let (x, weight) = (values(rows * depth), values(columns * depth));
-        let product = matmul_nt::<E>(
-            view::tensor(x.clone(), [rows, depth], E::dtype()),
-            view::tensor(weight.clone(), [columns, depth], E::dtype()),
-        );
+        let mut product = vec![E::narrow(0.0); rows * columns];
+        let x_rows = view::tensor(x.clone(), [rows, depth], E::dtype());
+        let weight_rows = view::tensor(weight.clone(), [columns, depth], E::dtype());
+        rows_nt::<E, E>(Rows::of(&x_rows), Rows::of(&weight_rows), [rows, depth], &mut product);
         let epsilon = match E::dtype() {
             DType::F32 => 1e-6,
             DType::F16 => 4.9e-4,
             _ => 3.9e-3,
         };
-        for (at, got) in product.storage::<E>().iter().enumerate() {
+        for (at, got) in product.iter().enumerate() {
             let (x, weight) = (&x[at / columns * depth..][..depth], &weight[at % columns * depth..][..depth]);
             let terms = x.iter().zip(weight).map(|(x, w)| f64::from(x.widen()) * f64::from(w.widen()));
             let (want, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));

@@ -7,6 +7,7 @@ mod draw;
 mod dtype;
 mod filter;
 mod float;
+mod linear;
 mod logits;
 mod matmul;
 mod merge;
@@ -36,7 +37,9 @@ use crate::extension::{
     Attended, Batch, BitSegments, FlashInferBackend, KvTensors, Limit, MaybeFloats, MaybeHeadNorm, MaybeInts,
     MaybeScales, NormedSum, Pages, RotatedAndAppended, Rotations, Rounding, Rows,
 };
-use crate::types::{Activation, AttentionParams, BitOrder, Fp8, RmsNormStyle, RopeStyle, WeightLayout};
+use crate::types::{
+    Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, RopeStyle, WeightLayout,
+};
 
 impl FlashInferBackend for Flex {
     fn batch_attention(
@@ -322,8 +325,30 @@ impl FlashInferBackend for Flex {
         by_dtype!(x.dtype(), segment_gemm::segment_gemm(x, weights, work_items, layout))
     }
 
-    fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        by_dtype!(x.dtype(), matmul::matmul_nt(x, weight))
+    fn linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        norm: MaybeFloats<Self>,
+        bias: MaybeFloats<Self>,
+        residual: MaybeFloats<Self>,
+        params: LinearParams,
+    ) -> FloatTensor<Self> {
+        let some = |floats| match floats {
+            MaybeFloats::Some(floats) => Some(floats),
+            MaybeFloats::None => None,
+        };
+        let x = match norm {
+            MaybeFloats::None => x,
+            MaybeFloats::Some(weight) => {
+                let none = Rounding { scale: MaybeFloats::None, format: None };
+                match Self::rms_norm(x, weight, none, params.epsilon, params.style) {
+                    Rows::Floats(normed) => normed,
+                    Rows::Codes(codes) => codes,
+                }
+            }
+        };
+        let (bias, residual) = (some(bias), some(residual));
+        by_dtype!(x.dtype(), linear::linear(x, weight, bias, residual, params))
     }
 }
 

@@ -54,7 +54,7 @@ pub(super) fn segment_gemm<E: Float>(
     let multiply = |(x, weight, rows, output): (Rows<'_, E, 1>, Rows<'_, E, 1>, usize, &mut [E])| match layout
     {
         WeightLayout::RowMajor => by_input(&x, &weight, [rows, depth, columns], output),
-        WeightLayout::ColumnMajor => matmul::rows_nt(x, weight, [rows, depth], output),
+        WeightLayout::ColumnMajor => matmul::rows_nt::<E, E>(x, weight, [rows, depth], output),
     };
     if rows * depth * columns < PARALLEL {
         tasks.into_iter().for_each(multiply);

@@ -1,11 +1,11 @@
 //! Bad arguments of page pools and of the operations that go row by row.
 
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, DType, Tensor};
 use burn_flashinfer::{
-    Indptr, KvLayout, KvPages, PageTable, Positions, Rope, RopeConfig, SlotMapping, append_paged_kv,
-    apply_rope, fused_add_rms_norm, gelu_and_mul, gelu_tanh_and_mul, gemma_fused_add_rms_norm,
-    gemma_rms_norm, layer_norm, matmul_nt, merge_state, merge_state_in_place, merge_states, rms_norm,
-    silu_and_mul, variable_length_merge_states,
+    Activation, Indptr, KvLayout, KvPages, LinearOptions, PageTable, Positions, Rope, RopeConfig,
+    SlotMapping, append_paged_kv, apply_rope, fused_add_rms_norm, gelu_and_mul, gelu_tanh_and_mul,
+    gemma_fused_add_rms_norm, gemma_rms_norm, layer_norm, matmul_nt, merge_state, merge_state_in_place,
+    merge_states, rms_norm, silu_and_mul, variable_length_merge_states,
 };
 
 use super::{Paged, halves, zeros};
@@ -215,5 +215,33 @@ fn linear(target: Target) {
     refused(
         matmul_nt(zeros([2, 8], &target.device), zeros([0, 8], &target.device)),
         "matmul_nt: `weight` has shape [0, 8], expected no empty axis",
+    );
+    let bad = |weight: [usize; 2], epilogue: LinearOptions<2>, message: &str| {
+        let weight = zeros(weight, &target.device);
+        refused(burn_flashinfer::linear(zeros([2, 8], &target.device), weight, epilogue), message);
+    };
+    bad(
+        [5, 8],
+        LinearOptions::new().gate(Activation::Silu),
+        "linear: `weight` has shape [5, 8], expected as many gates as ups",
+    );
+    bad(
+        [6, 8],
+        LinearOptions::new().bias(zeros([3], &target.device)).gate(Activation::Silu),
+        "linear: `bias` has shape [3], expected [6], as rows of `weight`",
+    );
+    bad(
+        [6, 8],
+        LinearOptions::new().residual(zeros([2, 6], &target.device)).gate(Activation::Silu),
+        "linear: `residual` has shape [2, 6], expected [2, 3], as the output",
+    );
+    for (cap, got) in [(0.0, "0"), (-1.0, "-1"), (f32::NAN, "NaN"), (f32::INFINITY, "inf")] {
+        let message = format!("linear: `soft_cap` is {got}, expected a positive, finite number");
+        bad([6, 8], LinearOptions::new().soft_cap(cap), &message);
+    }
+    bad(
+        [6, 8],
+        LinearOptions::new().output_dtype(DType::F16),
+        "linear: `output_dtype` is of type F16, expected F32, as `x`, or F32",
     );
 }

@@ -1,10 +1,11 @@
-use cubecl::prelude::*;
+use cubecl::{ir::ElemType, prelude::*};
 
+use super::super::epilogue::EpilogueArgs;
 use super::super::raster::raster;
-use super::maps::MAP_VECS;
+use super::maps::{CUBE_MAP_VECS, MAP_VECS, make_map};
 use super::ring::StageRing;
 use super::split::{add_parts, store_part};
-use super::store::store;
+use super::store::{TilePlace, store};
 use super::tiles::{CONSUMERS, PRODUCERS, ROW_BYTES, ROWS, STAGE_INPUTS, WarpgroupTiles};
 use crate::isa::nvidia::{
     DEPTH, Operand, Product, acquire_map, barrier_arrive, barrier_expect, copy_matrix_box, form_clusters,
@@ -13,21 +14,28 @@ use crate::isa::nvidia::{
 use crate::mma::{Fragment, MmaSync};
 use crate::staging::Vec16;
 
-/// `maps`: the descriptors of `x` and `weight`; `y`: `[rows, d_out]`. Each cube takes tiles in turn, `group` rows of them
-/// side by side; a cluster takes one.
+/// `x`: `[rows, d_in]`, `weight`: `[d_out, d_in]`, `y`: `[rows, d_out]`; `maps` has room for the descriptors of each cube. A
+/// cube takes tiles in turn, `group` rows of them side by side; a cluster takes one.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(in super::super) fn warp_specialized(
-    maps: &[Vec16],
+pub(in super::super) fn warp_specialized<E: Float>(
+    x: &Tensor<Vec16>,
+    weight: &Tensor<Vec16>,
+    maps: &mut [Vec16],
     y: &mut [Vec16],
-    rows: usize,
+    epilogue: &EpilogueArgs<E>,
     d_in: usize,
-    d_out: usize,
     group: usize,
     #[comptime] tiles: WarpgroupTiles,
+    #[define(E)] _dtype: ElemType,
 ) {
-    let mut shared = Shared::<[Vec16]>::new_aligned_slice(comptime!(tiles.shared_vecs()), 1024usize);
+    let vecs = comptime!(WarpgroupTiles::shared_vecs(tiles.outputs, tiles.stages));
+    let mut shared = Shared::<[Vec16]>::new_aligned_slice(vecs, 1024usize);
     let mut ring = StageRing::new(shared_address::<Vec16>(&shared), tiles);
-    if UNIT_POS == 0 {
+    let plane = UNIT_POS_Y as usize;
+    if plane < 2 {
+        let shared = ring.base + comptime!(tiles.maps_at() as u32);
+        make_map(x, weight, maps, shared, d_in, tiles);
+    } else if plane == 2 && UNIT_POS_X == 0 {
         ring.init();
     }
     if comptime!(tiles.cluster > 1) {
@@ -38,24 +46,26 @@ pub(in super::super) fn warp_specialized(
     }
     let rank = CUBE_POS % tiles.cluster;
     let clusters = CUBE_COUNT / tiles.cluster;
-    let (row_tiles, column_tiles) = (rows.div_ceil(ROWS), d_out.div_ceil(tiles.outputs));
+    let rows = x.shape(0);
+    let (row_tiles, column_tiles) = (rows.div_ceil(ROWS), epilogue.d_out.div_ceil(tiles.columns()));
     let total = row_tiles * column_tiles;
     // The cube's part of the inputs.
     let all_steps = d_in.div_ceil(STAGE_INPUTS);
     let steps = all_steps.div_ceil(tiles.cluster);
     let first = min(rank * steps, all_steps);
     let end = min(first + steps, all_steps);
-    let plane = UNIT_POS_Y as usize;
     let mut tile = CUBE_POS / tiles.cluster;
     if plane < PRODUCERS {
         set_registers(24usize, false);
         if plane == 0 {
-            let (x, weight) = (&maps[0..MAP_VECS], &maps[MAP_VECS..comptime!(2 * MAP_VECS)]);
+            let own = CUBE_POS * CUBE_MAP_VECS;
+            let x = &maps[own..own + MAP_VECS];
+            let weight = &maps[own + MAP_VECS..own + CUBE_MAP_VECS];
             acquire_map::<Vec16>(x);
             acquire_map::<Vec16>(weight);
             while tile < total {
                 let (row_tile, column_tile) = raster(tile, row_tiles, group, column_tiles);
-                let (row, output) = ((row_tile * ROWS) as u32, (column_tile * tiles.outputs) as u32);
+                let (row, output) = ((row_tile * ROWS) as u32, (column_tile * tiles.columns()) as u32);
                 for step in first..end {
                     ring.wait_empty(ring.count);
                     let (stage, full) = (ring.stage(ring.count), ring.full(ring.count));
@@ -65,8 +75,13 @@ pub(in super::super) fn warp_specialized(
                     }
                     let input = (step * STAGE_INPUTS) as u32;
                     copy_matrix_box::<Vec16>(stage, x, input, row, full);
-                    let to = stage + comptime!(tiles.x_bytes() as u32);
-                    copy_matrix_box::<Vec16>(to, weight, input, output, full);
+                    #[unroll]
+                    for half in 0..comptime!(tiles.steps.halves()) {
+                        let to =
+                            stage + comptime!((tiles.x_bytes() + half * tiles.columns() * ROW_BYTES) as u32);
+                        let row = output + comptime!(half as u32) * epilogue.d_out as u32;
+                        copy_matrix_box::<Vec16>(to, weight, input, row, full);
+                    }
                     ring.count += 1;
                 }
                 tile += clusters;
@@ -95,15 +110,16 @@ pub(in super::super) fn warp_specialized(
                 ring.release(ring.count - 1);
             }
             let (row_tile, column_tile) = raster(tile, row_tiles, group, column_tiles);
-            let (row, column) = (row_tile * ROWS, column_tile * tiles.outputs);
+            let (row, column) = (row_tile * ROWS, column_tile * tiles.columns());
+            let place = TilePlace { row, column, rows };
             if comptime!(tiles.cluster > 1) {
                 // Both warpgroups have multiplied all stages: the part takes their place.
                 named_barrier(1u32.runtime(), comptime!(CONSUMERS * 32), true);
                 store_part(&mut shared, &acc, plane, tiles);
                 sync_cluster();
-                add_parts(y, &shared, plane, rank, row, column, rows, d_out, tiles);
+                add_parts(y, epilogue, &shared, plane, rank, &place, tiles);
             } else {
-                store(y, &acc, row + plane * 16, column, rows, d_out, tiles.outputs, comptime!(tiles.bf16()));
+                store(y, epilogue, &acc, plane, &place, tiles);
             }
             tile += clusters;
         }

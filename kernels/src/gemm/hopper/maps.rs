@@ -2,31 +2,36 @@
 
 use cubecl::prelude::*;
 
-use super::tiles::ROWS;
-use crate::isa::nvidia::{MAP_BYTES, map_matrix, publish_map, shared_address};
+use super::tiles::{ROWS, WarpgroupTiles};
+use crate::isa::nvidia::{MAP_BYTES, map_matrix, publish_map};
 use crate::staging::Vec16;
 
 /// Vectors of 16 bytes in a descriptor.
-pub(in super::super) const MAP_VECS: usize = MAP_BYTES / 16;
+pub(super) const MAP_VECS: usize = MAP_BYTES / 16;
+/// Vectors of 16 bytes of a cube's descriptors.
+pub(in super::super) const CUBE_MAP_VECS: usize = 2 * MAP_VECS;
 
-/// Makes the descriptors of `x` and of `weight`, a warp for each.
-#[cube(launch_unchecked, address_type = "dynamic")]
-pub(in super::super) fn make_maps(
+/// Publishes the cube's descriptor of `x`, or of `weight`, to its place in `maps`. The first two warps call, the first one
+/// for `x`. `shared` is the address of room for both. Descriptors of all cubes, made by a launch of their own, took 1 us
+/// more: the time between two launches.
+#[cube]
+pub(super) fn make_map(
     x: &Tensor<Vec16>,
     weight: &Tensor<Vec16>,
     maps: &mut [Vec16],
+    shared: u32,
     d_in: usize,
-    box_rows: u32,
+    #[comptime] tiles: WarpgroupTiles,
 ) {
-    let shared = Shared::<[Vec16]>::new_aligned_slice(comptime!(2 * MAP_VECS), MAP_BYTES);
-    let map = shared_address::<Vec16>(&shared) + UNIT_POS_Y * comptime!(MAP_BYTES as u32);
+    let map = shared + UNIT_POS_Y * comptime!(MAP_BYTES as u32);
     if UNIT_POS_X == 0 {
         if UNIT_POS_Y == 0 {
             map_matrix::<Vec16>(map, x, comptime!(ROWS as u32).runtime(), x.shape(0), d_in);
         } else {
-            map_matrix::<Vec16>(map, weight, box_rows, weight.shape(0), d_in);
+            let rows = comptime!(tiles.columns() as u32).runtime();
+            map_matrix::<Vec16>(map, weight, rows, weight.shape(0), d_in);
         }
     }
-    let at = UNIT_POS_Y as usize * MAP_VECS;
+    let at = CUBE_POS * CUBE_MAP_VECS + UNIT_POS_Y as usize * MAP_VECS;
     publish_map::<Vec16>(map, &mut maps[at..at + MAP_VECS]);
 }

@@ -12,5 +12,5 @@ mod store;
 mod tiles;
 
 pub(super) use kernel::warp_specialized;
-pub(super) use maps::{MAP_VECS, make_maps};
+pub(super) use maps::CUBE_MAP_VECS;
 pub(super) use tiles::{CONSUMERS, PRODUCERS, ROWS, WarpgroupTiles};

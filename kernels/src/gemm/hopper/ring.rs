@@ -8,7 +8,7 @@ use crate::isa::nvidia::{barrier_arrive, barrier_init, barrier_wait};
 /// The stages at a [`shared_address`](crate::isa::nvidia::shared_address), seen by one warp.
 #[derive(CubeType)]
 pub(super) struct StageRing {
-    base: u32,
+    pub base: u32,
     /// Stages so far.
     pub count: u32,
     #[cube(comptime)]

@@ -2,8 +2,10 @@
 
 use cubecl::prelude::*;
 
+use super::super::epilogue::EpilogueArgs;
+use super::store::{TilePlace, store_four};
 use super::tiles::{CONSUMERS, ROWS, WarpgroupTiles};
-use crate::isa::nvidia::{load_shared_at, pack, shared_address};
+use crate::isa::nvidia::{load_shared_at, shared_address};
 use crate::mma::{Accumulator, Fragment, MmaSync, column_step};
 use crate::staging::Vec16;
 
@@ -27,50 +29,51 @@ pub(super) fn store_part(
     }
 }
 
-/// Adds up the parts in the order of their inputs and stores the results, 8 outputs at a time. Each cube of the cluster
+/// Adds up the parts in the order of their inputs and stores the results, 4 outputs at a time. Each cube of the cluster
 /// has some rows.
 #[cube]
-pub(super) fn add_parts(
+pub(super) fn add_parts<E: Float>(
     y: &mut [Vec16],
+    epilogue: &EpilogueArgs<E>,
     shared: &Shared<[Vec16]>,
     plane: usize,
     rank: usize,
-    first_row: usize,
-    first_column: usize,
-    rows: usize,
-    d_out: usize,
+    place: &TilePlace,
     #[comptime] tiles: WarpgroupTiles,
 ) {
-    let eights = comptime!(tiles.outputs / 8);
+    let fours = comptime!(tiles.columns() / 4);
     let units = comptime!(CONSUMERS * 32);
     let own_rows = comptime!(ROWS / tiles.cluster);
     let base = shared_address::<Vec16>(shared);
     let unit = plane * 32 + UNIT_POS_X as usize;
     // Whole planes go round together, as loads from peers want it.
     #[unroll]
-    for i in 0..comptime!((own_rows * eights).div_ceil(units)) {
+    for i in 0..comptime!((own_rows * fours).div_ceil(units)) {
         let at = unit + comptime!(i * units);
-        let own_row = min(at / eights, comptime!(own_rows - 1));
-        let row = rank * own_rows + own_row;
-        let from = base + ((row * comptime!(tiles.part_words()) + at % eights * 8) * 4) as u32;
-        let mut low = Vector::<f32, Const<4>>::new(0.0f32);
-        let mut high = Vector::<f32, Const<4>>::new(0.0f32);
-        #[unroll]
-        for peer in 0..tiles.cluster {
-            let peer = comptime!(peer as u32).runtime();
-            low += load_shared_at(from, peer);
-            high += load_shared_at(from + 16u32, peer);
-        }
-        let mut eight = Vec16::empty();
-        #[unroll]
-        for e in 0..2usize {
-            let (a, b) = (comptime!(2 * e), comptime!(2 * e + 1));
-            eight.insert(e, pack(low.extract(a), low.extract(b), comptime!(tiles.bf16())));
-            eight.insert(comptime!(2 + e), pack(high.extract(a), high.extract(b), comptime!(tiles.bf16())));
-        }
-        let (row, column) = (first_row + row, first_column + at % eights * 8);
-        if at < comptime!(own_rows * eights) && row < rows && column < d_out {
-            y[(row * d_out + column) / 8] = eight;
+        let row = rank * own_rows + min(at / fours, comptime!(own_rows - 1));
+        let from = base + ((row * comptime!(tiles.part_words()) + at % fours * 4) * 4) as u32;
+        let sums = sum_parts(from, tiles);
+        let up = if comptime!(tiles.steps.halves() > 1) {
+            sum_parts(from + comptime!(tiles.columns() as u32 * 4), tiles)
+        } else {
+            sums
+        };
+        let (row, column) = (place.row + row, place.column + at % fours * 4);
+        if at < comptime!(own_rows * fours) && row < place.rows && column < epilogue.d_out {
+            let four = epilogue.finish::<Const<4>>(sums, up, column, tiles.steps);
+            let at = (row * epilogue.d_out + column) / 4;
+            store_four::<E>(y, four, at, tiles);
         }
     }
+}
+
+/// Four adjacent sums at an address of each cube of the cluster.
+#[cube]
+fn sum_parts(from: u32, #[comptime] tiles: WarpgroupTiles) -> Vector<f32, Const<4>> {
+    let mut sums = Vector::<f32, Const<4>>::new(0.0f32);
+    #[unroll]
+    for peer in 0..tiles.cluster {
+        sums += load_shared_at(from, comptime!(peer as u32).runtime());
+    }
+    sums
 }

@@ -1,5 +1,8 @@
 use cubecl::ir::{ElemType, FloatKind};
 
+use super::super::epilogue::Steps;
+use super::maps::CUBE_MAP_VECS;
+
 /// Producer warps, one of which copies: registers are assigned to warpgroups.
 pub(in super::super) const PRODUCERS: usize = 4;
 /// Consumer warps: two warpgroups.
@@ -14,20 +17,29 @@ pub(super) const ROW_BYTES: usize = 128;
 /// The tile of a cube and its ring. Comptime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(in super::super) struct WarpgroupTiles {
-    /// Outputs of a tile: a multiple of 32 up to 256.
+    /// Rows of the weight of a tile: a multiple of 32 up to 256.
     pub outputs: usize,
     /// Stages of the ring.
     pub stages: usize,
     /// Cubes of a cluster, with different parts of the inputs of a tile.
     pub cluster: usize,
-    /// Type of `x`, `weight` and `y`.
+    /// Type of `x` and `weight`.
     pub dtype: ElemType,
+    /// `y` is f32.
+    pub wide: bool,
+    /// The epilogue.
+    pub steps: Steps,
 }
 
 impl WarpgroupTiles {
     /// The type is bf16, or else f16.
     pub fn bf16(&self) -> bool {
         self.dtype == ElemType::Float(FloatKind::BF16)
+    }
+
+    /// Columns of `y` of a tile.
+    pub fn columns(&self) -> usize {
+        self.outputs / self.steps.halves()
     }
 
     /// Bytes of `x` in a stage; those of `weight` follow.
@@ -40,9 +52,14 @@ impl WarpgroupTiles {
         self.x_bytes() + self.outputs * ROW_BYTES
     }
 
+    /// Offset of the room for descriptors, in bytes.
+    pub fn maps_at(&self) -> usize {
+        self.stages * self.stage_bytes()
+    }
+
     /// Offset of the barriers, in bytes: a full one and an empty one for each stage.
     pub fn barriers_at(&self) -> usize {
-        self.stages * self.stage_bytes()
+        self.maps_at() + 16 * CUBE_MAP_VECS
     }
 
     /// Words between two rows of a part, so that the lanes of a plane write to different banks.
@@ -50,8 +67,9 @@ impl WarpgroupTiles {
         self.outputs + 4
     }
 
-    /// Shared memory, in vectors of 16 bytes. A part takes the place of the stages, which it does not exceed.
-    pub fn shared_vecs(&self) -> usize {
-        self.barriers_at() / 16 + self.stages
+    /// Shared memory of so many stages, in vectors of 16 bytes. A part takes the place of the stages, which it does not
+    /// exceed.
+    pub fn shared_vecs(outputs: usize, stages: usize) -> usize {
+        stages * ((ROWS + outputs) * ROW_BYTES / 16 + 1) + CUBE_MAP_VECS
     }
 }

@@ -8,4 +8,4 @@ mod mma_sync;
 mod scalar;
 mod tiles;
 
-pub(crate) use tiles::{GemmMma, GemmTileShape, product_vecs, w_at, w_copy, wait_gemm_stage, x_copy};
+pub(crate) use tiles::{Gated, GemmMma, GemmTileShape, product_vecs, w_at, w_copy, wait_gemm_stage, x_copy};

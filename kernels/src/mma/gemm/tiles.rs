@@ -27,8 +27,21 @@ pub(crate) struct GemmTileShape {
     pub stages: usize,
     /// The rows of `w` are its inputs, as in `x · w`, and not its outputs.
     pub by_input: bool,
+    /// The factor whose rows are gates and ups.
+    pub gated: Gated,
     /// Type of both factors.
     pub dtype: ElemType,
+}
+
+/// The factor of a gated product that has two rows for each output: one of its first half, the gate, and one of its
+/// second half, the up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Gated {
+    Neither,
+    /// The one whose rows are rows of the product.
+    Rows,
+    /// The one whose rows are columns of the product.
+    Columns,
 }
 
 impl GemmTileShape {

@@ -1,0 +1,121 @@
+//! The steps between a sum of products and the stored output.
+
+use cubecl::{client::Client, prelude::*};
+
+use crate::activation::{Activation, act};
+use crate::device::Machine;
+use crate::math::{narrow, tanh};
+
+/// The epilogue of a product, in f32, before the one rounding:
+///
+/// ```text
+/// s = x · weightᵀ + bias
+/// s = act(gate) · up              if gated, for the two halves of s
+/// s = cap · tanh(s / cap)         if capped
+/// y = s + y                       if added
+/// ```
+#[derive(Default)]
+pub struct Epilogue {
+    /// `[weight rows]`, contiguous, in the type of `x`.
+    pub bias: Option<TensorBinding>,
+    /// The function of the first half of the weight's rows, the gate. The others are up.
+    pub gate: Option<Activation>,
+    /// The soft cap, a positive number.
+    pub soft_cap: Option<f32>,
+    /// `y` holds the residual, to which the result is added.
+    pub add: bool,
+}
+
+/// The steps of an [`Epilogue`]. Comptime.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Steps {
+    pub gate: Option<Activation>,
+    pub capped: bool,
+    pub add: bool,
+    pub machine: Machine,
+}
+
+impl Steps {
+    /// Rows of the weight for each output.
+    pub fn halves(&self) -> usize {
+        1 + usize::from(self.gate.is_some())
+    }
+}
+
+impl Epilogue {
+    /// True if there are no steps.
+    pub fn is_empty(&self) -> bool {
+        self.bias.is_none() && self.gate.is_none() && self.soft_cap.is_none() && !self.add
+    }
+
+    /// The arguments and the steps, for `d_out` outputs.
+    pub(crate) fn unzip<E: Float>(self, client: &Client, d_out: usize) -> (EpilogueArgsLaunch<E>, Steps) {
+        let Self { bias, gate, soft_cap, add } = self;
+        let steps = Steps { gate, capped: soft_cap.is_some(), add, machine: Machine::of(client) };
+        let bias = bias.map(TensorBinding::into_buffer_arg);
+        (EpilogueArgsLaunch::new(bias.into(), soft_cap.unwrap_or(1.0), d_out), steps)
+    }
+}
+
+/// The numbers of an [`Epilogue`].
+#[derive(CubeType, CubeLaunch)]
+pub(crate) struct EpilogueArgs<E: Float> {
+    pub bias: ComptimeOption<Box<[Vector<E, Const<1>>]>>,
+    pub soft_cap: f32,
+    /// Elements of a row of `y`.
+    pub d_out: usize,
+}
+
+#[cube]
+impl<E: Float> EpilogueArgs<E> {
+    /// Adjacent outputs from `output` on, a multiple of `N`. `sums` are theirs, or those of their gates, and `up` those of
+    /// the other half of the weight's rows.
+    pub fn finish<N: Size>(
+        &self,
+        sums: Vector<f32, N>,
+        up: Vector<f32, N>,
+        output: usize,
+        #[comptime] steps: Steps,
+    ) -> Vector<f32, N> {
+        let mut y = self.with_bias::<N>(sums, output);
+        #[comptime]
+        if let Some(activation) = steps.gate {
+            let up = self.with_bias::<N>(up, self.d_out + output);
+            y = act::<N>(y, activation, steps.machine) * up;
+        }
+        if comptime!(steps.capped) {
+            let width = N::value();
+            #[unroll]
+            for i in 0..width {
+                y.insert(i, self.soft_cap * tanh(y.extract(i) / self.soft_cap));
+            }
+        }
+        y
+    }
+
+    fn with_bias<N: Size>(&self, sums: Vector<f32, N>, row: usize) -> Vector<f32, N> {
+        #[comptime]
+        match &self.bias {
+            ComptimeOption::Some(bias) => {
+                let few = bias.with_vector_size::<N>()[row / N::value()];
+                sums + Vector::<f32, N>::cast_from(few)
+            }
+            ComptimeOption::None => sums,
+        }
+    }
+}
+
+/// Rounds outputs and stores them at `at`; added to those that are there, if the result is.
+#[cube]
+pub(crate) fn store_at<Y: Float, N: Size>(
+    y: &mut [Vector<Y, N>],
+    at: usize,
+    outputs: Vector<f32, N>,
+    #[comptime] steps: Steps,
+) {
+    if comptime!(steps.add) {
+        y[at] = narrow::<Y, N>(outputs + Vector::<f32, N>::cast_from(y[at]));
+    } else {
+        y[at] = narrow::<Y, N>(outputs);
+    }
+}
