@@ -154,7 +154,8 @@ pub(crate) fn no_gradient<const D: usize>(
     argument: &'static str,
     tensor: &Tensor<D>,
 ) -> Result<()> {
-    if Dispatch::is_tracked(&tensor.clone().into_dispatch()) {
+    // A tensor without autodiff is told without a copy of its handle.
+    if tensor.is_autodiff() && Dispatch::is_tracked(&tensor.clone().into_dispatch()) {
         return Err(Error::Gradient { op, argument });
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! Limits and element types of a device.
 
+use std::cell::RefCell;
+
 use burn::backend::{DType, cubecl::dtype_to_storage_type};
 use burn_cubecl::{CubeDevice, cubecl::ir::features::TypeUsage};
 use burn_flashinfer_kernels::{Arch, Instruction, bits};
@@ -7,6 +9,7 @@ use burn_flashinfer_kernels::{Arch, Instruction, bits};
 pub(crate) use burn_flashinfer_kernels::sampling::MAX_TOP_K;
 
 /// The memory of a device, in bytes.
+#[derive(Clone, Copy)]
 pub(crate) struct DeviceMemory {
     /// Bytes of one tensor.
     pub largest: u64,
@@ -14,24 +17,52 @@ pub(crate) struct DeviceMemory {
     pub all: Option<u64>,
 }
 
+/// What every operation asks of its device. To ask CubeCL takes its lock, which the thread of the device takes as well.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// Of [`FLOATS`], which it takes.
+    floats: [bool; FLOATS.len()],
+    memory: DeviceMemory,
+}
+
+const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+
+impl Limits {
+    /// The limits of a device, asked for once on each thread.
+    fn of(device: &CubeDevice) -> Self {
+        thread_local! {
+            static KNOWN: RefCell<Vec<(CubeDevice, Limits)>> = const { RefCell::new(Vec::new()) };
+        }
+        let known = KNOWN
+            .with_borrow(|known| known.iter().find(|(known, _)| known == device).map(|&(_, limits)| limits));
+        known.unwrap_or_else(|| {
+            let client = device.client();
+            let properties = client.properties();
+            let takes = |dtype| {
+                let usage = properties.type_usage(dtype_to_storage_type(dtype));
+                usage.is_superset(TypeUsage::Buffer | TypeUsage::Conversion)
+            };
+            let memory = DeviceMemory {
+                largest: properties.memory.max_page_size,
+                all: properties.memory.max_memory(),
+            };
+            let limits = Self { floats: FLOATS.map(takes), memory };
+            KNOWN.with_borrow_mut(|known| known.push((device.clone(), limits)));
+            limits
+        })
+    }
+}
+
 /// The element types that `device` takes instead, if it cannot take `dtype`.
 ///
 /// The kernels load and store elements and convert them to f32, no more: so a device may take bf16 here although it has
 /// no bf16 arithmetic.
 pub(crate) fn unsupported_dtype(device: &CubeDevice, dtype: DType) -> Option<String> {
-    let client = device.client();
-    let takes = |dtype| {
-        let usage = client.properties().type_usage(dtype_to_storage_type(dtype));
-        usage.is_superset(TypeUsage::Buffer | TypeUsage::Conversion)
-    };
-    if takes(dtype) {
+    let floats = || FLOATS.into_iter().zip(Limits::of(device).floats).filter(|&(_, taken)| taken);
+    if floats().any(|(taken, _)| taken == dtype) {
         return None;
     }
-    let others: Vec<_> = [DType::F32, DType::F16, DType::BF16]
-        .into_iter()
-        .filter(|&other| takes(other))
-        .map(|dtype| format!("{dtype:?}"))
-        .collect();
+    let others: Vec<_> = floats().map(|(dtype, _)| format!("{dtype:?}")).collect();
     Some(format!("{} on {device:?}", others.join(" or ")))
 }
 
@@ -48,9 +79,7 @@ pub(crate) fn has_wide_integers(device: &CubeDevice) -> bool {
 
 /// The memory of `device`.
 pub(crate) fn memory(device: &CubeDevice) -> DeviceMemory {
-    let client = device.client();
-    let memory = &client.properties().memory;
-    DeviceMemory { largest: memory.max_page_size, all: memory.max_memory() }
+    Limits::of(device).memory
 }
 
 /// True if `device` has tensors of bytes.
