@@ -33,6 +33,11 @@ impl DeviceKind {
         }
     }
 
+    /// True if its runtime has graphs of its own, of which each device may still refuse one.
+    pub fn replays_graphs(self) -> bool {
+        matches!(self, Self::Cuda | Self::Rocm)
+    }
+
     /// The device, if the build has its kind.
     fn get(self) -> Option<Device> {
         match self {
@@ -53,7 +58,7 @@ impl DeviceKind {
 }
 
 /// Opens a device, or else the first kind that the build has, and sees whether it works.
-pub fn open(kind: Option<DeviceKind>) -> Result<Device> {
+pub fn open(kind: Option<DeviceKind>) -> Result<(DeviceKind, Device)> {
     let opened = match kind {
         Some(kind) => quietly(|| kind.get()).map(|device| (kind, device)),
         None => {
@@ -70,7 +75,7 @@ pub fn open(kind: Option<DeviceKind>) -> Result<Device> {
         .and_then(|result| result.map_err(|error| format!("{error:#}")))
         .map_err(|why| failed(kind, why))?;
     tracing::debug!(kind = kind.name(), ?device, "device");
-    Ok(device)
+    Ok((kind, device))
 }
 
 fn probe(device: &Device) -> Result<()> {

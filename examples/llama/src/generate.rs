@@ -37,8 +37,19 @@ pub struct Options {
     /// Tokens in a page, at most: pages are not larger than the shortest text needs.
     pub page_size: usize,
     pub layout: KvLayout,
-    /// Whether steps are captured as a graph and replayed.
-    pub graph: bool,
+    /// When steps are captured as a graph and replayed.
+    pub graph: Graph,
+}
+
+/// When decoding steps are captured as a graph, which replays all launches of a step at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Graph {
+    /// Where the device replays it; else steps are launched one by one.
+    Auto,
+    /// Where the device does not replay it, a step with the same buffers is run anew.
+    Always,
+    /// Steps are launched one by one.
+    Never,
 }
 
 /// The largest length of a text.
@@ -186,30 +197,28 @@ pub fn generate(
             false => Step::Logits(logits),
         })
     };
-    let mut captured = None;
+    let (mut captured, mut is_eager) = (None, options.graph == Graph::Never);
     while !running.is_empty() {
         if running.iter().any(|one| one.cached() == one.room) {
             captured = None;
             cache = grow(model, &cache, &mut running, options.layout)?;
         }
         let step = steps(&running);
-        let tokens = if options.graph {
-            let graph = match &mut captured {
-                Some(graph) => graph,
-                none => {
-                    *draws.borrow_mut() = draws_of(&running)?;
-                    let longest = running.iter().map(|one| one.room).max().unwrap_or(0);
-                    let buffers = model.new_step(&cache, running.len(), longest)?;
-                    let graph = DecodeGraph::<_, Error>::capture(&mut cache, buffers, &step, run)?;
-                    match graph.run_anew_because() {
-                        None => tracing::debug!("captured a step"),
-                        Some(why) => {
-                            tracing::info!(why, "the device replays no graph; steps are run one by one");
-                        }
-                    }
-                    none.insert(graph)
+        if captured.is_none() && !is_eager {
+            *draws.borrow_mut() = draws_of(&running)?;
+            let longest = running.iter().map(|one| one.room).max().unwrap_or(0);
+            let buffers = model.new_step(&cache, running.len(), longest)?;
+            let graph = DecodeGraph::<_, Error>::capture(&mut cache, buffers, &step, run)?;
+            match graph.run_anew_because() {
+                None => tracing::debug!("captured a step"),
+                Some(why) => {
+                    tracing::info!(why, "the device replays no graph; steps are run one by one");
+                    is_eager = options.graph == Graph::Auto;
                 }
-            };
+            }
+            captured = (!is_eager).then_some(graph);
+        }
+        let tokens = if let Some(graph) = &mut captured {
             model.check_tokens(running.iter().flat_map(|one| one.tokens.last()))?;
             // Rows of texts that have ended come last.
             match graph.replay(&mut cache, &step)?.clone() {

@@ -22,7 +22,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use device::DeviceKind;
 use llama::config::Config;
 use llama::defaults::GenerationDefaults;
-use llama::generate::{Event, Finish, Options, Request, Stats, generate};
+use llama::generate::{Event, Finish, Graph, Options, Request, Stats, generate};
 use llama::model::Llama;
 use llama::tokenizer::TextTokenizer;
 use printer::Printer;
@@ -79,9 +79,10 @@ struct Args {
     /// Write on past the end of a text
     #[arg(long)]
     ignore_eos: bool,
-    /// Capture a step as a graph and replay it, where the device can: one launch for each token
-    #[arg(long)]
-    graph: bool,
+    /// When to capture a step as a graph and replay it, one launch for each token; --graph alone means always
+    #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, require_equals = true)]
+    #[arg(default_value = "auto", default_missing_value = "always")]
+    graph: WhenGraph,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -97,6 +98,16 @@ enum Layout {
     Nhd,
     /// Heads before tokens
     Hnd,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum WhenGraph {
+    /// On CUDA and ROCm, unless the device refuses, which the log says (RUST_LOG=info)
+    Auto,
+    /// On every device; one that replays no graph runs the step with the same buffers anew
+    Always,
+    /// Launch by launch
+    Never,
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {
@@ -141,7 +152,7 @@ fn run(args: &Args) -> Result<()> {
         .map(|(prompt, number)| tokenizer.encode(prompt).with_context(|| format!("prompt {number}")));
     let tokens: Vec<_> = tokens.collect::<Result<_>>()?;
 
-    let device = device::open(args.device)?;
+    let (kind, device) = device::open(args.device)?;
     let dtype = args.dtype.map(|dtype| match dtype {
         FloatType::F32 => DType::F32,
         FloatType::F16 => DType::F16,
@@ -164,7 +175,11 @@ fn run(args: &Args) -> Result<()> {
         eos_tokens,
         page_size: args.page_size,
         layout,
-        graph: args.graph,
+        graph: match args.graph {
+            WhenGraph::Auto if kind.replays_graphs() => Graph::Auto,
+            WhenGraph::Always => Graph::Always,
+            WhenGraph::Auto | WhenGraph::Never => Graph::Never,
+        },
     };
     let requests: Vec<_> = tokens
         .iter()

@@ -5,7 +5,7 @@ use burn_flashinfer::KvLayout;
 use burn_flashinfer::sampling::{DrawKey, Draws};
 
 use crate::fixture::{fixture, folder, load};
-use llama::generate::{Finish, Length, Options, Request, generate};
+use llama::generate::{Finish, Graph, Length, Options, Request, generate};
 use llama::model::Llama;
 use llama::rules::Rules;
 use llama::sampling::{Sampler, Sampling, read};
@@ -16,7 +16,7 @@ pub fn greedy(max_new_tokens: usize, page_size: usize, layout: KvLayout) -> Opti
 
 fn sampled(max_new_tokens: usize, sampling: Sampling, page_size: usize, layout: KvLayout) -> Options {
     let (length, rules) = (Length::New(max_new_tokens), Rules::default());
-    Options { length, sampling, rules, eos_tokens: Vec::new(), page_size, layout, graph: false }
+    Options { length, sampling, rules, eos_tokens: Vec::new(), page_size, layout, graph: Graph::Never }
 }
 
 /// The new tokens of each prompt, and why they end. Prompt `i` has seed `i`.
@@ -81,7 +81,7 @@ fn batched_alone_and_without_cache() {
                 // Alone, under the seed that it has in the batch: the first.
                 let alone = write(&model, &prompts[..1], &options).0;
                 assert_eq!(alone[0], batched[0], "{name}, {page_size}, {layout:?}");
-                let replayed = write(&model, &prompts, &Options { graph: true, ..options }).0;
+                let replayed = write(&model, &prompts, &Options { graph: Graph::Always, ..options }).0;
                 assert_eq!(replayed, batched, "{name}, {page_size}, {layout:?}, as a graph");
             }
             let reversed: Vec<_> = prompts.iter().rev().cloned().collect();
@@ -104,8 +104,10 @@ fn a_text_that_ends_leaves_the_batch_and_the_others_go_on() {
     // One text ends with its first token already, one somewhere in the middle.
     options.eos_tokens = vec![whole[1][0], whole[2][20]];
     let (texts, ends) = write(&model, &prompts, &options);
-    options.graph = true;
-    assert_eq!(write(&model, &prompts, &options), (texts.clone(), ends.clone()), "as a graph");
+    for graph in [Graph::Always, Graph::Auto] {
+        options.graph = graph;
+        assert_eq!(write(&model, &prompts, &options), (texts.clone(), ends.clone()), "{graph:?}");
+    }
     for (index, text) in texts.iter().enumerate() {
         let expected = match whole[index].iter().position(|token| options.eos_tokens.contains(token)) {
             Some(end) => (&whole[index][..=end], Finish::Eos),

@@ -224,6 +224,9 @@ fn options_reach_the_model() {
     let plain = with(&[]);
     assert_eq!(with(&["--layout", "hnd", "--page-size", "3"]), plain);
     assert_eq!(with(&["--top-k", "1"]), plain);
+    for when in ["--graph", "--graph=always", "--graph=auto", "--graph=never"] {
+        assert_eq!(with(&[when]), plain, "{when}");
+    }
     assert_ne!(with(&["--top-k", "5"]), plain);
     let long = run(&["--model", &model, "--prompt", "abc", "--max-new-tokens", "9999", "--ignore-eos"]);
     assert_eq!(long.code, Some(0));
@@ -308,8 +311,9 @@ fn devices_that_are_not_there() {
 #[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn every_device_writes_the_same() {
-    let on = |device: &str| {
+    let on = |device: &str, when: &str| {
         let ran = run(&[
+            when,
             "--device",
             device,
             "--dtype",
@@ -328,9 +332,11 @@ fn every_device_writes_the_same() {
         assert_eq!(ran.code, Some(0), "{device}: {}", ran.err);
         ran.out
     };
-    let expected = on("flex");
+    let expected = on("flex", "--graph=never");
     for (name, _) in DEVICES.into_iter().filter(|&(name, built)| built && is_asked_for(name)) {
-        assert_eq!(on(name), expected, "{name}");
+        for when in ["--graph=auto", "--graph=never"] {
+            assert_eq!(on(name, when), expected, "{name}, {when}");
+        }
     }
 }
 
@@ -359,8 +365,16 @@ fn the_log_says_more_if_asked() {
 fn help() {
     let help = run(&["--help"]);
     assert_eq!(help.code, Some(0));
-    for option in ["--model", "--device", "--dtype", "--prompt-file", "--seed", "--page-size", "--ignore-eos"]
-    {
+    for option in [
+        "--model",
+        "--device",
+        "--dtype",
+        "--prompt-file",
+        "--seed",
+        "--page-size",
+        "--ignore-eos",
+        "--graph",
+    ] {
         assert!(help.out.contains(option), "{}", help.out);
     }
 }

@@ -7,7 +7,7 @@ use burn_flashinfer::sampling::{DrawKey, Draws};
 use crate::checkpoint::Scratch;
 use crate::fixture::{folder, load, max_difference, values};
 use crate::generation::{greedy, write};
-use llama::generate::{Finish, Length, Options};
+use llama::generate::{Finish, Graph, Length, Options};
 use llama::model::Llama;
 use llama::room::{page_size, room};
 use llama::sampling::{Sampler, Sampling, read};
@@ -47,12 +47,14 @@ fn texts_that_outgrow_their_cache_go_on_as_they_would_have() {
     let (first, second) = (prompt(40), prompt(3));
     let alone =
         [(&first, 600), (&second, 600)].map(|(prompt, count)| write_in_one_cache(&model, prompt, count));
-    for (page_size, layout, graph) in
-        [(16, KvLayout::Nhd, false), (7, KvLayout::Hnd, false), (16, KvLayout::Nhd, true)]
-    {
+    for (page_size, layout, graph) in [
+        (16, KvLayout::Nhd, Graph::Never),
+        (7, KvLayout::Hnd, Graph::Never),
+        (16, KvLayout::Nhd, Graph::Always),
+    ] {
         let options = Options { graph, ..greedy(600, page_size, layout) };
         let (texts, ends) = write(&model, &[first.clone(), second.clone()], &options);
-        assert_eq!(texts, alone, "{page_size}, {layout:?}, {graph}");
+        assert_eq!(texts, alone, "{page_size}, {layout:?}, {graph:?}");
         assert_eq!(ends, [Finish::Length; 2]);
     }
 }
@@ -65,7 +67,7 @@ fn a_text_that_has_ended_is_not_moved() {
     let short = write_in_one_cache(&model, &prompt(3), 600);
     // A token that the long text never has: the short one ends there.
     let end = short.iter().position(|token| !whole.contains(token)).expect("the texts should differ");
-    for graph in [false, true] {
+    for graph in [Graph::Never, Graph::Always, Graph::Auto] {
         let options = Options { graph, eos_tokens: vec![short[end]], ..greedy(600, 16, KvLayout::Nhd) };
         let (texts, ends) = write(&model, &[prompt(3), prompt(40)], &options);
         assert_eq!(texts, [&short[..=end], &whole[..]]);
@@ -81,7 +83,7 @@ fn what_is_allowed_is_not_reserved() {
     for (new_tokens, page_size) in
         [(4, 1_000_000_000), (4, usize::MAX), (usize::MAX, 16), (usize::MAX, usize::MAX)]
     {
-        for graph in [false, true] {
+        for graph in [Graph::Never, Graph::Always] {
             let eos_tokens = vec![text[3]];
             assert!(!text[..3].contains(&text[3]));
             let options = Options { eos_tokens, graph, ..greedy(new_tokens, page_size, KvLayout::Nhd) };

@@ -14,7 +14,7 @@ use crate::checkpoint::{Scratch, Stored};
 use crate::fixture::load;
 use crate::generation::write;
 use llama::defaults::GenerationDefaults;
-use llama::generate::{Length, Options};
+use llama::generate::{Graph, Length, Options};
 
 #[derive(Deserialize)]
 struct Settings {
@@ -85,7 +85,7 @@ fn options(folder: &Path, vocab_size: usize, eos_tokens: &[u32]) -> anyhow::Resu
         eos_tokens: defaults.eos_tokens().unwrap_or_else(|| eos_tokens.to_vec()),
         page_size: 5,
         layout: KvLayout::Nhd,
-        graph: false,
+        graph: Graph::Never,
     })
 }
 
@@ -105,7 +105,7 @@ fn the_text_is_that_of_transformers() {
         if texts != case.greedy {
             wrong.push(format!("{told}: {texts:?}, not {:?}", case.greedy));
         }
-        options.graph = true;
+        options.graph = Graph::Always;
         assert_eq!(write(&model, &case.prompts, &options).0, texts, "{told}, as a graph");
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
