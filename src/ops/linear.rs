@@ -128,7 +128,7 @@ pub fn linear<const D: usize>(
 /// [`linear`] of rows that are normalised first, as [`rms_norm`](crate::rms_norm) does with `norm` and `epsilon`:
 /// `norm(x) · weightᵀ`.
 ///
-/// `norm`: `[in]`, of the type of `x`. With up to 32 rows of bf16 or f32, NVIDIA GPUs compute all of it in one launch: the
+/// `norm`: `[in]`, of the type of `x`. With up to 16 rows of bf16, NVIDIA GPUs compute all of it in one launch: the
 /// weights do not wait for the norm. Elsewhere the norm is a launch of its own, which rounds its results.
 ///
 /// # Errors
