@@ -17,7 +17,9 @@ use burn::tensor::DType;
 pub use arguments::*;
 
 use crate::types::Fp8;
-pub use crate::types::{Activation, AttentionParams, BitOrder, RmsNormStyle, RopeStyle, WeightLayout};
+pub use crate::types::{
+    Activation, AttentionParams, BitOrder, RmsNormStyle, RopeStyle, WeightFormat, WeightLayout,
+};
 
 /// The operations of this crate, as a backend provides them.
 ///
@@ -260,4 +262,15 @@ pub trait FlashInferBackend: Backend {
     /// `x · weightᵀ` for `x` `[rows, in]` and `weight` `[out, in]`, accumulated in f32.
     #[fusion(dtype = x, shape = { let mut shape = x.clone(); shape[1] = weight[0]; shape })]
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// `x · weightᵀ` for `x` `[rows, in]` and a weight `[out, in]` in codes, accumulated in f32: `codes` (`U8`) and `scales`
+    /// (f32) as [`QuantizedWeight`](crate::QuantizedWeight) stores them. Of many rows the weight may be rounded to the type
+    /// of `x` first.
+    #[fusion(dtype = x, shape = { let mut shape = x.clone(); shape[1] = codes[0]; shape })]
+    fn matmul_nt_quantized(
+        x: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        format: WeightFormat,
+    ) -> FloatTensor<Self>;
 }

@@ -14,6 +14,7 @@ mod blueprint;
 mod dot;
 mod hopper;
 mod launch;
+pub mod quantized;
 mod raster;
 mod skinny;
 mod stage;

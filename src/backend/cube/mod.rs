@@ -24,7 +24,7 @@ use crate::extension::{
     Attended, Batch, BitSegments, FlashInferBackend, KvTensors, Limit, MaybeFloats, MaybeInts, NormedSum,
     Pages, RotatedAndAppended, Rotations, Rounding, Rows,
 };
-use crate::types::{Activation, AttentionParams, BitOrder, Fp8, RmsNormStyle, WeightLayout};
+use crate::types::{Activation, AttentionParams, BitOrder, Fp8, RmsNormStyle, WeightFormat, WeightLayout};
 
 pub(crate) use device::{MAX_TOP_K, has_bytes, has_fnuz, has_wide_integers, memory, unsupported_dtype};
 
@@ -226,5 +226,14 @@ impl FlashInferBackend for CubeBackend {
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         linear::matmul_nt(x, weight)
+    }
+
+    fn matmul_nt_quantized(
+        x: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        format: WeightFormat,
+    ) -> FloatTensor<Self> {
+        linear::matmul_nt_quantized(x, codes, scales, format)
     }
 }

@@ -14,6 +14,7 @@ mod norm;
 mod output;
 mod pages;
 mod penalties;
+mod quantized;
 mod rope;
 mod sampling;
 mod scratch;
@@ -36,7 +37,9 @@ use crate::extension::{
     Attended, Batch, BitSegments, FlashInferBackend, KvTensors, Limit, MaybeFloats, MaybeHeadNorm, MaybeInts,
     MaybeScales, NormedSum, Pages, RotatedAndAppended, Rotations, Rounding, Rows,
 };
-use crate::types::{Activation, AttentionParams, BitOrder, Fp8, RmsNormStyle, RopeStyle, WeightLayout};
+use crate::types::{
+    Activation, AttentionParams, BitOrder, Fp8, RmsNormStyle, RopeStyle, WeightFormat, WeightLayout,
+};
 
 impl FlashInferBackend for Flex {
     fn batch_attention(
@@ -324,6 +327,15 @@ impl FlashInferBackend for Flex {
 
     fn matmul_nt(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         by_dtype!(x.dtype(), matmul::matmul_nt(x, weight))
+    }
+
+    fn matmul_nt_quantized(
+        x: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        format: WeightFormat,
+    ) -> FloatTensor<Self> {
+        by_dtype!(x.dtype(), quantized::matmul_nt(x, codes, scales, format))
     }
 }
 
