@@ -103,9 +103,12 @@ pub(super) fn check_format(format: WeightFormat, d_in: usize) -> Result<()> {
 
 impl FewRows {
     pub(super) fn tiles(&self, device: &DeviceProfile, problem: &Problem) -> CodeTiles {
-        let converts = match problem.format {
-            WeightFormat::E4m3(_) => Instruction::CvtFp8,
-            WeightFormat::Int4 { .. } => Instruction::MmaSync,
+        let has = |instruction: Instruction| instruction.exists_on(device.arch);
+        let machine = match problem.format {
+            WeightFormat::E4m3(_) if has(Instruction::CvtFp8) => Machine::Nvidia,
+            WeightFormat::E4m3(_) if has(Instruction::CvtFp8Fnuz) => Machine::Amd,
+            WeightFormat::Int4 { .. } if has(Instruction::MmaSync) => Machine::Nvidia,
+            _ => Machine::Portable,
         };
         CodeTiles {
             tiles: GemmTileShape {
@@ -120,7 +123,7 @@ impl FewRows {
                 dtype: problem.dtype,
             },
             format: problem.format,
-            machine: if converts.exists_on(device.arch) { Machine::Nvidia } else { Machine::Portable },
+            machine,
         }
     }
 

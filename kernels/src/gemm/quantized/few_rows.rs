@@ -19,8 +19,10 @@ use crate::staging::{Ring, Staging, Vec16, stages_ahead};
 
 /// Steps of a block.
 const STEPS: usize = 8;
-/// Sums of a group that do not wait for each other.
-const CHAINS: usize = 2;
+/// Sums of a group that do not wait for each other: more for a plane of few tiles. Many tiles are enough, and need registers.
+fn chains(tiles: CodeTiles) -> usize {
+    if tiles.tiles.row_tiles * tiles.tiles.column_tiles <= 4 { 2 } else { 1 }
+}
 
 /// `codes`: `[d_out, bytes]`, `x`: `[rows, d_in]`, in vec16s but with strides in elements; `y`: `[rows, d_out]`. `scales` and
 /// `words` are the same buffer: that of e4m3 in floats, that of int4 in vec16s.
@@ -144,7 +146,8 @@ fn multiply<U: CodeMma, E: Float>(
     // A tile of `x` takes 16 registers, one of codes 16 for each of the lane's outputs.
     let holds_x = comptime!(gemm.column_tiles <= gemm.row_tiles * U::LANE_ROWS);
     let (code_tiles, x_tiles) = comptime!(if holds_x { (1, gemm.column_tiles) } else { (gemm.row_tiles, 1) });
-    #[unroll]
+    // Many tiles leave no registers for a second block.
+    #[unroll(gemm.column_tiles <= 2)]
     for b in 0..blocks {
         let block = first_block + b;
         let mut held = Block::<U> {
@@ -276,9 +279,10 @@ impl<U: CodeMma> Block<U> {
         #[comptime] first: usize,
         #[comptime] steps: usize,
     ) -> Vector<f32, U::Acc> {
-        let mut sums = Array::<Vector<f32, U::Acc>>::new(CHAINS);
+        let chains = comptime!(chains(self.tiles));
+        let mut sums = Array::<Vector<f32, U::Acc>>::new(chains);
         #[unroll]
-        for c in 0..CHAINS {
+        for c in 0..chains {
             sums[c] = Vector::new(0.0f32);
         }
         #[unroll]
@@ -288,7 +292,7 @@ impl<U: CodeMma> Block<U> {
             let mut half = Vector::<u32, Const<2>>::empty();
             half.insert(0usize, vec.extract(comptime!(s % 2 * 2)));
             half.insert(1usize, vec.extract(comptime!(s % 2 * 2 + 1)));
-            let c = comptime!(s % CHAINS);
+            let c = comptime!(s % chains);
             sums[c] = U::multiply_codes::<E>(
                 &self.codes,
                 half,
@@ -299,7 +303,7 @@ impl<U: CodeMma> Block<U> {
         }
         let mut sum = sums[0];
         #[unroll]
-        for c in 1..CHAINS {
+        for c in 1..chains {
             sum += sums[c];
         }
         sum

@@ -5,6 +5,7 @@ use cubecl::prelude::*;
 use super::format::WeightFormat;
 use crate::device::Machine;
 use crate::fp8;
+use crate::isa::amd::from_fp8 as from_fnuz;
 use crate::isa::nvidia::{bf16_of_f16, from_fp8, from_int4};
 use crate::staging::Vec16;
 
@@ -44,12 +45,7 @@ pub(crate) fn four_codes<E: Float>(
                     halves
                 }
             } else {
-                let mut codes = Vector::<u32, Const<4>>::empty();
-                #[unroll]
-                for i in 0..4usize {
-                    codes.insert(i, (word >> comptime!(8 * i as u32)) & 0xffu32);
-                }
-                packed::<E>(fp8::e4m3::<Const<4>>(codes), bf16)
+                packed::<E>(floats(word, machine), bf16)
             }
         }
         WeightFormat::Int4 { .. } => {
@@ -72,6 +68,35 @@ pub(crate) fn four_codes<E: Float>(
                 packed::<E>(floats, bf16)
             }
         }
+    }
+}
+
+/// The four numbers of a word of e4m3.
+#[cube]
+fn floats(word: u32, #[comptime] machine: Machine) -> Vector<f32, Const<4>> {
+    let mut floats = Vector::<f32, Const<4>>::empty();
+    if comptime!(machine == Machine::Amd) {
+        // This device's format has half of each number, but one zero, whose negative is NaN. So zeros lose their sign, and
+        // what is NaN becomes that code; no byte carries into the next.
+        let size = word & 0x7f7f_7f7fu32;
+        let not_zero = (size + 0x7f7f_7f7fu32) & 0x8080_8080u32;
+        let nan = (size + 0x0101_0101u32) & 0x8080_8080u32;
+        let bits_of_nan = nan - (nan >> 7u32);
+        let codes = (word & (not_zero | 0x7f7f_7f7fu32) & (bits_of_nan ^ 0xffff_ffffu32)) | nan;
+        #[unroll]
+        for half in 0..2usize {
+            let two = from_fnuz(codes, half, false) * Vector::new(2.0f32);
+            floats.insert(comptime!(2 * half), two.extract(0usize));
+            floats.insert(comptime!(2 * half + 1), two.extract(1usize));
+        }
+        floats
+    } else {
+        let mut codes = Vector::<u32, Const<4>>::empty();
+        #[unroll]
+        for i in 0..4usize {
+            codes.insert(i, (word >> comptime!(8 * i as u32)) & 0xffu32);
+        }
+        fp8::e4m3::<Const<4>>(codes)
     }
 }
 
