@@ -1,19 +1,22 @@
 //! Linear layers on a GPU, timed on the device.
 //!
-//!     cargo bench -p burn-flashinfer-kernels --features cuda --bench gemm -- [csv=FILE] [sweep=few|many|one]
+//!     cargo bench -p burn-flashinfer-kernels --features cuda --bench gemm -- [csv=FILE] [sweep=few|many|one|bits]
 //!
 //! As the bench of attention: medians of replayed graphs over sets of inputs that are larger than the caches together. Bytes
-//! are those of `x`, `weight` and `y`. `sweep=one` is a single product, for a profiler.
+//! are those of `x`, `weight` and `y`. `sweep=one` is a single product, for a profiler. `sweep=bits` compares weights of 16, 8 and
+//! 4 bits, as chosen; `bits=e4m3` or `bits=int4` tries settings for few rows of that format.
 
 #[path = "device.rs"]
 #[allow(dead_code, reason = "this bench has no tensors of numbers")]
 mod device;
 
+use std::cell::RefCell;
+
 use burn_flashinfer_kernels::MmaKind;
-use burn_flashinfer_kernels::gemm::{
-    Blueprint, Epilogue, Gemm, Skinny, WarpSpecialized, launch, launch_with,
-};
+use burn_flashinfer_kernels::gemm::quantized::{self, FewRows, QuantizedGemm, Scales, Weight, WeightFormat};
+use burn_flashinfer_kernels::gemm::{Blueprint, Gemm, Skinny, WarpSpecialized, launch, launch_with};
 use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::TensorBinding;
 use device::Device;
 
 const BF16: FloatKind = FloatKind::BF16;
@@ -36,14 +39,7 @@ fn run(device: &Device, [rows, d_in, d_out]: [usize; 3], blueprint: Option<Bluep
     let dtype = ElemType::Float(BF16);
     let step = || {
         for [x, weight, y] in &sets {
-            let gemm = Gemm {
-                x: x.clone(),
-                weight: weight.clone(),
-                y: y.clone(),
-                norm: None,
-                epilogue: Epilogue::default(),
-                batch_invariant: false,
-            };
+            let gemm = Gemm::product(x.clone(), weight.clone(), y.clone());
             match blueprint {
                 None => launch(&device.client, gemm, dtype),
                 Some(blueprint) => launch_with(&device.client, gemm, dtype, blueprint),
@@ -59,18 +55,66 @@ fn run(device: &Device, [rows, d_in, d_out]: [usize; 3], blueprint: Option<Bluep
     format!("{name},{rows},{d_in},{d_out},{ms:.5},{tflops:.1},{:.0}", bytes as f64 / ms / 1e6)
 }
 
+/// Times a product with a weight in codes, with exactly these settings if there are any.
+fn run_quantized(
+    device: &Device,
+    [rows, d_in, d_out]: [usize; 3],
+    format: WeightFormat,
+    few: Option<FewRows>,
+) -> String {
+    let scales = format.scales(d_out, d_in);
+    let of_scales = 4 * scales.iter().product::<usize>();
+    let bytes = 2 * rows * (d_in + d_out) + d_in * d_out * format.bits() / 8 + of_scales;
+    let count = (4e8 / bytes as f64).ceil().clamp(2.0, 64.0) as u32;
+    let sets: Vec<_> = (0..count)
+        .map(|seed| {
+            // Any bits are codes; those of two numbers of 16 bits are four of them.
+            let width = d_in * format.bits() / 8;
+            let codes = device.random(BF16, &[d_out, width / 2], 3 * seed + 7);
+            let codes = TensorBinding { shape: [d_out, width].into(), strides: [width, 1].into(), ..codes };
+            let scales = device.random(FloatKind::F32, &scales, 3 * seed + 11);
+            let [x, y] = [[rows, d_in], [rows, d_out]].map(|shape| device.random(BF16, &shape, 3 * seed));
+            (x, codes, scales, y)
+        })
+        .collect();
+    let dtype = ElemType::Float(BF16);
+    let step = || {
+        for (x, codes, scales, y) in &sets {
+            let weight = Weight { codes: codes.clone(), scales: scales.clone(), format };
+            let gemm = QuantizedGemm { x: x.clone(), weight, y: y.clone() };
+            match few {
+                None => quantized::launch(&device.client, gemm, dtype),
+                Some(few) => {
+                    quantized::launch_with(&device.client, gemm, dtype, quantized::Blueprint::FewRows(few))
+                }
+            }
+            .expect("launches");
+        }
+    };
+    step();
+    device.wait();
+    let ms = device.replayed(&step) / sets.len() as f64;
+    let tflops = 2.0 * (rows * d_in * d_out) as f64 / ms / 1e9;
+    let name = few.map_or("auto".into(), |few| format!("{few:?}"));
+    let name = format!("{format:?} {name}").replace(',', ";");
+    format!("{name},{rows},{d_in},{d_out},{ms:.5},{tflops:.1},{:.0}", bytes as f64 / ms / 1e6)
+}
+
 fn main() {
     let device = Device::open();
     let argument = |name: &str| std::env::args().find_map(|it| it.strip_prefix(name).map(str::to_owned));
-    let mut csv = String::from("blueprint,rows,d_in,d_out,ms,tflops,gbps\n");
-    let mut row = |shape, blueprint| {
-        let line = run(&device, shape, blueprint);
+    let csv = RefCell::new(String::from("blueprint,rows,d_in,d_out,ms,tflops,gbps\n"));
+    let print = |line: String| {
         println!("{line}");
-        csv += &(line + "\n");
+        *csv.borrow_mut() += &(line + "\n");
     };
+    let mut row = |shape, blueprint| print(run(&device, shape, blueprint));
     match argument("sweep=").as_deref() {
         Some("few") => few(&mut row),
         Some("many") => many(&mut row),
+        Some("bits") => bits(argument("bits=").as_deref(), &mut row, &mut |shape, format, few| {
+            print(run_quantized(&device, shape, format, few));
+        }),
         Some("one") => {
             let specialized = WarpSpecialized { outputs: 256, stages: 4, cluster: 1, group: 16 };
             row([2048, 4096, 28672], Some(Blueprint::WarpSpecialized(specialized)));
@@ -86,7 +130,7 @@ fn main() {
         }
     }
     if let Some(file) = argument("csv=") {
-        std::fs::write(file, &csv).expect("the file can be written");
+        std::fs::write(file, csv.into_inner()).expect("the file can be written");
     }
 }
 
@@ -155,6 +199,85 @@ fn many(row: &mut impl FnMut([usize; 3], Option<Blueprint>)) {
                     let specialized = WarpSpecialized { outputs, stages, cluster, group: 16 };
                     row([rows, d_in, d_out], Some(Blueprint::WarpSpecialized(specialized)));
                 }
+            }
+        }
+    }
+}
+
+/// Weights of 16 bits, of e4m3 and of int4 by turns; or settings for one of them.
+fn bits(
+    format: Option<&str>,
+    row: &mut impl FnMut([usize; 3], Option<Blueprint>),
+    quantized: &mut impl FnMut([usize; 3], WeightFormat, Option<FewRows>),
+) {
+    let int4 = WeightFormat::Int4 { group: 128 };
+    let e4m3 = WeightFormat::E4m3(Scales::PerChannel);
+    let tried = match format {
+        Some("e4m3") => e4m3,
+        Some("int4") => int4,
+        _ => {
+            for (rows, [d_in, d_out]) in [1, 4, 8, 16, 32, 64, 128, 2048]
+                .into_iter()
+                .flat_map(|rows| LAYERS.map(|widths| (rows, widths)))
+            {
+                let shape = [rows, d_in, d_out];
+                row(shape, None);
+                for format in [e4m3, WeightFormat::E4m3(Scales::Block128), int4] {
+                    quantized(shape, format, None);
+                }
+            }
+            return;
+        }
+    };
+    for (rows, [d_in, d_out]) in
+        [1usize, 16, 32, 64].into_iter().flat_map(|rows| LAYERS.map(|widths| (rows, widths)))
+    {
+        let row_tiles = rows.div_ceil(8);
+        for (output_tiles, output_planes, depth_planes, depth, stages, cluster) in [
+            (1, 1, 4, 512, 3, 1),
+            (1, 1, 4, 512, 4, 1),
+            (1, 1, 4, 1024, 3, 1),
+            (1, 1, 8, 1024, 3, 1),
+            (1, 1, 4, 512, 4, 2),
+            (2, 1, 4, 512, 3, 1),
+            (2, 1, 4, 512, 4, 1),
+            (2, 1, 4, 512, 4, 2),
+            (2, 1, 8, 1024, 2, 2),
+            (1, 2, 4, 512, 3, 1),
+            (1, 4, 1, 256, 4, 1),
+            (1, 4, 2, 512, 3, 1),
+            (1, 7, 1, 256, 3, 1),
+            (1, 7, 1, 256, 4, 1),
+            (1, 7, 1, 512, 3, 1),
+            (1, 8, 1, 256, 3, 1),
+            (2, 2, 2, 256, 3, 1),
+            (2, 2, 2, 256, 4, 1),
+            (2, 2, 2, 512, 3, 1),
+            (2, 2, 2, 512, 3, 2),
+            (2, 2, 2, 512, 3, 4),
+            (2, 4, 1, 256, 3, 1),
+            (2, 4, 1, 256, 3, 2),
+            (2, 4, 2, 256, 3, 1),
+            (4, 1, 4, 512, 3, 1),
+            (4, 2, 2, 256, 3, 1),
+            (4, 2, 2, 256, 3, 2),
+        ] {
+            let unit = MmaKind::MmaSync;
+            let few = FewRows {
+                unit,
+                output_tiles,
+                output_planes,
+                row_tiles,
+                depth_planes,
+                depth,
+                stages,
+                cluster,
+            };
+            let outputs = 16 * output_tiles * output_planes;
+            let shared = stages * depth * (outputs * tried.bits() / 8 + row_tiles * 16 + outputs / 32);
+            // Sums in registers.
+            if shared < 225 << 10 && output_tiles * row_tiles <= 32 {
+                quantized([rows, d_in, d_out], tried, Some(few));
             }
         }
     }

@@ -3,6 +3,9 @@
 use burn_flashinfer_kernels::attention::{
     self, Alignment, Choice, HeadDims, Plan, Problem, RequestShape, Split, Standard,
 };
+use burn_flashinfer_kernels::gemm::quantized::{
+    self as quantized_gemm, QuantizedGemm, Scales, Weight, WeightFormat,
+};
 use burn_flashinfer_kernels::offline::{self, Kind, tensor};
 use burn_flashinfer_kernels::{DeviceProfile, Fp8, KvLayout, Quantized, Refusal};
 use burn_flashinfer_kernels::{
@@ -196,11 +199,25 @@ fn rows() -> Vec<Case> {
     {
         cases.push(case(format!("gemm-{rows}-{name}"), move |client| {
             let [x, weight, y] = [rows, WIDTH, rows].map(|rows| tensor(client, &[rows, WIDTH], dtype.size()));
-            gemm::launch(
-                client,
-                gemm::Gemm { x, weight, y, norm: None, epilogue: Default::default(), batch_invariant: false },
-                dtype,
-            )
+            gemm::launch(client, gemm::Gemm::product(x, weight, y), dtype)
+        }));
+    }
+    for (rows, name, format) in [
+        (1, "e4m3", WeightFormat::E4m3(Scales::PerChannel)),
+        (16, "e4m3-blocks", WeightFormat::E4m3(Scales::Block128)),
+        (1, "int4", WeightFormat::Int4 { group: 128 }),
+        (64, "int4", WeightFormat::Int4 { group: 128 }),
+        (128, "e4m3", WeightFormat::E4m3(Scales::PerTensor)),
+        (128, "int4", WeightFormat::Int4 { group: 32 }),
+    ] {
+        cases.push(case(format!("gemm-{rows}-{name}"), move |client| {
+            let weight = Weight {
+                codes: tensor(client, &[WIDTH, WIDTH * format.bits() / 8], 1),
+                scales: tensor(client, &format.scales(WIDTH, WIDTH), 4),
+                format,
+            };
+            let [x, y] = [(); 2].map(|()| tensor(client, &[rows, WIDTH], 2));
+            quantized_gemm::launch(client, QuantizedGemm { x, weight, y }, BF16)
         }));
     }
     for (tile_rows, by_input) in [(1, true), (4, false), (16, true), (128, true), (128, false)] {

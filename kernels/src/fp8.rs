@@ -268,6 +268,12 @@ fn rounded<N: Size>(x: Vector<f32, N>, #[comptime] format: Fp8) -> Vector<u32, N
     select_many(x.is_nan(), Vector::new(comptime!(format.nan())), code)
 }
 
+/// The floats of OCP e4m3 codes, exactly.
+#[cube]
+pub(crate) fn e4m3<N: Size>(codes: Vector<u32, N>) -> Vector<f32, N> {
+    value::<N>(codes, Fp8::E4m3)
+}
+
 #[cube]
 fn value<N: Size>(code: Vector<u32, N>, #[comptime] format: Fp8) -> Vector<f32, N> {
     let (mantissa, bias) = comptime!((format.mantissa(), format.bias()));

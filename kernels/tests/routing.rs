@@ -9,7 +9,9 @@ use std::path::Path;
 use burn_flashinfer_kernels::{
     Arch, DeviceProfile,
     attention::{Alignment, Choice, HeadDims, Plan, Problem, RequestShape, Split, Standard},
-    gemm, segment_gemm,
+    gemm,
+    gemm::quantized::{Scales, WeightFormat},
+    segment_gemm,
 };
 use cubecl::ir::{ElemType, FloatKind};
 
@@ -153,6 +155,30 @@ fn every_product_gets_the_kernel_of_the_table() {
                     table,
                     "{device} | gemm of {rows} rows | {name} {d_in} to {d_out}{gates} | {line}"
                 );
+            }
+        }
+    }
+    for (device, profile) in DEVICES {
+        for (rows, [d_in, d_out]) in [1, 8, 9, 32, 64, 65].into_iter().flat_map(|rows| {
+            [[4096, 6144], [4096, 4096], [4096, 28672], [14336, 4096]].map(|widths| (rows, widths))
+        }) {
+            for format in [WeightFormat::E4m3(Scales::PerChannel), WeightFormat::Int4 { group: 128 }] {
+                let dtype = ElemType::Float(FloatKind::BF16);
+                let problem = gemm::quantized::Problem {
+                    rows,
+                    d_in,
+                    d_out,
+                    dtype,
+                    format,
+                    align: 64,
+                    weight_align: 64,
+                };
+                let line = match gemm::quantized::Blueprint::auto(&profile, &problem) {
+                    Ok(chosen) => format!("{chosen:?}"),
+                    Err(refusal) => refusal.to_string(),
+                };
+                let _ =
+                    writeln!(table, "{device} | gemm of {rows} rows | {format:?} {d_in} to {d_out} | {line}");
             }
         }
     }

@@ -18,7 +18,7 @@ pub use arguments::*;
 
 use crate::types::Fp8;
 pub use crate::types::{
-    Activation, AttentionParams, BitOrder, LinearParams, RmsNormStyle, RopeStyle, WeightLayout,
+    Activation, AttentionParams, BitOrder, LinearParams, RmsNormStyle, RopeStyle, WeightFormat, WeightLayout,
 };
 
 /// The operations of this crate, as a backend provides them.
@@ -270,5 +270,16 @@ pub trait FlashInferBackend: Backend {
         #[extension_type] bias: MaybeFloats<Self>,
         #[extension_type] residual: MaybeFloats<Self>,
         params: LinearParams,
+    ) -> FloatTensor<Self>;
+
+    /// `x · weightᵀ` for `x` `[rows, in]` and a weight `[out, in]` in codes, accumulated in f32: `codes` (`U8`) and `scales`
+    /// (f32) as [`QuantizedWeight`](crate::QuantizedWeight) stores them. Of many rows the weight may be rounded to the type
+    /// of `x` first.
+    #[fusion(dtype = x, shape = { let mut shape = x.clone(); shape[1] = codes[0]; shape })]
+    fn matmul_nt_quantized(
+        x: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        format: WeightFormat,
     ) -> FloatTensor<Self>;
 }

@@ -6,6 +6,7 @@ mod linear;
 mod options;
 mod styles;
 mod variant;
+mod weight;
 
 pub use fp8::Fp8;
 pub use layout::{BitOrder, KvLayout, WeightLayout};
@@ -18,3 +19,5 @@ pub(crate) use variant::PlannedKeys;
 pub(crate) use variant::StandardAttention;
 pub(crate) use variant::visible;
 pub use variant::{AttentionVariant, LogitTile, Request, Row, SharedVariant};
+pub(crate) use weight::int4;
+pub use weight::{WeightFormat, WeightScales};

@@ -2,11 +2,12 @@
 
 use burn::tensor::{Bool, DType, Device, Distribution, Tensor};
 use burn_flashinfer::{
-    AttentionOptions, Indptr, KvLayout, KvPages, PageTable, Positions, Rope, RopeConfig, SlotMapping,
-    append_paged_kv, apply_rope, batch_decode_paged, batch_prefill_paged, batch_prefill_ragged,
-    fused_add_rms_norm, gelu_and_mul, gelu_tanh_and_mul, gemma_fused_add_rms_norm, gemma_rms_norm,
-    layer_norm, matmul_nt, merge_state, merge_state_in_place, merge_states, rms_norm, silu_and_mul,
-    single_decode, single_prefill, variable_length_merge_states,
+    AttentionOptions, Indptr, KvLayout, KvPages, PageTable, Positions, QuantizedWeight, Rope, RopeConfig,
+    SlotMapping, WeightFormat, WeightScales, append_paged_kv, apply_rope, batch_decode_paged,
+    batch_prefill_paged, batch_prefill_ragged, fused_add_rms_norm, gelu_and_mul, gelu_tanh_and_mul,
+    gemma_fused_add_rms_norm, gemma_rms_norm, layer_norm, matmul_nt, matmul_nt_quantized, merge_state,
+    merge_state_in_place, merge_states, rms_norm, silu_and_mul, single_decode, single_prefill,
+    variable_length_merge_states,
 };
 
 use crate::devices::{Target, device_tests};
@@ -25,6 +26,7 @@ struct Inputs {
     s: Tensor<2>,
     weight: Tensor<1>,
     matrix: Tensor<2>,
+    codes: QuantizedWeight,
     k: Tensor<3>,
     pool: Tensor<4>,
     rope: Rope,
@@ -38,7 +40,10 @@ impl Inputs {
     fn new(device: &Device, dtype: DType) -> Self {
         let rng = &mut Rng::new("autodiff");
         let table = PageTable::new(&[0, 2, 3], &[3, 0, 2], &[2, 4], 4, 4, device).expect("valid");
+        let format = WeightFormat::E4m3(WeightScales::PerChannel);
+        let matrix = Host::random([5, 8], DType::F32, rng).tensor(device);
         Self {
+            codes: QuantizedWeight::quantize(matrix, format).expect("it fits"),
             x: Host::random([3, 4, 8], dtype, rng).tensor(device),
             s: Host::random([3, 4], DType::F32, rng).tensor(device),
             weight: Host::random([8], dtype, rng).tensor(device),
@@ -108,6 +113,7 @@ impl Inputs {
             keep(act(x()).expect("it fits"), None);
         }
         keep(matmul_nt(x(), self.matrix.clone()).expect("it fits"), None);
+        keep(matmul_nt_quantized(x(), &self.codes).expect("it fits"), None);
         results
     }
 }
@@ -220,6 +226,9 @@ fn gradients_are_refused(target: Target) {
         refused(gelu_and_mul(gx()), refusal("gelu_and_mul", "x"));
         refused(gelu_tanh_and_mul(gx()), refusal("gelu_tanh_and_mul", "x"));
         refused(matmul_nt(gx(), i.matrix.clone()), refusal("matmul_nt", "x"));
+        refused(matmul_nt_quantized(gx(), &i.codes), refusal("matmul_nt_quantized", "x"));
+        let op = "QuantizedWeight::quantize";
+        refused(QuantizedWeight::quantize(gmatrix.clone(), i.codes.format()), refusal(op, "weight"));
         refused(matmul_nt(x(), gmatrix), refusal("matmul_nt", "weight"));
         // Taken out of the graph, it runs.
         let _ = single_prefill(gx().inner(), gk().inner(), k(), &options).expect("no gradient");

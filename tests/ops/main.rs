@@ -29,6 +29,7 @@ mod paged;
 mod plan;
 mod problem;
 mod properties;
+mod quantized;
 mod refusals;
 mod rope;
 mod rope_append;

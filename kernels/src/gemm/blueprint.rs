@@ -32,6 +32,21 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// A product alone, of so many rows, inputs and outputs.
+    pub fn product([rows, d_in, d_out]: [usize; 3], dtype: ElemType, align: usize) -> Self {
+        Self {
+            rows,
+            d_in,
+            d_out,
+            dtype,
+            y_dtype: dtype,
+            gated: false,
+            normed: false,
+            batch_invariant: false,
+            align,
+        }
+    }
+
     /// Rows of `weight`.
     pub(crate) fn weight_rows(&self) -> usize {
         self.d_out * (1 + usize::from(self.gated))

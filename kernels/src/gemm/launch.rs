@@ -52,6 +52,11 @@ impl From<ElemType> for Dtypes {
 }
 
 impl Gemm {
+    /// The product alone.
+    pub fn product(x: TensorBinding, weight: TensorBinding, y: TensorBinding) -> Self {
+        Self { x, weight, y, norm: None, epilogue: Epilogue::default(), batch_invariant: false }
+    }
+
     /// The problem of the tensors.
     ///
     /// # Errors

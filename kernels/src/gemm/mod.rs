@@ -17,6 +17,7 @@ mod finish;
 mod hopper;
 mod launch;
 mod normed;
+pub mod quantized;
 mod raster;
 mod settings;
 mod skinny;

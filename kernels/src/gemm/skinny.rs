@@ -19,12 +19,12 @@ use crate::mma::{Fragment, GemmMma, GemmTileShape, column_step, product_vecs, wa
 use crate::staging::{Ring, Staging, Vec16, stages_ahead};
 
 /// Words between the outputs of two rows of `x`, so that the lanes of a plane write to different banks.
-fn row_words(outputs: usize) -> usize {
+pub(super) fn row_words(outputs: usize) -> usize {
     outputs + 4
 }
 
 /// Vec16s of the sums of a part.
-fn part_vecs<U: GemmMma>(tiles: GemmTileShape) -> usize {
+pub(super) fn part_vecs<U: GemmMma>(tiles: GemmTileShape) -> usize {
     tiles.columns::<U>() * row_words(tiles.rows::<U>()) / 4
 }
 
@@ -109,7 +109,7 @@ pub(super) fn skinny<U: GemmMma, E: Float, Y: Float, N: Size>(
 
 /// Writes the plane's sums to shared memory, row of `x` by row of `x`.
 #[cube]
-fn store_part<U: GemmMma>(ring: &mut Ring, acc: &Fragment<U>, #[comptime] tiles: GemmTileShape) {
+pub(super) fn store_part<U: GemmMma>(ring: &mut Ring, acc: &Fragment<U>, #[comptime] tiles: GemmTileShape) {
     let plane = UNIT_POS_Y as usize;
     let outputs = plane % tiles.row_planes * comptime!(tiles.row_tiles * U::ROWS);
     let columns = plane / tiles.row_planes % tiles.column_planes * comptime!(tiles.column_tiles * U::COLUMNS);
@@ -130,7 +130,7 @@ fn store_part<U: GemmMma>(ring: &mut Ring, acc: &Fragment<U>, #[comptime] tiles:
 
 /// Adds up the parts and stores the results, four outputs at a time. The cubes of a cluster share them.
 #[cube]
-fn add_parts<U: GemmMma, E: Float, Y: Float, N: Size>(
+pub(super) fn add_parts<U: GemmMma, E: Float, Y: Float, N: Size>(
     y: &mut [Vector<Y, N>],
     epilogue: &EpilogueArgs<E>,
     norm: &NormArgs,

@@ -6,6 +6,7 @@
 //! of it is the layout of the operands in shared memory ([`Operands`]), and [`Staging`](crate::staging::Staging) the
 //! way there.
 
+mod codes;
 mod fragment;
 mod gemm;
 mod kind;
@@ -16,6 +17,8 @@ mod product;
 mod scalar;
 mod tile_shape;
 
+pub(crate) use codes::{BLOCK, CodeMma, four_codes, prepared_zero};
+pub use codes::{Scales, WeightFormat};
 pub(crate) use fragment::{Accumulator, Fragment, FragmentLayout, column_step};
 pub(crate) use gemm::{Gated, GemmMma, GemmTileShape, product_vecs, w_at, w_copy, wait_gemm_stage, x_copy};
 pub use kind::MmaKind;

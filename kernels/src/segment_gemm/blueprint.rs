@@ -88,17 +88,7 @@ fn tiled(device: &DeviceProfile, problem: &Problem) -> Result<Tiled> {
     }
     let tiled = Tiled::of(device, problem.dtype, tile_rows)?;
     let Problem { d_in, d_out, dtype, align, .. } = *problem;
-    let product = gemm::Problem {
-        rows: tile_rows,
-        d_in,
-        d_out,
-        dtype,
-        y_dtype: dtype,
-        gated: false,
-        normed: false,
-        batch_invariant: false,
-        align,
-    };
+    let product = gemm::Problem::product([tile_rows, d_in, d_out], dtype, align);
     tiled.check(device, &product, problem.by_input)?;
     Ok(tiled)
 }

@@ -12,6 +12,7 @@ mod elements;
 mod gemm;
 mod host;
 mod merge;
+mod quantized;
 mod sampling;
 mod segment_gemm;
 mod tiled;

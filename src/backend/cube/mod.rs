@@ -24,7 +24,9 @@ use crate::extension::{
     Attended, Batch, BitSegments, FlashInferBackend, KvTensors, Limit, MaybeFloats, MaybeInts, NormedSum,
     Pages, RotatedAndAppended, Rotations, Rounding, Rows,
 };
-use crate::types::{Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, WeightLayout};
+use crate::types::{
+    Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, WeightFormat, WeightLayout,
+};
 
 pub(crate) use device::{MAX_TOP_K, has_bytes, has_fnuz, has_wide_integers, memory, unsupported_dtype};
 
@@ -233,5 +235,14 @@ impl FlashInferBackend for CubeBackend {
         params: LinearParams,
     ) -> FloatTensor<Self> {
         linear::linear(x, weight, norm, bias, residual, params)
+    }
+
+    fn matmul_nt_quantized(
+        x: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        format: WeightFormat,
+    ) -> FloatTensor<Self> {
+        linear::matmul_nt_quantized(x, codes, scales, format)
     }
 }

@@ -15,6 +15,7 @@ mod norm;
 mod output;
 mod pages;
 mod penalties;
+mod quantized;
 mod rope;
 mod sampling;
 mod scratch;
@@ -38,7 +39,8 @@ use crate::extension::{
     MaybeScales, NormedSum, Pages, RotatedAndAppended, Rotations, Rounding, Rows,
 };
 use crate::types::{
-    Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, RopeStyle, WeightLayout,
+    Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, RopeStyle, WeightFormat,
+    WeightLayout,
 };
 
 impl FlashInferBackend for Flex {
@@ -349,6 +351,15 @@ impl FlashInferBackend for Flex {
         };
         let (bias, residual) = (some(bias), some(residual));
         by_dtype!(x.dtype(), linear::linear(x, weight, bias, residual, params))
+    }
+
+    fn matmul_nt_quantized(
+        x: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        format: WeightFormat,
+    ) -> FloatTensor<Self> {
+        by_dtype!(x.dtype(), quantized::matmul_nt(x, codes, scales, format))
     }
 }
 

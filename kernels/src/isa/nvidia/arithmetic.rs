@@ -41,6 +41,21 @@ ptx! {
         "{{ .reg .b16 low, high; mov.b32 {{low, high}}, {x}; cvt.rn.f16x2.{ty} {y0}, low; \
          cvt.rn.f16x2.{ty} {y1}, high; }}",
         ty = fp8(e5m2), y0 = y.at(0), y1 = y.at(1);
+
+    /// Two numbers of f16 as bf16, rounded; numbers that were fp8 are exact: `cvt.f32.f16`, `cvt.rn.bf16x2.f32`.
+    pub(crate) fn bf16_of_f16(x: u32) -> y: u32 = PureOp(x)
+        "{{ .reg .b16 low, high; .reg .f32 a, b; mov.b32 {{low, high}}, {x}; cvt.f32.f16 a, low; \
+         cvt.f32.f16 b, high; cvt.rn.bf16x2.f32 {y}, b, a; }}";
+
+    /// The nibbles at bits `shift` and `shift + 16` of `x` as f16 or bf16, plus `offset`: `lop3`, `fma.rn.f16x2`,
+    /// `fma.rn.bf16x2`. In the low bits of 1024, or 128, a nibble is added to it; so `offset` is less than that.
+    pub(crate) fn from_int4(x: u32, offset: u32, #[comptime] shift: usize, #[comptime] bf16: bool) -> y: u32 =
+        PureOp(x, offset)
+        "{{ .reg .b32 a, one; shr.u32 a, {x}, {shift}; lop3.b32 a, a, 0x000f000f, {base}, 0xea; \
+         mov.b32 one, {one}; fma.rn.{ty} {y}, a, one, {offset}; }}",
+        base = if bf16 { "0x43004300" } else { "0x64006400" },
+        one = if bf16 { "0x3f803f80" } else { "0x3c003c00" },
+        ty = if bf16 { "bf16x2" } else { "f16x2" };
 }
 
 fn fp8(e5m2: bool) -> &'static str {

@@ -10,9 +10,9 @@ mod register;
 mod tensor_map;
 mod warpgroup;
 
-#[allow(unused_imports, reason = "attention over 8-bit pages is to come; until then a test lowers it")]
-pub(crate) use arithmetic::from_fp8;
-pub(crate) use arithmetic::{exp2, pack, reciprocal, shuffle, shuffle_word_xor, shuffle_xor, to_fp8};
+pub(crate) use arithmetic::{
+    bf16_of_f16, exp2, from_fp8, from_int4, pack, reciprocal, shuffle, shuffle_word_xor, shuffle_xor, to_fp8,
+};
 pub(crate) use barrier::{
     barrier_arrive, barrier_expect, barrier_init, barrier_wait, fence_proxy_async, named_barrier,
     set_registers,

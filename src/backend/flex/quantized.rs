@@ -1,0 +1,69 @@
+//! Matrix products with weights of 8 and 4 bits: each row is widened once.
+
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::float::{Float, widen_row};
+use super::view::{self, Rows, dense, dims, with_rows};
+use crate::types::{Fp8, WeightFormat, int4};
+
+/// `x · weightᵀ` for `x` `[rows, in]`, accumulated in f32.
+pub(super) fn matmul_nt<E: Float>(
+    x: FlexTensor,
+    codes: FlexTensor,
+    scales: FlexTensor,
+    format: WeightFormat,
+) -> FlexTensor {
+    let dtype = x.dtype();
+    let (x, codes, scales) = (with_rows(x), with_rows(codes), dense(scales));
+    let ([rows, inputs], [outputs, _]) = (dims(&x), dims(&codes));
+    let x: Rows<'_, E, 1> = Rows::of(&x);
+    let codes: Rows<'_, u8, 1> = Rows::of(&codes);
+    let weight = Weight { scales: scales.storage::<f32>(), format, dims: [outputs, inputs] };
+    let mut wide = vec![0.0; rows * inputs];
+    for (row, wide) in wide.chunks_exact_mut(inputs).enumerate() {
+        widen_row(x.row([row]), wide);
+    }
+    // In the order of outputs, so that a thread owns contiguous memory; transposed at the end.
+    let mut by_output = vec![0.0; rows * outputs];
+    if rows > 0 {
+        by_output.par_chunks_exact_mut(rows).enumerate().for_each_init(
+            || vec![0.0; inputs],
+            |numbers, (output, sums)| {
+                weight.row(output, codes.row([output]), numbers);
+                for (sum, x) in sums.iter_mut().zip(wide.chunks_exact(inputs)) {
+                    *sum = x.iter().zip(&*numbers).map(|(x, w)| x * w).sum();
+                }
+            },
+        );
+    }
+    let places = (0..rows).flat_map(|row| (0..outputs).map(move |output| output * rows + row));
+    view::tensor(places.map(|at| E::narrow(by_output[at])).collect(), [rows, outputs], dtype)
+}
+
+struct Weight<'a> {
+    scales: &'a [f32],
+    format: WeightFormat,
+    dims: [usize; 2],
+}
+
+impl Weight<'_> {
+    /// The numbers of an output.
+    fn row(&self, output: usize, codes: &[u8], numbers: &mut [f32]) {
+        let scale = |input| self.scales[self.format.scale_at(self.dims, output, input)];
+        if let WeightFormat::E4m3(_) = self.format {
+            for (input, (number, &code)) in numbers.iter_mut().zip(codes).enumerate() {
+                *number = Fp8::E4m3.decode(code) * scale(input);
+            }
+            return;
+        }
+        for (word, codes) in codes.chunks_exact(4).enumerate() {
+            let first = int4::first_input(word);
+            let codes = u32::from_le_bytes([codes[0], codes[1], codes[2], codes[3]]);
+            let (scale, zero) = int4::parts(scale(first));
+            for (i, number) in numbers[first..first + 8].iter_mut().enumerate() {
+                *number = ((codes >> int4::shift(i) & 15) as f32 - zero) * scale;
+            }
+        }
+    }
+}
