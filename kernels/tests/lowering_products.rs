@@ -1,10 +1,10 @@
-//! What the products of segments become on machines that are not there: matrix instructions of the machine, operands in loads
-//! of 16 bytes, sums in registers.
+//! What the products of segments, and those with weights of 8 and 4 bits, become on machines that are not there: matrix
+//! instructions of the machine, operands in loads of 16 bytes, sums in registers.
 
-use burn_flashinfer_kernels::offline::{self, Lowered, Target};
+use burn_flashinfer_kernels::gemm::quantized::{self, QuantizedGemm, Scales, Weight, WeightFormat};
+use burn_flashinfer_kernels::offline::{self, Lowered, Target, tensor};
 use burn_flashinfer_kernels::segment_gemm::{SegmentGemm, launch};
 use cubecl::ir::{ElemType, FloatKind};
-use cubecl::prelude::TensorBinding;
 
 const ROWS: usize = 256;
 const WIDTH: usize = 4096;
@@ -12,12 +12,7 @@ const WIDTH: usize = 4096;
 /// The kernel for work items of so many rows.
 fn lower(device: &offline::Device, dtype: FloatKind, tile_rows: usize, by_input: bool) -> Lowered {
     let client = device.client();
-    let tensor = |shape: &[usize], element: usize| {
-        let strides: Vec<usize> = (0..shape.len()).map(|axis| shape[axis + 1..].iter().product()).collect();
-        let handle = client.empty(shape.iter().product::<usize>() * element);
-        // SAFETY: the buffer was made to hold this shape.
-        unsafe { TensorBinding::from_raw_parts(handle, strides.into(), shape.to_vec().into()) }
-    };
+    let tensor = |shape: &[usize], element| tensor(client, shape, element);
     let dtype = ElemType::Float(dtype);
     let gemm = SegmentGemm {
         x: tensor(&[ROWS, WIDTH], dtype.size()),
@@ -80,6 +75,50 @@ fn products_stay_in_registers() {
                 let found = listing.inner.iter().filter(of_type).count();
                 assert_eq!((found, count.matrix), (tiles, tiles), "{what}");
             }
+        }
+        if matches!(target, Target::Gfx(0x942) | Target::Sm(_)) {
+            codes_become_operands(&device, target);
+        }
+    }
+}
+
+/// Codes stay codes until a lane has them, and no load is narrower than 16 bytes but those of scales.
+fn codes_become_operands(device: &offline::Device, target: Target) {
+    const BF16: ElemType = ElemType::Float(FloatKind::BF16);
+    for (rows, format) in [1, 16].into_iter().flat_map(|rows| {
+        [
+            WeightFormat::E4m3(Scales::PerChannel),
+            WeightFormat::E4m3(Scales::Block128),
+            WeightFormat::Int4 { group: 128 },
+            WeightFormat::Int4 { group: 32 },
+        ]
+        .map(|format| (rows, format))
+    }) {
+        let client = device.client();
+        let weight = Weight {
+            codes: tensor(client, &[WIDTH, WIDTH * format.bits() / 8], 1),
+            scales: tensor(client, &format.scales(WIDTH, WIDTH), 4),
+            format,
+        };
+        let [x, y] = [(); 2].map(|()| tensor(client, &[rows, WIDTH], 2));
+        quantized::launch(client, QuantizedGemm { x, weight, y }, BF16).expect("it fits");
+        let launches = device.launches();
+        assert_eq!(launches.len(), 1);
+        let what = format!("{rows} rows of {format:?} on {target}");
+        let lowered = launches[0].lower().unwrap_or_else(|error| panic!("{what}: {error}"));
+        let listing = lowered.listing();
+        let count = listing.count();
+        assert!(listing.scratch.unwrap_or(0) == 0 && listing.spills.unwrap_or(0) == 0, "{what}");
+        assert_eq!(count.scratch, 0, "{what}");
+        assert!(count.matrix >= 8 && count.matrix.is_multiple_of(8), "{what}: {count:?}");
+        let converted: &[&str] = match (target, format) {
+            (Target::Sm(_), WeightFormat::E4m3(_)) => &["cvt.rn.f16x2.e4m3x2", "cp.async.cg"],
+            (Target::Sm(_), WeightFormat::Int4 { .. }) => &["lop3.b32", "fma.rn.bf16x2", "cp.async.cg"],
+            (Target::Gfx(_), WeightFormat::E4m3(_)) => &["v_cvt_pk_f32_fp8"],
+            (Target::Gfx(_), WeightFormat::Int4 { .. }) => &[],
+        };
+        for name in converted {
+            assert!(lowered.assembly.contains(name), "{what}: no {name}");
         }
     }
 }
