@@ -4,6 +4,8 @@
 //! equal it as far as there is room, are put in shared memory in whatever order they are found, and sorted
 //! there by size and place. Only where there is no room for all equals are the first of them looked for, in
 //! order.
+//!
+//! A few long rows would be a few busy cores: the largest of each chunk of a row come first then, and of those the largest.
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
@@ -12,20 +14,27 @@ use super::radix_select::{
     COLLECTED, IN_FLIGHT, Limits, MAX_TOP_K, Memory, MemoryExpand, Row, SelectConfig, load, select_row,
 };
 use crate::device::DeviceProfile;
-use crate::device::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
+use crate::device::tensor::{
+    Result, addresses, alignment, buffer, contiguous, rows, shape, vector, with_shape,
+};
 use crate::math::{sync_row, widen};
 use crate::rows::row_group::{RowGroup, shuffle_scan, shuffle_sum};
 
 const KERNEL: &str = "top_k";
+/// Values of a chunk that are worth a cube.
+const LEAST_CHUNK: usize = 2048;
 
-/// `values` and `ids` `[rows, k]` of the largest values, NaN last, the first of equals first.
+/// `values` and `ids` `[rows, k]` of the largest values, NaN last, the first of equals first. If `x` are the values that were
+/// `chosen` of chunks, `k` of each, ids are those of the rows that the chunks are of.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn top_k<F: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
     values: &mut [F],
     ids: &mut [i32],
+    chosen: &ComptimeOption<Box<[i32]>>,
     k: usize,
+    chunk: usize,
     #[comptime] config: SelectConfig,
     #[define(F)] _dtype: ElemType,
 ) {
@@ -89,6 +98,13 @@ fn top_k<F: Float, N: Size>(
         }
         values[at * k + i] = value;
         ids[at * k + i] = i32::cast_from(id);
+        #[comptime]
+        match chosen {
+            ComptimeOption::Some(chosen) => {
+                ids[at * k + i] = chosen[at * x.shape(1) + place] + i32::cast_from(place / k * chunk);
+            }
+            ComptimeOption::None => {}
+        }
         i += units;
     }
 }
@@ -263,10 +279,48 @@ pub fn launch(client: &Client, top: TopK, dtype: ElemType) -> Result<()> {
     if row_count == 0 || k == 0 {
         return Ok(());
     }
+    let device = DeviceProfile::of(client);
+    let chunks = if x.strides[0] == vocab { chunks(&device, row_count, vocab, k) } else { 1 };
+    if chunks == 1 {
+        return launch_rows(client, &device, TopK { x, values, ids }, None, dtype);
+    }
+    let (parts, chunk) = (row_count * chunks, vocab / chunks);
+    let chosen = TopK {
+        x: with_shape(x, [parts, chunk]),
+        values: with_shape(buffer(client, parts * k, dtype.size()), [parts, k]),
+        ids: with_shape(buffer(client, parts * k, 4), [parts, k]),
+    };
+    let (chosen_values, chosen_ids) = (chosen.values.clone(), chosen.ids.clone());
+    launch_rows(client, &device, chosen, None, dtype)?;
+    let x = with_shape(chosen_values, [row_count, chunks * k]);
+    launch_rows(client, &device, TopK { x, values, ids }, Some((chosen_ids, chunk)), dtype)
+}
+
+/// Chunks of a row, of equal length in whole vectors: 1 unless most cores would have no row.
+fn chunks(device: &DeviceProfile, row_count: usize, vocab: usize, k: usize) -> usize {
+    let cores = if device.plane > 1 { device.cores.unwrap_or(1) } else { 1 };
+    let fits = |chunks: &usize| {
+        let chunk = vocab / chunks;
+        row_count * chunks <= cores && vocab.is_multiple_of(8 * chunks) && chunk >= LEAST_CHUNK.max(4 * k)
+    };
+    [32, 16, 8, 4].into_iter().find(fits).unwrap_or(1)
+}
+
+/// Launches the kernel on whole rows, or on the values that were chosen of chunks of this length.
+fn launch_rows(
+    client: &Client,
+    device: &DeviceProfile,
+    top: TopK,
+    chosen: Option<(TensorBinding, usize)>,
+    dtype: ElemType,
+) -> Result<()> {
+    let TopK { x, values, ids } = top;
+    let ([row_count, vocab], k) = ([x.shape[0], x.shape[1]], values.shape[1]);
+    let (chosen, chunk) = chosen.map_or((None, 0), |(ids, chunk)| (Some(ids.into_buffer_arg()), chunk));
     let lanes = vector(client, dtype, &[vocab], alignment(&x));
     let (row_group, cubes, dim) = RowGroup::of(KERNEL, client, row_count, vocab / lanes, 1024)?;
     let address = addresses(&[(&x, dtype.size()), (&values, dtype.size()), (&ids, 4)]);
-    let config = SelectConfig::new(&DeviceProfile::of(client), row_group, lanes, vocab);
+    let config = SelectConfig::new(device, row_group, lanes, vocab);
     let config = SelectConfig {
         by_count: true,
         of_probs: false,
@@ -276,7 +330,7 @@ pub fn launch(client: &Client, top: TopK, dtype: ElemType) -> Result<()> {
     // SAFETY: a unit beyond the last row stops. A vector read is below those of a row, and k values of a row
     // are written, of which as many are listed: k is no more than a row has. Shared memory has a place for
     // each group, bucket and candidate of each row of the cube, and k is no more than there are of the
-    // latter.
+    // latter. Chosen ids are as many as values of `x`.
     unsafe {
         top_k::launch_unchecked(
             client,
@@ -287,7 +341,9 @@ pub fn launch(client: &Client, top: TopK, dtype: ElemType) -> Result<()> {
             x.into_tensor_arg(),
             values.into_buffer_arg(),
             ids.into_buffer_arg(),
+            chosen.into(),
             k,
+            chunk,
             config,
             dtype,
         );
