@@ -12,8 +12,8 @@ const CORES: usize = 132;
 
 /// Rows from which on one instruction serves any number of them.
 const MANY_ROWS: usize = 17;
-/// Rows up to which each cube normalises all of `x`, rather than another kernel. At 32 rows that took 4 us longer than the
-/// launch that it saves.
+/// Rows up to which each cube normalises all of `x`, rather than another kernel. At 32 rows a step of a Llama 3 8B took
+/// 0.12 ms longer (H200).
 const NORMED_ROWS: usize = 16;
 
 /// True if the device has a kernel for so many rows: one whose units run in planes, with more rows a GPU of NVIDIA or AMD.

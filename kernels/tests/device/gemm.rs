@@ -144,9 +144,12 @@ impl Case {
             let x = &normed[row * d_in..][..d_in];
             let exact = |output| x.iter().zip(weight(output)).map(|(x, w)| x * w).sum::<f64>();
             let sum = |output| {
-                let products =
-                    x.iter().zip(weight(output)).map(|(&x, &w)| self.dtype.round(x) as f32 * w as f32);
-                f64::from(products.sum::<f32>())
+                let products = x.iter().zip(weight(output)).map(|(&x, &w)| self.dtype.round(x) * w);
+                if self.steps.wide && self.dtype != Type::F32 {
+                    by_matrix_unit(products)
+                } else {
+                    f64::from(products.map(|product| product as f32).sum::<f32>())
+                }
             };
             let up = if self.steps.gate.is_some() { d_out + output } else { output };
             wanted.push(self.finish(exact(output), exact(up), row, output));
@@ -156,6 +159,18 @@ impl Case {
         let what = format!("{:?} {:?} {:?} {blueprint:?}", self.dtype, self.shape, self.steps);
         assert_close(&what, &y.read(client), &wanted, &baseline);
     }
+}
+
+/// The sum as matrix units have it: 16 products at a time, cut off to f32 and not rounded. An f32 output shows the difference.
+/// Source: Fasi, Higham, Mikaitis, Pranesh, "Numerical behavior of NVIDIA tensor cores", 2021.
+fn by_matrix_unit(products: impl Iterator<Item = f64>) -> f64 {
+    let products: Vec<f64> = products.collect();
+    products.chunks(16).fold(0.0, |sum, few| {
+        let sum = sum + few.iter().sum::<f64>();
+        let rounded = sum as f32;
+        let is_beyond = f64::from(rounded).abs() > sum.abs();
+        f64::from(if is_beyond { f32::from_bits(rounded.to_bits() - 1) } else { rounded })
+    })
 }
 
 fn act(activation: Activation, a: f64) -> f64 {
