@@ -163,8 +163,8 @@ pub(super) fn add_parts<U: GemmMma, E: Float, Y: Float, N: Size>(
         if comptime!(config.norm.is_some()) {
             let first = comptime!(tiles.depth_planes * part_vecs::<U>(tiles));
             let scale = row_scale(norm, ring, base, row, d_in, first, config);
-            sum = sum * Vector::new(scale);
-            up = up * Vector::new(scale);
+            sum *= Vector::new(scale);
+            up *= Vector::new(scale);
         }
         let output = place.first_row + four * 4;
         let width = N::value();

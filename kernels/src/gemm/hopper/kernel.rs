@@ -2,11 +2,13 @@ use cubecl::{ir::ElemType, prelude::*};
 
 use super::super::epilogue::EpilogueArgs;
 use super::super::raster::raster;
-use super::maps::{CUBE_MAP_VECS, MAP_VECS, make_map};
+use super::maps::make_map;
 use super::ring::StageRing;
 use super::split::{add_parts, store_part};
 use super::store::{TilePlace, store};
-use super::tiles::{CONSUMERS, PRODUCERS, ROW_BYTES, ROWS, STAGE_INPUTS, WarpgroupTiles};
+use super::tiles::{
+    CONSUMERS, CUBE_MAP_VECS, MAP_VECS, PRODUCERS, ROW_BYTES, ROWS, STAGE_INPUTS, WarpgroupTiles,
+};
 use crate::isa::nvidia::{
     DEPTH, Operand, Product, acquire_map, barrier_arrive, barrier_expect, copy_matrix_box, form_clusters,
     named_barrier, set_registers, shared_address, sync_cluster, wgmma_shared, wgmma_wait,

@@ -2,14 +2,9 @@
 
 use cubecl::prelude::*;
 
-use super::tiles::{ROWS, WarpgroupTiles};
+use super::tiles::{CUBE_MAP_VECS, MAP_VECS, ROWS, WarpgroupTiles};
 use crate::isa::nvidia::{MAP_BYTES, map_matrix, publish_map};
 use crate::staging::Vec16;
-
-/// Vectors of 16 bytes in a descriptor.
-pub(super) const MAP_VECS: usize = MAP_BYTES / 16;
-/// Vectors of 16 bytes of a cube's descriptors.
-pub(in super::super) const CUBE_MAP_VECS: usize = 2 * MAP_VECS;
 
 /// Publishes the cube's descriptor of `x`, or of `weight`, to its place in `maps`. The first two warps call, the first one
 /// for `x`. `shared` is the address of room for both. Descriptors of all cubes, made by a launch of their own, took 1 us

@@ -12,5 +12,4 @@ mod store;
 mod tiles;
 
 pub(super) use kernel::warp_specialized;
-pub(super) use maps::CUBE_MAP_VECS;
-pub(super) use tiles::{CONSUMERS, PRODUCERS, ROWS, WarpgroupTiles};
+pub(super) use tiles::{CONSUMERS, CUBE_MAP_VECS, PRODUCERS, ROWS, WarpgroupTiles};

@@ -1,7 +1,7 @@
 use cubecl::ir::{ElemType, FloatKind};
 
 use super::super::epilogue::Steps;
-use super::maps::CUBE_MAP_VECS;
+use crate::isa::nvidia::MAP_BYTES;
 
 /// Producer warps, one of which copies: registers are assigned to warpgroups.
 pub(in super::super) const PRODUCERS: usize = 4;
@@ -11,6 +11,10 @@ pub(in super::super) const CONSUMERS: usize = 8;
 pub(in super::super) const ROWS: usize = CONSUMERS * 16;
 /// Inputs of a stage: 128 bytes of a row.
 pub(super) const STAGE_INPUTS: usize = 64;
+/// Vectors of 16 bytes in a descriptor.
+pub(super) const MAP_VECS: usize = MAP_BYTES / 16;
+/// Vectors of 16 bytes of a cube's descriptors, of `x` and of `weight`.
+pub(in super::super) const CUBE_MAP_VECS: usize = 2 * MAP_VECS;
 /// Bytes of a row of a stage.
 pub(super) const ROW_BYTES: usize = 128;
 
