@@ -15,7 +15,7 @@ use crate::math::narrow;
 use crate::mma::{GemmMma, GemmTileShape, w_at, w_copy};
 use crate::staging::{Ring, Vec16};
 
-/// Rows, their gains and epsilon, before the product.
+/// The RMS norm of `x` before the product.
 pub struct RmsNorm {
     /// `[d_in]`, contiguous, in the type of `x`.
     pub weight: TensorBinding,
