@@ -163,6 +163,12 @@ pub(crate) fn narrow_one<F: Float>(x: f32) -> F {
     narrow::<F, Const<1>>(Vector::new(x)).extract(0usize)
 }
 
+/// The two 16-bit numbers of a word, in f32.
+#[cube]
+pub(crate) fn unpack<E: Float>(word: u32) -> Vector<f32, Const<2>> {
+    Vector::cast_from(Vector::<E, Const<2>>::reinterpret(Vector::<u32, Const<1>>::new(word)))
+}
+
 /// Waits for the other units of the row, if there are any.
 #[cube]
 pub(crate) fn sync_row(#[comptime] units: usize) {

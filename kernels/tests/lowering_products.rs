@@ -1,5 +1,5 @@
-//! What the products of segments, and those with weights of 8 and 4 bits, become on machines that are not there: matrix
-//! instructions of the machine, operands in loads of 16 bytes, sums in registers.
+//! The machine code of products of segments, and of those with weights of 8 and 4 bits, for devices that are not there: it
+//! has matrix instructions, operands in loads of 16 bytes, and sums in registers.
 
 use burn_flashinfer_kernels::gemm::quantized::{self, QuantizedGemm, Scales, Weight, WeightFormat};
 use burn_flashinfer_kernels::offline::{self, Lowered, Target, tensor};

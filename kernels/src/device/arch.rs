@@ -45,9 +45,8 @@ pub(crate) enum Machine {
 }
 
 impl Machine {
-    /// The architecture of a device.
-    pub(crate) fn of(client: &Client) -> Self {
-        let arch = Arch::of(client);
+    /// The vendor of an architecture.
+    pub(crate) fn of(arch: Arch) -> Self {
         if Instruction::MmaSync.exists_on(arch) {
             Self::Nvidia
         } else if Instruction::MfmaF16.exists_on(arch) {

@@ -5,7 +5,7 @@ use std::sync::{LazyLock, PoisonError, RwLock};
 use cubecl::device::DeviceId;
 use cubecl::{client::Client, ir::DeviceProperties};
 
-use super::arch::Arch;
+use super::arch::{Arch, Instruction};
 use super::refusal::Refusal;
 
 /// The first CUDA that loads code with tensor maps: 12.3.
@@ -37,6 +37,11 @@ pub struct DeviceProfile {
 }
 
 impl DeviceProfile {
+    /// Cubes of a cluster, at most: 1 on a device without clusters.
+    pub(crate) fn max_cluster(&self) -> usize {
+        if Instruction::Wgmma.exists_on(self.arch) { 8 } else { 1 }
+    }
+
     /// The limits of a device, which are read once.
     pub fn of(client: &Client) -> Self {
         static PROFILES: LazyLock<RwLock<HashMap<(DeviceId, TypeId), DeviceProfile>>> =

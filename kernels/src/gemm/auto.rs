@@ -8,7 +8,7 @@ use crate::device::{Arch, DeviceProfile, Result};
 use crate::mma::MmaKind;
 
 /// Cores of an H200, for a device that does not tell.
-const CORES: usize = 132;
+pub(super) const CORES: usize = 132;
 
 /// Rows from which on one instruction serves any number of them.
 const MANY_ROWS: usize = 17;

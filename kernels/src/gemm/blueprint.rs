@@ -47,9 +47,14 @@ impl Problem {
         }
     }
 
+    /// Rows of `weight` for each output.
+    fn halves(&self) -> usize {
+        1 + usize::from(self.gated)
+    }
+
     /// Rows of `weight`.
     pub(crate) fn weight_rows(&self) -> usize {
-        self.d_out * (1 + usize::from(self.gated))
+        self.d_out * self.halves()
     }
 }
 
@@ -231,7 +236,7 @@ impl Skinny {
         let machine = on_unit!(self.unit, |U| Machine::skinny::<U>(tiles, self.norm));
         check_tiles(self.unit, tiles, &machine, device)?;
         check_vectors(problem, &[("d_in", problem.d_in), ("stride", problem.align)])?;
-        if !machine.rows.is_multiple_of(4 * (1 + usize::from(problem.gated))) {
+        if !machine.rows.is_multiple_of(4 * problem.halves()) {
             return refused("output_tiles", self.output_tiles, "a multiple of 4 outputs");
         }
         if machine.columns < problem.rows {
@@ -241,7 +246,7 @@ impl Skinny {
         if self.norm && problem.dtype == ElemType::Float(FloatKind::F16) {
             return refused("norm", "f16", "f32 or bf16");
         }
-        let most = if Instruction::Wgmma.exists_on(device.arch) { 8 } else { 1 };
+        let most = device.max_cluster();
         if self.cluster == 0 || self.cluster > most {
             return refused("cluster", self.cluster, format!("from 1 to {most}"));
         }

@@ -1,9 +1,9 @@
 //! The steps between a sum of products and the stored output.
 
-use cubecl::{client::Client, prelude::*};
+use cubecl::prelude::*;
 
 use crate::activation::{Activation, act};
-use crate::device::Machine;
+use crate::device::{DeviceProfile, Machine};
 use crate::math::{narrow, tanh};
 
 /// The epilogue of a product, in f32, before the one rounding:
@@ -49,9 +49,13 @@ impl Epilogue {
     }
 
     /// The arguments and the steps, for `d_out` outputs.
-    pub(crate) fn unzip<E: Float>(self, client: &Client, d_out: usize) -> (EpilogueArgsLaunch<E>, Steps) {
+    pub(crate) fn unzip<E: Float>(
+        self,
+        device: &DeviceProfile,
+        d_out: usize,
+    ) -> (EpilogueArgsLaunch<E>, Steps) {
         let Self { bias, gate, soft_cap, add } = self;
-        let steps = Steps { gate, capped: soft_cap.is_some(), add, machine: Machine::of(client) };
+        let steps = Steps { gate, capped: soft_cap.is_some(), add, machine: Machine::of(device.arch) };
         let bias = bias.map(TensorBinding::into_buffer_arg);
         (EpilogueArgsLaunch::new(bias.into(), soft_cap.unwrap_or(1.0), d_out), steps)
     }

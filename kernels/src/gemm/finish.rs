@@ -5,6 +5,7 @@ use cubecl::{client::Client, ir::ElemType, prelude::*};
 use super::blueprint::KERNEL;
 use super::epilogue::{Epilogue, EpilogueArgs, Steps, store_at};
 use super::launch::Dtypes;
+use crate::device::DeviceProfile;
 use crate::device::grid::elementwise;
 use crate::device::tensor::{Result, addresses, contiguous};
 
@@ -51,7 +52,7 @@ pub fn finish(
     if total == 0 {
         return Ok(());
     }
-    let (epilogue, steps) = epilogue.unzip(client, d_out);
+    let (epilogue, steps) = epilogue.unzip(&DeviceProfile::of(client), d_out);
     let (count, dim) = elementwise(KERNEL, client, total)?;
     let address = addresses(&[(&sums, 4), (&y, dtypes.y.size())]);
     // SAFETY: a unit beyond `total` stops; below it rows and outputs are within `y`, and so are its sums and biases within

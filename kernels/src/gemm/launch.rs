@@ -104,8 +104,9 @@ impl Gemm {
 /// then.
 pub fn launch(client: &Client, gemm: Gemm, dtypes: impl Into<Dtypes>) -> Result<()> {
     let problem = gemm.problem(dtypes)?;
-    let blueprint = Blueprint::auto(&DeviceProfile::of(client), &problem)?;
-    launch_checked(client, gemm, problem, blueprint)
+    let device = DeviceProfile::of(client);
+    let blueprint = Blueprint::auto(&device, &problem)?;
+    launch_checked(client, gemm, problem, device, blueprint)
 }
 
 /// [`launch`] with exactly this blueprint.
@@ -128,11 +129,17 @@ pub fn launch_with(
         Blueprint::Tiled(tiled) => tiled.check(&device, &problem, false)?,
         Blueprint::WarpSpecialized(specialized) => specialized.check(&device, &problem)?,
     }
-    launch_checked(client, gemm, problem, blueprint)
+    launch_checked(client, gemm, problem, device, blueprint)
 }
 
 /// Launches a blueprint that fits the problem and the device.
-fn launch_checked(client: &Client, gemm: Gemm, problem: Problem, blueprint: Blueprint) -> Result<()> {
+fn launch_checked(
+    client: &Client,
+    gemm: Gemm,
+    problem: Problem,
+    device: DeviceProfile,
+    blueprint: Blueprint,
+) -> Result<()> {
     if gemm.y.size() == 0 {
         return Ok(());
     }
@@ -142,7 +149,7 @@ fn launch_checked(client: &Client, gemm: Gemm, problem: Problem, blueprint: Blue
         Blueprint::Skinny(Skinny { norm: true, .. }) => gemm,
         _ => normalised(client, gemm, problem.dtype)?,
     };
-    let launch = Launch { client, gemm, problem, device: DeviceProfile::of(client), address };
+    let launch = Launch { client, gemm, problem, device, address };
     match blueprint {
         Blueprint::Dot(dot) => launch.dot(dot),
         Blueprint::Skinny(skinny) => on_unit!(skinny.unit, |U| launch.skinny::<U>(skinny)),
@@ -184,7 +191,7 @@ impl Launch<'_> {
     fn dot(self, dot: Dot) -> Result<()> {
         let Problem { rows, d_in, d_out, dtype, y_dtype, align, .. } = self.problem;
         let Gemm { x, weight, y, epilogue, .. } = self.gemm;
-        let (epilogue, steps) = epilogue.unzip(self.client, d_out);
+        let (epilogue, steps) = epilogue.unzip(&self.device, d_out);
         let lanes = self.device.plane;
         let elements = vector(self.client, dtype, &[d_in], align);
         let cubes = d_out.div_ceil(PLANES as usize) * rows.div_ceil(dot.rows);
@@ -216,7 +223,7 @@ impl Launch<'_> {
     fn skinny<U: GemmMma>(self, skinny: Skinny) -> Result<()> {
         let Problem { d_in, d_out, dtype, y_dtype, .. } = self.problem;
         let Gemm { x, weight, y, norm, epilogue, .. } = self.gemm;
-        let (epilogue, steps) = epilogue.unzip(self.client, d_out);
+        let (epilogue, steps) = epilogue.unzip(&self.device, d_out);
         let tiles = skinny.tiles(&self.problem);
         let style = |norm: &RmsNorm| if norm.one_more { NormStyle::Gemma } else { NormStyle::Plain };
         let settings =
@@ -253,7 +260,7 @@ impl Launch<'_> {
     fn tiled<U: GemmMma>(self, tiled: Tiled) -> Result<()> {
         let Problem { rows, d_in, d_out, dtype, y_dtype, gated, .. } = self.problem;
         let Gemm { x, weight, y, epilogue, .. } = self.gemm;
-        let (epilogue, steps) = epilogue.unzip(self.client, d_out);
+        let (epilogue, steps) = epilogue.unzip(&self.device, d_out);
         let tiles = tiled.tiles(dtype, false, gated);
         let columns = tiles.columns::<U>() / steps.halves();
         let cubes = rows.div_ceil(tiles.rows::<U>()) * d_out.div_ceil(columns);
@@ -285,7 +292,7 @@ impl Launch<'_> {
     fn warp_specialized(self, specialized: WarpSpecialized) -> Result<()> {
         let Problem { rows, d_in, d_out, dtype, .. } = self.problem;
         let Gemm { x, weight, y, epilogue, .. } = self.gemm;
-        let (epilogue, steps) = epilogue.unzip(self.client, d_out);
+        let (epilogue, steps) = epilogue.unzip(&self.device, d_out);
         let tiles = specialized.tiles(&self.problem, steps);
         let total = rows.div_ceil(ROWS) * d_out.div_ceil(tiles.columns());
         let count = match tiles.cluster {

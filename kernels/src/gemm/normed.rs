@@ -11,7 +11,7 @@ use cubecl::prelude::*;
 use super::settings::{NormStyle, SkinnySettings};
 use super::stage::Place;
 use crate::isa::nvidia::load_shared_at;
-use crate::math::narrow;
+use crate::math::{narrow, unpack};
 use crate::mma::{GemmMma, GemmTileShape, w_at, w_copy};
 use crate::staging::{Ring, Vec16};
 
@@ -112,9 +112,9 @@ impl Normed {
                         sum += x * x;
                         new.insert(word, u32::reinterpret(x * (f32::reinterpret(gain) + one)));
                     } else {
-                        let x = pair::<E>(x);
+                        let x = unpack::<E>(x);
                         sum += x.extract(0usize) * x.extract(0usize) + x.extract(1usize) * x.extract(1usize);
-                        let scaled = narrow::<E, Const<2>>(x * (pair::<E>(gain) + Vector::new(one)));
+                        let scaled = narrow::<E, Const<2>>(x * (unpack::<E>(gain) + Vector::new(one)));
                         new.insert(word, Vector::<u32, Const<1>>::reinterpret(scaled).extract(0usize));
                     }
                 }
@@ -141,12 +141,6 @@ impl Normed {
             }
         }
     }
-}
-
-/// The two numbers of a word.
-#[cube]
-fn pair<E: Float>(word: u32) -> Vector<f32, Const<2>> {
-    Vector::cast_from(Vector::<E, Const<2>>::reinterpret(Vector::<u32, Const<1>>::new(word)))
 }
 
 /// `1 / sqrt(mean(x²) + epsilon)` of a row, whose squares begin at vec16 `first` of each cube of the cluster.

@@ -2,9 +2,9 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*, std::FastDivmod};
 
-use crate::device::Machine;
 use crate::device::grid::elementwise;
 use crate::device::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
+use crate::device::{DeviceProfile, Machine};
 use crate::fp8::{Code, Quantized, divisor, element_type, encode, scale_of};
 use crate::math::{erfc, exp, reciprocal};
 
@@ -131,7 +131,7 @@ pub fn launch(client: &Client, act: ActAndMul, dtype: ElemType) -> Result<()> {
             stride,
             total,
             activation,
-            Machine::of(client),
+            Machine::of(DeviceProfile::of(client).arch),
             code,
             [dtype, y_dtype],
         );

@@ -88,11 +88,12 @@ fn launch_tiled<U: GemmMma>(
 ) -> Result<()> {
     let SegmentGemm { x, weights, y, work_items, by_input, .. } = gemm;
     let Problem { d_in, d_out, dtype, .. } = *problem;
-    let (epilogue, steps) = Epilogue::default().unzip(client, d_out);
+    let device = DeviceProfile::of(client);
+    let (epilogue, steps) = Epilogue::default().unzip(&device, d_out);
     let tiles = tiled.tiles(dtype, by_input, false);
     let count = work_items.size() / WORK_WORDS;
     let cubes = count * d_out.div_ceil(tiles.columns::<U>());
-    let cubes = cover(KERNEL, cubes, DeviceProfile::of(client).max_cubes)?;
+    let cubes = cover(KERNEL, cubes, device.max_cubes)?;
     let size = dtype.size();
     let address = addresses(&[(&x, size), (&weights, size), (&y, size)]);
     // SAFETY: a cube beyond the last work item stops. By the contract on work items rows are within `x` and

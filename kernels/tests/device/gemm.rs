@@ -11,7 +11,7 @@ use crate::host::{Device, Random, Type, assert_close, device_tests};
 
 device_tests!(few_rows, tiles, warpgroups);
 
-/// What follows the product.
+/// The norm before the product, and the epilogue.
 #[derive(Debug, Clone, Copy)]
 struct Steps {
     norm: bool,

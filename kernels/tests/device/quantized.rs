@@ -298,7 +298,7 @@ fn weights_as_numbers(client: Client) {
                     .expect("launches");
                 let got = numbers.read(&client);
                 for (at, (&got, &exact)) in got.iter().zip(&coded.numbers).enumerate() {
-                    // Of f32 the product is one rounding, and of the others the second.
+                    // The product is rounded to f32, and then to the type of 16 bits.
                     let wanted = dtype.round(f64::from(exact as f32));
                     assert_eq!(got, wanted, "{dtype:?} {format:?} {d_out} x {d_in} at {at}");
                 }

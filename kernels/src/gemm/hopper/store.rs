@@ -5,6 +5,7 @@ use cubecl::prelude::*;
 use super::super::epilogue::EpilogueArgs;
 use super::tiles::WarpgroupTiles;
 use crate::isa::nvidia::{pack, shuffle_word_xor};
+use crate::math::unpack;
 use crate::mma::{Accumulator, Fragment, MmaSync};
 use crate::staging::Vec16;
 
@@ -142,12 +143,6 @@ pub(super) fn store_four<E: Float>(
         }
         y[at] = words;
     }
-}
-
-/// The two numbers of a word.
-#[cube]
-fn unpack<E: Float>(word: u32) -> Vector<f32, Const<2>> {
-    Vector::cast_from(Vector::<E, Const<2>>::reinterpret(Vector::<u32, Const<1>>::new(word)))
 }
 
 /// Word `i` of lane `j` of four adjacent lanes becomes word `j` of lane `i`.

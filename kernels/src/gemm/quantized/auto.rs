@@ -1,12 +1,11 @@
 //! The choice of the settings.
 
+use super::super::auto::CORES;
 use super::super::blueprint;
 use super::blueprint::{Blueprint, FewRows, Problem};
-use crate::device::{DeviceProfile, Instruction, Result};
+use crate::device::{DeviceProfile, Result};
 use crate::mma::MmaKind;
 
-/// Cores of an H200, for a device that does not tell.
-const CORES: usize = 132;
 /// The most rows for which the codes' bytes, and not the products, are the bound.
 const MAX_ROWS: usize = 64;
 
@@ -75,8 +74,7 @@ impl FewRows {
             cubes if cubes <= cores => 2,
             _ => 1,
         };
-        // Cubes along the inputs of a cluster, on devices that have clusters.
-        let cluster = if Instruction::Wgmma.exists_on(device.arch) { cluster } else { 1 };
+        let cluster = cluster.min(device.max_cluster());
         let unit = MmaKind::MmaSync;
         Some(Self { unit, output_tiles, output_planes, row_tiles, depth_planes, depth, stages, cluster })
     }

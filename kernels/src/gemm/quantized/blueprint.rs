@@ -154,7 +154,7 @@ impl FewRows {
         }
         on_code_unit!(self.unit, |U| self.check_unit::<U>(device, problem))?;
         self.check_alignment(problem)?;
-        let most = if Instruction::Wgmma.exists_on(device.arch) { 8 } else { 1 };
+        let most = device.max_cluster();
         if self.cluster == 0 || self.cluster > most {
             return refused("cluster", self.cluster, format!("from 1 to {most}"));
         }

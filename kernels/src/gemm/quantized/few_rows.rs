@@ -135,7 +135,7 @@ struct Block<U: CodeMma> {
 
 /// `acc += codes · scale · x` over the plane's inputs of the current stage, which begins at input `at`.
 ///
-/// Of the smaller operand all tiles are held in registers, of the larger one a tile at a time.
+/// All tiles of the smaller operand are held in registers, and the larger one a tile at a time.
 #[cube]
 #[allow(clippy::too_many_arguments, reason = "operands, and where they are")]
 fn multiply<U: CodeMma, E: Float>(
@@ -244,7 +244,7 @@ impl<U: CodeMma> Block<U> {
         let row = U::x_row() + comptime!(n * U::COLUMNS);
         #[unroll]
         for i in 0..comptime!(STEPS / 2) {
-            // Of e4m3 a lane has 16 inputs of each half of a block, of int4 8 of each quarter.
+            // A lane has 16 inputs of each half of a block of e4m3, and 8 of each quarter of one of int4.
             let vec = if comptime!(matches!(tiles.format, WeightFormat::Int4 { .. })) {
                 U::quarter() + comptime!(4 * i)
             } else {

@@ -8,6 +8,7 @@ use super::{dequantize as kernels, few_rows};
 use crate::device::grid::{cover, elementwise};
 use crate::device::tensor::{
     Result, addresses, alignment, buffer, contiguous, divisor, offset_alignment, rows, shape, vector,
+    with_shape,
 };
 use crate::device::{DeviceProfile, Refusal};
 use crate::mma::{CodeMma, Mfma16, MmaKind, MmaSync, WeightFormat};
@@ -79,8 +80,9 @@ impl QuantizedGemm {
 /// If the shapes do not fit each other, or no kernel computes the problem ([`Blueprint::auto`]). Nothing is launched then.
 pub fn launch(client: &Client, gemm: QuantizedGemm, dtype: ElemType) -> Result<()> {
     let problem = gemm.problem(dtype)?;
-    let blueprint = Blueprint::auto(&DeviceProfile::of(client), &problem)?;
-    launch_with(client, gemm, dtype, blueprint)
+    let device = DeviceProfile::of(client);
+    let blueprint = Blueprint::auto(&device, &problem)?;
+    launch_checked(client, gemm, &problem, &device, blueprint)
 }
 
 /// [`launch`] with exactly this blueprint.
@@ -100,21 +102,29 @@ pub fn launch_with(
     if let Blueprint::FewRows(few) = &blueprint {
         few.check(&device, &problem)?;
     }
+    launch_checked(client, gemm, &problem, &device, blueprint)
+}
+
+/// Launches a blueprint whose kernel for few rows fits the problem and the device. The dense one is checked by its launch.
+fn launch_checked(
+    client: &Client,
+    gemm: QuantizedGemm,
+    problem: &Problem,
+    device: &DeviceProfile,
+    blueprint: Blueprint,
+) -> Result<()> {
+    let dtype = problem.dtype;
     if gemm.y.size() == 0 {
         return Ok(());
     }
     match blueprint {
         Blueprint::FewRows(few) => {
-            on_code_unit!(few.unit, |U| launch_few::<U>(client, gemm, &problem, &device, few))
+            on_code_unit!(few.unit, |U| launch_few::<U>(client, gemm, problem, device, few))
         }
         Blueprint::Dequantized(dense) => {
             let QuantizedGemm { x, weight, y } = gemm;
             let scratch = buffer(client, problem.d_out * problem.d_in, dtype.size());
-            let scratch = TensorBinding {
-                shape: [problem.d_out, problem.d_in].into(),
-                strides: [problem.d_in, 1].into(),
-                ..scratch
-            };
+            let scratch = with_shape(scratch, [problem.d_out, problem.d_in]);
             dequantize(client, weight, scratch.clone(), dtype)?;
             launch_dense(client, Gemm::product(x, scratch, y), dtype, dense)
         }
@@ -130,7 +140,7 @@ fn launch_few<U: CodeMma>(
 ) -> Result<()> {
     let QuantizedGemm { x, weight: Weight { codes, scales, .. }, y } = gemm;
     let tiles = few.tiles(device, problem);
-    let (epilogue, steps) = Epilogue::default().unzip(client, problem.d_out);
+    let (epilogue, steps) = Epilogue::default().unzip(device, problem.d_out);
     let size = problem.dtype.size();
     let address = addresses(&[(&x, size), (&codes, 1), (&scales, 4), (&y, size)]);
     let cubes = problem.d_out.div_ceil(tiles.tiles.rows::<U>()) * few.cluster;
