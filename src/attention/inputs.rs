@@ -48,9 +48,8 @@ impl VariantInputs {
     }
 
     pub(crate) fn into_backend(self) -> (MaybeFloats<Dispatch>, MaybeInts<Dispatch>) {
-        let some = |floats: Tensor<1>| MaybeFloats::Some(floats.into_backend());
-        let floats = self.floats.map_or(MaybeFloats::None, some);
-        (floats, self.ints.map_or(MaybeInts::None, |ints| MaybeInts::Some(ints.into_backend())))
+        let (floats, ints) = (self.floats.map(Tensor::into_backend), self.ints.map(Tensor::into_backend));
+        (floats.into(), ints.into())
     }
 }
 

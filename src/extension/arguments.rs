@@ -124,6 +124,13 @@ pub struct Rounding<B: Backend> {
     pub format: Option<Fp8>,
 }
 
+impl<B: Backend> Rounding<B> {
+    /// Rounding to the type of the rows.
+    pub fn none() -> Self {
+        Self { scale: MaybeFloats::None, format: None }
+    }
+}
+
 /// Keys and values, or pages of them: floats, or fp8 (`U8`).
 #[derive(Debug, Clone, ExtensionType)]
 #[cfg_attr(feature = "fusion", extension_type(fusion))]
@@ -218,6 +225,22 @@ pub enum MaybeFloats<B: Backend> {
     Some(FloatTensor<B>),
 }
 
+impl<B: Backend> From<Option<FloatTensor<B>>> for MaybeFloats<B> {
+    fn from(tensor: Option<FloatTensor<B>>) -> Self {
+        tensor.map_or(Self::None, Self::Some)
+    }
+}
+
+impl<B: Backend> MaybeFloats<B> {
+    /// The tensor, if there is one.
+    pub fn into_option(self) -> Option<FloatTensor<B>> {
+        match self {
+            Self::None => None,
+            Self::Some(tensor) => Some(tensor),
+        }
+    }
+}
+
 /// An integer tensor, or none.
 #[derive(Debug, Clone, ExtensionType)]
 #[cfg_attr(feature = "fusion", extension_type(fusion))]
@@ -226,6 +249,22 @@ pub enum MaybeInts<B: Backend> {
     None,
     /// This one.
     Some(IntTensor<B>),
+}
+
+impl<B: Backend> From<Option<IntTensor<B>>> for MaybeInts<B> {
+    fn from(tensor: Option<IntTensor<B>>) -> Self {
+        tensor.map_or(Self::None, Self::Some)
+    }
+}
+
+impl<B: Backend> MaybeInts<B> {
+    /// The tensor, if there is one.
+    pub fn into_option(self) -> Option<IntTensor<B>> {
+        match self {
+            Self::None => None,
+            Self::Some(tensor) => Some(tensor),
+        }
+    }
 }
 
 /// The filter of each row of probabilities.

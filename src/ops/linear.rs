@@ -8,7 +8,7 @@ use burn::{
 use crate::check::{self, Floats, shape};
 use crate::dispatch::IntoBackend;
 use crate::error::{Error, Result};
-use crate::extension::{FlashInferBackend, MaybeFloats};
+use crate::extension::FlashInferBackend;
 use crate::memory;
 use crate::types::{Activation, LinearParams, RmsNormStyle};
 
@@ -235,11 +235,10 @@ fn product<const D: usize>(
     }
     memory::on_device(op, "x", [1, memory::bytes([rows, out_dim, dtype.size()])], &x.device())?;
     let x = x.reshape([rows, in_dim]);
-    let some = |floats: Tensor<1>| MaybeFloats::Some(floats.into_backend());
-    let norm = norm.map_or(MaybeFloats::None, |norm| some(norm.weight));
-    let bias = bias.map_or(MaybeFloats::None, some);
+    let norm = norm.map(|norm| norm.weight.into_backend());
+    let bias = bias.map(Tensor::into_backend);
     let residual = residual.map(|residual| residual.reshape([rows, out_dim]).into_backend());
-    let residual = residual.map_or(MaybeFloats::None, MaybeFloats::Some);
-    let y = Dispatch::linear(x.into_backend(), weight.into_backend(), norm, bias, residual, params);
+    let (x, weight) = (x.into_backend(), weight.into_backend());
+    let y = Dispatch::linear(x, weight, norm.into(), bias.into(), residual.into(), params);
     Ok(floats.origin.tensor::<2, Float>(y).reshape(dims))
 }

@@ -47,7 +47,7 @@ impl Quantization {
 /// Rounding for a backend: to fp8, or to the type of the rows.
 pub(crate) fn rounding(quantization: Option<&Quantization>) -> Rounding<Dispatch> {
     match quantization {
-        None => Rounding { scale: MaybeFloats::None, format: None },
+        None => Rounding::none(),
         Some(Quantization { format, scale }) => {
             let scale = MaybeFloats::Some(scale.clone().into_backend());
             Rounding { scale, format: Some(*format) }

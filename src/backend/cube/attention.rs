@@ -7,8 +7,8 @@ use burn::tensor::Bytes;
 use burn_cubecl::{CubeBackend, cubecl::prelude::TensorBinding, kernel::into_contiguous, tensor::CubeTensor};
 use burn_flashinfer_kernels::attention::{self as kernels, Alignment, Attention, DevicePlan, Inputs, launch};
 
-use super::tensor::{empty_like, in_rows, launched, layout_of};
-use crate::extension::{Attended, Batch, MaybeFloats, MaybeInts, PagesLayout};
+use super::tensor::{dense, empty_like, in_rows, launched, layout_of};
+use crate::extension::{Attended, Batch, PagesLayout};
 use crate::types::AttentionParams;
 
 pub(super) fn batch_attention(
@@ -83,10 +83,6 @@ fn lists(batch: Batch<CubeBackend>) -> Option<(kernels::Batch, DevicePlan, Input
         },
     };
     let launch = &layout.launch;
-    let dense = |floats: MaybeFloats<CubeBackend>| match floats {
-        MaybeFloats::None => None,
-        MaybeFloats::Some(floats) => Some(into_contiguous(floats).binding()),
-    };
     let planned = DevicePlan {
         blueprint: launch.blueprint?,
         work_items: some(&launch.work_items),
@@ -96,10 +92,7 @@ fn lists(batch: Batch<CubeBackend>) -> Option<(kernels::Batch, DevicePlan, Input
         // A larger one is as good.
         workspace: dense(workspace),
     };
-    let ints = match ints {
-        MaybeInts::None => None,
-        MaybeInts::Some(ints) => Some(super::tensor::index(ints)),
-    };
+    let ints = ints.into_option().map(super::tensor::index);
     Some((requests, planned, Inputs { floats: dense(floats), ints }))
 }
 

@@ -17,10 +17,10 @@ pub(crate) struct DeviceMemory {
     pub all: Option<u64>,
 }
 
-/// What every operation asks of its device. To ask CubeCL takes its lock, which the thread of the device takes as well.
+/// The limits that every operation compares with. CubeCL tells them under a lock that the device's thread takes as well.
 #[derive(Clone, Copy)]
 struct Limits {
-    /// Of [`FLOATS`], which it takes.
+    /// The types of [`FLOATS`] that it takes.
     floats: [bool; FLOATS.len()],
     memory: DeviceMemory,
 }

@@ -3,7 +3,6 @@
 use burn::backend::{DType, cubecl::dtype_to_storage_type, ops::FloatTensorOps};
 use burn_cubecl::{
     CubeBackend,
-    cubecl::prelude::TensorBinding,
     kernel::matmul::{MatmulStrategy, matmul},
     kernel::{cast, into_contiguous},
     tensor::CubeTensor,
@@ -17,7 +16,7 @@ use cubek::std::InputBinding;
 
 use super::activation::function;
 use super::norm;
-use super::tensor::{empty_like, in_rows, launched, refused};
+use super::tensor::{dense, empty_like, in_rows, launched, owned, refused};
 use crate::extension::{MaybeFloats, Rounding, Rows};
 use crate::types::{LinearParams, RmsNormStyle, WeightFormat, WeightScales};
 
@@ -31,7 +30,7 @@ pub(super) fn linear(
 ) -> CubeTensor {
     let [rows, columns] = [x.meta.shape()[0], params.outputs(weight.meta.shape()[0])];
     let (add, y) = match residual {
-        MaybeFloats::Some(residual) => (true, in_place(residual)),
+        MaybeFloats::Some(residual) => (true, owned(into_contiguous(residual))),
         MaybeFloats::None => (false, empty_like(&x, [rows, columns].into(), params.dtype)),
     };
     if rows == 0 {
@@ -72,24 +71,10 @@ pub(super) fn linear(
     y
 }
 
-fn dense(floats: MaybeFloats<CubeBackend>) -> Option<TensorBinding> {
-    match floats {
-        MaybeFloats::Some(floats) => Some(into_contiguous(floats).binding()),
-        MaybeFloats::None => None,
-    }
-}
-
 fn rms_norm(x: CubeTensor, weight: CubeTensor, params: LinearParams) -> CubeTensor {
-    let none = Rounding { scale: MaybeFloats::None, format: None };
-    match norm::rms_norm(x, weight, none, params.epsilon, params.style) {
+    match norm::rms_norm(x, weight, Rounding::none(), params.epsilon, params.style) {
         Rows::Floats(normed) | Rows::Codes(normed) => normed,
     }
-}
-
-/// The residual, contiguous, to be written.
-fn in_place(residual: CubeTensor) -> CubeTensor {
-    let residual = into_contiguous(residual);
-    if residual.can_mut() && residual.is_nonoverlapping() { residual } else { residual.copy() }
 }
 
 /// Burn's `x · weightᵀ`, where this crate has no kernel.

@@ -19,10 +19,7 @@ pub(super) fn merge_state(
     let results = (v.clone().unwrap_or_else(|| v_a.clone()), s.clone().unwrap_or_else(|| s_a.clone()));
     if v_a.meta.num_elements() > 0 {
         let (client, dtype) = (v_a.client.clone(), dtype_to_storage_type(v_a.dtype));
-        let mask = match mask {
-            MaybeInts::None => None,
-            MaybeInts::Some(mask) => Some(index(mask)),
-        };
+        let mask = mask.into_option().map(index);
         let merge = Merge {
             states: States::Two { a: state(v_a, s_a), b: state(v_b, s_b), mask },
             v: v.map(CubeTensor::binding),

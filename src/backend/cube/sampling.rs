@@ -7,7 +7,7 @@ use burn_flashinfer_kernels::sampling::{
     self, Emit, Filter, Output, Penalties, SampleLogits, SampleProbs, Softmax, TopK, Verify,
 };
 
-use super::tensor::{empty_like, fresh, in_rows, index, launched};
+use super::tensor::{dense, empty_like, fresh, in_rows, index, launched};
 use crate::extension::{Limit, MaybeFloats, MaybeInts};
 
 pub(super) fn softmax_with_temperature(logits: CubeTensor, temperature: CubeTensor) -> CubeTensor {
@@ -134,20 +134,13 @@ pub(super) fn sample_probs(
     min_p: MaybeFloats<CubeBackend>,
     draws: CubeTensor,
 ) -> (CubeTensor, CubeTensor) {
-    let floats = |floats| match floats {
-        MaybeFloats::None => None,
-        MaybeFloats::Some(floats) => Some(into_contiguous(floats).binding()),
-    };
     let (samples, valid) = samples_for(&probs, &draws);
     let client = probs.client.clone();
     let sample = SampleProbs {
         probs: in_rows(probs).binding(),
-        top_k: match top_k {
-            MaybeInts::None => None,
-            MaybeInts::Some(top_k) => Some(index(top_k)),
-        },
-        top_p: floats(top_p),
-        min_p: floats(min_p),
+        top_k: top_k.into_option().map(index),
+        top_p: dense(top_p),
+        min_p: dense(min_p),
         draws: index(draws),
         samples: samples.clone().binding(),
         valid: valid.clone().binding(),

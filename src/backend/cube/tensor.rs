@@ -48,6 +48,11 @@ pub(super) fn owned(pool: CubeTensor) -> CubeTensor {
     if pool.can_mut() && pool.is_nonoverlapping() { pool } else { into_contiguous(pool).copy() }
 }
 
+/// A float tensor as the kernels read it, if there is one: contiguous.
+pub(super) fn dense(floats: MaybeFloats<CubeBackend>) -> Option<TensorBinding> {
+    floats.into_option().map(|floats| into_contiguous(floats).binding())
+}
+
 /// An index tensor as the kernels read it: `i32`, contiguous.
 pub(super) fn index(tensor: CubeTensor) -> TensorBinding {
     let tensor =

@@ -1,11 +1,11 @@
 //! Linear layers: a product and its epilogue.
 
-use burn::tensor::DType;
 use burn_flex::FlexTensor;
 
 use super::activation::gated;
 use super::float::Float;
 use super::matmul::{many_rows_nt, rows_nt};
+use super::norm;
 use super::output::by_rows;
 use super::scratch::with_scratch;
 use super::view::{self, Rows, dims, with_rows};
@@ -14,21 +14,41 @@ use crate::types::LinearParams;
 /// Outputs below which waking other threads costs more than it saves.
 const PARALLEL: usize = 1 << 15;
 
-/// `x · weightᵀ` for `x` `[rows, in]` and `weight` `[out, in]`, and its epilogue.
+/// `x · weightᵀ` for `x` `[rows, in]`, normalised first if there are factors `norm`, and `weight` `[out, in]`; and its
+/// epilogue.
 pub(super) fn linear<E: Float>(
+    x: FlexTensor,
+    weight: FlexTensor,
+    norm: Option<FlexTensor>,
+    bias: Option<FlexTensor>,
+    residual: Option<FlexTensor>,
+    params: LinearParams,
+) -> FlexTensor {
+    let x = match norm {
+        None => x,
+        Some(weight) => {
+            let factors = norm::factors(view::widened::<E>(weight), params.style);
+            norm::rms_norm::<E, E>(x, &factors, params.epsilon)
+        }
+    };
+    if params.dtype == E::dtype() {
+        rounded_to::<E, E>(x, weight, bias, residual, params)
+    } else {
+        rounded_to::<E, f32>(x, weight, bias, residual, params)
+    }
+}
+
+fn rounded_to<E: Float, Y: Float>(
     x: FlexTensor,
     weight: FlexTensor,
     bias: Option<FlexTensor>,
     residual: Option<FlexTensor>,
     params: LinearParams,
 ) -> FlexTensor {
-    let plain = bias.is_none() && residual.is_none() && params.gate.is_none() && params.soft_cap.is_none();
-    match (plain, params.dtype == E::dtype()) {
-        (true, true) => view::tensor(product::<E, E>(&x, &weight, params), shape(&x, &weight), E::dtype()),
-        (true, false) => view::tensor(product::<E, f32>(&x, &weight, params), shape(&x, &weight), DType::F32),
-        (false, true) => finish::<E, E>(x, weight, bias, residual, params),
-        (false, false) => finish::<E, f32>(x, weight, bias, residual, params),
+    if bias.is_none() && residual.is_none() && params.gate.is_none() && params.soft_cap.is_none() {
+        return view::tensor(product::<E, Y>(&x, &weight, params), shape(&x, &weight), Y::dtype());
     }
+    finish::<E, Y>(x, weight, bias, residual, params)
 }
 
 fn shape(x: &FlexTensor, weight: &FlexTensor) -> [usize; 2] {

@@ -291,10 +291,7 @@ impl FlashInferBackend for Flex {
         min_p: MaybeFloats<Self>,
         draws: IntTensor<Self>,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
-        let floats = |floats| match floats {
-            MaybeFloats::None => None,
-            MaybeFloats::Some(floats) => Some(widened(floats)),
-        };
+        let floats = |floats: MaybeFloats<Self>| floats.into_option().map(widened);
         let filters = sampling::Filters { top_k: ints(top_k), top_p: floats(top_p), min_p: floats(min_p) };
         sampling::sample_probs(probs, &filters, draws)
     }
@@ -335,22 +332,8 @@ impl FlashInferBackend for Flex {
         residual: MaybeFloats<Self>,
         params: LinearParams,
     ) -> FloatTensor<Self> {
-        let some = |floats| match floats {
-            MaybeFloats::Some(floats) => Some(floats),
-            MaybeFloats::None => None,
-        };
-        let x = match norm {
-            MaybeFloats::None => x,
-            MaybeFloats::Some(weight) => {
-                let none = Rounding { scale: MaybeFloats::None, format: None };
-                match Self::rms_norm(x, weight, none, params.epsilon, params.style) {
-                    Rows::Floats(normed) => normed,
-                    Rows::Codes(codes) => codes,
-                }
-            }
-        };
-        let (bias, residual) = (some(bias), some(residual));
-        by_dtype!(x.dtype(), linear::linear(x, weight, bias, residual, params))
+        let (norm, bias, residual) = (norm.into_option(), bias.into_option(), residual.into_option());
+        by_dtype!(x.dtype(), linear::linear(x, weight, norm, bias, residual, params))
     }
 
     fn matmul_nt_quantized(
@@ -430,8 +413,5 @@ fn widened(tensor: FlexTensor) -> Vec<f32> {
 
 /// The elements of an integer tensor of one axis, if there is one.
 fn ints(tensor: MaybeInts<Flex>) -> Option<Vec<i32>> {
-    match tensor {
-        MaybeInts::None => None,
-        MaybeInts::Some(tensor) => Some(view::indices(tensor).storage().to_vec()),
-    }
+    tensor.into_option().map(|tensor| view::indices(tensor).storage().to_vec())
 }

@@ -9,7 +9,7 @@ use super::draws::Draws;
 use crate::check::{Floats, shape, wide_integers};
 use crate::dispatch::IntoBackend;
 use crate::error::Result;
-use crate::extension::{FlashInferBackend, MaybeFloats, MaybeInts};
+use crate::extension::FlashInferBackend;
 use crate::ints::saturated;
 
 /// Tokens that were drawn.
@@ -191,19 +191,12 @@ pub(super) fn sample(op: &'static str, probs: Tensor<2>, filters: Filters, draws
     if draws.is_empty() {
         return Ok(Samples::none(&device));
     }
-    let limits = |tensor: Option<Tensor<1>>| match tensor {
-        Some(tensor) => MaybeFloats::Some(tensor.into_backend()),
-        None => MaybeFloats::None,
-    };
-    let top_k = match top_k {
-        Some(top_k) => MaybeInts::Some(saturated(top_k).into_backend()),
-        None => MaybeInts::None,
-    };
+    let top_k = top_k.map(|top_k| saturated(top_k).into_backend());
     let (ids, valid) = Dispatch::sample_probs(
         probs.into_backend(),
-        top_k,
-        limits(top_p),
-        limits(min_p),
+        top_k.into(),
+        top_p.map(Tensor::into_backend).into(),
+        min_p.map(Tensor::into_backend).into(),
         draws.words().into_backend(),
     );
     Ok(Samples::of(floats.origin.tensor(ids), floats.origin.tensor(valid)))

@@ -19,7 +19,7 @@ use super::{
     float::Float,
     view::{Rows, dims, indices, tensor, with_rows},
 };
-use crate::extension::{Attended, Batch, MaybeFloats, MaybeInts, PagesLayout};
+use crate::extension::{Attended, Batch, PagesLayout};
 use crate::types::{AttentionParams, KvLayout};
 
 /// Rows that a task with several queries aims at.
@@ -36,14 +36,8 @@ pub(super) fn attention<E: Float>(
 ) -> Attended<Flex> {
     let (q, k, v) = (with_rows(q), with_rows(k), with_rows(v));
     let Batch { index, floats, ints, layout, .. } = batch;
-    let floats = match floats {
-        MaybeFloats::None => None,
-        MaybeFloats::Some(floats) => Some(floats.to_contiguous()),
-    };
-    let ints = match ints {
-        MaybeInts::None => None,
-        MaybeInts::Some(ints) => Some(indices(ints)),
-    };
+    let floats = floats.into_option().map(|floats| floats.to_contiguous());
+    let ints = ints.into_option().map(indices);
     let floats: &[f32] = floats.as_ref().map_or(&[], |floats| floats.storage());
     let ints: &[i32] = ints.as_ref().map_or(&[], |ints| ints.storage());
     let index = indices(index);

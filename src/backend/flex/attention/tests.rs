@@ -5,7 +5,7 @@ use burn_flex::Layout;
 
 use super::super::float::Float;
 use super::*;
-use crate::extension::{BatchLayout, Launch};
+use crate::extension::{BatchLayout, Launch, MaybeFloats, MaybeInts};
 use crate::types::{SharedVariant, StandardAttention};
 
 struct Random(u64);
