@@ -164,6 +164,11 @@ impl Target {
         self.has_matrix_cores() && allocates_exactly()
     }
 
+    /// `count`, or a fifth of it on a device that is slow or checked.
+    pub fn fewer(&self, count: usize) -> usize {
+        if self.is_slow() || self.is_checked() { count / 5 } else { count }
+    }
+
     /// All of `cases`, every `nth` of them on a slow device, and twice as many on one that is checked.
     pub fn thin<T>(&self, nth: usize, cases: Vec<T>) -> Vec<T> {
         let step = match (self.is_slow(), self.is_checked()) {

@@ -124,7 +124,7 @@ fn both_filters(target: Target) {
     let rng = &mut Rng::new("top_k_top_p");
     let device = &target.device;
     for (count, vocab, each) in [(8, 17, 300), (16, 111, 300), (4, 1000, 60)] {
-        let each = if target.is_slow() || target.is_checked() { each / 5 } else { each };
+        let each = target.fewer(each);
         let probs = rows(count, vocab, rng);
         let k: Vec<i64> = (0..count).map(|_| [1, 5, 40, 5000][rng.below(4)]).collect();
         let p: Vec<f32> = (0..count).map(|_| [0.2, 0.6, 0.95, 1.0][rng.below(4)]).collect();

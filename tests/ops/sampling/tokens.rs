@@ -34,7 +34,7 @@ fn support(target: Target) {
     for (rows, vocab, count) in
         [(1, 1, 5), (7, 2, 50), (9, 17, 1000), (9, 111, 300), (5, 1000, 100), (3, 32000, 20), (300, 64, 5)]
     {
-        let count = if target.is_slow() || target.is_checked() { count / 5 } else { count };
+        let count = target.fewer(count);
         for spread in [0.5, 3.0] {
             let probs = Host {
                 shape: [rows, vocab],
@@ -183,7 +183,7 @@ fn devices_agree() {
             let values: Vec<f32> = (0..rows).flat_map(|_| row(vocab, 2.0, rng)).collect();
             let probs = Host { shape: [rows, vocab], values, dtype: DType::F32 };
             let filters = filters(rows, rng);
-            let keys = draws(rows, if target.is_slow() || target.is_checked() { 20 } else { 100 }, rng);
+            let keys = draws(rows, target.fewer(100), rng);
             for sampler in Sampler::ALL {
                 let [here, there] = [&target.device, &flex]
                     .map(|device| sampler.run(probs.tensor(device), &filters, &keys, device));
