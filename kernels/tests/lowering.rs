@@ -220,21 +220,6 @@ fn what_warpgroups_cannot_do_is_refused() {
     }
     assert_eq!(refused(Blueprint::Tiled(wgmma), 96), "head_dim");
     assert_eq!(refused(Blueprint::Mixed(Mixed { prefill: wgmma, decode: wgmma }), 128), "unit");
-    // CUDA 12.2 does not load what makes tensor maps.
-    for (cuda, expected) in [(12020, Err("cuda")), (12030, Ok(MmaKind::Wgmma))] {
-        let device = DeviceProfile { cuda: Some(cuda), ..SM_90.profile() };
-        let unit = |choice| match Plan::new(&device, &problem, &CAUSAL, &spans, choice, Split::Auto) {
-            Ok(plan) => match plan.blueprint() {
-                Blueprint::Tiled(tiled) => Ok(tiled.unit),
-                Blueprint::Mixed(mixed) => Ok(mixed.prefill.unit),
-                other => panic!("{other:?}"),
-            },
-            Err(Refusal::Blueprint { setting, .. }) => Err(setting),
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(unit(Choice::Exactly(Blueprint::Tiled(wgmma))), expected, "{cuda}");
-        assert_eq!(unit(Choice::Auto), Ok(expected.unwrap_or(MmaKind::MmaSync)), "{cuda}");
-    }
 }
 
 #[test]

@@ -25,7 +25,6 @@ const GPU: DeviceProfile = DeviceProfile {
     arch: Arch::Other,
     cores: None,
     cpu_cores: None,
-    cuda: None,
 };
 
 const DEVICES: [(&str, DeviceProfile); 8] = [
@@ -183,29 +182,6 @@ fn every_product_gets_the_kernel_of_the_table() {
         }
     }
     compare("routing_products.txt", &table);
-}
-
-#[test]
-fn a_driver_without_tensor_maps_gets_other_tiles() {
-    let (_, hopper) = DEVICES[4];
-    let dtype = ElemType::Float(FloatKind::BF16);
-    let problem = gemm::Problem {
-        rows: 2048,
-        d_in: 4096,
-        d_out: 4096,
-        dtype,
-        y_dtype: dtype,
-        gated: false,
-        normed: false,
-        batch_invariant: false,
-        align: 64,
-    };
-    for (cuda, warpgroups) in [(Some(12020), false), (Some(12030), true), (None, true)] {
-        let chosen =
-            gemm::Blueprint::auto(&DeviceProfile { cuda, ..hopper }, &problem).expect("there is one");
-        assert_eq!(matches!(chosen, gemm::Blueprint::WarpSpecialized(_)), warpgroups, "{cuda:?}");
-        assert_eq!(matches!(chosen, gemm::Blueprint::Tiled(_)), !warpgroups, "{cuda:?}");
-    }
 }
 
 /// Compares a table with the file of this name, or writes it there.

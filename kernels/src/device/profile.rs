@@ -6,10 +6,6 @@ use cubecl::device::DeviceId;
 use cubecl::{client::Client, ir::DeviceProperties};
 
 use super::arch::{Arch, Instruction};
-use super::refusal::Refusal;
-
-/// The first CUDA that loads code with tensor maps: 12.3.
-const TENSOR_MAPS: i32 = 12030;
 
 /// Limits of a device, without the device: inputs of the choice of a blueprint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +28,6 @@ pub struct DeviceProfile {
     pub cores: Option<usize>,
     /// Cores, if the device is a CPU.
     pub cpu_cores: Option<u32>,
-    /// The newest CUDA that NVIDIA's driver knows, 12030 for 12.3, if there is that driver.
-    pub cuda: Option<i32>,
 }
 
 impl DeviceProfile {
@@ -51,7 +45,7 @@ impl DeviceProfile {
         // A panic cannot leave half a profile behind.
         let known = PROFILES.read().unwrap_or_else(PoisonError::into_inner).get(&id).copied();
         known.unwrap_or_else(|| {
-            let profile = Self { cuda: cuda(), ..Self::from_properties(client.properties()) };
+            let profile = Self::from_properties(client.properties());
             PROFILES.write().unwrap_or_else(PoisonError::into_inner).insert(id, profile);
             profile
         })
@@ -76,18 +70,6 @@ impl DeviceProfile {
             arch: Arch::named(&properties.identity.fingerprint),
             cores: hardware.num_streaming_multiprocessors.map(|cores| cores as usize),
             cpu_cores: hardware.num_cpu_cores,
-            cuda: None,
-        }
-    }
-
-    /// Refuses a driver that does not load code with tensor maps.
-    pub(crate) fn check_tensor_maps(&self, kernel: &'static str) -> Result<(), Refusal> {
-        match self.cuda.filter(|&cuda| cuda < TENSOR_MAPS) {
-            None => Ok(()),
-            Some(cuda) => {
-                let expected = format!("{TENSOR_MAPS} or newer, which knows tensor maps");
-                Err(Refusal::blueprint(kernel, "cuda", cuda, expected))
-            }
         }
     }
 
@@ -95,24 +77,4 @@ impl DeviceProfile {
     pub(crate) fn widest(&self, elem_size: usize) -> usize {
         (self.load_bytes / elem_size).min(self.max_vector).max(1)
     }
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cuda() -> Option<i32> {
-    None
-}
-
-/// The version, read once: it stays the same while a program runs.
-#[cfg(feature = "cuda")]
-fn cuda() -> Option<i32> {
-    use cudarc::driver::sys;
-    static VERSION: LazyLock<Option<i32>> = LazyLock::new(|| {
-        let mut version = 0;
-        // SAFETY: the library is loaded before it is called, and writes a number that outlives the call.
-        let known = unsafe {
-            sys::is_culib_present() && sys::cuDriverGetVersion(&mut version) == sys::CUresult::CUDA_SUCCESS
-        };
-        known.then_some(version)
-    });
-    *VERSION
 }

@@ -333,7 +333,6 @@ impl WarpSpecialized {
         if let Some(instruction) = MmaKind::Wgmma.instruction(KERNEL, problem.dtype)? {
             instruction.check(KERNEL, device.arch)?;
         }
-        device.check_tensor_maps(KERNEL)?;
         check_vectors(
             problem,
             &[("d_in", problem.d_in), ("d_out", problem.d_out), ("stride", problem.align)],

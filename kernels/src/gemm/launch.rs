@@ -7,7 +7,7 @@ use cubecl::{
 use super::blueprint::{Blueprint, Dot, KERNEL, Problem, Skinny, Tiled, WarpSpecialized};
 use super::dot::{self, PLANES};
 use super::epilogue::Epilogue;
-use super::hopper::{self, CONSUMERS, CUBE_MAP_VECS, PRODUCERS, ROWS};
+use super::hopper::{self, CONSUMERS, PRODUCERS, ROWS, STAGE_INPUTS};
 use super::normed::{NormArgsLaunch, RmsNorm};
 use super::settings::{NormStyle, SkinnySettings};
 use super::{skinny, tiled};
@@ -17,6 +17,7 @@ use crate::device::tensor::{
     with_axis, with_shape,
 };
 use crate::device::{DeviceProfile, Refusal};
+use crate::isa::nvidia::tensor_map;
 use crate::mma::{GemmMma, on_unit};
 use crate::norm::{self, Norm, Scaling};
 
@@ -301,22 +302,21 @@ impl Launch<'_> {
         };
         // Along one axis, so that there is no cube beyond the last.
         let cubes = cover(KERNEL, count, [self.device.max_cubes[0], 1, 1])?;
-        let maps = buffer(self.client, count * CUBE_MAP_VECS, 16);
-        // SAFETY: two warps of a cube make a descriptor each, in shared memory and in a buffer of two for each cube. They
-        // know the shapes of `x` and `weight`, beyond which copies read nothing; vectors of 16 bytes divide every extent and
-        // stride, as was checked. Each cube, or cluster, takes tiles below their number; rows and outputs are compared
-        // with the shape of `y` where they are written. A part is not larger than the stages, of which there are 3.
+        // SAFETY: tensor maps know the shapes of `x` and `weight`, beyond which copies read nothing; vectors of 16 bytes
+        // divide every extent and stride, as was checked. Each cube, or cluster, takes tiles below their number; rows and
+        // outputs are compared with the shape of `y` where they are written. A part is not larger than the stages, of
+        // which there are 3.
         unsafe {
             hopper::warp_specialized::launch_unchecked(
                 self.client,
                 cubes,
                 CubeDim::new_2d(32, (PRODUCERS + CONSUMERS) as u32),
                 self.address,
-                x.into_tensor_arg(),
-                weight.into_tensor_arg(),
-                maps.into_buffer_arg(),
+                tensor_map(x, dtype, &[ROWS, STAGE_INPUTS]),
+                tensor_map(weight, dtype, &[tiles.columns(), STAGE_INPUTS]),
                 y.into_buffer_arg(),
                 epilogue,
+                rows,
                 d_in,
                 specialized.group,
                 tiles,

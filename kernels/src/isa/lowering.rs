@@ -27,6 +27,7 @@ impl Register {
     fn cpp(self) -> &'static str {
         match self {
             Self::F32 => "float",
+            Self::B64 => "unsigned long long",
             _ => "unsigned",
         }
     }
@@ -48,9 +49,9 @@ pub(super) struct Ptx {
 impl Ptx {
     fn constraints(&self) -> String {
         let outputs =
-            self.output.iter().flat_map(|&(class, count)| vec![format!("={}", class.letter()); count]);
+            self.output.iter().flat_map(|&(class, count)| vec![format!("={}", class.constraint()); count]);
         let inputs =
-            self.inputs.iter().flat_map(|&(class, count, _)| vec![class.letter().to_string(); count]);
+            self.inputs.iter().flat_map(|&(class, count, _)| vec![class.constraint().to_string(); count]);
         // Behind the others, so that text is numbered the same with and without.
         let updated = match (&self.updated, self.output) {
             (Some(_), Some((_, count))) => (0..count).map(|i| i.to_string()).collect(),
@@ -125,7 +126,11 @@ impl Ptx {
         if let Some((class, count)) = self.output {
             for i in 0..count {
                 let way = if self.updated.is_some() { '+' } else { '=' };
-                outputs.push(format!("\"{way}{}\"({})", class.letter(), element(class, "result".into(), i)));
+                outputs.push(format!(
+                    "\"{way}{}\"({})",
+                    class.constraint(),
+                    element(class, "result".into(), i)
+                ));
             }
         }
         let mut inputs = vec![];
@@ -138,7 +143,7 @@ impl Ptx {
                         element(class, format!("const_cast<{}&>({name})", value.get_type(ctx).to_cpp(ctx)), i)
                     }
                 };
-                inputs.push(format!("\"{}\"({operand})", class.letter()));
+                inputs.push(format!("\"{}\"({operand})", class.constraint()));
             }
         }
         let volatile = if self.effect { " volatile" } else { "" };
@@ -278,6 +283,20 @@ pub(super) fn shared_address_to_llvm(
     Ok(())
 }
 
+/// The function of LLVM that an operation is in, for operations of NVIDIA's kernels that change it.
+fn kernel_of(ctx: &Context, op: Ptr<Operation>, name: &str) -> Result<llvm::FuncOp> {
+    if ctx.target() == LlvmTarget::Nvptx {
+        let mut parent = op.deref(ctx).get_parent_op(ctx);
+        while let Some(op) = parent {
+            if let Some(function) = op.as_op::<llvm::FuncOp>(ctx) {
+                return Ok(function);
+            }
+            parent = op.deref(ctx).get_parent_op(ctx);
+        }
+    }
+    pliron::input_err!(op.deref(ctx).loc(), Foreign(name.to_owned()))
+}
+
 /// Gives the function that an operation is in an attribute of LLVM, in place of the operation. When functions
 /// are LLVM's.
 pub(super) fn set_function_attribute(
@@ -287,22 +306,45 @@ pub(super) fn set_function_attribute(
     name: &str,
     value: String,
 ) -> Result<()> {
-    if ctx.target() != LlvmTarget::Nvptx {
-        return pliron::input_err!(old.deref(ctx).loc(), Foreign(name.to_owned()));
+    let function = kernel_of(ctx, old, name)?;
+    let attributes = function.get_attr_llvm_func_attrs(ctx).map(|attributes| attributes.clone());
+    let mut attributes = attributes.unwrap_or_default();
+    attributes.set(name, LlvmAttrValue::Str(value));
+    function.set_attr_llvm_func_attrs(ctx, attributes);
+    rw.erase_operation(ctx, old);
+    Ok(())
+}
+
+/// The address of a parameter of 128 bytes, in place of an operation. When functions are LLVM's.
+///
+/// The parameter becomes a vector of 128 bytes, aligned to as many, of which no instruction takes the value: the
+/// attributes of a parameter of LLVM (`byval`) cannot be reached from here.
+pub(super) fn parameter_address(
+    ctx: &mut Context,
+    rw: &mut DialectConversionRewriter,
+    old: Ptr<Operation>,
+    index: usize,
+) -> Result<()> {
+    let function = kernel_of(ctx, old, "a tensor map")?;
+    let long = IntegerType::get(ctx, 64, Signedness::Signless).into();
+    let bytes: TypeHandle = types::VectorType::get(ctx, long, 16, VectorTypeKind::Fixed).into();
+    let (result, mut arguments, variadic) = {
+        let ty = function.get_type(ctx);
+        let ty = ty.deref(ctx);
+        (ty.result_type(), ty.arg_types().clone(), ty.is_var_arg())
+    };
+    arguments[index] = bytes;
+    let ty = FuncType::get(ctx, result, arguments, variadic);
+    function.set_attr_llvm_func_type(ctx, TypeAttr::new(ty.into()));
+    if let Some(entry) = function.get_entry_block(ctx) {
+        let argument = entry.deref(ctx).get_argument(index);
+        argument.set_type(ctx, bytes);
     }
-    let mut parent = old.deref(ctx).get_parent_op(ctx);
-    while let Some(op) = parent {
-        if let Some(function) = op.as_op::<llvm::FuncOp>(ctx) {
-            let mut attributes = function
-                .get_attr_llvm_func_attrs(ctx)
-                .map(|attributes| attributes.clone())
-                .unwrap_or_default();
-            attributes.set(name, LlvmAttrValue::Str(value));
-            function.set_attr_llvm_func_attrs(ctx, attributes);
-            rw.erase_operation(ctx, old);
-            return Ok(());
-        }
-        parent = op.deref(ctx).get_parent_op(ctx);
-    }
-    pliron::input_err!(old.deref(ctx).loc(), Foreign(name.to_owned()))
+    let name = function.get_symbol_name(ctx);
+    let text = format!("{{ .reg .b64 p; mov.b64 p, {name}_param_{index}; cvta.param.u64 $0, p; }}");
+    let asm = llvm::InlineAsmOp::new(ctx, long, vec![], &text, "=l", false);
+    rw.insert_op(ctx, &asm);
+    let address = asm.get_operation().deref(ctx).get_result(0);
+    rw.replace_operation_with_values(ctx, old, vec![address]);
+    Ok(())
 }

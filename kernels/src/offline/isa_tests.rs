@@ -259,7 +259,7 @@ fn instructions_of_a_warpgroup() {
 }
 
 #[cube(launch_unchecked)]
-fn boxes(from: &Tensor<Vector<u32, Const<4>>>, maps: &mut [Vector<u32, Const<4>>], #[comptime] cubes: usize) {
+fn boxes(map: &nvidia::TensorMap, #[comptime] cubes: usize) {
     let shared = Shared::<[Vector<u32, Const<4>>]>::new_aligned_slice(4096usize, 1024usize);
     let address = nvidia::shared_address::<Vector<u32, Const<4>>>(&shared);
     let barrier = address + 65528;
@@ -268,17 +268,12 @@ fn boxes(from: &Tensor<Vector<u32, Const<4>>>, maps: &mut [Vector<u32, Const<4>>
         nvidia::sync_cluster();
     }
     if UNIT_POS == 0 {
-        nvidia::map_rows::<Vector<u32, Const<4>>>(address, from, 16u32, 192usize);
-    }
-    nvidia::publish_map::<Vector<u32, Const<4>>>(address, &mut maps[0..8]);
-    nvidia::acquire_map::<Vector<u32, Const<4>>>(&maps[0..8]);
-    if UNIT_POS == 0 {
+        nvidia::prefetch_map(map.address());
         nvidia::barrier_expect(barrier, 2048usize);
-        let map = &maps[0..8];
-        nvidia::copy_box::<Vector<u32, Const<4>>>(
+        nvidia::copy_box(
             address,
             2048usize,
-            map,
+            map.address(),
             128usize,
             UNIT_POS,
             CUBE_POS as u32,
@@ -294,8 +289,10 @@ fn launch_boxes(cubes: usize) -> impl Fn(&Client, CubeCount, CubeDim) {
     move |client, count, dim| {
         // SAFETY: never run.
         unsafe {
-            let from = TensorArg::from_raw_parts(client.empty(4), [1, 1, 1, 1].into(), [1, 1, 1, 1].into());
-            boxes::launch_unchecked(client, count, dim, from, buffer(client), cubes);
+            let from =
+                TensorBinding::from_raw_parts(client.empty(4), [1, 1, 1, 64].into(), [1, 1, 1, 64].into());
+            let from = nvidia::tensor_map(from, elem(false), &[1, 1, 1, 64]);
+            boxes::launch_unchecked(client, count, dim, from, cubes);
         }
     }
 }
@@ -322,15 +319,9 @@ fn tensor_maps() {
     let lowered = lower(SM_90, launch_boxes(1)).expect("lowers");
     for name in [
         ".version 8.7",
-        "tensormap.replace.tile.global_address.shared::cta.b1024.b64",
-        "tensormap.replace.tile.rank.shared::cta.b1024.b32",
-        "tensormap.replace.tile.global_dim.shared::cta.b1024.b32 [%r",
-        "tensormap.replace.tile.box_dim.shared::cta.b1024.b32",
-        "tensormap.replace.tile.element_stride.shared::cta.b1024.b32",
-        "tensormap.replace.tile.swizzle_mode.shared::cta.b1024.b32",
-        "tensormap.replace.tile.global_stride.shared::cta.b1024.b64",
-        "tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned",
-        "fence.proxy.tensormap::generic.acquire.gpu",
+        ".param .align 128 .b8 boxes_",
+        "_param_0; cvta.param.u64 %rd",
+        "prefetch.tensormap [%rd",
         "mbarrier.expect_tx.relaxed.cta.shared::cta.b64",
         "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes",
     ] {

@@ -26,10 +26,10 @@ use super::super::plan::persistent::{heads_in_l2, item_and_head, snake_order};
 use super::super::variant::Variant;
 use super::consumer::{Consumer, consume, scheduler_barrier_arrive};
 use super::producer::{Producer, produce};
-use super::ring::{init, maps_at, shared_vecs};
+use super::ring::{init, shared_vecs};
 use super::roles::{PRODUCERS, registers, work_of_rank};
-use super::tensor_maps::{TensorMaps, make_map, map_at};
-use crate::isa::nvidia::{acquire_map, form_clusters, set_registers, shared_address, sync_cluster};
+use super::tensor_maps::TensorMaps;
+use crate::isa::nvidia::{form_clusters, prefetch_map, set_registers, shared_address, sync_cluster};
 use crate::mma::TileShape;
 use crate::staging::Vec16;
 
@@ -39,7 +39,7 @@ use crate::staging::Vec16;
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(crate) fn warp_specialized<V: Variant, E: Float>(
     qkv: &QkvVecs,
-    maps: &mut TensorMaps,
+    maps: &TensorMaps,
     outputs: &mut Outputs<E>,
     list: &WorkList,
     args: &V::Args,
@@ -49,6 +49,8 @@ pub(crate) fn warp_specialized<V: Variant, E: Float>(
     let shared = Shared::<[Vec16]>::new_aligned_slice(comptime!(shared_vecs(tiles)), 1024usize);
     let base = shared_address::<Vec16>(&shared);
     if UNIT_POS == 0 {
+        prefetch_map(maps.k.address());
+        prefetch_map(maps.v.address());
         init(base, tiles);
     }
     if comptime!(tiles.cluster > 1) {
@@ -72,21 +74,12 @@ pub(crate) fn warp_specialized<V: Variant, E: Float>(
     let mut round = 0usize;
     if plane < PRODUCERS {
         set_registers(comptime!(registers(tiles.planes()).0), false);
-        let mut map = map_at(0usize);
-        if maps.box_rows > 0 && cluster < total {
-            if maps.prepared == 0 {
-                map = map_at(CUBE_POS);
-                let at = base + comptime!(maps_at(tiles) as u32);
-                make_map(&qkv.k, &qkv.v, &mut maps.maps, map, at, maps.box_rows as u32, tiles);
-            }
-            acquire_map::<Vec16>(maps.of(map));
-        }
         let (queries, stages) = (0u32.runtime(), 0u32.runtime());
         let mut producer = Producer { base, rank, queries, stages };
         while item < total {
             let (index, head) = item_and_head(item, together, list.count, kv_heads);
             let work = work_of_rank(list, index, head, kv_heads, rank, tiles);
-            produce(qkv, maps.of(map), maps.box_rows, &work, &mut producer, tiles);
+            produce(qkv, maps, &work, &mut producer, tiles);
             round += 1;
             item = snake_order(cluster, clusters, round);
         }

@@ -11,4 +11,4 @@ pub(super) use kernel::warp_specialized;
 pub(super) use producer::box_rows;
 pub(super) use ring::{check, shared_vecs};
 pub(super) use roles::PRODUCERS;
-pub(super) use tensor_maps::{MAP_VECS, TensorMapsLaunch, make_maps};
+pub(super) use tensor_maps::tensor_maps;

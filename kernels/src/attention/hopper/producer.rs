@@ -10,6 +10,7 @@ use super::super::kv_table::{fits, key_place, origin};
 use super::super::plan::WorkTile;
 use super::ring::{ROW_BYTES, Ring, full, stage_ptr, wait_empty};
 use super::roles::PAIR;
+use super::tensor_maps::TensorMaps;
 use crate::isa::nvidia::{
     barrier_arrive, barrier_expect, copy_box, cp_async_at, cp_async_commit, cp_async_wait, fence_proxy_async,
     shuffle,
@@ -47,21 +48,20 @@ pub(super) struct Producer {
 #[cube]
 pub(super) fn produce(
     qkv: &QkvVecs,
-    map: &[Vec16],
-    box_rows: usize,
+    maps: &TensorMaps,
     work: &WorkTile,
     producer: &mut Producer,
     #[comptime] tiles: TileShape,
 ) {
     if work.first_row < work.rows.end && work.start < work.end {
         if (UNIT_POS_Y as usize) < PAIR {
-            produce_tiles(qkv, map, box_rows, work, producer, Ring::Keys, tiles);
+            produce_tiles(qkv, maps, work, producer, Ring::Keys, tiles);
         } else {
             wait_empty(producer.base, producer.queries, Ring::Queries, tiles);
             copy_queries(&qkv.q, &work.rows, producer.base, tiles);
             producer_commit(full(producer.base, producer.queries, Ring::Queries, tiles));
             producer.queries += 1;
-            produce_tiles(qkv, map, box_rows, work, producer, Ring::Values, tiles);
+            produce_tiles(qkv, maps, work, producer, Ring::Values, tiles);
         }
     }
 }
@@ -70,8 +70,7 @@ pub(super) fn produce(
 #[cube]
 fn produce_tiles(
     qkv: &QkvVecs,
-    map: &[Vec16],
-    box_rows: usize,
+    maps: &TensorMaps,
     work: &WorkTile,
     producer: &mut Producer,
     #[comptime] tile: Ring,
@@ -79,12 +78,13 @@ fn produce_tiles(
 ) {
     let (table, request, kv_head) = (&qkv.table, &work.rows.request, work.rows.kv_head);
     let from = if comptime!(tile == Ring::Keys) { &qkv.k } else { &qkv.v };
+    let map = if comptime!(tile == Ring::Keys) { maps.k.address() } else { maps.v.address() };
     let plane = UNIT_POS_Y as usize % PAIR;
     let vecs = comptime!(tile.vecs(tiles));
     let head = kv_head * from.stride(2) + origin(table, request, from.stride(1));
     // No box reaches beyond its page.
-    let boxed = fits(table, work.start, box_rows);
-    let boxes = boxes_of(producer.rank, plane, max(box_rows, 1), tiles);
+    let boxed = fits(table, work.start, maps.box_rows);
+    let boxes = boxes_of(producer.rank, plane, max(maps.box_rows, 1), tiles);
     let mut at = work.start;
     while at < work.end {
         // Looked up while there is no room yet.
@@ -154,7 +154,7 @@ struct BoxPlace {
 /// Copies TMA boxes of 64 elements of the rows, each to every cube of the cluster.
 #[cube]
 fn copy_boxes(
-    map: &[Vec16],
+    map: u64,
     boxes: &Boxes,
     place: &BoxPlace,
     to: u32,
@@ -167,7 +167,7 @@ fn copy_boxes(
         let to = to + (boxes.row(i) * ROW_BYTES) as u32;
         #[unroll]
         for column in 0..comptime!(vecs / 8) {
-            copy_box::<Vec16>(
+            copy_box(
                 to,
                 comptime!(column * tiles.keys * ROW_BYTES),
                 map,

@@ -4,7 +4,6 @@
 //! |---|---|---|
 //! | queries | rows x head | one tile |
 //! | keys, values | keys x head, for each stage | rings |
-//! | maps | 128 each | of each producer plane |
 //! | barriers | 8 each | of each tile: *full* and *empty* |
 //!
 //! A tile is stored as an [`Operand`](crate::isa::nvidia::Operand): 64 elements of every row, then the
@@ -12,8 +11,8 @@
 
 use cubecl::prelude::*;
 
-use super::roles::{PAIR, PRODUCERS, registers};
-use crate::isa::nvidia::{MAP_BYTES, barrier_init, barrier_wait};
+use super::roles::{PAIR, registers};
+use crate::isa::nvidia::{barrier_init, barrier_wait};
 use crate::mma::TileShape;
 use crate::{Refusal, Result};
 
@@ -64,13 +63,8 @@ fn values_at(tiles: TileShape) -> usize {
     keys_at(tiles) + tiles.stages * key_bytes(tiles)
 }
 
-/// Offset of the space where TMA descriptors are made, in bytes.
-pub(super) fn maps_at(tiles: TileShape) -> usize {
-    keys_at(tiles) + tiles.stages * tiles.stage_vecs() * 16
-}
-
 fn barriers_at(tiles: TileShape) -> usize {
-    maps_at(tiles) + PRODUCERS * MAP_BYTES
+    keys_at(tiles) + tiles.stages * tiles.stage_vecs() * 16
 }
 
 /// Bytes of a tile of keys.

@@ -17,7 +17,6 @@ const H200: DeviceProfile = DeviceProfile {
     arch: Arch::Sm(90),
     cores: Some(132),
     cpu_cores: None,
-    cuda: None,
 };
 
 const MI300X: DeviceProfile =

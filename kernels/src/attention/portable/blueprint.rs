@@ -103,7 +103,6 @@ mod tests {
         load_bytes: 16,
         max_vector: 16,
         cpu_cores: None,
-        cuda: None,
     };
     const DIMS: HeadDims = HeadDims { qk: 128, vo: 128 };
     const ALIGNED: Alignment = Alignment { qk: 64, vo: 64 };

@@ -134,7 +134,6 @@ impl Tiled {
         }
         let tiles = self.tiles(problem);
         if self.unit == MmaKind::Wgmma {
-            device.check_tensor_maps(KERNEL)?;
             hopper::check(tiles)?;
         } else if self.cluster != 1 {
             return refused("cluster", self.cluster, "1: no other unit shares what it copies".into());

@@ -6,9 +6,9 @@ use cubecl::{
 
 use super::super::buffers::{OutputsLaunch, QkvLaunch};
 use super::super::checked::Operands;
-use super::super::hopper::{MAP_VECS, PRODUCERS, TensorMapsLaunch, box_rows, make_maps, warp_specialized};
+use super::super::hopper::{box_rows, tensor_maps, warp_specialized};
 use super::super::kv_table::TableArgs;
-use super::super::plan::persistent::{cubes_for, is_persistent};
+use super::super::plan::persistent::cubes_for;
 use super::super::plan::{DevicePlan, MergeItem, WorkItem, WorkListLaunch};
 use super::super::variant::Variant;
 use super::blueprint::Tiled;
@@ -69,36 +69,16 @@ impl<V: Variant> KernelLaunch<'_, V> {
         }
     }
 
-    /// [`warp_specialized`], of `cubes`, which make descriptors of their own or share those of [`make_maps`].
-    fn specialized(self, cubes: usize, prepared: bool) {
+    /// [`warp_specialized`].
+    fn specialized(self) {
         let Operands { q, k, v, output, lse } = self.operands;
         let tiles = self.config.prefill;
         let page_size = matches!(self.table, TableArgs::Paged(_)).then(|| k.shape[1]);
         let box_rows = box_rows(tiles.keys / tiles.cluster, page_size);
-        let prepared = prepared && box_rows > 0;
-        let makers = if prepared { 1 } else { cubes };
-        let maps = buffer(self.client, makers * PRODUCERS * MAP_VECS * 4, size_of::<u32>());
-        if prepared {
-            // SAFETY: each plane of the one cube writes its own descriptor, for which there is room. It reads
-            // no tensor.
-            unsafe {
-                make_maps::launch_unchecked(
-                    self.client,
-                    CubeCount::new_single(),
-                    CubeDim::new_2d(self.dim.x, PRODUCERS as u32),
-                    self.address,
-                    k.clone().into_tensor_arg(),
-                    v.clone().into_tensor_arg(),
-                    maps.clone().into_buffer_arg(),
-                    box_rows,
-                    tiles,
-                );
-            }
-        }
+        let maps = tensor_maps([&k, &v], box_rows, self.dtype);
         let qkv = QkvLaunch::new(q.into_tensor_arg(), k.into_tensor_arg(), v.into_tensor_arg(), self.table);
-        // SAFETY: as above. Each producer plane has its descriptor in `maps`. TMA boxes are copied where a
-        // tile's keys are all of the request. None reaches beyond a page, since it begins at a multiple of a
-        // divisor of the page size.
+        // SAFETY: as above. TMA boxes are copied where a tile's keys are all of the request. None reaches beyond a page,
+        // since it begins at a multiple of a divisor of the page size.
         unsafe {
             warp_specialized::launch_unchecked::<V>(
                 self.client,
@@ -106,7 +86,7 @@ impl<V: Variant> KernelLaunch<'_, V> {
                 self.dim,
                 self.address,
                 qkv,
-                TensorMapsLaunch::new(maps.into_buffer_arg(), box_rows, prepared as u32),
+                maps,
                 outputs(output, lse, self.workspace, self.partial_rows),
                 WorkListLaunch::new(self.work_items.into_buffer_arg(), self.count, self.group),
                 self.args,
@@ -211,9 +191,7 @@ pub(in super::super) fn launch<V: Variant>(
     };
     match (prefill.unit, decode.map(|decode| decode.unit)) {
         (MmaKind::MmaSync, _) => launch.tiled::<MmaSync, MmaSync>(),
-        (MmaKind::Wgmma, _) => {
-            launch.specialized(in_all, !is_persistent(items, device.cores, prefill.cluster));
-        }
+        (MmaKind::Wgmma, _) => launch.specialized(),
         (MmaKind::Mfma16, _) => launch.tiled::<Mfma16, Mfma16>(),
         (MmaKind::Mfma32, Some(MmaKind::Mfma16)) => launch.tiled::<Mfma32, Mfma16>(),
         (MmaKind::Mfma32, _) => launch.tiled::<Mfma32, Mfma32>(),

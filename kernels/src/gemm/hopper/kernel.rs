@@ -2,29 +2,26 @@ use cubecl::{ir::ElemType, prelude::*};
 
 use super::super::epilogue::EpilogueArgs;
 use super::super::raster::raster;
-use super::maps::make_map;
 use super::ring::StageRing;
 use super::split::{add_parts, store_part};
 use super::store::{TilePlace, store};
-use super::tiles::{
-    CONSUMERS, CUBE_MAP_VECS, MAP_VECS, PRODUCERS, ROW_BYTES, ROWS, STAGE_INPUTS, WarpgroupTiles,
-};
+use super::tiles::{CONSUMERS, PRODUCERS, ROW_BYTES, ROWS, STAGE_INPUTS, WarpgroupTiles};
 use crate::isa::nvidia::{
-    DEPTH, Operand, Product, acquire_map, barrier_arrive, barrier_expect, copy_matrix_box, form_clusters,
-    named_barrier, set_registers, shared_address, sync_cluster, wgmma_shared, wgmma_wait,
+    DEPTH, Operand, Product, TensorMap, barrier_arrive, barrier_expect, copy_matrix_box, form_clusters,
+    named_barrier, prefetch_map, set_registers, shared_address, sync_cluster, wgmma_shared, wgmma_wait,
 };
 use crate::mma::{Fragment, MmaSync};
 use crate::staging::Vec16;
 
-/// `x`: `[rows, d_in]`, `weight`: `[d_out, d_in]`, `y`: `[rows, d_out]`; `maps` has room for the descriptors of each cube. A
-/// cube takes tiles in turn, `group` rows of them side by side; a cluster takes one.
+/// `x`: `[rows, d_in]`, `weight`: `[d_out, d_in]`, `y`: `[rows, d_out]`. A cube takes tiles in turn, `group` rows of them
+/// side by side; a cluster takes one.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(in super::super) fn warp_specialized<E: Float>(
-    x: &Tensor<Vec16>,
-    weight: &Tensor<Vec16>,
-    maps: &mut [Vec16],
+    x: &TensorMap,
+    weight: &TensorMap,
     y: &mut [Vec16],
     epilogue: &EpilogueArgs<E>,
+    rows: usize,
     d_in: usize,
     group: usize,
     #[comptime] tiles: WarpgroupTiles,
@@ -34,10 +31,9 @@ pub(in super::super) fn warp_specialized<E: Float>(
     let mut shared = Shared::<[Vec16]>::new_aligned_slice(vecs, 1024usize);
     let mut ring = StageRing::new(shared_address::<Vec16>(&shared), tiles);
     let plane = UNIT_POS_Y as usize;
-    if plane < 2 {
-        let shared = ring.base + comptime!(tiles.maps_at() as u32);
-        make_map(x, weight, maps, shared, d_in, tiles);
-    } else if plane == 2 && UNIT_POS_X == 0 {
+    if UNIT_POS == 0 {
+        prefetch_map(x.address());
+        prefetch_map(weight.address());
         ring.init();
     }
     if comptime!(tiles.cluster > 1) {
@@ -48,7 +44,6 @@ pub(in super::super) fn warp_specialized<E: Float>(
     }
     let rank = CUBE_POS % tiles.cluster;
     let clusters = CUBE_COUNT / tiles.cluster;
-    let rows = x.shape(0);
     let (row_tiles, column_tiles) = (rows.div_ceil(ROWS), epilogue.d_out.div_ceil(tiles.columns()));
     let total = row_tiles * column_tiles;
     // The cube's part of the inputs.
@@ -60,11 +55,7 @@ pub(in super::super) fn warp_specialized<E: Float>(
     if plane < PRODUCERS {
         set_registers(24usize, false);
         if plane == 0 {
-            let own = CUBE_POS * CUBE_MAP_VECS;
-            let x = &maps[own..own + MAP_VECS];
-            let weight = &maps[own + MAP_VECS..own + CUBE_MAP_VECS];
-            acquire_map::<Vec16>(x);
-            acquire_map::<Vec16>(weight);
+            let (x, weight) = (x.address(), weight.address());
             while tile < total {
                 let (row_tile, column_tile) = raster(tile, row_tiles, group, column_tiles);
                 let (row, output) = ((row_tile * ROWS) as u32, (column_tile * tiles.columns()) as u32);
@@ -76,13 +67,13 @@ pub(in super::super) fn warp_specialized<E: Float>(
                         barrier_arrive(full);
                     }
                     let input = (step * STAGE_INPUTS) as u32;
-                    copy_matrix_box::<Vec16>(stage, x, input, row, full);
+                    copy_matrix_box(stage, x, input, row, full);
                     #[unroll]
                     for half in 0..comptime!(tiles.steps.halves()) {
                         let to =
                             stage + comptime!((tiles.x_bytes() + half * tiles.columns() * ROW_BYTES) as u32);
                         let row = output + comptime!(half as u32) * epilogue.d_out as u32;
-                        copy_matrix_box::<Vec16>(to, weight, input, row, full);
+                        copy_matrix_box(to, weight, input, row, full);
                     }
                     ring.count += 1;
                 }

@@ -5,11 +5,10 @@
 //! `wgmma`. Where tiles are fewer than cores, a cluster owns a tile, and each of its cubes a part of the inputs.
 
 mod kernel;
-mod maps;
 mod ring;
 mod split;
 mod store;
 mod tiles;
 
 pub(super) use kernel::warp_specialized;
-pub(super) use tiles::{CONSUMERS, CUBE_MAP_VECS, PRODUCERS, ROWS, WarpgroupTiles};
+pub(super) use tiles::{CONSUMERS, PRODUCERS, ROWS, STAGE_INPUTS, WarpgroupTiles};

@@ -1,7 +1,6 @@
 use cubecl::ir::{ElemType, FloatKind};
 
 use super::super::epilogue::Steps;
-use crate::isa::nvidia::MAP_BYTES;
 
 /// Producer warps, one of which copies: registers are assigned to warpgroups.
 pub(in super::super) const PRODUCERS: usize = 4;
@@ -10,11 +9,7 @@ pub(in super::super) const CONSUMERS: usize = 8;
 /// Rows of `x` of a cube: 64 for each consumer warpgroup.
 pub(in super::super) const ROWS: usize = CONSUMERS * 16;
 /// Inputs of a stage: 128 bytes of a row.
-pub(super) const STAGE_INPUTS: usize = 64;
-/// Vectors of 16 bytes in a descriptor.
-pub(super) const MAP_VECS: usize = MAP_BYTES / 16;
-/// Vectors of 16 bytes of a cube's descriptors, of `x` and of `weight`.
-pub(in super::super) const CUBE_MAP_VECS: usize = 2 * MAP_VECS;
+pub(in super::super) const STAGE_INPUTS: usize = 64;
 /// Bytes of a row of a stage.
 pub(super) const ROW_BYTES: usize = 128;
 
@@ -56,14 +51,9 @@ impl WarpgroupTiles {
         self.x_bytes() + self.outputs * ROW_BYTES
     }
 
-    /// Offset of the room for descriptors, in bytes.
-    pub fn maps_at(&self) -> usize {
-        self.stages * self.stage_bytes()
-    }
-
     /// Offset of the barriers, in bytes: a full one and an empty one for each stage.
     pub fn barriers_at(&self) -> usize {
-        self.maps_at() + 16 * CUBE_MAP_VECS
+        self.stages * self.stage_bytes()
     }
 
     /// Words between two rows of a part, so that the lanes of a plane write to different banks.
@@ -74,6 +64,6 @@ impl WarpgroupTiles {
     /// Shared memory of so many stages, in vectors of 16 bytes. A part takes the place of the stages, which it does not
     /// exceed.
     pub fn shared_vecs(outputs: usize, stages: usize) -> usize {
-        stages * ((ROWS + outputs) * ROW_BYTES / 16 + 1) + CUBE_MAP_VECS
+        stages * ((ROWS + outputs) * ROW_BYTES / 16 + 1)
     }
 }

@@ -41,6 +41,11 @@ impl InRegisters for u32 {
     const COUNT: usize = 1;
 }
 
+impl InRegisters for u64 {
+    const CLASS: Register = Register::B64;
+    const COUNT: usize = 1;
+}
+
 impl<T: Scalar + InRegisters, const N: usize> InRegisters for Vector<T, Const<N>> {
     const CLASS: Register = T::CLASS;
     const COUNT: usize = N;

@@ -24,7 +24,5 @@ pub(crate) use copy::{cp_async, cp_async_at, cp_async_commit, cp_async_wait, sha
 pub(crate) use matrix::{ldmatrix, mma};
 #[cfg(feature = "compilers")]
 pub(super) use register::Register;
-pub(crate) use tensor_map::{
-    MAP_BYTES, acquire_map, copy_box, copy_matrix_box, map_matrix, map_rows, publish_map,
-};
+pub(crate) use tensor_map::{TensorMap, copy_box, copy_matrix_box, prefetch_map, tensor_map};
 pub(crate) use warpgroup::{DEPTH, Operand, Product, wgmma_registers, wgmma_shared, wgmma_wait};

@@ -1,70 +1,120 @@
 //! TMA: asynchronous copies of boxes of a tensor to shared memory, by Hopper's tensor maps.
 //!
-//! The descriptor of a tensor is made on the device, since CubeCL passes buffers and scalars alone: its
-//! fields are set in shared memory ([`map_rows`]), and it is published to global memory ([`publish_map`]),
-//! where copies look for it ([`acquire_map`]).
+//! CubeCL's server encodes a tensor map at the launch, and CUDA copies it to the parameters of the kernel. CubeCL's LLVM
+//! compiler knows buffers and scalars alone: [`TensorMapOp`] declares the parameter. A map that a cube makes itself and
+//! publishes to global memory takes it 2.3 us.
 //!
-//! Source: PTX ISA, `tensormap.replace` and `cp.async.bulk.tensor`.
+//! Source: PTX ISA, `cp.async.bulk.tensor`; CUDA driver API, `cuTensorMapEncodeTiled`.
 
-use std::fmt::Display;
+use cubecl::{
+    ir::ElemType,
+    prelude::*,
+    zspace::{Shape, Strides},
+};
+#[cfg(feature = "compilers")]
+use cubecl_cpp::{shared::operation::OpToCPP, target::Cuda};
+use cubecl_ir::AddressSpace;
+use cubecl_ir::{CanMaterialize, Pure, attributes::IndexAttr, cube_op, prelude::*, types::PointerType};
+use pliron::builtin::types::{IntegerType, Signedness};
 
-use cubecl::prelude::*;
+use super::instruction::ptx;
+#[cfg(feature = "compilers")]
+use crate::isa::lowering::parameter_address;
+use crate::staging::Vec16;
 
-use super::instruction::{Place, ptx};
+/// The address of the parameter `binding` of the kernel, a tensor map. It is lowered when functions are LLVM's, as
+/// [`LaunchBoundOp`](super::cluster::LaunchBoundOp) is.
+#[cube_op(name = "flashinfer.tensor_map")]
+#[result_ty(fixed = IntegerType::get(ctx, 64, Signedness::Unsigned).into())]
+#[op_traits(CanMaterialize, Pure)]
+pub struct TensorMapOp {
+    pub binding: IndexAttr,
+}
 
-/// Bytes of a descriptor.
-pub(crate) const MAP_BYTES: usize = 128;
+#[cfg(feature = "compilers")]
+#[op_interface_impl]
+impl pliron_llvm::ToLLVMDialect for TensorMapOp {
+    fn rewrite(&self, ctx: &mut Context, rw: &mut DialectConversionRewriter, _: &OperandsInfo) -> Result<()> {
+        let binding = self.binding(ctx).0;
+        parameter_address(ctx, rw, self.get_operation(), binding)
+    }
+}
+
+#[cfg(feature = "compilers")]
+#[op_interface_impl]
+impl OpToCPP<Cuda> for TensorMapOp {
+    fn to_cpp(&self, _ctx: &Context) -> String {
+        "static_assert(false, \"tensor maps are for CubeCL's LLVM compiler\");\n".into()
+    }
+}
+
+/// A tensor map of elements of 16 bits, an argument of a kernel.
+#[derive(CubeType)]
+pub(crate) struct TensorMap {
+    #[cube(comptime)]
+    #[allow(dead_code, reason = "the expansion reads it")]
+    binding: usize,
+}
+
+#[cube]
+impl TensorMap {
+    /// Where copies find it.
+    pub fn address(&self) -> u64 {
+        intrinsic!(|scope| {
+            let op = TensorMapOp::new(scope.ctx_mut(), self.binding);
+            scope.register_with_result(&op).into()
+        })
+    }
+}
+
+impl LaunchArg for TensorMap {
+    type RuntimeArg = TensorMapArg<Tiled>;
+    type CompilationArg = ();
+
+    fn register(map: Self::RuntimeArg, launcher: &mut KernelLauncher) {
+        launcher.register_tensor_map(map, size_of::<[u32; 4]>());
+    }
+
+    fn expand((): &(), builder: &mut KernelBuilder) -> TensorMapExpand {
+        let element = Vec16::__expand_as_type(&builder.scope);
+        let parameter = builder.tensor(element);
+        let ty = parameter.get_type(builder.scope.ctx());
+        let ty = ty.deref(builder.scope.ctx());
+        match ty.downcast_ref::<PointerType>().map(|pointer| pointer.address_space) {
+            Some(AddressSpace::Global(binding)) => TensorMapExpand { binding },
+            _ => unreachable!("a tensor is a pointer to global memory"),
+        }
+    }
+}
+
+/// The tensor map of `tensor`, of elements of 16 bits, contiguous in the last axis. A copy is of a box of this shape, and
+/// swizzles rows of 128 bytes as in [`super::Operand`]. Elements outside of the tensor are zeros.
+pub(crate) fn tensor_map(tensor: TensorBinding, dtype: ElemType, boxes: &[usize]) -> TensorMapArg<Tiled> {
+    // An extent is at least 1. The stride of one element means nothing, and is often 0, which the driver refuses.
+    let shape: Vec<usize> = tensor.shape.iter().map(|&extent| extent.max(1)).collect();
+    let strides = shape.iter().zip(tensor.strides.iter());
+    let strides: Vec<usize> =
+        strides.map(|(&extent, &stride)| if extent == 1 { 8 } else { stride }).collect();
+    let tensor = TensorBinding { shape: Shape::from(shape), strides: Strides::from(strides), ..tensor };
+    let args = TiledArgs { tile_size: Shape::from(boxes) };
+    TensorMapArg::new(args, tensor.into_tensor_arg(), dtype)
+        .with_swizzle(TensorMapSwizzle::B128)
+        .with_prefetch(TensorMapPrefetch::B256)
+}
 
 ptx! {
-    /// Sets all fields of a TMA descriptor in shared memory, at this [`super::shared_address`]: rows of
-    /// `columns` elements of 16 bits, by slot, page and head, in boxes of 64 columns and `box_rows` slots. A
-    /// copy swizzles them as in [`super::Operand`]. Strides are in 16 bytes. One lane.
-    fn set_map<T>(
-        map: u32,
-        from: &[T],
-        box_rows: u32,
-        slots: u32,
-        pages: u32,
-        heads: u32,
-        slot_stride: u32,
-        page_stride: u32,
-        head_stride: u32,
-        #[comptime] columns: usize,
-    ) = EffectOp(map, from, box_rows, slots, pages, heads, slot_stride, page_stride, head_stride)
-        "{{ .reg .b64 bytes; {fields}}}",
-        fields = map_fields(
-            [map, from],
-            &[(&columns, &64), (&slots, &box_rows), (&pages, &1), (&heads, &1)],
-            &[slot_stride, page_stride, head_stride]
-        );
+    /// Fetches a tensor map ahead of the first copy: `prefetch.tensormap`. One lane.
+    pub(crate) fn prefetch_map(map: u64) = EffectOp(map) "prefetch.tensormap [{map}];";
 
-    /// [`set_map`] of a matrix: rows of `columns` elements, in boxes of 64 columns and `box_rows` rows.
-    fn set_matrix_map<T>(map: u32, from: &[T], box_rows: u32, rows: u32, columns: u32, stride: u32) =
-        EffectOp(map, from, box_rows, rows, columns, stride)
-        "{{ .reg .b64 bytes; {fields}}}",
-        fields = map_fields([map, from], &[(&columns, &64), (&rows, &box_rows)], &[stride]);
-
-    /// Copies a descriptor from shared to global memory, for those that [`acquire_map`]: `tensormap.cp_fenceproxy`. It
-    /// takes the first [`MAP_BYTES`] of the slice, which begins at a multiple of them. All lanes of the warp.
-    pub(crate) fn publish_map<T>(map: u32, to: &mut [T]) = EffectOp(map, to)
-        "bar.warp.sync 0xffffffff; \
-         tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned \
-         [{to}], [{map}], {MAP_BYTES};";
-
-    /// Makes a descriptor that was published, by this warp or by a kernel before this one, known to the unit
-    /// that copies: `fence.proxy.tensormap`.
-    pub(crate) fn acquire_map<T>(map: &[T]) =
-        EffectOp(map) "fence.proxy.tensormap::generic.acquire.gpu [{map}], {MAP_BYTES};";
-
-    /// Copies one box with the descriptor published to `map`, to the same place plus `offset` bytes in the
+    /// Copies one box with the tensor map at `map`, to the same place plus `offset` bytes in the
     /// shared memory of each of the `cubes` cubes of a cluster. Its bytes count as arrivals at the same
     /// barrier of each: `cp.async.bulk.tensor`. All lanes of a warp of one cube call it and elect the one
     /// that copies. With a condition in the kernel instead, the compiler does not know the uniform values of
     /// the lanes, and 230 cycles pass between two copies.
-    pub(crate) fn copy_box<T>(
+    pub(crate) fn copy_box(
         to: u32,
         #[comptime] offset: usize,
-        map: &[T],
+        map: u64,
         #[comptime] column: usize,
         slot: u32,
         page: u32,
@@ -80,9 +130,9 @@ ptx! {
         mask = if cubes == 1 { String::new() } else { format!(", 0x{:x}", (1 << cubes) - 1) };
 
     /// [`copy_box`] of a matrix, to this cube alone.
-    pub(crate) fn copy_matrix_box<T>(
+    pub(crate) fn copy_matrix_box(
         to: u32,
-        map: &[T],
+        map: u64,
         column: u32,
         row: u32,
         barrier: u32,
@@ -90,66 +140,4 @@ ptx! {
         "{{ .reg .pred elected; elect.sync _|elected, -1; \
          @elected cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes \
          [{to}], [{map}, {{{column}, {row}}}], [{barrier}]; }}";
-}
-
-/// The instructions that set the fields of a descriptor: for each dimension its size and that of a box, and for each
-/// but the first the stride in 16 bytes.
-fn map_fields([map, from]: [Place; 2], dims: &[(&dyn Display, &dyn Display)], strides: &[Place]) -> String {
-    let mut text = String::new();
-    for at in (0..MAP_BYTES).step_by(8) {
-        text += &format!("st.shared.b64 [{map}+{at}], 0; ");
-    }
-    let mut set = |field: &str, bits: usize, value: &str| {
-        text += &format!("tensormap.replace.tile.{field}.shared::cta.b1024.b{bits} [{map}], {value}; ");
-    };
-    set("global_address", 64, &from.to_string());
-    // Dimensions are counted from 0.
-    set("rank", 32, &(dims.len() - 1).to_string());
-    for (dim, (size, rows)) in dims.iter().enumerate() {
-        set("global_dim", 32, &format!("{dim}, {size}"));
-        set("box_dim", 32, &format!("{dim}, {rows}"));
-        set("element_stride", 32, &format!("{dim}, 1"));
-    }
-    // Elements of 16 bits, not interleaved, 128 bytes swizzled, zeros outside.
-    for (field, value) in
-        [("elemtype", "1"), ("interleave_layout", "0"), ("swizzle_mode", "3"), ("fill_mode", "0")]
-    {
-        set(field, 32, value);
-    }
-    for (dim, stride) in strides.iter().enumerate() {
-        text += &format!(
-            "mul.wide.u32 bytes, {stride}, 16; \
-             tensormap.replace.tile.global_stride.shared::cta.b1024.b64 [{map}], {dim}, bytes; "
-        );
-    }
-    text
-}
-
-/// [`set_map`] of `[pages, slots, heads, columns]`.
-#[cube]
-pub(crate) fn map_rows<T: CubePrimitive>(
-    map: u32,
-    from: &Tensor<T>,
-    box_rows: u32,
-    #[comptime] columns: usize,
-) {
-    let (pages, slots, heads) = (from.shape(0) as u32, from.shape(1) as u32, from.shape(2) as u32);
-    let page_stride = (from.stride(0) / 8) as u32;
-    let slot_stride = (from.stride(1) / 8) as u32;
-    let head_stride = (from.stride(2) / 8) as u32;
-    let first = &from[0..1];
-    set_map::<T>(map, first, box_rows, slots, pages, heads, slot_stride, page_stride, head_stride, columns);
-}
-
-/// [`set_matrix_map`] of `[rows, columns]`.
-#[cube]
-pub(crate) fn map_matrix<T: CubePrimitive>(
-    map: u32,
-    from: &Tensor<T>,
-    box_rows: u32,
-    rows: usize,
-    columns: usize,
-) {
-    let stride = (from.stride(0) / 8) as u32;
-    set_matrix_map::<T>(map, &from[0..1], box_rows, rows as u32, columns as u32, stride);
 }
