@@ -1,10 +1,12 @@
 //! Linear layers on a GPU, timed on the device.
 //!
-//!     cargo bench -p burn-flashinfer-kernels --features cuda --bench gemm -- [csv=FILE] [sweep=few|many|one|bits]
+//!     cargo bench -p burn-flashinfer-kernels --features cuda --bench gemm -- [csv=FILE] [sweep=few|many|one|bits|fp8|tf32|invariant]
 //!
 //! As the bench of attention: medians of replayed graphs over sets of inputs that are larger than the caches together. Bytes
 //! are those of `x`, `weight` and `y`. `sweep=one` is a single product, for a profiler. `sweep=bits` compares weights of 16, 8 and
-//! 4 bits, as chosen; `bits=e4m3` or `bits=int4` tries settings for few rows of that format.
+//! 4 bits, as chosen; `bits=e4m3` or `bits=int4` tries settings for few rows of that format. `sweep=fp8` compares products of
+//! factors that are both of 8 bits with those of bf16, `sweep=tf32` f32 as TF32 with exact products, and `sweep=invariant` few
+//! rows with results that do not depend on each other.
 
 #[path = "device.rs"]
 #[allow(dead_code, reason = "this bench has no tensors of numbers")]
@@ -12,9 +14,13 @@ mod device;
 
 use std::cell::RefCell;
 
-use burn_flashinfer_kernels::MmaKind;
-use burn_flashinfer_kernels::gemm::quantized::{self, FewRows, QuantizedGemm, Scales, Weight, WeightFormat};
-use burn_flashinfer_kernels::gemm::{Blueprint, Gemm, Skinny, WarpSpecialized, launch, launch_with};
+use burn_flashinfer_kernels::gemm::quantized::{
+    self, FewRows, QuantizedGemm, ScaledGemm, Scales, Weight, WeightFormat, launch_scaled,
+};
+use burn_flashinfer_kernels::gemm::{
+    Blueprint, Epilogue, Gemm, Skinny, TF32, WarpSpecialized, launch, launch_with,
+};
+use burn_flashinfer_kernels::{MmaKind, Refusal};
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::TensorBinding;
 use device::Device;
@@ -25,33 +31,42 @@ const BF16: FloatKind = FloatKind::BF16;
 const LAYERS: [[usize; 2]; 4] = [[4096, 6144], [4096, 4096], [4096, 28672], [14336, 4096]];
 
 /// Times a product, with exactly this blueprint if there is one.
-fn run(device: &Device, [rows, d_in, d_out]: [usize; 3], blueprint: Option<Blueprint>) -> String {
-    let bytes = 2 * (rows * (d_in + d_out) + d_in * d_out);
+fn run(device: &Device, shape: [usize; 3], blueprint: Option<Blueprint>) -> String {
+    let name = blueprint.map_or("auto".into(), |blueprint| format!("{blueprint:?}").replace(',', ";"));
+    timed(device, &name, shape, ElemType::Float(BF16), |gemm, dtype| match blueprint {
+        None => launch(&device.client, gemm, dtype),
+        Some(blueprint) => launch_with(&device.client, gemm, dtype, blueprint),
+    })
+}
+
+/// Times products that are launched so.
+fn timed(
+    device: &Device,
+    name: &str,
+    [rows, d_in, d_out]: [usize; 3],
+    dtype: ElemType,
+    launch: impl Fn(Gemm, ElemType) -> Result<(), Refusal>,
+) -> String {
+    let bytes = dtype.size() * (rows * (d_in + d_out) + d_in * d_out);
+    let kind = if dtype.size() == 4 { FloatKind::F32 } else { BF16 };
     let count = (4e8 / bytes as f64).ceil().clamp(2.0, 64.0) as u32;
     let sets: Vec<_> = (0..count)
         .map(|seed| {
             [[rows, d_in], [d_out, d_in], [rows, d_out]].map(|shape| {
                 let place = if shape[0] == rows { shape[1] as u32 } else { 7 };
-                device.random(BF16, &shape, 3 * seed + place)
+                device.random(kind, &shape, 3 * seed + place)
             })
         })
         .collect();
-    let dtype = ElemType::Float(BF16);
     let step = || {
         for [x, weight, y] in &sets {
-            let gemm = Gemm::product(x.clone(), weight.clone(), y.clone());
-            match blueprint {
-                None => launch(&device.client, gemm, dtype),
-                Some(blueprint) => launch_with(&device.client, gemm, dtype, blueprint),
-            }
-            .expect("launches");
+            launch(Gemm::product(x.clone(), weight.clone(), y.clone()), dtype).expect("launches");
         }
     };
     step();
     device.wait();
     let ms = device.replayed(&step) / sets.len() as f64;
     let tflops = 2.0 * (rows * d_in * d_out) as f64 / ms / 1e9;
-    let name = blueprint.map_or("auto".into(), |blueprint| format!("{blueprint:?}").replace(',', ";"));
     format!("{name},{rows},{d_in},{d_out},{ms:.5},{tflops:.1},{:.0}", bytes as f64 / ms / 1e6)
 }
 
@@ -100,6 +115,40 @@ fn run_quantized(
     format!("{name},{rows},{d_in},{d_out},{ms:.5},{tflops:.1},{:.0}", bytes as f64 / ms / 1e6)
 }
 
+/// Times a product of two factors of e4m3.
+fn run_scaled(device: &Device, [rows, d_in, d_out]: [usize; 3], scales: Scales) -> String {
+    let format = WeightFormat::E4m3(scales);
+    let of_weight = format.scales(d_out, d_in);
+    let bytes = rows * (d_in + 2 * d_out) + d_in * d_out;
+    let count = (4e8 / bytes as f64).ceil().clamp(2.0, 64.0) as u32;
+    let codes = |[rows, width]: [usize; 2], seed| {
+        // Any bits are codes; those of a number of 16 bits are two of them.
+        let numbers = device.random(BF16, &[rows, width / 2], seed);
+        TensorBinding { shape: [rows, width].into(), strides: [width, 1].into(), ..numbers }
+    };
+    let sets: Vec<_> = (0..count)
+        .map(|seed| {
+            let (x, weight) = (codes([rows, d_in], 5 * seed), codes([d_out, d_in], 5 * seed + 1));
+            let x_scales = device.random(FloatKind::F32, &[rows], 5 * seed + 2);
+            let scales = device.random(FloatKind::F32, &of_weight, 5 * seed + 3);
+            (x, x_scales, weight, scales, device.random(BF16, &[rows, d_out], 5 * seed + 4))
+        })
+        .collect();
+    let step = || {
+        for (x, x_scales, codes, scales, y) in &sets {
+            let weight = Weight { codes: codes.clone(), scales: scales.clone(), format };
+            let (x, x_scales, epilogue) = (x.clone(), x_scales.clone(), Epilogue::default());
+            let gemm = ScaledGemm { x, x_scales, weight, y: y.clone(), epilogue };
+            launch_scaled(&device.client, gemm, ElemType::Float(BF16)).expect("launches");
+        }
+    };
+    step();
+    device.wait();
+    let ms = device.replayed(&step) / sets.len() as f64;
+    let tflops = 2.0 * (rows * d_in * d_out) as f64 / ms / 1e9;
+    format!("e4m3 {scales:?},{rows},{d_in},{d_out},{ms:.5},{tflops:.1},{:.0}", bytes as f64 / ms / 1e6)
+}
+
 fn main() {
     let device = Device::open();
     let argument = |name: &str| std::env::args().find_map(|it| it.strip_prefix(name).map(str::to_owned));
@@ -115,6 +164,41 @@ fn main() {
         Some("bits") => bits(argument("bits=").as_deref(), &mut row, &mut |shape, format, few| {
             print(run_quantized(&device, shape, format, few));
         }),
+        Some("fp8") => {
+            for (rows, widths) in
+                [128, 512, 2048, 8192].into_iter().flat_map(|rows| LAYERS.map(|it| (rows, it)))
+            {
+                let shape = [rows, widths[0], widths[1]];
+                print(run(&device, shape, None));
+                for scales in [Scales::PerChannel, Scales::Block128] {
+                    print(run_scaled(&device, shape, scales));
+                }
+            }
+        }
+        Some("tf32") => {
+            for (rows, [d_in, d_out]) in
+                [1, 16, 512, 8192].into_iter().flat_map(|rows| LAYERS.map(|it| (rows, it)))
+            {
+                for (name, dtype) in [("TF32", TF32), ("f32", ElemType::Float(FloatKind::F32))] {
+                    print(timed(&device, name, [rows, d_in, d_out], dtype, |gemm, dtype| {
+                        launch(&device.client, gemm, dtype)
+                    }));
+                }
+            }
+        }
+        Some("invariant") => {
+            for (rows, [d_in, d_out]) in
+                [1, 8, 32, 64, 128].into_iter().flat_map(|rows| LAYERS.map(|it| (rows, it)))
+            {
+                for batch_invariant in [false, true] {
+                    let name = if batch_invariant { "batch invariant" } else { "auto" };
+                    let dtype = ElemType::Float(BF16);
+                    print(timed(&device, name, [rows, d_in, d_out], dtype, |gemm, dtype| {
+                        launch(&device.client, Gemm { batch_invariant, ..gemm }, dtype)
+                    }));
+                }
+            }
+        }
         Some("one") => {
             let specialized = WarpSpecialized { outputs: 256, stages: 4, cluster: 1, group: 16 };
             row([2048, 4096, 28672], Some(Blueprint::WarpSpecialized(specialized)));

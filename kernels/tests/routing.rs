@@ -103,8 +103,16 @@ fn every_product_gets_the_kernel_of_the_table() {
                     // The order of the axes matters where matrices are read, not where tiles are multiplied.
                     for by_input in [true, false].into_iter().take(if tile_rows > 4 { 1 } else { 2 }) {
                         let dtype = ElemType::Float(dtype);
-                        let problem =
-                            segment_gemm::Problem { d_in, d_out, dtype, align: 8, by_input, tile_rows };
+                        let work_items = 64;
+                        let problem = segment_gemm::Problem {
+                            d_in,
+                            d_out,
+                            dtype,
+                            align: 8,
+                            by_input,
+                            tile_rows,
+                            work_items,
+                        };
                         let chosen = segment_gemm::Blueprint::auto(&profile, &problem);
                         let order = if by_input { "row major" } else { "column major" };
                         let _ = writeln!(

@@ -2,7 +2,7 @@
 
 use cubecl::ir::{ElemType, FloatKind};
 
-use super::blueprint::{Blueprint, Dot, Problem, Skinny, Tiled, WarpSpecialized};
+use super::blueprint::{Blueprint, Dot, E4M3, Problem, Skinny, Tiled, WarpSpecialized};
 use super::hopper::ROWS;
 use crate::device::{Arch, DeviceProfile, Result};
 use crate::mma::MmaKind;
@@ -40,8 +40,8 @@ impl Blueprint {
         if problem.rows <= Dot::MAX_ROWS && !problem.batch_invariant {
             return Ok(Self::Dot(dot));
         }
-        let specialized = WarpSpecialized::auto(device, problem);
-        if specialized.check(device, problem).is_ok() {
+        let specialized = WarpSpecialized::auto(device, problem, false);
+        if specialized.check(device, problem, false).is_ok() {
             return Ok(Self::WarpSpecialized(specialized));
         }
         // The instruction may depend on the rows, and the order of a sum on the instruction.
@@ -107,17 +107,21 @@ impl WarpSpecialized {
     /// The tile for which the last round of tiles leaves the fewest cores without one. Where there are few tiles, pairs of
     /// cubes split the inputs: larger clusters find too few neighbouring cores. Tiles of any width add up alike, split
     /// ones do not.
-    pub(super) fn auto(device: &DeviceProfile, problem: &Problem) -> Self {
+    pub(crate) fn auto(device: &DeviceProfile, problem: &Problem, by_input: bool) -> Self {
         let cores = device.cores.unwrap_or(CORES);
         let row_tiles = problem.rows.div_ceil(ROWS);
         let tiles = |outputs| row_tiles * problem.weight_rows().div_ceil(outputs);
-        let alone = SHAPES.into_iter().map(|(outputs, stages, percent)| {
+        // A copy of matrices by input is of 64 outputs. Tiles of e4m3 have two accumulators.
+        let is_e4m3 = problem.dtype == E4M3;
+        let shapes = SHAPES.into_iter().filter(|(outputs, ..)| {
+            (!by_input || outputs.is_multiple_of(64)) && (!is_e4m3 || *outputs <= 128)
+        });
+        let alone = shapes.clone().map(|(outputs, stages, percent)| {
             let cost = tiles(outputs).div_ceil(cores) * outputs * percent * problem.d_in * 100 / 64;
             (cost, Self { outputs, stages, cluster: 1, group: 16 })
         });
-        let split = SHAPES
-            .into_iter()
-            .filter(|&(outputs, ..)| !problem.batch_invariant && 2 * tiles(outputs) <= cores)
+        let split = shapes
+            .filter(|&(outputs, ..)| !problem.batch_invariant && !is_e4m3 && 2 * tiles(outputs) <= cores)
             .map(|(outputs, stages, percent)| {
                 let cost = outputs * percent * problem.d_in * SPLIT.0 / 128 + SPLIT.1;
                 (cost, Self { outputs, stages, cluster: 2, group: 16 })

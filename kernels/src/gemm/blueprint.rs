@@ -4,6 +4,8 @@ use super::epilogue::Steps;
 use super::hopper::WarpgroupTiles;
 use super::skinny;
 use crate::device::{Arch, DeviceProfile, Instruction, Refusal, Result};
+use crate::isa::nvidia::OperandType;
+use crate::mma::Scales;
 use crate::mma::{Gated, GemmMma, GemmTileShape, MmaKind, on_unit, product_vecs};
 
 pub(super) const KERNEL: &str = "gemm";
@@ -17,7 +19,7 @@ pub struct Problem {
     pub d_in: usize,
     /// Elements of a row of `y`: rows of `weight`, or half of them if it is gated.
     pub d_out: usize,
-    /// Type of `x`, `weight` and the bias.
+    /// Type of `x`, `weight` and the bias. That of the instruction, if f32 is multiplied as TF32.
     pub dtype: ElemType,
     /// Type of `y`: that of `x`, or f32.
     pub y_dtype: ElemType,
@@ -45,6 +47,12 @@ impl Problem {
             batch_invariant: false,
             align,
         }
+    }
+
+    /// The problem as the device computes it: f32 exactly, where no instruction multiplies TF32.
+    pub(super) fn on(self, device: &DeviceProfile) -> Self {
+        let has_tf32 = Instruction::MmaSync.exists_on(device.arch);
+        Self { dtype: if has_tf32 { self.dtype } else { storage(self.dtype) }, ..self }
     }
 
     /// Rows of `weight` for each output.
@@ -132,6 +140,17 @@ pub struct WarpSpecialized {
     /// Rows of tiles that are multiplied side by side.
     pub group: usize,
 }
+
+/// The type of the elements in memory, those of TF32 are f32.
+pub(super) fn storage(dtype: ElemType) -> ElemType {
+    if dtype == TF32 { ElemType::Float(FloatKind::F32) } else { dtype }
+}
+
+/// Codes of 8 bits.
+pub(super) const E4M3: ElemType = ElemType::Float(FloatKind::E4M3);
+
+/// f32 that is multiplied as TF32.
+pub const TF32: ElemType = ElemType::Float(FloatKind::TF32);
 
 fn refused<T>(setting: &'static str, got: impl ToString, expected: impl Into<String>) -> Result<T> {
     Err(Refusal::blueprint(KERNEL, setting, got, expected))
@@ -283,7 +302,7 @@ impl Tiled {
         };
         // `[row tiles, column tiles, row planes, column planes]` for 128, 64 and 16 rows.
         let (unit, depth_vecs, stages, shapes) = match (device.arch, device.plane) {
-            (arch, 32) if mfma.is_some() && Instruction::MmaSync.exists_on(arch) => {
+            (arch, 32) if (mfma.is_some() || dtype == TF32) && Instruction::MmaSync.exists_on(arch) => {
                 (MmaKind::MmaSync, 4, 4, [[4, 8, 2, 2], [2, 8, 2, 2], [1, 4, 1, 4]])
             }
             (arch, 64) if mfma.is_some_and(|mfma| mfma.exists_on(arch)) => {
@@ -317,19 +336,20 @@ impl Tiled {
 }
 
 impl WarpSpecialized {
-    pub(super) fn tiles(&self, problem: &Problem, steps: Steps) -> WarpgroupTiles {
-        WarpgroupTiles {
-            outputs: self.outputs,
-            stages: self.stages,
-            cluster: self.cluster,
-            dtype: problem.dtype,
-            wide: problem.y_dtype != problem.dtype,
-            steps,
-        }
+    pub(super) fn tiles(
+        &self,
+        [dtype, y_dtype]: [ElemType; 2],
+        by_input: bool,
+        scales: Option<Scales>,
+        steps: Steps,
+    ) -> WarpgroupTiles {
+        let Self { outputs, stages, cluster, .. } = *self;
+        let operands = OperandType::of(dtype);
+        WarpgroupTiles { outputs, stages, cluster, operands, y: y_dtype, by_input, scales, steps }
     }
 
     /// Checks that the blueprint can run on the device.
-    pub(super) fn check(&self, device: &DeviceProfile, problem: &Problem) -> Result<()> {
+    pub(crate) fn check(&self, device: &DeviceProfile, problem: &Problem, by_input: bool) -> Result<()> {
         if let Some(instruction) = MmaKind::Wgmma.instruction(KERNEL, problem.dtype)? {
             instruction.check(KERNEL, device.arch)?;
         }
@@ -339,6 +359,16 @@ impl WarpSpecialized {
         )?;
         if self.outputs == 0 || self.outputs > 256 || !self.outputs.is_multiple_of(32) {
             return refused("outputs", self.outputs, "a multiple of 32 up to 256");
+        }
+        // The sums of a stage are beside those of all.
+        if problem.dtype == E4M3 && self.outputs > 128 {
+            return refused("outputs", self.outputs, "at most 128 of e4m3");
+        }
+        if problem.dtype == E4M3 && self.cluster > 1 {
+            return refused("cluster", self.cluster, "1 of e4m3");
+        }
+        if by_input && !self.outputs.is_multiple_of(64) {
+            return refused("outputs", self.outputs, "a multiple of 64, by input");
         }
         if self.group == 0 {
             return refused("group", self.group, "at least 1");

@@ -4,10 +4,10 @@ use cubecl::{
     prelude::*,
 };
 
-use super::blueprint::{Blueprint, Dot, KERNEL, Problem, Skinny, Tiled, WarpSpecialized};
+use super::blueprint::{Blueprint, Dot, KERNEL, Problem, Skinny, Tiled, WarpSpecialized, storage};
 use super::dot::{self, PLANES};
 use super::epilogue::Epilogue;
-use super::hopper::{self, CONSUMERS, PRODUCERS, ROWS, STAGE_INPUTS};
+use super::hopper::{self, Matrices};
 use super::normed::{NormArgsLaunch, RmsNorm};
 use super::settings::{NormStyle, SkinnySettings};
 use super::{skinny, tiled};
@@ -17,7 +17,6 @@ use crate::device::tensor::{
     with_axis, with_shape,
 };
 use crate::device::{DeviceProfile, Refusal};
-use crate::isa::nvidia::tensor_map;
 use crate::mma::{GemmMma, on_unit};
 use crate::norm::{self, Norm, Scaling};
 
@@ -40,7 +39,8 @@ pub struct Gemm {
 /// The types of a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dtypes {
-    /// That of `x`, `weight` and the bias.
+    /// That of `x`, `weight` and the bias. With [`FloatKind::TF32`] they are f32, and are multiplied as TF32 by
+    /// instructions that do.
     pub x: ElemType,
     /// That of `y`: the same, or f32.
     pub y: ElemType,
@@ -48,7 +48,7 @@ pub struct Dtypes {
 
 impl From<ElemType> for Dtypes {
     fn from(dtype: ElemType) -> Self {
-        Self { x: dtype, y: dtype }
+        Self { x: dtype, y: storage(dtype) }
     }
 }
 
@@ -66,7 +66,7 @@ impl Gemm {
     pub fn problem(&self, dtypes: impl Into<Dtypes>) -> Result<Problem> {
         let Self { x, weight, y, norm, epilogue, batch_invariant } = self;
         let Dtypes { x: dtype, y: y_dtype } = dtypes.into();
-        if y_dtype != dtype && y_dtype != ElemType::Float(FloatKind::F32) {
+        if y_dtype != storage(dtype) && y_dtype != ElemType::Float(FloatKind::F32) {
             return Err(Refusal::blueprint(KERNEL, "y_dtype", format!("{y_dtype:?}"), "that of `x`, or f32"));
         }
         rows(KERNEL, "x", x, 2)?;
@@ -104,8 +104,8 @@ impl Gemm {
 /// If shapes or types do not fit each other, or no kernel computes the problem ([`Blueprint::auto`]). Nothing is launched
 /// then.
 pub fn launch(client: &Client, gemm: Gemm, dtypes: impl Into<Dtypes>) -> Result<()> {
-    let problem = gemm.problem(dtypes)?;
     let device = DeviceProfile::of(client);
+    let problem = gemm.problem(dtypes)?.on(&device);
     let blueprint = Blueprint::auto(&device, &problem)?;
     launch_checked(client, gemm, problem, device, blueprint)
 }
@@ -128,7 +128,7 @@ pub fn launch_with(
         Blueprint::Dot(dot) => dot.check(&device)?,
         Blueprint::Skinny(skinny) => skinny.check(&device, &problem)?,
         Blueprint::Tiled(tiled) => tiled.check(&device, &problem, false)?,
-        Blueprint::WarpSpecialized(specialized) => specialized.check(&device, &problem)?,
+        Blueprint::WarpSpecialized(specialized) => specialized.check(&device, &problem, false)?,
     }
     launch_checked(client, gemm, problem, device, blueprint)
 }
@@ -148,7 +148,7 @@ fn launch_checked(
     let address = addresses(&[(&gemm.x, size), (&gemm.weight, size), (&gemm.y, problem.y_dtype.size())]);
     let gemm = match blueprint {
         Blueprint::Skinny(Skinny { norm: true, .. }) => gemm,
-        _ => normalised(client, gemm, problem.dtype)?,
+        _ => normalised(client, gemm, storage(problem.dtype))?,
     };
     let launch = Launch { client, gemm, problem, device, address };
     match blueprint {
@@ -215,7 +215,7 @@ impl Launch<'_> {
                 dot.rows,
                 lanes as usize,
                 steps,
-                [dtype, y_dtype],
+                [storage(dtype), y_dtype],
             );
         }
         Ok(())
@@ -252,7 +252,7 @@ impl Launch<'_> {
                 NormArgsLaunch::new(gains.into(), epsilon),
                 d_in,
                 settings,
-                [dtype, y_dtype],
+                [storage(dtype), y_dtype],
             );
         }
         Ok(())
@@ -284,45 +284,18 @@ impl Launch<'_> {
                 GROUP,
                 tiles,
                 steps,
-                [dtype, y_dtype],
+                [storage(dtype), y_dtype],
             );
         }
         Ok(())
     }
 
     fn warp_specialized(self, specialized: WarpSpecialized) -> Result<()> {
-        let Problem { rows, d_in, d_out, dtype, .. } = self.problem;
+        let Problem { dtype, y_dtype, .. } = self.problem;
         let Gemm { x, weight, y, epilogue, .. } = self.gemm;
-        let (epilogue, steps) = epilogue.unzip(&self.device, d_out);
-        let tiles = specialized.tiles(&self.problem, steps);
-        let total = rows.div_ceil(ROWS) * d_out.div_ceil(tiles.columns());
-        let count = match tiles.cluster {
-            1 => total.min(self.device.cores.unwrap_or(1)),
-            cluster => total * cluster,
-        };
-        // Along one axis, so that there is no cube beyond the last.
-        let cubes = cover(KERNEL, count, [self.device.max_cubes[0], 1, 1])?;
-        // SAFETY: tensor maps know the shapes of `x` and `weight`, beyond which copies read nothing; vectors of 16 bytes
-        // divide every extent and stride, as was checked. Each cube, or cluster, takes tiles below their number; rows and
-        // outputs are compared with the shape of `y` where they are written. A part is not larger than the stages, of
-        // which there are 3.
-        unsafe {
-            hopper::warp_specialized::launch_unchecked(
-                self.client,
-                cubes,
-                CubeDim::new_2d(32, (PRODUCERS + CONSUMERS) as u32),
-                self.address,
-                tensor_map(x, dtype, &[ROWS, STAGE_INPUTS]),
-                tensor_map(weight, dtype, &[tiles.columns(), STAGE_INPUTS]),
-                y.into_buffer_arg(),
-                epilogue,
-                rows,
-                d_in,
-                specialized.group,
-                tiles,
-                dtype,
-            );
-        }
-        Ok(())
+        let weights = with_axis(weight, 0);
+        let matrices = Matrices { x, weights, y, work_items: None, by_input: false, codes: None, epilogue };
+        // SAFETY: there are no work items.
+        unsafe { hopper::launch(self.client, matrices, [dtype, y_dtype], specialized) }
     }
 }

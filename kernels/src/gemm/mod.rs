@@ -26,10 +26,11 @@ mod tile;
 mod tiled;
 
 pub use auto::is_for;
-pub use blueprint::{Blueprint, Dot, Problem, Skinny, Tiled, WarpSpecialized};
+pub use blueprint::{Blueprint, Dot, Problem, Skinny, TF32, Tiled, WarpSpecialized};
 pub use epilogue::Epilogue;
 pub(crate) use epilogue::{EpilogueArgs, Steps};
 pub use finish::finish;
+pub(crate) use hopper::{Matrices, ROWS, launch as launch_matrices};
 pub use launch::{Dtypes, Gemm, launch, launch_with};
 pub use normed::RmsNorm;
 pub(crate) use stage::Place;

@@ -7,13 +7,15 @@ use crate::device::{Instruction, Refusal, Result};
 const F32: ElemType = ElemType::Float(FloatKind::F32);
 const F16: ElemType = ElemType::Float(FloatKind::F16);
 const BF16: ElemType = ElemType::Float(FloatKind::BF16);
+const TF32: ElemType = ElemType::Float(FloatKind::TF32);
+const E4M3: ElemType = ElemType::Float(FloatKind::E4M3);
 
 /// The instruction that multiplies tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MmaKind {
-    /// `mma.sync` m16n8k16.
+    /// `mma.sync` m16n8k16, k8 for TF32.
     MmaSync,
-    /// `wgmma` m64nNk16, by warpgroups of four planes, while another one copies.
+    /// `wgmma` m64nNk16, k8 for TF32 and k32 for e4m3, by warpgroups of four planes, while another one copies.
     Wgmma,
     /// MFMA 16x16x16.
     Mfma16,
@@ -32,8 +34,8 @@ impl MmaKind {
     pub(crate) fn instruction(self, kernel: &'static str, dtype: ElemType) -> Result<Option<Instruction>> {
         let instruction = match (self, dtype) {
             (Self::Scalar1 | Self::Scalar32 | Self::Scalar64, F32 | F16 | BF16) => None,
-            (Self::MmaSync, F16 | BF16) => Some(Instruction::MmaSync),
-            (Self::Wgmma, F16 | BF16) => Some(Instruction::Wgmma),
+            (Self::MmaSync, F16 | BF16 | TF32) => Some(Instruction::MmaSync),
+            (Self::Wgmma, F16 | BF16 | TF32 | E4M3) => Some(Instruction::Wgmma),
             (Self::Mfma16 | Self::Mfma32, F16) => Some(Instruction::MfmaF16),
             (Self::Mfma16 | Self::Mfma32, BF16) => Some(Instruction::MfmaBf16),
             _ => {

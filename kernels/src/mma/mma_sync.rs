@@ -9,7 +9,9 @@ use super::fragment::{Accumulator, Fragment, FragmentLayout};
 use super::operands::{CopyShape, Operands, copy_of, first_key, first_row};
 use super::product::Mma;
 use super::tile_shape::TileShape;
-use crate::isa::nvidia::{exp2, ldmatrix, min_cubes_per_core, mma, pack, shared_address, shuffle_xor};
+use crate::isa::nvidia::{
+    OperandType, exp2, ldmatrix, min_cubes_per_core, mma, pack, shared_address, shuffle_xor,
+};
 use crate::math::{Math, tanh_by_exp2};
 use crate::request::TileRows;
 use crate::staging::{CpAsync, Ring, Staging, Vec16, swizzled};
@@ -67,13 +69,13 @@ pub(super) fn product(
     b: Vec16,
     acc: &mut Fragment<MmaSync>,
     #[comptime] tile: usize,
-    #[comptime] bf16: bool,
+    #[comptime] ty: OperandType,
 ) {
     #[unroll]
     for i in 0..2usize {
         let tile = comptime!(tile + i);
         acc.tiles[tile] =
-            mma(a, b.extract(comptime!(2 * i)), b.extract(comptime!(2 * i + 1)), acc.tiles[tile], bf16);
+            mma(a, b.extract(comptime!(2 * i)), b.extract(comptime!(2 * i + 1)), acc.tiles[tile], ty);
     }
 }
 
@@ -207,7 +209,13 @@ impl Mma for MmaSync {
                 let keys = ldmatrix(at, comptime!(16 * n * vecs * 16), false);
                 #[unroll]
                 for m in 0..tiles.q_tiles {
-                    product(rows[m], keys, s, comptime!(m * columns + 2 * n), comptime!(tiles.bf16()));
+                    product(
+                        rows[m],
+                        keys,
+                        s,
+                        comptime!(m * columns + 2 * n),
+                        comptime!(OperandType::of(tiles.dtype)),
+                    );
                 }
             }
         }
@@ -237,7 +245,13 @@ impl Mma for MmaSync {
                 let values = ldmatrix(at, comptime!(16 * k * vecs * 16), true);
                 #[unroll]
                 for m in 0..tiles.q_tiles {
-                    product(rows[m], values, o, comptime!(m * elements + 2 * n), comptime!(tiles.bf16()));
+                    product(
+                        rows[m],
+                        values,
+                        o,
+                        comptime!(m * elements + 2 * n),
+                        comptime!(OperandType::of(tiles.dtype)),
+                    );
                 }
             }
         }

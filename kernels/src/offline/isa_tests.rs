@@ -133,7 +133,11 @@ fn exponential_and_hints_of_amd() {
 }
 
 #[cube(launch_unchecked)]
-fn warp(from: &[Vector<u32, Const<4>>], to: &mut [Vector<f32, Const<4>>], #[comptime] bf16: bool) {
+fn warp(
+    from: &[Vector<u32, Const<4>>],
+    to: &mut [Vector<f32, Const<4>>],
+    #[comptime] ty: nvidia::OperandType,
+) {
     let at = UNIT_POS as usize;
     let shared = Shared::<[Vector<u32, Const<4>>]>::new_aligned_slice(64usize, 128usize);
     let address = nvidia::shared_address::<Vector<u32, Const<4>>>(&shared);
@@ -144,26 +148,28 @@ fn warp(from: &[Vector<u32, Const<4>>], to: &mut [Vector<f32, Const<4>>], #[comp
     sync_cube();
     let a = nvidia::ldmatrix(row, 0usize, false);
     let b = nvidia::ldmatrix(row, 512usize, true);
-    let mut c = nvidia::mma(a, b.extract(0usize), b.extract(1usize), to[at], bf16);
+    let mut c = nvidia::mma(a, b.extract(0usize), b.extract(1usize), to[at], ty);
     let x = nvidia::shuffle_xor(nvidia::exp2(c.extract(0usize)), 2usize);
-    let packed = nvidia::pack(x, c.extract(1usize), bf16);
+    let packed = nvidia::pack(x, c.extract(1usize), comptime!(ty == nvidia::OperandType::Bf16));
     c.insert(0usize, f32::cast_from(packed));
     to[at] = c;
 }
 
-fn launch_warp(bf16: bool) -> impl Fn(&Client, CubeCount, CubeDim) {
+fn launch_warp(ty: nvidia::OperandType) -> impl Fn(&Client, CubeCount, CubeDim) {
     move |client, count, dim| {
         // SAFETY: never run.
-        unsafe { warp::launch_unchecked(client, count, dim, buffer(client), buffer(client), bf16) }
+        unsafe { warp::launch_unchecked(client, count, dim, buffer(client), buffer(client), ty) }
     }
 }
 
 #[test]
 fn instructions_of_a_warp() {
     for target in [SM_80, SM_90] {
-        for (bf16, names) in [
-            (false, ["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "cvt.rn.f16x2.f32"]),
-            (true, ["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", "cvt.rn.bf16x2.f32"]),
+        use nvidia::OperandType::{Bf16, F16, Tf32};
+        for (ty, names) in [
+            (F16, ["mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "cvt.rn.f16x2.f32"]),
+            (Bf16, ["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", "cvt.rn.bf16x2.f32"]),
+            (Tf32, ["mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", "cvt.rn.f16x2.f32"]),
         ] {
             let others = [
                 "cp.async.cg.shared.global.L2::128B",
@@ -174,7 +180,7 @@ fn instructions_of_a_warp() {
                 "ex2.approx.ftz.f32",
                 "shfl.sync.bfly.b32",
             ];
-            assert_has(target, &[&names[..], &others].concat(), launch_warp(bf16));
+            assert_has(target, &[&names[..], &others].concat(), launch_warp(ty));
         }
     }
 }
@@ -183,7 +189,7 @@ fn instructions_of_a_warp() {
 fn warpgroup(
     from: &[Vector<u32, Const<4>>],
     to: &mut [Vector<f32, Const<4>>],
-    #[comptime] bf16: bool,
+    #[comptime] ty: nvidia::OperandType,
     #[comptime] columns: usize,
 ) {
     let at = UNIT_POS as usize;
@@ -202,9 +208,10 @@ fn warpgroup(
     let mut a = Array::<Vector<u32, Const<4>>>::new(1usize);
     a[0] = from[at];
     let rows = comptime!(nvidia::Operand { rows: columns, transposed: false });
-    let product = comptime!(nvidia::Product { bf16, columns, steps: 1, fresh: true, b: rows });
+    let product = comptime!(nvidia::Product { ty, columns, steps: 1, fresh: true, b: rows });
     nvidia::wgmma_shared(&mut d, address, address + 1024, 64usize, product);
-    let values = comptime!(nvidia::Operand { rows: 16, transposed: true });
+    // Of other types than these the matrix cannot be transposed.
+    let values = comptime!(nvidia::Operand { rows: 16, transposed: ty.size() == 2 });
     nvidia::wgmma_registers(
         &mut d,
         &a,
@@ -221,20 +228,21 @@ fn warpgroup(
     nvidia::set_registers(24usize, false);
 }
 
-fn launch_warpgroup(bf16: bool, columns: usize) -> impl Fn(&Client, CubeCount, CubeDim) {
+fn launch_warpgroup(ty: nvidia::OperandType, columns: usize) -> impl Fn(&Client, CubeCount, CubeDim) {
     move |client, count, _| {
         let (from, to) = (buffer(client), buffer(client));
         // SAFETY: never run.
-        unsafe { warpgroup::launch_unchecked(client, count, CubeDim::new_1d(128), from, to, bf16, columns) }
+        unsafe { warpgroup::launch_unchecked(client, count, CubeDim::new_1d(128), from, to, ty, columns) }
     }
 }
 
 #[test]
 fn instructions_of_a_warpgroup() {
-    for (bf16, ty) in [(false, "f16"), (true, "bf16")] {
+    use nvidia::OperandType::{Bf16, E4m3, F16, Tf32};
+    for (ty, depth, name) in [(F16, 16, "f16"), (Bf16, 16, "bf16"), (Tf32, 8, "tf32"), (E4m3, 32, "e4m3")] {
         for columns in [8, 80, 128, 256] {
-            let product = format!("wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{ty}.{ty}");
-            let lowered = lower(SM_90, launch_warpgroup(bf16, columns)).expect("lowers");
+            let product = format!("wgmma.mma_async.sync.aligned.m64n{columns}k{depth}.f32.{name}.{name}");
+            let lowered = lower(SM_90, launch_warpgroup(ty, columns)).expect("lowers");
             for name in [
                 &product,
                 "wgmma.fence.sync.aligned",
@@ -379,8 +387,8 @@ fn a_foreign_instruction_is_refused_by_name() {
     };
     refused(lower(SM_90, launch_mfma(16, true)), "llvm.amdgcn.mfma.f32.16x16x16bf16.1k does not exist");
     refused(lower(SM_90, launch_hints), "llvm.amdgcn.");
-    refused(lower(GFX942, launch_warp(false)), "does not exist on this target");
-    refused(lower(GFX942, launch_warpgroup(false, 128)), "does not exist on this target");
+    refused(lower(GFX942, launch_warp(nvidia::OperandType::F16)), "does not exist on this target");
+    refused(lower(GFX942, launch_warpgroup(nvidia::OperandType::F16, 128)), "does not exist on this target");
 }
 
 /// On a device of the right vendor but too old, only the check refuses: LLVM would end the process.

@@ -2,7 +2,7 @@ use cubecl::ir::ElemType;
 
 use super::work::FEW_ROWS;
 use crate::device::{DeviceProfile, Refusal, Result};
-use crate::gemm::{self, Tiled};
+use crate::gemm::{self, ROWS, Tiled, WarpSpecialized};
 
 const KERNEL: &str = "segment_gemm";
 
@@ -21,6 +21,8 @@ pub struct Problem {
     pub by_input: bool,
     /// Largest number of rows of a work item.
     pub tile_rows: usize,
+    /// Work items.
+    pub work_items: usize,
 }
 
 /// The kernel that runs, and its comptime settings. Each distinct blueprint is a kernel to compile.
@@ -30,6 +32,8 @@ pub enum Blueprint {
     Plain(Plain),
     /// Tiles in shared memory.
     Tiled(Tiled),
+    /// Hopper's warpgroups.
+    WarpSpecialized(WarpSpecialized),
 }
 
 /// The comptime settings of the plain kernel.
@@ -46,10 +50,9 @@ pub struct Plain {
 impl Blueprint {
     /// The blueprint for a problem on a device.
     pub fn auto(device: &DeviceProfile, problem: &Problem) -> Self {
-        match tiled(device, problem) {
-            Ok(tiled) => Self::Tiled(tiled),
-            Err(_) => Self::Plain(Plain::auto(device, problem)),
-        }
+        let specialized = specialized(device, problem).map(Self::WarpSpecialized);
+        let tiled = || tiled(device, problem).map(Self::Tiled);
+        specialized.or_else(|_| tiled()).unwrap_or_else(|_| Self::Plain(Plain::auto(device, problem)))
     }
 }
 
@@ -73,6 +76,17 @@ impl Plain {
             Self { rows, across: fitting(problem.d_out, most / parts), parts }
         }
     }
+}
+
+/// Tiles of [`ROWS`] for warpgroups, or why there are none.
+fn specialized(device: &DeviceProfile, problem: &Problem) -> Result<WarpSpecialized> {
+    let Problem { d_in, d_out, dtype, align, by_input, tile_rows, work_items } = *problem;
+    if tile_rows != ROWS {
+        return Err(Refusal::blueprint(KERNEL, "tile_rows", tile_rows, ROWS.to_string()));
+    }
+    let product = gemm::Problem::product([work_items * ROWS, d_in, d_out], dtype, align);
+    let specialized = WarpSpecialized::auto(device, &product, by_input);
+    specialized.check(device, &product, by_input).map(|()| specialized)
 }
 
 /// The tiles for a problem, or why there are none.

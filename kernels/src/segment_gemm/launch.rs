@@ -8,7 +8,7 @@ use crate::device::tensor::{
     Result, addresses, alignment, contiguous, offset_alignment, rows, shape, vector,
 };
 use crate::device::{DeviceProfile, Refusal};
-use crate::gemm::{Epilogue, Tiled};
+use crate::gemm::{Epilogue, Matrices, Tiled, launch_matrices};
 use crate::mma::{GemmMma, on_unit};
 
 const KERNEL: &str = "segment_gemm";
@@ -71,9 +71,17 @@ pub unsafe fn launch(client: &Client, gemm: SegmentGemm, dtype: ElemType) -> Res
         align: aligned(x).min(aligned(weights)),
         by_input: *by_input,
         tile_rows: *tile_rows,
+        work_items: work_items.size() / WORK_WORDS,
     };
     match Blueprint::auto(&DeviceProfile::of(client), &problem) {
         Blueprint::Plain(plain) => launch_plain(client, gemm, &problem, plain),
+        Blueprint::WarpSpecialized(specialized) => {
+            let SegmentGemm { x, weights, y, work_items, by_input, .. } = gemm;
+            let (work_items, epilogue) = (Some(work_items), Epilogue::default());
+            let matrices = Matrices { x, weights, y, work_items, by_input, codes: None, epilogue };
+            // SAFETY: the contract of work items is the caller's. A tile has as many rows.
+            unsafe { launch_matrices(client, matrices, [dtype; 2], specialized) }
+        }
         Blueprint::Tiled(tiled) => {
             on_unit!(tiled.unit, |U| launch_tiled::<U>(client, gemm, &problem, tiled))
         }

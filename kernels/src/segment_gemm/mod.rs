@@ -10,7 +10,7 @@ mod plain;
 mod tiled;
 mod work;
 
-pub use crate::gemm::Tiled;
+pub use crate::gemm::{Tiled, WarpSpecialized};
 pub use blueprint::{Blueprint, Plain, Problem};
 pub use launch::{SegmentGemm, launch};
 pub use work::{FEW_ROWS, WORK_WORDS};

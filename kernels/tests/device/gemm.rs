@@ -2,14 +2,15 @@
 
 use burn_flashinfer_kernels::activation::Activation;
 use burn_flashinfer_kernels::gemm::{
-    Blueprint, Dot, Dtypes, Epilogue, Gemm, RmsNorm, Skinny, Tiled, WarpSpecialized, launch, launch_with,
+    Blueprint, Dot, Dtypes, Epilogue, Gemm, RmsNorm, Skinny, TF32, Tiled, WarpSpecialized, launch,
+    launch_with,
 };
 use burn_flashinfer_kernels::{DeviceProfile, Instruction, MmaKind, Refusal};
 use cubecl::client::Client;
 
 use crate::host::{Device, Random, Type, assert_close, device_tests};
 
-device_tests!(few_rows, tiles, warpgroups);
+device_tests!(few_rows, tiles, warpgroups, tf32);
 
 /// The norm before the product, and the epilogue.
 #[derive(Debug, Clone, Copy)]
@@ -45,6 +46,8 @@ struct Case {
     shape: [usize; 3],
     dtype: Type,
     steps: Steps,
+    /// f32 is multiplied as TF32, where the device does.
+    tf32: bool,
 }
 
 impl Case {
@@ -57,7 +60,16 @@ impl Case {
         let gains = random.floats(d_in, dtype, 1.0);
         let bias = random.floats(weight_rows, dtype, 1.0);
         let residual = random.floats(rows * d_out, if steps.wide { Type::F32 } else { dtype }, 1.0);
-        Self { x, weight, gains, bias, residual, shape, dtype, steps }
+        Self { x, weight, gains, bias, residual, shape, dtype, steps, tf32: false }
+    }
+
+    /// A factor as the instruction takes it.
+    fn operand(&self, x: f64) -> f64 {
+        if !self.tf32 {
+            return self.dtype.round(x);
+        }
+        // To nearest, ties away from zero: ten bits of the fraction stay.
+        f64::from(f32::from_bits(((x as f32).to_bits() + 0x1000) & !0x1fff))
     }
 
     fn y_type(&self) -> Type {
@@ -131,7 +143,8 @@ impl Case {
         let [rows, d_in, d_out] = self.shape;
         let y = self.y(client);
         let gemm = self.gemm(client, &y);
-        let dtypes = Dtypes { x: self.dtype.elem(), y: self.y_type().elem() };
+        let x = if self.tf32 { TF32 } else { self.dtype.elem() };
+        let dtypes = Dtypes { x, y: self.y_type().elem() };
         match blueprint {
             Some(blueprint) => launch_with(client, gemm, dtypes, blueprint),
             None => launch(client, gemm, dtypes),
@@ -144,8 +157,8 @@ impl Case {
             let x = &normed[row * d_in..][..d_in];
             let exact = |output| x.iter().zip(weight(output)).map(|(x, w)| x * w).sum::<f64>();
             let sum = |output| {
-                let products = x.iter().zip(weight(output)).map(|(&x, &w)| self.dtype.round(x) * w);
-                if self.steps.wide && self.dtype != Type::F32 {
+                let products = x.iter().zip(weight(output)).map(|(&x, &w)| self.operand(x) * self.operand(w));
+                if self.tf32 || self.steps.wide && self.dtype != Type::F32 {
                     by_matrix_unit(products)
                 } else {
                     f64::from(products.map(|product| product as f32).sum::<f32>())
@@ -335,6 +348,58 @@ fn warpgroups(client: Client) {
         let blueprint = Blueprint::WarpSpecialized(WarpSpecialized { outputs, stages: 4, cluster, group: 2 });
         for steps in [PLAIN].into_iter().chain(EPILOGUES) {
             Case::new(&mut random, shape, dtype, steps).check(&client, Some(blueprint));
+        }
+    }
+}
+
+/// f32 as TF32, by every kernel that multiplies it; exactly, where none does.
+fn tf32(client: Client) {
+    let mut random = Random::new(64);
+    let device = DeviceProfile::of(&client);
+    let mut check = |shape, steps, blueprint: Option<Blueprint>| {
+        Case { tf32: true, ..Case::new(&mut random, shape, Type::F32, steps) }.check(&client, blueprint);
+    };
+    let other = EPILOGUES[2];
+    if device.plane > 1 {
+        for shape in [[3, 37, 19], [20, 72, 136], [130, 72, 136]] {
+            check(shape, PLAIN, None);
+            check(shape, other, None);
+        }
+    }
+    if Instruction::MmaSync.exists_on(device.arch) {
+        let tiled = |row_tiles, depth_vecs| Tiled {
+            unit: MmaKind::MmaSync,
+            row_tiles,
+            column_tiles: 2,
+            row_planes: 2,
+            column_planes: 1,
+            depth_vecs,
+            stages: 3,
+        };
+        check([70, 136, 48], PLAIN, Some(Blueprint::Tiled(tiled(1, 4))));
+        check([9, 72, 200], other, Some(Blueprint::Tiled(tiled(2, 8))));
+        let skinny = Skinny {
+            unit: MmaKind::MmaSync,
+            output_tiles: 2,
+            output_planes: 1,
+            row_tiles: 2,
+            depth_planes: 2,
+            depth_vecs: 8,
+            stages: 3,
+            cluster: 1,
+            norm: false,
+        };
+        check([7, 1000, 66], PLAIN, Some(Blueprint::Skinny(skinny)));
+        check([7, 1000, 66], other, Some(Blueprint::Skinny(skinny)));
+    }
+    if is_hopper(&client) {
+        for (shape, outputs, cluster) in
+            [([129, 200, 264], 256, 1), ([300, 328, 520], 128, 2), ([70, 1024, 96], 96, 1)]
+        {
+            let blueprint = WarpSpecialized { outputs, stages: 4, cluster, group: 2 };
+            for steps in [PLAIN].into_iter().chain(EPILOGUES) {
+                check(shape, steps, Some(Blueprint::WarpSpecialized(blueprint)));
+            }
         }
     }
 }

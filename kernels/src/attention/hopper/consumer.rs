@@ -11,8 +11,8 @@ use super::super::tiled::store_rows;
 use super::super::variant::Variant;
 use super::ring::{ROW_BYTES, Ring, empty, stage_ptr, wait_full};
 use crate::isa::nvidia::{
-    DEPTH, Operand, Product, barrier_arrive, barrier_arrive_at, named_barrier, wgmma_registers, wgmma_shared,
-    wgmma_wait,
+    Operand, OperandType, Product, barrier_arrive, barrier_arrive_at, named_barrier, wgmma_registers,
+    wgmma_shared, wgmma_wait,
 };
 use crate::mma::{Accumulator, Fragment, MmaSync, TileShape, convert_p};
 use crate::staging::Vec16;
@@ -46,7 +46,7 @@ pub(super) fn consume<V: Variant, E: Float>(
         if work.start < work.end {
             let visible = visible_keys::<V>(args, work, plane);
             let mut s = Fragment::<MmaSync>::new(1usize, comptime!(tiles.keys / 8));
-            let mut p = Array::<Vec16>::new(comptime!(tiles.keys / DEPTH));
+            let mut p = Array::<Vec16>::new(comptime!(tiles.keys / 16));
             wait_full(base, consumer.queries, Ring::Queries, tiles);
             wait_full(base, consumer.stages, Ring::Keys, tiles);
             issue_qk(&mut s, base, plane, consumer.stages, tiles);
@@ -106,9 +106,9 @@ fn issue_qk(s: &mut Fragment<MmaSync>, base: u32, plane: usize, count: u32, #[co
         keys,
         comptime!(tiles.rows(16)),
         comptime!(Product {
-            bf16: tiles.bf16(),
+            ty: OperandType::of(tiles.dtype),
             columns: tiles.keys,
-            steps: tiles.dims.qk / DEPTH,
+            steps: tiles.dims.qk / 16,
             fresh: true,
             b: Operand { rows: tiles.keys, transposed: false },
         }),
@@ -131,9 +131,9 @@ fn issue_pv(
         p,
         values,
         comptime!(Product {
-            bf16: tiles.bf16(),
+            ty: OperandType::of(tiles.dtype),
             columns: tiles.dims.vo,
-            steps: tiles.keys / DEPTH,
+            steps: tiles.keys / 16,
             fresh: false,
             b: Operand { rows: tiles.keys, transposed: true },
         }),
@@ -213,7 +213,7 @@ fn apply_mask<V: Variant>(
 #[cube]
 fn p_operands(s: &Fragment<MmaSync>, p: &mut Array<Vec16>, #[comptime] tiles: TileShape) {
     #[unroll]
-    for i in 0..comptime!(tiles.keys / DEPTH) {
+    for i in 0..comptime!(tiles.keys / 16) {
         p[i] = convert_p(s.tiles[comptime!(2 * i)], s.tiles[comptime!(2 * i + 1)], comptime!(tiles.bf16()));
     }
 }

@@ -59,7 +59,7 @@ pub(super) fn add_parts<E: Float>(
             sums
         };
         let (row, column) = (place.row + row, place.column + at % fours * 4);
-        if at < comptime!(own_rows * fours) && row < place.rows && column < epilogue.d_out {
+        if at < comptime!(own_rows * fours) && row < place.end && column < epilogue.d_out {
             let four = epilogue.finish::<Const<4>>(sums, up, column, tiles.steps);
             let at = (row * epilogue.d_out + column) / 4;
             store_four::<E>(y, four, at, tiles);

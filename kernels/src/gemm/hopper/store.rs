@@ -3,18 +3,20 @@
 use cubecl::prelude::*;
 
 use super::super::epilogue::EpilogueArgs;
+use super::code_scales::CodeScales;
 use super::tiles::WarpgroupTiles;
 use crate::isa::nvidia::{pack, shuffle_word_xor};
 use crate::math::unpack;
 use crate::mma::{Accumulator, Fragment, MmaSync};
 use crate::staging::Vec16;
 
-/// The first row and column of a tile, and the rows of `y`.
+/// The first row and column of a tile, the end of its rows, and its matrix.
 #[derive(CubeType)]
 pub(super) struct TilePlace {
     pub row: usize,
+    pub end: usize,
     pub column: usize,
-    pub rows: usize,
+    pub matrix: usize,
 }
 
 /// Stores the 16 rows of a warp; those, and the columns, that `y` has. Outputs of 16 bits go in vectors of 16 bytes, 32
@@ -23,6 +25,7 @@ pub(super) struct TilePlace {
 pub(super) fn store<E: Float>(
     y: &mut [Vec16],
     epilogue: &EpilogueArgs<E>,
+    scales: &CodeScales,
     acc: &Fragment<MmaSync>,
     plane: usize,
     place: &TilePlace,
@@ -33,11 +36,12 @@ pub(super) fn store<E: Float>(
     for r in 0..2usize {
         let row = place.row + plane * 16 + MmaSync::row(r);
         let at = row * epilogue.d_out;
+        let of_row = scales.of_row(row);
         #[unroll]
-        for four in 0..comptime!(if tiles.wide { 0 } else { tiles.columns() / 32 }) {
+        for four in 0..comptime!(if tiles.wide() { 0 } else { tiles.columns() / 32 }) {
             let first = place.column + comptime!(32 * four);
             let column = first + lane % 4 * 8;
-            let valid = row < place.rows && column < epilogue.d_out;
+            let valid = row < place.end && column < epilogue.d_out;
             let mut old = Vec16::new(0u32);
             if comptime!(tiles.steps.add) {
                 if valid {
@@ -50,7 +54,8 @@ pub(super) fn store<E: Float>(
             for i in 0..4usize {
                 // Columns beyond the last one have no bias, and are not stored.
                 let column = min(first + comptime!(8 * i) + lane % 4 * 2, epilogue.d_out - 2);
-                let mut run = finished(epilogue, acc, r, comptime!(4 * four + i), column, tiles);
+                let mut run =
+                    finished(epilogue, scales, acc, of_row, r, comptime!(4 * four + i), column, tiles);
                 if comptime!(tiles.steps.add) {
                     run += unpack::<E>(old.extract(i));
                 }
@@ -63,11 +68,11 @@ pub(super) fn store<E: Float>(
         }
         #[unroll]
         for i in
-            comptime!(if tiles.wide { 0 } else { tiles.columns() / 32 * 4 })..comptime!(tiles.columns() / 8)
+            comptime!(if tiles.wide() { 0 } else { tiles.columns() / 32 * 4 })..comptime!(tiles.columns() / 8)
         {
             let column = place.column + comptime!(8 * i) + lane % 4 * 2;
-            if row < place.rows && column < epilogue.d_out {
-                let run = finished(epilogue, acc, r, i, column, tiles);
+            if row < place.end && column < epilogue.d_out {
+                let run = finished(epilogue, scales, acc, of_row, r, i, column, tiles);
                 store_pair::<E>(y, run, (at + column) / 2, tiles);
             }
         }
@@ -83,7 +88,7 @@ fn store_pair<E: Float>(
     #[comptime] tiles: WarpgroupTiles,
 ) {
     let mut run = run;
-    if comptime!(tiles.wide) {
+    if comptime!(tiles.wide()) {
         let y = y.with_vector_size_mut::<Const<2>>();
         if comptime!(tiles.steps.add) {
             run += Vector::<f32, Const<2>>::reinterpret(y[at]);
@@ -99,17 +104,25 @@ fn store_pair<E: Float>(
 }
 
 /// Run `i` of row `r` of the tile of `y`, whose first column is `column`.
+#[allow(clippy::too_many_arguments, reason = "a run, and what is applied to it")]
 #[cube]
 fn finished<E: Float>(
     epilogue: &EpilogueArgs<E>,
+    scales: &CodeScales,
     acc: &Fragment<MmaSync>,
+    of_row: f32,
     #[comptime] r: usize,
     #[comptime] i: usize,
     column: usize,
     #[comptime] tiles: WarpgroupTiles,
 ) -> Vector<f32, Const<2>> {
     let up = comptime!(i + (tiles.outputs - tiles.columns()) / 8);
-    epilogue.finish::<Const<2>>(acc.run(r, i), acc.run(r, up), column, tiles.steps)
+    let sums = scales.apply(acc.run(r, i), of_row, column, tiles);
+    let mut ups = sums;
+    if comptime!(tiles.steps.halves() > 1) {
+        ups = scales.apply(acc.run(r, up), of_row, epilogue.d_out + column, tiles);
+    }
+    epilogue.finish::<Const<2>>(sums, ups, column, tiles.steps)
 }
 
 /// Stores four outputs at `at`, in fours.
@@ -120,7 +133,7 @@ pub(super) fn store_four<E: Float>(
     at: usize,
     #[comptime] tiles: WarpgroupTiles,
 ) {
-    if comptime!(tiles.wide) {
+    if comptime!(tiles.wide()) {
         let mut four = four;
         if comptime!(tiles.steps.add) {
             four += Vector::<f32, Const<4>>::reinterpret(y[at]);

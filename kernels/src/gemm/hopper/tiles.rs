@@ -1,15 +1,15 @@
 use cubecl::ir::{ElemType, FloatKind};
 
 use super::super::epilogue::Steps;
+use crate::isa::nvidia::{Operand, OperandType};
+use crate::mma::Scales;
 
 /// Producer warps, one of which copies: registers are assigned to warpgroups.
-pub(in super::super) const PRODUCERS: usize = 4;
+pub(super) const PRODUCERS: usize = 4;
 /// Consumer warps: two warpgroups.
-pub(in super::super) const CONSUMERS: usize = 8;
+pub(super) const CONSUMERS: usize = 8;
 /// Rows of `x` of a cube: 64 for each consumer warpgroup.
-pub(in super::super) const ROWS: usize = CONSUMERS * 16;
-/// Inputs of a stage: 128 bytes of a row.
-pub(in super::super) const STAGE_INPUTS: usize = 64;
+pub(crate) const ROWS: usize = CONSUMERS * 16;
 /// Bytes of a row of a stage.
 pub(super) const ROW_BYTES: usize = 128;
 
@@ -22,23 +22,51 @@ pub(in super::super) struct WarpgroupTiles {
     pub stages: usize,
     /// Cubes of a cluster, with different parts of the inputs of a tile.
     pub cluster: usize,
-    /// Type of `x` and `weight`.
-    pub dtype: ElemType,
-    /// `y` is f32.
-    pub wide: bool,
+    /// Type of `x` and the matrices.
+    pub operands: OperandType,
+    /// Type of `y`.
+    pub y: ElemType,
+    /// The rows of a matrix are its inputs.
+    pub by_input: bool,
+    /// The scales of weights of 8 bits.
+    pub scales: Option<Scales>,
     /// The epilogue.
     pub steps: Steps,
 }
 
 impl WarpgroupTiles {
-    /// The type is bf16, or else f16.
+    /// `y` is bf16.
     pub fn bf16(&self) -> bool {
-        self.dtype == ElemType::Float(FloatKind::BF16)
+        self.y == ElemType::Float(FloatKind::BF16)
+    }
+
+    /// `y` is f32.
+    pub fn wide(&self) -> bool {
+        self.y == ElemType::Float(FloatKind::F32)
+    }
+
+    /// Inputs of a stage.
+    pub fn inputs(&self) -> usize {
+        ROW_BYTES / self.operands.size()
     }
 
     /// Columns of `y` of a tile.
     pub fn columns(&self) -> usize {
         self.outputs / self.steps.halves()
+    }
+
+    /// The matrix in a stage, for the instruction.
+    pub fn weights(&self) -> Operand {
+        let rows = if self.by_input { self.inputs() } else { self.outputs };
+        Operand { rows, transposed: self.by_input }
+    }
+
+    /// The box of the matrices of a copy, `[1, rows, elements]`, and the number of copies for a stage.
+    pub fn weight_boxes(&self) -> ([usize; 3], usize) {
+        match self.by_input {
+            true => ([1, self.inputs(), self.inputs()], self.outputs / self.inputs()),
+            false => ([1, self.columns(), self.inputs()], self.steps.halves()),
+        }
     }
 
     /// Bytes of `x` in a stage; those of `weight` follow.

@@ -28,11 +28,11 @@ impl Blueprint {
 }
 
 impl FewRows {
-    /// The settings for few rows; none for more.
+    /// The settings for few rows; none for more. Those of NVIDIA were measured on an H200 with the layers of Llama 3 8B, and
+    /// depend on the tiles of 16 outputs of a core.
     ///
-    /// A cube reads its rows of `x` from the second-level cache. So it has as many outputs as make that less than its codes:
-    /// a tile of 16 for 8 rows of e4m3, two for int4. Where then too few cubes are left, clusters split the inputs; where
-    /// there are many, planes have outputs of their own, so that all cubes run at the same time. Not measured yet.
+    /// A cube reads its rows of `x` from the second-level cache. So it has few outputs for few rows, and more for more. Where
+    /// there are many tiles, planes have outputs of their own, so that all cubes run at the same time.
     fn auto(device: &DeviceProfile, problem: &Problem) -> Option<Self> {
         if problem.rows > MAX_ROWS {
             return None;
@@ -57,23 +57,31 @@ impl FewRows {
         let cores = device.cores.unwrap_or(CORES);
         let row_tiles = problem.rows.div_ceil(8).max(1).next_power_of_two();
         let tiles = problem.d_out.div_ceil(16);
-        let least = row_tiles * 8 / bits;
-        // Tiles of a cube of which a core has two.
-        let all = tiles.div_ceil(2 * cores);
-        let (output_tiles, output_planes, depth_planes, depth, stages) = match (least.max(all), row_tiles) {
-            (1, _) => (1, 1, 4, 512, 4),
-            (2, ..=2) => (2, 1, 4, if bits == 4 { 1024 } else { 512 }, 3),
-            (3..=4, ..=2) => (2, 2, 2, 256, 4),
-            (total, ..=2) => (1, total.min(8), 1, if bits == 4 { 512 } else { 256 }, 3),
-            (_, 4) => (2, 2, 2, 256, 4),
-            _ => (2, 4, 1, 256, 3),
-        };
+        let (output_tiles, output_planes, depth_planes, depth, stages, cluster) =
+            match (row_tiles, tiles.div_ceil(cores), bits) {
+                (1, ..=3, 8) => (1, 1, 4, 512, 4, 1),
+                (1, _, 8) => (1, 7, 1, 256, 3, 1),
+                (1, ..=3, _) if problem.d_in <= 8192 => (1, 1, 8, 1024, 3, 1),
+                (1, ..=3, _) => (2, 1, 4, 512, 4, 2),
+                (1, ..) => (2, 1, 4, 512, 3, 1),
+                (2, ..=2, 4) => (2, 1, 4, 512, 4, 2),
+                (2, 3, 8) => (2, 1, 4, 512, 3, 1),
+                (2, ..=3, _) => (2, 1, 4, 512, 4, 1),
+                (2, _, 8) => (2, 2, 2, 256, 4, 1),
+                (2, ..) => (4, 2, 2, 256, 3, 1),
+                (4, ..=2, _) => (2, 1, 4, 512, 4, 1),
+                (4, ..=6, _) => (2, 2, 2, 256, 4, 1),
+                (4, _, 8) => (2, 2, 2, 256, 3, 1),
+                (4, ..) => (2, 4, 1, 256, 3, 1),
+                (_, ..=2, 8) => (1, 1, 4, 512, 3, 1),
+                (_, ..=2, _) => (1, 2, 4, 512, 3, 1),
+                (_, ..=6, 8) => (1, 4, 1, 256, 4, 1),
+                (_, ..=6, _) => (2, 2, 2, 256, 3, 1),
+                _ => (2, 4, 2, 256, 3, 1),
+            };
+        // The more cubes share the inputs, the fewer wait for memory.
         let cubes = tiles.div_ceil(output_tiles * output_planes);
-        let cluster = match cubes {
-            cubes if 2 * cubes <= cores => 4,
-            cubes if cubes <= cores => 2,
-            _ => 1,
-        };
+        let cluster = if 2 * cubes <= cores { 4 } else { cluster };
         let cluster = cluster.min(device.max_cluster());
         let unit = MmaKind::MmaSync;
         Some(Self { unit, output_tiles, output_planes, row_tiles, depth_planes, depth, stages, cluster })

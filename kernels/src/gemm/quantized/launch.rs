@@ -37,7 +37,7 @@ pub struct QuantizedGemm {
 
 impl Weight {
     /// Outputs and inputs.
-    fn extents(&self) -> Result<[usize; 2]> {
+    pub(super) fn extents(&self) -> Result<[usize; 2]> {
         let Self { codes, scales, format } = self;
         rows(KERNEL, "codes", codes, 2)?;
         let (d_out, d_in) = (codes.shape[0], codes.shape[1] * 8 / format.bits());
@@ -47,7 +47,7 @@ impl Weight {
     }
 
     /// The largest power of 2 of bytes at which rows of codes, and scales, begin.
-    fn align(&self) -> usize {
+    pub(super) fn align(&self) -> usize {
         let codes = alignment(&self.codes).min(offset_alignment(&self.codes, 1));
         codes.min(4 * offset_alignment(&self.scales, 4))
     }

@@ -15,6 +15,9 @@ ptx! {
     pub(crate) fn pack(low: f32, high: f32, #[comptime] bf16: bool) -> packed: u32 =
         PureOp(low, high) "cvt.rn.{ty}.f32 {packed}, {high}, {low};", ty = if bf16 { "bf16x2" } else { "f16x2" };
 
+    /// The bits of a float rounded to TF32, to nearest: `cvt.rna.tf32.f32`.
+    pub(crate) fn to_tf32(x: u32) -> y: u32 = PureOp(x) "cvt.rna.tf32.f32 {y}, {x};";
+
     /// The value of lane `l ^ mask`, all lanes being active: `shfl.sync.bfly`. CubeCL's asks which lanes are
     /// active first.
     pub(crate) fn shuffle_xor(x: f32, #[comptime] mask: usize) -> y: f32 =

@@ -12,6 +12,7 @@ mod warpgroup;
 
 pub(crate) use arithmetic::{
     bf16_of_f16, exp2, from_fp8, from_int4, pack, reciprocal, shuffle, shuffle_word_xor, shuffle_xor, to_fp8,
+    to_tf32,
 };
 pub(crate) use barrier::{
     barrier_arrive, barrier_expect, barrier_init, barrier_wait, fence_proxy_async, named_barrier,
@@ -21,8 +22,8 @@ pub(crate) use cluster::{
     barrier_arrive_at, form_clusters, load_shared_at, min_cubes_per_core, sync_cluster,
 };
 pub(crate) use copy::{cp_async, cp_async_at, cp_async_commit, cp_async_wait, shared_address};
-pub(crate) use matrix::{ldmatrix, mma};
+pub(crate) use matrix::{OperandType, ldmatrix, mma};
 #[cfg(feature = "compilers")]
 pub(super) use register::Register;
 pub(crate) use tensor_map::{TensorMap, copy_box, copy_matrix_box, prefetch_map, tensor_map};
-pub(crate) use warpgroup::{DEPTH, Operand, Product, wgmma_registers, wgmma_shared, wgmma_wait};
+pub(crate) use warpgroup::{Operand, Product, wgmma_registers, wgmma_shared, wgmma_wait};

@@ -48,7 +48,7 @@ impl OpToCPP<Cuda> for TensorMapOp {
     }
 }
 
-/// A tensor map of elements of 16 bits, an argument of a kernel.
+/// A tensor map, an argument of a kernel.
 #[derive(CubeType)]
 pub(crate) struct TensorMap {
     #[cube(comptime)]
@@ -87,14 +87,14 @@ impl LaunchArg for TensorMap {
     }
 }
 
-/// The tensor map of `tensor`, of elements of 16 bits, contiguous in the last axis. A copy is of a box of this shape, and
+/// The tensor map of `tensor`, contiguous in the last axis. A copy is of a box of this shape, and
 /// swizzles rows of 128 bytes as in [`super::Operand`]. Elements outside of the tensor are zeros.
 pub(crate) fn tensor_map(tensor: TensorBinding, dtype: ElemType, boxes: &[usize]) -> TensorMapArg<Tiled> {
-    // An extent is at least 1. The stride of one element means nothing, and is often 0, which the driver refuses.
+    // An extent is at least 1. The stride of one element means nothing, and is often 0; the driver wants whole 16 bytes.
     let shape: Vec<usize> = tensor.shape.iter().map(|&extent| extent.max(1)).collect();
     let strides = shape.iter().zip(tensor.strides.iter());
     let strides: Vec<usize> =
-        strides.map(|(&extent, &stride)| if extent == 1 { 8 } else { stride }).collect();
+        strides.map(|(&extent, &stride)| if extent == 1 { 16 } else { stride }).collect();
     let tensor = TensorBinding { shape: Shape::from(shape), strides: Strides::from(strides), ..tensor };
     let args = TiledArgs { tile_size: Shape::from(boxes) };
     TensorMapArg::new(args, tensor.into_tensor_arg(), dtype)
@@ -129,15 +129,16 @@ ptx! {
         multicast = if cubes == 1 { "" } else { ".multicast::cluster" },
         mask = if cubes == 1 { String::new() } else { format!(", 0x{:x}", (1 << cubes) - 1) };
 
-    /// [`copy_box`] of a matrix, to this cube alone.
+    /// [`copy_box`] of matrices, to this cube alone.
     pub(crate) fn copy_matrix_box(
         to: u32,
         map: u64,
         column: u32,
         row: u32,
+        matrix: u32,
         barrier: u32,
-    ) = EffectOp(to, map, column, row, barrier)
+    ) = EffectOp(to, map, column, row, matrix, barrier)
         "{{ .reg .pred elected; elect.sync _|elected, -1; \
-         @elected cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes \
-         [{to}], [{map}, {{{column}, {row}}}], [{barrier}]; }}";
+         @elected cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes \
+         [{to}], [{map}, {{{column}, {row}, {matrix}}}], [{barrier}]; }}";
 }

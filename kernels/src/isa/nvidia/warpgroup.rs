@@ -9,17 +9,16 @@ use cubecl_ir::{dialect::memory::StoreOp, prelude::*, read_value};
 
 use super::arithmetic::broadcast;
 use super::instruction::{Input, Instruction, Place, Register, UpdateOp};
+use super::matrix::OperandType;
 
-/// Depth of one instruction.
-pub(crate) const DEPTH: usize = 16;
-
-/// A matrix of 16-bit elements in shared memory, in atoms of 8 rows of 128 bytes that are swizzled: the number of the
-/// 16 bytes of a row is XORed with that of the row. An atom begins at a multiple of 1024 bytes. Comptime.
+/// A matrix in shared memory, in atoms of 8 rows of 128 bytes that are swizzled: the number of the 16 bytes of a row is
+/// XORed with that of the row. An atom begins at a multiple of 1024 bytes. Comptime.
 ///
-/// Rows are those of the operand's own index with the depth along them, or, transposed, rows are steps of the depth.
+/// Rows are those of the operand's own index with the depth along them, or, transposed, rows are steps of the depth. Only
+/// matrices of f16 and bf16 can be transposed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Operand {
-    /// Rows of all atoms of 64 elements; the next 64 elements of each row follow behind them.
+    /// Rows of all atoms; the next 128 bytes of each row follow behind them.
     pub rows: usize,
     /// The rows are steps of the depth.
     pub transposed: bool,
@@ -39,7 +38,8 @@ impl Operand {
     /// 16 bytes from the beginning to that of step `step`.
     fn step(self, step: usize) -> usize {
         if self.transposed {
-            step * DEPTH * 8
+            // 16 rows.
+            step * 16 * 8
         } else {
             // 32 bytes along the row of an atom, then to the next atom.
             step / 4 * self.rows * 8 + step % 4 * 2
@@ -50,11 +50,10 @@ impl Operand {
 /// The shape of a product. Comptime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Product {
-    /// bf16, or else f16.
-    pub bf16: bool,
+    pub ty: OperandType,
     /// Columns of the result, a multiple of 8 up to 256.
     pub columns: usize,
-    /// Steps of [`DEPTH`].
+    /// Steps of [`OperandType::depth`].
     pub steps: usize,
     /// The accumulators begin at 0.
     pub fresh: bool,
@@ -71,8 +70,8 @@ fn low_half(at: u32, #[comptime] operand: Operand) -> u32 {
     broadcast(at % comptime!(1u32 << 18) / 16 + comptime!((operand.leading() << 16) as u32))
 }
 
-/// `d = a · b` or `d += a · b`, `a` 64 x depth and `b` depth x columns of f16 or bf16, as one group:
-/// `wgmma.fence`, an m64nNk16 `wgmma.mma_async` for each step, `wgmma.commit_group`. A warp has 16 rows of
+/// `d = a · b` or `d += a · b`, `a` 64 x depth and `b` depth x columns, as one group:
+/// `wgmma.fence`, a `wgmma.mma_async` for each step, `wgmma.commit_group`. A warp has 16 rows of
 /// `d` and of `a`, in the layout of [`super::mma`]: tiles of 8 columns side by side.
 ///
 /// `a` is in shared memory, of `a_rows` rows in all; `a` and `b` are [`super::shared_address`]es.
@@ -113,8 +112,9 @@ pub(crate) fn wgmma_registers(
 
 /// The product on the accumulators at `place`, with `a` in registers if it has no rows in shared memory.
 fn wgmma(scope: &Scope, place: Value, a: Value, b: Value, a_rows: usize, product: Product) {
-    let Product { bf16, columns, steps, fresh, b: of_b } = product;
-    let (in_registers, ty) = (a_rows == 0, if bf16 { "bf16" } else { "f16" });
+    let Product { ty, columns, steps, fresh, b: of_b } = product;
+    let in_registers = a_rows == 0;
+    let (depth, name) = (ty.depth(), ty.name());
     let a = Input { class: Register::B32, count: if in_registers { 4 * steps } else { 1 }, value: a };
     let d = Place::first(columns / 2);
     let a_place = d.next(a.count);
@@ -133,11 +133,14 @@ fn wgmma(scope: &Scope, place: Value, a: Value, b: Value, a_rows: usize, product
         };
         text += &descriptor("db", of_b, b_place, step);
         // In shared memory `a` may be transposed too; here it is not.
-        let a_transposed = if in_registers { "" } else { "0, " };
-        let (add, b_transposed) = (usize::from(step > 0 || !fresh), usize::from(of_b.transposed));
+        let transposed = match (ty.size(), in_registers) {
+            (2, true) => format!(", {}", usize::from(of_b.transposed)),
+            (2, false) => format!(", 0, {}", usize::from(of_b.transposed)),
+            _ => String::new(),
+        };
+        let add = usize::from(step > 0 || !fresh);
         text += &format!(
-            "wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{ty}.{ty} {d}, {a}, db, {add}, 1, 1, \
-             {a_transposed}{b_transposed}; "
+            "wgmma.mma_async.sync.aligned.m64n{columns}k{depth}.f32.{name}.{name} {d}, {a}, db, {add}, 1, 1{transposed}; "
         );
     }
     text += "wgmma.commit_group.sync.aligned; }";

@@ -8,7 +8,7 @@ use super::super::mfma::Mfma16;
 use super::super::mma_sync::MmaSync;
 use super::super::operands::Operands;
 use crate::isa::amd::mfma;
-use crate::isa::nvidia::mma;
+use crate::isa::nvidia::{OperandType, mma};
 
 /// A unit that multiplies codes. A tile's rows are outputs, its columns rows of `x`. All lanes of a plane call together.
 #[cube]
@@ -73,7 +73,13 @@ impl CodeMma for MmaSync {
         a.insert(1usize, high.extract(0usize));
         a.insert(2usize, low.extract(1usize));
         a.insert(3usize, high.extract(1usize));
-        mma(a, x.extract(0usize), x.extract(1usize), sum, bf16)
+        mma(
+            a,
+            x.extract(0usize),
+            x.extract(1usize),
+            sum,
+            comptime!(if bf16 { OperandType::Bf16 } else { OperandType::F16 }),
+        )
     }
 }
 

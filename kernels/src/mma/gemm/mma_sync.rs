@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use super::super::fragment::Fragment;
 use super::super::mma_sync::{MmaSync, address, product};
 use super::tiles::{GemmMma, GemmTileShape, column_plane, first_depth_vec};
-use crate::isa::nvidia::ldmatrix;
+use crate::isa::nvidia::{OperandType, ldmatrix, to_tf32};
 use crate::staging::{Ring, Vec16};
 
 #[cube]
@@ -20,13 +20,14 @@ impl GemmMma for MmaSync {
         let x_vecs = comptime!(tiles.depth_vecs());
         let w_vecs = comptime!(tiles.w_row_vecs::<MmaSync>());
         let w = ring.stage + comptime!(tiles.x_vecs::<MmaSync>());
+        let ty = comptime!(OperandType::of(tiles.dtype));
         #[unroll]
-        for k in 0..comptime!(tiles.depth / tiles.depth_planes / 16) {
+        for k in 0..comptime!(x_vecs / tiles.depth_planes / 2) {
             let x_at = address(ring, ring.stage, x_row, first + lane / 16 + comptime!(2 * k), x_vecs);
             let mut rows = Array::<Vec16>::new(tiles.row_tiles);
             #[unroll]
             for m in 0..tiles.row_tiles {
-                rows[m] = ldmatrix(x_at, comptime!(16 * m * x_vecs * 16), false);
+                rows[m] = rounded(ldmatrix(x_at, comptime!(16 * m * x_vecs * 16), false), ty);
             }
             #[unroll]
             for n in 0..comptime!(tiles.column_tiles / 2) {
@@ -41,12 +42,26 @@ impl GemmMma for MmaSync {
                     let at = address(ring, w, row, first + lane / 8 % 2 + comptime!(2 * k), w_vecs);
                     ldmatrix(at, comptime!(16 * n * w_vecs * 16), false)
                 };
+                let pair = rounded(pair, ty);
                 #[unroll]
                 for m in 0..tiles.row_tiles {
                     let tile = comptime!(m * tiles.column_tiles + 2 * n);
-                    product(rows[m], pair, acc, tile, comptime!(tiles.bf16()));
+                    product(rows[m], pair, acc, tile, ty);
                 }
             }
         }
     }
+}
+
+/// Operands as the instruction takes them: it would cut f32 off.
+#[cube]
+fn rounded(operands: Vec16, #[comptime] ty: OperandType) -> Vec16 {
+    let mut operands = operands;
+    if comptime!(ty == OperandType::Tf32) {
+        #[unroll]
+        for i in 0..4usize {
+            operands.insert(i, to_tf32(operands.extract(i)));
+        }
+    }
+    operands
 }

@@ -1,0 +1,101 @@
+//! Products of two factors of e4m3.
+
+use cubecl::{client::Client, ir::ElemType, prelude::*};
+
+use super::super::blueprint::{self, E4M3, WarpSpecialized};
+use super::super::epilogue::Epilogue;
+use super::super::hopper::{Codes, Matrices, launch as launch_matrices};
+use super::blueprint::KERNEL;
+use super::launch::Weight;
+use crate::device::tensor::{Result, alignment, contiguous, offset_alignment, rows, shape, with_axis};
+use crate::device::{DeviceProfile, Refusal};
+use crate::mma::{Scales, WeightFormat};
+
+/// Rows of e4m3 with scales, a weight of e4m3, and what follows their product.
+pub struct ScaledGemm {
+    /// `[rows, d_in]` of `u8`, OCP's e4m3.
+    pub x: TensorBinding,
+    /// f32, contiguous: `[1]`, or `[rows]`.
+    pub x_scales: TensorBinding,
+    /// `[d_out, d_in]`, or `[2 · d_out, d_in]` if it is gated: [`WeightFormat::E4m3`].
+    pub weight: Weight,
+    /// `[rows, d_out]`, contiguous, of f16, bf16 or f32.
+    pub y: TensorBinding,
+    /// The epilogue. The bias is of the type of `y`.
+    pub epilogue: Epilogue,
+}
+
+impl ScaledGemm {
+    /// The kernel and its settings, if the device has one for the problem.
+    ///
+    /// # Errors
+    ///
+    /// If shapes do not fit each other, or no kernel computes the problem: only Hopper has one, for rows of whole 16 bytes, and
+    /// for gates of whole 64 outputs if scales are of blocks.
+    pub fn blueprint(&self, device: &DeviceProfile, dtype: ElemType) -> Result<WarpSpecialized> {
+        let Self { x, x_scales, weight, y, epilogue } = self;
+        rows(KERNEL, "x", x, 2)?;
+        let [weight_rows, d_in] = weight.extents()?;
+        let WeightFormat::E4m3(scales) = weight.format else {
+            return Err(Refusal::blueprint(KERNEL, "format", format!("{:?}", weight.format), "e4m3"));
+        };
+        let row_count = x.shape[0];
+        if x.shape[1] != d_in {
+            return Err(shape(KERNEL, "x", x, format!("rows of {d_in}, as the weight")));
+        }
+        if x_scales.size() != 1 {
+            contiguous(KERNEL, "x_scales", x_scales, &[row_count])?;
+        }
+        let gated = epilogue.gate.is_some();
+        if gated && !weight_rows.is_multiple_of(2) {
+            return Err(shape(KERNEL, "weight", &weight.codes, "as many gates as ups"));
+        }
+        let d_out = if gated { weight_rows / 2 } else { weight_rows };
+        contiguous(KERNEL, "y", y, &[row_count, d_out])?;
+        let mut align = alignment(x).min(offset_alignment(x, 1)).min(weight.align());
+        // Results are stored in vectors of 16 bytes of 16-bit numbers.
+        align = align.min(2 * offset_alignment(y, dtype.size()));
+        if let Some(bias) = &epilogue.bias {
+            contiguous(KERNEL, "bias", bias, &[weight_rows])?;
+            align = align.min(2 * offset_alignment(bias, dtype.size()));
+        }
+        if gated && scales == Scales::Block128 && !d_out.is_multiple_of(64) {
+            return Err(Refusal::blueprint(KERNEL, "d_out", d_out, "gates of whole 64 outputs"));
+        }
+        let problem = blueprint::Problem {
+            y_dtype: dtype,
+            gated,
+            ..blueprint::Problem::product([row_count, d_in, d_out], E4M3, align)
+        };
+        let specialized = WarpSpecialized::auto(device, &problem, false);
+        specialized.check(device, &problem, false).map(|()| specialized)
+    }
+}
+
+/// `y = x · weightᵀ`, each times its scales, summed in f32, and its [`Epilogue`]; rounded once to `dtype`. The sums of every 128
+/// inputs are f32, those within have 14 bits.
+///
+/// # Errors
+///
+/// If shapes do not fit each other, or no kernel computes the problem ([`ScaledGemm::blueprint`]). Nothing is launched then.
+pub fn launch_scaled(client: &Client, gemm: ScaledGemm, dtype: ElemType) -> Result<()> {
+    let specialized = gemm.blueprint(&DeviceProfile::of(client), dtype)?;
+    let ScaledGemm { x, x_scales, weight: Weight { codes, scales, format }, y, epilogue } = gemm;
+    let WeightFormat::E4m3(of_weight) = format else {
+        return Err(Refusal::blueprint(KERNEL, "format", format!("{format:?}"), "e4m3"));
+    };
+    if y.size() == 0 {
+        return Ok(());
+    }
+    let matrices = Matrices {
+        x,
+        weights: with_axis(codes, 0),
+        y,
+        work_items: None,
+        by_input: false,
+        codes: Some(Codes { rows: x_scales, weight: scales, scales: of_weight }),
+        epilogue,
+    };
+    // SAFETY: there are no work items.
+    unsafe { launch_matrices(client, matrices, [E4M3, dtype], specialized) }
+}
