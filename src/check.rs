@@ -224,6 +224,23 @@ impl Floats {
         no_gradient(self.op, argument, tensor)
     }
 
+    /// The device of the arguments.
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// A tensor of this type on the same device.
+    pub(crate) fn of<const D: usize>(
+        &self,
+        dtype: DType,
+        argument: &'static str,
+        tensor: &Tensor<D>,
+    ) -> Result<()> {
+        self.on_device(argument, &tensor.device())?;
+        same_dtype(self.op, argument, tensor.dtype(), dtype)?;
+        no_gradient(self.op, argument, tensor)
+    }
+
     /// A tensor of type f32 on the same device.
     pub(crate) fn f32<const D: usize>(&self, argument: &'static str, tensor: &Tensor<D>) -> Result<()> {
         self.on_device(argument, &tensor.device())?;

@@ -282,4 +282,18 @@ pub trait FlashInferBackend: Backend {
         scales: FloatTensor<Self>,
         format: WeightFormat,
     ) -> FloatTensor<Self>;
+
+    /// [`linear`](Self::linear) without a norm, of rows `x` `[rows, in]` of e4m3 codes times `x_scales` (f32, `[1]` or `[rows]`)
+    /// and a weight of e4m3. `bias` and `residual` are of the type of the output.
+    #[fusion(meta = |x, _, codes, _, _, _, _, params| fused::linear(x, codes, params))]
+    fn scaled_linear(
+        x: IntTensor<Self>,
+        x_scales: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        #[extension_type] bias: MaybeFloats<Self>,
+        #[extension_type] residual: MaybeFloats<Self>,
+        format: WeightFormat,
+        params: LinearParams,
+    ) -> FloatTensor<Self>;
 }

@@ -17,6 +17,8 @@ pub struct LinearParams {
     pub dtype: DType,
     /// The order of a sum does not depend on the number of rows.
     pub batch_invariant: bool,
+    /// f32 may be multiplied as TF32.
+    pub tf32: bool,
 }
 
 impl LinearParams {

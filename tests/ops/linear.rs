@@ -17,7 +17,8 @@ device_tests!(
     residual_in_place,
     normalised,
     large_rows_of_norms,
-    batch_invariant
+    batch_invariant,
+    tf32
 );
 
 fn compare<const D: usize>(what: &str, target: &Target, x: &Host<D>, weight: &Host<2>, got: &[f32]) {
@@ -56,6 +57,28 @@ fn shapes(target: Target) {
             assert_eq!((got.dims(), got.dtype()), ([rows, out_dim], dtype));
             compare("shapes", &target, &x, &weight, &Host::of(got).values);
         }
+    }
+}
+
+/// Factors of f32 that may be rounded to TF32.
+fn tf32(target: Target) {
+    let rng = &mut Rng::new("TF32");
+    for [rows, in_dim, out_dim] in
+        target.thin(2, vec![[1, 64, 64], [20, 72, 136], [130, 200, 264], [33, 17, 37]])
+    {
+        let x = Host::<2>::random([rows, in_dim], DType::F32, rng);
+        let weight = Host::random([out_dim, in_dim], DType::F32, rng);
+        let options = LinearOptions::new().tf32(true);
+        let got = linear(x.tensor(&target.device), weight.tensor(&target.device), options).expect("it fits");
+        let oracle = reference::matmul_nt(&x.f64(), &weight.f64(), in_dim).expect("whole rows");
+        let rounded = |x: f32| f32::from_bits((x.to_bits() + 0x1000) & !0x1fff);
+        let products = x.values.chunks_exact(in_dim).flat_map(|x| {
+            let dot = move |w: &[f32]| x.iter().zip(w).map(|(&x, &w)| rounded(x) * rounded(w)).sum::<f32>();
+            weight.values.chunks_exact(in_dim).map(dot)
+        });
+        let baseline: Vec<f32> = products.collect();
+        let what = format!("TF32 of {rows} {in_dim} {out_dim} on {}", target.name);
+        check(&what, &Host::of(got).values, &baseline, &oracle, DType::F32);
     }
 }
 

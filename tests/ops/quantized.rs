@@ -2,13 +2,14 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_flashinfer::{
-    Fp8, GptqVersion, QuantizedWeight, WeightFormat, WeightScales, matmul_nt_quantized, reference,
+    Activation, Fp8, GptqVersion, LinearOptions, QuantizedWeight, WeightFormat, WeightScales,
+    matmul_nt_quantized, reference, scaled_linear,
 };
 
 use crate::devices::{Target, device_tests};
 use crate::support::{Host, Rng, VIEWS, check, refused, round};
 
-device_tests!(e4m3, checkpoints_of_int4, rounding, no_rows, views, refusals);
+device_tests!(e4m3, both_in_codes, checkpoints_of_int4, rounding, no_rows, views, refusals);
 
 const GROUPS: [usize; 3] = [128, 64, 32];
 
@@ -37,6 +38,87 @@ fn bytes(codes: Vec<u8>, shape: [usize; 2], device: &Device) -> Tensor<2, Int> {
     Tensor::from_data(TensorData::new(codes, shape), (device, DType::U8))
 }
 
+/// Codes of e4m3, none of them NaN.
+fn e4m3_codes(count: usize, rng: &mut Rng) -> Vec<u8> {
+    let code = |code: u8| if code & 0x7f == 0x7f { 0x80 } else { code };
+    (0..count).map(|_| code(rng.below(256) as u8)).collect()
+}
+
+/// Rows and weights of e4m3, with all kinds of scales and epilogues.
+fn both_in_codes(target: Target) {
+    let rng = &mut Rng::new("rows and weights of e4m3");
+    let device = &target.device;
+    for (i, [rows, inputs, outputs]) in target
+        .thin(2, vec![[1usize, 272, 144], [3, 17, 131], [130, 256, 136], [33, 80, 64]])
+        .into_iter()
+        .enumerate()
+    {
+        for (j, scales) in [[1, 1], [2 * outputs, 1], [(2 * outputs).div_ceil(128), inputs.div_ceil(128)]]
+            .into_iter()
+            .enumerate()
+        {
+            // Hopper's sums have 14 bits, which f32 would show: the kernels' tests know them.
+            let dtypes =
+                target.dtypes().into_iter().filter(|dtype| *dtype != DType::F32 || target.name != "cuda");
+            let Some(dtype) = dtypes.cycle().nth(i + j) else { return };
+            let codes = e4m3_codes(2 * outputs * inputs, rng);
+            let x_codes = e4m3_codes(rows * inputs, rng);
+            let scale = Host::from_fn(scales, DType::F32, |_| 0.01 + 0.01 * rng.normal().abs());
+            let x_scale = Host::from_fn([if j == 1 { 1 } else { rows }], DType::F32, |_| {
+                0.001 + 0.001 * rng.normal().abs()
+            });
+            let [bias, residual] = [2 * outputs, rows * outputs].map(|len| Host::random([len], dtype, rng));
+            let number = |code: u8| f64::from(Fp8::E4m3.decode(code));
+            let scale_values = &scale.values;
+            let of_weight = |at: usize| {
+                let (output, input) = (at / inputs, at % inputs);
+                let scale = match j {
+                    0 => 0,
+                    1 => output,
+                    _ => output / 128 * inputs.div_ceil(128) + input / 128,
+                };
+                f64::from(scale_values[scale])
+            };
+            let w: Vec<f64> = (0..codes.len()).map(|at| number(codes[at]) * of_weight(at)).collect();
+            let x: Vec<f64> = (0..x_codes.len())
+                .map(|at| number(x_codes[at]) * f64::from(x_scale.values[at / inputs % x_scale.values.len()]))
+                .collect();
+            let finish = |sums: &[f64]| -> Vec<f64> {
+                let half =
+                    |row: usize, output| sums[row * 2 * outputs + output] + f64::from(bias.values[output]);
+                let each = (0..rows).flat_map(|row| (0..outputs).map(move |output| (row, output)));
+                each.map(|(row, output)| {
+                    let gate = half(row, output);
+                    gate / (1.0 + (-gate).exp()) * half(row, outputs + output)
+                        + f64::from(residual.values[row * outputs + output])
+                })
+                .collect()
+            };
+            let oracle = finish(&reference::matmul_nt(&x, &w, inputs).expect("whole rows"));
+            let sums: Vec<f64> = x
+                .chunks_exact(inputs)
+                .flat_map(|x| {
+                    w.chunks_exact(inputs)
+                        .map(move |w| x.iter().zip(w).map(|(x, w)| (x * w) as f32).sum::<f32>().into())
+                })
+                .collect();
+            let baseline: Vec<f32> = finish(&sums).into_iter().map(|y| round(y as f32, dtype)).collect();
+            let weight = bytes(codes, [2 * outputs, inputs], device);
+            let weight = QuantizedWeight::from_e4m3(weight, scale.tensor(device)).expect("it fits");
+            let options = LinearOptions::new()
+                .gate(Activation::Silu)
+                .bias(bias.tensor(device))
+                .residual(residual.tensor(device).reshape([rows, outputs]))
+                .output_dtype(dtype);
+            let x_codes = bytes(x_codes, [rows, inputs], device);
+            let y = scaled_linear(x_codes, x_scale.tensor(device), &weight, options).expect("it fits");
+            assert_eq!((y.dims(), y.dtype()), ([rows, outputs], dtype));
+            let what = format!("scaled_linear of {rows} {inputs} {outputs}, {scales:?} on {}", target.name);
+            check(&what, &Host::of(y).values, &baseline, &oracle, dtype);
+        }
+    }
+}
+
 fn words(words: Vec<u32>, shape: [usize; 2], device: &Device) -> Tensor<2, Int> {
     let words: Vec<i32> = words.into_iter().map(|word| word as i32).collect();
     Tensor::from_data(TensorData::new(words, shape), (device, DType::I32))
@@ -47,7 +129,7 @@ fn e4m3(target: Target) {
     let rng = &mut Rng::new("e4m3 weights");
     for dtype in target.dtypes() {
         let shapes: Vec<[usize; 3]> =
-            vec![[1, 272, 144], [3, 16, 131], [9, 131, 20], [64, 144, 33], [70, 256, 136]];
+            vec![[1usize, 272, 144], [3, 16, 131], [9, 131, 20], [64, 144, 33], [70, 256, 136]];
         for [rows, inputs, outputs] in target.thin(2, shapes) {
             for scales in [[1, 1], [outputs, 1], [outputs.div_ceil(128), inputs.div_ceil(128)]] {
                 let codes: Vec<u8> = (0..outputs * inputs)
@@ -259,5 +341,21 @@ fn refusals(target: Target) {
     refused(
         matmul_nt_quantized(floats([2, 64]), &weight),
         "matmul_nt_quantized: `x` has shape [2, 64], expected […, 128], as `weight` [8, 128]",
+    );
+    let rows = || bytes(vec![0; 256], [2, 128], device);
+    let scale = |len: usize| Host::<1>::full([len], DType::F32, 1.0).tensor(device);
+    refused(
+        scaled_linear(rows(), scale(1), &weight, LinearOptions::new()),
+        "scaled_linear: `weight` is of Int4 { group: 128 }, expected of e4m3",
+    );
+    let e4m3 = WeightFormat::E4m3(WeightScales::PerTensor);
+    let weight = QuantizedWeight::quantize(floats([8, 128]), e4m3).expect("it fits");
+    refused(
+        scaled_linear(rows(), scale(3), &weight, LinearOptions::new()),
+        "scaled_linear: `x_scales` has shape [3], expected [1] or [2], one for each row of `x`",
+    );
+    refused(
+        scaled_linear(rows(), scale(1), &weight, LinearOptions::new().bias(scale(7))),
+        "scaled_linear: `bias` has shape [7], expected [8], as rows of `weight`",
     );
 }

@@ -8,8 +8,7 @@ use burn_cubecl::{
     tensor::CubeTensor,
 };
 use burn_flashinfer_kernels::DeviceProfile;
-use burn_flashinfer_kernels::gemm::quantized::{self, QuantizedGemm, Scales, Weight};
-use burn_flashinfer_kernels::gemm::{self, Dtypes, Epilogue, Gemm, RmsNorm};
+use burn_flashinfer_kernels::gemm::{self, Dtypes, Epilogue, Gemm, RmsNorm, TF32};
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::{launch::launch_ref, multi_level};
 use cubek::std::InputBinding;
@@ -18,7 +17,7 @@ use super::activation::function;
 use super::norm;
 use super::tensor::{dense, empty_like, in_rows, launched, owned, refused};
 use crate::extension::{MaybeFloats, Rounding, Rows};
-use crate::types::{LinearParams, RmsNormStyle, WeightFormat, WeightScales};
+use crate::types::{LinearParams, RmsNormStyle};
 
 pub(super) fn linear(
     x: CubeTensor,
@@ -41,6 +40,7 @@ pub(super) fn linear(
     let client = x.client.clone();
     let dtypes = Dtypes { x: dtype_to_storage_type(x.dtype), y: dtype_to_storage_type(params.dtype) };
     if gemm::is_for(&DeviceProfile::of(&client), rows) {
+        let multiplied = if params.tf32 && x.dtype == DType::F32 { TF32 } else { dtypes.x };
         let (x, weight) = (in_rows(x).binding(), in_rows(weight).binding());
         let one_more = params.style == RmsNormStyle::Gemma;
         let norm = dense(norm).map(|weight| RmsNorm { weight, epsilon: params.epsilon, one_more });
@@ -54,7 +54,7 @@ pub(super) fn linear(
                 epilogue,
                 batch_invariant: params.batch_invariant,
             },
-            dtypes,
+            Dtypes { x: multiplied, ..dtypes },
         ));
         return y;
     }
@@ -78,7 +78,7 @@ fn rms_norm(x: CubeTensor, weight: CubeTensor, params: LinearParams) -> CubeTens
 }
 
 /// Burn's `x · weightᵀ`, where this crate has no kernel.
-fn burns_product(x: CubeTensor, weight: CubeTensor) -> CubeTensor {
+pub(super) fn burns_product(x: CubeTensor, weight: CubeTensor) -> CubeTensor {
     let shape = [x.meta.shape()[0], weight.meta.shape()[0]];
     // A view: Burn's product reads the weight column by column and accumulates f16 and bf16 in f32.
     let weight = CubeBackend::float_swap_dims(weight, 0, 1);
@@ -89,41 +89,6 @@ fn burns_product(x: CubeTensor, weight: CubeTensor) -> CubeTensor {
     }
     matmul(x.clone(), weight.clone(), None, MatmulStrategy::default(), x.dtype)
         .unwrap_or_else(|_| naive_matmul(x, weight, shape))
-}
-
-pub(super) fn matmul_nt_quantized(
-    x: CubeTensor,
-    codes: CubeTensor,
-    scales: CubeTensor,
-    format: WeightFormat,
-) -> CubeTensor {
-    let ([rows, d_in], d_out) = ([x.meta.shape()[0], x.meta.shape()[1]], codes.meta.shape()[0]);
-    let format = match format {
-        WeightFormat::E4m3(scales) => quantized::WeightFormat::E4m3(match scales {
-            WeightScales::PerTensor => Scales::PerTensor,
-            WeightScales::PerChannel => Scales::PerChannel,
-            WeightScales::Block128 => Scales::Block128,
-        }),
-        WeightFormat::Int4 { group } => quantized::WeightFormat::Int4 { group },
-    };
-    let (client, dtype) = (x.client.clone(), dtype_to_storage_type(x.dtype));
-    let mut scales = into_contiguous(scales).binding();
-    let shape = format.scales(d_out, d_in);
-    // `[1, 1]` and `[out, 1]` without the last axis.
-    scales.strides = scales.strides[..shape.len()].to_vec().into();
-    scales.shape = shape.into();
-    let weight = Weight { codes: in_rows(codes).binding(), scales, format };
-    if rows > 0 && !gemm::is_for(&DeviceProfile::of(&client), rows) {
-        let numbers = empty_like(&x, [d_out, d_in].into(), x.dtype);
-        launched(quantized::dequantize(&client, weight, numbers.clone().binding(), dtype));
-        return burns_product(x, numbers);
-    }
-    let y = empty_like(&x, [rows, d_out].into(), x.dtype);
-    if rows > 0 {
-        let gemm = QuantizedGemm { x: in_rows(x).binding(), weight, y: y.clone().binding() };
-        launched(quantized::launch(&client, gemm, dtype));
-    }
-    y
 }
 
 /// `x · weight`, slowly, for shapes that Burn refuses. Without autotuning it has one kernel, which for most

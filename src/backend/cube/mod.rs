@@ -10,6 +10,7 @@ mod linear;
 mod merge;
 mod norm;
 mod pages;
+mod quantized;
 mod sampling;
 mod segment_gemm;
 mod tensor;
@@ -243,6 +244,19 @@ impl FlashInferBackend for CubeBackend {
         scales: FloatTensor<Self>,
         format: WeightFormat,
     ) -> FloatTensor<Self> {
-        linear::matmul_nt_quantized(x, codes, scales, format)
+        quantized::matmul_nt_quantized(x, codes, scales, format)
+    }
+
+    fn scaled_linear(
+        x: IntTensor<Self>,
+        x_scales: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        bias: MaybeFloats<Self>,
+        residual: MaybeFloats<Self>,
+        format: WeightFormat,
+        params: LinearParams,
+    ) -> FloatTensor<Self> {
+        quantized::scaled_linear(x, x_scales, [codes, scales], bias, residual, format, params)
     }
 }

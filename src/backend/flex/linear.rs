@@ -1,5 +1,6 @@
 //! Linear layers: a product and its epilogue.
 
+use burn::tensor::DType;
 use burn_flex::FlexTensor;
 
 use super::activation::gated;
@@ -36,6 +37,21 @@ pub(super) fn linear<E: Float>(
     } else {
         rounded_to::<E, f32>(x, weight, bias, residual, params)
     }
+}
+
+/// `x · weightᵀ` for f32, and its epilogue, in the type of bias, residual and output.
+pub(super) fn of_f32<Y: Float>(
+    x: FlexTensor,
+    weight: FlexTensor,
+    bias: Option<FlexTensor>,
+    residual: Option<FlexTensor>,
+    params: LinearParams,
+) -> FlexTensor {
+    let bias = bias.map(|bias| {
+        let [len] = dims(&bias);
+        view::tensor(view::widened::<Y>(bias), [len], DType::F32)
+    });
+    rounded_to::<f32, Y>(x, weight, bias, residual, params)
 }
 
 fn rounded_to<E: Float, Y: Float>(

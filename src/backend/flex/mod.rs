@@ -344,6 +344,21 @@ impl FlashInferBackend for Flex {
     ) -> FloatTensor<Self> {
         by_dtype!(x.dtype(), quantized::matmul_nt(x, codes, scales, format))
     }
+
+    fn scaled_linear(
+        x: IntTensor<Self>,
+        x_scales: FloatTensor<Self>,
+        codes: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        bias: MaybeFloats<Self>,
+        residual: MaybeFloats<Self>,
+        format: WeightFormat,
+        params: LinearParams,
+    ) -> FloatTensor<Self> {
+        let (bias, residual) = (bias.into_option(), residual.into_option());
+        let (x, weight) = (quantized::rows(x, x_scales), quantized::numbers(codes, scales, format));
+        by_dtype!(params.dtype, linear::of_f32(x, weight, bias, residual, params))
+    }
 }
 
 /// The fp8 formats and scales of keys and of values; none without scales.

@@ -1,11 +1,12 @@
 //! Matrix products with weights of 8 and 4 bits: each row is widened once.
 
+use burn::tensor::DType;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use super::float::{Float, widen_row};
 use super::view::{self, Rows, dense, dims, with_rows};
-use crate::types::{Fp8, WeightFormat, int4};
+use crate::types::{Fp8, WeightFormat, WeightScales, int4};
 
 /// `x · weightᵀ` for `x` `[rows, in]`, accumulated in f32.
 pub(super) fn matmul_nt<E: Float>(
@@ -39,6 +40,30 @@ pub(super) fn matmul_nt<E: Float>(
     }
     let places = (0..rows).flat_map(|row| (0..outputs).map(move |output| output * rows + row));
     view::tensor(places.map(|at| E::narrow(by_output[at])).collect(), [rows, outputs], dtype)
+}
+
+/// A weight `[out, in]` of codes as f32.
+pub(super) fn numbers(codes: FlexTensor, scales: FlexTensor, format: WeightFormat) -> FlexTensor {
+    let (codes, scales) = (with_rows(codes), dense(scales));
+    let [outputs, bytes] = dims(&codes);
+    let inputs = match format {
+        WeightFormat::E4m3(_) => bytes,
+        WeightFormat::Int4 { .. } => 2 * bytes,
+    };
+    let weight = Weight { scales: scales.storage::<f32>(), format, dims: [outputs, inputs] };
+    let codes: Rows<'_, u8, 1> = Rows::of(&codes);
+    let mut numbers = vec![0.0; outputs * inputs];
+    numbers.par_chunks_exact_mut(inputs).enumerate().for_each(|(output, numbers)| {
+        weight.row(output, codes.row([output]), numbers);
+    });
+    view::tensor(numbers, [outputs, inputs], DType::F32)
+}
+
+/// Rows `[rows, in]` of e4m3 codes, times `scales` `[1]` or `[rows]`, as f32: their scales are those of a weight.
+pub(super) fn rows(codes: FlexTensor, scales: FlexTensor) -> FlexTensor {
+    let [count] = dims(&scales);
+    let scales_of = if count == 1 { WeightScales::PerTensor } else { WeightScales::PerChannel };
+    numbers(codes, scales, WeightFormat::E4m3(scales_of))
 }
 
 struct Weight<'a> {

@@ -1,6 +1,7 @@
 //! A linear layer on weights of 8 or 4 bits.
 
 mod pack;
+mod scaled;
 mod weight;
 
 use burn::{
@@ -14,6 +15,7 @@ use crate::error::Result;
 use crate::extension::FlashInferBackend;
 use crate::memory;
 
+pub use scaled::scaled_linear;
 pub use weight::{GptqVersion, QuantizedWeight};
 
 /// `x · dequantised(weight)ᵀ`: a linear layer without bias on a weight of 8 or 4 bits.
