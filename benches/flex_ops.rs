@@ -1,5 +1,5 @@
-//! What the CPU operations reach, beside what the memory gives: `cargo bench --bench flex_ops -- [rows]`; `rows`: norms,
-//! activations, RoPE and sampling.
+//! What the CPU operations reach, beside what the memory gives: `cargo bench --bench flex_ops -- [rows|products]`; `rows`:
+//! norms, activations, RoPE and sampling; `products`: linear layers.
 //!
 //! Prints median and best time of each operation, and bytes of cache or weights read (or multiplications done) per
 //! second of the best. `RAYON_NUM_THREADS=1` shows one core.
@@ -110,11 +110,37 @@ fn rows(device: &Device) -> burn_flashinfer::Result<()> {
     Ok(())
 }
 
+/// Linear layers.
+fn products(device: &Device) {
+    for dtype in [DType::BF16, DType::F16, DType::F32] {
+        for [depth, columns] in [[256, 704], [704, 256], [256, 256], [256, 2048], [4096, 4096]] {
+            let weight = random([columns, depth], dtype, device);
+            for rows in [1, 4, 8, 128, 1024] {
+                if rows >= 128 && dtype == DType::F16 {
+                    continue;
+                }
+                let x = random([rows, depth], dtype, device);
+                let (amount, unit) = match rows {
+                    128.. => ((rows * depth * columns) as f64, "GMAC/s"),
+                    _ => ((depth * columns * dtype.size()) as f64, "GB/s"),
+                };
+                print(&format!("matmul_nt {dtype:?} {rows} x {depth} x {columns}"), amount, unit, || {
+                    black_box(matmul_nt(x.clone(), weight.clone())).ok();
+                });
+            }
+        }
+    }
+}
+
 fn main() -> burn_flashinfer::Result<()> {
     let device = Device::flex();
     println!("{:<46} {:>12} {:>12}", "", "median", "best");
     if std::env::args().any(|argument| argument == "rows") {
         return rows(&device);
+    }
+    if std::env::args().any(|argument| argument == "products") {
+        products(&device);
+        return Ok(());
     }
 
     let from = vec![1u64; 1 << 24];
@@ -166,24 +192,7 @@ fn main() -> burn_flashinfer::Result<()> {
         });
     }
 
-    for dtype in [DType::BF16, DType::F16, DType::F32] {
-        for [depth, columns] in [[256, 704], [704, 256], [256, 256], [256, 2048], [4096, 4096]] {
-            let weight = random([columns, depth], dtype, &device);
-            for rows in [1, 4, 128] {
-                if rows == 128 && dtype == DType::F16 {
-                    continue;
-                }
-                let x = random([rows, depth], dtype, &device);
-                let (amount, unit) = match rows {
-                    128 => ((rows * depth * columns) as f64, "GMAC/s"),
-                    _ => ((depth * columns * dtype.size()) as f64, "GB/s"),
-                };
-                print(&format!("matmul_nt {dtype:?} {rows} x {depth} x {columns}"), amount, unit, || {
-                    black_box(matmul_nt(x.clone(), weight.clone())).ok();
-                });
-            }
-        }
-    }
+    products(&device);
     let (x, weight) = (random([1, 256], DType::BF16, &device), random([256], DType::BF16, &device));
     print("rms_norm BF16 1 x 256", 512.0, "GB/s", || {
         black_box(rms_norm(x.clone(), weight.clone(), 1e-5)).ok();

@@ -2,11 +2,11 @@
 //! beside what reading weights and cache takes.
 //!
 //! ```sh
-//! cargo bench -p llama --bench step --no-default-features --features cuda,fusion -- [layers=32] [batch=1] [context=1024] [gbps=4460] [prefill=0]
+//! cargo bench -p llama --bench step --no-default-features --features cuda,kernel-cache -- [layers=32] [batch=1] [context=1024] [gbps=4460] [prefill=0] [cache=DIR]
 //! ```
 //!
 //! prints one CSV line each. Tokens are those of all sequences together; every step chooses the most likely on the device and
-//! reads it back. `prefill=2048` times a prompt of so many tokens instead.
+//! reads it back. `prefill=2048` times a prompt of so many tokens instead. `cache=DIR` keeps compiled kernels there.
 
 use std::slice;
 use std::time::Instant;
@@ -32,6 +32,10 @@ fn main() -> Result<()> {
     let (layers, batch, context) = (number("layers=", 32)?, number("batch=", 1)?, number("context=", 1024)?);
     // The rate at which attention reads on an H200: `benches/attention.rs` of the kernels, 128 x 16384.
     let bandwidth = number("gbps=", 4460)?;
+    #[cfg(all(feature = "kernel-cache", feature = "gpu"))]
+    if let Some(folder) = std::env::args().find_map(|it| it.strip_prefix("cache=").map(str::to_owned)) {
+        llama::kernel_cache::keep_in(Some(folder.as_ref()));
+    }
     let (device, dtype) = (Device::default(), DType::BF16);
     let folder = std::env::temp_dir().join(format!("llama-step-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;

@@ -12,6 +12,8 @@ pub mod defaults;
 pub mod folder;
 pub mod generate;
 pub mod json;
+#[cfg(all(feature = "kernel-cache", feature = "gpu"))]
+pub mod kernel_cache;
 pub mod model;
 pub mod room;
 pub mod rope;

@@ -23,6 +23,8 @@ use device::DeviceKind;
 use llama::config::Config;
 use llama::defaults::GenerationDefaults;
 use llama::generate::{Event, Finish, Graph, Options, Request, Stats, generate};
+#[cfg(all(feature = "kernel-cache", feature = "gpu"))]
+use llama::kernel_cache;
 use llama::model::Llama;
 use llama::tokenizer::TextTokenizer;
 use printer::Printer;
@@ -83,6 +85,15 @@ struct Args {
     #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, require_equals = true)]
     #[arg(default_value = "auto", default_missing_value = "always")]
     graph: WhenGraph,
+    /// Folder of compiled kernels for GPUs, which later starts load; delete it to clear it [default: burn-flashinfer in
+    /// $XDG_CACHE_HOME, or else in ~/.cache]
+    #[cfg(all(feature = "kernel-cache", feature = "gpu"))]
+    #[arg(long, value_name = "DIR", conflicts_with = "no_kernel_cache")]
+    kernel_cache: Option<PathBuf>,
+    /// Compile kernels at every start, and keep none
+    #[cfg(all(feature = "kernel-cache", feature = "gpu"))]
+    #[arg(long)]
+    no_kernel_cache: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -152,6 +163,11 @@ fn run(args: &Args) -> Result<()> {
         .map(|(prompt, number)| tokenizer.encode(prompt).with_context(|| format!("prompt {number}")));
     let tokens: Vec<_> = tokens.collect::<Result<_>>()?;
 
+    #[cfg(all(feature = "kernel-cache", feature = "gpu"))]
+    {
+        let folder = args.kernel_cache.clone().or_else(kernel_cache::default_folder);
+        kernel_cache::keep_in(folder.filter(|_| !args.no_kernel_cache).as_deref());
+    }
     let (kind, device) = device::open(args.device)?;
     let dtype = args.dtype.map(|dtype| match dtype {
         FloatType::F32 => DType::F32,

@@ -29,7 +29,13 @@ impl Blueprint {
     ///
     /// If units do not run in planes, on a CPU.
     pub fn auto(device: &DeviceProfile, problem: &Problem) -> Result<Self> {
-        let few = Skinny::auto(device, problem).filter(|_| !problem.batch_invariant);
+        let specialized = WarpSpecialized::auto(device, problem, false);
+        let is_specialized = specialized.check(device, problem, false).is_ok();
+        // From 33 rows on warpgroups take less time, unless there are few tiles with many inputs.
+        let cores = device.cores.unwrap_or(CORES);
+        let is_wide = problem.weight_rows() > 32 * cores && problem.d_in <= 8192;
+        let is_few = problem.rows <= 32 || !is_specialized || !is_wide;
+        let few = Skinny::auto(device, problem).filter(|_| is_few && !problem.batch_invariant);
         if let Some(skinny) = few
             && skinny.check(device, problem).is_ok()
         {
@@ -40,8 +46,7 @@ impl Blueprint {
         if problem.rows <= Dot::MAX_ROWS && !problem.batch_invariant {
             return Ok(Self::Dot(dot));
         }
-        let specialized = WarpSpecialized::auto(device, problem, false);
-        if specialized.check(device, problem, false).is_ok() {
+        if is_specialized {
             return Ok(Self::WarpSpecialized(specialized));
         }
         // The instruction may depend on the rows, and the order of a sum on the instruction.
@@ -98,8 +103,16 @@ impl Skinny {
 
 /// Tiles of the kernel for warpgroups: outputs, stages that fit, and the time in percent of a tile of 256 outputs for as
 /// many products. Narrow tiles read more.
-const SHAPES: [(usize, usize, usize); 6] =
-    [(256, 4, 100), (224, 4, 104), (192, 5, 104), (128, 6, 113), (64, 8, 150), (32, 8, 240)];
+const SHAPES: [(usize, usize, usize); 8] = [
+    (256, 4, 100),
+    (224, 4, 104),
+    (192, 5, 104),
+    (160, 5, 108),
+    (128, 6, 113),
+    (96, 7, 124),
+    (64, 8, 150),
+    (32, 8, 240),
+];
 /// The cost of a cluster that splits the inputs: percent of the products' time, and once for their sum.
 const SPLIT: (usize, usize) = (126, 10_000_000);
 
