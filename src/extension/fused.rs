@@ -2,7 +2,7 @@
 
 use super::arguments::{
     AttendedMetadata, BatchMetadata, KvTensorsMetadata, MaybeIntsMetadata, NormedSumMetadata, PagesMetadata,
-    RotatedAndAppendedMetadata, RotationsMetadata, RoundingMetadata, RowsMetadata,
+    RotatedAndAppendedMetadata, RotationsMetadata, RoundingMetadata, RowsMetadata, ScaledRowsMetadata,
 };
 use crate::types::{AttentionParams, KvLayout, LinearParams, RmsNormStyle, WeightLayout};
 use burn::{
@@ -25,6 +25,11 @@ pub(super) fn rounded(shape: Shape, dtype: DType, rounding: &RoundingMetadata) -
         None => RowsMetadata::Floats(TensorSpec::new(shape, dtype)),
         Some(_) => RowsMetadata::Codes(TensorSpec::new(shape, DType::U8)),
     }
+}
+
+/// A code for each number, and a scale for each row.
+pub(super) fn scaled_rows(x: &TensorSpec) -> ScaledRowsMetadata {
+    ScaledRowsMetadata { codes: codes(x), scales: f32s([x.shape[0]].into()) }
 }
 
 pub(super) fn normed_sum(

@@ -283,6 +283,10 @@ pub trait FlashInferBackend: Backend {
         format: WeightFormat,
     ) -> FloatTensor<Self>;
 
+    /// Rows of `x` `[rows, width]` rounded to codes, each divided by `max |x| / largest code`, or by 1 if that is 0.
+    #[fusion(meta = |x, _| fused::scaled_rows(x))]
+    fn quantize_rows(x: FloatTensor<Self>, format: Fp8) -> ScaledRows<Self>;
+
     /// [`linear`](Self::linear) without a norm, of rows `x` `[rows, in]` of e4m3 codes times `x_scales` (f32, `[1]` or `[rows]`)
     /// and a weight of e4m3. `bias` and `residual` are of the type of the output.
     #[fusion(meta = |x, _, codes, _, _, _, _, params| fused::linear(x, codes, params))]

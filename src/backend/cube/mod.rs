@@ -23,7 +23,7 @@ use burn_cubecl::CubeBackend;
 
 use crate::extension::{
     Attended, Batch, BitSegments, FlashInferBackend, KvTensors, Limit, MaybeFloats, MaybeInts, NormedSum,
-    Pages, RotatedAndAppended, Rotations, Rounding, Rows,
+    Pages, RotatedAndAppended, Rotations, Rounding, Rows, ScaledRows,
 };
 use crate::types::{
     Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, WeightFormat, WeightLayout,
@@ -245,6 +245,10 @@ impl FlashInferBackend for CubeBackend {
         format: WeightFormat,
     ) -> FloatTensor<Self> {
         quantized::matmul_nt_quantized(x, codes, scales, format)
+    }
+
+    fn quantize_rows(x: FloatTensor<Self>, format: Fp8) -> ScaledRows<Self> {
+        quantized::quantize_rows(x, format)
     }
 
     fn scaled_linear(

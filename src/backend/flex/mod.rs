@@ -36,7 +36,7 @@ use burn_flex::FlexTensor;
 use self::dtype::{by_dtype, rounded};
 use crate::extension::{
     Attended, Batch, BitSegments, FlashInferBackend, KvTensors, Limit, MaybeFloats, MaybeHeadNorm, MaybeInts,
-    MaybeScales, NormedSum, Pages, RotatedAndAppended, Rotations, Rounding, Rows,
+    MaybeScales, NormedSum, Pages, RotatedAndAppended, Rotations, Rounding, Rows, ScaledRows,
 };
 use crate::types::{
     Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, RopeStyle, WeightFormat,
@@ -343,6 +343,10 @@ impl FlashInferBackend for Flex {
         format: WeightFormat,
     ) -> FloatTensor<Self> {
         by_dtype!(x.dtype(), quantized::matmul_nt(x, codes, scales, format))
+    }
+
+    fn quantize_rows(x: FloatTensor<Self>, format: Fp8) -> ScaledRows<Self> {
+        by_dtype!(x.dtype(), quantized::quantize_rows(x, format))
     }
 
     fn scaled_linear(
