@@ -45,6 +45,7 @@ fn every_size_of_tile(client: Client) {
                     work_items: ints(&client, work_items.as_flattened()),
                     tile_rows,
                     by_input,
+                    epilogue: Default::default(),
                 };
                 // SAFETY: the work items divide the rows of `x`, and there are two matrices.
                 unsafe { launch(&client, gemm, dtype.elem()) }.expect("launches");
