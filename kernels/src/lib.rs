@@ -21,6 +21,7 @@ mod isa;
 mod math;
 pub mod merge;
 mod mma;
+pub mod moe;
 #[cfg(feature = "compilers")]
 pub mod offline;
 mod problem;

@@ -4,7 +4,7 @@ use super::arguments::{
     AttendedMetadata, BatchMetadata, KvTensorsMetadata, MaybeIntsMetadata, NormedSumMetadata, PagesMetadata,
     RotatedAndAppendedMetadata, RotationsMetadata, RoundingMetadata, RowsMetadata, ScaledRowsMetadata,
 };
-use crate::types::{AttentionParams, KvLayout, LinearParams, RmsNormStyle, WeightLayout};
+use crate::types::{AttentionParams, KvLayout, LinearParams, RmsNormStyle, RoutingParams, WeightLayout};
 use burn::{
     backend::fusion::custom::TensorSpec,
     tensor::{DType, Shape},
@@ -99,6 +99,12 @@ pub(super) fn merged(
 pub(super) fn top_k(x: &TensorSpec, k: usize) -> (TensorSpec, TensorSpec) {
     let shape: Shape = [x.shape[0], k].into();
     (TensorSpec::new(shape.clone(), x.dtype), TensorSpec::new(shape, DType::I32))
+}
+
+/// Weights, and experts.
+pub(super) fn routes(logits: &TensorSpec, params: &RoutingParams) -> (TensorSpec, TensorSpec) {
+    let shape: Shape = [logits.shape[0], params.top_k].into();
+    (f32s(shape.clone()), TensorSpec::new(shape, DType::I32))
 }
 
 /// Tokens, and whether they are some.

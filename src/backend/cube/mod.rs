@@ -8,6 +8,7 @@ mod bits;
 mod device;
 mod linear;
 mod merge;
+mod moe;
 mod norm;
 mod pages;
 mod quantized;
@@ -26,7 +27,8 @@ use crate::extension::{
     Pages, RotatedAndAppended, Rotations, Rounding, Rows, ScaledRows,
 };
 use crate::types::{
-    Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, WeightFormat, WeightLayout,
+    Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, RoutingParams, WeightFormat,
+    WeightLayout,
 };
 
 pub(crate) use device::{MAX_TOP_K, has_bytes, has_fnuz, has_wide_integers, memory, unsupported_dtype};
@@ -225,6 +227,25 @@ impl FlashInferBackend for CubeBackend {
         layout: WeightLayout,
     ) -> FloatTensor<Self> {
         segment_gemm::segment_gemm(x, weights, work_items, tile_rows, layout)
+    }
+
+    fn moe_route(
+        logits: FloatTensor<Self>,
+        bias: MaybeFloats<Self>,
+        params: RoutingParams,
+    ) -> (FloatTensor<Self>, IntTensor<Self>) {
+        moe::route(logits, bias, params)
+    }
+
+    fn fused_moe(
+        x: FloatTensor<Self>,
+        gate_up: FloatTensor<Self>,
+        down: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        experts: IntTensor<Self>,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        moe::fused_moe(x, gate_up, down, weights, experts, activation)
     }
 
     fn linear(

@@ -11,6 +11,7 @@ mod linear;
 mod logits;
 mod matmul;
 mod merge;
+mod moe;
 mod norm;
 mod output;
 mod pages;
@@ -39,8 +40,8 @@ use crate::extension::{
     MaybeScales, NormedSum, Pages, RotatedAndAppended, Rotations, Rounding, Rows, ScaledRows,
 };
 use crate::types::{
-    Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, RopeStyle, WeightFormat,
-    WeightLayout,
+    Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, RopeStyle, RoutingParams,
+    WeightFormat, WeightLayout,
 };
 
 impl FlashInferBackend for Flex {
@@ -322,6 +323,25 @@ impl FlashInferBackend for Flex {
         layout: WeightLayout,
     ) -> FloatTensor<Self> {
         by_dtype!(x.dtype(), segment_gemm::segment_gemm(x, weights, work_items, layout))
+    }
+
+    fn moe_route(
+        logits: FloatTensor<Self>,
+        bias: MaybeFloats<Self>,
+        params: RoutingParams,
+    ) -> (FloatTensor<Self>, IntTensor<Self>) {
+        by_dtype!(logits.dtype(), moe::route(logits, bias.into_option(), params))
+    }
+
+    fn fused_moe(
+        x: FloatTensor<Self>,
+        gate_up: FloatTensor<Self>,
+        down: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        experts: IntTensor<Self>,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        by_dtype!(x.dtype(), moe::fused_moe(x, [gate_up, down], weights, experts, activation))
     }
 
     fn linear(
