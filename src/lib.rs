@@ -24,8 +24,9 @@
 //! | [`packbits`], [`segment_packbits`], [`unpackbits`], [`segment_unpackbits`] | masks, eight bits to a byte |
 //! | [`matmul_nt`], [`linear`], [`rms_norm_linear`] | linear layers on weights as checkpoints store them, with a norm before and an epilogue |
 //! | [`matmul_nt_quantized`] | linear layer on weights of 8 or 4 bits: e4m3, AWQ, GPTQ |
-//! | [`scaled_linear`] | linear layer on rows and weights of e4m3 |
+//! | [`scaled_linear`], [`quantize_per_token`] | linear layer on rows and weights of e4m3, and such rows |
 //! | [`segment_gemm`], [`SegmentGemm`] | segments of rows times matrices of their own: grouped layers, LoRA |
+//! | [`moe_route`], [`fused_moe`] | the choice of experts for each token, and their feed-forward layers |
 //!
 //! The [`prelude`] has the types and operations of a decoder layer. [`PagedKvCache`] manages pages for many
 //! sequences: it shares them between forks, keeps a cache of prefixes, evicts the least recently used under
@@ -96,18 +97,19 @@ pub use check::check_support;
 pub use error::{Error, Result};
 pub use indptr::Indptr;
 pub use ops::{
-    GptqVersion, LinearOptions, QkNorm, Qkv, Quantization, QuantizedWeight, Rope, RopeConfig, RopeScaling,
-    SegmentGemm, append_paged_kv, apply_rope, fused_add_rms_norm, fused_add_rms_norm_quant, gather_paged_kv,
-    gelu_and_mul, gelu_and_mul_quant, gelu_tanh_and_mul, gelu_tanh_and_mul_quant, gemma_fused_add_rms_norm,
-    gemma_fused_add_rms_norm_quant, gemma_rms_norm, gemma_rms_norm_linear, gemma_rms_norm_quant, layer_norm,
-    layer_norm_quant, linear, matmul_nt, matmul_nt_quantized, merge_state, merge_state_in_place,
-    merge_states, packbits, qk_rms_norm_rope, rms_norm, rms_norm_linear, rms_norm_quant,
-    rope_append_paged_kv, rope_quantize_fp8, scaled_linear, segment_gemm, segment_packbits,
-    segment_unpackbits, silu_and_mul, silu_and_mul_quant, unpackbits, variable_length_merge_states,
+    GptqVersion, LinearOptions, MoeRouting, QkNorm, Qkv, Quantization, QuantizedWeight, Rope, RopeConfig,
+    RopeScaling, SegmentGemm, append_paged_kv, apply_rope, fused_add_rms_norm, fused_add_rms_norm_quant,
+    fused_moe, gather_paged_kv, gelu_and_mul, gelu_and_mul_quant, gelu_tanh_and_mul, gelu_tanh_and_mul_quant,
+    gemma_fused_add_rms_norm, gemma_fused_add_rms_norm_quant, gemma_rms_norm, gemma_rms_norm_linear,
+    gemma_rms_norm_quant, layer_norm, layer_norm_quant, linear, matmul_nt, matmul_nt_quantized, merge_state,
+    merge_state_in_place, merge_states, moe_route, packbits, qk_rms_norm_rope, quantize_per_token, rms_norm,
+    rms_norm_linear, rms_norm_quant, rope_append_paged_kv, rope_quantize_fp8, scaled_linear, segment_gemm,
+    segment_packbits, segment_unpackbits, silu_and_mul, silu_and_mul_quant, unpackbits,
+    variable_length_merge_states,
 };
 pub use types::{
     Activation, AttentionOptions, AttentionVariant, BitOrder, Fp8, KvLayout, LogitTile, Request, RopeStyle,
-    Row, SharedVariant, WeightFormat, WeightLayout, WeightScales,
+    RouterScore, Row, SharedVariant, WeightFormat, WeightLayout, WeightScales,
 };
 
 /// All that a decoder layer over a paged cache needs, for `use burn_flashinfer::prelude::*`.

@@ -10,7 +10,7 @@ use std::{fs, path::Path};
 const SRC: &str =
     "error simd types reference extension backend dispatch check memory ints indptr cache ops attention lib";
 const KERNELS: &str = "device isa problem+request math+fp8 staging mma attention rows sampling \
-                       gemm segment_gemm+merge+bits offline lib";
+                       gemm segment_gemm+merge+bits moe offline lib";
 
 type Names = Vec<String>;
 type Words<'a> = [(usize, &'a str)];

@@ -229,6 +229,7 @@ fn rows() -> Vec<Case> {
                 work_items: tensor(client, &[segment_gemm::WORK_WORDS * TOKENS], 4),
                 tile_rows,
                 by_input,
+                epilogue: Default::default(),
             };
             // SAFETY: the recorder runs no kernel.
             unsafe { segment_gemm::launch(client, gemm, BF16) }

@@ -74,13 +74,23 @@ pub(crate) struct Code {
 impl Code {
     /// Conversion by the instructions of a device, if it has some for this format.
     pub(crate) fn of(format: Fp8, scale: &TensorBinding, client: &Client) -> Self {
+        Self { of_heads: scale.size() > 1, ..Self::of_all(format, client) }
+    }
+
+    /// [`of`](Self::of) with one scale for all that a unit converts.
+    pub(crate) fn of_all(format: Fp8, client: &Client) -> Self {
         let arch = Arch::of(client);
         let machine = match format {
             Fp8::E4m3 | Fp8::E5m2 if Instruction::CvtFp8.exists_on(arch) => Machine::Nvidia,
             Fp8::E4m3Fnuz if Instruction::CvtFp8Fnuz.exists_on(arch) => Machine::Amd,
             _ => Machine::Portable,
         };
-        Self { format, machine, of_heads: scale.size() > 1 }
+        Self { format, machine, of_heads: false }
+    }
+
+    /// The largest number of the format.
+    pub(crate) fn max(self) -> f32 {
+        self.format.max()
     }
 }
 

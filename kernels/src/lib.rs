@@ -21,6 +21,7 @@ mod isa;
 mod math;
 pub mod merge;
 mod mma;
+pub mod moe;
 #[cfg(feature = "compilers")]
 pub mod offline;
 mod problem;
@@ -33,4 +34,4 @@ mod staging;
 pub use device::{Arch, DeviceProfile, Instruction, KvLayout, Refusal, Result};
 pub use fp8::{Fp8, Quantized};
 pub use mma::MmaKind;
-pub use rows::{activation, append, norm, pages, rope};
+pub use rows::{activation, append, norm, pages, quantize, rope};

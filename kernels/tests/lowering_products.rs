@@ -21,6 +21,7 @@ fn lower(device: &offline::Device, dtype: FloatKind, tile_rows: usize, by_input:
         work_items: tensor(&[3 * ROWS.div_ceil(tile_rows)], 4),
         tile_rows,
         by_input,
+        epilogue: Default::default(),
     };
     // SAFETY: the recorder runs no kernel.
     unsafe { launch(client, gemm, dtype) }.expect("it fits");

@@ -112,6 +112,7 @@ fn every_product_gets_the_kernel_of_the_table() {
                             by_input,
                             tile_rows,
                             work_items,
+                            gated: false,
                         };
                         let chosen = segment_gemm::Blueprint::auto(&profile, &problem);
                         let order = if by_input { "row major" } else { "column major" };

@@ -112,6 +112,16 @@ pub struct NormedSum<B: Backend> {
     pub sum: FloatTensor<B>,
 }
 
+/// Rows of fp8, each with a scale.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub struct ScaledRows<B: Backend> {
+    /// `[rows, width]` of `U8`.
+    pub codes: IntTensor<B>,
+    /// `[rows]` of f32.
+    pub scales: FloatTensor<B>,
+}
+
 /// The rounding of rows, if not to their own type: an fp8 format, and the scale `[1]` (f32) that they are
 /// divided by.
 #[derive(Debug, Clone, ExtensionType)]

@@ -2,9 +2,9 @@
 
 use super::arguments::{
     AttendedMetadata, BatchMetadata, KvTensorsMetadata, MaybeIntsMetadata, NormedSumMetadata, PagesMetadata,
-    RotatedAndAppendedMetadata, RotationsMetadata, RoundingMetadata, RowsMetadata,
+    RotatedAndAppendedMetadata, RotationsMetadata, RoundingMetadata, RowsMetadata, ScaledRowsMetadata,
 };
-use crate::types::{AttentionParams, KvLayout, LinearParams, RmsNormStyle, WeightLayout};
+use crate::types::{AttentionParams, KvLayout, LinearParams, RmsNormStyle, RoutingParams, WeightLayout};
 use burn::{
     backend::fusion::custom::TensorSpec,
     tensor::{DType, Shape},
@@ -25,6 +25,11 @@ pub(super) fn rounded(shape: Shape, dtype: DType, rounding: &RoundingMetadata) -
         None => RowsMetadata::Floats(TensorSpec::new(shape, dtype)),
         Some(_) => RowsMetadata::Codes(TensorSpec::new(shape, DType::U8)),
     }
+}
+
+/// A code for each number, and a scale for each row.
+pub(super) fn scaled_rows(x: &TensorSpec) -> ScaledRowsMetadata {
+    ScaledRowsMetadata { codes: codes(x), scales: f32s([x.shape[0]].into()) }
 }
 
 pub(super) fn normed_sum(
@@ -94,6 +99,12 @@ pub(super) fn merged(
 pub(super) fn top_k(x: &TensorSpec, k: usize) -> (TensorSpec, TensorSpec) {
     let shape: Shape = [x.shape[0], k].into();
     (TensorSpec::new(shape.clone(), x.dtype), TensorSpec::new(shape, DType::I32))
+}
+
+/// Weights, and experts.
+pub(super) fn routes(logits: &TensorSpec, params: &RoutingParams) -> (TensorSpec, TensorSpec) {
+    let shape: Shape = [logits.shape[0], params.top_k].into();
+    (f32s(shape.clone()), TensorSpec::new(shape, DType::I32))
 }
 
 /// Tokens, and whether they are some.

@@ -18,7 +18,8 @@ pub use arguments::*;
 
 use crate::types::Fp8;
 pub use crate::types::{
-    Activation, AttentionParams, BitOrder, LinearParams, RmsNormStyle, RopeStyle, WeightFormat, WeightLayout,
+    Activation, AttentionParams, BitOrder, ExpertGroups, LinearParams, RmsNormStyle, RopeStyle, RouterScore,
+    RoutingParams, WeightFormat, WeightLayout,
 };
 
 /// The operations of this crate, as a backend provides them.
@@ -259,6 +260,30 @@ pub trait FlashInferBackend: Backend {
         layout: WeightLayout,
     ) -> FloatTensor<Self>;
 
+    /// The `top_k` experts of each row of `logits` `[tokens, experts]` with the largest `score + bias`, the first of equals
+    /// first: their weights (f32), and which they are (`i32`), `[tokens, top_k]` each. `bias` is `[experts]` (f32). The
+    /// groups divide the experts, and those chosen have at least `top_k`.
+    #[fusion(meta = |logits, _, params| fused::routes(logits, params))]
+    fn moe_route(
+        logits: FloatTensor<Self>,
+        #[extension_type] bias: MaybeFloats<Self>,
+        params: RoutingParams,
+    ) -> (FloatTensor<Self>, IntTensor<Self>);
+
+    /// `Σ_k weights[t, k] · down[e] · (act(gate[e] · x[t]) · (up[e] · x[t]))` for each row `t` of `x` `[tokens, hidden]` and
+    /// `e = experts[t, k]`, accumulated in f32. `gate_up` is `[experts, 2 * inter, hidden]`, the gates first, and `down`
+    /// `[experts, hidden, inter]`. `weights` (f32) and `experts` (`i32`) are `[tokens, top_k]`; a number that is no expert's,
+    /// which may be any, adds nothing. No axis but that of tokens is empty.
+    #[fusion(dtype = x, shape = x)]
+    fn fused_moe(
+        x: FloatTensor<Self>,
+        gate_up: FloatTensor<Self>,
+        down: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        experts: IntTensor<Self>,
+        activation: Activation,
+    ) -> FloatTensor<Self>;
+
     /// `norm(x) · weightᵀ` for `x` `[rows, in]` and `weight` `[out, in]`, accumulated in f32, and its epilogue. The RMS norm
     /// with the factors `norm` `[in]` is there if these are. The epilogue is `bias` `[out]`, the gate and the soft cap, and
     /// `residual`, which has the shape and type of the output. In place where it has no other owner.
@@ -282,6 +307,10 @@ pub trait FlashInferBackend: Backend {
         scales: FloatTensor<Self>,
         format: WeightFormat,
     ) -> FloatTensor<Self>;
+
+    /// Rows of `x` `[rows, width]` rounded to codes, each divided by `max |x| / largest code`, or by 1 if that is 0.
+    #[fusion(meta = |x, _| fused::scaled_rows(x))]
+    fn quantize_rows(x: FloatTensor<Self>, format: Fp8) -> ScaledRows<Self>;
 
     /// [`linear`](Self::linear) without a norm, of rows `x` `[rows, in]` of e4m3 codes times `x_scales` (f32, `[1]` or `[rows]`)
     /// and a weight of e4m3. `bias` and `residual` are of the type of the output.

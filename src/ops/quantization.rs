@@ -6,7 +6,8 @@ use burn::tensor::{Device, Float, Int, Tensor};
 use crate::check;
 use crate::dispatch::{IntoBackend, Origin};
 use crate::error::{Error, Result};
-use crate::extension::{MaybeFloats, Rounding, Rows};
+use crate::extension::{FlashInferBackend, MaybeFloats, Rounding, Rows, ScaledRows};
+use crate::memory;
 use crate::types::Fp8;
 
 impl Fp8 {
@@ -42,6 +43,52 @@ impl Quantization {
         let scale = check::scales("Quantization::new", "scale", scale, 1)?;
         Ok(Self { format, scale })
     }
+}
+
+/// Rounds each row to 8 bits with the least scale that reaches its largest number: `x ≈ code · scale`.
+///
+/// `x`: `[…, width]` of f32, f16 or bf16. Returns codes (`U8`) of the same shape, and the scales, f32 `[rows]`, in the order of
+/// the rows: what [`scaled_linear`](crate::scaled_linear) takes.
+///
+/// ```text
+/// scale = max |x| / format.max(), or 1 for a row of zeros       code = encode(x / scale)
+/// ```
+///
+/// A row with a NaN or an infinity becomes NaN. Source: the dynamic quantisation per token of `compressed-tensors` and vLLM.
+///
+/// # Errors
+///
+/// If `x` has an empty last axis, requires a gradient, or its device has no integers of 8 bits.
+///
+/// ```
+/// use burn::tensor::{Device, Tensor};
+/// use burn_flashinfer::{Fp8, quantize_per_token};
+///
+/// # fn main() -> burn_flashinfer::Result<()> {
+/// let x = Tensor::<2>::from_floats([[1.0, -448.0], [0.5, 0.25]], &Device::default());
+/// let (codes, scales) = quantize_per_token(x, Fp8::E4m3)?;
+/// assert_eq!((codes.dims(), scales.dims()), ([2, 2], [2]));
+/// # Ok(())
+/// # }
+/// ```
+pub fn quantize_per_token<const D: usize>(x: Tensor<D>, format: Fp8) -> Result<(Tensor<D, Int>, Tensor<1>)> {
+    const OP: &str = "quantize_per_token";
+    let floats = check::Floats::first(OP, "x", &x)?;
+    check::bytes(OP, "x", floats.device())?;
+    let dims = x.dims();
+    let width = dims[D - 1];
+    if width == 0 {
+        return Err(check::shape(OP, "x", &dims, "a last axis that is not empty"));
+    }
+    let rows = dims[..D - 1].iter().product::<usize>();
+    memory::on_device(OP, "x", [1, memory::bytes([rows, width + 4])], floats.device())?;
+    let (codes, scales) = {
+        let ScaledRows { codes, scales } =
+            Dispatch::quantize_rows(x.clone().reshape([rows, width]).into_backend(), format);
+        let origin = || Origin::of(&x);
+        (origin().tensor::<2, Int>(codes), origin().tensor::<1, Float>(scales))
+    };
+    Ok((codes.reshape(dims), scales))
 }
 
 /// Rounding for a backend: to fp8, or to the type of the rows.

@@ -29,6 +29,7 @@ mod bits;
 mod check;
 mod heads;
 mod merge;
+mod moe;
 mod pages;
 mod rope;
 mod rows;
@@ -38,6 +39,7 @@ pub use attention::{attention, attention_of, batch_attention};
 pub use bits::{packbits, segment_packbits, segment_unpackbits, unpackbits};
 pub use heads::{Heads, State};
 pub use merge::{merge_state, merge_state_in_place, merge_states, variable_length_merge_states};
+pub use moe::{ExpertLayers, fused_moe, moe_route};
 pub use pages::{Pages, append_paged_kv, gather_pages};
 pub use rope::apply_rope;
 pub use rows::{

@@ -3,6 +3,7 @@
 mod fp8;
 mod layout;
 mod linear;
+mod moe;
 mod options;
 mod styles;
 mod variant;
@@ -11,6 +12,7 @@ mod weight;
 pub use fp8::Fp8;
 pub use layout::{BitOrder, KvLayout, WeightLayout};
 pub use linear::LinearParams;
+pub use moe::{ExpertGroups, RouterScore, RoutingParams};
 pub use options::{AttentionOptions, AttentionParams};
 pub use styles::{Activation, RmsNormStyle, RopeStyle};
 #[cfg(feature = "cube")]

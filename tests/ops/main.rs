@@ -24,6 +24,7 @@ mod linear;
 mod little_memory;
 mod memory;
 mod merge;
+mod moe;
 mod norm;
 mod paged;
 mod plan;

@@ -3,13 +3,13 @@
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_flashinfer::{
     Activation, Fp8, GptqVersion, LinearOptions, QuantizedWeight, WeightFormat, WeightScales,
-    matmul_nt_quantized, reference, scaled_linear,
+    matmul_nt_quantized, quantize_per_token, reference, scaled_linear,
 };
 
 use crate::devices::{Target, device_tests};
 use crate::support::{Host, Rng, VIEWS, check, refused, round};
 
-device_tests!(e4m3, both_in_codes, checkpoints_of_int4, rounding, no_rows, views, refusals);
+device_tests!(e4m3, both_in_codes, rows_with_scales, checkpoints_of_int4, rounding, no_rows, views, refusals);
 
 const GROUPS: [usize; 3] = [128, 64, 32];
 
@@ -115,6 +115,49 @@ fn both_in_codes(target: Target) {
             assert_eq!((y.dims(), y.dtype()), ([rows, outputs], dtype));
             let what = format!("scaled_linear of {rows} {inputs} {outputs}, {scales:?} on {}", target.name);
             check(&what, &Host::of(y).values, &baseline, &oracle, dtype);
+        }
+    }
+}
+
+/// The least scale that reaches each row's largest number, and the nearest codes; zeros, and numbers that are none.
+fn rows_with_scales(target: Target) {
+    let rng = &mut Rng::new("rows with scales");
+    let device = &target.device;
+    for dtype in target.dtypes() {
+        for (i, shape) in
+            target.thin(2, vec![[1, 1], [3, 37], [2, 4096], [130, 256], [1, 20_000]]).into_iter().enumerate()
+        {
+            let format = [Fp8::E4m3, Fp8::E5m2, Fp8::E4m3Fnuz][i % 3];
+            let mut x = Host::<2>::random(shape, dtype, rng);
+            let [rows, width] = shape;
+            if rows > 2 {
+                x.values[..width].fill(0.0);
+                x.values[width + 1] = if i % 2 == 0 { f32::NAN } else { f32::NEG_INFINITY };
+            }
+            let (codes, scales) = quantize_per_token(x.tensor(device), format).expect("it fits");
+            assert_eq!((codes.dims(), codes.dtype(), scales.dims()), (shape, DType::U8, [rows]));
+            let codes: Vec<u8> = codes.into_data().try_to_vec().expect("bytes");
+            let scales = Host::of(scales).values;
+            let what = format!("{format:?} {dtype:?} {shape:?} on {}", target.name);
+            for (row, (x, codes)) in x.values.chunks_exact(width).zip(codes.chunks_exact(width)).enumerate() {
+                if !x.iter().all(|x| x.is_finite()) {
+                    assert!(codes.iter().all(|&code| format.decode(code).is_nan()), "{what}, row {row}");
+                    continue;
+                }
+                let largest = x.iter().fold(0f32, |most, x| most.max(x.abs()));
+                let wanted = if largest == 0.0 { 1.0 } else { largest / format.max() };
+                let scale = scales[row];
+                assert!((scale - wanted).abs() <= 3e-7 * wanted, "{what}, row {row}: {scale}, not {wanted}");
+                for (&x, &code) in x.iter().zip(codes) {
+                    let error =
+                        |code| (f64::from(format.decode(code)) * f64::from(scale) - f64::from(x)).abs();
+                    let nearest = error(format.encode(x / scale));
+                    assert!(
+                        error(code) <= nearest + 1e-6 * f64::from(x.abs()),
+                        "{what}, row {row}: {x} is {code}"
+                    );
+                }
+            }
         }
     }
 }

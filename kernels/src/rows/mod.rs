@@ -4,5 +4,6 @@ pub mod activation;
 pub mod append;
 pub mod norm;
 pub mod pages;
+pub mod quantize;
 pub mod rope;
 pub(crate) mod row_group;

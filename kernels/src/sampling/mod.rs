@@ -22,6 +22,7 @@ mod weights;
 pub use draw::DRAW_WORDS;
 pub use filter::{Filter, Limit, Output, launch as filter};
 pub use fixed_point::MAX_VOCAB;
+pub(crate) use fixed_point::{from_radix_key, radix_key};
 pub use logits::{SampleLogits, launch as sample_logits};
 pub use penalties::{Penalties, launch as apply_penalties};
 pub use probs::{SampleProbs, launch as sample_probs};

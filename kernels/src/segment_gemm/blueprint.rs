@@ -11,7 +11,7 @@ const KERNEL: &str = "segment_gemm";
 pub struct Problem {
     /// Elements of a row of `x`.
     pub d_in: usize,
-    /// Elements of a row of `y`.
+    /// Elements of a row of `y`: outputs of a matrix, or half of them if it is gated.
     pub d_out: usize,
     /// Type of `x`, `y` and the matrices.
     pub dtype: ElemType,
@@ -21,8 +21,17 @@ pub struct Problem {
     pub by_input: bool,
     /// Largest number of rows of a work item.
     pub tile_rows: usize,
-    /// Work items.
+    /// Work items, empty ones among them.
     pub work_items: usize,
+    /// Each output has two rows of its matrix, a gate and an up.
+    pub gated: bool,
+}
+
+impl Problem {
+    /// Outputs of a matrix.
+    pub(super) fn outputs(&self) -> usize {
+        self.d_out * if self.gated { 2 } else { 1 }
+    }
 }
 
 /// The kernel that runs, and its comptime settings. Each distinct blueprint is a kernel to compile.
@@ -69,22 +78,32 @@ impl Plain {
         // Neighbouring units read neighbouring elements: columns of a row of inputs, parts of a row of
         // outputs. A part has at least 8 elements.
         if problem.by_input {
-            let across = fitting(vectors(problem.d_out), 32);
+            let across = fitting(vectors(problem.outputs()), 32);
             Self { rows, across, parts: fitting(problem.d_in / 8, most / across) }
         } else {
             let parts = fitting(vectors(problem.d_in), 32);
-            Self { rows, across: fitting(problem.d_out, most / parts), parts }
+            Self { rows, across: fitting(problem.outputs(), most / parts), parts }
         }
     }
 }
 
+/// Refuses gates of matrices whose rows are inputs: tiles take gates and ups from different rows.
+fn gates_by_output(problem: &Problem) -> Result<()> {
+    if problem.gated && problem.by_input {
+        return Err(Refusal::blueprint(KERNEL, "by_input", true, "outputs as rows, of gates"));
+    }
+    Ok(())
+}
+
 /// Tiles of [`ROWS`] for warpgroups, or why there are none.
 fn specialized(device: &DeviceProfile, problem: &Problem) -> Result<WarpSpecialized> {
-    let Problem { d_in, d_out, dtype, align, by_input, tile_rows, work_items } = *problem;
+    let Problem { d_in, d_out, dtype, align, by_input, tile_rows, work_items, gated } = *problem;
+    gates_by_output(problem)?;
     if tile_rows != ROWS {
         return Err(Refusal::blueprint(KERNEL, "tile_rows", tile_rows, ROWS.to_string()));
     }
     let product = gemm::Problem::product([work_items * ROWS, d_in, d_out], dtype, align);
+    let product = gemm::Problem { gated, ..product };
     let specialized = WarpSpecialized::auto(device, &product, by_input);
     specialized.check(device, &product, by_input).map(|()| specialized)
 }
@@ -100,9 +119,11 @@ fn tiled(device: &DeviceProfile, problem: &Problem) -> Result<Tiled> {
             format!("more than {FEW_ROWS}, up to 128"),
         ));
     }
+    gates_by_output(problem)?;
     let tiled = Tiled::of(device, problem.dtype, tile_rows)?;
-    let Problem { d_in, d_out, dtype, align, .. } = *problem;
+    let Problem { d_in, d_out, dtype, align, gated, .. } = *problem;
     let product = gemm::Problem::product([tile_rows, d_in, d_out], dtype, align);
+    let product = gemm::Problem { gated, ..product };
     tiled.check(device, &product, problem.by_input)?;
     Ok(tiled)
 }

@@ -1,6 +1,6 @@
 //! Plain multiplications, on every device. A unit has some columns, or a part of the depth of one column. It
 //! takes as many rows at a time as the blueprint has. The kernel is bound by the read of the matrix, once for
-//! so many rows.
+//! so many rows. An empty work item has none.
 
 use cubecl::{ir::ElemType, prelude::*};
 
@@ -43,16 +43,16 @@ fn over_parts<N: Size>(
 /// inputs and neighbouring outputs.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn by_input<F: Float, N: Size>(
+pub(super) fn by_input<F: Float, Y: Float, N: Size>(
     x: &Tensor<F>,
     weights: &Tensor<Vector<F, N>>,
-    y: &mut [Vector<F, N>],
+    y: &mut [Vector<Y, N>],
     work_items: &[i32],
     count: usize,
     d_in: usize,
     vectors: usize,
     #[comptime] plain: Plain,
-    #[define(F)] _dtype: ElemType,
+    #[define(F, Y)] _dtypes: [ElemType; 2],
 ) {
     let blocks = vectors.div_ceil(plain.across);
     let index = CUBE_POS / blocks;
@@ -104,7 +104,7 @@ pub(super) fn by_input<F: Float, N: Size>(
         for r in 0..plain.rows {
             let sum = over_parts::<N>(sums[r], &mut shared, across, part, plain);
             if part == 0 && column < vectors && row + r < end {
-                y[(row + r) * vectors + column] = narrow::<F, N>(sum);
+                y[(row + r) * vectors + column] = narrow::<Y, N>(sum);
             }
         }
         row += plain.rows;
@@ -114,16 +114,16 @@ pub(super) fn by_input<F: Float, N: Size>(
 /// `weights`: `[matrices, d_out, d_in]`. A unit has one output, and every vector of inputs of its part.
 #[allow(clippy::too_many_arguments, reason = "a kernel takes its buffers one by one")]
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn by_output<F: Float, N: Size>(
+pub(super) fn by_output<F: Float, Y: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
     weights: &Tensor<Vector<F, N>>,
-    y: &mut [F],
+    y: &mut [Y],
     work_items: &[i32],
     count: usize,
     vectors: usize,
     d_out: usize,
     #[comptime] plain: Plain,
-    #[define(F)] _dtype: ElemType,
+    #[define(F, Y)] _dtypes: [ElemType; 2],
 ) {
     let blocks = d_out.div_ceil(plain.across);
     let index = CUBE_POS / blocks;
@@ -161,7 +161,7 @@ pub(super) fn by_output<F: Float, N: Size>(
             let own = Vector::<f32, Const<1>>::new(sums[r].vector_sum());
             let sum = over_parts::<Const<1>>(own, &mut shared, across, part, plain);
             if part == 0 && column < d_out && row + r < end {
-                y[(row + r) * d_out + column] = narrow_one::<F>(sum.extract(0usize));
+                y[(row + r) * d_out + column] = narrow_one::<Y>(sum.extract(0usize));
             }
         }
         row += plain.rows;

@@ -27,7 +27,7 @@ pub(super) fn segment_gemm<U: GemmMma, E: Float>(
     #[comptime] steps: Steps,
     #[define(E)] _dtype: ElemType,
 ) {
-    let columns = comptime!(tiles.columns::<U>());
+    let columns = comptime!(tiles.columns::<U>() / steps.halves());
     let d_out = epilogue.d_out;
     let blocks = d_out.div_ceil(columns);
     let index = CUBE_POS / blocks;
@@ -43,5 +43,9 @@ pub(super) fn segment_gemm<U: GemmMma, E: Float>(
         d_in,
         d_out,
     };
+    // An empty work item fills up a list that was made on the device.
+    if place.first_row >= place.end_row {
+        terminate!();
+    }
     gemm_tile::<U, E, E>(x, weights, y, epilogue, &place, tiles, steps);
 }

@@ -12,6 +12,7 @@ mod elements;
 mod gemm;
 mod host;
 mod merge;
+mod moe;
 mod quantized;
 mod sampling;
 mod segment_gemm;

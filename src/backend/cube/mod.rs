@@ -8,6 +8,7 @@ mod bits;
 mod device;
 mod linear;
 mod merge;
+mod moe;
 mod norm;
 mod pages;
 mod quantized;
@@ -23,10 +24,11 @@ use burn_cubecl::CubeBackend;
 
 use crate::extension::{
     Attended, Batch, BitSegments, FlashInferBackend, KvTensors, Limit, MaybeFloats, MaybeInts, NormedSum,
-    Pages, RotatedAndAppended, Rotations, Rounding, Rows,
+    Pages, RotatedAndAppended, Rotations, Rounding, Rows, ScaledRows,
 };
 use crate::types::{
-    Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, WeightFormat, WeightLayout,
+    Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, RoutingParams, WeightFormat,
+    WeightLayout,
 };
 
 pub(crate) use device::{MAX_TOP_K, has_bytes, has_fnuz, has_wide_integers, memory, unsupported_dtype};
@@ -227,6 +229,25 @@ impl FlashInferBackend for CubeBackend {
         segment_gemm::segment_gemm(x, weights, work_items, tile_rows, layout)
     }
 
+    fn moe_route(
+        logits: FloatTensor<Self>,
+        bias: MaybeFloats<Self>,
+        params: RoutingParams,
+    ) -> (FloatTensor<Self>, IntTensor<Self>) {
+        moe::route(logits, bias, params)
+    }
+
+    fn fused_moe(
+        x: FloatTensor<Self>,
+        gate_up: FloatTensor<Self>,
+        down: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        experts: IntTensor<Self>,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        moe::fused_moe(x, gate_up, down, weights, experts, activation)
+    }
+
     fn linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -245,6 +266,10 @@ impl FlashInferBackend for CubeBackend {
         format: WeightFormat,
     ) -> FloatTensor<Self> {
         quantized::matmul_nt_quantized(x, codes, scales, format)
+    }
+
+    fn quantize_rows(x: FloatTensor<Self>, format: Fp8) -> ScaledRows<Self> {
+        quantized::quantize_rows(x, format)
     }
 
     fn scaled_linear(

@@ -5,12 +5,13 @@ use burn_cubecl::{CubeBackend, kernel::into_contiguous, tensor::CubeTensor};
 use burn_flashinfer_kernels::DeviceProfile;
 use burn_flashinfer_kernels::gemm::quantized::{self, QuantizedGemm, ScaledGemm, Scales, Weight};
 use burn_flashinfer_kernels::gemm::{self, Dtypes, Epilogue};
+use burn_flashinfer_kernels::quantize::{self, Quantize};
 
 use super::activation::function;
 use super::linear::{burns_product, linear};
-use super::tensor::{dense, empty_like, in_rows, launched, owned};
-use crate::extension::MaybeFloats;
-use crate::types::{LinearParams, WeightFormat, WeightScales};
+use super::tensor::{dense, empty_like, fp8, in_rows, launched, owned};
+use crate::extension::{MaybeFloats, ScaledRows};
+use crate::types::{Fp8, LinearParams, WeightFormat, WeightScales};
 
 /// The weight of the kernels.
 fn weight_of(codes: CubeTensor, scales: CubeTensor, format: WeightFormat) -> Weight {
@@ -58,6 +59,18 @@ pub(super) fn matmul_nt_quantized(
         launched(quantized::launch(&client, gemm, dtype));
     }
     y
+}
+
+pub(super) fn quantize_rows(x: CubeTensor, format: Fp8) -> ScaledRows<CubeBackend> {
+    let shape = x.meta.shape().clone();
+    let codes = empty_like(&x, shape.clone(), DType::U8);
+    let scales = empty_like(&x, [shape[0]].into(), DType::F32);
+    if shape[0] > 0 {
+        let (client, dtype) = (x.client.clone(), dtype_to_storage_type(x.dtype));
+        let (x, y, scales) = (in_rows(x).binding(), codes.clone().binding(), scales.clone().binding());
+        launched(quantize::launch(&client, Quantize { x, y, scales, format: fp8(format) }, dtype));
+    }
+    ScaledRows { codes, scales }
 }
 
 pub(super) fn scaled_linear(

@@ -31,6 +31,7 @@ pub(super) fn segment_gemm(
         work_items: index(work_items),
         tile_rows,
         by_input,
+        epilogue: Default::default(),
     };
     // SAFETY: `SegmentGemm` makes the work items from a checked `Indptr`, and compares their end and the matrices with
     // the tensors when it runs.

@@ -11,6 +11,7 @@ mod linear;
 mod logits;
 mod matmul;
 mod merge;
+mod moe;
 mod norm;
 mod output;
 mod pages;
@@ -36,11 +37,11 @@ use burn_flex::FlexTensor;
 use self::dtype::{by_dtype, rounded};
 use crate::extension::{
     Attended, Batch, BitSegments, FlashInferBackend, KvTensors, Limit, MaybeFloats, MaybeHeadNorm, MaybeInts,
-    MaybeScales, NormedSum, Pages, RotatedAndAppended, Rotations, Rounding, Rows,
+    MaybeScales, NormedSum, Pages, RotatedAndAppended, Rotations, Rounding, Rows, ScaledRows,
 };
 use crate::types::{
-    Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, RopeStyle, WeightFormat,
-    WeightLayout,
+    Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, RopeStyle, RoutingParams,
+    WeightFormat, WeightLayout,
 };
 
 impl FlashInferBackend for Flex {
@@ -324,6 +325,25 @@ impl FlashInferBackend for Flex {
         by_dtype!(x.dtype(), segment_gemm::segment_gemm(x, weights, work_items, layout))
     }
 
+    fn moe_route(
+        logits: FloatTensor<Self>,
+        bias: MaybeFloats<Self>,
+        params: RoutingParams,
+    ) -> (FloatTensor<Self>, IntTensor<Self>) {
+        by_dtype!(logits.dtype(), moe::route(logits, bias.into_option(), params))
+    }
+
+    fn fused_moe(
+        x: FloatTensor<Self>,
+        gate_up: FloatTensor<Self>,
+        down: FloatTensor<Self>,
+        weights: FloatTensor<Self>,
+        experts: IntTensor<Self>,
+        activation: Activation,
+    ) -> FloatTensor<Self> {
+        by_dtype!(x.dtype(), moe::fused_moe(x, [gate_up, down], weights, experts, activation))
+    }
+
     fn linear(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -343,6 +363,10 @@ impl FlashInferBackend for Flex {
         format: WeightFormat,
     ) -> FloatTensor<Self> {
         by_dtype!(x.dtype(), quantized::matmul_nt(x, codes, scales, format))
+    }
+
+    fn quantize_rows(x: FloatTensor<Self>, format: Fp8) -> ScaledRows<Self> {
+        by_dtype!(x.dtype(), quantized::quantize_rows(x, format))
     }
 
     fn scaled_linear(

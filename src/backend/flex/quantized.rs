@@ -1,11 +1,13 @@
 //! Matrix products with weights of 8 and 4 bits: each row is widened once.
 
-use burn::tensor::DType;
-use burn_flex::FlexTensor;
+use burn::tensor::{Bytes, DType};
+use burn_flex::{Flex, FlexTensor, Layout};
 use rayon::prelude::*;
 
 use super::float::{Float, widen_row};
+use super::pages::Codes;
 use super::view::{self, Rows, dense, dims, with_rows};
+use crate::extension::ScaledRows;
 use crate::types::{Fp8, WeightFormat, WeightScales, int4};
 
 /// `x · weightᵀ` for `x` `[rows, in]`, accumulated in f32.
@@ -40,6 +42,29 @@ pub(super) fn matmul_nt<E: Float>(
     }
     let places = (0..rows).flat_map(|row| (0..outputs).map(move |output| output * rows + row));
     view::tensor(places.map(|at| E::narrow(by_output[at])).collect(), [rows, outputs], dtype)
+}
+
+/// Rows of `x` rounded to codes, each with a scale of its own.
+pub(super) fn quantize_rows<E: Float>(x: FlexTensor, format: Fp8) -> ScaledRows<Flex> {
+    let x = with_rows(x);
+    let [rows, width] = dims(&x);
+    let x: Rows<'_, E, 1> = Rows::of(&x);
+    let (mut codes, mut scales) = (vec![0_u8; rows * width], vec![1.0_f32; rows]);
+    codes.par_chunks_exact_mut(width).zip(&mut scales).enumerate().for_each_init(
+        || vec![0.0; width],
+        |wide, (row, (codes, scale))| {
+            widen_row(x.row([row]), wide);
+            // A NaN makes all of its row NaN.
+            let larger =
+                |most: f32, x: &f32| if x.is_nan() || most.is_nan() { f32::NAN } else { most.max(x.abs()) };
+            let least = wide.iter().fold(0.0, larger) / format.max();
+            *scale = if least < f32::MIN_POSITIVE { 1.0 } else { least };
+            Codes { format, scales: vec![*scale] }.encode(wide, codes, 0);
+        },
+    );
+    let codes =
+        FlexTensor::new(Bytes::from_elems(codes), Layout::contiguous([rows, width].into()), DType::U8);
+    ScaledRows { codes, scales: view::tensor(scales, [rows], DType::F32) }
 }
 
 /// A weight `[out, in]` of codes as f32.

@@ -2,6 +2,7 @@
 
 mod attention;
 mod bits;
+mod moe;
 mod rows;
 mod sampling;
 mod segment_gemm;

@@ -63,6 +63,7 @@ pub(in super::super) fn warp_specialized<E: Float>(
                 let (row_tile, column_tile) = raster(tile, row_tiles.count, group, column_tiles);
                 let place = row_tiles.place(row_tile, column_tile * tiles.columns());
                 let matrix = place.matrix as u32;
+                let end = place.end_of(first, end);
                 for step in first..end {
                     ring.wait_empty(ring.count);
                     let (stage, full) = (ring.stage(ring.count), ring.full(ring.count));
@@ -102,6 +103,7 @@ pub(in super::super) fn warp_specialized<E: Float>(
         while tile < total {
             let (row_tile, column_tile) = raster(tile, row_tiles.count, group, column_tiles);
             let place = row_tiles.place(row_tile, column_tile * tiles.columns());
+            let end = place.end_of(first, end);
             acc.clear();
             if comptime!(tiles.scales.is_some()) {
                 for step in first..end {

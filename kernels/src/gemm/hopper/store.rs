@@ -19,6 +19,15 @@ pub(super) struct TilePlace {
     pub matrix: usize,
 }
 
+#[cube]
+impl TilePlace {
+    /// The end of the inputs from `first` on: none of an empty work item, of which nothing is stored either. Such items
+    /// fill up a list that was made on the device.
+    pub fn end_of(&self, first: usize, end: usize) -> usize {
+        select(self.row < self.end, end, first)
+    }
+}
+
 /// Stores the 16 rows of a warp; those, and the columns, that `y` has. Outputs of 16 bits go in vectors of 16 bytes, 32
 /// columns together. The last 16 columns, and f32, go as they lie in the accumulator: two outputs of a lane.
 #[cube]
