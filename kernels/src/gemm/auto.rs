@@ -29,13 +29,7 @@ impl Blueprint {
     ///
     /// If units do not run in planes, on a CPU.
     pub fn auto(device: &DeviceProfile, problem: &Problem) -> Result<Self> {
-        let specialized = WarpSpecialized::auto(device, problem, false);
-        let is_specialized = specialized.check(device, problem, false).is_ok();
-        // From 33 rows on warpgroups take less time, unless there are few tiles with many inputs.
-        let cores = device.cores.unwrap_or(CORES);
-        let is_wide = problem.weight_rows() > 32 * cores && problem.d_in <= 8192;
-        let is_few = problem.rows <= 32 || !is_specialized || !is_wide;
-        let few = Skinny::auto(device, problem).filter(|_| is_few && !problem.batch_invariant);
+        let few = Skinny::auto(device, problem).filter(|_| !problem.batch_invariant);
         if let Some(skinny) = few
             && skinny.check(device, problem).is_ok()
         {
@@ -46,7 +40,8 @@ impl Blueprint {
         if problem.rows <= Dot::MAX_ROWS && !problem.batch_invariant {
             return Ok(Self::Dot(dot));
         }
-        if is_specialized {
+        let specialized = WarpSpecialized::auto(device, problem, false);
+        if specialized.check(device, problem, false).is_ok() {
             return Ok(Self::WarpSpecialized(specialized));
         }
         // The instruction may depend on the rows, and the order of a sum on the instruction.
@@ -134,7 +129,9 @@ impl WarpSpecialized {
             (cost, Self { outputs, stages, cluster: 1, group: 16 })
         });
         let split = shapes
-            .filter(|&(outputs, ..)| !problem.batch_invariant && !is_e4m3 && 2 * tiles(outputs) <= cores)
+            // Pairs of tiles of 96 took longer than their products tell.
+            .filter(|&(outputs, ..)| !problem.batch_invariant && !is_e4m3 && outputs != 96)
+            .filter(|&(outputs, ..)| 2 * tiles(outputs) <= cores)
             .map(|(outputs, stages, percent)| {
                 let cost = outputs * percent * problem.d_in * SPLIT.0 / 128 + SPLIT.1;
                 (cost, Self { outputs, stages, cluster: 2, group: 16 })
