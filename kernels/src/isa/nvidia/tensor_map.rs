@@ -20,7 +20,6 @@ use pliron::builtin::types::{IntegerType, Signedness};
 use super::instruction::ptx;
 #[cfg(feature = "compilers")]
 use crate::isa::lowering::parameter_address;
-use crate::staging::Vec16;
 
 /// The address of the parameter `binding` of the kernel, a tensor map. It is lowered when functions are LLVM's, as
 /// [`LaunchBoundOp`](super::cluster::LaunchBoundOp) is.
@@ -76,7 +75,8 @@ impl LaunchArg for TensorMap {
     }
 
     fn expand((): &(), builder: &mut KernelBuilder) -> TensorMapExpand {
-        let element = Vec16::__expand_as_type(&builder.scope);
+        // As `register` has it: 16 bytes.
+        let element = Vector::<u32, Const<4>>::__expand_as_type(&builder.scope);
         let parameter = builder.tensor(element);
         let ty = parameter.get_type(builder.scope.ctx());
         let ty = ty.deref(builder.scope.ctx());
