@@ -59,7 +59,8 @@ impl Case {
         let step = || {
             for (x, weights, y) in &sets {
                 let (x, weights, y, work_items) = (x.clone(), weights.clone(), y.clone(), work_items.clone());
-                let gemm = SegmentGemm { x, weights, y, work_items, tile_rows, by_input };
+                let epilogue = Default::default();
+                let gemm = SegmentGemm { x, weights, y, work_items, tile_rows, by_input, epilogue };
                 // SAFETY: `work_items` divides the rows among the matrices.
                 unsafe { launch(&device.client, gemm, ElemType::Float(BF16)) }.expect("launches");
             }
