@@ -25,6 +25,7 @@ mod little_memory;
 mod memory;
 mod merge;
 mod moe;
+mod moe_route;
 mod norm;
 mod paged;
 mod plan;

@@ -18,6 +18,7 @@ const UNITS: u32 = 256;
 
 /// Writes the place of each entry among all that have an expert, or -1, and the first place of each expert. A unit reads
 /// `chunk` adjacent entries, so that only it knows their order.
+#[allow(clippy::needless_range_loop, reason = "a kernel has no iterators")]
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn place_entries(
     entries: &[i32],

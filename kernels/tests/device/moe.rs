@@ -168,13 +168,9 @@ fn routes(client: Client) {
             let what = format!("{router:?}, {rows} rows of {dtype:?}");
             let ids: Vec<i32> = wanted.iter().flatten().map(|&e| e as i32).collect();
             assert_eq!(experts, ids, "{what}");
-            let each = |f: &dyn Fn(&[f64], &[usize]) -> Vec<f64>| -> Vec<f64> {
-                logits.chunks(router.experts).zip(&wanted).flat_map(|(row, chosen)| f(row, chosen)).collect()
-            };
-            let (oracle, baseline) = (
-                each(&|row, chosen| router.weights(row, chosen)),
-                each(&|row, chosen| router.baseline(row, chosen)),
-            );
+            let each = || logits.chunks(router.experts).zip(&wanted);
+            let oracle: Vec<f64> = each().flat_map(|(row, chosen)| router.weights(row, chosen)).collect();
+            let baseline: Vec<f64> = each().flat_map(|(row, chosen)| router.baseline(row, chosen)).collect();
             assert_close(&what, &weights, &oracle, &baseline);
         }
     }

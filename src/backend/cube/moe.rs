@@ -10,6 +10,13 @@ use super::tensor::{dense, empty_like, in_rows, index, launched};
 use crate::extension::MaybeFloats;
 use crate::types::{Activation, RouterScore, RoutingParams};
 
+/// `ops` checks against these.
+const _: () = assert!(
+    RoutingParams::MAX_EXPERTS == moe::MAX_EXPERTS
+        && RoutingParams::MAX_TOP_K == moe::MAX_TOP_K
+        && RoutingParams::MAX_GROUPS == moe::MAX_GROUPS
+);
+
 pub(super) fn route(
     logits: CubeTensor,
     bias: MaybeFloats<CubeBackend>,
