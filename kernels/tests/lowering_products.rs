@@ -57,12 +57,16 @@ fn products_stay_in_registers() {
                     (Target::Gfx(_), _, 16) => ("v_mfma_f32_16x16x16".into(), 8),
                     (Target::Gfx(_), _, 64) => ("v_mfma_f32_32x32x8".into(), 16),
                     (Target::Gfx(_), _, _) => ("v_mfma_f32_32x32x8".into(), 32),
+                    (Target::Sm(_), _, 128) => {
+                        // Warpgroups: the first stage, and the loop.
+                        assert_eq!(count.matrix, 2, "{what}");
+                        let product = format!("k16.f32.{name}.{name}");
+                        assert!(lowered.assembly.contains("wgmma.mma_async.sync.aligned.m64n"), "{what}");
+                        assert!(lowered.assembly.contains(&product), "{what}");
+                        continue;
+                    }
                     (Target::Sm(_), _, rows) => {
-                        let tiles = match rows {
-                            16 => 8,
-                            64 => 32,
-                            _ => 64,
-                        };
+                        let tiles = if rows == 16 { 8 } else { 32 };
                         (format!("mma.sync.aligned.m16n8k16.row.col.f32.{name}.{name}.f32"), tiles)
                     }
                 };
