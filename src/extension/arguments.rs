@@ -112,13 +112,13 @@ pub struct NormedSum<B: Backend> {
     pub sum: FloatTensor<B>,
 }
 
-/// Rows of fp8, each with a scale.
+/// Rows of fp8, each with a scale, or all with one.
 #[derive(Debug, Clone, ExtensionType)]
 #[cfg_attr(feature = "fusion", extension_type(fusion))]
 pub struct ScaledRows<B: Backend> {
     /// `[rows, width]` of `U8`.
     pub codes: IntTensor<B>,
-    /// `[rows]` of f32.
+    /// `[rows]` of f32, or `[1]`.
     pub scales: FloatTensor<B>,
 }
 

@@ -312,12 +312,11 @@ pub trait FlashInferBackend: Backend {
     #[fusion(meta = |x, _| fused::scaled_rows(x))]
     fn quantize_rows(x: FloatTensor<Self>, format: Fp8) -> ScaledRows<Self>;
 
-    /// [`linear`](Self::linear) without a norm, of rows `x` `[rows, in]` of e4m3 codes times `x_scales` (f32, `[1]` or `[rows]`)
-    /// and a weight of e4m3. `bias` and `residual` are of the type of the output.
-    #[fusion(meta = |x, _, codes, _, _, _, _, params| fused::linear(x, codes, params))]
+    /// [`linear`](Self::linear) without a norm, of rows `x` of e4m3, with one scale or one for each row, and a
+    /// weight of e4m3. `bias` and `residual` are of the type of the output.
+    #[fusion(meta = |x, codes, _, _, _, _, params| fused::linear(&x.codes, codes, params))]
     fn scaled_linear(
-        x: IntTensor<Self>,
-        x_scales: FloatTensor<Self>,
+        #[extension_type] x: ScaledRows<Self>,
         codes: IntTensor<Self>,
         scales: FloatTensor<Self>,
         #[extension_type] bias: MaybeFloats<Self>,

@@ -273,8 +273,7 @@ impl FlashInferBackend for CubeBackend {
     }
 
     fn scaled_linear(
-        x: IntTensor<Self>,
-        x_scales: FloatTensor<Self>,
+        x: ScaledRows<Self>,
         codes: IntTensor<Self>,
         scales: FloatTensor<Self>,
         bias: MaybeFloats<Self>,
@@ -282,6 +281,6 @@ impl FlashInferBackend for CubeBackend {
         format: WeightFormat,
         params: LinearParams,
     ) -> FloatTensor<Self> {
-        quantized::scaled_linear(x, x_scales, [codes, scales], bias, residual, format, params)
+        quantized::scaled_linear(x, [codes, scales], bias, residual, format, params)
     }
 }

@@ -74,14 +74,14 @@ pub(super) fn quantize_rows(x: CubeTensor, format: Fp8) -> ScaledRows<CubeBacken
 }
 
 pub(super) fn scaled_linear(
-    x: CubeTensor,
-    x_scales: CubeTensor,
+    x: ScaledRows<CubeBackend>,
     [codes, scales]: [CubeTensor; 2],
     bias: MaybeFloats<CubeBackend>,
     residual: MaybeFloats<CubeBackend>,
     format: WeightFormat,
     params: LinearParams,
 ) -> CubeTensor {
+    let ScaledRows { codes: x, scales: x_scales } = x;
     let [rows, d_in] = [x.meta.shape()[0], x.meta.shape()[1]];
     let weight_rows = codes.meta.shape()[0];
     let (add, y) = match residual {

@@ -370,8 +370,7 @@ impl FlashInferBackend for Flex {
     }
 
     fn scaled_linear(
-        x: IntTensor<Self>,
-        x_scales: FloatTensor<Self>,
+        x: ScaledRows<Self>,
         codes: IntTensor<Self>,
         scales: FloatTensor<Self>,
         bias: MaybeFloats<Self>,
@@ -380,7 +379,7 @@ impl FlashInferBackend for Flex {
         params: LinearParams,
     ) -> FloatTensor<Self> {
         let (bias, residual) = (bias.into_option(), residual.into_option());
-        let (x, weight) = (quantized::rows(x, x_scales), quantized::numbers(codes, scales, format));
+        let (x, weight) = (quantized::rows(x.codes, x.scales), quantized::numbers(codes, scales, format));
         by_dtype!(params.dtype, linear::of_f32(x, weight, bias, residual, params))
     }
 }

@@ -9,7 +9,7 @@ use super::QuantizedWeight;
 use crate::check::{self, Floats, shape};
 use crate::dispatch::IntoBackend;
 use crate::error::{Error, Result};
-use crate::extension::FlashInferBackend;
+use crate::extension::{FlashInferBackend, ScaledRows};
 use crate::memory;
 use crate::ops::linear::{Epilogue, LinearOptions};
 use crate::types::WeightFormat;
@@ -83,8 +83,7 @@ pub fn scaled_linear<const D: usize>(
     }
     let (codes, scales) = weight.tensors();
     let y = Dispatch::scaled_linear(
-        x.reshape([rows, inputs]).into_backend(),
-        x_scales.into_backend(),
+        ScaledRows { codes: x.reshape([rows, inputs]).into_backend(), scales: x_scales.into_backend() },
         codes.into_backend(),
         scales.into_backend(),
         bias.map(Tensor::into_backend).into(),
