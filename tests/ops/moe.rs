@@ -106,7 +106,7 @@ fn layers(target: Target) {
             [50, 6, 70, 16, 8],
             [2, 32, 9, 1, 1],
         ];
-        for (j, shape) in target.thin(3, shapes).into_iter().enumerate() {
+        for (j, shape) in target.thin(4, shapes).into_iter().enumerate() {
             let mut case = Case::random(shape, dtype, rng);
             case.activation = ACTIVATIONS[(i + j) % 3];
             let got = case.run(&target);
@@ -120,7 +120,7 @@ fn layers(target: Target) {
 fn distributions(target: Target) {
     let rng = &mut Rng::new("moe distributions");
     for dtype in target.dtypes() {
-        for most in [0, 3, 7] {
+        for most in target.thin(3, vec![0, 3, 7]) {
             for tokens in [5, 80] {
                 let mut case = Case::random([tokens, 2, 8, 32, 24], dtype, rng);
                 for chosen in &mut case.chosen {

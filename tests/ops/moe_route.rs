@@ -125,7 +125,7 @@ fn routers(target: Target) {
     let rng = &mut Rng::new("moe routers");
     let device = &target.device;
     for dtype in target.dtypes() {
-        for router in target.thin(3, all_routers(rng)) {
+        for router in target.thin(6, all_routers(rng)) {
             for rows in [1, 9] {
                 let mut values: Vec<f32> = (0..rows).flat_map(|_| router.row(dtype, rng)).collect();
                 if router.bias.is_none() {
@@ -178,7 +178,7 @@ fn not_a_number(target: Target) {
     let rng = &mut Rng::new("moe routers NaN");
     let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, f32::MAX];
     let device = &target.device;
-    for router in target.thin(2, all_routers(rng)) {
+    for router in target.thin(4, all_routers(rng)) {
         let experts = router.experts;
         let logits = Host::from_fn([8, experts], DType::F32, |at| match at / experts {
             row @ 0..6 => odd[row],
