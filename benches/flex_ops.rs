@@ -1,5 +1,5 @@
-//! What the CPU operations reach, beside what the memory gives: `cargo bench --bench flex_ops -- [rows|products]`; `rows`:
-//! norms, activations, RoPE and sampling; `products`: linear layers.
+//! Speed of the CPU operations beside that of memory: `cargo bench --bench flex_ops -- [rows|products]`. `rows` times norms,
+//! activations, RoPE and sampling, `products` linear layers.
 //!
 //! Prints median and best time of each operation, and bytes of cache or weights read (or multiplications done) per
 //! second of the best. `RAYON_NUM_THREADS=1` shows one core.

@@ -219,9 +219,7 @@ impl Floats {
 
     /// A tensor of the same type on the same device.
     pub(crate) fn like<const D: usize>(&self, argument: &'static str, tensor: &Tensor<D>) -> Result<()> {
-        self.on_device(argument, &tensor.device())?;
-        same_dtype(self.op, argument, tensor.dtype(), self.dtype)?;
-        no_gradient(self.op, argument, tensor)
+        self.of(self.dtype, argument, tensor)
     }
 
     /// The device of the arguments.

@@ -2,10 +2,10 @@
 
 use cubecl::ir::{ElemType, FloatKind};
 
-use super::blueprint::{Blueprint, Dot, E4M3, Problem, Skinny, Tiled, WarpSpecialized};
+use super::blueprint::{Blueprint, Dot, Problem, Skinny, Tiled, WarpSpecialized};
 use super::hopper::ROWS;
 use crate::device::{Arch, DeviceProfile, Result};
-use crate::mma::MmaKind;
+use crate::mma::{E4M3, MmaKind};
 
 /// Cores of an H200, for a device that does not tell.
 pub(super) const CORES: usize = 132;

@@ -5,8 +5,7 @@ use super::hopper::WarpgroupTiles;
 use super::skinny;
 use crate::device::{Arch, DeviceProfile, Instruction, Refusal, Result};
 use crate::isa::nvidia::OperandType;
-use crate::mma::Scales;
-use crate::mma::{Gated, GemmMma, GemmTileShape, MmaKind, on_unit, product_vecs};
+use crate::mma::{E4M3, Gated, GemmMma, GemmTileShape, MmaKind, Scales, TF32, on_unit, product_vecs};
 
 pub(super) const KERNEL: &str = "gemm";
 
@@ -145,12 +144,6 @@ pub struct WarpSpecialized {
 pub(super) fn storage(dtype: ElemType) -> ElemType {
     if dtype == TF32 { ElemType::Float(FloatKind::F32) } else { dtype }
 }
-
-/// Codes of 8 bits.
-pub(super) const E4M3: ElemType = ElemType::Float(FloatKind::E4M3);
-
-/// f32 that is multiplied as TF32.
-pub const TF32: ElemType = ElemType::Float(FloatKind::TF32);
 
 fn refused<T>(setting: &'static str, got: impl ToString, expected: impl Into<String>) -> Result<T> {
     Err(Refusal::blueprint(KERNEL, setting, got, expected))

@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 
 use crate::activation::{Activation, act};
+use crate::device::tensor::{Result, shape};
 use crate::device::{DeviceProfile, Machine};
 use crate::math::{narrow, tanh};
 
@@ -46,6 +47,25 @@ impl Epilogue {
     /// True if there are no steps.
     pub fn is_empty(&self) -> bool {
         self.bias.is_none() && self.gate.is_none() && self.soft_cap.is_none() && !self.add
+    }
+
+    /// Outputs of `weight`, which has so many rows: with a gate half of them.
+    ///
+    /// # Errors
+    ///
+    /// If there are not as many gates as ups.
+    pub(crate) fn outputs(
+        &self,
+        kernel: &'static str,
+        argument: &'static str,
+        weight: &TensorBinding,
+        rows: usize,
+    ) -> Result<usize> {
+        match self.gate {
+            None => Ok(rows),
+            Some(_) if rows.is_multiple_of(2) => Ok(rows / 2),
+            Some(_) => Err(shape(kernel, argument, weight, "as many gates as ups")),
+        }
     }
 
     /// The arguments and the steps, for `d_out` outputs.

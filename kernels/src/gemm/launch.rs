@@ -75,11 +75,7 @@ impl Gemm {
         if weight.shape[1] != d_in {
             return Err(shape(KERNEL, "weight", weight, format!("rows of {d_in}, as `x`")));
         }
-        let gated = epilogue.gate.is_some();
-        if gated && !weight_rows.is_multiple_of(2) {
-            return Err(shape(KERNEL, "weight", weight, "as many gates as ups"));
-        }
-        let d_out = if gated { weight_rows / 2 } else { weight_rows };
+        let d_out = epilogue.outputs(KERNEL, "weight", weight, weight_rows)?;
         contiguous(KERNEL, "y", y, &[rows, d_out])?;
         let aligned = |tensor, size| alignment(tensor).min(offset_alignment(tensor, size));
         let mut align = aligned(x, dtype.size()).min(aligned(weight, dtype.size()));
@@ -92,7 +88,7 @@ impl Gemm {
             contiguous(KERNEL, "norm", weight, &[d_in])?;
             align = align.min(offset_alignment(weight, dtype.size()));
         }
-        let (normed, batch_invariant) = (norm.is_some(), *batch_invariant);
+        let (gated, normed, batch_invariant) = (epilogue.gate.is_some(), norm.is_some(), *batch_invariant);
         Ok(Problem { rows, d_in, d_out, dtype, y_dtype, gated, normed, batch_invariant, align })
     }
 }

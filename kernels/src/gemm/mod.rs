@@ -25,11 +25,13 @@ mod stage;
 mod tile;
 mod tiled;
 
+pub use crate::mma::TF32;
 pub use auto::is_for;
-pub use blueprint::{Blueprint, Dot, Problem, Skinny, TF32, Tiled, WarpSpecialized};
+pub use blueprint::{Blueprint, Dot, Problem, Skinny, Tiled, WarpSpecialized};
 pub use epilogue::Epilogue;
 pub(crate) use epilogue::{EpilogueArgs, Steps};
 pub use finish::finish;
+pub use hopper::WORK_WORDS;
 pub(crate) use hopper::{Matrices, ROWS, launch as launch_matrices};
 pub use launch::{Dtypes, Gemm, launch, launch_with};
 pub use normed::RmsNorm;

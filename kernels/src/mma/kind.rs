@@ -7,8 +7,10 @@ use crate::device::{Instruction, Refusal, Result};
 const F32: ElemType = ElemType::Float(FloatKind::F32);
 const F16: ElemType = ElemType::Float(FloatKind::F16);
 const BF16: ElemType = ElemType::Float(FloatKind::BF16);
-const TF32: ElemType = ElemType::Float(FloatKind::TF32);
-const E4M3: ElemType = ElemType::Float(FloatKind::E4M3);
+/// f32 that is multiplied as TF32.
+pub const TF32: ElemType = ElemType::Float(FloatKind::TF32);
+/// Codes of 8 bits.
+pub(crate) const E4M3: ElemType = ElemType::Float(FloatKind::E4M3);
 
 /// The instruction that multiplies tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

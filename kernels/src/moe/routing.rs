@@ -215,7 +215,7 @@ fn keep_groups(
     let units = comptime!(config.row_group.units);
     let mut scores = Array::<u32>::new(groups.count);
     for group in 0..groups.count {
-        // What is taken out of a copy stays in the keys.
+        // The keys keep the experts that are taken out of this copy.
         let mut rest = Array::<u32>::new(config.per_unit);
         #[unroll(config.unrolls())]
         for i in 0..config.per_unit {

@@ -210,7 +210,7 @@ fn warpgroup(
     let rows = comptime!(nvidia::Operand { rows: columns, transposed: false });
     let product = comptime!(nvidia::Product { ty, columns, steps: 1, fresh: true, b: rows });
     nvidia::wgmma_shared(&mut d, address, address + 1024, 64usize, product);
-    // Of other types than these the matrix cannot be transposed.
+    // Only matrices of 16-bit types can be transposed.
     let values = comptime!(nvidia::Operand { rows: 16, transposed: ty.size() == 2 });
     nvidia::wgmma_registers(
         &mut d,

@@ -56,11 +56,7 @@ pub unsafe fn launch(client: &Client, gemm: SegmentGemm, dtype: ElemType) -> Res
         true => (weights.shape[1], weights.shape[2]),
         false => (weights.shape[2], weights.shape[1]),
     };
-    let gated = epilogue.gate.is_some();
-    if gated && !outputs.is_multiple_of(2) {
-        return Err(shape(KERNEL, "weights", weights, "as many gates as ups"));
-    }
-    let d_out = if gated { outputs / 2 } else { outputs };
+    let d_out = epilogue.outputs(KERNEL, "weights", weights, outputs)?;
     if x.shape[1] != d_in {
         return Err(shape(KERNEL, "x", x, format!("rows of {d_in}, as `weights`")));
     }
@@ -89,7 +85,7 @@ pub unsafe fn launch(client: &Client, gemm: SegmentGemm, dtype: ElemType) -> Res
         by_input: *by_input,
         tile_rows: *tile_rows,
         work_items: work_items.size() / WORK_WORDS,
-        gated,
+        gated: epilogue.gate.is_some(),
     };
     match Blueprint::auto(&DeviceProfile::of(client), &problem) {
         Blueprint::Plain(plain) => launch_plain_and_finish(client, gemm, &problem, plain),

@@ -28,10 +28,7 @@ pub(super) fn linear(
     params: LinearParams,
 ) -> CubeTensor {
     let [rows, columns] = [x.meta.shape()[0], params.outputs(weight.meta.shape()[0])];
-    let (add, y) = match residual {
-        MaybeFloats::Some(residual) => (true, owned(into_contiguous(residual))),
-        MaybeFloats::None => (false, empty_like(&x, [rows, columns].into(), params.dtype)),
-    };
+    let (add, y) = sum_or_empty(residual, &x, [rows, columns], params.dtype);
     if rows == 0 {
         return y;
     }
@@ -69,6 +66,19 @@ pub(super) fn linear(
     let sums = into_contiguous(burns_product(wide(x), wide(weight)));
     launched(gemm::finish(&client, sums.binding(), y.clone().binding(), epilogue, dtypes));
     y
+}
+
+/// The output of a linear layer, and true if it is the residual, to which the product is added.
+pub(super) fn sum_or_empty(
+    residual: MaybeFloats<CubeBackend>,
+    like: &CubeTensor,
+    shape: [usize; 2],
+    dtype: DType,
+) -> (bool, CubeTensor) {
+    match residual {
+        MaybeFloats::Some(residual) => (true, owned(into_contiguous(residual))),
+        MaybeFloats::None => (false, empty_like(like, shape.into(), dtype)),
+    }
 }
 
 fn rms_norm(x: CubeTensor, weight: CubeTensor, params: LinearParams) -> CubeTensor {

@@ -8,8 +8,8 @@ use burn_flashinfer_kernels::gemm::{self, Dtypes, Epilogue};
 use burn_flashinfer_kernels::quantize::{self, Quantize};
 
 use super::activation::function;
-use super::linear::{burns_product, linear};
-use super::tensor::{dense, empty_like, fp8, in_rows, launched, owned};
+use super::linear::{burns_product, linear, sum_or_empty};
+use super::tensor::{dense, empty_like, fp8, in_rows, launched};
 use crate::extension::{MaybeFloats, ScaledRows};
 use crate::types::{Fp8, LinearParams, WeightFormat, WeightScales};
 
@@ -84,22 +84,16 @@ pub(super) fn scaled_linear(
     let ScaledRows { codes: x, scales: x_scales } = x;
     let [rows, d_in] = [x.meta.shape()[0], x.meta.shape()[1]];
     let weight_rows = codes.meta.shape()[0];
-    let (add, y) = match residual {
-        MaybeFloats::Some(residual) => (true, owned(into_contiguous(residual))),
-        MaybeFloats::None => {
-            (false, empty_like(&x, [rows, params.outputs(weight_rows)].into(), params.dtype))
-        }
-    };
+    let (add, y) = sum_or_empty(residual, &x, [rows, params.outputs(weight_rows)], params.dtype);
     if rows == 0 {
         return y;
     }
     let (client, dtype) = (x.client.clone(), dtype_to_storage_type(params.dtype));
-    let x_scales = into_contiguous(x_scales);
     let gate = params.gate.map(function);
     let gemm = ScaledGemm {
         x: in_rows(x.clone()).binding(),
-        x_scales: x_scales.clone().binding(),
-        weight: weight_of(codes.clone(), scales.clone(), format),
+        x_scales: into_contiguous(x_scales).binding(),
+        weight: weight_of(codes, scales, format),
         y: y.clone().binding(),
         epilogue: Epilogue { bias: dense(bias), gate, soft_cap: params.soft_cap, add },
     };
@@ -107,13 +101,12 @@ pub(super) fn scaled_linear(
         launched(quantized::launch_scaled(&client, gemm, dtype));
         return y;
     }
-    let ScaledGemm { epilogue, .. } = gemm;
+    let ScaledGemm { x: codes, x_scales, weight, epilogue, .. } = gemm;
     // Rows with scales are a weight too.
-    let of_rows = if x_scales.meta.num_elements() == 1 { Scales::PerTensor } else { Scales::PerChannel };
-    let of_rows = quantized::WeightFormat::E4m3(of_rows);
-    let of_x = Weight { codes: in_rows(x.clone()).binding(), scales: x_scales.binding(), format: of_rows };
+    let of_rows = if x_scales.size() == 1 { Scales::PerTensor } else { Scales::PerChannel };
+    let of_x = Weight { codes, scales: x_scales, format: quantized::WeightFormat::E4m3(of_rows) };
     let x_numbers = numbers(&x, of_x, [rows, d_in], DType::F32);
-    let weight = numbers(&x, weight_of(codes, scales, format), [weight_rows, d_in], DType::F32);
+    let weight = numbers(&x, weight, [weight_rows, d_in], DType::F32);
     let product = LinearParams { gate: None, soft_cap: None, dtype: DType::F32, ..params };
     let none = || MaybeFloats::None;
     let sums = into_contiguous(linear(x_numbers, weight, none(), none(), none(), product));

@@ -17,6 +17,9 @@ use crate::isa::nvidia::{
 use crate::mma::{Accumulator, Fragment, MmaSync, TileShape, convert_p};
 use crate::staging::Vec16;
 
+/// Depth of one instruction, for f16 and bf16.
+const DEPTH: usize = OperandType::F16.depth();
+
 /// The state of a consumer: tiles so far.
 #[derive(CubeType)]
 pub(super) struct Consumer {
@@ -46,7 +49,7 @@ pub(super) fn consume<V: Variant, E: Float>(
         if work.start < work.end {
             let visible = visible_keys::<V>(args, work, plane);
             let mut s = Fragment::<MmaSync>::new(1usize, comptime!(tiles.keys / 8));
-            let mut p = Array::<Vec16>::new(comptime!(tiles.keys / 16));
+            let mut p = Array::<Vec16>::new(comptime!(tiles.keys / DEPTH));
             wait_full(base, consumer.queries, Ring::Queries, tiles);
             wait_full(base, consumer.stages, Ring::Keys, tiles);
             issue_qk(&mut s, base, plane, consumer.stages, tiles);
@@ -108,7 +111,7 @@ fn issue_qk(s: &mut Fragment<MmaSync>, base: u32, plane: usize, count: u32, #[co
         comptime!(Product {
             ty: OperandType::of(tiles.dtype),
             columns: tiles.keys,
-            steps: tiles.dims.qk / 16,
+            steps: tiles.dims.qk / DEPTH,
             fresh: true,
             b: Operand { rows: tiles.keys, transposed: false },
         }),
@@ -133,7 +136,7 @@ fn issue_pv(
         comptime!(Product {
             ty: OperandType::of(tiles.dtype),
             columns: tiles.dims.vo,
-            steps: tiles.keys / 16,
+            steps: tiles.keys / DEPTH,
             fresh: false,
             b: Operand { rows: tiles.keys, transposed: true },
         }),
@@ -213,7 +216,7 @@ fn apply_mask<V: Variant>(
 #[cube]
 fn p_operands(s: &Fragment<MmaSync>, p: &mut Array<Vec16>, #[comptime] tiles: TileShape) {
     #[unroll]
-    for i in 0..comptime!(tiles.keys / 16) {
+    for i in 0..comptime!(tiles.keys / DEPTH) {
         p[i] = convert_p(s.tiles[comptime!(2 * i)], s.tiles[comptime!(2 * i + 1)], comptime!(tiles.bf16()));
     }
 }

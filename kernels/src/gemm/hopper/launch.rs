@@ -4,14 +4,14 @@ use super::super::blueprint::WarpSpecialized;
 use super::super::epilogue::Epilogue;
 use super::code_scales::CodeScalesLaunch;
 use super::kernel::warp_specialized;
-use super::row_tiles::{RowTilesLaunch, WORDS};
+use super::row_tiles::{RowTilesLaunch, WORK_WORDS};
 use super::tiles::{CONSUMERS, PRODUCERS, ROWS};
 use crate::device::DeviceProfile;
 use crate::device::grid::cover;
 use crate::device::tensor::{Result, addresses, with_axis};
-use crate::gemm::blueprint::{E4M3, KERNEL, storage};
+use crate::gemm::blueprint::{KERNEL, storage};
 use crate::isa::nvidia::tensor_map;
-use crate::mma::{BLOCK, Scales};
+use crate::mma::{BLOCK, E4M3, Scales};
 
 /// Rows, their matrices, and what follows their products.
 pub(crate) struct Matrices {
@@ -59,7 +59,7 @@ pub(crate) unsafe fn launch(
     let (epilogue, steps) = epilogue.unzip(&device, d_out);
     let scales = codes.as_ref().map(|codes| codes.scales);
     let tiles = specialized.tiles([dtype, y_dtype], by_input, scales, steps);
-    let count = work_items.as_ref().map_or(rows.div_ceil(ROWS), |items| items.size() / WORDS);
+    let count = work_items.as_ref().map_or(rows.div_ceil(ROWS), |items| items.size() / WORK_WORDS);
     let total = count * d_out.div_ceil(tiles.columns());
     let cubes = match tiles.cluster {
         1 => total.min(device.cores.unwrap_or(1)),

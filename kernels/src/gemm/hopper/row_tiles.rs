@@ -15,8 +15,8 @@ pub(crate) struct RowTiles {
     pub work_items: ComptimeOption<Box<[i32]>>,
 }
 
-/// Words of a work item.
-pub(super) const WORDS: usize = 3;
+/// Words of a work item: its first row, the end of its rows, and the index of its matrix.
+pub const WORK_WORDS: usize = 3;
 
 #[cube]
 impl RowTiles {
@@ -25,9 +25,9 @@ impl RowTiles {
         #[comptime]
         match &self.work_items {
             ComptimeOption::Some(items) => TilePlace {
-                row: usize::cast_from(items[WORDS * tile]),
-                end: usize::cast_from(items[WORDS * tile + 1]),
-                matrix: usize::cast_from(items[WORDS * tile + 2]),
+                row: usize::cast_from(items[WORK_WORDS * tile]),
+                end: usize::cast_from(items[WORK_WORDS * tile + 1]),
+                matrix: usize::cast_from(items[WORK_WORDS * tile + 2]),
                 column,
             },
             ComptimeOption::None => {

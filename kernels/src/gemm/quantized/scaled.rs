@@ -2,14 +2,14 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use super::super::blueprint::{self, E4M3, WarpSpecialized};
+use super::super::blueprint::{self, WarpSpecialized};
 use super::super::epilogue::Epilogue;
 use super::super::hopper::{Codes, Matrices, launch as launch_matrices};
 use super::blueprint::KERNEL;
 use super::launch::Weight;
 use crate::device::tensor::{Result, alignment, contiguous, offset_alignment, rows, shape, with_axis};
 use crate::device::{DeviceProfile, Refusal};
-use crate::mma::{Scales, WeightFormat};
+use crate::mma::{E4M3, Scales, WeightFormat};
 
 /// Rows of e4m3 with scales, a weight of e4m3, and what follows their product.
 pub struct ScaledGemm {
@@ -36,9 +36,7 @@ impl ScaledGemm {
         let Self { x, x_scales, weight, y, epilogue } = self;
         rows(KERNEL, "x", x, 2)?;
         let [weight_rows, d_in] = weight.extents()?;
-        let WeightFormat::E4m3(scales) = weight.format else {
-            return Err(Refusal::blueprint(KERNEL, "format", format!("{:?}", weight.format), "e4m3"));
-        };
+        let scales = e4m3_scales(weight.format)?;
         let row_count = x.shape[0];
         if x.shape[1] != d_in {
             return Err(shape(KERNEL, "x", x, format!("rows of {d_in}, as the weight")));
@@ -46,11 +44,8 @@ impl ScaledGemm {
         if x_scales.size() != 1 {
             contiguous(KERNEL, "x_scales", x_scales, &[row_count])?;
         }
+        let d_out = epilogue.outputs(KERNEL, "weight", &weight.codes, weight_rows)?;
         let gated = epilogue.gate.is_some();
-        if gated && !weight_rows.is_multiple_of(2) {
-            return Err(shape(KERNEL, "weight", &weight.codes, "as many gates as ups"));
-        }
-        let d_out = if gated { weight_rows / 2 } else { weight_rows };
         contiguous(KERNEL, "y", y, &[row_count, d_out])?;
         let mut align = alignment(x).min(offset_alignment(x, 1)).min(weight.align());
         // Results are stored in vectors of 16 bytes of 16-bit numbers.
@@ -72,6 +67,14 @@ impl ScaledGemm {
     }
 }
 
+/// The scales of a weight of e4m3, the only format of both factors.
+fn e4m3_scales(format: WeightFormat) -> Result<Scales> {
+    match format {
+        WeightFormat::E4m3(scales) => Ok(scales),
+        _ => Err(Refusal::blueprint(KERNEL, "format", format!("{format:?}"), "e4m3")),
+    }
+}
+
 /// `y = x · weightᵀ`, each times its scales, summed in f32, and its [`Epilogue`]; rounded once to `dtype`. The sums of every 128
 /// inputs are f32, those within have 14 bits.
 ///
@@ -81,9 +84,7 @@ impl ScaledGemm {
 pub fn launch_scaled(client: &Client, gemm: ScaledGemm, dtype: ElemType) -> Result<()> {
     let specialized = gemm.blueprint(&DeviceProfile::of(client), dtype)?;
     let ScaledGemm { x, x_scales, weight: Weight { codes, scales, format }, y, epilogue } = gemm;
-    let WeightFormat::E4m3(of_weight) = format else {
-        return Err(Refusal::blueprint(KERNEL, "format", format!("{format:?}"), "e4m3"));
-    };
+    let of_weight = e4m3_scales(format)?;
     if y.size() == 0 {
         return Ok(());
     }

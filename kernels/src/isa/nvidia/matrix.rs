@@ -36,7 +36,7 @@ impl OperandType {
     }
 
     /// Bytes of an element.
-    pub fn size(self) -> usize {
+    pub const fn size(self) -> usize {
         match self {
             Self::F16 | Self::Bf16 => 2,
             Self::Tf32 => 4,
@@ -45,7 +45,7 @@ impl OperandType {
     }
 
     /// Depth of one instruction: 32 bytes.
-    pub fn depth(self) -> usize {
+    pub const fn depth(self) -> usize {
         32 / self.size()
     }
 }
