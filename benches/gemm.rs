@@ -3,7 +3,8 @@
 //!     cargo bench -p burn-flashinfer-kernels --features cuda --bench gemm -- [csv=FILE] [sweep=few|many|one|bits|fp8|tf32|invariant]
 //!
 //! As the bench of attention: medians of replayed graphs over sets of inputs that are larger than the caches together. Bytes
-//! are those of `x`, `weight` and `y`. `sweep=one` is a single product, for a profiler. `sweep=bits` compares weights of 16, 8 and
+//! are those of `x`, `weight` and `y`. `sweep=one shape=2048,4096,28672` is a single product, for a profiler, with
+//! `bits=e4m3|int4` of such weights and with `bits=fp8` of two factors of e4m3. `sweep=bits` compares weights of 16, 8 and
 //! 4 bits, as chosen; `bits=e4m3` or `bits=int4` tries settings for few rows of that format. `sweep=fp8` compares products of
 //! factors that are both of 8 bits with those of bf16, `sweep=tf32` f32 as TF32 with exact products, and `sweep=invariant` few
 //! rows with results that do not depend on each other.
@@ -200,8 +201,16 @@ fn main() {
             }
         }
         Some("one") => {
-            let specialized = WarpSpecialized { outputs: 256, stages: 4, cluster: 1, group: 16 };
-            row([2048, 4096, 28672], Some(Blueprint::WarpSpecialized(specialized)));
+            let shape = argument("shape=").unwrap_or_else(|| "2048,4096,28672".into());
+            let [rows, d_in, d_out] = *shape.split(',').map(number).collect::<Vec<_>>() else {
+                panic!("shape=ROWS,D_IN,D_OUT, not {shape}");
+            };
+            let shape = [rows, d_in, d_out];
+            match argument("bits=").as_deref() {
+                None => row(shape, None),
+                Some("fp8") => print(run_scaled(&device, shape, Scales::PerChannel)),
+                Some(format) => print(run_quantized(&device, shape, format_of(format), None)),
+            }
         }
         _ => {
             for rows in [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048, 8192] {
@@ -291,18 +300,28 @@ fn many(row: &mut impl FnMut([usize; 3], Option<Blueprint>)) {
     }
 }
 
+fn number(text: &str) -> usize {
+    text.parse().unwrap_or_else(|_| panic!("{text} is no number"))
+}
+
+fn format_of(name: &str) -> WeightFormat {
+    match name {
+        "e4m3" => WeightFormat::E4m3(Scales::PerChannel),
+        "int4" => WeightFormat::Int4 { group: 128 },
+        other => panic!("bits=e4m3 or int4, not {other}"),
+    }
+}
+
 /// Weights of 16 bits, of e4m3 and of int4 by turns; or settings for one of them.
 fn bits(
     format: Option<&str>,
     row: &mut impl FnMut([usize; 3], Option<Blueprint>),
     quantized: &mut impl FnMut([usize; 3], WeightFormat, Option<FewRows>),
 ) {
-    let int4 = WeightFormat::Int4 { group: 128 };
-    let e4m3 = WeightFormat::E4m3(Scales::PerChannel);
+    let [e4m3, int4] = ["e4m3", "int4"].map(format_of);
     let tried = match format {
-        Some("e4m3") => e4m3,
-        Some("int4") => int4,
-        _ => {
+        Some(name) => format_of(name),
+        None => {
             for (rows, [d_in, d_out]) in [1, 4, 8, 16, 32, 64, 128, 2048]
                 .into_iter()
                 .flat_map(|rows| LAYERS.map(|widths| (rows, widths)))

@@ -168,7 +168,7 @@ fn main() {
     println!("{header}");
     csv += &format!("{header}\n");
     for (name, widths, counts) in [("Mixtral", [4096, 14336], [8, 2]), ("Qwen3-MoE", [2048, 768], [128, 8])] {
-        for tokens in [1, 16, 256, 2048, 8192] {
+        for tokens in [1, 2, 4, 16, 64, 256, 2048, 8192] {
             let line = experts(&device, name, tokens, widths, counts);
             println!("{line}");
             csv += &(line + "\n");
