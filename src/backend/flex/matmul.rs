@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::float::{Float, widen_row};
 use super::scratch::{cut, with_scratch};
-use super::simd::{self, KEYS, per_instruction_set};
+use super::simd::{self, per_instruction_set};
 use super::view::Rows;
 
 /// Rows of `x` up to which the product is bound by reading the weights.
@@ -21,7 +21,11 @@ const PARALLEL: usize = 1 << 18;
 /// Multiplications that a thread takes at least.
 const GRAIN: usize = 1 << 16;
 /// Columns of the output that share a panel of widened weights.
-const COLUMNS: usize = 64;
+const COLUMNS: usize = 96;
+/// Columns at a time: their sums fill the registers of AVX2.
+const TOGETHER: usize = 6;
+/// Rows and columns that are transposed at a time: a line of the cache.
+const TRANSPOSED: usize = 16;
 /// Elements of a row of a panel.
 const DEPTH: usize = 512;
 
@@ -103,10 +107,13 @@ impl<E: Float> Product<'_, E> {
             // `[blocks of rows, depth, lanes]`
             let block = |at: usize, block: &mut [f32]| {
                 block.fill(0.0);
-                for lane in 0..lanes.min(rows - at * lanes) {
-                    let row = self.x.row([at * lanes + lane]);
-                    for (into, from) in block.iter_mut().skip(lane).step_by(lanes).zip(row) {
-                        *into = from.widen();
+                // A part that stays in the cache at a time, since a row is spread over all of it.
+                for (part, block) in block.chunks_mut(TRANSPOSED * lanes).enumerate() {
+                    for lane in 0..lanes.min(rows - at * lanes) {
+                        let row = &self.x.row([at * lanes + lane])[part * TRANSPOSED..];
+                        for (into, from) in block.iter_mut().skip(lane).step_by(lanes).zip(row) {
+                            *into = from.widen();
+                        }
                     }
                 }
             };
@@ -117,12 +124,32 @@ impl<E: Float> Product<'_, E> {
                 with_scratch(COLUMNS * DEPTH, |panel| many(self, transposed, at * COLUMNS, panel, sums));
             });
             let by_column: &[f32] = &by_column;
-            pieces(output, columns, parallel, |row, output| {
-                for (output, column) in output.iter_mut().zip(by_column.chunks_exact(padded)) {
-                    *output = Y::narrow(column[row]);
-                }
+            pieces(output, TRANSPOSED * columns, parallel, |at, output| {
+                by_row(by_column, padded, at * TRANSPOSED, columns, output);
             });
         });
+    }
+}
+
+/// Rounds the rows from `first` on of sums that are stored column by column.
+///
+/// Rows and columns are often multiples of 4 KiB apart, and would evict each other from the cache. So a whole line of each
+/// is read once and written once.
+fn by_row<Y: Float>(by_column: &[f32], padded: usize, first: usize, columns: usize, output: &mut [Y]) {
+    for column in (0..columns).step_by(TRANSPOSED) {
+        let width = (columns - column).min(TRANSPOSED);
+        let mut tile = [[0.0; TRANSPOSED]; TRANSPOSED];
+        for (tile, sums) in tile.iter_mut().zip(by_column[column * padded..].chunks_exact(padded)).take(width)
+        {
+            for (tile, sum) in tile.iter_mut().zip(&sums[first..]) {
+                *tile = *sum;
+            }
+        }
+        for (row, output) in output.chunks_exact_mut(columns).enumerate() {
+            for (into, tile) in output[column..][..width].iter_mut().zip(&tile) {
+                *into = Y::narrow(tile[row]);
+            }
+        }
     }
 }
 
@@ -174,11 +201,11 @@ fn many_body<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize>(
         }
         for (block, x) in transposed.chunks_exact(depth * LANES).enumerate() {
             let x = x[from * LANES..][..width * LANES].as_chunks::<WIDTH>().0.as_chunks::<2>().0;
-            for column in (0..columns).step_by(KEYS) {
+            for column in (0..columns).step_by(TOGETHER) {
                 // The padding of the last few columns repeats the last one.
-                let columns_of: [usize; KEYS] = from_fn(|i| (column + i).min(columns - 1));
+                let columns_of: [usize; TOGETHER] = from_fn(|i| (column + i).min(columns - 1));
                 let weights = from_fn(|i| &panel[columns_of[i] * DEPTH..][..width]);
-                let parts = simd::outer::<FMA, WIDTH>(x, weights, [[[0.0; WIDTH]; 2]; KEYS]);
+                let parts = simd::outer::<FMA, WIDTH, TOGETHER>(x, weights, [[[0.0; WIDTH]; 2]; TOGETHER]);
                 for (i, part) in parts.iter().enumerate().take(columns - column) {
                     let sums = &mut sums[(column + i) * padded + block * LANES..][..LANES];
                     for (sum, part) in sums.iter_mut().zip(part.as_flattened()) {

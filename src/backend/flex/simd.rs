@@ -165,21 +165,21 @@ pub(super) fn accumulate<E: Float, const FMA: bool, const LANES: usize, const A:
     }
 }
 
-/// `sums[key][lane] += Σ_i rows[key][i] · lanes[i][lane]`, where `lanes` is a transposed matrix. The lanes of
+/// `sums[row][lane] += Σ_i rows[row][i] · lanes[i][lane]`, where `lanes` is a transposed matrix. The lanes of
 /// one instruction are contiguous, so that no sum across a register is ever taken.
 #[inline(always)]
-pub(super) fn outer<const FMA: bool, const WIDTH: usize>(
+pub(super) fn outer<const FMA: bool, const WIDTH: usize, const ROWS: usize>(
     lanes: &[[[f32; WIDTH]; 2]],
-    rows: [&[f32]; KEYS],
-    mut sums: [[[f32; WIDTH]; 2]; KEYS],
-) -> [[[f32; WIDTH]; 2]; KEYS] {
+    rows: [&[f32]; ROWS],
+    mut sums: [[[f32; WIDTH]; 2]; ROWS],
+) -> [[[f32; WIDTH]; 2]; ROWS] {
     let rows = rows.map(|row| &row[..lanes.len()]);
     for (i, lanes) in lanes.iter().enumerate() {
-        for key in 0..KEYS {
-            let x = rows[key][i];
+        for row in 0..ROWS {
+            let x = rows[row][i];
             for half in 0..2 {
                 for lane in 0..WIDTH {
-                    sums[key][half][lane] = mul_add::<FMA>(x, lanes[half][lane], sums[key][half][lane]);
+                    sums[row][half][lane] = mul_add::<FMA>(x, lanes[half][lane], sums[row][half][lane]);
                 }
             }
         }

@@ -197,7 +197,7 @@ fn attend_tile<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize
     let blocks = scores.as_chunks_mut::<WIDTH>().0.as_chunks_mut::<2>().0.as_chunks_mut::<KEYS>().0;
     for (places, scores) in places.iter().zip(blocks) {
         let keys = from_fn(|key| &tile.k.data[places[key]..][..dim]);
-        *scores = simd::outer::<FMA, WIDTH>(queries, keys, [[[0.0; WIDTH]; 2]; KEYS]);
+        *scores = simd::outer::<FMA, WIDTH, KEYS>(queries, keys, [[[0.0; WIDTH]; 2]; KEYS]);
     }
     let all_see_all = ranges.iter().all(|&range| range == (0, tile.keys));
     let scores = &mut scores[..tile.keys * LANES];
