@@ -124,6 +124,21 @@ fn mfma_of_e4m3() {
 }
 
 #[cube(launch_unchecked)]
+fn averages(x: &mut [u32]) {
+    let at = UNIT_POS as usize;
+    x[at] = amd::average_bytes(x[at], x[at + 64], 0u32.runtime());
+}
+
+#[test]
+fn averages_of_bytes() {
+    assert_has(GFX942, &["v_lerp_u8"], |client, count, dim| {
+        let x = buffer(client);
+        // SAFETY: never run.
+        unsafe { averages::launch_unchecked(client, count, dim, x) }
+    });
+}
+
+#[cube(launch_unchecked)]
 fn hints(x: &mut [f32]) {
     let at = UNIT_POS as usize;
     amd::set_priority(2usize);

@@ -1,15 +1,18 @@
 //! Products of rows and weights both of e4m3, on the devices that multiply codes.
 
 use burn_flashinfer_kernels::activation::Activation;
-use burn_flashinfer_kernels::gemm::Epilogue;
 use burn_flashinfer_kernels::gemm::quantized::{ScaledGemm, Scales, Weight, WeightFormat, launch_scaled};
+use burn_flashinfer_kernels::gemm::{self, Epilogue, Gemm};
 use burn_flashinfer_kernels::{DeviceProfile, Instruction, Refusal};
-use cubecl::client::Client;
+use cubecl::{
+    client::Client,
+    ir::{ElemType, FloatKind},
+};
 
 use crate::host::{Device, Random, Type, assert_close, device_tests};
 use crate::quantized::{Coded, e4m3};
 
-device_tests!(both_factors_in_codes, every_code_of_both_factors);
+device_tests!(both_factors_in_codes, every_code_of_both_factors, refusals);
 
 /// The matrix unit that multiplies codes.
 #[derive(Clone, Copy, PartialEq)]
@@ -21,10 +24,12 @@ enum Unit {
 
 fn unit(client: &Client) -> Unit {
     let arch = DeviceProfile::of(client).arch;
-    match () {
-        () if Instruction::Wgmma.exists_on(arch) => Unit::Hopper,
-        () if Instruction::MfmaFp8.exists_on(arch) => Unit::Cdna3,
-        () => Unit::None,
+    if Instruction::Wgmma.exists_on(arch) {
+        Unit::Hopper
+    } else if Instruction::MfmaFp8.exists_on(arch) {
+        Unit::Cdna3
+    } else {
+        Unit::None
     }
 }
 
@@ -155,4 +160,36 @@ fn every_code_of_both_factors(client: Client) {
             assert!(got == wanted || got.is_nan() && wanted.is_nan(), "{is_weight} {code:x} {sign}: {got}");
         }
     }
+}
+
+/// What no kernel multiplies, in the words of the refusal; and codes where numbers belong.
+fn refusals(client: Client) {
+    let unit = unit(&client);
+    let mut random = Random::new(77);
+    let mut refused = |[rows, d_in, weight_rows]: [usize; 3], scales, gate: Option<Activation>| {
+        let weight = Coded::new(&mut random, [weight_rows, d_in], WeightFormat::E4m3(scales), 0);
+        let weight = weight.weight(&client);
+        let x = Coded::new(&mut random, [rows, d_in], WeightFormat::E4m3(Scales::PerTensor), 0);
+        let Weight { codes: x, scales: x_scales, .. } = x.weight(&client);
+        let d_out = if gate.is_some() { weight_rows / 2 } else { weight_rows };
+        let y = Device::poisoned(&client, Type::BF16, &[rows, d_out]).binding();
+        let epilogue = Epilogue { gate, ..Epilogue::default() };
+        let gemm = ScaledGemm { x, x_scales, weight, y, epilogue };
+        gemm.blueprint(&DeviceProfile::of(&client), Type::BF16.elem())
+            .err()
+            .map(|refusal| refusal.to_string())
+    };
+    let blocks_of_gates = refused([4, 128, 96], Scales::Block128, Some(Activation::Silu));
+    let expected = "quantized gemm: d_out of 48 cannot run, expected gates of whole 64 outputs";
+    assert_eq!(blocks_of_gates.as_deref(), Some(expected));
+    if unit != Unit::None {
+        assert_eq!(refused([4, 128, 96], Scales::PerChannel, Some(Activation::Silu)), None);
+        for (shape, setting) in [([4, 136, 64], "d_in of 136"), ([4, 128, 72], "d_out of 72")] {
+            let expected = format!("gemm: {setting} cannot run, expected a multiple of 16");
+            assert_eq!(refused(shape, Scales::PerTensor, None), Some(expected));
+        }
+    }
+    let [x, weight, y] = [(); 3].map(|()| Device::poisoned(&client, Type::BF16, &[32, 32]).binding());
+    let launched = gemm::launch(&client, Gemm::product(x, weight, y), ElemType::Float(FloatKind::E4M3));
+    assert!(matches!(launched, Err(Refusal::Blueprint { setting: "dtype", .. })), "{launched:?}");
 }

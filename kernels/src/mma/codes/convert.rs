@@ -77,7 +77,7 @@ pub(crate) fn four_codes<E: Float>(
 fn floats(word: u32, #[comptime] machine: Machine) -> Vector<f32, Const<4>> {
     let mut floats = Vector::<f32, Const<4>>::empty();
     if comptime!(machine == Machine::Amd) {
-        let codes = to_fnuz::<Const<1>>(Vector::new(word)).extract(0usize);
+        let codes = to_fnuz(word);
         #[unroll]
         for half in 0..2usize {
             let two = from_fnuz(codes, half, false) * Vector::new(2.0f32);
