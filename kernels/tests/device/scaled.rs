@@ -67,7 +67,11 @@ fn both_factors_in_codes(client: Client) {
     .enumerate()
     {
         let cap = (i == 3).then_some(20.0);
-        for scales in [Scales::PerTensor, Scales::PerChannel, Scales::Block128] {
+        for (j, scales) in [Scales::PerTensor, Scales::PerChannel, Scales::Block128].into_iter().enumerate() {
+            // On the simulator most of the time goes into compiling.
+            if unit == Unit::Cdna3 && i != 2 && (i + j) % 3 != 2 {
+                continue;
+            }
             if gate.is_some() && scales == Scales::Block128 && d_out % 64 != 0 {
                 continue;
             }

@@ -48,7 +48,7 @@ pub(super) fn to_fnuz(codes: u32) -> u32 {
 /// Zeros without their signs.
 #[cube]
 fn without_negative_zeros(codes: u32) -> u32 {
-    // The uppermost bit of a sum's half is that of codes beyond 0x80.
+    // Half of a code and 127 has the uppermost bit from 0x81 on: negative, and not zero.
     let signs = average_bytes(codes, 0x7f7f_7f7fu32.runtime(), 0u32.runtime());
     (signs & 0x8080_8080u32) | (codes & 0x7f7f_7f7fu32)
 }
