@@ -4,7 +4,7 @@ use burn_flashinfer_kernels::attention::{
     self, Alignment, Choice, HeadDims, Plan, Problem, RequestShape, Split, Standard,
 };
 use burn_flashinfer_kernels::gemm::quantized::{
-    self as quantized_gemm, QuantizedGemm, Scales, Weight, WeightFormat,
+    self as quantized_gemm, QuantizedGemm, ScaledGemm, Scales, Weight, WeightFormat,
 };
 use burn_flashinfer_kernels::offline::{self, Kind, tensor};
 use burn_flashinfer_kernels::{DeviceProfile, Fp8, KvLayout, Quantized, Refusal};
@@ -218,6 +218,21 @@ fn rows() -> Vec<Case> {
             };
             let [x, y] = [(); 2].map(|()| tensor(client, &[rows, WIDTH], 2));
             quantized_gemm::launch(client, QuantizedGemm { x, weight, y }, BF16)
+        }));
+    }
+    for (rows, name, scales) in [
+        (16, "channel", Scales::PerChannel),
+        (128, "channel", Scales::PerChannel),
+        (128, "blocks", Scales::Block128),
+    ] {
+        cases.push(case(format!("scaled-gemm-{rows}-{name}"), move |client| {
+            let format = WeightFormat::E4m3(scales);
+            let [x, codes] = [rows, WIDTH].map(|rows| tensor(client, &[rows, WIDTH], 1));
+            let scales = tensor(client, &format.scales(WIDTH, WIDTH), 4);
+            let (x_scales, y) = (tensor(client, &[rows], 4), tensor(client, &[rows, WIDTH], 2));
+            let (weight, epilogue) = (Weight { codes, scales, format }, Default::default());
+            let gemm = ScaledGemm { x, x_scales, weight, y, epilogue };
+            quantized_gemm::launch_scaled(client, gemm, BF16)
         }));
     }
     for (tile_rows, by_input) in [(1, true), (4, false), (16, true), (128, true), (128, false)] {

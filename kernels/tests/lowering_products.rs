@@ -1,7 +1,11 @@
 //! The machine code of products of segments, and of those with weights of 8 and 4 bits, for devices that are not there: it
 //! has matrix instructions, operands in loads of 16 bytes, and sums in registers.
 
-use burn_flashinfer_kernels::gemm::quantized::{self, QuantizedGemm, Scales, Weight, WeightFormat};
+use burn_flashinfer_kernels::activation::Activation;
+use burn_flashinfer_kernels::gemm::Epilogue;
+use burn_flashinfer_kernels::gemm::quantized::{
+    self, QuantizedGemm, ScaledGemm, Scales, Weight, WeightFormat,
+};
 use burn_flashinfer_kernels::offline::{self, Lowered, Target, tensor};
 use burn_flashinfer_kernels::segment_gemm::{SegmentGemm, launch};
 use cubecl::ir::{ElemType, FloatKind};
@@ -84,6 +88,9 @@ fn products_stay_in_registers() {
         if matches!(target, Target::Gfx(0x942) | Target::Sm(_)) {
             codes_become_operands(&device, target);
         }
+        if target == Target::Gfx(0x942) {
+            both_factors_stay_codes(&device);
+        }
     }
 }
 
@@ -125,5 +132,43 @@ fn codes_become_operands(device: &offline::Device, target: Target) {
         for name in converted {
             assert!(lowered.assembly.contains(name), "{what}: no {name}");
         }
+    }
+}
+
+/// Codes of both factors are operands of CDNA3's matrix unit, and all products of a stage stand in the loop.
+fn both_factors_stay_codes(device: &offline::Device) {
+    const BF16: ElemType = ElemType::Float(FloatKind::BF16);
+    let (small, large) = ("v_mfma_f32_16x16x32_fp8_fp8", "v_mfma_f32_32x32x16_fp8_fp8");
+    for (rows, instruction, products, scales, gate) in [
+        (16, small, 8, Scales::PerTensor, None),
+        (64, large, 16, Scales::Block128, Some(Activation::Silu)),
+        (256, large, 32, Scales::PerChannel, Some(Activation::Silu)),
+        (256, large, 32, Scales::Block128, None),
+    ] {
+        let client = device.client();
+        let format = WeightFormat::E4m3(scales);
+        let weight = Weight {
+            codes: tensor(client, &[WIDTH, WIDTH], 1),
+            scales: tensor(client, &format.scales(WIDTH, WIDTH), 4),
+            format,
+        };
+        let gemm = ScaledGemm {
+            x: tensor(client, &[rows, WIDTH], 1),
+            x_scales: tensor(client, &[rows], 4),
+            weight,
+            y: tensor(client, &[rows, if gate.is_some() { WIDTH / 2 } else { WIDTH }], 2),
+            epilogue: Epilogue { gate, ..Epilogue::default() },
+        };
+        quantized::launch_scaled(client, gemm, BF16).expect("it fits");
+        let launches = device.launches();
+        assert_eq!(launches.len(), 1);
+        let what = format!("{rows} rows, {scales:?}, {gate:?}");
+        let lowered = launches[0].lower().unwrap_or_else(|error| panic!("{what}: {error}"));
+        let listing = lowered.listing();
+        let count = listing.count();
+        assert!(listing.scratch.unwrap_or(0) == 0 && listing.spills.unwrap_or(0) == 0, "{what}");
+        assert_eq!((count.scratch, count.matrix), (0, products), "{what}");
+        let found = listing.inner.iter().filter(|line| line.starts_with(instruction)).count();
+        assert_eq!(found, products, "{what}");
     }
 }

@@ -190,6 +190,26 @@ fn every_product_gets_the_kernel_of_the_table() {
             }
         }
     }
+    for (device, profile) in DEVICES {
+        for (rows, [d_in, d_out], gated) in [16, 64, 8192].into_iter().flat_map(|rows| {
+            [([4096, 6144], false), ([100, 100], false), ([4096, 14336], true)]
+                .map(|(widths, gated)| (rows, widths, gated))
+        }) {
+            let codes = ElemType::Float(FloatKind::E4M3);
+            let align = if d_in == 100 { 4 } else { 64 };
+            let product = gemm::Problem::product([rows, d_in, d_out], codes, align);
+            let problem = gemm::Problem { y_dtype: ElemType::Float(FloatKind::BF16), gated, ..product };
+            let line = match gemm::Blueprint::auto(&profile, &problem) {
+                Ok(chosen) => format!("{chosen:?}"),
+                Err(refusal) => refusal.to_string(),
+            };
+            let gates = if gated { ", gated" } else { "" };
+            let _ = writeln!(
+                table,
+                "{device} | gemm of {rows} rows | both e4m3 {d_in} to {d_out}{gates} | {line}"
+            );
+        }
+    }
     compare("routing_products.txt", &table);
 }
 

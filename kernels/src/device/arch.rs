@@ -74,6 +74,8 @@ pub enum Instruction {
     MfmaF16,
     /// `v_mfma_f32_16x16x16_bf16`, `v_mfma_f32_32x32x8_bf16`.
     MfmaBf16,
+    /// `v_mfma_f32_16x16x32_fp8_fp8`, `v_mfma_f32_32x32x16_fp8_fp8`, on e4m3 of the FNUZ encoding.
+    MfmaFp8,
     /// `mma.sync` m16n8k16 of f16 and bf16, `ldmatrix`, `cp.async`.
     MmaSync,
     /// `wgmma` of f16 and bf16, `setmaxnreg`, and barriers in shared memory with phases: of sm_90a, whose
@@ -95,7 +97,7 @@ impl Instruction {
             (Self::MmaSync, Arch::Sm(capability)) => capability >= 80,
             (Self::Wgmma, Arch::Sm(capability)) => capability == 90,
             (Self::CvtFp8, Arch::Sm(capability)) => capability >= 89,
-            (Self::CvtFp8Fnuz, Arch::Gfx(name)) => matches!(name, 0x940..=0x942),
+            (Self::CvtFp8Fnuz | Self::MfmaFp8, Arch::Gfx(name)) => matches!(name, 0x940..=0x942),
             _ => false,
         }
     }
@@ -118,17 +120,17 @@ mod tests {
     fn who_has_what() {
         let has = |arch| {
             use Instruction::*;
-            [MfmaF16, MfmaBf16, MmaSync, Wgmma, CvtFp8, CvtFp8Fnuz].map(|i| i.exists_on(arch))
+            [MfmaF16, MfmaBf16, MfmaFp8, MmaSync, Wgmma, CvtFp8, CvtFp8Fnuz].map(|i| i.exists_on(arch))
         };
-        assert_eq!(has(Arch::Gfx(0x942)), [true, true, false, false, false, true]);
-        assert_eq!(has(Arch::Gfx(0x90a)), [true, true, false, false, false, false]);
-        assert_eq!(has(Arch::Gfx(0x908)), [true, false, false, false, false, false]);
-        assert_eq!(has(Arch::Gfx(0x1100)), [false; 6]);
-        assert_eq!(has(Arch::Sm(90)), [false, false, true, true, true, false]);
-        assert_eq!(has(Arch::Sm(100)), [false, false, true, false, true, false]);
-        assert_eq!(has(Arch::Sm(86)), [false, false, true, false, false, false]);
-        assert_eq!(has(Arch::Sm(75)), [false; 6]);
-        assert_eq!(has(Arch::Other), [false; 6]);
+        assert_eq!(has(Arch::Gfx(0x942)), [true, true, true, false, false, false, true]);
+        assert_eq!(has(Arch::Gfx(0x90a)), [true, true, false, false, false, false, false]);
+        assert_eq!(has(Arch::Gfx(0x908)), [true, false, false, false, false, false, false]);
+        assert_eq!(has(Arch::Gfx(0x1100)), [false; 7]);
+        assert_eq!(has(Arch::Sm(90)), [false, false, false, true, true, true, false]);
+        assert_eq!(has(Arch::Sm(100)), [false, false, false, true, false, true, false]);
+        assert_eq!(has(Arch::Sm(86)), [false, false, false, true, false, false, false]);
+        assert_eq!(has(Arch::Sm(75)), [false; 7]);
+        assert_eq!(has(Arch::Other), [false; 7]);
         let refused = Instruction::MmaSync.check("attention", Arch::Gfx(0x942));
         assert_eq!(
             refused.map_err(|r| r.to_string()),

@@ -4,7 +4,8 @@ use cubecl::ir::{ElemType, FloatKind};
 
 use super::blueprint::{Blueprint, Dot, Problem, Skinny, Tiled, WarpSpecialized};
 use super::hopper::ROWS;
-use crate::device::{Arch, DeviceProfile, Result};
+use super::machine::KERNEL;
+use crate::device::{Arch, DeviceProfile, Instruction, Result};
 use crate::mma::{E4M3, MmaKind};
 
 /// Cores of an H200, for a device that does not tell.
@@ -27,8 +28,11 @@ impl Blueprint {
     ///
     /// # Errors
     ///
-    /// If units do not run in planes, on a CPU.
+    /// If units do not run in planes, on a CPU. If both factors are e4m3 and no matrix unit multiplies them.
     pub fn auto(device: &DeviceProfile, problem: &Problem) -> Result<Self> {
+        if problem.dtype == E4M3 {
+            return Self::of_codes(device, problem);
+        }
         let few = Skinny::auto(device, problem).filter(|_| !problem.batch_invariant);
         if let Some(skinny) = few
             && skinny.check(device, problem).is_ok()
@@ -49,6 +53,17 @@ impl Blueprint {
         let tiled = Tiled::of(device, problem.dtype, rows);
         let tiled = tiled.and_then(|tiled| tiled.check(device, problem, false).map(|()| tiled));
         Ok(tiled.map_or(Self::Dot(dot), Self::Tiled))
+    }
+
+    /// Matrix units alone multiply codes: those of CDNA3, and Hopper's.
+    fn of_codes(device: &DeviceProfile, problem: &Problem) -> Result<Self> {
+        if let Arch::Gfx(_) = device.arch {
+            Instruction::MfmaFp8.check(KERNEL, device.arch)?;
+            let tiled = Tiled::of(device, problem.dtype, problem.rows)?;
+            return tiled.check(device, problem, false).map(|()| Self::Tiled(tiled));
+        }
+        let specialized = WarpSpecialized::auto(device, problem, false);
+        specialized.check(device, problem, false).map(|()| Self::WarpSpecialized(specialized))
     }
 }
 

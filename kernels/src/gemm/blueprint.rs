@@ -2,12 +2,10 @@ use cubecl::ir::{ElemType, FloatKind};
 
 use super::epilogue::Steps;
 use super::hopper::WarpgroupTiles;
-use super::skinny;
+use super::machine::{KERNEL, Machine, check_tiles, refused};
 use crate::device::{Arch, DeviceProfile, Instruction, Refusal, Result};
 use crate::isa::nvidia::OperandType;
-use crate::mma::{E4M3, Gated, GemmMma, GemmTileShape, MmaKind, Scales, TF32, on_unit, product_vecs};
-
-pub(super) const KERNEL: &str = "gemm";
+use crate::mma::{BLOCK, E4M3, Gated, GemmTileShape, MmaKind, TF32, on_unit};
 
 /// The inputs of the choice of a blueprint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +16,7 @@ pub struct Problem {
     pub d_in: usize,
     /// Elements of a row of `y`: rows of `weight`, or half of them if it is gated.
     pub d_out: usize,
-    /// Type of `x`, `weight` and the bias. That of the instruction, if f32 is multiplied as TF32.
+    /// Type of `x` and `weight`, and of the bias unless it is e4m3. That of the instruction, if f32 is multiplied as TF32.
     pub dtype: ElemType,
     /// Type of `y`: that of `x`, or f32.
     pub y_dtype: ElemType,
@@ -145,8 +143,9 @@ pub(super) fn storage(dtype: ElemType) -> ElemType {
     if dtype == TF32 { ElemType::Float(FloatKind::F32) } else { dtype }
 }
 
-fn refused<T>(setting: &'static str, got: impl ToString, expected: impl Into<String>) -> Result<T> {
-    Err(Refusal::blueprint(KERNEL, setting, got, expected))
+/// The type of the bias: that of the factors in memory, or of `y` if they are codes.
+pub(super) fn element(dtype: ElemType, y_dtype: ElemType) -> ElemType {
+    if dtype == E4M3 { y_dtype } else { storage(dtype) }
 }
 
 /// Checks that each extent or stride is a whole number of vectors of 16 bytes.
@@ -156,58 +155,6 @@ fn check_vectors(problem: &Problem, extents: &[(&'static str, usize)]) -> Result
         Some(&(setting, got)) => refused(setting, got, format!("a multiple of {per_vec}")),
         None => Ok(()),
     }
-}
-
-/// Checks the unit, and what its tiles need of the device.
-fn check_tiles(unit: MmaKind, tiles: GemmTileShape, machine: &Machine, device: &DeviceProfile) -> Result<()> {
-    if let Some(instruction) = unit.instruction(KERNEL, tiles.dtype)? {
-        instruction.check(KERNEL, device.arch)?;
-    }
-    if unit == MmaKind::Wgmma {
-        return refused("unit", "Wgmma", "planes that multiply alone");
-    }
-    for (setting, got) in [
-        ("row tiles", tiles.row_tiles),
-        ("column tiles", tiles.column_tiles),
-        ("row planes", tiles.row_planes),
-        ("column planes", tiles.column_planes),
-        ("depth planes", tiles.depth_planes),
-        ("depth", tiles.depth),
-        ("stages", tiles.stages),
-    ] {
-        if got == 0 {
-            return refused(setting, got, "at least 1");
-        }
-    }
-    if machine.plane != device.plane as usize {
-        return refused("plane", device.plane, format!("{} lanes", machine.plane));
-    }
-    if machine.is_async != (tiles.stages > 1) {
-        return refused("stages", tiles.stages, if machine.is_async { "at least 2" } else { "1" });
-    }
-    // `ldmatrix` loads two tiles of columns at a time, and two vectors of each.
-    let (columns, vecs) = match unit {
-        MmaKind::MmaSync => (2, 2),
-        MmaKind::Mfma16 => (1, 4),
-        MmaKind::Mfma32 => (1, 2),
-        _ => (1, 1),
-    };
-    let columns = if tiles.gated == Gated::Columns { columns.max(2) } else { columns };
-    if !tiles.column_tiles.is_multiple_of(columns) {
-        return refused("column tiles", tiles.column_tiles, format!("a multiple of {columns}"));
-    }
-    if !tiles.depth_vecs().is_multiple_of(tiles.depth_planes * vecs) {
-        return refused("depth_vecs", tiles.depth_vecs(), format!("a multiple of {vecs} for each plane"));
-    }
-    let units = tiles.planes() * machine.plane;
-    if units > device.max_units as usize {
-        return refused("units", units, format!("at most {}", device.max_units));
-    }
-    let shared = machine.shared_vecs * 16;
-    if shared > device.shared_memory {
-        return refused("shared memory", shared, format!("at most {} bytes", device.shared_memory));
-    }
-    Ok(())
 }
 
 impl Dot {
@@ -291,6 +238,7 @@ impl Tiled {
         let mfma = match dtype {
             ElemType::Float(FloatKind::F16) => Some(Instruction::MfmaF16),
             ElemType::Float(FloatKind::BF16) => Some(Instruction::MfmaBf16),
+            E4M3 => Some(Instruction::MfmaFp8),
             _ => None,
         };
         // `[row tiles, column tiles, row planes, column planes]` for 128, 64 and 16 rows.
@@ -324,6 +272,16 @@ impl Tiled {
         let tiles = self.tiles(problem.dtype, by_input, problem.gated);
         let machine = on_unit!(self.unit, |U| Machine::tiled::<U>(tiles));
         check_tiles(self.unit, tiles, &machine, device)?;
+        if problem.dtype == E4M3 {
+            // A stage, and the outputs of a cube, are within a block with a scale of its own.
+            let columns = machine.columns / problem.halves();
+            if tiles.depth != BLOCK {
+                return refused("depth_vecs", self.depth_vecs, format!("{BLOCK} inputs of e4m3"));
+            }
+            if !BLOCK.is_multiple_of(columns) {
+                return refused("columns", columns, format!("a part of {BLOCK} outputs of e4m3"));
+            }
+        }
         check_vectors(problem, &[("d_in", problem.d_in), ("d_out", problem.d_out), ("stride", problem.align)])
     }
 }
@@ -333,12 +291,11 @@ impl WarpSpecialized {
         &self,
         [dtype, y_dtype]: [ElemType; 2],
         by_input: bool,
-        scales: Option<Scales>,
         steps: Steps,
     ) -> WarpgroupTiles {
         let Self { outputs, stages, cluster, .. } = *self;
         let operands = OperandType::of(dtype);
-        WarpgroupTiles { outputs, stages, cluster, operands, y: y_dtype, by_input, scales, steps }
+        WarpgroupTiles { outputs, stages, cluster, operands, y: y_dtype, by_input, steps }
     }
 
     /// Checks that the blueprint can run on the device.
@@ -375,29 +332,5 @@ impl WarpSpecialized {
             return refused("stages", self.stages, expected);
         }
         Ok(())
-    }
-}
-
-/// Extents of the tiles of a matrix unit, for the checks.
-struct Machine {
-    plane: usize,
-    rows: usize,
-    columns: usize,
-    is_async: bool,
-    shared_vecs: usize,
-}
-
-impl Machine {
-    fn of<U: GemmMma>(tiles: GemmTileShape, shared_vecs: usize) -> Self {
-        let (rows, columns) = (tiles.rows::<U>(), tiles.columns::<U>());
-        Self { plane: U::PLANE, rows, columns, is_async: U::ASYNC, shared_vecs }
-    }
-
-    fn tiled<U: GemmMma>(tiles: GemmTileShape) -> Self {
-        Self::of::<U>(tiles, product_vecs::<U>(tiles))
-    }
-
-    fn skinny<U: GemmMma>(tiles: GemmTileShape, norm: bool) -> Self {
-        Self::of::<U>(tiles, skinny::shared_vecs::<U>(tiles, norm))
     }
 }

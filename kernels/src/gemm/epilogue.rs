@@ -2,10 +2,12 @@
 
 use cubecl::prelude::*;
 
+use super::code_scales::{CodeScales, Codes};
 use crate::activation::{Activation, act};
 use crate::device::tensor::{Result, shape};
 use crate::device::{DeviceProfile, Machine};
 use crate::math::{narrow, tanh};
+use crate::mma::Scales;
 
 /// The epilogue of a product, in f32, before the one rounding:
 ///
@@ -33,6 +35,8 @@ pub(crate) struct Steps {
     pub gate: Option<Activation>,
     pub capped: bool,
     pub add: bool,
+    /// The scales of the weight, if both factors are codes.
+    pub scales: Option<Scales>,
     pub machine: Machine,
 }
 
@@ -74,10 +78,23 @@ impl Epilogue {
         device: &DeviceProfile,
         d_out: usize,
     ) -> (EpilogueArgsLaunch<E>, Steps) {
+        self.unzip_scaled(device, d_out, None)
+    }
+
+    /// [`unzip`](Self::unzip) with the scales of both factors, if they are codes.
+    pub(crate) fn unzip_scaled<E: Float>(
+        self,
+        device: &DeviceProfile,
+        d_out: usize,
+        codes: Option<Codes>,
+    ) -> (EpilogueArgsLaunch<E>, Steps) {
         let Self { bias, gate, soft_cap, add } = self;
-        let steps = Steps { gate, capped: soft_cap.is_some(), add, machine: Machine::of(device.arch) };
+        let scales = codes.as_ref().map(|codes| codes.scales);
+        let (capped, machine) = (soft_cap.is_some(), Machine::of(device.arch));
+        let steps = Steps { gate, capped, add, scales, machine };
         let bias = bias.map(TensorBinding::into_buffer_arg);
-        (EpilogueArgsLaunch::new(bias.into(), soft_cap.unwrap_or(1.0), d_out), steps)
+        let codes = codes.map(Codes::into_args);
+        (EpilogueArgsLaunch::new(bias.into(), soft_cap.unwrap_or(1.0), d_out, codes.into()), steps)
     }
 }
 
@@ -88,6 +105,8 @@ pub(crate) struct EpilogueArgs<E: Float> {
     pub soft_cap: f32,
     /// Elements of a row of `y`.
     pub d_out: usize,
+    /// The scales of both factors, if they are codes.
+    pub scales: ComptimeOption<CodeScales>,
 }
 
 #[cube]
@@ -115,6 +134,64 @@ impl<E: Float> EpilogueArgs<E> {
             }
         }
         y
+    }
+
+    /// [`finish`](Self::finish) of a row's sums of codes, times its scale and those of the outputs; without scales the same.
+    pub fn finish_scaled<N: Size>(
+        &self,
+        sums: Vector<f32, N>,
+        up: Vector<f32, N>,
+        of_row: f32,
+        output: usize,
+        #[comptime] steps: Steps,
+    ) -> Vector<f32, N> {
+        let sums = self.scaled::<N>(sums, of_row, output, steps);
+        let mut ups = sums;
+        if comptime!(steps.halves() > 1) {
+            ups = self.scaled::<N>(up, of_row, self.d_out + output, steps);
+        }
+        self.finish::<N>(sums, ups, output, steps)
+    }
+
+    /// The factor of the products of a block of inputs and of the block of an output.
+    pub fn of_block(&self, output: usize, block: usize, #[comptime] steps: Steps) -> f32 {
+        let mut scale = 1.0f32;
+        #[comptime]
+        match &self.scales {
+            ComptimeOption::Some(scales) => {
+                if comptime!(steps.scales == Some(Scales::Block128)) {
+                    scale = scales.of_block(output, block);
+                }
+            }
+            ComptimeOption::None => {}
+        }
+        scale
+    }
+
+    /// The factor of all sums of a row.
+    pub fn of_row(&self, row: usize) -> f32 {
+        #[comptime]
+        match &self.scales {
+            ComptimeOption::Some(scales) => scales.of_row(row),
+            ComptimeOption::None => 1.0f32.runtime(),
+        }
+    }
+
+    fn scaled<N: Size>(
+        &self,
+        sums: Vector<f32, N>,
+        of_row: f32,
+        output: usize,
+        #[comptime] steps: Steps,
+    ) -> Vector<f32, N> {
+        #[comptime]
+        match &self.scales {
+            ComptimeOption::Some(scales) => {
+                let of_weight = comptime!(steps.scales.unwrap_or(Scales::PerTensor));
+                scales.apply::<N>(sums, of_row, output, of_weight, steps.machine)
+            }
+            ComptimeOption::None => sums,
+        }
     }
 
     fn with_bias<N: Size>(&self, sums: Vector<f32, N>, row: usize) -> Vector<f32, N> {

@@ -2,9 +2,9 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use super::blueprint::KERNEL;
 use super::epilogue::{Epilogue, EpilogueArgs, Steps, store_at};
 use super::launch::Dtypes;
+use super::machine::KERNEL;
 use crate::device::DeviceProfile;
 use crate::device::grid::elementwise;
 use crate::device::tensor::{Result, addresses, contiguous};

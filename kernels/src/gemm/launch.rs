@@ -4,10 +4,12 @@ use cubecl::{
     prelude::*,
 };
 
-use super::blueprint::{Blueprint, Dot, KERNEL, Problem, Skinny, Tiled, WarpSpecialized, storage};
+use super::blueprint::{Blueprint, Dot, Problem, Skinny, Tiled, WarpSpecialized, element, storage};
+use super::code_scales::Codes;
 use super::dot::{self, PLANES};
 use super::epilogue::Epilogue;
 use super::hopper::{self, Matrices};
+use super::machine::KERNEL;
 use super::normed::{NormArgsLaunch, RmsNorm};
 use super::settings::{NormStyle, SkinnySettings};
 use super::{skinny, tiled};
@@ -17,7 +19,7 @@ use crate::device::tensor::{
     with_axis, with_shape,
 };
 use crate::device::{DeviceProfile, Refusal};
-use crate::mma::{GemmMma, on_unit};
+use crate::mma::{GemmMma, check_numbers, on_unit};
 use crate::norm::{self, Norm, Scaling};
 
 /// Rows, a weight in the order of checkpoints, and what follows their product.
@@ -66,6 +68,7 @@ impl Gemm {
     pub fn problem(&self, dtypes: impl Into<Dtypes>) -> Result<Problem> {
         let Self { x, weight, y, norm, epilogue, batch_invariant } = self;
         let Dtypes { x: dtype, y: y_dtype } = dtypes.into();
+        check_numbers(KERNEL, dtype)?;
         if y_dtype != storage(dtype) && y_dtype != ElemType::Float(FloatKind::F32) {
             return Err(Refusal::blueprint(KERNEL, "y_dtype", format!("{y_dtype:?}"), "that of `x`, or f32"));
         }
@@ -103,7 +106,7 @@ pub fn launch(client: &Client, gemm: Gemm, dtypes: impl Into<Dtypes>) -> Result<
     let device = DeviceProfile::of(client);
     let problem = gemm.problem(dtypes)?.on(&device);
     let blueprint = Blueprint::auto(&device, &problem)?;
-    launch_checked(client, gemm, problem, device, blueprint)
+    launch_checked(client, gemm, None, problem, device, blueprint)
 }
 
 /// [`launch`] with exactly this blueprint.
@@ -126,13 +129,14 @@ pub fn launch_with(
         Blueprint::Tiled(tiled) => tiled.check(&device, &problem, false)?,
         Blueprint::WarpSpecialized(specialized) => specialized.check(&device, &problem, false)?,
     }
-    launch_checked(client, gemm, problem, device, blueprint)
+    launch_checked(client, gemm, None, problem, device, blueprint)
 }
 
-/// Launches a blueprint that fits the problem and the device.
-fn launch_checked(
+/// Launches a blueprint that fits the problem and the device. `codes` are the scales of factors of e4m3.
+pub(super) fn launch_checked(
     client: &Client,
     gemm: Gemm,
+    codes: Option<Codes>,
     problem: Problem,
     device: DeviceProfile,
     blueprint: Blueprint,
@@ -146,7 +150,7 @@ fn launch_checked(
         Blueprint::Skinny(Skinny { norm: true, .. }) => gemm,
         _ => normalised(client, gemm, storage(problem.dtype))?,
     };
-    let launch = Launch { client, gemm, problem, device, address };
+    let launch = Launch { client, gemm, codes, problem, device, address };
     match blueprint {
         Blueprint::Dot(dot) => launch.dot(dot),
         Blueprint::Skinny(skinny) => on_unit!(skinny.unit, |U| launch.skinny::<U>(skinny)),
@@ -176,6 +180,7 @@ fn normalised(client: &Client, gemm: Gemm, dtype: ElemType) -> Result<Gemm> {
 struct Launch<'a> {
     client: &'a Client,
     gemm: Gemm,
+    codes: Option<Codes>,
     problem: Problem,
     device: DeviceProfile,
     address: AddressType,
@@ -257,15 +262,16 @@ impl Launch<'_> {
     fn tiled<U: GemmMma>(self, tiled: Tiled) -> Result<()> {
         let Problem { rows, d_in, d_out, dtype, y_dtype, gated, .. } = self.problem;
         let Gemm { x, weight, y, epilogue, .. } = self.gemm;
-        let (epilogue, steps) = epilogue.unzip(&self.device, d_out);
+        let (epilogue, steps) = epilogue.unzip_scaled(&self.device, d_out, self.codes);
         let tiles = tiled.tiles(dtype, false, gated);
         let columns = tiles.columns::<U>() / steps.halves();
         let cubes = rows.div_ceil(tiles.rows::<U>()) * d_out.div_ceil(columns);
         let cubes = cover(KERNEL, cubes, self.device.max_cubes)?;
         // SAFETY: a cube beyond the last tile stops. Rows, inputs and outputs are clamped to the shapes where they are
         // read, and compared with them where they are written. Vectors of 16 bytes divide every extent and stride, as
-        // was checked. Shared memory is indexed by rows and vectors of the tiles that sized it, as `x_copy` and
-        // `w_copy` hand them out or cut them off.
+        // was checked. Scales are of rows and outputs that are written, and of blocks of a cube's first output and of
+        // the inputs. Shared memory is indexed by rows and vectors of the tiles that sized it, as `x_copy` and `w_copy`
+        // hand them out or cut them off.
         unsafe {
             tiled::tiled::launch_unchecked::<U>(
                 self.client,
@@ -280,7 +286,7 @@ impl Launch<'_> {
                 GROUP,
                 tiles,
                 steps,
-                [storage(dtype), y_dtype],
+                [element(dtype, y_dtype), y_dtype],
             );
         }
         Ok(())
@@ -290,7 +296,8 @@ impl Launch<'_> {
         let Problem { dtype, y_dtype, .. } = self.problem;
         let Gemm { x, weight, y, epilogue, .. } = self.gemm;
         let weights = with_axis(weight, 0);
-        let matrices = Matrices { x, weights, y, work_items: None, by_input: false, codes: None, epilogue };
+        let codes = self.codes;
+        let matrices = Matrices { x, weights, y, work_items: None, by_input: false, codes, epilogue };
         // SAFETY: there are no work items.
         unsafe { hopper::launch(self.client, matrices, [dtype, y_dtype], specialized) }
     }

@@ -11,11 +11,13 @@
 
 mod auto;
 mod blueprint;
+mod code_scales;
 mod dot;
 mod epilogue;
 mod finish;
 mod hopper;
 mod launch;
+mod machine;
 mod normed;
 pub mod quantized;
 mod raster;

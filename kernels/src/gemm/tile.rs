@@ -4,7 +4,9 @@ use cubecl::prelude::*;
 
 use super::epilogue::{EpilogueArgs, Steps, store_at};
 use super::stage::{Place, fetch_stage};
-use crate::mma::{Fragment, GemmMma, GemmTileShape, column_step, product_vecs, wait_gemm_stage};
+use crate::mma::{
+    BLOCK, Fragment, Gated, GemmMma, GemmTileShape, Scales, column_step, product_vecs, wait_gemm_stage,
+};
 use crate::staging::{Ring, Staging, Vec16, stages_ahead};
 
 /// Computes the rows and columns of a cube. `x`: `[rows, d_in]`, `weights`: `[matrices, d_in, d_out]` or
@@ -29,16 +31,46 @@ pub(crate) fn gemm_tile<U: GemmMma, E: Float, Y: Float>(
     }
     let mut acc = Fragment::<U>::new(tiles.row_tiles, tiles.column_tiles);
     acc.clear();
+    // From an output's gate to its up.
+    let up = if comptime!(steps.halves() > 1) { epilogue.d_out } else { 0usize.runtime() };
     let mut at = 0usize;
     while at < place.d_in {
         wait_gemm_stage::<U>(&mut ring, place.d_in - at, tiles);
+        // Before the copies: loads come back in order, and these two are needed first.
+        let low = epilogue.of_block(place.first_column, at / BLOCK, steps);
+        let high = epilogue.of_block(place.first_column + up, at / BLOCK, steps);
         fetch_stage::<U>(&mut ring, x, weights, place, at + comptime!(ahead * tiles.depth), ahead, tiles);
-        U::multiply::<E>(&ring, &mut acc, tiles);
+        if comptime!(steps.scales == Some(Scales::Block128)) {
+            add_block::<U, E>(&mut acc, &ring, low, high, tiles);
+        } else {
+            U::multiply::<E>(&ring, &mut acc, tiles);
+        }
         ring.advance();
         at += tiles.depth;
     }
     U::Staging::wait(0usize);
     store::<U, E, Y>(y, epilogue, place, &acc, tiles, steps);
+}
+
+/// Adds the products of the current stage, a block of inputs, times the scales of both halves of the cube's outputs.
+#[cube]
+fn add_block<U: GemmMma, E: Float>(
+    acc: &mut Fragment<U>,
+    ring: &Ring,
+    low: f32,
+    high: f32,
+    #[comptime] tiles: GemmTileShape,
+) {
+    let mut part = Fragment::<U>::new(tiles.row_tiles, tiles.column_tiles);
+    part.clear();
+    U::multiply::<E>(ring, &mut part, tiles);
+    let is_gated = comptime!(tiles.gated == Gated::Columns);
+    #[unroll]
+    for i in 0..comptime!(tiles.row_tiles * tiles.column_tiles) {
+        let is_up = comptime!(is_gated && i % tiles.column_tiles >= tiles.column_tiles / 2);
+        let scale = if comptime!(is_up) { high } else { low };
+        acc.tiles[i] = fma(part.tiles[i], Vector::new(scale), acc.tiles[i]);
+    }
 }
 
 /// Stores the valid rows and columns.
@@ -63,12 +95,13 @@ fn store<U: GemmMma, E: Float, Y: Float>(
     for r in 0..acc.lane_rows() {
         let row = first_row + comptime!(r / U::LANE_ROWS * U::ROWS) + U::row(comptime!(r % U::LANE_ROWS));
         if row < place.end_row {
+            let of_row = epilogue.of_row(row);
             #[unroll]
             for run in 0..runs {
                 let column = first_column + comptime!(column_step::<U>(run * U::RUN));
                 if column < place.d_out {
                     let up = acc.run(r, comptime!(run + (halves - 1) * runs));
-                    let sums = epilogue.finish::<U::Run>(acc.run(r, run), up, column, steps);
+                    let sums = epilogue.finish_scaled::<U::Run>(acc.run(r, run), up, of_row, column, steps);
                     let at = (row * place.d_out + column) / comptime!(U::RUN);
                     store_at::<Y, U::Run>(y, at, sums, steps);
                 }

@@ -17,7 +17,7 @@ use cubecl_llvm::shared::to_llvm::ToLLVMDialect;
 use super::attributes::string;
 use super::attributes::{BUILTIN, IMMEDIATES, TEXT, operation};
 #[cfg(feature = "compilers")]
-use super::lowering::{amdgcn, as_shorts};
+use super::lowering::{amdgcn, as_long, as_shorts};
 
 /// `d = a · b + c` over `T x T` tiles, `T` 16 (`v_mfma_f32_16x16x16_*`) or 32 (`v_mfma_f32_32x32x8_*`), `a` and `b` of
 /// f16 or bf16. With `G = 64 / T` groups of lanes, lane `l` being in column `l % T` of group `l / T`:
@@ -28,7 +28,9 @@ use super::lowering::{amdgcn, as_shorts};
 /// | `b`, `4G x T` | column `l % T`, rows `4 (l / T)` to `+ 3` |
 /// | `c`, `d`, `T x T` | column `l % T`; element `e` is row `4G (e / 4) + 4 (l / T) + e % 4` |
 ///
-/// gfx908 has the f16 forms, gfx90a and gfx942 both.
+/// Of e4m3 FNUZ (`v_mfma_f32_16x16x32_fp8_fp8`, `v_mfma_f32_32x32x16_fp8_fp8`) `a` and `b` have twice the depth: 8 for each 4.
+///
+/// gfx908 has the f16 forms, gfx90a those of bf16 too, gfx942 all.
 #[cube_op(name = "flashinfer.mfma")]
 #[result_ty(same_as = c)]
 #[op_traits(CanMaterialize, NoMemoryEffect, NoSideEffects)]
@@ -38,8 +40,35 @@ pub struct MfmaOp {
     pub c: Value,
     /// `T`.
     pub tile: IndexAttr,
-    /// 1 for bf16.
-    pub bf16: IndexAttr,
+    /// A [`MfmaType`].
+    pub ty: IndexAttr,
+}
+
+/// The type of the factors of [`MfmaOp`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MfmaType {
+    F16,
+    Bf16,
+    /// FNUZ, 8 codes in two words.
+    E4m3,
+}
+
+#[cfg(feature = "compilers")]
+impl MfmaType {
+    fn of(op: &MfmaOp, ctx: &Context) -> Self {
+        let is = |ty: &Self| op.ty(ctx).0 == *ty as usize;
+        [Self::Bf16, Self::E4m3].into_iter().find(is).unwrap_or(Self::F16)
+    }
+
+    /// The name of the instruction after `mfma_f32_`, with dots or underscores.
+    fn suffix(self, tile: usize, dot: &str) -> String {
+        let depth = 256 / tile;
+        match self {
+            Self::F16 => format!("{tile}x{tile}x{depth}f16"),
+            Self::Bf16 => format!("{tile}x{tile}x{depth}bf16{dot}1k"),
+            Self::E4m3 => format!("{tile}x{tile}x{}{dot}fp8{dot}fp8", 2 * depth),
+        }
+    }
 }
 
 #[op_interface_impl]
@@ -57,12 +86,14 @@ impl Synchronizes for MfmaOp {
 impl ToLLVMDialect for MfmaOp {
     fn rewrite(&self, ctx: &mut Context, rw: &mut DialectConversionRewriter, _: &OperandsInfo) -> Result<()> {
         let (mut a, mut b, c) = (self.a(ctx), self.b(ctx), self.c(ctx));
-        let (tile, bf16) = (self.tile(ctx).0, self.bf16(ctx).0 == 1);
-        if bf16 {
+        let (tile, ty) = (self.tile(ctx).0, MfmaType::of(self, ctx));
+        match ty {
+            MfmaType::F16 => {}
             // The intrinsic is older than LLVM's bf16.
-            (a, b) = (as_shorts(ctx, rw, a), as_shorts(ctx, rw, b));
+            MfmaType::Bf16 => (a, b) = (as_shorts(ctx, rw, a), as_shorts(ctx, rw, b)),
+            MfmaType::E4m3 => (a, b) = (as_long(ctx, rw, a), as_long(ctx, rw, b)),
         }
-        let intrinsic = format!("llvm.amdgcn.mfma.f32.{}", builtin_suffix(tile, bf16, "."));
+        let intrinsic = format!("llvm.amdgcn.mfma.f32.{}", ty.suffix(tile, "."));
         amdgcn(ctx, rw, self.get_operation(), &intrinsic, vec![a, b, c], &[(0, 32); 3])
     }
 }
@@ -73,28 +104,26 @@ impl OpToCPP<Hip> for MfmaOp {
     fn to_cpp(&self, ctx: &Context) -> String {
         let out = self.get_result(ctx);
         let ty = out.get_type(ctx).to_cpp(ctx);
-        let (tile, bf16) = (self.tile(ctx).0, self.bf16(ctx).0 == 1);
+        let (tile, mfma) = (self.tile(ctx).0, MfmaType::of(self, ctx));
         let [a, b, c] = [self.a(ctx), self.b(ctx), self.c(ctx)].map(|v| v.name(ctx).to_string());
-        let element = if bf16 { "short" } else { "_Float16" };
+        let operand = match mfma {
+            MfmaType::F16 => "_Float16 __attribute__((ext_vector_type(4)))",
+            MfmaType::Bf16 => "short __attribute__((ext_vector_type(4)))",
+            MfmaType::E4m3 => "long",
+        };
         format!(
-            "{} = [&]{{ using operand = {element} __attribute__((ext_vector_type(4))); \
+            "{} = [&]{{ using operand = {operand}; \
              using sum = float __attribute__((ext_vector_type({}))); \
              return __builtin_bit_cast({ty}, __builtin_amdgcn_mfma_f32_{}(__builtin_bit_cast(operand, {a}), \
              __builtin_bit_cast(operand, {b}), __builtin_bit_cast(sum, {c}), 0, 0, 0)); }}();\n",
             out.fmt_left(ctx),
             tile * tile / 64,
-            builtin_suffix(tile, bf16, "_"),
+            mfma.suffix(tile, "_"),
         )
     }
 }
 
-#[cfg(feature = "compilers")]
-fn builtin_suffix(tile: usize, bf16: bool, dot: &str) -> String {
-    let depth = 256 / tile;
-    if bf16 { format!("{tile}x{tile}x{depth}bf16{dot}1k") } else { format!("{tile}x{tile}x{depth}f16") }
-}
-
-/// [`MfmaOp`] on tiles of `tile` rows and columns.
+/// [`MfmaOp`] of f16 or bf16 on tiles of `tile` rows and columns.
 #[cube]
 #[allow(unused_variables, reason = "the expansion uses them")]
 pub(crate) fn mfma<E: Float, Acc: Size>(
@@ -106,7 +135,24 @@ pub(crate) fn mfma<E: Float, Acc: Size>(
 ) -> Vector<f32, Acc> {
     intrinsic!(|scope| {
         let (a, b, c) = (a.read_value(scope), b.read_value(scope), c.read_value(scope));
-        let op = MfmaOp::new(scope.ctx_mut(), a, b, c, tile, bf16 as usize);
+        let ty = if bf16 { MfmaType::Bf16 } else { MfmaType::F16 };
+        let op = MfmaOp::new(scope.ctx_mut(), a, b, c, tile, ty as usize);
+        scope.register_with_result(&op).into()
+    })
+}
+
+/// [`MfmaOp`] of e4m3 FNUZ on tiles of `tile` rows and columns.
+#[cube]
+#[allow(unused_variables, reason = "the expansion uses them")]
+pub(crate) fn mfma_e4m3<Acc: Size>(
+    a: Vector<u32, Const<2>>,
+    b: Vector<u32, Const<2>>,
+    c: Vector<f32, Acc>,
+    #[comptime] tile: usize,
+) -> Vector<f32, Acc> {
+    intrinsic!(|scope| {
+        let (a, b, c) = (a.read_value(scope), b.read_value(scope), c.read_value(scope));
+        let op = MfmaOp::new(scope.ctx_mut(), a, b, c, tile, MfmaType::E4m3 as usize);
         scope.register_with_result(&op).into()
     })
 }
@@ -248,6 +294,9 @@ macro_rules! amdgcn {
 amdgcn! {
     /// `2^x` to 1 ulp, denormal results flushed: `v_exp_f32`. On every AMD GPU.
     pub(crate) fn exp2(x: f32) -> f32 = PureOp(x) "exp2.f32" or "exp2f" [];
+
+    /// `(a + b + c % 2) / 2` for each byte, which has no carry into the next: `v_lerp_u8`. On every AMD GPU.
+    pub(crate) fn average_bytes(a: u32, b: u32, c: u32) -> u32 = PureOp(a, b, c) "lerp" [];
 
     /// Sets the priority of the wave, 0 to 3, among those of its SIMD: `s_setprio`. On every AMD GPU.
     pub(crate) fn set_priority(#[comptime] priority: usize) = HintOp() "s.setprio" [priority; 16];

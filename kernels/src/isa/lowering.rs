@@ -268,6 +268,12 @@ pub(super) fn as_shorts(ctx: &mut Context, rw: &mut DialectConversionRewriter, v
     put!(ctx, rw, llvm::BitcastOp::new(ctx, value, shorts))
 }
 
+/// Two words as one integer.
+pub(super) fn as_long(ctx: &mut Context, rw: &mut DialectConversionRewriter, value: Value) -> Value {
+    let long = IntegerType::get(ctx, 64, Signedness::Signless).into();
+    put!(ctx, rw, llvm::BitcastOp::new(ctx, value, long))
+}
+
 /// A generic pointer into shared memory as the number of its byte there.
 pub(super) fn shared_address_to_llvm(
     ctx: &mut Context,

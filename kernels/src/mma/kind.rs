@@ -19,9 +19,9 @@ pub enum MmaKind {
     MmaSync,
     /// `wgmma` m64nNk16, k8 for TF32 and k32 for e4m3, by warpgroups of four planes, while another one copies.
     Wgmma,
-    /// MFMA 16x16x16.
+    /// MFMA 16x16x16, 16x16x32 for e4m3.
     Mfma16,
-    /// MFMA 32x32x8.
+    /// MFMA 32x32x8, 32x32x16 for e4m3.
     Mfma32,
     /// Plain multiplications, on a CPU.
     Scalar1,
@@ -40,12 +40,21 @@ impl MmaKind {
             (Self::Wgmma, F16 | BF16 | TF32 | E4M3) => Some(Instruction::Wgmma),
             (Self::Mfma16 | Self::Mfma32, F16) => Some(Instruction::MfmaF16),
             (Self::Mfma16 | Self::Mfma32, BF16) => Some(Instruction::MfmaBf16),
+            (Self::Mfma16 | Self::Mfma32, E4M3) => Some(Instruction::MfmaFp8),
             _ => {
                 let expected = format!("a type that {self:?} multiplies");
                 return Err(Refusal::blueprint(kernel, "dtype", dtype, expected));
             }
         };
         Ok(instruction)
+    }
+}
+
+/// Refuses types that are no numbers, like codes: those have kernels of their own.
+pub(crate) fn check_numbers(kernel: &'static str, dtype: ElemType) -> Result<()> {
+    match dtype {
+        F32 | F16 | BF16 | TF32 => Ok(()),
+        _ => Err(Refusal::blueprint(kernel, "dtype", dtype, "f32, f16 or bf16")),
     }
 }
 

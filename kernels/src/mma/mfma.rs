@@ -19,7 +19,7 @@ use super::fragment::{Accumulator, Fragment, FragmentLayout};
 use super::operands::{CopyShape, Operands, copy_of, first_key, first_row, plane_of_keys, store_keys};
 use super::product::Mma;
 use super::tile_shape::TileShape;
-use crate::isa::amd::{exp2, mfma};
+use crate::isa::amd::{exp2, mfma, mfma_e4m3};
 use crate::math::{Math, tanh_by_exp2};
 use crate::request::TileRows;
 use crate::staging::{Registers, Ring, Vec16, swizzle, swizzled};
@@ -370,6 +370,13 @@ pub(super) fn product<E: Float, S: Side>(
     mfma::<E, S::Acc>(half::<E>(a, 1usize), high, acc, S::SIDE, bf16)
 }
 
+/// `acc + a · b` over the two steps of vec16s of e4m3 FNUZ.
+#[cube]
+pub(super) fn product_of_codes<S: Side>(a: Vec16, b: Vec16, acc: Vector<f32, S::Acc>) -> Vector<f32, S::Acc> {
+    let acc = mfma_e4m3::<S::Acc>(words(a, 0usize), words(b, 0usize), acc, S::SIDE);
+    mfma_e4m3::<S::Acc>(words(a, 1usize), words(b, 1usize), acc, S::SIDE)
+}
+
 /// Element `e` of four vec16s of 16-bit elements, from `first` on: a column of four rows.
 #[cube]
 pub(super) fn column_of_four(
@@ -400,10 +407,16 @@ pub(super) fn turn(element: usize, #[comptime] vecs: usize) -> usize {
 /// Four elements of a vec16.
 #[cube]
 pub(super) fn half<E: Float>(vec: Vec16, #[comptime] half: usize) -> Vector<E, Const<4>> {
+    Vector::reinterpret(words(vec, half))
+}
+
+/// Two words of a vec16.
+#[cube]
+fn words(vec: Vec16, #[comptime] half: usize) -> Vector<u32, Const<2>> {
     let mut words = Vector::<u32, Const<2>>::empty();
     words.insert(0usize, vec.extract(comptime!(2 * half)));
     words.insert(1usize, vec.extract(comptime!(2 * half + 1)));
-    Vector::reinterpret(words)
+    words
 }
 
 /// Four probabilities, from element `first` of a tile on, rounded to the type of the values.

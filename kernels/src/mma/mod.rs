@@ -21,7 +21,7 @@ pub(crate) use codes::{BLOCK, CodeMma, four_codes, prepared_zero};
 pub use codes::{Scales, WeightFormat};
 pub(crate) use fragment::{Accumulator, Fragment, FragmentLayout, column_step};
 pub(crate) use gemm::{Gated, GemmMma, GemmTileShape, product_vecs, w_at, w_copy, wait_gemm_stage, x_copy};
-pub(crate) use kind::{E4M3, on_unit};
+pub(crate) use kind::{E4M3, check_numbers, on_unit};
 pub use kind::{MmaKind, TF32};
 pub(crate) use mfma::{Mfma16, Mfma32};
 pub(crate) use mma_sync::{MmaSync, convert_p};

@@ -103,6 +103,42 @@ fn mfma() {
 }
 
 #[cube(launch_unchecked)]
+fn mfma_of_codes(
+    a: &[Vector<u32, Const<2>>],
+    c16: &mut [Vector<f32, Const<4>>],
+    c32: &mut [Vector<f32, Const<16>>],
+) {
+    let at = UNIT_POS as usize;
+    c16[at] = amd::mfma_e4m3::<Const<4>>(a[at], a[at + 64], c16[at], 16usize);
+    c32[at] = amd::mfma_e4m3::<Const<16>>(a[at], a[at + 64], c32[at], 32usize);
+}
+
+#[test]
+fn mfma_of_e4m3() {
+    let names = ["v_mfma_f32_16x16x32_fp8_fp8", "v_mfma_f32_32x32x16_fp8_fp8"];
+    assert_has(GFX942, &names, |client, count, dim| {
+        let [a, c16, c32] = [(); 3].map(|()| buffer(client));
+        // SAFETY: never run.
+        unsafe { mfma_of_codes::launch_unchecked(client, count, dim, a, c16, c32) }
+    });
+}
+
+#[cube(launch_unchecked)]
+fn averages(x: &mut [u32]) {
+    let at = UNIT_POS as usize;
+    x[at] = amd::average_bytes(x[at], x[at + 64], 0u32.runtime());
+}
+
+#[test]
+fn averages_of_bytes() {
+    assert_has(GFX942, &["v_lerp_u8"], |client, count, dim| {
+        let x = buffer(client);
+        // SAFETY: never run.
+        unsafe { averages::launch_unchecked(client, count, dim, x) }
+    });
+}
+
+#[cube(launch_unchecked)]
 fn hints(x: &mut [f32]) {
     let at = UNIT_POS as usize;
     amd::set_priority(2usize);

@@ -13,7 +13,7 @@ use crate::device::tensor::{
 };
 use crate::device::{DeviceProfile, Refusal};
 use crate::gemm::{Dtypes, Epilogue, Matrices, Tiled, finish, launch_matrices};
-use crate::mma::{GemmMma, on_unit};
+use crate::mma::{GemmMma, check_numbers, on_unit};
 
 const KERNEL: &str = "segment_gemm";
 const F32: ElemType = ElemType::Float(FloatKind::F32);
@@ -50,6 +50,7 @@ pub struct SegmentGemm {
 /// in two of them.
 pub unsafe fn launch(client: &Client, gemm: SegmentGemm, dtype: ElemType) -> Result<()> {
     let SegmentGemm { x, weights, y, work_items, tile_rows, by_input, epilogue } = &gemm;
+    check_numbers(KERNEL, dtype)?;
     rows(KERNEL, "x", x, 2)?;
     rows(KERNEL, "weights", weights, 3)?;
     let (d_in, outputs) = match by_input {

@@ -15,5 +15,6 @@ mod merge;
 mod moe;
 mod quantized;
 mod sampling;
+mod scaled;
 mod segment_gemm;
 mod tiled;

@@ -21,9 +21,9 @@ use crate::types::WeightFormat;
 /// `x`. The weight is `[out, in]`, or `[2 * out, in]` with a gate, of [`WeightFormat::E4m3`]. The result is `[…, out]`, of
 /// [`LinearOptions::output_dtype`]: f32 unless set, or f16 or bf16. Bias and residual are of that type.
 ///
-/// Hopper's matrix units multiply the codes. They sum 128 products with 14 bits, and these sums are added up in f32 (source:
-/// DeepSeek-AI, *DeepSeek-V3 Technical Report*, 2024). Elsewhere, and where rows are not whole 16 bytes, both factors are
-/// written once in f32 and multiplied as [`matmul_nt`](crate::matmul_nt) does; that takes memory for as many numbers.
+/// The matrix units of Hopper and CDNA3 multiply the codes, of rows and outputs in whole 16. Hopper's sum 128 products with 14
+/// bits, and these sums are added up in f32 (source: DeepSeek-AI, *DeepSeek-V3 Technical Report*, 2024). Elsewhere both factors
+/// are written once in f32 and multiplied as [`matmul_nt`](crate::matmul_nt) does; that takes memory for as many numbers.
 ///
 /// # Errors
 ///

@@ -2,7 +2,8 @@ use std::fmt;
 
 use super::super::hopper;
 use crate::mma::{
-    CopyShape, Mfma16, Mfma32, MmaKind, MmaSync, Scalar1, Scalar32, Scalar64, TileShape, shared_vecs,
+    CopyShape, Mfma16, Mfma32, MmaKind, MmaSync, Scalar1, Scalar32, Scalar64, TileShape, check_numbers,
+    shared_vecs,
 };
 use crate::problem::Problem;
 use crate::{DeviceProfile, Refusal, Result};
@@ -90,6 +91,7 @@ impl Tiled {
             let expected = format!("{}, the type of the queries", problem.dtype);
             return Err(Refusal::blueprint(KERNEL, "kv_dtype", problem.kv_dtype, expected));
         }
+        check_numbers(KERNEL, problem.dtype)?;
         let instruction = self.unit.instruction(KERNEL, problem.dtype)?;
         if let Some(instruction) = instruction {
             instruction.check(KERNEL, device.arch)?;

@@ -2,7 +2,6 @@ use cubecl::{ir::ElemType, prelude::*};
 
 use super::super::epilogue::EpilogueArgs;
 use super::super::raster::raster;
-use super::code_scales::CodeScales;
 use super::ring::StageRing;
 use super::row_tiles::RowTiles;
 use super::split::{add_parts, store_part};
@@ -23,7 +22,6 @@ pub(in super::super) fn warp_specialized<E: Float>(
     weights: &TensorMap,
     y: &mut [Vec16],
     epilogue: &EpilogueArgs<E>,
-    scales: &CodeScales,
     row_tiles: &RowTiles,
     d_in: usize,
     group: usize,
@@ -105,10 +103,10 @@ pub(in super::super) fn warp_specialized<E: Float>(
             let place = row_tiles.place(row_tile, column_tile * tiles.columns());
             let end = place.end_of(first, end);
             acc.clear();
-            if comptime!(tiles.scales.is_some()) {
+            if comptime!(tiles.steps.scales.is_some()) {
                 for step in first..end {
-                    let low = scales.of_block(place.column, step, tiles);
-                    let high = scales.of_block(place.column + up, step, tiles);
+                    let low = epilogue.of_block(place.column, step, tiles.steps);
+                    let high = epilogue.of_block(place.column + up, step, tiles.steps);
                     add_stage(&mut acc, &ring, plane, low, high, tiles);
                     ring.count += 1;
                 }
@@ -132,7 +130,7 @@ pub(in super::super) fn warp_specialized<E: Float>(
                 sync_cluster();
                 add_parts(y, epilogue, &shared, plane, rank, &place, tiles);
             } else {
-                store(y, epilogue, scales, &acc, plane, &place, tiles);
+                store(y, epilogue, &acc, plane, &place, tiles);
             }
             tile += clusters;
         }

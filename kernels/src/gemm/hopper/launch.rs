@@ -1,17 +1,16 @@
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use super::super::blueprint::WarpSpecialized;
+use super::super::code_scales::Codes;
 use super::super::epilogue::Epilogue;
-use super::code_scales::CodeScalesLaunch;
 use super::kernel::warp_specialized;
 use super::row_tiles::{RowTilesLaunch, WORK_WORDS};
 use super::tiles::{CONSUMERS, PRODUCERS, ROWS};
 use crate::device::DeviceProfile;
 use crate::device::grid::cover;
 use crate::device::tensor::{Result, addresses, with_axis};
-use crate::gemm::blueprint::{KERNEL, storage};
+use crate::gemm::{blueprint::element, machine::KERNEL};
 use crate::isa::nvidia::tensor_map;
-use crate::mma::{BLOCK, E4M3, Scales};
 
 /// Rows, their matrices, and what follows their products.
 pub(crate) struct Matrices {
@@ -32,16 +31,6 @@ pub(crate) struct Matrices {
     pub epilogue: Epilogue,
 }
 
-/// The scales of two factors of e4m3.
-pub(crate) struct Codes {
-    /// `[1]` or `[rows]` of f32, contiguous.
-    pub rows: TensorBinding,
-    /// f32, contiguous, in the shape that [`Scales`] says.
-    pub weight: TensorBinding,
-    /// The scales of the weight.
-    pub scales: Scales,
-}
-
 /// Launches a blueprint that fits. `y_dtype` is `dtype`, or f32.
 ///
 /// # Safety
@@ -56,9 +45,8 @@ pub(crate) unsafe fn launch(
     let Matrices { x, weights, y, work_items, by_input, codes, epilogue } = matrices;
     let device = DeviceProfile::of(client);
     let (rows, d_in, d_out) = (x.shape[0], x.shape[1], y.shape[1]);
-    let (epilogue, steps) = epilogue.unzip(&device, d_out);
-    let scales = codes.as_ref().map(|codes| codes.scales);
-    let tiles = specialized.tiles([dtype, y_dtype], by_input, scales, steps);
+    let (epilogue, steps) = epilogue.unzip_scaled(&device, d_out, codes);
+    let tiles = specialized.tiles([dtype, y_dtype], by_input, steps);
     let count = work_items.as_ref().map_or(rows.div_ceil(ROWS), |items| items.size() / WORK_WORDS);
     let total = count * d_out.div_ceil(tiles.columns());
     let cubes = match tiles.cluster {
@@ -70,16 +58,6 @@ pub(crate) unsafe fn launch(
     let address = addresses(&[(&x, dtype.size()), (&weights, dtype.size()), (&y, y_dtype.size())]);
     let work_items = work_items.map(TensorBinding::into_buffer_arg);
     let (boxes, _) = tiles.weight_boxes();
-    let row_count = codes.as_ref().map_or(1, |codes| codes.rows.size());
-    let (of_rows, of_weight) = codes.map(|codes| (codes.rows, codes.weight)).unzip();
-    let scales = CodeScalesLaunch::new(
-        of_rows.map(TensorBinding::into_buffer_arg).into(),
-        of_weight.map(TensorBinding::into_buffer_arg).into(),
-        row_count,
-        d_in.div_ceil(BLOCK),
-    );
-    // The type of the bias and the residual: that of the factors, if they are numbers.
-    let element = if dtype == E4M3 { y_dtype } else { storage(dtype) };
     // SAFETY: tensor maps know the shapes of `x` and `weights`, beyond which copies read nothing; vectors of 16 bytes divide
     // every extent and stride, as was checked. Each cube, or cluster, takes tiles below their number. Rows are compared with
     // the end of the tile's, which by the contract are within `y`, and outputs with `d_out`. A part is not larger than the
@@ -94,12 +72,11 @@ pub(crate) unsafe fn launch(
             tensor_map(weights, dtype, &boxes),
             y.into_buffer_arg(),
             epilogue,
-            scales,
             RowTilesLaunch::new(count, rows, work_items.into()),
             d_in,
             specialized.group,
             tiles,
-            element,
+            element(dtype, y_dtype),
         );
     }
     Ok(())

@@ -4,7 +4,6 @@
 //! bytes of the rows of `x` and of the rows of `weight` at a time by TMA into a ring of stages. Two consumer warpgroups
 //! multiply 64 rows of `x` each with all of these weights by `wgmma`. Where tiles are fewer than cores, a cluster owns a tile, and each of its cubes a part of the inputs.
 
-mod code_scales;
 mod kernel;
 mod launch;
 mod ring;
@@ -13,7 +12,7 @@ mod split;
 mod store;
 mod tiles;
 
-pub(crate) use launch::{Codes, Matrices, launch};
+pub(crate) use launch::{Matrices, launch};
 pub use row_tiles::WORK_WORDS;
 pub(crate) use tiles::ROWS;
 pub(super) use tiles::WarpgroupTiles;

@@ -3,7 +3,6 @@
 use cubecl::prelude::*;
 
 use super::super::epilogue::EpilogueArgs;
-use super::code_scales::CodeScales;
 use super::tiles::WarpgroupTiles;
 use crate::isa::nvidia::{pack, shuffle_word_xor};
 use crate::math::unpack;
@@ -34,7 +33,6 @@ impl TilePlace {
 pub(super) fn store<E: Float>(
     y: &mut [Vec16],
     epilogue: &EpilogueArgs<E>,
-    scales: &CodeScales,
     acc: &Fragment<MmaSync>,
     plane: usize,
     place: &TilePlace,
@@ -45,7 +43,7 @@ pub(super) fn store<E: Float>(
     for r in 0..2usize {
         let row = place.row + plane * 16 + MmaSync::row(r);
         let at = row * epilogue.d_out;
-        let of_row = scales.of_row(row);
+        let of_row = epilogue.of_row(row);
         #[unroll]
         for four in 0..comptime!(if tiles.wide() { 0 } else { tiles.columns() / 32 }) {
             let first = place.column + comptime!(32 * four);
@@ -63,8 +61,7 @@ pub(super) fn store<E: Float>(
             for i in 0..4usize {
                 // Columns beyond the last one have no bias, and are not stored.
                 let column = min(first + comptime!(8 * i) + lane % 4 * 2, epilogue.d_out - 2);
-                let mut run =
-                    finished(epilogue, scales, acc, of_row, r, comptime!(4 * four + i), column, tiles);
+                let mut run = finished(epilogue, acc, of_row, r, comptime!(4 * four + i), column, tiles);
                 if comptime!(tiles.steps.add) {
                     run += unpack::<E>(old.extract(i));
                 }
@@ -81,7 +78,7 @@ pub(super) fn store<E: Float>(
         {
             let column = place.column + comptime!(8 * i) + lane % 4 * 2;
             if row < place.end && column < epilogue.d_out {
-                let run = finished(epilogue, scales, acc, of_row, r, i, column, tiles);
+                let run = finished(epilogue, acc, of_row, r, i, column, tiles);
                 store_pair::<E>(y, run, (at + column) / 2, tiles);
             }
         }
@@ -113,11 +110,9 @@ fn store_pair<E: Float>(
 }
 
 /// Run `i` of row `r` of the tile of `y`, whose first column is `column`.
-#[allow(clippy::too_many_arguments, reason = "a run, and what is applied to it")]
 #[cube]
 fn finished<E: Float>(
     epilogue: &EpilogueArgs<E>,
-    scales: &CodeScales,
     acc: &Fragment<MmaSync>,
     of_row: f32,
     #[comptime] r: usize,
@@ -126,12 +121,7 @@ fn finished<E: Float>(
     #[comptime] tiles: WarpgroupTiles,
 ) -> Vector<f32, Const<2>> {
     let up = comptime!(i + (tiles.outputs - tiles.columns()) / 8);
-    let sums = scales.apply(acc.run(r, i), of_row, column, tiles);
-    let mut ups = sums;
-    if comptime!(tiles.steps.halves() > 1) {
-        ups = scales.apply(acc.run(r, up), of_row, epilogue.d_out + column, tiles);
-    }
-    epilogue.finish::<Const<2>>(sums, ups, column, tiles.steps)
+    epilogue.finish_scaled::<Const<2>>(acc.run(r, i), acc.run(r, up), of_row, column, tiles.steps)
 }
 
 /// Stores four outputs at `at`, in fours.

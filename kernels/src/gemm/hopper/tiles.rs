@@ -2,7 +2,6 @@ use cubecl::ir::{ElemType, FloatKind};
 
 use super::super::epilogue::Steps;
 use crate::isa::nvidia::{Operand, OperandType};
-use crate::mma::Scales;
 
 /// Producer warps, one of which copies: registers are assigned to warpgroups.
 pub(super) const PRODUCERS: usize = 4;
@@ -28,8 +27,6 @@ pub(in super::super) struct WarpgroupTiles {
     pub y: ElemType,
     /// The rows of a matrix are its inputs.
     pub by_input: bool,
-    /// The scales of weights of 8 bits.
-    pub scales: Option<Scales>,
     /// The epilogue.
     pub steps: Steps,
 }

@@ -5,7 +5,7 @@
 //! | [`FewRows`] | few rows of 16 bits: bound by one read of the codes, which become operands in registers; weights are exact |
 //! | [`Blueprint::Dequantized`] | all others: the weight once in the type of `x`, rounded, and then a kernel of [`gemm`](super) |
 //!
-//! [`ScaledGemm`] is a product of rows and a weight both of e4m3, on Hopper.
+//! [`ScaledGemm`] is a product of rows and a weight both of e4m3, on Hopper and CDNA3.
 //!
 //! The layouts are those of [`WeightFormat`].
 

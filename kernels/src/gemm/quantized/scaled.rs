@@ -2,12 +2,13 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
-use super::super::blueprint::{self, WarpSpecialized};
+use super::super::blueprint::{self, Blueprint};
+use super::super::code_scales::Codes;
 use super::super::epilogue::Epilogue;
-use super::super::hopper::{Codes, Matrices, launch as launch_matrices};
+use super::super::launch::{Gemm, launch_checked};
 use super::blueprint::KERNEL;
 use super::launch::Weight;
-use crate::device::tensor::{Result, alignment, contiguous, offset_alignment, rows, shape, with_axis};
+use crate::device::tensor::{Result, alignment, contiguous, offset_alignment, rows, shape};
 use crate::device::{DeviceProfile, Refusal};
 use crate::mma::{E4M3, Scales, WeightFormat};
 
@@ -30,9 +31,13 @@ impl ScaledGemm {
     ///
     /// # Errors
     ///
-    /// If shapes do not fit each other, or no kernel computes the problem: only Hopper has one, for rows of whole 16 bytes, and
-    /// for gates of whole 64 outputs if scales are of blocks.
-    pub fn blueprint(&self, device: &DeviceProfile, dtype: ElemType) -> Result<WarpSpecialized> {
+    /// If shapes do not fit each other, or no kernel computes the problem: only Hopper and CDNA3 have one, for rows of whole 16
+    /// bytes, and for gates of whole 64 outputs if scales are of blocks.
+    pub fn blueprint(&self, device: &DeviceProfile, dtype: ElemType) -> Result<Blueprint> {
+        Blueprint::auto(device, &self.problem(dtype)?)
+    }
+
+    fn problem(&self, dtype: ElemType) -> Result<blueprint::Problem> {
         let Self { x, x_scales, weight, y, epilogue } = self;
         rows(KERNEL, "x", x, 2)?;
         let [weight_rows, d_in] = weight.extents()?;
@@ -57,13 +62,8 @@ impl ScaledGemm {
         if gated && scales == Scales::Block128 && !d_out.is_multiple_of(64) {
             return Err(Refusal::blueprint(KERNEL, "d_out", d_out, "gates of whole 64 outputs"));
         }
-        let problem = blueprint::Problem {
-            y_dtype: dtype,
-            gated,
-            ..blueprint::Problem::product([row_count, d_in, d_out], E4M3, align)
-        };
-        let specialized = WarpSpecialized::auto(device, &problem, false);
-        specialized.check(device, &problem, false).map(|()| specialized)
+        let product = blueprint::Problem::product([row_count, d_in, d_out], E4M3, align);
+        Ok(blueprint::Problem { y_dtype: dtype, gated, ..product })
     }
 }
 
@@ -75,28 +75,18 @@ fn e4m3_scales(format: WeightFormat) -> Result<Scales> {
     }
 }
 
-/// `y = x · weightᵀ`, each times its scales, summed in f32, and its [`Epilogue`]; rounded once to `dtype`. The sums of every 128
-/// inputs are f32, those within have 14 bits.
+/// `y = x · weightᵀ`, each times its scales, summed in f32, and its [`Epilogue`]; rounded once to `dtype`. On Hopper the sums of
+/// every 128 inputs are f32, those within have 14 bits.
 ///
 /// # Errors
 ///
 /// If shapes do not fit each other, or no kernel computes the problem ([`ScaledGemm::blueprint`]). Nothing is launched then.
 pub fn launch_scaled(client: &Client, gemm: ScaledGemm, dtype: ElemType) -> Result<()> {
-    let specialized = gemm.blueprint(&DeviceProfile::of(client), dtype)?;
+    let device = DeviceProfile::of(client);
+    let problem = gemm.problem(dtype)?;
+    let blueprint = Blueprint::auto(&device, &problem)?;
     let ScaledGemm { x, x_scales, weight: Weight { codes, scales, format }, y, epilogue } = gemm;
-    let of_weight = e4m3_scales(format)?;
-    if y.size() == 0 {
-        return Ok(());
-    }
-    let matrices = Matrices {
-        x,
-        weights: with_axis(codes, 0),
-        y,
-        work_items: None,
-        by_input: false,
-        codes: Some(Codes { rows: x_scales, weight: scales, scales: of_weight }),
-        epilogue,
-    };
-    // SAFETY: there are no work items.
-    unsafe { launch_matrices(client, matrices, [E4M3, dtype], specialized) }
+    let scales = Codes { rows: x_scales, weight: scales, scales: e4m3_scales(format)? };
+    let gemm = Gemm { epilogue, ..Gemm::product(x, codes, y) };
+    launch_checked(client, gemm, Some(scales), problem, device, blueprint)
 }

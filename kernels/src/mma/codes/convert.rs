@@ -2,6 +2,7 @@
 
 use cubecl::prelude::*;
 
+use super::fnuz::to_fnuz;
 use super::format::WeightFormat;
 use crate::device::Machine;
 use crate::fp8;
@@ -76,13 +77,7 @@ pub(crate) fn four_codes<E: Float>(
 fn floats(word: u32, #[comptime] machine: Machine) -> Vector<f32, Const<4>> {
     let mut floats = Vector::<f32, Const<4>>::empty();
     if comptime!(machine == Machine::Amd) {
-        // This device's format has half of each number, but one zero, whose negative is NaN. So zeros lose their sign, and
-        // what is NaN becomes that code; no byte carries into the next.
-        let size = word & 0x7f7f_7f7fu32;
-        let not_zero = (size + 0x7f7f_7f7fu32) & 0x8080_8080u32;
-        let nan = (size + 0x0101_0101u32) & 0x8080_8080u32;
-        let bits_of_nan = nan - (nan >> 7u32);
-        let codes = (word & (not_zero | 0x7f7f_7f7fu32) & (bits_of_nan ^ 0xffff_ffffu32)) | nan;
+        let codes = to_fnuz(word);
         #[unroll]
         for half in 0..2usize {
             let two = from_fnuz(codes, half, false) * Vector::new(2.0f32);

@@ -12,10 +12,12 @@
 //! | int4 | `t` of 4 | `32 (s / 2) + 8 t + 4 (s % 2)` to `+ 3` |
 
 mod convert;
+mod fnuz;
 mod format;
 mod unit;
 
 pub(crate) use convert::{four_codes, prepared_zero};
+pub(super) use fnuz::to_fnuz_all;
 pub(crate) use format::BLOCK;
 pub use format::{Scales, WeightFormat};
 pub(crate) use unit::CodeMma;

@@ -4,7 +4,8 @@
 use cubecl::prelude::*;
 
 use super::super::fragment::Fragment;
-use super::super::mfma::{Mfma, Side, column_of_four, groups, half, product};
+use super::super::kind::E4M3;
+use super::super::mfma::{Mfma, Side, column_of_four, groups, half, product, product_of_codes};
 use super::super::operands::Operands;
 use super::tiles::{GemmMma, GemmTileShape, column_plane, first_depth_vec, store_rows_of_w, w_copy};
 use crate::staging::{Ring, Vec16};
@@ -66,13 +67,17 @@ impl<S: Side> GemmMma for Mfma<S> {
                 #[unroll]
                 for m in 0..tiles.row_tiles {
                     let tile = comptime!(m * tiles.column_tiles + n);
-                    acc.tiles[tile] = product::<E, S>(
-                        outputs,
-                        half::<E>(rows[m], 0usize),
-                        half::<E>(rows[m], 1usize),
-                        acc.tiles[tile],
-                        comptime!(tiles.bf16()),
-                    );
+                    acc.tiles[tile] = if comptime!(tiles.dtype == E4M3) {
+                        product_of_codes::<S>(outputs, rows[m], acc.tiles[tile])
+                    } else {
+                        product::<E, S>(
+                            outputs,
+                            half::<E>(rows[m], 0usize),
+                            half::<E>(rows[m], 1usize),
+                            acc.tiles[tile],
+                            comptime!(tiles.bf16()),
+                        )
+                    };
                 }
             }
         }

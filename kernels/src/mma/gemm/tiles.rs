@@ -3,7 +3,9 @@
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
+use super::super::codes::to_fnuz_all;
 use super::super::fragment::{Fragment, FragmentLayout};
+use super::super::kind::E4M3;
 use super::super::operands::{CopyShape, Operands};
 use super::super::product::Mma;
 use crate::staging::{Ring, Staging, Vec16};
@@ -180,6 +182,10 @@ pub(crate) fn wait_gemm_stage<M: GemmMma>(ring: &mut Ring, left: usize, #[compti
         M::Staging::wait(comptime!(tiles.stages - 2));
     } else {
         clear_absent::<M>(ring, left, tiles);
+        // Once for each cube and not for each plane that reads them, and while the matrix unit is still at the last stage.
+        if comptime!(tiles.dtype == E4M3) {
+            to_fnuz_all(&mut ring.staged, tiles.staged_vecs::<M>());
+        }
         // Every plane has read the last stage.
         sync_cube();
         #[unroll]
