@@ -2,7 +2,7 @@
 //!
 //!     cargo bench -p burn-flashinfer-kernels --features cuda --bench attention -- PART.. [quick] [keys=N] [cleared] [csv=FILE]
 //!
-//! With `keys`, only rows of requests that end with so many keys. With `cleared`, the caches are cleared before each run. Parts: first, plan, prefill, decode, skew, mixed, cascade, plain, and sweep; without any, all but sweep.
+//! With `keys`, only rows of requests that end with so many keys. With `cleared`, the caches are cleared before each run. Parts: first, plan, prefill, decode, skew, mixed, cascade, mask, plain, and sweep; without any, all but sweep.
 //!
 //! Every row is the median of at least ten passes over several sets of random inputs, which together are larger than the
 //! caches, as a replayed graph of launches: what the device needs, without the gaps that the host leaves. The first call
@@ -14,6 +14,8 @@ mod case;
 mod cleared;
 #[path = "device.rs"]
 mod device;
+#[path = "attention/masks.rs"]
+mod masks;
 #[path = "attention/step.rs"]
 mod step;
 #[path = "attention/sweep.rs"]
@@ -32,7 +34,7 @@ const BF16: (&str, FloatKind) = ("bf16", FloatKind::BF16);
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |name: &str| arguments.iter().any(|argument| argument == name);
-    let every = !["first", "plan", "prefill", "decode", "skew", "mixed", "cascade", "plain", "sweep"]
+    let every = !["first", "plan", "prefill", "decode", "skew", "mixed", "cascade", "mask", "plain", "sweep"]
         .into_iter()
         .any(has);
     let quick = has("quick");
@@ -50,6 +52,7 @@ fn main() {
         paged: false,
         choice: Choice::Auto,
         split: Split::Auto,
+        mask: None,
     };
     if every || has("first") {
         bench.llama_step(&base);
@@ -130,6 +133,9 @@ fn main() {
         for (requests, prefix, own) in [(64, 32768, 256), (16, 8192, 1024)] {
             bench.cascade(&base, requests, prefix, own, Choice::Auto, Split::Auto);
         }
+    }
+    if every || has("mask") {
+        masks::rows(&mut bench, &base);
     }
     if every || has("plain") {
         // Without matrix cores: tiles of plain multiplications, and the portable kernel that they replace.

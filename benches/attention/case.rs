@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use burn_flashinfer_kernels::attention::{
-    Alignment, Attention, Batch, Choice, DevicePlan, HeadDims, Inputs as Tensors, Plan, Problem,
+    Alignment, Attention, Batch, Choice, DevicePlan, HeadDims, Inputs as Tensors, Mask, Plan, Problem,
     RequestShape, Split, Standard, launch,
 };
 use burn_flashinfer_kernels::{DeviceProfile, KvLayout};
@@ -37,6 +37,18 @@ pub struct Shape {
     pub paged: bool,
     pub choice: Choice,
     pub split: Split,
+    pub mask: Option<Visible>,
+}
+
+/// The custom mask of a batch.
+#[derive(Clone, Copy)]
+pub enum Visible {
+    /// Each key with a probability of a half.
+    Random,
+    /// The context, and of the last keys the query's own and about half of those before.
+    Tree,
+    /// The keys of as many documents one after the other as there are.
+    Documents(usize),
 }
 
 impl Shape {
@@ -56,6 +68,7 @@ pub struct Inputs {
     pub planned: DevicePlan,
     /// Page indices and lengths of the last pages.
     pub pages: Option<[TensorBinding; 2]>,
+    pub mask: Option<Mask>,
 }
 
 impl Bench {
@@ -85,13 +98,15 @@ impl Bench {
             let last = s.lengths.iter().map(|l| ((l.1 - 1) % PAGE + 1) as i32).collect();
             [self.device.ints(pages), self.device.ints(last)]
         });
+        let planned = self.plan(s).upload(&self.device.client);
         Inputs {
             q: self.device.random(s.dtype.1, &[tokens, s.q_heads, s.dim], 3 * seed),
             k: self.device.random(s.dtype.1, &kv, 3 * seed + 1),
             v: self.device.random(s.dtype.1, &kv, 3 * seed + 2),
             output: self.device.random(s.dtype.1, &[tokens, s.q_heads, s.dim], 0),
             indptr: [indptr(|l| l.0, 1), indptr(|l| l.1, if s.paged { PAGE } else { 1 })],
-            planned: self.plan(s).upload(&self.device.client),
+            mask: s.mask.map(|visible| self.mask(s, visible, &planned)),
+            planned,
             pages: indices,
         }
     }
@@ -119,6 +134,7 @@ impl Bench {
             dtype: ElemType::Float(s.dtype.1),
             kv_dtype: ElemType::Float(s.dtype.1),
             inputs: Tensors::default(),
+            mask: inputs.mask.clone(),
         };
         // SAFETY: row pointers, pages and plan are made of the lengths that sized the tensors.
         unsafe { launch(&self.device.client, problem, &s.variant(), inputs.planned.clone()) }
@@ -160,7 +176,11 @@ impl Bench {
             s.lengths.len(),
             flops / ms / 1e9,
             bytes / ms / 1e6,
-            if s.causal { " causal" } else { " full" },
+            match (s.mask, s.causal) {
+                (Some(_), _) => " masked",
+                (None, true) => " causal",
+                (None, false) => " full",
+            },
             first.as_secs_f64(),
             self.plan(s).to_string().replace(',', ";"),
         );

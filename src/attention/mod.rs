@@ -3,6 +3,7 @@
 mod cascade;
 mod graph;
 mod inputs;
+mod mask;
 mod output;
 mod plan;
 mod unplanned;

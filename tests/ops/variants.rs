@@ -3,15 +3,15 @@
 use std::ops::Range;
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use burn_flashinfer::reference::{self, State};
 use burn_flashinfer::{
     AttentionOptions, AttentionVariant, Indptr, KvLayout, KvPages, KvSplit, PagedPlan, PlanConfig,
     RaggedPlan, Request, Row, VariantInputs, single_prefill,
 };
 
 use crate::devices::{Target, device_tests};
+use crate::oracle::check_variant;
 use crate::problem::{Case, Got, Problem};
-use crate::support::{Rng, check, refused, round};
+use crate::support::{Rng, refused};
 
 device_tests!(
     every_hook_says_the_same_on_every_device,
@@ -170,67 +170,8 @@ impl Setting {
         VariantInputs::new().floats(floats).ints(ints)
     }
 
-    /// Attention in f64, and in f32 with weights as `weigh` leaves them.
-    fn expected(&self, weigh: impl Fn(f32) -> f32) -> (State, Vec<f32>, Vec<f32>) {
-        let Problem { case, q, k, v } = &self.problem;
-        let (qo, kv) = (self.problem.qo_indptr(), self.problem.kv_indptr());
-        let (mut values, mut lses) = (vec![], vec![]);
-        let (mut output, mut lse) = (vec![], vec![]);
-        for (index, &(qo_len, kv_len)) in case.lengths.iter().enumerate() {
-            let tensors = (&self.floats[..], &self.ints[..]);
-            let heads = [q.tokens(qo[index]..qo[index + 1]), k.tokens(kv[index]..kv[index + 1])];
-            let [q_heads, k_heads] = heads.map(|heads| heads.heads());
-            let v_heads = v.tokens(kv[index]..kv[index + 1]).heads();
-            let state = reference::attention_of(&q_heads, &k_heads, &v_heads, &self.variant, index, tensors);
-            let state = state.expect("a problem that fits");
-            values.extend_from_slice(state.output.values());
-            lses.extend(state.lse);
-            let request = Request { index, qo_len, kv_len };
-            for (query, q_head) in (0..qo_len).flat_map(|i| (0..self.variant.q_heads).map(move |h| (i, h))) {
-                let (floats, ints) = tensors;
-                let row = Row { request, query, q_head, kv_head: q_head / case.group, floats, ints };
-                let of_query = q.row(qo[index] + query, q_head);
-                let keys = self.variant.keys(&request, query);
-                let keys: Vec<usize> = keys.filter(|&key| self.variant.keep(&row, key)).collect();
-                let logits: Vec<f32> = keys
-                    .iter()
-                    .map(|&key| {
-                        let of_key = k.row(kv[index] + key, row.kv_head);
-                        let product = of_query.iter().zip(of_key).map(|(q, k)| q * k).sum::<f32>();
-                        self.variant.logit(product.into(), &row, key) as f32 * self.variant.scale
-                    })
-                    .collect();
-                let (m, mut sum) = self.variant.start(&row);
-                let m = m as f32 * self.variant.scale;
-                let max = logits.iter().fold(m, |max, &logit| max.max(logit));
-                let max = if max == f32::NEG_INFINITY { 0.0 } else { max };
-                sum *= f64::from((m - max).exp());
-                let weights: Vec<f32> = logits.iter().map(|logit| (logit - max).exp()).collect();
-                let sum = weights.iter().fold(sum as f32, |sum, weight| sum + weight);
-                let mut of_row = vec![0.0_f32; case.v_dim];
-                for (&key, &weight) in keys.iter().zip(&weights) {
-                    let of_key = v.row(kv[index] + key, row.kv_head);
-                    of_row.iter_mut().zip(of_key).for_each(|(o, v)| *o += weigh(weight) * v);
-                }
-                let norm = if sum == 0.0 { 0.0 } else { 1.0 / sum };
-                let finished =
-                    |o: f32| round(self.variant.finish((o * norm).into(), &row) as f32, case.dtype);
-                output.extend(of_row.into_iter().map(finished));
-                lse.push((max + sum.ln()) * std::f32::consts::LOG2_E);
-            }
-        }
-        let shape = [*qo.last().unwrap_or(&0), self.variant.q_heads, case.v_dim];
-        let oracle = reference::Heads::new(shape, values).expect("as many values");
-        (State { output: oracle, lse: lses }, output, lse)
-    }
-
     fn check(&self, what: &str, target: &Target, got: &Got) {
-        let dtype = self.problem.case.dtype;
-        let in_type = |weight| if target.has_matrix_cores() { round(weight, dtype) } else { weight };
-        let (oracle, output, lse) = self.expected(in_type);
-        let what = format!("{what} on {}: {:?} {:?}", target.name, self.problem.case, self.variant);
-        check(format!("{what}: output"), &got.output, &output, oracle.output.values(), dtype);
-        check(format!("{what}: LSE"), &got.lse, &lse, &oracle.lse, DType::F32);
+        check_variant(what, target, &self.problem, &self.variant, (&self.floats, &self.ints), got);
     }
 }
 

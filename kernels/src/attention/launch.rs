@@ -5,6 +5,7 @@ use cubecl::{client::Client, ir::ElemType, prelude::*};
 use super::blueprint::Blueprint;
 use super::checked::Operands;
 use super::kv_table::{PagedLaunch, RaggedLaunch, TableArgs};
+use super::mask::Mask;
 use super::plan::DevicePlan;
 use super::variant::Variant;
 use super::{portable, tiled};
@@ -39,6 +40,14 @@ pub enum Batch {
     },
 }
 
+impl Batch {
+    /// Requests, of row pointers that have been checked.
+    fn requests(&self) -> usize {
+        let (Self::Ragged { qo_indptr, .. } | Self::Paged { qo_indptr, .. }) = self;
+        qo_indptr.size() - 1
+    }
+}
+
 /// The tensors of an attention problem.
 pub struct Attention {
     /// `[tokens, q_heads, qk]`.
@@ -61,6 +70,8 @@ pub struct Attention {
     pub kv_dtype: ElemType,
     /// The variant's own tensors.
     pub inputs: Inputs,
+    /// The keys that each query sees, if there is a mask beside the variant's.
+    pub mask: Option<Mask>,
 }
 
 /// Tensors of a variant, which change from call to call: slopes, sinks, masks.
@@ -102,6 +113,8 @@ pub struct Call<'a> {
 /// - Each of `indices` before that end is from 0 to below the number of pages.
 /// - Each of `last_page_len` is from 1 to the page size, unless the request has no page.
 /// - The lists of the plan are those of a [`Plan`](super::Plan) for these requests and this variant.
+/// - A mask has a bit for each query and key of each request, and the tiles that [`map_tiles`](super::map_tiles) made for
+///   the plan.
 pub unsafe fn launch(
     client: &Client,
     attention: Attention,
@@ -128,7 +141,7 @@ impl Call<'_> {
     /// Kernels do not check indices: no hook of `V` reads beyond the tensors of its arguments, which `args` makes.
     pub unsafe fn run<V: Variant>(self, args: impl Fn() -> <V::Args as LaunchArg>::RuntimeArg) -> Result<()> {
         let Self { client, attention, planned } = self;
-        let Attention { q, k, v, output, lse, batch, scale, dtype, kv_dtype, inputs: _ } = attention;
+        let Attention { q, k, v, output, lse, batch, scale, dtype, kv_dtype, inputs: _, mask } = attention;
         if output.size() == 0 {
             return Ok(());
         }
@@ -158,16 +171,19 @@ impl Call<'_> {
             return Err(Refusal::Range { kernel: KERNEL, argument: "rows", got, limit });
         }
         planned.blueprint.check(&DeviceProfile::of(client), &problem)?;
+        if let Some(mask) = &mask {
+            mask.check(batch.requests(), !matches!(planned.blueprint, Blueprint::Portable(_)))?;
+        }
         let table = table_args(&batch, k.shape[1]);
         let operands = Operands { q, k, v, output, lse };
         let tiles = match planned.blueprint {
             Blueprint::Portable(portable) => {
-                return portable::launch::<V>(client, operands, table, args(), &problem, portable);
+                return portable::launch::<V>(client, operands, table, mask, args(), &problem, portable);
             }
             Blueprint::Tiled(tiled) => (tiled, None),
             Blueprint::Mixed(mixed) => (mixed.prefill, Some(mixed.decode)),
         };
-        tiled::launch::<V>(client, operands, table, args, &problem, tiles, planned)
+        tiled::launch::<V>(client, operands, (table, mask), args, &problem, tiles, planned)
     }
 }
 

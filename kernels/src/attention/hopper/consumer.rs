@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 
 use super::super::buffers::Outputs;
+use super::super::mask::{CustomMask, KeyTiles, apply_mask_bits, key_tiles};
 use super::super::plan::WorkTile;
 use super::super::tiled::softmax::{
     UnmaskedKeys, logits, mask, online_softmax, row_of, start_softmax, sum_lanes, unmasked_keys,
@@ -35,6 +36,7 @@ pub(super) struct Consumer {
 pub(super) fn consume<V: Variant, E: Float>(
     outputs: &mut Outputs<E>,
     work: &WorkTile,
+    custom: &ComptimeOption<CustomMask>,
     args: &V::Args,
     consumer: &mut Consumer,
     #[comptime] tiles: TileShape,
@@ -46,7 +48,8 @@ pub(super) fn consume<V: Variant, E: Float>(
         o.clear();
         let mut softmax =
             start_softmax::<MmaSync, V>(args, &work.rows, first_row, work.is_first_chunk(), tiles);
-        if work.start < work.end {
+        let mut walk = key_tiles(custom, work, tiles.keys, 0usize);
+        if walk.at < work.end {
             let visible = visible_keys::<V>(args, work, plane);
             let mut s = Fragment::<MmaSync>::new(1usize, comptime!(tiles.keys / 8));
             let mut p = Array::<Vec16>::new(comptime!(tiles.keys / DEPTH));
@@ -56,29 +59,30 @@ pub(super) fn consume<V: Variant, E: Float>(
             wgmma_wait(&mut s.tiles, tiles.keys, 0usize);
             scheduler_barrier_arrive(plane, tiles);
             consumer_release(base, consumer.stages, Ring::Keys, tiles);
-            let mut at = work.start;
-            apply_mask::<V>(&mut s, args, work, &visible, first_row, at, tiles);
+            apply_mask::<V>(&mut s, args, work, &visible, first_row, walk.at, tiles);
+            apply_custom_mask(&mut s, custom, &walk, work, first_row);
             online_softmax::<MmaSync>(&mut s, &mut softmax, tiles);
             p_operands(&s, &mut p, tiles);
-            at += tiles.keys;
+            walk.advance(custom);
             consumer.stages += 1;
-            if at < work.end {
+            if walk.at < work.end {
                 wait_full(base, consumer.stages, Ring::Keys, tiles);
             }
-            while at < work.end {
+            while walk.at < work.end {
                 issue_qk(&mut s, base, plane, consumer.stages, tiles);
                 o.mul_rows(&softmax.alpha);
                 issue_pv(&mut o, &p, base, consumer.stages - 1, tiles);
                 wgmma_wait(&mut s.tiles, tiles.keys, 1usize);
                 scheduler_barrier_arrive(plane, tiles);
                 consumer_release(base, consumer.stages, Ring::Keys, tiles);
-                apply_mask::<V>(&mut s, args, work, &visible, first_row, at, tiles);
+                apply_mask::<V>(&mut s, args, work, &visible, first_row, walk.at, tiles);
+                apply_custom_mask(&mut s, custom, &walk, work, first_row);
                 online_softmax::<MmaSync>(&mut s, &mut softmax, tiles);
-                at += tiles.keys;
+                walk.advance(custom);
                 consumer.stages += 1;
                 // ptxas moves a wait for products ahead of the code before it, but not over a jump. The next
                 // scores need this jump anyway; it keeps the probabilities in parallel with the products.
-                if at < work.end {
+                if walk.at < work.end {
                     wait_full(base, consumer.stages, Ring::Keys, tiles);
                 }
                 wgmma_wait(&mut o.tiles, tiles.dims.vo, 0usize);
@@ -209,6 +213,27 @@ fn apply_mask<V: Variant>(
         for r in 0..2usize {
             mask::<MmaSync>(s, r, key, visible.starts[r], visible.ends[r]);
         }
+    }
+}
+
+/// Masks the logits of the current tile, unless the mask keeps all of them.
+#[cube]
+fn apply_custom_mask(
+    s: &mut Fragment<MmaSync>,
+    custom: &ComptimeOption<CustomMask>,
+    walk: &KeyTiles,
+    work: &WorkTile,
+    first_row: usize,
+) {
+    #[comptime]
+    match custom {
+        ComptimeOption::Some(custom) => {
+            if !walk.is_full() {
+                let key = (walk.at + MmaSync::column()) as u32;
+                apply_mask_bits::<MmaSync>(s, custom, &work.rows, first_row, key);
+            }
+        }
+        ComptimeOption::None => {}
     }
 }
 

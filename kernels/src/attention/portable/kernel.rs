@@ -24,6 +24,7 @@ use cubecl::prelude::*;
 
 use super::super::buffers::{Outputs, Qkv};
 use super::super::kv_table::{key_offset, request_of};
+use super::super::mask::{CustomMask, keeps};
 use super::super::state::{divisor, finite, lse};
 use super::super::variant::Variant;
 use super::Portable;
@@ -37,6 +38,7 @@ use crate::request::query_row;
 pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
     qkv: &Qkv<Vector<F, QK>, Vector<C, QK>, Vector<C, VO>>,
     outputs: &mut Outputs<F>,
+    mask: &ComptimeOption<CustomMask>,
     args: &V::Args,
     #[comptime] dims: HeadDims,
     #[comptime] blueprint: Portable,
@@ -108,7 +110,13 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
                 dot += q_shared[query_at + i] * Vector::cast_from(k[at + i]);
             }
             let logit = V::logit::<Exact>(args, dot.vector_sum(), &of, first + j) * scale;
-            logits[tile_at + j] = select(V::keep(args, &of, first + j), logit, f32::NEG_INFINITY);
+            let mut is_kept = V::keep(args, &of, first + j);
+            #[comptime]
+            match mask {
+                ComptimeOption::Some(mask) => is_kept = is_kept && keeps(mask, &request, query, first + j),
+                ComptimeOption::None => {}
+            }
+            logits[tile_at + j] = select(is_kept, logit, f32::NEG_INFINITY);
             j += units;
         }
         sync_row(units);

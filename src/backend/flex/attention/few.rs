@@ -82,7 +82,7 @@ fn body<E: Float, const FMA: bool, const LANES: usize>(
         next = Places::of(problem, &problem.k, work, from + keys..seen.end);
         score::<E, FMA, LANES>(problem, queries, k.get(), v.get(), scores);
         let row_of = |row| problem.row(work, row);
-        problem.variant.transform(&mut LogitTile::new(scores, [TILE, 1], [rows, keys], from, &row_of));
+        problem.transform(&mut LogitTile::new(scores, [TILE, 1], [rows, keys], from, &row_of));
         let mut all_see_all = true;
         for row in 0..rows {
             let range = problem.seen(&work.request, work.queries.start + row / group);

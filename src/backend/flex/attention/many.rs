@@ -203,7 +203,7 @@ fn attend_tile<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize
     let scores = &mut scores[..tile.keys * LANES];
     let row_of = |lane| problem.row(work, rows.start + lane);
     let mut logits = LogitTile::new(scores, [1, LANES], [rows.len(), tile.keys], tile.from, &row_of);
-    problem.variant.transform(&mut logits);
+    problem.transform(&mut logits);
     let scores = scores.as_chunks_mut::<LANES>().0;
     if !all_see_all {
         for (key, scores) in scores.iter_mut().enumerate() {

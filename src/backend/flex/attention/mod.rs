@@ -14,12 +14,12 @@ use burn::tensor::DType;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use self::problem::{Cache, Index, Problem, Queries, Work};
+use self::problem::{Cache, Index, Mask, Problem, Queries, Work};
 use super::{
     float::Float,
     view::{Rows, dims, indices, tensor, with_rows},
 };
-use crate::extension::{Attended, Batch, PagesLayout};
+use crate::extension::{Attended, Batch, MaybeMask, PagesLayout};
 use crate::types::{AttentionParams, KvLayout};
 
 /// Rows that a task with several queries aims at.
@@ -35,11 +35,18 @@ pub(super) fn attention<E: Float>(
     params: AttentionParams,
 ) -> Attended<Flex> {
     let (q, k, v) = (with_rows(q), with_rows(k), with_rows(v));
-    let Batch { index, floats, ints, layout, .. } = batch;
+    let Batch { index, floats, ints, mask, layout, .. } = batch;
     let floats = floats.into_option().map(|floats| floats.to_contiguous());
     let ints = ints.into_option().map(indices);
     let floats: &[f32] = floats.as_ref().map_or(&[], |floats| floats.storage());
     let ints: &[i32] = ints.as_ref().map_or(&[], |ints| ints.storage());
+    let mask = match mask {
+        MaybeMask::None => None,
+        MaybeMask::Some(bytes, _, first_bits) => Some((bytes.to_contiguous(), indices(first_bits))),
+    };
+    let mask = mask
+        .as_ref()
+        .map(|(bytes, first_bits)| Mask { bytes: bytes.storage(), first_bits: first_bits.storage() });
     let index = indices(index);
     let index: &[i32] = index.storage();
     let [qo_indptr, kv_indptr] = [layout.qo_indptr, layout.kv_indptr].map(|list| &index[list]);
@@ -50,12 +57,12 @@ pub(super) fn attention<E: Float>(
             (Index::Paged { qo_indptr, kv_indptr, pages, last, page_size }, Some(layout))
         }
     };
-    run::<E>([&q, &k, &v], (floats, ints), index, layout, params)
+    run::<E>([&q, &k, &v], (floats, ints, mask), index, layout, params)
 }
 
 fn run<E: Float>(
     [q, k, v]: [&FlexTensor; 3],
-    (floats, ints): (&[f32], &[i32]),
+    (floats, ints, mask): (&[f32], &[i32], Option<Mask<'_>>),
     index: Index<'_>,
     layout: Option<KvLayout>,
     params: AttentionParams,
@@ -74,6 +81,7 @@ fn run<E: Float>(
         variant: &*params.variant,
         floats,
         ints,
+        mask,
         kv_heads,
         group: q_heads / kv_heads.max(1),
         head_dim,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn_flex::FlexTensor;
 
 use super::super::{float::Float, simd, view::Rows};
-use crate::types::{AttentionVariant, KvLayout, Request, Row, visible};
+use crate::types::{AttentionVariant, KvLayout, LogitTile, Request, Row, visible};
 
 /// Keys or values.
 #[derive(Clone, Copy)]
@@ -101,6 +101,21 @@ impl Index<'_> {
     }
 }
 
+/// The bytes of a custom mask, and the first bit of each request, low and high half.
+#[derive(Clone, Copy)]
+pub(super) struct Mask<'a> {
+    pub bytes: &'a [u8],
+    pub first_bits: &'a [i32],
+}
+
+impl Mask<'_> {
+    fn keeps(&self, request: &Request, query: usize, key: usize) -> bool {
+        let [low, high] = [0, 1].map(|half| u64::from(self.first_bits[2 * request.index + half] as u32));
+        let bit = (low | high << 32) as usize + query * request.kv_len + key;
+        self.bytes[bit / 8] >> (bit % 8) & 1 == 1
+    }
+}
+
 /// An attention problem.
 pub(super) struct Problem<'a, E> {
     pub q: Rows<'a, E, 2>,
@@ -110,6 +125,7 @@ pub(super) struct Problem<'a, E> {
     pub variant: &'a dyn AttentionVariant,
     pub floats: &'a [f32],
     pub ints: &'a [i32],
+    pub mask: Option<Mask<'a>>,
     pub kv_heads: usize,
     /// Query heads that share a key-value head.
     pub group: usize,
@@ -154,6 +170,18 @@ impl<E: Float> Problem<'_, E> {
             kv_head: work.kv_head,
             floats: self.floats,
             ints: self.ints,
+        }
+    }
+
+    /// Turns products into logits: -inf for keys that a mask hides.
+    pub(super) fn transform(&self, tile: &mut LogitTile<'_>) {
+        self.variant.transform(tile);
+        if let Some(mask) = &self.mask {
+            tile.for_each(|logit, row, key| {
+                if key < row.request.kv_len && !mask.keeps(&row.request, row.query, key) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            });
         }
     }
 

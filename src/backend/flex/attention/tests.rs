@@ -5,7 +5,7 @@ use burn_flex::Layout;
 
 use super::super::float::Float;
 use super::*;
-use crate::extension::{BatchLayout, Launch, MaybeFloats, MaybeInts};
+use crate::extension::{BatchLayout, Launch, MaybeFloats, MaybeInts, MaybeMask};
 use crate::types::{SharedVariant, StandardAttention};
 
 struct Random(u64);
@@ -104,6 +104,7 @@ fn batch(
         workspace: MaybeFloats::None,
         floats: MaybeFloats::None,
         ints: MaybeInts::None,
+        mask: MaybeMask::None,
         layout,
     }
 }
