@@ -133,10 +133,12 @@ impl Setting {
 /// Of every density, beside a causal mask and a window: among them a request without keys, and rows without a visible one.
 fn random_masks(target: Target) {
     for dtype in target.dtypes() {
-        let lengths: &[(usize, usize)] = &[(1, 70), (5, 5), (1, 0), (0, 9), (37, 150)];
+        let lengths: &[(usize, usize)] = &[(1, 70), (5, 5), (0, 9), (37, 150), (1, 0)];
         let masks = [(false, None), (true, None), (false, Some(19)), (true, Some(40))];
         let cases = [64, 40].into_iter().flat_map(|dim| masks.map(move |mask| (dim, mask))).collect();
         for (dim, (causal, window)) in target.thin(4, cases) {
+            // A causal mask wants as many keys as queries.
+            let lengths = &lengths[..lengths.len() - usize::from(causal)];
             let case = Case { causal, window, ..Case::new(dtype, dim, lengths) };
             let mut rng = Rng::new(&format!("random masks {dim} {causal} {window:?}"));
             let setting = Setting::new("random masks", &case, |[query, _], _| rng.below(8) < query % 9);
@@ -221,7 +223,7 @@ fn masks_that_do_not_fit_are_refused(target: Target) {
     );
     refused(
         plan.set_packed_custom_mask(bytes(3, DType::I32)),
-        "RaggedPlan::set_packed_custom_mask: `mask` is I32, expected U8, eight bits each",
+        "RaggedPlan::set_packed_custom_mask: `mask` is of type I32, expected U8, eight bits each",
     );
     // The plan is as it was: not masked.
     let x = |tokens, heads| Tensor::<3>::ones([tokens, heads, 32], (device, DType::F32));
