@@ -8,7 +8,7 @@ use burn_cubecl::{CubeBackend, cubecl::prelude::TensorBinding, kernel::into_cont
 use burn_flashinfer_kernels::attention::{self as kernels, Alignment, Attention, DevicePlan, Inputs, launch};
 
 use super::tensor::{dense, empty_like, in_rows, launched, layout_of};
-use crate::extension::{Attended, Batch, PagesLayout};
+use crate::extension::{Attended, Batch, PagesLayout, VariantTensors};
 use crate::types::AttentionParams;
 
 pub(super) fn batch_attention(
@@ -68,7 +68,8 @@ fn aligned(tensor: CubeTensor, elements: usize) -> CubeTensor {
 
 /// The lists of a batch, each as a part of the index tensor; none without a plan.
 fn lists(batch: Batch<CubeBackend>) -> Option<(kernels::Batch, DevicePlan, Inputs)> {
-    let Batch { index, workspace, floats, ints, layout } = batch;
+    let Batch { index, workspace, inputs, layout } = batch;
+    let VariantTensors { sinks, slopes, floats, ints } = inputs;
     let list = |range: &Range<usize>| part(&index, range);
     let some = |range: &Range<usize>| (!range.is_empty()).then(|| part(&index, range));
     let (qo_indptr, kv_indptr) = (list(&layout.qo_indptr), list(&layout.kv_indptr));
@@ -92,8 +93,9 @@ fn lists(batch: Batch<CubeBackend>) -> Option<(kernels::Batch, DevicePlan, Input
         // A larger one is as good.
         workspace: dense(workspace),
     };
-    let ints = ints.into_option().map(super::tensor::index);
-    Some((requests, planned, Inputs { floats: dense(floats), ints }))
+    let ints = some(&layout.ranges).or_else(|| ints.into_option().map(super::tensor::index));
+    let [sinks, slopes, floats] = [sinks, slopes, floats].map(dense);
+    Some((requests, planned, Inputs { sinks, slopes, floats, ints }))
 }
 
 /// The numbers of `range`, where they are.

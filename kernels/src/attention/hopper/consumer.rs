@@ -5,7 +5,8 @@ use cubecl::prelude::*;
 use super::super::buffers::Outputs;
 use super::super::plan::WorkTile;
 use super::super::tiled::softmax::{
-    UnmaskedKeys, logits, mask, online_softmax, row_of, start_softmax, sum_lanes, unmasked_keys,
+    Softmax, UnmaskedKeys, logits, mask, online_softmax, rescale, row_of, start_softmax, sum_lanes,
+    unmasked_keys,
 };
 use super::super::tiled::store_rows;
 use super::super::variant::Variant;
@@ -57,8 +58,8 @@ pub(super) fn consume<V: Variant, E: Float>(
             scheduler_barrier_arrive(plane, tiles);
             consumer_release(base, consumer.stages, Ring::Keys, tiles);
             let mut at = work.start;
-            apply_mask::<V>(&mut s, args, work, &visible, first_row, at, tiles);
-            online_softmax::<MmaSync>(&mut s, &mut softmax, tiles);
+            apply_mask::<V>(&mut s, &mut softmax, args, work, &visible, at, tiles);
+            online_softmax::<MmaSync, V>(&mut s, &mut softmax, tiles);
             p_operands(&s, &mut p, tiles);
             at += tiles.keys;
             consumer.stages += 1;
@@ -67,13 +68,13 @@ pub(super) fn consume<V: Variant, E: Float>(
             }
             while at < work.end {
                 issue_qk(&mut s, base, plane, consumer.stages, tiles);
-                o.mul_rows(&softmax.alpha);
+                rescale::<MmaSync, V>(&mut o, &softmax);
                 issue_pv(&mut o, &p, base, consumer.stages - 1, tiles);
                 wgmma_wait(&mut s.tiles, tiles.keys, 1usize);
                 scheduler_barrier_arrive(plane, tiles);
                 consumer_release(base, consumer.stages, Ring::Keys, tiles);
-                apply_mask::<V>(&mut s, args, work, &visible, first_row, at, tiles);
-                online_softmax::<MmaSync>(&mut s, &mut softmax, tiles);
+                apply_mask::<V>(&mut s, &mut softmax, args, work, &visible, at, tiles);
+                online_softmax::<MmaSync, V>(&mut s, &mut softmax, tiles);
                 at += tiles.keys;
                 consumer.stages += 1;
                 // ptxas moves a wait for products ahead of the code before it, but not over a jump. The next
@@ -87,12 +88,12 @@ pub(super) fn consume<V: Variant, E: Float>(
             }
             consumer_release(base, consumer.queries, Ring::Queries, tiles);
             consumer.queries += 1;
-            o.mul_rows(&softmax.alpha);
+            rescale::<MmaSync, V>(&mut o, &softmax);
             issue_pv(&mut o, &p, base, consumer.stages - 1, tiles);
             wgmma_wait(&mut o.tiles, tiles.dims.vo, 0usize);
             consumer_release(base, consumer.stages - 1, Ring::Values, tiles);
         }
-        sum_lanes::<MmaSync>(&mut softmax, tiles);
+        sum_lanes::<MmaSync, V>(&mut softmax, tiles);
         store_rows::<MmaSync, V, E>(outputs, args, work, first_row, &softmax, &mut o, tiles);
     }
 }
@@ -169,6 +170,8 @@ fn consumer_release(base: u32, count: u32, #[comptime] tile: Ring, #[comptime] t
 /// The keys of a work item that the rows of a lane, and those of its warpgroup, see.
 #[derive(CubeType)]
 struct VisibleKeys {
+    /// First row of the lane's plane.
+    first_row: usize,
     /// Keys that every row of the warpgroup sees.
     unmasked: UnmaskedKeys,
     /// Range of the keys of each of the lane's rows.
@@ -188,26 +191,26 @@ fn visible_keys<V: Variant>(args: &V::Args, work: &WorkTile, plane: usize) -> Vi
         starts[r] = start as u32;
         ends[r] = min(end, work.end) as u32;
     }
-    VisibleKeys { unmasked, starts, ends }
+    VisibleKeys { first_row: plane * 16, unmasked, starts, ends }
 }
 
 /// The logits of the keys from `at` on, masked.
 #[cube]
 fn apply_mask<V: Variant>(
     s: &mut Fragment<MmaSync>,
+    softmax: &mut Softmax,
     args: &V::Args,
     work: &WorkTile,
     visible: &VisibleKeys,
-    first_row: usize,
     at: usize,
     #[comptime] tiles: TileShape,
 ) {
     let key = (at + MmaSync::column()) as u32;
-    logits::<MmaSync, V>(s, args, &work.rows, first_row, key);
+    logits::<MmaSync, V>(s, softmax, args, &work.rows, visible.first_row, key);
     if visible.unmasked.ends_in(at, tiles.keys) {
         #[unroll]
         for r in 0..2usize {
-            mask::<MmaSync>(s, r, key, visible.starts[r], visible.ends[r]);
+            mask::<MmaSync, V>(s, r, key, visible.starts[r], visible.ends[r]);
         }
     }
 }

@@ -25,7 +25,7 @@ pub(in super::super) fn store_rows<M: Mma, V: Variant, E: Float>(
     let mut norm = Array::<f32>::new(o.lane_rows());
     #[unroll]
     for r in 0..o.lane_rows() {
-        norm[r] = 1.0f32 / divisor(softmax.row_sum[r]);
+        norm[r] = if comptime!(V::SOFTMAX) { 1.0f32 / divisor(softmax.row_sum[r]) } else { V::scale(args) };
     }
     o.mul_rows(&norm);
     let mut partial = false;

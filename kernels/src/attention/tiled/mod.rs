@@ -1,6 +1,7 @@
 //! Attention on matrix cores.
 
 mod auto;
+mod bias;
 mod blueprint;
 mod combine;
 mod copy_stage;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn_flex::FlexTensor;
 
 use super::super::{float::Float, simd, view::Rows};
-use crate::types::{AttentionVariant, KvLayout, Request, Row, visible};
+use crate::types::{AttentionVariant, HostInputs, KvLayout, Request, Row, visible};
 
 /// Keys or values.
 #[derive(Clone, Copy)]
@@ -108,8 +108,9 @@ pub(super) struct Problem<'a, E> {
     pub v: Cache<'a, E>,
     pub index: Index<'a>,
     pub variant: &'a dyn AttentionVariant,
-    pub floats: &'a [f32],
-    pub ints: &'a [i32],
+    /// False if scores are weights, not logits.
+    pub softmax: bool,
+    pub inputs: HostInputs<'a>,
     pub kv_heads: usize,
     /// Query heads that share a key-value head.
     pub group: usize,
@@ -145,6 +146,11 @@ impl<E: Float> Problem<'_, E> {
         first.start.min(last.end)..last.end
     }
 
+    /// The score of a key that a row does not see.
+    pub(super) fn masked(&self) -> f32 {
+        if self.softmax { f32::NEG_INFINITY } else { 0.0 }
+    }
+
     /// A row of `work`, as the variant is told.
     pub(super) fn row(&self, work: &Work, row: usize) -> Row<'_> {
         Row {
@@ -152,13 +158,15 @@ impl<E: Float> Problem<'_, E> {
             query: work.queries.start + row / self.group,
             q_head: work.kv_head * self.group + row % self.group,
             kv_head: work.kv_head,
-            floats: self.floats,
-            ints: self.ints,
+            inputs: self.inputs,
         }
     }
 
     /// Maximum of the scaled logits and sum of exponentials of a row before its first key.
     pub(super) fn start(&self, work: &Work, row: usize) -> (f32, f32) {
+        if !self.softmax {
+            return (f32::NEG_INFINITY, 0.0);
+        }
         let (max, sum) = self.variant.start(&self.row(work, row));
         // A scale may be 0, and -inf times it is NaN.
         let max = if max == f64::NEG_INFINITY { max } else { max * f64::from(self.variant.scale()) };
@@ -204,8 +212,10 @@ impl<E: Float> Problem<'_, E> {
 ///
 /// The sum is 0 only if the query has seen no key, and NaN if it has seen a NaN.
 #[inline(always)]
-pub(super) fn finish(sum: f32, max: f32) -> (f32, f32) {
-    if sum == 0.0 {
+pub(super) fn finish(softmax: bool, sum: f32, max: f32) -> (f32, f32) {
+    if !softmax {
+        (1.0, f32::NAN)
+    } else if sum == 0.0 {
         (0.0, f32::NEG_INFINITY)
     } else {
         (1.0 / sum, max * std::f32::consts::LOG2_E + sum.log2())
