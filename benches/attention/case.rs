@@ -34,6 +34,9 @@ pub struct Shape {
     pub kv_heads: usize,
     pub dim: usize,
     pub causal: bool,
+    pub sinks: bool,
+    /// Slopes of ALiBi.
+    pub slopes: bool,
     pub paged: bool,
     pub choice: Choice,
     pub split: Split,
@@ -56,6 +59,8 @@ pub struct Inputs {
     pub planned: DevicePlan,
     /// Page indices and lengths of the last pages.
     pub pages: Option<[TensorBinding; 2]>,
+    /// Sinks and slopes.
+    pub biases: Tensors,
 }
 
 impl Bench {
@@ -93,6 +98,16 @@ impl Bench {
             indptr: [indptr(|l| l.0, 1), indptr(|l| l.1, if s.paged { PAGE } else { 1 })],
             planned: self.plan(s).upload(&self.device.client),
             pages: indices,
+            biases: Tensors {
+                sinks: s.sinks.then(|| self.device.random(FloatKind::F32, &[s.q_heads], 1)),
+                slopes: s.slopes.then(|| {
+                    // Those of as many heads as a power of two has.
+                    let slope = |head: usize| (-8.0 * (head + 1) as f32 / s.q_heads as f32).exp2();
+                    let bits = (0..s.q_heads).map(|head| slope(head).to_bits() as i32).collect();
+                    self.device.ints(bits)
+                }),
+                ..Tensors::default()
+            },
         }
     }
 
@@ -118,7 +133,7 @@ impl Bench {
             scale: s.variant().scale,
             dtype: ElemType::Float(s.dtype.1),
             kv_dtype: ElemType::Float(s.dtype.1),
-            inputs: Tensors::default(),
+            inputs: inputs.biases.clone(),
         };
         // SAFETY: row pointers, pages and plan are made of the lengths that sized the tensors.
         unsafe { launch(&self.device.client, problem, &s.variant(), inputs.planned.clone()) }

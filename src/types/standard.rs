@@ -26,7 +26,7 @@ pub(crate) struct StandardAttention {
 impl AttentionVariant for StandardAttention {
     fn scale(&self) -> f32 {
         // A cap has scaled the logits itself, as has a factor that nothing can be divided by.
-        if self.soft_cap.is_some() || !(self.scale >= LEAST_SCALE) { 1.0 } else { self.scale }
+        if self.soft_cap.is_none() && self.scale >= LEAST_SCALE { self.scale } else { 1.0 }
     }
 
     fn keys(&self, request: &Request, query: usize) -> Range<usize> {

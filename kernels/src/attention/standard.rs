@@ -53,8 +53,8 @@ impl Standard {
     }
 
     fn scales_itself(&self) -> bool {
-        // Not `<`: a NaN is not above 0 either.
-        self.soft_cap.is_some() || !(self.scale >= LEAST_SCALE)
+        let divides = self.scale >= LEAST_SCALE;
+        self.soft_cap.is_some() || !divides
     }
 
     fn mask(&self) -> CausalWindow {

@@ -61,7 +61,7 @@ impl LinearBias {
     /// `x` with the bias of the key `step` after the lane's first, but for the shift.
     pub fn add(&self, x: f32, #[comptime] r: usize, #[comptime] step: u32) -> f32 {
         let mut biased = x;
-        if comptime!(self.is_some) {
+        if comptime!(self.is_some && step > 0) {
             biased = fma(self.slopes[r], comptime!(step as f32).runtime(), x);
         }
         biased
