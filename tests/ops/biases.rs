@@ -69,7 +69,7 @@ fn every_option(target: Target) {
             cases.push(Case { causal, window, soft_cap, ..Case::new(dtype, dim, &lengths).heads(2, 3) });
         }
     }
-    for (at, case) in target.thin(4, cases).into_iter().enumerate() {
+    for (at, case) in target.thin(7, cases).into_iter().enumerate() {
         let given = [Given::Both, Given::Sinks, Given::Slopes];
         for given in if target.name == "flex" { &given[..] } else { &given[at % 3..][..1] } {
             setting(*given, &case).check_plans(&target);
@@ -116,7 +116,7 @@ fn a_cascade_counts_sinks_once(target: Target) {
     let cases = target.dtypes().into_iter().map(|dtype| {
         Case::new(dtype, 64, &[(1, 97), (3, 101), (1, 83), (2, 17), (1, 1)]).heads(2, 2).causal()
     });
-    for case in target.thin(3, cases.collect()) {
+    for case in target.thin(5, cases.collect()) {
         let (problem, paging) = sharing(&case, "cascade of biases", 5, &[0, 18, 12, 0, 0]);
         let setting = Setting { problem, options: case.options(), tensors: tensors(Given::Both, &case) };
         let device = &target.device;

@@ -47,7 +47,7 @@ fn cases(target: &Target, lengths: &[(usize, usize)]) -> Vec<Case> {
     let all = dtypes.into_iter().flat_map(|dtype| {
         [(64, None), (40, Some(8)), (128, Some(11))].map(|(dim, window)| case(dtype, dim, window))
     });
-    target.thin(5, all.collect())
+    target.thin(9, all.collect())
 }
 
 fn spans(target: Target) {

@@ -277,7 +277,7 @@ fn without_a_softmax(target: Target) {
     for dtype in target.dtypes() {
         let masks = [(false, None), (true, None), (true, Some(19))];
         let cases = [64, 40].into_iter().flat_map(|dim| masks.map(move |mask| (dim, mask))).collect();
-        for (dim, (causal, window)) in target.thin(6, cases) {
+        for (dim, (causal, window)) in target.thin(7, cases) {
             let lengths = [(1, 70), (5, 5), (1, 0), (0, 9), (37, 150)];
             let case = Case { causal, window, ..Case::new(dtype, dim, &lengths) };
             Sigmoid::setting("sigmoid", &case).check_plans(&target);

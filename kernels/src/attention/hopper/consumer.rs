@@ -4,9 +4,9 @@ use cubecl::prelude::*;
 
 use super::super::buffers::Outputs;
 use super::super::plan::WorkTile;
+use super::super::tiled::lane_rows::row_of;
 use super::super::tiled::softmax::{
-    Softmax, UnmaskedKeys, logits, mask, online_softmax, rescale, row_of, start_softmax, sum_lanes,
-    unmasked_keys,
+    Softmax, UnmaskedKeys, logits, mask, online_softmax, rescale, start_softmax, sum_lanes, unmasked_keys,
 };
 use super::super::tiled::store_rows;
 use super::super::variant::Variant;

@@ -6,7 +6,7 @@
 use cubecl::prelude::*;
 
 use super::super::variant::Variant;
-use super::softmax::row_of;
+use super::lane_rows::row_of;
 use crate::mma::Mma;
 use crate::request::TileRows;
 

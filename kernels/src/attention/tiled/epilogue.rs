@@ -6,7 +6,8 @@ use super::super::buffers::Outputs;
 use super::super::plan::WorkTile;
 use super::super::state::{divisor, lse};
 use super::super::variant::Variant;
-use super::softmax::{Softmax, row_of};
+use super::lane_rows::row_of;
+use super::softmax::Softmax;
 use crate::math::{LOG2_E, narrow};
 use crate::mma::{Fragment, Mma, TileShape, column_step};
 

@@ -7,6 +7,7 @@ mod combine;
 mod copy_stage;
 mod epilogue;
 mod kernel;
+pub(super) mod lane_rows;
 mod launch;
 mod merge_planes;
 pub(super) mod softmax;

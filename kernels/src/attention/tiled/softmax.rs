@@ -6,6 +6,7 @@ use super::super::plan::WorkTile;
 use super::super::state::finite;
 use super::super::variant::Variant;
 use super::bias::{LinearBias, linear_bias};
+use super::lane_rows::row_of;
 use crate::math::LOG2_E;
 use crate::mma::{Fragment, Mma, TileShape, column_step};
 use crate::request::TileRows;
@@ -53,12 +54,6 @@ pub(in super::super) fn start_softmax<M: Mma, V: Variant>(
     let alpha = Array::<f32>::new(lane_rows);
     let bias = linear_bias::<M, V>(args, rows, first_row, lane_rows);
     Softmax { row_max, row_sum, alpha, scale_log2: V::scale(args) * LOG2_E, bias }
-}
-
-/// Row `r` of the lane, within the rows of its plane.
-#[cube]
-pub(in super::super) fn row_of<M: Mma>(#[comptime] r: usize) -> usize {
-    M::row(comptime!(r % M::LANE_ROWS)) + comptime!(r / M::LANE_ROWS * M::ROWS)
 }
 
 /// Turns the products of all rows into logits: as the variant transforms and biases them, and masked where it
