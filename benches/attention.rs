@@ -2,7 +2,7 @@
 //!
 //!     cargo bench -p burn-flashinfer-kernels --features cuda --bench attention -- PART.. [quick] [keys=N] [cleared] [csv=FILE]
 //!
-//! With `keys`, only rows of requests that end with so many keys. With `cleared`, the caches are cleared before each run. Parts: first, plan, prefill, decode, skew, mixed, cascade, mask, plain, and sweep; without any, all but sweep.
+//! With `keys`, only rows of requests that end with so many keys. With `cleared`, the caches are cleared before each run. Parts: first, plan, prefill, biases, decode, skew, mixed, cascade, mask, plain, and sweep; without any, all but sweep.
 //!
 //! Every row is the median of at least ten passes over several sets of random inputs, which together are larger than the
 //! caches, as a replayed graph of launches: what the device needs, without the gaps that the host leaves. The first call
@@ -34,9 +34,11 @@ const BF16: (&str, FloatKind) = ("bf16", FloatKind::BF16);
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |name: &str| arguments.iter().any(|argument| argument == name);
-    let every = !["first", "plan", "prefill", "decode", "skew", "mixed", "cascade", "mask", "plain", "sweep"]
-        .into_iter()
-        .any(has);
+    let every = ![
+        "first", "plan", "prefill", "biases", "decode", "skew", "mixed", "cascade", "mask", "plain", "sweep",
+    ]
+    .into_iter()
+    .any(has);
     let quick = has("quick");
     let header = "op,impl,dtype,batch,q_len,kv_len,ms,tflops,gbps,max_err,note\n";
     let only = arguments.iter().find_map(|argument| argument.strip_prefix("keys=")?.parse().ok());
@@ -49,6 +51,8 @@ fn main() {
         kv_heads: 8,
         dim: 128,
         causal: true,
+        sinks: false,
+        slopes: false,
         paged: false,
         choice: Choice::Auto,
         split: Split::Auto,
@@ -88,6 +92,20 @@ fn main() {
             bench.row(&Shape { op, lengths: mix, paged, ..base.clone() });
             let mix = [200, 3000, 17, 4096, 1000, 511, 2049, 777, 8000].map(|n| (n, n)).to_vec();
             bench.row(&Shape { op, lengths: mix, paged, ..base.clone() });
+        }
+    }
+    if every || has("biases") {
+        for (op, sinks, slopes) in [
+            ("prefill", false, false),
+            ("prefill-sinks", true, false),
+            ("prefill-alibi", false, true),
+            ("prefill-sinks-alibi", true, true),
+        ] {
+            let biased = Shape { op, sinks, slopes, ..base.clone() };
+            for n in [1024, 4096, 16384] {
+                bench.row(&Shape { lengths: vec![(n, n)], ..biased.clone() });
+            }
+            bench.row(&Shape { lengths: vec![(1, 4096); 64], causal: false, paged: true, ..biased });
         }
     }
     if every || has("decode") {

@@ -34,6 +34,9 @@ pub struct Shape {
     pub kv_heads: usize,
     pub dim: usize,
     pub causal: bool,
+    pub sinks: bool,
+    /// Slopes of ALiBi.
+    pub slopes: bool,
     pub paged: bool,
     pub choice: Choice,
     pub split: Split,
@@ -69,6 +72,8 @@ pub struct Inputs {
     /// Page indices and lengths of the last pages.
     pub pages: Option<[TensorBinding; 2]>,
     pub mask: Option<Mask>,
+    /// Sinks and slopes.
+    pub biases: Tensors,
 }
 
 impl Bench {
@@ -108,6 +113,16 @@ impl Bench {
             mask: s.mask.map(|visible| self.mask(s, visible, &planned)),
             planned,
             pages: indices,
+            biases: Tensors {
+                sinks: s.sinks.then(|| self.device.random(FloatKind::F32, &[s.q_heads], 1)),
+                slopes: s.slopes.then(|| {
+                    // Those of as many heads as a power of two has.
+                    let slope = |head: usize| (-8.0 * (head + 1) as f32 / s.q_heads as f32).exp2();
+                    let bits = (0..s.q_heads).map(|head| slope(head).to_bits() as i32).collect();
+                    self.device.ints(bits)
+                }),
+                ..Tensors::default()
+            },
         }
     }
 
@@ -133,7 +148,7 @@ impl Bench {
             scale: s.variant().scale,
             dtype: ElemType::Float(s.dtype.1),
             kv_dtype: ElemType::Float(s.dtype.1),
-            inputs: Tensors::default(),
+            inputs: inputs.biases.clone(),
             mask: inputs.mask.clone(),
         };
         // SAFETY: row pointers, pages and plan are made of the lengths that sized the tensors.

@@ -28,17 +28,32 @@ pub struct Batch<B: Backend> {
     /// f32: room for partial results, if there are any. Written even if it has other owners.
     #[extension_type]
     pub workspace: MaybeFloats<B>,
+    /// The tensors of the variant.
+    #[extension_type]
+    pub inputs: VariantTensors<B>,
+    /// The mask, beside the variant's.
+    #[extension_type]
+    pub mask: MaybeMask<B>,
+    /// The layout of the batch.
+    pub layout: BatchLayout,
+}
+
+/// The tensors of a variant.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub struct VariantTensors<B: Backend> {
+    /// `[q_heads]`, f32: logits without a value.
+    #[extension_type]
+    pub sinks: MaybeFloats<B>,
+    /// `[q_heads]`, f32: growth of the logits from a key to the next.
+    #[extension_type]
+    pub slopes: MaybeFloats<B>,
     /// The variant's numbers, f32.
     #[extension_type]
     pub floats: MaybeFloats<B>,
     /// The variant's integers, `i32`.
     #[extension_type]
     pub ints: MaybeInts<B>,
-    /// The mask, beside the variant's.
-    #[extension_type]
-    pub mask: MaybeMask<B>,
-    /// The layout of the batch.
-    pub layout: BatchLayout,
 }
 
 /// The lists of a [`Batch`], as ranges of its `index`. Request `r` owns the query tokens
@@ -53,6 +68,8 @@ pub struct BatchLayout {
     /// `[pages, page_size, kv_heads, head_dim]`, or with heads before tokens. Without it,
     /// `[kv_tokens, kv_heads, head_dim]`.
     pub pages: Option<PagesLayout>,
+    /// The ranges of keys of the query tokens, for kernels: empty if there are none.
+    pub ranges: Range<usize>,
     /// The launch of the kernels.
     pub launch: Launch,
 }

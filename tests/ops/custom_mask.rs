@@ -9,8 +9,8 @@ use burn_flashinfer::{
 };
 
 use crate::devices::{Target, device_tests};
-use crate::oracle::check_variant;
-use crate::problem::{Case, Got, Problem};
+use crate::problem::{Case, Problem};
+use crate::setting::{Setting, Tensors, got};
 use crate::support::{Rng, refused};
 
 device_tests!(
@@ -54,53 +54,53 @@ impl AttentionVariant for Masked {
     }
 }
 
-/// A problem with a mask.
-struct Setting {
-    problem: Problem,
-    masked: Masked,
+/// A problem with a mask: the oracle's variant keeps keys by their bits.
+struct MaskedProblem {
+    oracle: Setting,
+    bits: Vec<Vec<bool>>,
 }
 
-impl Setting {
+impl MaskedProblem {
     /// `keep` says which query (of a request with so many of them) sees which key (of so many).
     fn new(label: &str, case: &Case, mut keep: impl FnMut([usize; 2], [usize; 2]) -> bool) -> Self {
         let bits = case.lengths.iter().map(|&(qo_len, kv_len)| {
             let pairs = (0..qo_len).flat_map(|i| (0..kv_len).map(move |j| [i, j]));
             pairs.map(|pair| keep(pair, [qo_len, kv_len])).collect()
         });
+        let bits: Vec<Vec<bool>> = bits.collect();
         let masked = Masked {
             scale: 1.0 / (case.dim as f32).sqrt(),
             causal: case.causal,
             window_left: case.window,
-            bits: Bits(bits.collect()),
+            bits: Bits(bits.clone()),
         };
-        Self { problem: case.problem(label), masked }
+        let options = AttentionOptions::new().variant(masked).return_lse(true);
+        let oracle = Setting { problem: case.problem(label), options, tensors: Tensors::default() };
+        Self { oracle, bits }
     }
 
     fn config(&self, split: KvSplit) -> PlanConfig {
-        let case = &self.problem.case;
+        let case = &self.oracle.problem.case;
         let mut options = AttentionOptions::new().causal(case.causal).return_lse(true);
         if let Some(window) = case.window {
             options = options.window_left(window);
         }
-        PlanConfig::new(case.kv_heads * case.group, case.kv_heads, case.dim, case.dtype)
-            .head_dim_v(case.v_dim)
-            .options(options)
-            .split(split)
+        self.oracle.config().options(options).split(split)
     }
 
     fn bools(&self, device: &Device) -> Tensor<1, Bool> {
-        Tensor::from_data(TensorData::from(&self.masked.bits.0.concat()[..]), device)
+        Tensor::from_data(TensorData::from(&self.bits.concat()[..]), device)
     }
 
     fn packed(&self, device: &Device) -> Tensor<1, Int> {
-        let lengths: Vec<usize> = self.masked.bits.0.iter().map(Vec::len).collect();
+        let lengths: Vec<usize> = self.bits.iter().map(Vec::len).collect();
         let indptr = Indptr::from_lengths(&lengths, device).expect("valid");
         segment_packbits(self.bools(device), &indptr, BitOrder::Little).expect("packs").0
     }
 
     fn ragged(&self, split: KvSplit, device: &Device) -> Result<AttentionOutput> {
-        let Problem { q, k, v, .. } = &self.problem;
-        let [qo, kv] = [self.problem.qo_indptr(), self.problem.kv_indptr()]
+        let Problem { q, k, v, .. } = &self.oracle.problem;
+        let [qo, kv] = [self.oracle.problem.qo_indptr(), self.oracle.problem.kv_indptr()]
             .map(|rows| Indptr::new(&rows, device).expect("valid"));
         let mut plan = RaggedPlan::new(&self.config(split), &qo, &kv)?;
         plan.set_custom_mask(self.bools(device))?;
@@ -109,23 +109,22 @@ impl Setting {
     }
 
     fn paged(&self, split: KvSplit, device: &Device) -> Result<AttentionOutput> {
-        let Problem { q, k, v, .. } = &self.problem;
-        let paging = self.problem.paging(16);
+        let Problem { q, k, v, .. } = &self.oracle.problem;
+        let paging = self.oracle.problem.paging(16);
         let pool = |x| paging.pool(x, KvLayout::Nhd).tensor(device);
         let pages = KvPages::new(pool(k), pool(v), KvLayout::Nhd)?;
-        let qo = Indptr::new(&self.problem.qo_indptr(), device)?;
+        let qo = Indptr::new(&self.oracle.problem.qo_indptr(), device)?;
         let mut plan = PagedPlan::new(&self.config(split), &qo, &paging.table(device))?;
         plan.set_packed_custom_mask(self.packed(device))?;
         plan.run(q.tensor(device), &pages)
     }
 
     fn check(&self, what: &str, target: &Target, split: KvSplit) {
-        for (kind, got) in
+        for (kind, results) in
             [("ragged", self.ragged(split, &target.device)), ("paged", self.paged(split, &target.device))]
         {
-            let got = Got::of(got.expect("runs"));
             let what = format!("{what}, {kind}, {split:?}");
-            check_variant(&what, target, &self.problem, &self.masked, (&[], &[]), &got);
+            self.oracle.check(&what, target, &got(results.expect("runs")));
         }
     }
 }
@@ -141,9 +140,9 @@ fn random_masks(target: Target) {
             let lengths = &lengths[..lengths.len() - usize::from(causal)];
             let case = Case { causal, window, ..Case::new(dtype, dim, lengths) };
             let mut rng = Rng::new(&format!("random masks {dim} {causal} {window:?}"));
-            let setting = Setting::new("random masks", &case, |[query, _], _| rng.below(8) < query % 9);
+            let masked = MaskedProblem::new("random masks", &case, |[query, _], _| rng.below(8) < query % 9);
             for split in [KvSplit::Auto, KvSplit::Fixed(16)] {
-                setting.check("random", &target, split);
+                masked.check("random", &target, split);
             }
         }
     }
@@ -156,12 +155,12 @@ fn masks_of_whole_tiles(target: Target) {
     for dtype in target.dtypes() {
         let case = Case::new(dtype, 128, lengths).heads(2, 4);
         let document = |place: usize, len: usize| 5 * place / len.max(1);
-        let setting = Setting::new("whole tiles", &case, |[query, key], [qo_len, kv_len]| {
+        let masked = MaskedProblem::new("whole tiles", &case, |[query, key], [qo_len, kv_len]| {
             let of_key = document(key, kv_len);
             document(query, qo_len) == of_key && of_key != 2
         });
         for split in [KvSplit::Never, KvSplit::Fixed(256)] {
-            setting.check("documents", &target, split);
+            masked.check("documents", &target, split);
         }
     }
 }
@@ -171,7 +170,7 @@ fn drafted_trees(target: Target) {
     for dtype in target.dtypes() {
         let lengths: &[(usize, usize)] = &[(2, 40), (16, 190), (64, 64), (7, 300)];
         let case = Case::new(dtype, 64, lengths).heads(2, 4);
-        let setting = Setting::new("trees", &case, |[query, key], [qo_len, kv_len]| {
+        let masked = MaskedProblem::new("trees", &case, |[query, key], [qo_len, kv_len]| {
             let context = kv_len - qo_len;
             // Node `n` is a child of node `(n - 1) / 2`.
             let mut node = query;
@@ -186,7 +185,7 @@ fn drafted_trees(target: Target) {
                     node = (node - 1) / 2;
                 }
         });
-        setting.check("trees", &target, KvSplit::Auto);
+        masked.check("trees", &target, KvSplit::Auto);
     }
 }
 

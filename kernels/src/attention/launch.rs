@@ -13,7 +13,7 @@ use crate::device::tensor::{KvLayout, Result, by_slot, contiguous, one_page, row
 use crate::device::{DeviceProfile, Refusal};
 use crate::problem::{Alignment, HeadDims, Problem};
 
-const KERNEL: &str = "attention";
+pub(super) const KERNEL: &str = "attention";
 
 /// Places of the queries and keys of each request. Index tensors are contiguous, of `i32`.
 #[allow(clippy::large_enum_variant, reason = "one a launch, taken apart at once")]
@@ -77,6 +77,10 @@ pub struct Attention {
 /// Tensors of a variant, which change from call to call: slopes, sinks, masks.
 #[derive(Clone, Default)]
 pub struct Inputs {
+    /// `[q_heads]` of f32, contiguous: logits without a value.
+    pub sinks: Option<TensorBinding>,
+    /// `[q_heads]` of f32, contiguous: growth of the logits from a key to the next.
+    pub slopes: Option<TensorBinding>,
     /// An f32 tensor, contiguous.
     pub floats: Option<TensorBinding>,
     /// An i32 tensor, contiguous.
@@ -130,6 +134,35 @@ impl Call<'_> {
         &self.attention.inputs
     }
 
+    /// Query heads.
+    pub fn q_heads(&self) -> usize {
+        self.attention.q.shape.get(1).copied().unwrap_or(0)
+    }
+
+    /// Requests of the batch.
+    pub fn requests(&self) -> usize {
+        let (Batch::Ragged { qo_indptr, .. } | Batch::Paged { qo_indptr, .. }) = &self.attention.batch;
+        qo_indptr.size().saturating_sub(1)
+    }
+
+    /// [`Inputs::floats`], contiguous and of this shape.
+    ///
+    /// # Errors
+    ///
+    /// If there are none, or of another shape: `argument`.
+    pub fn float_input(&self, argument: &'static str, wanted: &[usize]) -> Result<TensorBinding> {
+        given(argument, &self.attention.inputs.floats, wanted)
+    }
+
+    /// [`Inputs::ints`], contiguous and of this shape.
+    ///
+    /// # Errors
+    ///
+    /// As [`float_input`](Self::float_input).
+    pub fn int_input(&self, argument: &'static str, wanted: &[usize]) -> Result<TensorBinding> {
+        given(argument, &self.attention.inputs.ints, wanted)
+    }
+
     /// Launches the kernels of a variant. `args` makes the arguments once for each of them.
     ///
     /// # Errors
@@ -144,6 +177,9 @@ impl Call<'_> {
         let Attention { q, k, v, output, lse, batch, scale, dtype, kv_dtype, inputs: _, mask } = attention;
         if output.size() == 0 {
             return Ok(());
+        }
+        if let Some(lse) = lse.as_ref().filter(|_| !V::SOFTMAX) {
+            return Err(shape(KERNEL, "lse", lse, "none, without a softmax"));
         }
         let (k, v) = match &batch {
             Batch::Paged { layout, .. } => {
@@ -185,6 +221,20 @@ impl Call<'_> {
         };
         tiled::launch::<V>(client, operands, (table, mask), args, &problem, tiles, planned)
     }
+}
+
+/// An input that must be there.
+fn given(argument: &'static str, input: &Option<TensorBinding>, wanted: &[usize]) -> Result<TensorBinding> {
+    let none = || Refusal::Shape {
+        kernel: KERNEL,
+        argument,
+        shape: vec![],
+        strides: vec![],
+        expected: format!("{wanted:?}, to be given"),
+    };
+    let tensor = input.clone().ok_or_else(none)?;
+    contiguous(KERNEL, argument, &tensor, wanted)?;
+    Ok(tensor)
 }
 
 fn check(

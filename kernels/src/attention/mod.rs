@@ -12,6 +12,7 @@ mod portable;
 mod standard;
 pub(crate) mod state;
 mod tiled;
+mod token_ranges;
 mod variant;
 
 pub use crate::math::Math;
@@ -22,6 +23,6 @@ pub use launch::{Attention, Batch, Call, Inputs, Kernels, launch};
 pub use mask::{Mask, MaskBits, map_tiles, mask_words};
 pub use plan::{DevicePlan, Limits, MergeItem, Plan, Split, WorkItem};
 pub use portable::Portable;
-pub use standard::{SoftCap, Standard};
+pub use standard::{Ranges, Standard};
 pub use tiled::{Mixed, Tiled};
 pub use variant::{CausalWindow, CausalWindowLaunch, Variant};

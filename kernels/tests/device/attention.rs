@@ -90,7 +90,7 @@ impl Case {
 
     pub fn variant(&self) -> Standard {
         let Self { causal, window_left, soft_cap, .. } = *self;
-        Standard { scale: self.scale(), causal, window_left, soft_cap }
+        Standard { causal, window_left, soft_cap, ..Standard::new(self.scale()) }
     }
 
     fn scale(&self) -> f32 {

@@ -125,6 +125,10 @@ impl PagedPlan {
     ) -> Result<Self> {
         let (device, page_size) = (cache.device(), cache.page_size());
         config.check(op, device)?;
+        if let Some(ranges) = &config.options.ranges {
+            let expected = "none, as the requests of a step change".into();
+            return Err(Error::Value { op, argument: ranges.name(), got: "set".into(), expected });
+        }
         let table =
             PageTable::trusted(op, vec![0], vec![], &[], page_size, device)?.padded(capacity.requests);
         let rows = decode_rows(capacity.requests);
@@ -207,11 +211,12 @@ impl PagedPlan {
         self.run_with(q, pages, VariantInputs::new())
     }
 
-    /// [`run`](Self::run), with tensors for a variant.
+    /// [`run`](Self::run), with sinks, slopes, or tensors for a variant.
     ///
     /// # Errors
     ///
-    /// As [`run`](Self::run), and if these tensors are on another device or require a gradient.
+    /// As [`run`](Self::run), and if these tensors are on another device, of another length or type, or require a
+    /// gradient.
     pub fn run_with(&self, q: Tensor<3>, pages: &KvPages, inputs: VariantInputs) -> Result<AttentionOutput> {
         const OP: &str = "PagedPlan::run";
         let (config, pool) = (&self.config, pages.shape());
@@ -252,7 +257,7 @@ impl PagedPlan {
             return refuse("pages", format!("{:?}", pages.layout()), format!("{layout:?}"));
         }
         let (k, v) = (k.clone(), v.clone());
-        let inputs = inputs.checked(&floats)?;
+        let inputs = inputs.checked(OP, &floats, config.q_heads, &config.options)?;
         attend(OP, q, k, v, self.schedule.batch(pages.layout(), inputs), config.params())
     }
 
@@ -325,6 +330,7 @@ fn check_requests(op: &'static str, config: &PlanConfig, rows: &[usize], table: 
             expected: format!("of {} requests, as `table`", table.requests()),
         });
     }
+    config.check_ranges(op, requests)?;
     for (request, (rows, &keys)) in rows.windows(2).zip(table.kv_lengths()).enumerate() {
         config.check_causal(op, request, rows[1] - rows[0], keys)?;
     }

@@ -84,11 +84,12 @@ impl RaggedPlan {
         self.run_with(q, k, v, VariantInputs::new())
     }
 
-    /// [`run`](Self::run), with tensors for a variant.
+    /// [`run`](Self::run), with sinks, slopes, or tensors for a variant.
     ///
     /// # Errors
     ///
-    /// As [`run`](Self::run), and if these tensors are on another device or require a gradient.
+    /// As [`run`](Self::run), and if these tensors are on another device, of another length or type, or require a
+    /// gradient.
     pub fn run_with(
         &self,
         q: Tensor<3>,
@@ -116,7 +117,7 @@ impl RaggedPlan {
                 return Err(shape(OP, argument, &got, format!("{planned:?}, as planned")));
             }
         }
-        let inputs = inputs.checked(&floats)?;
+        let inputs = inputs.checked(OP, &floats, config.q_heads, &config.options)?;
         attend(OP, q, k, v, self.schedule.batch(KvLayout::Nhd, inputs), config.params())
     }
 
@@ -177,6 +178,7 @@ fn checked<'a>(
             expected: format!("of {} requests, as `qo_indptr`", qo_indptr.requests()),
         });
     }
+    config.check_ranges(op, qo_indptr.requests())?;
     for (request, (queries, keys)) in qo_indptr.lengths().zip(kv_indptr.lengths()).enumerate() {
         config.check_causal(op, request, queries, keys)?;
     }

@@ -184,9 +184,9 @@ impl Schedule {
             }
             _ => MaybeFloats::None,
         };
-        let (floats, ints) = inputs.into_backend();
         let mask = self.mask.as_ref().map_or(MaybeMask::None, CustomMask::argument);
-        Batch { index: self.index.clone().into_backend(), workspace, floats, ints, mask, layout: lists }
+        let (index, inputs) = (self.index.clone().into_backend(), inputs.into_backend());
+        Batch { index, workspace, inputs, mask, layout: lists }
     }
 
     /// Masks the batch, until it is planned anew.
@@ -243,6 +243,14 @@ impl HostPlan {
         let (work_items, merges) = explanation.lists();
         let work_items = lists.add(work_items.iter().copied(), launch.work_items.len());
         let merges = lists.add(merges.iter().copied(), launch.merges.len());
+        let ranges = match &config.options.ranges {
+            Some(ranges) => {
+                let tokens = requests.qo_indptr.last().copied().unwrap_or(0);
+                memory::on_host(op, "batch", memory::bytes([2, tokens, size_of::<i32>()]))?;
+                lists.add(ranges.table(requests.lengths()), 0)
+            }
+            None => 0..0,
+        };
         let extra = lists.add(fixed.map_or(&[][..], |fixed| fixed.extra).iter().copied(), 0);
         let pages = match requests.kv {
             KeysOf::Ragged(_) => None,
@@ -263,7 +271,7 @@ impl HostPlan {
             }
         };
         let launch = Launch { work_items, merges, ..launch };
-        let layout = BatchLayout { qo_indptr, kv_indptr, pages, launch };
+        let layout = BatchLayout { qo_indptr, kv_indptr, pages, ranges, launch };
         let pairs = requests.lengths().map(|(queries, keys)| queries.saturating_mul(keys)).collect();
         Ok(Self { lists, layout, extra, explanation, pairs })
     }

@@ -10,7 +10,7 @@ use burn_flashinfer_kernels::attention::{
 };
 
 use super::tensor::{dense, empty_like, in_rows, launched, layout_of};
-use crate::extension::{Attended, Batch, Launch, MaskedBatch, MaybeMask, PagesLayout};
+use crate::extension::{Attended, Batch, Launch, MaskedBatch, MaybeMask, PagesLayout, VariantTensors};
 use crate::types::AttentionParams;
 
 pub(super) fn batch_attention(
@@ -79,7 +79,8 @@ struct Lists {
 
 /// The lists of a batch, each as a part of the index tensor; none without a plan.
 fn lists(batch: Batch<CubeBackend>) -> Option<Lists> {
-    let Batch { index, workspace, floats, ints, mask, layout } = batch;
+    let Batch { index, workspace, inputs, mask, layout } = batch;
+    let VariantTensors { sinks, slopes, floats, ints } = inputs;
     let list = |range: &Range<usize>| part(&index, range);
     let (qo_indptr, kv_indptr) = (list(&layout.qo_indptr), list(&layout.kv_indptr));
     let requests = match &layout.pages {
@@ -94,7 +95,9 @@ fn lists(batch: Batch<CubeBackend>) -> Option<Lists> {
     };
     // A larger workspace is as good.
     let planned = DevicePlan { workspace: dense(workspace), ..planned(&index, &layout.launch)? };
-    let ints = ints.into_option().map(super::tensor::index);
+    let some = |range: &Range<usize>| (!range.is_empty()).then(|| part(&index, range));
+    let ints = some(&layout.ranges).or_else(|| ints.into_option().map(super::tensor::index));
+    let [sinks, slopes, floats] = [sinks, slopes, floats].map(dense);
     let mask = match mask {
         MaybeMask::None => None,
         MaybeMask::Some(words, tiles, first_bits) => Some(Mask {
@@ -102,7 +105,7 @@ fn lists(batch: Batch<CubeBackend>) -> Option<Lists> {
             tiles: Some(tiles.binding()),
         }),
     };
-    Some(Lists { requests, planned, inputs: Inputs { floats: dense(floats), ints }, mask })
+    Some(Lists { requests, planned, inputs: Inputs { sinks, slopes, floats, ints }, mask })
 }
 
 /// The plan of a launch, without a workspace; none without a blueprint.

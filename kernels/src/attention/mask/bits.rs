@@ -2,7 +2,9 @@
 
 use cubecl::prelude::*;
 
-use super::super::tiled::softmax::row_of;
+use super::super::tiled::lane_rows::row_of;
+use super::super::tiled::softmax::masked;
+use super::super::variant::Variant;
 use crate::mma::{Fragment, Mma, column_step};
 use crate::request::{RequestShape, TileRows};
 
@@ -42,9 +44,9 @@ pub(crate) fn keeps(mask: &CustomMask, request: &RequestShape, query: usize, key
     (mask.bits[usize::cast_from(bit >> 5u64)] >> u32::cast_from(bit & 31u64)) & 1u32 == 1u32
 }
 
-/// Sets the logits to -inf whose bit is 0; `key` is the lane's first.
+/// Masks the logits whose bit is 0; `key` is the lane's first.
 #[cube]
-pub(crate) fn apply_mask_bits<M: Mma>(
+pub(crate) fn apply_mask_bits<M: Mma, V: Variant>(
     s: &mut Fragment<M>,
     mask: &CustomMask,
     rows: &TileRows,
@@ -66,7 +68,7 @@ pub(crate) fn apply_mask_bits<M: Mma>(
                 let step = comptime!(column_step::<M>(c));
                 if comptime!(step / 32 == i) {
                     let is_kept = (word >> comptime!((step % 32) as u32)) & 1u32 == 1u32;
-                    s.set(r, c, select(is_kept, s.get(r, c), f32::NEG_INFINITY));
+                    s.set(r, c, select(is_kept, s.get(r, c), masked::<V>()));
                 }
             }
         }

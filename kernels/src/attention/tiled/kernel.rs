@@ -27,7 +27,7 @@ use super::super::variant::Variant;
 use super::copy_stage::{copy_stage, kv_head};
 use super::epilogue::store_rows;
 use super::merge_planes::merge_planes;
-use super::softmax::{logits, mask_rows, online_softmax, start_softmax, sum_lanes, unmasked_keys};
+use super::softmax::{logits, mask_rows, online_softmax, rescale, start_softmax, sum_lanes, unmasked_keys};
 use crate::mma::{Fragment, Mma, TileShape, first_key, first_row, shared_vecs, wait_stage};
 use crate::staging::{Ring, Vec16, stages_ahead};
 
@@ -130,7 +130,7 @@ fn attend<M: Mma, V: Variant, E: Float>(
 
         M::qk::<E>(&queries, &ring, &mut s, tiles);
         let key = (at + lane_key) as u32;
-        logits::<M, V>(&mut s, args, &work.rows, first_row, key);
+        logits::<M, V>(&mut s, &mut softmax, args, &work.rows, first_row, key);
         if unmasked.ends_in(at, cube_keys) {
             mask_rows::<M, V>(&mut s, args, work, first_row, key);
         }
@@ -138,23 +138,23 @@ fn attend<M: Mma, V: Variant, E: Float>(
         match custom {
             ComptimeOption::Some(custom) => {
                 if !walk.is_full() {
-                    apply_mask_bits::<M>(&mut s, custom, &work.rows, first_row, key);
+                    apply_mask_bits::<M, V>(&mut s, custom, &work.rows, first_row, key);
                 }
             }
             ComptimeOption::None => {}
         }
-        online_softmax::<M>(&mut s, &mut softmax, tiles);
+        online_softmax::<M, V>(&mut s, &mut softmax, tiles);
         // A branch around this while no row_max rises costs more than it saves: 3% of a prefill on an H200,
         // since it splits the instruction schedule.
-        o.mul_rows(&softmax.alpha);
+        rescale::<M, V>(&mut o, &softmax);
         M::pv::<E>(&s, &ring, &mut o, tiles);
 
         ring.advance();
         walk.advance(custom);
     }
-    sum_lanes::<M>(&mut softmax, tiles);
+    sum_lanes::<M, V>(&mut softmax, tiles);
     if comptime!(tiles.kv_planes > 1) {
-        merge_planes::<M>(&mut ring, &mut softmax, &mut o, tiles);
+        merge_planes::<M, V>(&mut ring, &mut softmax, &mut o, tiles);
     }
     if (UNIT_POS_Y as usize) < tiles.q_planes {
         store_rows::<M, V, E>(outputs, args, work, first_row, &softmax, &mut o, tiles);

@@ -19,8 +19,8 @@ use super::{
     float::Float,
     view::{Rows, dims, indices, tensor, with_rows},
 };
-use crate::extension::{Attended, Batch, MaybeMask, PagesLayout};
-use crate::types::{AttentionParams, KvLayout};
+use crate::extension::{Attended, Batch, MaybeMask, PagesLayout, VariantTensors};
+use crate::types::{AttentionParams, HostInputs, KvLayout};
 
 /// Rows that a task with several queries aims at.
 const ROWS: usize = 64;
@@ -35,11 +35,15 @@ pub(super) fn attention<E: Float>(
     params: AttentionParams,
 ) -> Attended<Flex> {
     let (q, k, v) = (with_rows(q), with_rows(k), with_rows(v));
-    let Batch { index, floats, ints, mask, layout, .. } = batch;
-    let floats = floats.into_option().map(|floats| floats.to_contiguous());
+    let Batch { index, inputs, mask, layout, .. } = batch;
+    let VariantTensors { sinks, slopes, floats, ints } = inputs;
+    let [sinks, slopes, floats] =
+        [sinks, slopes, floats].map(|tensor| tensor.into_option().map(|tensor| tensor.to_contiguous()));
     let ints = ints.into_option().map(indices);
-    let floats: &[f32] = floats.as_ref().map_or(&[], |floats| floats.storage());
-    let ints: &[i32] = ints.as_ref().map_or(&[], |ints| ints.storage());
+    let [sinks, slopes, floats] =
+        [&sinks, &slopes, &floats].map(|tensor| tensor.as_ref().map_or(&[][..], |tensor| tensor.storage()));
+    let ints = ints.as_ref().map_or(&[][..], |ints| ints.storage());
+    let inputs = HostInputs { sinks, slopes, floats, ints };
     let mask = match mask {
         MaybeMask::None => None,
         MaybeMask::Some(bytes, _, first_bits) => Some((bytes.to_contiguous(), indices(first_bits))),
@@ -57,12 +61,12 @@ pub(super) fn attention<E: Float>(
             (Index::Paged { qo_indptr, kv_indptr, pages, last, page_size }, Some(layout))
         }
     };
-    run::<E>([&q, &k, &v], (floats, ints, mask), index, layout, params)
+    run::<E>([&q, &k, &v], (inputs, mask), index, layout, params)
 }
 
 fn run<E: Float>(
     [q, k, v]: [&FlexTensor; 3],
-    (floats, ints, mask): (&[f32], &[i32], Option<Mask<'_>>),
+    (inputs, mask): (HostInputs<'_>, Option<Mask<'_>>),
     index: Index<'_>,
     layout: Option<KvLayout>,
     params: AttentionParams,
@@ -79,8 +83,8 @@ fn run<E: Float>(
         v: Cache::of(v, layout),
         index,
         variant: &*params.variant,
-        floats,
-        ints,
+        softmax: params.variant.softmax(),
+        inputs,
         mask,
         kv_heads,
         group: q_heads / kv_heads.max(1),

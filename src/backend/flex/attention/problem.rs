@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn_flex::FlexTensor;
 
 use super::super::{float::Float, simd, view::Rows};
-use crate::types::{AttentionVariant, KvLayout, LogitTile, Request, Row, visible};
+use crate::types::{AttentionVariant, HostInputs, KvLayout, LogitTile, Request, Row, visible};
 
 /// Keys or values.
 #[derive(Clone, Copy)]
@@ -123,8 +123,9 @@ pub(super) struct Problem<'a, E> {
     pub v: Cache<'a, E>,
     pub index: Index<'a>,
     pub variant: &'a dyn AttentionVariant,
-    pub floats: &'a [f32],
-    pub ints: &'a [i32],
+    /// False if scores are weights, not logits.
+    pub softmax: bool,
+    pub inputs: HostInputs<'a>,
     pub mask: Option<Mask<'a>>,
     pub kv_heads: usize,
     /// Query heads that share a key-value head.
@@ -161,6 +162,11 @@ impl<E: Float> Problem<'_, E> {
         first.start.min(last.end)..last.end
     }
 
+    /// The score of a key that a row does not see.
+    pub(super) fn masked(&self) -> f32 {
+        if self.softmax { f32::NEG_INFINITY } else { 0.0 }
+    }
+
     /// A row of `work`, as the variant is told.
     pub(super) fn row(&self, work: &Work, row: usize) -> Row<'_> {
         Row {
@@ -168,18 +174,18 @@ impl<E: Float> Problem<'_, E> {
             query: work.queries.start + row / self.group,
             q_head: work.kv_head * self.group + row % self.group,
             kv_head: work.kv_head,
-            floats: self.floats,
-            ints: self.ints,
+            inputs: self.inputs,
         }
     }
 
     /// Turns products into logits: -inf for keys that a mask hides.
     pub(super) fn transform(&self, tile: &mut LogitTile<'_>) {
         self.variant.transform(tile);
+        let masked = if self.softmax { f32::NEG_INFINITY } else { 0.0 };
         if let Some(mask) = &self.mask {
             tile.for_each(|logit, row, key| {
                 if key < row.request.kv_len && !mask.keeps(&row.request, row.query, key) {
-                    *logit = f32::NEG_INFINITY;
+                    *logit = masked;
                 }
             });
         }
@@ -187,6 +193,9 @@ impl<E: Float> Problem<'_, E> {
 
     /// Maximum of the scaled logits and sum of exponentials of a row before its first key.
     pub(super) fn start(&self, work: &Work, row: usize) -> (f32, f32) {
+        if !self.softmax {
+            return (f32::NEG_INFINITY, 0.0);
+        }
         let (max, sum) = self.variant.start(&self.row(work, row));
         // A scale may be 0, and -inf times it is NaN.
         let max = if max == f64::NEG_INFINITY { max } else { max * f64::from(self.variant.scale()) };
@@ -232,8 +241,10 @@ impl<E: Float> Problem<'_, E> {
 ///
 /// The sum is 0 only if the query has seen no key, and NaN if it has seen a NaN.
 #[inline(always)]
-pub(super) fn finish(sum: f32, max: f32) -> (f32, f32) {
-    if sum == 0.0 {
+pub(super) fn finish(softmax: bool, sum: f32, max: f32) -> (f32, f32) {
+    if !softmax {
+        (1.0, f32::NAN)
+    } else if sum == 0.0 {
         (0.0, f32::NEG_INFINITY)
     } else {
         (1.0 / sum, max * std::f32::consts::LOG2_E + sum.log2())
