@@ -52,6 +52,8 @@ fn main() {
         dim: 128,
         causal: true,
         sinks: false,
+        soft_cap: None,
+        window: None,
         slopes: false,
         paged: false,
         choice: Choice::Auto,
@@ -102,10 +104,18 @@ fn main() {
             ("prefill-sinks-alibi", true, true),
         ] {
             let biased = Shape { op, sinks, slopes, ..base.clone() };
-            for n in [1024, 4096, 16384] {
+            for n in [1024, 8192, 16384] {
                 bench.row(&Shape { lengths: vec![(n, n)], ..biased.clone() });
             }
             bench.row(&Shape { lengths: vec![(1, 4096); 64], causal: false, paged: true, ..biased });
+        }
+        for (op, sinks, soft_cap, window) in [
+            ("prefill-cap", false, Some(30.0), None),
+            ("prefill-window", false, None, Some(1023)),
+            ("prefill-sinks-cap-window", true, Some(30.0), Some(1023)),
+        ] {
+            let lengths = vec![(8192, 8192)];
+            bench.row(&Shape { op, sinks, soft_cap, window, lengths, ..base.clone() });
         }
     }
     if every || has("decode") {

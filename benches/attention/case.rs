@@ -35,6 +35,8 @@ pub struct Shape {
     pub dim: usize,
     pub causal: bool,
     pub sinks: bool,
+    pub soft_cap: Option<f32>,
+    pub window: Option<usize>,
     /// Slopes of ALiBi.
     pub slopes: bool,
     pub paged: bool,
@@ -56,7 +58,8 @@ pub enum Visible {
 
 impl Shape {
     fn variant(&self) -> Standard {
-        Standard { causal: self.causal, ..Standard::new((self.dim as f32).powf(-0.5)) }
+        let Self { causal, soft_cap, window, .. } = *self;
+        Standard { causal, soft_cap, window_left: window, ..Standard::new((self.dim as f32).powf(-0.5)) }
     }
 }
 
@@ -164,9 +167,11 @@ impl Bench {
         let elements = |l: &(usize, usize)| 2 * (l.0 * s.q_heads + l.1 * s.kv_heads) * s.dim;
         let bytes =
             ElemType::Float(s.dtype.1).size() as f64 * s.lengths.iter().map(elements).sum::<usize>() as f64;
-        let pairs = |l: &(usize, usize)| {
+        let pairs = |l: &(usize, usize)| match s.window {
+            // A window of a prompt counts what it leaves.
+            Some(window) => (0..l.0).map(|query| (query + 1).min(window + 1)).sum::<usize>() as f64,
             // As is usual, causal attention counts half a square, and what lies before it.
-            (l.0 * l.1) as f64 - if s.causal && l.0 > 1 { (l.0 * l.0) as f64 / 2.0 } else { 0.0 }
+            None => (l.0 * l.1) as f64 - if s.causal && l.0 > 1 { (l.0 * l.0) as f64 / 2.0 } else { 0.0 },
         };
         let flops = 4.0 * s.lengths.iter().map(pairs).sum::<f64>() * (s.q_heads * s.dim) as f64;
         let sets = (4e8 / bytes).ceil().clamp(2.0, 24.0) as u32;

@@ -239,8 +239,11 @@ fn refuses_other_tensors(target: Target) {
     }
     for other in devices().into_iter().filter(|other| other.name != "flex") {
         let sinks = Tensor::<1>::zeros([4], (&other.device, DType::F32));
-        let message =
-            format!("single_prefill: `sinks` is on {:?}, expected {:?}", other.device, Device::flex());
+        let message = format!(
+            "single_prefill: `sinks` is on {:?}, expected {:?}, as the other arguments",
+            other.device,
+            Device::flex()
+        );
         refused(run(given().sinks(sinks)), message);
     }
 }
