@@ -2,7 +2,7 @@
 //!
 //!     cargo bench -p burn-flashinfer-kernels --features cuda --bench attention -- PART.. [quick] [keys=N] [cleared] [csv=FILE]
 //!
-//! With `keys`, only rows of requests that end with so many keys. With `cleared`, the caches are cleared before each run. Parts: first, plan, prefill, decode, skew, mixed, cascade, plain, and sweep; without any, all but sweep.
+//! With `keys`, only rows of requests that end with so many keys. With `cleared`, the caches are cleared before each run. Parts: first, plan, prefill, biases, decode, skew, mixed, cascade, mask, plain, and sweep; without any, all but sweep.
 //!
 //! Every row is the median of at least ten passes over several sets of random inputs, which together are larger than the
 //! caches, as a replayed graph of launches: what the device needs, without the gaps that the host leaves. The first call
@@ -14,6 +14,8 @@ mod case;
 mod cleared;
 #[path = "device.rs"]
 mod device;
+#[path = "attention/masks.rs"]
+mod masks;
 #[path = "attention/step.rs"]
 mod step;
 #[path = "attention/sweep.rs"]
@@ -32,9 +34,11 @@ const BF16: (&str, FloatKind) = ("bf16", FloatKind::BF16);
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |name: &str| arguments.iter().any(|argument| argument == name);
-    let every = !["first", "plan", "prefill", "decode", "skew", "mixed", "cascade", "plain", "sweep"]
-        .into_iter()
-        .any(has);
+    let every = ![
+        "first", "plan", "prefill", "biases", "decode", "skew", "mixed", "cascade", "mask", "plain", "sweep",
+    ]
+    .into_iter()
+    .any(has);
     let quick = has("quick");
     let header = "op,impl,dtype,batch,q_len,kv_len,ms,tflops,gbps,max_err,note\n";
     let only = arguments.iter().find_map(|argument| argument.strip_prefix("keys=")?.parse().ok());
@@ -47,9 +51,14 @@ fn main() {
         kv_heads: 8,
         dim: 128,
         causal: true,
+        sinks: false,
+        soft_cap: None,
+        window: None,
+        slopes: false,
         paged: false,
         choice: Choice::Auto,
         split: Split::Auto,
+        mask: None,
     };
     if every || has("first") {
         bench.llama_step(&base);
@@ -85,6 +94,28 @@ fn main() {
             bench.row(&Shape { op, lengths: mix, paged, ..base.clone() });
             let mix = [200, 3000, 17, 4096, 1000, 511, 2049, 777, 8000].map(|n| (n, n)).to_vec();
             bench.row(&Shape { op, lengths: mix, paged, ..base.clone() });
+        }
+    }
+    if every || has("biases") {
+        for (op, sinks, slopes) in [
+            ("prefill", false, false),
+            ("prefill-sinks", true, false),
+            ("prefill-alibi", false, true),
+            ("prefill-sinks-alibi", true, true),
+        ] {
+            let biased = Shape { op, sinks, slopes, ..base.clone() };
+            for n in [1024, 8192, 16384] {
+                bench.row(&Shape { lengths: vec![(n, n)], ..biased.clone() });
+            }
+            bench.row(&Shape { lengths: vec![(1, 4096); 64], causal: false, paged: true, ..biased });
+        }
+        for (op, sinks, soft_cap, window) in [
+            ("prefill-cap", false, Some(30.0), None),
+            ("prefill-window", false, None, Some(1023)),
+            ("prefill-sinks-cap-window", true, Some(30.0), Some(1023)),
+        ] {
+            let lengths = vec![(8192, 8192)];
+            bench.row(&Shape { op, sinks, soft_cap, window, lengths, ..base.clone() });
         }
     }
     if every || has("decode") {
@@ -130,6 +161,9 @@ fn main() {
         for (requests, prefix, own) in [(64, 32768, 256), (16, 8192, 1024)] {
             bench.cascade(&base, requests, prefix, own, Choice::Auto, Split::Auto);
         }
+    }
+    if every || has("mask") {
+        masks::rows(&mut bench, &base);
     }
     if every || has("plain") {
         // Without matrix cores: tiles of plain multiplications, and the portable kernel that they replace.

@@ -7,6 +7,9 @@
 //! | [`batch_prefill_ragged`] | attention of requests of different lengths, one after the other |
 //! | [`batch_prefill_paged`], [`batch_decode_paged`] | attention over keys and values in pages |
 //! | [`PagedPlan`], [`RaggedPlan`] | the same of any mix of requests, planned once for all layers |
+//! | [`VariantInputs`], [`alibi_slopes`] | attention sinks and ALiBi, for all of them |
+//! | [`Spans`], [`Items`] | images in a causal prompt, and multi-item scoring |
+//! | [`AttentionVariant`] | attention of your own |
 //! | [`cascade_attention`], [`CascadePlan`] | attention over pages that requests share, each read once |
 //! | [`DecodeStep`], [`DecodeGraph`] | a decoding step that is captured as a graph and replayed |
 //! | [`append_paged_kv`] | writes new keys and values into pages, in place |
@@ -85,9 +88,9 @@ mod simd;
 mod types;
 
 pub use attention::{
-    AttentionOutput, Cascade, CascadePlan, DecodeGraph, DecodeStep, KvSplit, PagedPlan, PlanConfig,
-    RaggedPlan, VariantInputs, batch_decode_paged, batch_prefill_paged, batch_prefill_ragged,
-    cascade_attention, single_decode, single_prefill,
+    AttentionOutput, CallOptions, Cascade, CascadePlan, DecodeGraph, DecodeStep, KvSplit, PagedPlan,
+    PlanConfig, RaggedPlan, VariantInputs, alibi_slopes, batch_decode_paged, batch_prefill_paged,
+    batch_prefill_ragged, cascade_attention, single_decode, single_prefill,
 };
 pub use cache::{
     CacheConfig, CacheStats, KvPages, PageCopies, PageTable, PagedKvCache, PagedStep, Positions, SequenceId,
@@ -108,8 +111,9 @@ pub use ops::{
     variable_length_merge_states,
 };
 pub use types::{
-    Activation, AttentionOptions, AttentionVariant, BitOrder, Fp8, KvLayout, LogitTile, Request, RopeStyle,
-    RouterScore, Row, SharedVariant, WeightFormat, WeightLayout, WeightScales,
+    Activation, AttentionOptions, AttentionVariant, BitOrder, Fp8, HostInputs, InputLengths, Items, KvLayout,
+    LogitTile, Request, RopeStyle, RouterScore, Row, SharedVariant, Spans, WeightFormat, WeightLayout,
+    WeightScales,
 };
 
 /// All that a decoder layer over a paged cache needs, for `use burn_flashinfer::prelude::*`.
@@ -153,8 +157,8 @@ pub mod sampling {
 pub mod kernels {
     pub use burn_flashinfer_kernels::Result;
     pub use burn_flashinfer_kernels::attention::{
-        Call, CausalWindow, CausalWindowLaunch, Inputs, Kernels, Math, QueryRow, RequestShape, SoftCap,
-        Standard, Variant,
+        Call, CausalWindow, CausalWindowLaunch, Inputs, Kernels, Math, QueryRow, RequestShape, Standard,
+        Variant,
     };
     pub use cubecl;
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use burn_flashinfer_kernels::attention::{
-    Alignment, Attention, Batch, Choice, DevicePlan, HeadDims, Inputs as Tensors, Plan, Problem,
+    Alignment, Attention, Batch, Choice, DevicePlan, HeadDims, Inputs as Tensors, Mask, Plan, Problem,
     RequestShape, Split, Standard, launch,
 };
 use burn_flashinfer_kernels::{DeviceProfile, KvLayout};
@@ -34,14 +34,32 @@ pub struct Shape {
     pub kv_heads: usize,
     pub dim: usize,
     pub causal: bool,
+    pub sinks: bool,
+    pub soft_cap: Option<f32>,
+    pub window: Option<usize>,
+    /// Slopes of ALiBi.
+    pub slopes: bool,
     pub paged: bool,
     pub choice: Choice,
     pub split: Split,
+    pub mask: Option<Visible>,
+}
+
+/// The custom mask of a batch.
+#[derive(Clone, Copy)]
+pub enum Visible {
+    /// Each key with a probability of a half.
+    Random,
+    /// The context, and of the last keys the query's own and about half of those before.
+    Tree,
+    /// The keys of as many documents one after the other as there are.
+    Documents(usize),
 }
 
 impl Shape {
     fn variant(&self) -> Standard {
-        Standard { causal: self.causal, ..Standard::new((self.dim as f32).powf(-0.5)) }
+        let Self { causal, soft_cap, window, .. } = *self;
+        Standard { causal, soft_cap, window_left: window, ..Standard::new((self.dim as f32).powf(-0.5)) }
     }
 }
 
@@ -56,6 +74,9 @@ pub struct Inputs {
     pub planned: DevicePlan,
     /// Page indices and lengths of the last pages.
     pub pages: Option<[TensorBinding; 2]>,
+    pub mask: Option<Mask>,
+    /// Sinks and slopes.
+    pub biases: Tensors,
 }
 
 impl Bench {
@@ -85,14 +106,26 @@ impl Bench {
             let last = s.lengths.iter().map(|l| ((l.1 - 1) % PAGE + 1) as i32).collect();
             [self.device.ints(pages), self.device.ints(last)]
         });
+        let planned = self.plan(s).upload(&self.device.client);
         Inputs {
             q: self.device.random(s.dtype.1, &[tokens, s.q_heads, s.dim], 3 * seed),
             k: self.device.random(s.dtype.1, &kv, 3 * seed + 1),
             v: self.device.random(s.dtype.1, &kv, 3 * seed + 2),
             output: self.device.random(s.dtype.1, &[tokens, s.q_heads, s.dim], 0),
             indptr: [indptr(|l| l.0, 1), indptr(|l| l.1, if s.paged { PAGE } else { 1 })],
-            planned: self.plan(s).upload(&self.device.client),
+            mask: s.mask.map(|visible| self.mask(s, visible, &planned)),
+            planned,
             pages: indices,
+            biases: Tensors {
+                sinks: s.sinks.then(|| self.device.random(FloatKind::F32, &[s.q_heads], 1)),
+                slopes: s.slopes.then(|| {
+                    // Those of as many heads as a power of two has.
+                    let slope = |head: usize| (-8.0 * (head + 1) as f32 / s.q_heads as f32).exp2();
+                    let bits = (0..s.q_heads).map(|head| slope(head).to_bits() as i32).collect();
+                    self.device.ints(bits)
+                }),
+                ..Tensors::default()
+            },
         }
     }
 
@@ -118,7 +151,8 @@ impl Bench {
             scale: s.variant().scale,
             dtype: ElemType::Float(s.dtype.1),
             kv_dtype: ElemType::Float(s.dtype.1),
-            inputs: Tensors::default(),
+            inputs: inputs.biases.clone(),
+            mask: inputs.mask.clone(),
         };
         // SAFETY: row pointers, pages and plan are made of the lengths that sized the tensors.
         unsafe { launch(&self.device.client, problem, &s.variant(), inputs.planned.clone()) }
@@ -133,9 +167,11 @@ impl Bench {
         let elements = |l: &(usize, usize)| 2 * (l.0 * s.q_heads + l.1 * s.kv_heads) * s.dim;
         let bytes =
             ElemType::Float(s.dtype.1).size() as f64 * s.lengths.iter().map(elements).sum::<usize>() as f64;
-        let pairs = |l: &(usize, usize)| {
+        let pairs = |l: &(usize, usize)| match s.window {
+            // A window of a prompt counts what it leaves.
+            Some(window) => (0..l.0).map(|query| (query + 1).min(window + 1)).sum::<usize>() as f64,
             // As is usual, causal attention counts half a square, and what lies before it.
-            (l.0 * l.1) as f64 - if s.causal && l.0 > 1 { (l.0 * l.0) as f64 / 2.0 } else { 0.0 }
+            None => (l.0 * l.1) as f64 - if s.causal && l.0 > 1 { (l.0 * l.0) as f64 / 2.0 } else { 0.0 },
         };
         let flops = 4.0 * s.lengths.iter().map(pairs).sum::<f64>() * (s.q_heads * s.dim) as f64;
         let sets = (4e8 / bytes).ceil().clamp(2.0, 24.0) as u32;
@@ -160,7 +196,11 @@ impl Bench {
             s.lengths.len(),
             flops / ms / 1e9,
             bytes / ms / 1e6,
-            if s.causal { " causal" } else { " full" },
+            match (s.mask, s.causal) {
+                (Some(_), _) => " masked",
+                (None, true) => " causal",
+                (None, false) => " full",
+            },
             first.as_secs_f64(),
             self.plan(s).to_string().replace(',', ";"),
         );

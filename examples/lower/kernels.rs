@@ -1,7 +1,7 @@
 //! The launches of the fixed list: at least one of each kernel, at the shapes of Llama 3 8B.
 
 use burn_flashinfer_kernels::attention::{
-    self, Alignment, Choice, HeadDims, Plan, Problem, RequestShape, Split, Standard,
+    self, Alignment, Choice, HeadDims, Inputs, Plan, Problem, RequestShape, Split, Standard,
 };
 use burn_flashinfer_kernels::gemm::quantized::{
     self as quantized_gemm, QuantizedGemm, ScaledGemm, Scales, Weight, WeightFormat,
@@ -63,12 +63,16 @@ fn attentions() -> Vec<Case> {
     let mut cases = vec![];
     let mut add = |name: String, problem, variant: Standard, lengths: &[(usize, usize)], kind, split| {
         let problem = Problem { scale: variant.logit_scale(), ..problem };
+        let [sinks, slopes] = ["-sinks", "-alibi"].map(|given| name.contains(given));
         let page_size = if kind == PAGED { PAGE } else { 1 };
         let requests = RequestShape::following(lengths.iter().copied(), page_size);
         cases.push(case(name, move |client| {
             let device = DeviceProfile::of(client);
             let plan = Plan::new(&device, &problem, &variant, &requests, Choice::Auto, split)?;
-            let attention = offline::attention(client, &problem, &requests, kind);
+            let mut attention = offline::attention(client, &problem, &requests, kind);
+            let of_heads = || tensor(client, &[HEADS], 4);
+            attention.inputs =
+                Inputs { sinks: sinks.then(of_heads), slopes: slopes.then(of_heads), ..Inputs::default() };
             // SAFETY: the recorder runs no kernel.
             unsafe { attention::launch(client, attention, &variant, plan.upload(client)) }
         }));
@@ -82,6 +86,9 @@ fn attentions() -> Vec<Case> {
         }
         let capped = Standard { window_left: Some(1023), soft_cap: Some(30.0), ..causal };
         add(format!("{phase}-paged-128-bf16-cap-window"), plain, capped, lengths, PAGED, Split::Never);
+        for given in ["sinks", "alibi", "sinks-alibi"] {
+            add(format!("{phase}-paged-128-bf16-{given}"), plain, causal, lengths, PAGED, Split::Never);
+        }
         let single = Problem { dtype: F32, kv_dtype: F32, ..plain };
         add(format!("{phase}-paged-128-f32"), single, causal, lengths, PAGED, Split::Never);
     }

@@ -118,6 +118,7 @@ fn one(target: Target, name: &str, lengths: &[(usize, usize)], paged: bool, to: 
         dtype,
         kv_dtype: dtype,
         inputs: Inputs::default(),
+        mask: None,
     };
     // SAFETY: the recorder runs no kernel.
     unsafe { launch(client, attention, &causal, plan.upload(client)) }?;

@@ -30,7 +30,7 @@ fn problem(dtype: FloatKind, dim: usize) -> Problem {
     }
 }
 
-const CAUSAL: Standard = Standard { scale: 0.1, causal: true, window_left: None, soft_cap: None };
+const CAUSAL: Standard = Standard { causal: true, ..Standard::new(0.1) };
 
 /// 64 requests of these query tokens over 4096 keys; decoding if it is one.
 fn requests(queries: usize) -> Vec<RequestShape> {

@@ -3,13 +3,14 @@
 mod cascade;
 mod graph;
 mod inputs;
+mod mask;
 mod output;
 mod plan;
 mod unplanned;
 
 pub use cascade::{Cascade, CascadePlan, cascade_attention};
 pub use graph::DecodeGraph;
-pub use inputs::VariantInputs;
+pub use inputs::{CallOptions, VariantInputs, alibi_slopes};
 pub use output::AttentionOutput;
 pub use plan::{DecodeStep, KvSplit, PagedPlan, PlanConfig, RaggedPlan};
 pub use unplanned::{

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::inputs::{VariantInputs, by_token};
+use super::inputs::{CallOptions, VariantInputs, by_token};
 use super::output::{AttentionOutput, attend};
 use super::plan::{KeysOf, MAX_HEAD_DIM, PlanConfig, Requests, Schedule, decode_rows};
 use crate::cache::{KvPages, PageTable, Says};
@@ -38,15 +38,16 @@ use crate::types::{AttentionOptions, KvLayout};
 ///
 /// If shapes, types or devices do not fit together; if `q_heads` is not a multiple of `kv_heads`; if a causal mask is
 /// asked for with more queries than keys; if an option is out of range; if a tensor requires a gradient.
-pub fn single_prefill(
+pub fn single_prefill<'a>(
     q: Tensor<3>,
     k: Tensor<3>,
     v: Tensor<3>,
-    options: &AttentionOptions,
+    options: impl Into<CallOptions<'a>>,
 ) -> Result<AttentionOutput> {
     const OP: &str = "single_prefill";
+    let CallOptions { options, inputs } = options.into();
     let (k, v) = by_token(k, v, options);
-    let problem = Problem::contiguous(OP, &q, &k, &v, options)?;
+    let problem = Problem::contiguous(OP, &q, &k, &v, options, inputs)?;
     problem.one_request(q, k, v)
 }
 
@@ -58,17 +59,18 @@ pub fn single_prefill(
 /// # Errors
 ///
 /// As [`single_prefill`].
-pub fn single_decode(
+pub fn single_decode<'a>(
     q: Tensor<2>,
     k: Tensor<3>,
     v: Tensor<3>,
-    options: &AttentionOptions,
+    options: impl Into<CallOptions<'a>>,
 ) -> Result<AttentionOutput<2, 1>> {
     const OP: &str = "single_decode";
     let [heads, dim] = q.dims();
     let q = q.reshape([1, heads, dim]);
+    let CallOptions { options, inputs } = options.into();
     let (k, v) = by_token(k, v, options);
-    let problem = Problem::contiguous(OP, &q, &k, &v, options)?;
+    let problem = Problem::contiguous(OP, &q, &k, &v, options, inputs)?;
     let AttentionOutput { output, lse } = problem.one_request(q, k, v)?;
     Ok(AttentionOutput { output: output.squeeze_dim(0), lse: lse.map(|lse| lse.squeeze_dim(0)) })
 }
@@ -82,17 +84,18 @@ pub fn single_decode(
 /// # Errors
 ///
 /// As [`single_prefill`], and if the row pointers do not fit each other or the tensors.
-pub fn batch_prefill_ragged(
+pub fn batch_prefill_ragged<'a>(
     q: Tensor<3>,
     k: Tensor<3>,
     v: Tensor<3>,
     qo_indptr: &Indptr,
     kv_indptr: &Indptr,
-    options: &AttentionOptions,
+    options: impl Into<CallOptions<'a>>,
 ) -> Result<AttentionOutput> {
     const OP: &str = "batch_prefill_ragged";
+    let CallOptions { options, inputs } = options.into();
     let (k, v) = by_token(k, v, options);
-    let problem = Problem::contiguous(OP, &q, &k, &v, options)?;
+    let problem = Problem::contiguous(OP, &q, &k, &v, options, inputs)?;
     problem.check_rows("qo_indptr", qo_indptr, "q", q.dims()[0])?;
     problem.check_rows("kv_indptr", kv_indptr, "k", k.dims()[0])?;
     if qo_indptr.requests() != kv_indptr.requests() {
@@ -115,16 +118,16 @@ pub fn batch_prefill_ragged(
 /// # Errors
 ///
 /// As [`single_prefill`], and if row pointer, page table, pages and tensors do not fit each other.
-pub fn batch_prefill_paged(
+pub fn batch_prefill_paged<'a>(
     q: Tensor<3>,
     qo_indptr: &Indptr,
     pages: &KvPages,
     table: &PageTable,
-    options: &AttentionOptions,
+    options: impl Into<CallOptions<'a>>,
 ) -> Result<AttentionOutput> {
     const OP: &str = "batch_prefill_paged";
     same_device(OP, NAMES[0], &qo_indptr.device(), &q.device())?;
-    paged(OP, NAMES, q, qo_indptr.as_slice(), pages, table, options)
+    paged(OP, NAMES, q, qo_indptr.as_slice(), pages, table, options.into())
 }
 
 /// Attention of the newest token of each request of a batch, whose keys and values lie in pages.
@@ -135,14 +138,14 @@ pub fn batch_prefill_paged(
 /// # Errors
 ///
 /// As [`single_prefill`], and if page table, pages and queries do not fit each other.
-pub fn batch_decode_paged(
+pub fn batch_decode_paged<'a>(
     q: Tensor<3>,
     pages: &KvPages,
     table: &PageTable,
-    options: &AttentionOptions,
+    options: impl Into<CallOptions<'a>>,
 ) -> Result<AttentionOutput> {
     let rows = decode_rows(table.requests());
-    paged("batch_decode_paged", NAMES, q, &rows, pages, table, options)
+    paged("batch_decode_paged", NAMES, q, &rows, pages, table, options.into())
 }
 
 /// Names of the row pointer of the queries and the page table in the paged operations.
@@ -156,7 +159,7 @@ pub(super) fn paged(
     qo_indptr: &[usize],
     pages: &KvPages,
     table: &PageTable,
-    options: &AttentionOptions,
+    CallOptions { options, inputs }: CallOptions<'_>,
 ) -> Result<AttentionOutput> {
     let pool = pages.shape();
     if let Some(layout) = options.kv_layout
@@ -171,6 +174,7 @@ pub(super) fn paged(
     }
     let problem =
         Problem::new(op, &q, ["pages", "pages"], pages.numbers(op)?, [pool.kv_heads, pool.k_dim], options)?;
+    let problem = problem.with(inputs)?;
     same_device(op, table_name, &table.device(), &q.device())?;
     pages.check_pool(op, table_name, table.page_size(), table.pages_needed())?;
     pages.check_current(op, table_name, Says::All, table.stamp())?;
@@ -194,6 +198,7 @@ struct Problem {
     op: &'static str,
     floats: Floats,
     config: PlanConfig,
+    inputs: VariantInputs,
 }
 
 impl Problem {
@@ -203,13 +208,14 @@ impl Problem {
         k: &Tensor<3>,
         v: &Tensor<3>,
         options: &AttentionOptions,
+        inputs: VariantInputs,
     ) -> Result<Self> {
         let [tokens, kv_heads, head_dim] = k.dims();
         let [v_tokens, v_heads, v_dim] = v.dims();
         if [v_tokens, v_heads] != [tokens, kv_heads] || v_dim == 0 {
             return Err(shape(op, "v", &v.dims(), format!("[{tokens}, {kv_heads}, head_dim], as `k`")));
         }
-        Self::new(op, q, ["k", "v"], (k, v), [kv_heads, head_dim], options)
+        Self::new(op, q, ["k", "v"], (k, v), [kv_heads, head_dim], options)?.with(inputs)
     }
 
     fn new<const D: usize>(
@@ -255,7 +261,14 @@ impl Problem {
             .head_dim_v(v_dim)
             .options(options.clone());
         config.check_variant(op, &q.device())?;
-        Ok(Self { op, floats, config })
+        Ok(Self { op, floats, config, inputs: VariantInputs::new() })
+    }
+
+    /// With the tensors of the call.
+    fn with(mut self, inputs: VariantInputs) -> Result<Self> {
+        let config = &self.config;
+        self.inputs = inputs.checked(self.op, &self.floats, config.q_heads, &config.options)?;
+        Ok(self)
     }
 
     /// The row pointer `indptr` must cover exactly the `tokens` of `of`.
@@ -306,11 +319,12 @@ impl Problem {
         layout: KvLayout,
     ) -> Result<AttentionOutput> {
         let requests = Requests { qo_indptr, kv };
+        self.config.check_ranges(self.op, qo_indptr.len() - 1)?;
         for (request, (queries, keys)) in requests.lengths().enumerate() {
             self.config.check_causal(self.op, request, queries, keys)?;
         }
         let schedule = Schedule::new(self.op, &self.config, requests, &q.device())?;
-        let batch = schedule.batch(layout, VariantInputs::new());
+        let batch = schedule.batch(layout, self.inputs.clone());
         attend(self.op, q, k, v, batch, self.config.params())
     }
 }

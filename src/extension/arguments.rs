@@ -28,14 +28,32 @@ pub struct Batch<B: Backend> {
     /// f32: room for partial results, if there are any. Written even if it has other owners.
     #[extension_type]
     pub workspace: MaybeFloats<B>,
+    /// The tensors of the variant.
+    #[extension_type]
+    pub inputs: VariantTensors<B>,
+    /// The mask, beside the variant's.
+    #[extension_type]
+    pub mask: MaybeMask<B>,
+    /// The layout of the batch.
+    pub layout: BatchLayout,
+}
+
+/// The tensors of a variant.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub struct VariantTensors<B: Backend> {
+    /// `[q_heads]`, f32: logits without a value.
+    #[extension_type]
+    pub sinks: MaybeFloats<B>,
+    /// `[q_heads]`, f32: growth of the logits from a key to the next.
+    #[extension_type]
+    pub slopes: MaybeFloats<B>,
     /// The variant's numbers, f32.
     #[extension_type]
     pub floats: MaybeFloats<B>,
     /// The variant's integers, `i32`.
     #[extension_type]
     pub ints: MaybeInts<B>,
-    /// The layout of the batch.
-    pub layout: BatchLayout,
 }
 
 /// The lists of a [`Batch`], as ranges of its `index`. Request `r` owns the query tokens
@@ -50,6 +68,8 @@ pub struct BatchLayout {
     /// `[pages, page_size, kv_heads, head_dim]`, or with heads before tokens. Without it,
     /// `[kv_tokens, kv_heads, head_dim]`.
     pub pages: Option<PagesLayout>,
+    /// The ranges of keys of the query tokens, for kernels: empty if there are none.
+    pub ranges: Range<usize>,
     /// The launch of the kernels.
     pub launch: Launch,
 }
@@ -62,10 +82,39 @@ pub struct Launch {
     pub(crate) merges: Range<usize>,
     pub(crate) merge_rows: usize,
     pub(crate) partial_rows: usize,
+    /// Entries of a custom mask's tile map, and most tiles of keys of a work item.
+    pub(crate) mask_tiles: usize,
+    pub(crate) longest_walk: usize,
     /// None on Flex, which needs no plan.
     #[cfg(feature = "cube")]
     pub(crate) blueprint: Option<kernels::Blueprint>,
 }
+
+/// A batch for whose kernels a custom mask is laid out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MaskedBatch {
+    pub(crate) launch: Launch,
+    /// Query heads of a key head.
+    pub(crate) group: usize,
+}
+
+impl MaskedBatch {
+    /// Words behind the last bit of a mask, which kernels may read.
+    const PADDING: usize = 64;
+
+    /// Words of a mask of so many bytes.
+    pub(crate) fn words(bytes: usize) -> usize {
+        bytes.div_ceil(4) + Self::PADDING
+    }
+
+    /// Entries of the list of tiles.
+    pub(crate) fn tiles(&self) -> usize {
+        self.launch.mask_tiles.max(1)
+    }
+}
+
+#[cfg(feature = "cube")]
+const _: () = assert!(MaskedBatch::PADDING == kernels::MaskBits::PADDING);
 
 /// The lists of a batch whose keys and values lie in pages.
 #[derive(Debug, Clone, PartialEq)]
@@ -275,6 +324,17 @@ impl<B: Backend> MaybeInts<B> {
             Self::Some(tensor) => Some(tensor),
         }
     }
+}
+
+/// A custom mask of a planned batch, or none.
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub enum MaybeMask<B: Backend> {
+    /// There is none.
+    None,
+    /// The bits and the tiles that `map_mask` returned, and `[2 * requests]` (`i32`): the first bit of each request, low and
+    /// high half.
+    Some(IntTensor<B>, IntTensor<B>, IntTensor<B>),
 }
 
 /// The filter of each row of probabilities.

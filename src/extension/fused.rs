@@ -1,8 +1,9 @@
 //! Shapes of outputs that Fusion must know before anything runs.
 
 use super::arguments::{
-    AttendedMetadata, BatchMetadata, KvTensorsMetadata, MaybeIntsMetadata, NormedSumMetadata, PagesMetadata,
-    RotatedAndAppendedMetadata, RotationsMetadata, RoundingMetadata, RowsMetadata, ScaledRowsMetadata,
+    AttendedMetadata, BatchMetadata, KvTensorsMetadata, MaskedBatch, MaybeIntsMetadata, NormedSumMetadata,
+    PagesMetadata, RotatedAndAppendedMetadata, RotationsMetadata, RoundingMetadata, RowsMetadata,
+    ScaledRowsMetadata,
 };
 use crate::types::{AttentionParams, KvLayout, LinearParams, RmsNormStyle, RoutingParams, WeightLayout};
 use burn::{
@@ -41,6 +42,12 @@ pub(super) fn normed_sum(
     _style: &RmsNormStyle,
 ) -> NormedSumMetadata {
     NormedSumMetadata { normed: rounded(x.shape.clone(), x.dtype, rounding), sum: residual.clone() }
+}
+
+/// The words of a mask, and its tiles.
+pub(super) fn mapped_mask(bytes: &TensorSpec, batch: &MaskedBatch) -> (TensorSpec, TensorSpec) {
+    let ints = |len: usize| TensorSpec::new([len].into(), DType::I32);
+    (ints(MaskedBatch::words(bytes.shape[0])), ints(batch.tiles()))
 }
 
 /// A token for each slot.

@@ -42,6 +42,16 @@ pub trait FlashInferBackend: Backend {
         params: AttentionParams,
     ) -> Attended<Self>;
 
+    /// Lays out the bytes (`U8`) of a custom mask for the kernels of a batch, whose lists are in `index`; `first_bits` are
+    /// those of [`MaybeMask`]. Returns the bits and the tiles of keys that are visible.
+    #[fusion(meta = |bytes, _, _, batch| fused::mapped_mask(bytes, batch))]
+    fn map_mask(
+        bytes: IntTensor<Self>,
+        first_bits: IntTensor<Self>,
+        index: IntTensor<Self>,
+        batch: MaskedBatch,
+    ) -> (IntTensor<Self>, IntTensor<Self>);
+
     /// Writes `values` to the front of `buffer`, an `i32` tensor of one axis at least as long, and returns
     /// it: in place, even if it has other owners, on devices that capture graphs.
     #[fusion(meta = |buffer, _| buffer.clone())]

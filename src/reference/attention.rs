@@ -3,7 +3,7 @@
 use super::check::{dot, shape, value};
 use super::heads::{Heads, State};
 use crate::error::Result;
-use crate::types::{AttentionOptions, AttentionVariant, Request, Row, visible};
+use crate::types::{AttentionOptions, AttentionVariant, HostInputs, Request, Row, visible};
 
 /// Attention of one request: [`single_prefill`](crate::single_prefill), and [`single_decode`](crate::single_decode)
 /// with one token.
@@ -13,8 +13,9 @@ use crate::types::{AttentionOptions, AttentionVariant, Request, Row, visible};
 ///
 /// 1. `s = scale · q[i, h] · k[j, h / (q_heads / kv_heads)]`,
 /// 2. with a soft cap `s = cap · tanh(s / cap)`,
-/// 3. causal: `-inf` unless `j <= kv_tokens - tokens + i`,
-/// 4. with a window: `-inf` unless `j >= kv_tokens - tokens + i - window`.
+/// 3. with slopes `s + slope[h] · (j - (kv_tokens - tokens + i))`,
+/// 4. causal: `-inf` unless `j <= kv_tokens - tokens + i`,
+/// 5. with a window: `-inf` unless `j >= kv_tokens - tokens + i - window`.
 ///
 /// A query without a key gets output 0 and LSE `-inf`.
 ///
@@ -23,10 +24,14 @@ use crate::types::{AttentionOptions, AttentionVariant, Request, Row, visible};
 /// If the shapes do not fit together.
 pub fn attention(q: &Heads, k: &Heads, v: &Heads, options: &AttentionOptions) -> Result<State> {
     let variant = options.params(q.shape[2]).variant;
-    attention_of(q, k, v, &*variant, 0, (&[], &[]))
+    attention_of(q, k, v, &*variant, 0, HostInputs::default())
 }
 
-/// [`attention`] of a variant, for request `index` of a batch. `floats` and `ints` are the variant's tensors.
+/// [`attention`] of a variant with its tensors, for request `index` of a batch.
+///
+/// `s_ij = scale · (logit(q_i·k_j) + slope_i · (j - position_i))`, and `-inf` for a key that it masks. The output is
+/// `softmax(s) · v`, with the variant's initial `(m, l)` and output transform; without a softmax it is `s · v`, masked keys
+/// weighing nothing, and the LSE is NaN.
 ///
 /// # Errors
 ///
@@ -37,7 +42,7 @@ pub fn attention_of(
     v: &Heads,
     variant: &dyn AttentionVariant,
     index: usize,
-    (floats, ints): (&[f32], &[i32]),
+    inputs: HostInputs<'_>,
 ) -> Result<State> {
     const OP: &str = "reference::attention";
     let ([tokens, q_heads, dim], [keys, kv_heads, k_dim], [v_keys, v_heads, v_dim]) =
@@ -56,13 +61,24 @@ pub fn attention_of(
     for query in 0..tokens {
         for q_head in 0..q_heads {
             let kv_head = q_head / (q_heads / kv_heads);
-            let row = Row { request, query, q_head, kv_head, floats, ints };
+            let row = Row { request, query, q_head, kv_head, inputs };
+            let slope = variant.slope(&row);
             let logits: Vec<(usize, f64)> = visible(variant, &request, query)
                 .filter(|&key| variant.keep(&row, key))
                 .map(|key| {
-                    (key, scale * variant.logit(dot(q.row(query, q_head), k.row(key, kv_head)), &row, key))
+                    let logit = variant.logit(dot(q.row(query, q_head), k.row(key, kv_head)), &row, key);
+                    (key, scale * (logit + slope * (key as i64 - row.position()) as f64))
                 })
                 .collect();
+            if !variant.softmax() {
+                let mut sums = vec![0.0; v_dim];
+                for (key, weight) in logits {
+                    sums.iter_mut().zip(v.row(key, kv_head)).for_each(|(o, x)| *o += weight * x);
+                }
+                output.extend(sums.into_iter().map(|o| variant.finish(o, &row)));
+                lse.push(f64::NAN);
+                continue;
+            }
             let (start, mut sum) = variant.start(&row);
             let start = if start == f64::NEG_INFINITY { start } else { scale * start };
             // The largest logit, so that no exponential overflows.
@@ -95,8 +111,23 @@ pub fn attention_of(
 pub fn batch_attention(
     q: &Heads,
     qo_indptr: &[usize],
+    keys: impl FnMut(usize) -> Result<(Heads, Heads)>,
+    options: &AttentionOptions,
+) -> Result<State> {
+    batch_attention_with(q, qo_indptr, keys, options, HostInputs::default())
+}
+
+/// [`batch_attention`] with sinks, slopes, or the tensors of a variant.
+///
+/// # Errors
+///
+/// As [`batch_attention`].
+pub fn batch_attention_with(
+    q: &Heads,
+    qo_indptr: &[usize],
     mut keys: impl FnMut(usize) -> Result<(Heads, Heads)>,
     options: &AttentionOptions,
+    inputs: HostInputs<'_>,
 ) -> Result<State> {
     let [tokens, q_heads, mut dim] = q.shape;
     if qo_indptr.first() != Some(&0) || qo_indptr.last() != Some(&tokens) {
@@ -107,7 +138,7 @@ pub fn batch_attention(
     for (request, rows) in qo_indptr.windows(2).enumerate() {
         let (k, v) = keys(request)?;
         let variant = options.params(q.shape[2]).variant;
-        let state = attention_of(&q.tokens(rows[0]..rows[1])?, &k, &v, &*variant, request, (&[], &[]))?;
+        let state = attention_of(&q.tokens(rows[0]..rows[1])?, &k, &v, &*variant, request, inputs)?;
         dim = v.shape[2];
         values.extend(state.output.values);
         lse.extend(state.lse);

@@ -35,7 +35,7 @@ mod rope;
 mod rows;
 mod sampling;
 
-pub use attention::{attention, attention_of, batch_attention};
+pub use attention::{attention, attention_of, batch_attention, batch_attention_with};
 pub use bits::{packbits, segment_packbits, segment_unpackbits, unpackbits};
 pub use heads::{Heads, State};
 pub use merge::{merge_state, merge_state_in_place, merge_states, variable_length_merge_states};

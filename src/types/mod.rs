@@ -5,7 +5,9 @@ mod layout;
 mod linear;
 mod moe;
 mod options;
+mod standard;
 mod styles;
+mod token_ranges;
 mod variant;
 mod weight;
 
@@ -14,12 +16,13 @@ pub use layout::{BitOrder, KvLayout, WeightLayout};
 pub use linear::LinearParams;
 pub use moe::{ExpertGroups, RouterScore, RoutingParams};
 pub use options::{AttentionOptions, AttentionParams};
+#[cfg(all(test, feature = "flex"))]
+pub(crate) use standard::StandardAttention;
 pub use styles::{Activation, RmsNormStyle, RopeStyle};
+pub use token_ranges::{Items, Spans};
 #[cfg(feature = "cube")]
 pub(crate) use variant::PlannedKeys;
-#[cfg(all(test, feature = "flex"))]
-pub(crate) use variant::StandardAttention;
 pub(crate) use variant::visible;
-pub use variant::{AttentionVariant, LogitTile, Request, Row, SharedVariant};
+pub use variant::{AttentionVariant, HostInputs, InputLengths, LogitTile, Request, Row, SharedVariant};
 pub(crate) use weight::int4;
 pub use weight::{WeightFormat, WeightScales};

@@ -1,7 +1,9 @@
 //! The options of attention.
 
 use super::layout::KvLayout;
-use super::variant::{AttentionVariant, SharedVariant, StandardAttention};
+use super::standard::StandardAttention;
+use super::token_ranges::{Items, Spans, TokenRanges};
+use super::variant::{AttentionVariant, SharedVariant};
 use crate::error::{Error, Result};
 
 /// Options of every attention operation, by builder.
@@ -9,10 +11,12 @@ use crate::error::{Error, Result};
 /// With `s = scale * q·k`, the logit of key `j` for query `i` of a request with `qo_len` queries and `kv_len` keys is
 ///
 /// 1. `s`, or `cap * tanh(s / cap)` with a [soft cap](Self::soft_cap),
-/// 2. then `-inf` unless `j <= kv_len - qo_len + i` when [causal](Self::causal) (right-aligned),
-/// 3. and `-inf` unless `j >= kv_len - qo_len + i - window` with a [left window](Self::window_left) (inclusive).
+/// 2. plus `slope * (j - (kv_len - qo_len + i))` with [slopes](crate::VariantInputs::slopes) (ALiBi),
+/// 3. then `-inf` unless `j <= kv_len - qo_len + i` when [causal](Self::causal) (right-aligned),
+/// 4. and `-inf` unless `j >= kv_len - qo_len + i - window` with a [left window](Self::window_left) (inclusive).
 ///
-/// A query that sees no key gets output 0 and LSE `-inf`.
+/// A query that sees no key gets output 0 and LSE `-inf`. With [sinks](crate::VariantInputs::sinks) each row has one more
+/// logit, whose value is 0.
 ///
 /// ```
 /// use burn_flashinfer::AttentionOptions;
@@ -28,6 +32,7 @@ pub struct AttentionOptions {
     pub(crate) return_lse: bool,
     pub(crate) kv_layout: Option<KvLayout>,
     pub(crate) variant: Option<SharedVariant>,
+    pub(crate) ranges: Option<TokenRanges>,
 }
 
 impl AttentionOptions {
@@ -41,6 +46,7 @@ impl AttentionOptions {
             return_lse: false,
             kv_layout: None,
             variant: None,
+            ranges: None,
         }
     }
 
@@ -89,6 +95,28 @@ impl AttentionOptions {
         self
     }
 
+    /// Lets the tokens of each span see each other, besides what a [causal](Self::causal) mask lets them see.
+    pub fn spans(mut self, spans: Spans) -> Self {
+        self.ranges = Some(TokenRanges::Spans(spans));
+        self
+    }
+
+    /// Hides the items of each request from each other, behind a [causal](Self::causal) mask: multi-item scoring.
+    pub fn items(mut self, items: Items) -> Self {
+        self.ranges = Some(TokenRanges::Items(items));
+        self
+    }
+
+    /// The variant that these options are, for heads of `head_dim` elements.
+    pub fn to_variant(&self, head_dim: usize) -> SharedVariant {
+        self.params(head_dim).variant
+    }
+
+    /// False if there is no LSE, as a variant has no softmax.
+    pub(crate) fn has_softmax(&self) -> bool {
+        self.variant.as_ref().is_none_or(|variant| variant.softmax())
+    }
+
     /// Everything decided, for heads of `head_dim` elements.
     pub(crate) fn params(&self, head_dim: usize) -> AttentionParams {
         let variant = self.variant.clone().unwrap_or_else(|| {
@@ -97,23 +125,35 @@ impl AttentionOptions {
                 window_left: self.window_left,
                 soft_cap: self.soft_cap,
                 scale: self.scale.unwrap_or(1.0 / (head_dim as f32).sqrt()),
+                ranges: self.ranges.clone(),
             })
         });
         AttentionParams { variant, return_lse: self.return_lse }
     }
 
     pub(crate) fn check(&self, op: &'static str) -> Result<()> {
-        if self.variant.is_some() {
+        let ranges = self.ranges.as_ref();
+        if let Some(variant) = &self.variant {
             let set = [
                 ("causal", self.causal),
                 ("window_left", self.window_left.is_some()),
                 ("soft_cap", self.soft_cap.is_some()),
                 ("scale", self.scale.is_some()),
+                (ranges.map_or("", TokenRanges::name), ranges.is_some()),
             ];
             if let Some((argument, _)) = set.into_iter().find(|(_, set)| *set) {
                 let expected = "not to be set, as the variant decides".into();
                 return Err(Error::Value { op, argument, got: "set beside a variant".into(), expected });
             }
+            if self.return_lse && !variant.softmax() {
+                let (got, expected) = ("set beside a variant without a softmax", "not to be set");
+                let (got, expected) = (got.into(), format!("{expected}, as there is no LSE"));
+                return Err(Error::Value { op, argument: "return_lse", got, expected });
+            }
+        }
+        if let Some(ranges) = ranges.filter(|_| !self.causal) {
+            let (got, expected) = ("set without `causal`".into(), "a causal mask".into());
+            return Err(Error::Value { op, argument: ranges.name(), got, expected });
         }
         if let Some(cap) = self.soft_cap
             && !(cap > 0.0 && cap.is_finite())

@@ -32,6 +32,28 @@ impl Request {
     }
 }
 
+/// The tensors of a variant on the host, each empty if there is none.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct HostInputs<'a> {
+    /// [`VariantInputs::sinks`](crate::VariantInputs::sinks).
+    pub sinks: &'a [f32],
+    /// [`VariantInputs::slopes`](crate::VariantInputs::slopes).
+    pub slopes: &'a [f32],
+    /// [`VariantInputs::floats`](crate::VariantInputs::floats).
+    pub floats: &'a [f32],
+    /// [`VariantInputs::ints`](crate::VariantInputs::ints).
+    pub ints: &'a [i32],
+}
+
+/// Numbers that a call must give a variant; `None` is any number of them, or no tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct InputLengths {
+    /// Of [`VariantInputs::floats`](crate::VariantInputs::floats).
+    pub floats: Option<usize>,
+    /// Of [`VariantInputs::ints`](crate::VariantInputs::ints).
+    pub ints: Option<usize>,
+}
+
 /// A row of attention: one query token of one query head, and the tensors of the variant.
 #[derive(Debug, Clone, Copy)]
 pub struct Row<'a> {
@@ -43,10 +65,16 @@ pub struct Row<'a> {
     pub q_head: usize,
     /// Key head.
     pub kv_head: usize,
-    /// [`VariantInputs::floats`](crate::VariantInputs::floats), empty if there are none.
-    pub floats: &'a [f32],
-    /// [`VariantInputs::ints`](crate::VariantInputs::ints), empty if there are none.
-    pub ints: &'a [i32],
+    /// The tensors of the variant.
+    pub inputs: HostInputs<'a>,
+}
+
+impl<'a> Deref for Row<'a> {
+    type Target = HostInputs<'a>;
+
+    fn deref(&self) -> &HostInputs<'a> {
+        &self.inputs
+    }
 }
 
 impl Row<'_> {
@@ -60,10 +88,11 @@ impl Row<'_> {
 /// The parts of attention beside its two products, as in FlashInfer's variants:
 ///
 /// ```text
-/// o_i = finish(Σ_j p_ij v_j / Σ_j p_ij)      p_ij = exp(scale · logit(q_i·k_j)) for the keys j of `keys` that `keep` keeps
+/// o_i = finish(Σ_j p_ij v_j / Σ_j p_ij)      p_ij = exp(s_ij)      for the keys j of `keys` that `keep` keeps
+/// s_ij = scale · (logit(q_i·k_j) + slope_i · (j - position_i))
 /// ```
 ///
-/// This is the host's half, in f64: it plans, and it computes on the backend `Flex`. The devices of CubeCL
+/// Without the [softmax](Self::softmax) it is `o_i = finish(Σ_j s_ij v_j)`. This is the host's half, in f64: it plans, and it computes on the backend `Flex`. The devices of CubeCL
 /// run kernels that are generic over the other half, a `burn_flashinfer::kernels::Variant`, which
 /// [`kernels`](Self::kernels) returns; both must say the same. `examples/own_variant.rs` has one.
 ///
@@ -83,7 +112,31 @@ pub trait AttentionVariant: Debug + Send + Sync + 'static {
         product
     }
 
-    /// Masks single keys out of the range of [`keys`](Self::keys): false is a logit of -inf.
+    /// The growth of a row's logits from a key to the next, before `scale`; 0 at the query's own position. The kernels
+    /// compute such a bias faster than one that [`logit`](Self::logit) adds.
+    fn slope(&self, _row: &Row<'_>) -> f64 {
+        0.0
+    }
+
+    /// False if the logits are the weights of the values themselves: no exponential, no normalising, no LSE. What
+    /// [`start`](Self::start) says does not count then.
+    fn softmax(&self) -> bool {
+        true
+    }
+
+    /// The numbers that a call must give for so many query heads, or it is refused. What the hooks index belongs here.
+    fn input_lengths(&self, _q_heads: usize) -> InputLengths {
+        InputLengths::default()
+    }
+
+    /// The variant for keys that requests share, all of which their queries see: of a [cascade](crate::Cascade), whose
+    /// levels are merged. There a row's request and position are those of a group of requests. It must not
+    /// [start](Self::start) with a sink, nor [finish](Self::finish) an output. Without one, sharing is refused.
+    fn over_shared(&self) -> Option<SharedVariant> {
+        None
+    }
+
+    /// Masks single keys out of the range of [`keys`](Self::keys): false is a logit of -inf, or a weight of 0.
     fn keep(&self, _row: &Row<'_>, _key: usize) -> bool {
         true
     }
@@ -102,9 +155,11 @@ pub trait AttentionVariant: Debug + Send + Sync + 'static {
     /// All products of a tile become scaled logits. A variant with nothing but a scale overrides this for speed.
     fn transform(&self, tile: &mut LogitTile<'_>) {
         let scale = f64::from(self.scale());
+        let masked = if self.softmax() { f32::NEG_INFINITY } else { 0.0 };
         tile.for_each(|product, row, key| {
-            let logit = scale * self.logit(f64::from(*product), row, key);
-            *product = if self.keep(row, key) { logit as f32 } else { f32::NEG_INFINITY };
+            let bias = self.slope(row) * (key as i64 - row.position()) as f64;
+            let logit = scale * (self.logit(f64::from(*product), row, key) + bias);
+            *product = if self.keep(row, key) { logit as f32 } else { masked };
         });
     }
 
@@ -147,6 +202,11 @@ impl<'a> LogitTile<'a> {
     /// The products in no particular order, some of which belong to no row.
     pub fn products(&mut self) -> &mut [f32] {
         self.products
+    }
+
+    /// The tensors of the variant.
+    pub fn inputs(&self) -> HostInputs<'a> {
+        (self.row)(0).inputs
     }
 
     /// Each product with its row and the number of its key within the request.
@@ -192,62 +252,6 @@ impl Deref for SharedVariant {
 impl PartialEq for SharedVariant {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-/// The host's half of [`kernels::Standard`]: scaled products behind a causal mask and a window, soft-capped
-/// if asked for.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct StandardAttention {
-    pub causal: bool,
-    pub window_left: Option<usize>,
-    pub soft_cap: Option<f32>,
-    /// Factor on the products, before the cap.
-    pub scale: f32,
-}
-
-impl AttentionVariant for StandardAttention {
-    fn scale(&self) -> f32 {
-        // A cap has scaled the logits itself.
-        if self.soft_cap.is_some() { 1.0 } else { self.scale }
-    }
-
-    fn keys(&self, request: &Request, query: usize) -> Range<usize> {
-        request.causal_window(query, self.causal, self.window_left)
-    }
-
-    fn logit(&self, product: f64, _row: &Row<'_>, _key: usize) -> f64 {
-        match self.soft_cap.map(f64::from) {
-            None => product,
-            Some(cap) => cap * (product * f64::from(self.scale) / cap).tanh(),
-        }
-    }
-
-    #[cfg(feature = "flex")]
-    fn transform(&self, tile: &mut LogitTile<'_>) {
-        match self.soft_cap {
-            None => tile.products().iter_mut().for_each(|product| *product *= self.scale),
-            Some(cap) => {
-                // Finite, for 0 times it is 0.
-                let inner = (self.scale / cap).clamp(f32::MIN, f32::MAX);
-                crate::simd::soft_cap(tile.products(), inner, cap);
-            }
-        }
-    }
-
-    fn finish_row(&self, _output: &mut [f32], _row: &Row<'_>) {}
-
-    #[cfg(feature = "cube")]
-    fn kernels(&self) -> Option<&dyn kernels::Kernels> {
-        Some(self)
-    }
-}
-
-#[cfg(feature = "cube")]
-impl kernels::Kernels for StandardAttention {
-    fn launch(&self, call: kernels::Call<'_>) -> burn_flashinfer_kernels::Result<()> {
-        let Self { causal, window_left, soft_cap, scale } = *self;
-        kernels::Standard { scale, causal, window_left, soft_cap }.launch(call)
     }
 }
 

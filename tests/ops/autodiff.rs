@@ -3,7 +3,7 @@
 use burn::tensor::{Bool, DType, Device, Distribution, Tensor};
 use burn_flashinfer::{
     AttentionOptions, Indptr, KvLayout, KvPages, PageTable, Positions, QuantizedWeight, Rope, RopeConfig,
-    SlotMapping, WeightFormat, WeightScales, append_paged_kv, apply_rope, batch_decode_paged,
+    SlotMapping, VariantInputs, WeightFormat, WeightScales, append_paged_kv, apply_rope, batch_decode_paged,
     batch_prefill_paged, batch_prefill_ragged, fused_add_rms_norm, gelu_and_mul, gelu_tanh_and_mul,
     gemma_fused_add_rms_norm, gemma_rms_norm, layer_norm, matmul_nt, matmul_nt_quantized, merge_state,
     merge_state_in_place, merge_states, rms_norm, silu_and_mul, single_decode, single_prefill,
@@ -164,6 +164,11 @@ fn gradients_are_refused(target: Target) {
         refused(single_prefill(gx(), k(), k(), &options), refusal("single_prefill", "q"));
         refused(single_prefill(x(), gk(), k(), &options), refusal("single_prefill", "k"));
         refused(single_prefill(x(), k(), gk(), &options), refusal("single_prefill", "v"));
+        for argument in ["sinks", "slopes"] {
+            let (inputs, tracked) = (VariantInputs::new(), track(&i.weight, computed));
+            let inputs = if argument == "sinks" { inputs.sinks(tracked) } else { inputs.slopes(tracked) };
+            refused(single_prefill(x(), k(), k(), (&options, inputs)), refusal("single_prefill", argument));
+        }
         let q = track(&i.x.clone().slice(0..1).squeeze_dim(0), computed);
         refused(single_decode(q, k(), k(), &options), refusal("single_decode", "q"));
         refused(

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device};
 use burn_flashinfer::{
-    AttentionOptions, Cascade, CascadePlan, Indptr, KvLayout, KvPages, PageTable, PlanConfig,
+    AttentionOptions, Cascade, CascadePlan, Indptr, KvLayout, KvPages, PageTable, PlanConfig, Spans,
     cascade_attention,
 };
 
@@ -14,7 +14,7 @@ use crate::support::{DTYPES, Rng, refused};
 device_tests!(levels, any_tree, refuses_what_does_not_fit);
 
 /// A problem whose request `r` begins with the first `shared[r]` pages of request `r - 1`.
-fn sharing(case: &Case, label: &str, page_size: usize, shared: &[usize]) -> (Problem, Paging) {
+pub fn sharing(case: &Case, label: &str, page_size: usize, shared: &[usize]) -> (Problem, Paging) {
     let mut problem = case.problem(label);
     let mut paging = problem.paging(page_size);
     let rows = problem.kv_indptr();
@@ -30,7 +30,7 @@ fn sharing(case: &Case, label: &str, page_size: usize, shared: &[usize]) -> (Pro
     (problem, paging)
 }
 
-fn cascade(problem: &Problem, paging: &Paging, device: &Device, least_saved: usize) -> Cascade {
+pub fn cascade(problem: &Problem, paging: &Paging, device: &Device, least_saved: usize) -> Cascade {
     let qo = Indptr::new(&problem.qo_indptr(), device).expect("a row pointer");
     let cascade = Cascade::new(&paging.table(device), &qo, least_saved).expect("it fits");
     // Level by level every request has its pages, in their order, and no group shares less than it has to.
@@ -173,6 +173,11 @@ fn refuses_what_does_not_fit(target: Target) {
     refused(
         cascade_attention(q.clone(), &pool(4), &found, &options.clone().window_left(3)),
         "cascade_attention: `window_left` is 3, expected none, as requests share keys",
+    );
+    let spans = Spans::new(&[vec![], vec![]]).expect("spans");
+    refused(
+        cascade_attention(q.clone(), &pool(4), &found, &options.clone().causal(true).spans(spans)),
+        "cascade_attention: `spans` is set, expected none, as requests share keys",
     );
     refused(
         cascade_attention(q.clone(), &pool(8), &found, &options),

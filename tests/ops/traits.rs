@@ -2,10 +2,10 @@
 
 use burn_flashinfer::sampling::{Draws, LogitsPipeline, Penalties, Samples, Speculation};
 use burn_flashinfer::{
-    AttentionOptions, AttentionOutput, CacheConfig, CacheStats, Cascade, CascadePlan, DecodeStep, Error, Fp8,
-    Indptr, KvLayout, KvPages, KvSplit, MoeRouting, PageCopies, PageTable, PagedKvCache, PagedPlan,
-    PagedStep, PlanConfig, Positions, Quantization, RaggedPlan, Result, Rope, RopeConfig, SegmentGemm,
-    SequenceId, SlotMapping, SwappedSequence, VariantInputs,
+    AttentionOptions, AttentionOutput, CacheConfig, CacheStats, CallOptions, Cascade, CascadePlan,
+    DecodeStep, Error, Fp8, Indptr, Items, KvLayout, KvPages, KvSplit, MoeRouting, PageCopies, PageTable,
+    PagedKvCache, PagedPlan, PagedStep, PlanConfig, Positions, Quantization, RaggedPlan, Result, Rope,
+    RopeConfig, SegmentGemm, SequenceId, SlotMapping, Spans, SwappedSequence, VariantInputs,
 };
 
 use crate::devices::devices;
@@ -19,6 +19,7 @@ const _: () = {
     shared::<(AttentionOutput, Samples, Speculation, CacheStats, Rope, Quantization)>();
     shared::<(PagedKvCache, KvPages, SwappedSequence, SequenceId)>();
     shared::<(PagedStep, PageTable, SlotMapping, Positions, Indptr, PageCopies, Cascade)>();
+    shared::<(Spans, Items, CallOptions<'_>)>();
     shared::<(SegmentGemm, MoeRouting, Draws, LogitsPipeline, Penalties)>();
     // Two runs at once would share the workspace.
     send::<(PagedPlan, RaggedPlan, CascadePlan, DecodeStep)>();

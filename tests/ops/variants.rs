@@ -2,19 +2,22 @@
 
 use std::ops::Range;
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-use burn_flashinfer::reference::{self, State};
+use burn::tensor::{DType, Tensor};
 use burn_flashinfer::{
-    AttentionOptions, AttentionVariant, Indptr, KvLayout, KvPages, KvSplit, PagedPlan, PlanConfig,
-    RaggedPlan, Request, Row, VariantInputs, single_prefill,
+    AttentionOptions, AttentionVariant, InputLengths, KvLayout, KvPages, KvSplit, Request, Row,
+    SharedVariant, VariantInputs, cascade_attention, single_prefill,
 };
 
+use crate::cascade::{cascade, sharing};
 use crate::devices::{Target, device_tests};
-use crate::problem::{Case, Got, Problem};
-use crate::support::{Rng, check, refused, round};
+use crate::problem::Case;
+use crate::setting::{Setting, Tensors, got};
+use crate::support::{Rng, refused};
 
 device_tests!(
     every_hook_says_the_same_on_every_device,
+    without_a_softmax,
+    a_cascade_without_a_softmax,
     long_requests_of_a_variant,
     what_a_variant_cannot_do_is_refused
 );
@@ -47,6 +50,10 @@ impl AttentionVariant for Everything {
         !(key + row.query + row.ints[row.request.index] as usize).is_multiple_of(3)
     }
 
+    fn input_lengths(&self, q_heads: usize) -> InputLengths {
+        InputLengths { floats: Some(3 * q_heads), ints: None }
+    }
+
     fn start(&self, row: &Row<'_>) -> (f64, f64) {
         let sink = f64::from(row.floats[self.q_heads + row.q_head]);
         if self.sinks { (sink, 1.0) } else { (f64::NEG_INFINITY, 0.0) }
@@ -69,7 +76,7 @@ mod device {
         Call, CausalWindow, Inputs, Kernels, Math, QueryRow, RequestShape, Result, Variant,
     };
 
-    use super::Everything;
+    use super::{Everything, Sigmoid};
 
     #[derive(CubeType, CubeLaunch)]
     pub struct Args {
@@ -114,7 +121,7 @@ mod device {
 
     impl Kernels for Everything {
         fn launch(&self, call: Call<'_>) -> Result<()> {
-            let Inputs { floats: Some(floats), ints: Some(ints) } = call.inputs().clone() else {
+            let Inputs { floats: Some(floats), ints: Some(ints), .. } = call.inputs().clone() else {
                 panic!("the tests give both tensors");
             };
             let mask = CausalWindow::new(self.causal, self.window_left);
@@ -122,22 +129,55 @@ mod device {
                 let [floats, ints] = [&floats, &ints].map(|tensor| tensor.clone().into_buffer_arg());
                 ArgsLaunch::new(floats, ints, self.scale, self.q_heads, self.sinks.into(), mask.launch())
             };
-            // SAFETY: `Setting` gives each head three floats, and each request an integer.
+            // SAFETY: `Everything::setting` gives each head three floats, and each request an integer.
+            unsafe { call.run::<Self>(args) }
+        }
+    }
+
+    #[derive(CubeType, CubeLaunch)]
+    pub struct SigmoidArgs {
+        scale: f32,
+        bias: f32,
+        masks_keys: u32,
+        mask: CausalWindow,
+    }
+
+    #[cube]
+    impl Variant for Sigmoid {
+        type Args = SigmoidArgs;
+        const SOFTMAX: bool = false;
+
+        fn scale(_args: &SigmoidArgs) -> f32 {
+            1.0f32
+        }
+
+        fn keys(args: &SigmoidArgs, request: &RequestShape, query: usize) -> (usize, usize) {
+            args.mask.keys(request, query)
+        }
+
+        fn logit<M: Math>(args: &SigmoidArgs, product: f32, _row: &QueryRow, _key: usize) -> f32 {
+            let logit = product * args.scale + args.bias;
+            1.0f32 / (1.0f32 + M::exp2(-logit * std::f32::consts::LOG2_E))
+        }
+
+        fn keep(args: &SigmoidArgs, row: &QueryRow, key: usize) -> bool {
+            !(args.masks_keys == 1 && key == 2 * row.query)
+        }
+    }
+
+    impl Kernels for Sigmoid {
+        fn launch(&self, call: Call<'_>) -> Result<()> {
+            let mask = CausalWindow::new(self.causal, self.window_left);
+            let args =
+                || SigmoidArgsLaunch::new(self.scale, self.bias, self.masks_keys.into(), mask.launch());
+            // SAFETY: no hook indexes a tensor.
             unsafe { call.run::<Self>(args) }
         }
     }
 }
 
-/// A problem with the tensors of its variant.
-struct Setting {
-    problem: Problem,
-    variant: Everything,
-    floats: Vec<f32>,
-    ints: Vec<i32>,
-}
-
-impl Setting {
-    fn new(label: &str, case: &Case, sinks: bool) -> Self {
+impl Everything {
+    fn setting(label: &str, case: &Case, sinks: bool) -> Setting {
         let rng = &mut Rng::new(&format!("{label} {sinks}"));
         let q_heads = case.kv_heads * case.group;
         let mut floats: Vec<f32> = (0..q_heads).map(|_| 0.05 * rng.normal().abs()).collect();
@@ -150,87 +190,70 @@ impl Setting {
             sinks,
         };
         let ints = case.lengths.iter().map(|_| rng.below(100) as i32).collect();
-        Self { problem: case.problem(label), variant, floats, ints }
-    }
-
-    fn options(&self) -> AttentionOptions {
-        AttentionOptions::new().variant(self.variant).return_lse(true)
-    }
-
-    fn config(&self) -> PlanConfig {
-        let case = &self.problem.case;
-        PlanConfig::new(case.kv_heads * case.group, case.kv_heads, case.dim, case.dtype)
-            .head_dim_v(case.v_dim)
-            .options(self.options())
-    }
-
-    fn inputs(&self, device: &Device) -> VariantInputs {
-        let floats = Tensor::from_data(TensorData::from(&self.floats[..]), (device, DType::F32));
-        let ints = Tensor::<1, Int>::from_data(TensorData::from(&self.ints[..]), (device, DType::I32));
-        VariantInputs::new().floats(floats).ints(ints)
-    }
-
-    /// Attention in f64, and in f32 with weights as `weigh` leaves them.
-    fn expected(&self, weigh: impl Fn(f32) -> f32) -> (State, Vec<f32>, Vec<f32>) {
-        let Problem { case, q, k, v } = &self.problem;
-        let (qo, kv) = (self.problem.qo_indptr(), self.problem.kv_indptr());
-        let (mut values, mut lses) = (vec![], vec![]);
-        let (mut output, mut lse) = (vec![], vec![]);
-        for (index, &(qo_len, kv_len)) in case.lengths.iter().enumerate() {
-            let tensors = (&self.floats[..], &self.ints[..]);
-            let heads = [q.tokens(qo[index]..qo[index + 1]), k.tokens(kv[index]..kv[index + 1])];
-            let [q_heads, k_heads] = heads.map(|heads| heads.heads());
-            let v_heads = v.tokens(kv[index]..kv[index + 1]).heads();
-            let state = reference::attention_of(&q_heads, &k_heads, &v_heads, &self.variant, index, tensors);
-            let state = state.expect("a problem that fits");
-            values.extend_from_slice(state.output.values());
-            lses.extend(state.lse);
-            let request = Request { index, qo_len, kv_len };
-            for (query, q_head) in (0..qo_len).flat_map(|i| (0..self.variant.q_heads).map(move |h| (i, h))) {
-                let (floats, ints) = tensors;
-                let row = Row { request, query, q_head, kv_head: q_head / case.group, floats, ints };
-                let of_query = q.row(qo[index] + query, q_head);
-                let keys = self.variant.keys(&request, query);
-                let keys: Vec<usize> = keys.filter(|&key| self.variant.keep(&row, key)).collect();
-                let logits: Vec<f32> = keys
-                    .iter()
-                    .map(|&key| {
-                        let of_key = k.row(kv[index] + key, row.kv_head);
-                        let product = of_query.iter().zip(of_key).map(|(q, k)| q * k).sum::<f32>();
-                        self.variant.logit(product.into(), &row, key) as f32 * self.variant.scale
-                    })
-                    .collect();
-                let (m, mut sum) = self.variant.start(&row);
-                let m = m as f32 * self.variant.scale;
-                let max = logits.iter().fold(m, |max, &logit| max.max(logit));
-                let max = if max == f32::NEG_INFINITY { 0.0 } else { max };
-                sum *= f64::from((m - max).exp());
-                let weights: Vec<f32> = logits.iter().map(|logit| (logit - max).exp()).collect();
-                let sum = weights.iter().fold(sum as f32, |sum, weight| sum + weight);
-                let mut of_row = vec![0.0_f32; case.v_dim];
-                for (&key, &weight) in keys.iter().zip(&weights) {
-                    let of_key = v.row(kv[index] + key, row.kv_head);
-                    of_row.iter_mut().zip(of_key).for_each(|(o, v)| *o += weigh(weight) * v);
-                }
-                let norm = if sum == 0.0 { 0.0 } else { 1.0 / sum };
-                let finished =
-                    |o: f32| round(self.variant.finish((o * norm).into(), &row) as f32, case.dtype);
-                output.extend(of_row.into_iter().map(finished));
-                lse.push((max + sum.ln()) * std::f32::consts::LOG2_E);
-            }
+        Setting {
+            problem: case.problem(label),
+            options: AttentionOptions::new().variant(variant).return_lse(true),
+            tensors: Tensors { floats, ints, ..Tensors::default() },
         }
-        let shape = [*qo.last().unwrap_or(&0), self.variant.q_heads, case.v_dim];
-        let oracle = reference::Heads::new(shape, values).expect("as many values");
-        (State { output: oracle, lse: lses }, output, lse)
+    }
+}
+
+/// Sigmoid attention: `p = σ(scale q·k + bias)`, which nothing normalises.
+#[derive(Debug, Clone, Copy)]
+struct Sigmoid {
+    scale: f32,
+    bias: f32,
+    causal: bool,
+    window_left: Option<usize>,
+    /// Masks single keys, by their places in the request.
+    masks_keys: bool,
+}
+
+impl AttentionVariant for Sigmoid {
+    fn scale(&self) -> f32 {
+        1.0
     }
 
-    fn check(&self, what: &str, target: &Target, got: &Got) {
-        let dtype = self.problem.case.dtype;
-        let in_type = |weight| if target.has_matrix_cores() { round(weight, dtype) } else { weight };
-        let (oracle, output, lse) = self.expected(in_type);
-        let what = format!("{what} on {}: {:?} {:?}", target.name, self.problem.case, self.variant);
-        check(format!("{what}: output"), &got.output, &output, oracle.output.values(), dtype);
-        check(format!("{what}: LSE"), &got.lse, &lse, &oracle.lse, DType::F32);
+    fn softmax(&self) -> bool {
+        false
+    }
+
+    fn keys(&self, request: &Request, query: usize) -> Range<usize> {
+        request.causal_window(query, self.causal, self.window_left)
+    }
+
+    fn logit(&self, product: f64, _row: &Row<'_>, _key: usize) -> f64 {
+        1.0 / (1.0 + (-(product * f64::from(self.scale) + f64::from(self.bias))).exp())
+    }
+
+    fn keep(&self, row: &Row<'_>, key: usize) -> bool {
+        !(self.masks_keys && key == 2 * row.query)
+    }
+
+    fn over_shared(&self) -> Option<SharedVariant> {
+        Some(SharedVariant::new(Self { causal: false, window_left: None, ..*self }))
+    }
+
+    #[cfg(feature = "cube")]
+    fn kernels(&self) -> Option<&dyn burn_flashinfer::kernels::Kernels> {
+        Some(self)
+    }
+}
+
+impl Sigmoid {
+    fn setting(label: &str, case: &Case) -> Setting {
+        let variant = Sigmoid {
+            scale: 1.0 / (case.dim as f32).sqrt(),
+            bias: -1.0,
+            causal: case.causal,
+            window_left: case.window,
+            masks_keys: true,
+        };
+        Setting {
+            problem: case.problem(label),
+            options: AttentionOptions::new().variant(variant),
+            tensors: Tensors::default(),
+        }
     }
 }
 
@@ -243,14 +266,40 @@ fn every_hook_says_the_same_on_every_device(target: Target) {
         for (dim, (causal, window)) in target.thin(4, cases) {
             let case = Case { causal, window, ..Case::new(dtype, dim, lengths) };
             for sinks in [false, true] {
-                let setting = Setting::new("variants", &case, sinks);
-                let device = &target.device;
-                setting.check("ragged", &target, &ragged(&setting, KvSplit::Auto, device));
-                setting.check("split", &target, &ragged(&setting, KvSplit::Fixed(16), device));
-                setting.check("paged", &target, &paged(&setting, KvSplit::Auto, device));
+                Everything::setting("variants", &case, sinks).check_plans(&target);
             }
         }
     }
+}
+
+/// Weights that nothing normalises: parts of split keys and levels of a cascade are summed.
+fn without_a_softmax(target: Target) {
+    for dtype in target.dtypes() {
+        let masks = [(false, None), (true, None), (true, Some(19))];
+        let cases = [64, 40].into_iter().flat_map(|dim| masks.map(move |mask| (dim, mask))).collect();
+        for (dim, (causal, window)) in target.thin(7, cases) {
+            let lengths = [(1, 70), (5, 5), (1, 0), (0, 9), (37, 150)];
+            let case = Case { causal, window, ..Case::new(dtype, dim, &lengths) };
+            Sigmoid::setting("sigmoid", &case).check_plans(&target);
+        }
+    }
+}
+
+fn a_cascade_without_a_softmax(target: Target) {
+    let case = Case::new(target.dtypes()[0], 64, &[(1, 61), (2, 70), (1, 35)]).causal();
+    let (problem, paging) = sharing(&case, "a cascade of sigmoids", 8, &[0, 6, 4]);
+    // The place of a key differs from level to level.
+    let variant = Sigmoid { scale: 0.125, bias: -1.0, causal: true, window_left: None, masks_keys: false };
+    let options = AttentionOptions::new().variant(variant);
+    let setting = Setting { problem, options, tensors: Tensors::default() };
+    let found = cascade(&setting.problem, &paging, &target.device, 1);
+    assert_eq!(found.levels(), 3);
+    let [k, v] = [&setting.problem.k, &setting.problem.v]
+        .map(|x| paging.pool(x, KvLayout::Nhd).tensor(&target.device));
+    let pages = KvPages::new(k, v, KvLayout::Nhd).expect("a pool");
+    let q = setting.problem.q.tensor(&target.device);
+    let attended = cascade_attention(q, &pages, &found, &setting.options).expect("it fits");
+    setting.check("cascade", &target, &got(attended));
 }
 
 /// Enough rows and keys for warpgroups, whose tiles lie within the range of some rows and outside that of others.
@@ -261,31 +310,15 @@ fn long_requests_of_a_variant(target: Target) {
     for dtype in [DType::F16, DType::BF16] {
         let case = Case::new(dtype, 128, &[(300, 700), (1, 600)]).heads(2, 4);
         let case = Case { causal: true, window: Some(400), ..case };
-        let setting = Setting::new("long variants", &case, true);
-        for split in [KvSplit::Never, KvSplit::Fixed(128)] {
-            setting.check("ragged", &target, &ragged(&setting, split, &target.device));
-            setting.check("paged", &target, &paged(&setting, split, &target.device));
+        for setting in
+            [Everything::setting("long variants", &case, true), Sigmoid::setting("long sigmoid", &case)]
+        {
+            for split in [KvSplit::Never, KvSplit::Fixed(128)] {
+                setting.check("ragged", &target, &setting.ragged(split, &target.device));
+                setting.check("paged", &target, &setting.paged(split, &target.device));
+            }
         }
     }
-}
-
-fn ragged(setting: &Setting, split: KvSplit, device: &Device) -> Got {
-    let Problem { q, k, v, .. } = &setting.problem;
-    let [qo, kv] = [setting.problem.qo_indptr(), setting.problem.kv_indptr()]
-        .map(|rows| Indptr::new(&rows, device).expect("valid"));
-    let plan = RaggedPlan::new(&setting.config().split(split), &qo, &kv).expect("a plan");
-    let [q, k, v] = [q, k, v].map(|x| x.tensor(device));
-    Got::of(plan.run_with(q, k, v, setting.inputs(device)).expect("runs"))
-}
-
-fn paged(setting: &Setting, split: KvSplit, device: &Device) -> Got {
-    let Problem { q, k, v, .. } = &setting.problem;
-    let paging = setting.problem.paging(16);
-    let pool = |x| paging.pool(x, KvLayout::Hnd).tensor(device);
-    let pages = KvPages::new(pool(k), pool(v), KvLayout::Hnd).expect("a pool");
-    let qo = Indptr::new(&setting.problem.qo_indptr(), device).expect("valid");
-    let plan = PagedPlan::new(&setting.config().split(split), &qo, &paging.table(device)).expect("a plan");
-    Got::of(plan.run_with(q.tensor(device), &pages, setting.inputs(device)).expect("runs"))
 }
 
 /// Without kernels of its own.
@@ -314,7 +347,28 @@ fn what_a_variant_cannot_do_is_refused(target: Target) {
             ),
         );
     }
-    let both = options.causal(true);
+    let options = AttentionOptions::new().variant(Everything {
+        scale: 1.0,
+        q_heads: 2,
+        causal: false,
+        window_left: None,
+        sinks: false,
+    });
+    let floats = Tensor::<1>::zeros([5], (&target.device, DType::F32));
+    refused(
+        single_prefill(x(), x(), x(), &options),
+        "single_prefill: `floats` is not given, expected [6], which the variant reads",
+    );
+    refused(
+        single_prefill(x(), x(), x(), (&options, VariantInputs::new().floats(floats))),
+        "single_prefill: `floats` has shape [5], expected [6], which the variant reads",
+    );
+    let sigmoid = Sigmoid { scale: 1.0, bias: 0.0, causal: false, window_left: None, masks_keys: false };
+    refused(
+        single_prefill(x(), x(), x(), &AttentionOptions::new().variant(sigmoid).return_lse(true)),
+        "single_prefill: `return_lse` is set beside a variant without a softmax, expected not to be set, as there is no LSE",
+    );
+    let both = options.clone().causal(true);
     refused(
         single_prefill(x(), x(), x(), &both),
         "single_prefill: `causal` is set beside a variant, expected not to be set, as the variant decides",

@@ -5,6 +5,7 @@ use cubecl::{client::Client, ir::ElemType, prelude::*};
 use super::blueprint::Blueprint;
 use super::checked::Operands;
 use super::kv_table::{PagedLaunch, RaggedLaunch, TableArgs};
+use super::mask::Mask;
 use super::plan::DevicePlan;
 use super::variant::Variant;
 use super::{portable, tiled};
@@ -12,7 +13,7 @@ use crate::device::tensor::{KvLayout, Result, by_slot, contiguous, one_page, row
 use crate::device::{DeviceProfile, Refusal};
 use crate::problem::{Alignment, HeadDims, Problem};
 
-const KERNEL: &str = "attention";
+pub(super) const KERNEL: &str = "attention";
 
 /// Places of the queries and keys of each request. Index tensors are contiguous, of `i32`.
 #[allow(clippy::large_enum_variant, reason = "one a launch, taken apart at once")]
@@ -39,6 +40,14 @@ pub enum Batch {
     },
 }
 
+impl Batch {
+    /// Requests, of row pointers that have been checked.
+    fn requests(&self) -> usize {
+        let (Self::Ragged { qo_indptr, .. } | Self::Paged { qo_indptr, .. }) = self;
+        qo_indptr.size() - 1
+    }
+}
+
 /// The tensors of an attention problem.
 pub struct Attention {
     /// `[tokens, q_heads, qk]`.
@@ -61,11 +70,17 @@ pub struct Attention {
     pub kv_dtype: ElemType,
     /// The variant's own tensors.
     pub inputs: Inputs,
+    /// The keys that each query sees, if there is a mask beside the variant's.
+    pub mask: Option<Mask>,
 }
 
 /// Tensors of a variant, which change from call to call: slopes, sinks, masks.
 #[derive(Clone, Default)]
 pub struct Inputs {
+    /// `[q_heads]` of f32, contiguous: logits without a value.
+    pub sinks: Option<TensorBinding>,
+    /// `[q_heads]` of f32, contiguous: growth of the logits from a key to the next.
+    pub slopes: Option<TensorBinding>,
     /// An f32 tensor, contiguous.
     pub floats: Option<TensorBinding>,
     /// An i32 tensor, contiguous.
@@ -102,6 +117,8 @@ pub struct Call<'a> {
 /// - Each of `indices` before that end is from 0 to below the number of pages.
 /// - Each of `last_page_len` is from 1 to the page size, unless the request has no page.
 /// - The lists of the plan are those of a [`Plan`](super::Plan) for these requests and this variant.
+/// - A mask has a bit for each query and key of each request, and the tiles that [`map_tiles`](super::map_tiles) made for
+///   the plan.
 pub unsafe fn launch(
     client: &Client,
     attention: Attention,
@@ -117,6 +134,35 @@ impl Call<'_> {
         &self.attention.inputs
     }
 
+    /// Query heads.
+    pub fn q_heads(&self) -> usize {
+        self.attention.q.shape.get(1).copied().unwrap_or(0)
+    }
+
+    /// Requests of the batch.
+    pub fn requests(&self) -> usize {
+        let (Batch::Ragged { qo_indptr, .. } | Batch::Paged { qo_indptr, .. }) = &self.attention.batch;
+        qo_indptr.size().saturating_sub(1)
+    }
+
+    /// [`Inputs::floats`], contiguous and of this shape.
+    ///
+    /// # Errors
+    ///
+    /// If there are none, or of another shape: `argument`.
+    pub fn float_input(&self, argument: &'static str, wanted: &[usize]) -> Result<TensorBinding> {
+        given(argument, &self.attention.inputs.floats, wanted)
+    }
+
+    /// [`Inputs::ints`], contiguous and of this shape.
+    ///
+    /// # Errors
+    ///
+    /// As [`float_input`](Self::float_input).
+    pub fn int_input(&self, argument: &'static str, wanted: &[usize]) -> Result<TensorBinding> {
+        given(argument, &self.attention.inputs.ints, wanted)
+    }
+
     /// Launches the kernels of a variant. `args` makes the arguments once for each of them.
     ///
     /// # Errors
@@ -128,9 +174,12 @@ impl Call<'_> {
     /// Kernels do not check indices: no hook of `V` reads beyond the tensors of its arguments, which `args` makes.
     pub unsafe fn run<V: Variant>(self, args: impl Fn() -> <V::Args as LaunchArg>::RuntimeArg) -> Result<()> {
         let Self { client, attention, planned } = self;
-        let Attention { q, k, v, output, lse, batch, scale, dtype, kv_dtype, inputs: _ } = attention;
+        let Attention { q, k, v, output, lse, batch, scale, dtype, kv_dtype, inputs: _, mask } = attention;
         if output.size() == 0 {
             return Ok(());
+        }
+        if let Some(lse) = lse.as_ref().filter(|_| !V::SOFTMAX) {
+            return Err(shape(KERNEL, "lse", lse, "none, without a softmax"));
         }
         let (k, v) = match &batch {
             Batch::Paged { layout, .. } => {
@@ -158,17 +207,34 @@ impl Call<'_> {
             return Err(Refusal::Range { kernel: KERNEL, argument: "rows", got, limit });
         }
         planned.blueprint.check(&DeviceProfile::of(client), &problem)?;
+        if let Some(mask) = &mask {
+            mask.check(batch.requests(), !matches!(planned.blueprint, Blueprint::Portable(_)))?;
+        }
         let table = table_args(&batch, k.shape[1]);
         let operands = Operands { q, k, v, output, lse };
         let tiles = match planned.blueprint {
             Blueprint::Portable(portable) => {
-                return portable::launch::<V>(client, operands, table, args(), &problem, portable);
+                return portable::launch::<V>(client, operands, table, mask, args(), &problem, portable);
             }
             Blueprint::Tiled(tiled) => (tiled, None),
             Blueprint::Mixed(mixed) => (mixed.prefill, Some(mixed.decode)),
         };
-        tiled::launch::<V>(client, operands, table, args, &problem, tiles, planned)
+        tiled::launch::<V>(client, operands, (table, mask), args, &problem, tiles, planned)
     }
+}
+
+/// An input that must be there.
+fn given(argument: &'static str, input: &Option<TensorBinding>, wanted: &[usize]) -> Result<TensorBinding> {
+    let none = || Refusal::Shape {
+        kernel: KERNEL,
+        argument,
+        shape: vec![],
+        strides: vec![],
+        expected: format!("{wanted:?}, to be given"),
+    };
+    let tensor = input.clone().ok_or_else(none)?;
+    contiguous(KERNEL, argument, &tensor, wanted)?;
+    Ok(tensor)
 }
 
 fn check(

@@ -1,9 +1,10 @@
 //! The parts of attention beside its two products.
 //!
 //! ```text
-//! o_i = finish(Σ_j p_ij v_j / Σ_j p_ij)      p_ij = exp(scale · logit(q_i·k_j)) for the keys j of `keys` that `keep` keeps
+//! o_i = finish(Σ_j p_ij v_j / Σ_j p_ij)      p_ij = exp(s_ij)      for the keys j of `keys` that `keep` keeps
+//! s_ij = scale · (logit(q_i·k_j) + slope_i · (j - position_i))
 //! ```
-//! Every kernel is generic over a [`Variant`]. The hooks see what FlashInfer's variants see: the request, the
+//! Without the softmax (`SOFTMAX`) it is `o_i = finish(Σ_j s_ij v_j)`. Every kernel is generic over a [`Variant`]. The hooks see what FlashInfer's variants see: the request, the
 //! query and the key within it, and the heads. [`Standard`] is one like any other.
 
 #![allow(missing_docs, reason = "the derived launch structs have none; what is written here does")]
@@ -22,6 +23,9 @@ pub trait Variant: Send + Sync + 'static {
     /// The tensors and scalars of the hooks, a `#[derive(CubeType, CubeLaunch)]` struct.
     type Args: LaunchArg + Send + Sync + 'static;
 
+    /// False if the logits are the weights of the values themselves: no exponential, no normalising, no LSE.
+    const SOFTMAX: bool = true;
+
     /// The factor on every logit, above 0.
     fn scale(args: &Self::Args) -> f32;
 
@@ -37,7 +41,13 @@ pub trait Variant: Send + Sync + 'static {
         product
     }
 
-    /// The mask of single keys within the range of [`keys`](Self::keys): false is a logit of -inf.
+    /// The growth of a row's logits from a key to the next, 0 at the query's own position: a linear bias, which costs one
+    /// fused multiply-add. It is found once for each row and tile of queries, and before `scale`.
+    fn slope(_args: &Self::Args, _row: &QueryRow) -> ComptimeOption<f32> {
+        ComptimeOption::None
+    }
+
+    /// The mask of single keys within the range of [`keys`](Self::keys): false is a logit of -inf, or a weight of 0.
     fn keep(_args: &Self::Args, _row: &QueryRow, _key: usize) -> bool {
         true
     }
@@ -75,6 +85,15 @@ pub trait Variant: Send + Sync + 'static {
         _key: NativeExpand<usize>,
     ) -> NativeExpand<f32> {
         product
+    }
+
+    #[doc(hidden)]
+    fn __expand_slope(
+        _scope: &Scope,
+        _args: &<Self::Args as CubeType>::ExpandType,
+        _row: &<QueryRow as CubeType>::ExpandType,
+    ) -> ComptimeOptionExpand<f32> {
+        ComptimeOptionExpand::None
     }
 
     #[doc(hidden)]

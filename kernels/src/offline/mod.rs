@@ -259,6 +259,7 @@ pub fn attention(client: &Client, problem: &Problem, requests: &[RequestShape], 
         dtype,
         kv_dtype,
         inputs: Inputs::default(),
+        mask: None,
     }
 }
 

@@ -90,7 +90,7 @@ impl Case {
 
     pub fn variant(&self) -> Standard {
         let Self { causal, window_left, soft_cap, .. } = *self;
-        Standard { scale: self.scale(), causal, window_left, soft_cap }
+        Standard { causal, window_left, soft_cap, ..Standard::new(self.scale()) }
     }
 
     fn scale(&self) -> f32 {
@@ -187,6 +187,7 @@ impl Case {
             dtype: self.dtype.elem(),
             kv_dtype: self.dtype.elem(),
             inputs: Inputs::default(),
+            mask: None,
         };
         let planned = self.plan(client).upload(client);
         // SAFETY: `place` lists the pages of its own pool, and the plan is of the same lengths.
@@ -381,6 +382,7 @@ fn refuses_what_cannot_run(client: Client) {
         dtype: Type::F32.elem(),
         kv_dtype: Type::F32.elem(),
         inputs: Inputs::default(),
+        mask: None,
     };
     let plan = Case { qk: 32, vo: 32, ..Case::new(Kind::Ragged, &[(2, 5)]) }.plan(&client);
     let run = |k: &[usize], output: &[usize]| {

@@ -359,6 +359,7 @@ fn pages_beyond_two_to_the_31(client: Client) {
             dtype: Type::BF16.elem(),
             kv_dtype: Type::BF16.elem(),
             inputs: Inputs::default(),
+            mask: None,
         };
         let variant = Standard::new(0.1);
         // 15 pages of 16 tokens, the last of 3, and 25.

@@ -3,6 +3,8 @@
 use std::iter;
 use std::ops::Range;
 
+use burn::tensor::{DType, Tensor};
+
 use crate::cache::PageTable;
 use crate::check::same_device;
 use crate::error::{Error, Result};
@@ -51,6 +53,9 @@ pub(crate) struct Level {
     ends: Vec<usize>,
     pub(crate) qo_indptr: Indptr,
     pub(crate) table: PageTable,
+    /// Of each query token, how far the position that its group gives it among these keys is after its own; none if they
+    /// are the same.
+    pub(crate) shifts: Option<Tensor<1>>,
 }
 
 /// Adjacent requests, and which pages of each they share.
@@ -191,7 +196,9 @@ impl Level {
             groups.push(group);
         }
         groups.pop();
-        Self::upload(op, &groups, |_| table.page_size(), table, qo)
+        let shifts = Tensor::from_data(&shifts(&groups, table, qo)[..], (&table.device(), DType::F32));
+        let level = Self::upload(op, &groups, |_| table.page_size(), table, qo)?;
+        Ok(Self { shifts: Some(shifts), ..level })
     }
 
     /// The pages of each request after the taken ones.
@@ -226,6 +233,23 @@ impl Level {
             qo_indptr: Indptr::new(&rows, device)?,
             table: PageTable::trusted(op, indptr, indices, &last_page_len, table.page_size(), device)?
                 .of_the_time_of(table),
+            shifts: None,
         })
     }
+}
+
+/// [`Level::shifts`] of groups of requests.
+fn shifts(groups: &[Group], table: &PageTable, qo: &Indptr) -> Vec<f32> {
+    let (rows, keys) = (qo.as_slice(), table.kv_lengths());
+    let mut shifts = Vec::with_capacity(qo.total());
+    for Group { requests, pages } in groups {
+        // In the group, the last query of all is at the last key.
+        let (last, keys_end) = (rows[requests.end] as i64, (pages.end * table.page_size()) as i64);
+        for request in requests.clone() {
+            let (end, keys) = (rows[request + 1] as i64, keys[request] as i64);
+            let shift = (keys_end - last) - (keys - end);
+            shifts.resize(rows[request + 1], shift as f32);
+        }
+    }
+    shifts
 }

@@ -1,11 +1,12 @@
 //! Plans of batches whose requests share pages.
 
-use std::fmt;
+use std::{fmt, iter};
 
 use burn::tensor::Tensor;
 
 use super::levels::{Cascade, Level};
-use super::run::{check_room, check_shares, merge_levels};
+use super::run::{at_positions, check_room, merge_levels, options_of_levels};
+use crate::attention::inputs::VariantInputs;
 use crate::attention::output::AttentionOutput;
 use crate::attention::plan::{PagedPlan, PlanConfig};
 use crate::cache::KvPages;
@@ -35,9 +36,17 @@ use crate::types::AttentionOptions;
 #[derive(Debug)]
 #[must_use]
 pub struct CascadePlan {
-    /// The requests' own keys first, then the shared ones.
-    levels: Vec<PagedPlan>,
-    return_lse: bool,
+    own: PagedPlan,
+    shared: Vec<SharedPlan>,
+    options: AttentionOptions,
+}
+
+/// The plan of a level of shared keys.
+#[derive(Debug)]
+struct SharedPlan {
+    plan: PagedPlan,
+    /// As [`Level::shifts`].
+    shifts: Option<Tensor<1>>,
 }
 
 impl CascadePlan {
@@ -45,21 +54,19 @@ impl CascadePlan {
     ///
     /// # Errors
     ///
-    /// As [`PagedPlan::new`], and if there is a left window although something is shared: a group of requests has no
-    /// positions.
+    /// As [`PagedPlan::new`], and as [`cascade_attention`](crate::cascade_attention) where something is shared: a group of
+    /// requests has no positions.
     pub fn new(config: &PlanConfig, cascade: &Cascade) -> Result<Self> {
         let Cascade { own, shared, .. } = cascade;
-        check_shares("CascadePlan::new", &config.options, cascade)?;
-        let plan = |options: AttentionOptions, level: &Level| {
-            PagedPlan::new(&config.clone().options(options), &level.qo_indptr, &level.table)
+        let [own_keys, all_keys] = options_of_levels("CascadePlan::new", &config.options, cascade)?;
+        let plan = |options: &AttentionOptions, level: &Level| {
+            PagedPlan::new(&config.clone().options(options.clone()), &level.qo_indptr, &level.table)
         };
-        let return_lse = config.options.return_lse;
-        let own_keys = config.options.clone().return_lse(return_lse || !shared.is_empty());
-        let mut levels = vec![plan(own_keys.clone(), own)?];
-        for level in shared {
-            levels.push(plan(own_keys.clone().causal(false), level)?);
-        }
-        Ok(Self { levels, return_lse })
+        let own = plan(&own_keys, own)?;
+        let shared = shared
+            .iter()
+            .map(|level| Ok(SharedPlan { plan: plan(&all_keys, level)?, shifts: level.shifts.clone() }));
+        Ok(Self { own, shared: shared.collect::<Result<_>>()?, options: config.options.clone() })
     }
 
     /// Attention of `q` `[tokens, q_heads, head_dim]`, the query tokens of all requests one after the other,
@@ -69,24 +76,43 @@ impl CascadePlan {
     ///
     /// As [`PagedPlan::run`].
     pub fn run(&self, q: Tensor<3>, pages: &KvPages) -> Result<AttentionOutput> {
-        check_room("CascadePlan::run", &q, self.levels.len())?;
-        let found = self.levels.iter().map(|level| level.run(q.clone(), pages));
-        merge_levels(found.collect::<Result<_>>()?, self.return_lse)
+        self.run_with(q, pages, VariantInputs::new())
+    }
+
+    /// [`run`](Self::run), with sinks, slopes, or tensors for a variant: sinks count once, with a request's own keys, and
+    /// slopes see the positions of the batch.
+    ///
+    /// # Errors
+    ///
+    /// As [`PagedPlan::run_with`].
+    pub fn run_with(&self, q: Tensor<3>, pages: &KvPages, inputs: VariantInputs) -> Result<AttentionOutput> {
+        check_room("CascadePlan::run", &q, 1 + self.shared.len())?;
+        let (slopes, of_shared) = (inputs.slopes.clone(), inputs.over_shared());
+        let own = self.own.run_with(q.clone(), pages, inputs)?;
+        let shared = self.shared.iter().map(|SharedPlan { plan, shifts }| {
+            let attended = plan.run_with(q.clone(), pages, of_shared.clone())?;
+            Ok(at_positions(attended, shifts.as_ref(), slopes.as_ref()))
+        });
+        merge_levels(own, shared.collect::<Result<_>>()?, &self.options)
     }
 
     /// Bytes on the device that the plans hold for partial results.
     pub fn workspace_bytes(&self) -> usize {
-        self.levels.iter().map(PagedPlan::workspace_bytes).sum()
+        self.each().map(PagedPlan::workspace_bytes).sum()
     }
 
     /// The blueprint of each level, the work partitioning, and its balance: a line for each. The requests'
     /// own keys come first.
     pub fn explain(&self) -> impl fmt::Display {
         fmt::from_fn(|f| {
-            for (at, level) in self.levels.iter().enumerate() {
+            for (at, level) in self.each().enumerate() {
                 write!(f, "{}{}", if at == 0 { "" } else { "\n" }, level.explain())?;
             }
             Ok(())
         })
+    }
+
+    fn each(&self) -> impl Iterator<Item = &PagedPlan> {
+        iter::once(&self.own).chain(self.shared.iter().map(|level| &level.plan))
     }
 }

@@ -165,6 +165,19 @@ impl PlanConfig {
         Ok(())
     }
 
+    /// Spans and items are those of the requests of the batch.
+    pub(crate) fn check_ranges(&self, op: &'static str, requests: usize) -> Result<()> {
+        match &self.options.ranges {
+            Some(ranges) if ranges.requests() != requests => Err(Error::Value {
+                op,
+                argument: ranges.name(),
+                got: format!("of {} requests", ranges.requests()),
+                expected: format!("of {requests} requests, as the batch"),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     pub(crate) fn params(&self) -> AttentionParams {
         self.options.params(self.head_dim)
     }

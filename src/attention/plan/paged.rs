@@ -3,11 +3,12 @@
 use std::fmt;
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Bool, Int, Tensor};
 
 use super::config::PlanConfig;
 use super::schedule::{Capacity, KeysOf, Requests, Schedule};
 use crate::attention::inputs::VariantInputs;
+use crate::attention::mask::MaskBits;
 use crate::attention::output::{AttentionOutput, attend};
 use crate::cache::{KvPages, PageTable, PagedKvCache, PagedStep, Says, Stamp};
 use crate::check::{Floats, same_device, shape};
@@ -124,6 +125,10 @@ impl PagedPlan {
     ) -> Result<Self> {
         let (device, page_size) = (cache.device(), cache.page_size());
         config.check(op, device)?;
+        if let Some(ranges) = &config.options.ranges {
+            let expected = "none, as the requests of a step change".into();
+            return Err(Error::Value { op, argument: ranges.name(), got: "set".into(), expected });
+        }
         let table =
             PageTable::trusted(op, vec![0], vec![], &[], page_size, device)?.padded(capacity.requests);
         let rows = decode_rows(capacity.requests);
@@ -206,11 +211,12 @@ impl PagedPlan {
         self.run_with(q, pages, VariantInputs::new())
     }
 
-    /// [`run`](Self::run), with tensors for a variant.
+    /// [`run`](Self::run), with sinks, slopes, or tensors for a variant.
     ///
     /// # Errors
     ///
-    /// As [`run`](Self::run), and if these tensors are on another device or require a gradient.
+    /// As [`run`](Self::run), and if these tensors are on another device, of another length or type, or require a
+    /// gradient.
     pub fn run_with(&self, q: Tensor<3>, pages: &KvPages, inputs: VariantInputs) -> Result<AttentionOutput> {
         const OP: &str = "PagedPlan::run";
         let (config, pool) = (&self.config, pages.shape());
@@ -251,8 +257,34 @@ impl PagedPlan {
             return refuse("pages", format!("{:?}", pages.layout()), format!("{layout:?}"));
         }
         let (k, v) = (k.clone(), v.clone());
-        let inputs = inputs.checked(&floats)?;
+        let inputs = inputs.checked(OP, &floats, config.q_heads, &config.options)?;
         attend(OP, q, k, v, self.schedule.batch(pages.layout(), inputs), config.params())
+    }
+
+    /// Masks the batch with a bit for each query and key, until another batch is planned: a query of a request sees key `j`
+    /// if bit `query · kv_len + j` of the request is set, and neither a causal mask nor a window hides the key.
+    ///
+    /// `mask`: `[Σ qo_len · kv_len]`, request by request. It is laid out for the kernels once: tiles of keys that no query
+    /// of a tile sees are skipped, and those that all see are not masked. A query that sees no key gets 0, and an LSE of
+    /// `-inf`. (FlashInfer's `custom_mask`.)
+    ///
+    /// # Errors
+    ///
+    /// If the mask is of another length or on another device, or the device has no bytes. The plan is as it was then.
+    pub fn set_custom_mask(&mut self, mask: Tensor<1, Bool>) -> Result<()> {
+        self.schedule.set_mask("PagedPlan::set_custom_mask", &self.config, MaskBits::Bools(mask))
+    }
+
+    /// [`set_custom_mask`](Self::set_custom_mask) with eight bits to a byte, the lowest first; the bits of each request begin
+    /// with a byte of their own, as [`segment_packbits`](crate::segment_packbits) packs them.
+    ///
+    /// `mask`: `[Σ ⌈qo_len · kv_len / 8⌉]` of type `U8`. (FlashInfer's `packed_custom_mask`.)
+    ///
+    /// # Errors
+    ///
+    /// As [`set_custom_mask`](Self::set_custom_mask), and if the mask is of another type.
+    pub fn set_packed_custom_mask(&mut self, mask: Tensor<1, Int>) -> Result<()> {
+        self.schedule.set_mask("PagedPlan::set_packed_custom_mask", &self.config, MaskBits::Packed(mask))
     }
 
     /// Query tokens of all requests: the rows of `q`.
@@ -298,6 +330,7 @@ fn check_requests(op: &'static str, config: &PlanConfig, rows: &[usize], table: 
             expected: format!("of {} requests, as `table`", table.requests()),
         });
     }
+    config.check_ranges(op, requests)?;
     for (request, (rows, &keys)) in rows.windows(2).zip(table.kv_lengths()).enumerate() {
         config.check_causal(op, request, rows[1] - rows[0], keys)?;
     }

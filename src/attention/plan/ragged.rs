@@ -2,11 +2,12 @@
 
 use std::fmt;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Bool, Int, Tensor};
 
 use super::config::PlanConfig;
 use super::schedule::{KeysOf, Requests, Schedule};
 use crate::attention::inputs::{VariantInputs, by_token};
+use crate::attention::mask::MaskBits;
 use crate::attention::output::{AttentionOutput, attend};
 use crate::check::{Floats, same_device, shape};
 use crate::error::{Error, Result};
@@ -83,11 +84,12 @@ impl RaggedPlan {
         self.run_with(q, k, v, VariantInputs::new())
     }
 
-    /// [`run`](Self::run), with tensors for a variant.
+    /// [`run`](Self::run), with sinks, slopes, or tensors for a variant.
     ///
     /// # Errors
     ///
-    /// As [`run`](Self::run), and if these tensors are on another device or require a gradient.
+    /// As [`run`](Self::run), and if these tensors are on another device, of another length or type, or require a
+    /// gradient.
     pub fn run_with(
         &self,
         q: Tensor<3>,
@@ -115,8 +117,34 @@ impl RaggedPlan {
                 return Err(shape(OP, argument, &got, format!("{planned:?}, as planned")));
             }
         }
-        let inputs = inputs.checked(&floats)?;
+        let inputs = inputs.checked(OP, &floats, config.q_heads, &config.options)?;
         attend(OP, q, k, v, self.schedule.batch(KvLayout::Nhd, inputs), config.params())
+    }
+
+    /// Masks the batch with a bit for each query and key, until another batch is planned: a query of a request sees key `j`
+    /// if bit `query · kv_len + j` of the request is set, and neither a causal mask nor a window hides the key.
+    ///
+    /// `mask`: `[Σ qo_len · kv_len]`, request by request. It is laid out for the kernels once: tiles of keys that no query
+    /// of a tile sees are skipped, and those that all see are not masked. A query that sees no key gets 0, and an LSE of
+    /// `-inf`. (FlashInfer's `custom_mask`.)
+    ///
+    /// # Errors
+    ///
+    /// If the mask is of another length or on another device, or the device has no bytes. The plan is as it was then.
+    pub fn set_custom_mask(&mut self, mask: Tensor<1, Bool>) -> Result<()> {
+        self.schedule.set_mask("RaggedPlan::set_custom_mask", &self.config, MaskBits::Bools(mask))
+    }
+
+    /// [`set_custom_mask`](Self::set_custom_mask) with eight bits to a byte, the lowest first; the bits of each request begin
+    /// with a byte of their own, as [`segment_packbits`](crate::segment_packbits) packs them.
+    ///
+    /// `mask`: `[Σ ⌈qo_len · kv_len / 8⌉]` of type `U8`. (FlashInfer's `packed_custom_mask`.)
+    ///
+    /// # Errors
+    ///
+    /// As [`set_custom_mask`](Self::set_custom_mask), and if the mask is of another type.
+    pub fn set_packed_custom_mask(&mut self, mask: Tensor<1, Int>) -> Result<()> {
+        self.schedule.set_mask("RaggedPlan::set_packed_custom_mask", &self.config, MaskBits::Packed(mask))
     }
 
     /// Query tokens of all requests: the rows of `q`.
@@ -150,6 +178,7 @@ fn checked<'a>(
             expected: format!("of {} requests, as `qo_indptr`", qo_indptr.requests()),
         });
     }
+    config.check_ranges(op, qo_indptr.requests())?;
     for (request, (queries, keys)) in qo_indptr.lengths().zip(kv_indptr.lengths()).enumerate() {
         config.check_causal(op, request, queries, keys)?;
     }

@@ -10,10 +10,11 @@ use burn::tensor::{DType, Device, Int, Tensor};
 
 use super::config::PlanConfig;
 use crate::attention::inputs::VariantInputs;
+use crate::attention::mask::{CustomMask, MaskBits};
 use crate::cache::PageTable;
 use crate::dispatch::{IntoBackend, write_ints};
 use crate::error::Result;
-use crate::extension::{Batch, BatchLayout, Launch, MaybeFloats, PagesLayout};
+use crate::extension::{Batch, BatchLayout, Launch, MaskedBatch, MaybeFloats, MaybeMask, PagesLayout};
 use crate::indptr::{index, upload};
 use crate::memory;
 use crate::types::KvLayout;
@@ -76,6 +77,9 @@ pub(crate) struct Schedule {
     /// The lists that the caller added.
     pub extra: Range<usize>,
     explanation: Explanation,
+    /// Pairs of queries and keys of each request: the bits of a mask.
+    pairs: Vec<usize>,
+    mask: Option<CustomMask>,
 }
 
 /// The choice of the blueprint, and the reason.
@@ -98,9 +102,10 @@ impl Schedule {
     }
 
     fn uploaded(planned: HostPlan, device: &Device) -> Self {
-        let HostPlan { lists: Lists { words }, layout, extra, explanation } = planned;
+        let HostPlan { lists: Lists { words }, layout, extra, explanation, pairs } = planned;
         let index = upload(words, device);
-        Self { index, workspace: None, not_sync: PhantomData, layout, extra, explanation }
+        let (workspace, mask) = (None, None);
+        Self { index, workspace, not_sync: PhantomData, layout, extra, explanation, pairs, mask }
     }
 
     /// Plans another batch in place of this one, in the same buffers if they are large enough. `fixed`: with everything
@@ -123,6 +128,7 @@ impl Schedule {
             self.index = write_ints(self.index.extract(), words);
         }
         (self.layout, self.extra, self.explanation) = (planned.layout, planned.extra, planned.explanation);
+        (self.pairs, self.mask) = (planned.pairs, None);
         Ok(())
     }
 
@@ -178,8 +184,17 @@ impl Schedule {
             }
             _ => MaybeFloats::None,
         };
-        let (floats, ints) = inputs.into_backend();
-        Batch { index: self.index.clone().into_backend(), workspace, floats, ints, layout: lists }
+        let mask = self.mask.as_ref().map_or(MaybeMask::None, CustomMask::argument);
+        let (index, inputs) = (self.index.clone().into_backend(), inputs.into_backend());
+        Batch { index, workspace, inputs, mask, layout: lists }
+    }
+
+    /// Masks the batch, until it is planned anew.
+    pub(crate) fn set_mask(&mut self, op: &'static str, config: &PlanConfig, bits: MaskBits) -> Result<()> {
+        let batch =
+            MaskedBatch { launch: self.layout.launch.clone(), group: config.q_heads / config.kv_heads };
+        self.mask = Some(CustomMask::new(op, bits, &self.pairs, &self.index, batch)?);
+        Ok(())
     }
 
     pub(crate) fn explain(&self) -> impl fmt::Display {
@@ -203,6 +218,7 @@ struct HostPlan {
     layout: BatchLayout,
     extra: Range<usize>,
     explanation: Explanation,
+    pairs: Vec<usize>,
 }
 
 impl HostPlan {
@@ -227,6 +243,14 @@ impl HostPlan {
         let (work_items, merges) = explanation.lists();
         let work_items = lists.add(work_items.iter().copied(), launch.work_items.len());
         let merges = lists.add(merges.iter().copied(), launch.merges.len());
+        let ranges = match &config.options.ranges {
+            Some(ranges) => {
+                let tokens = requests.qo_indptr.last().copied().unwrap_or(0);
+                memory::on_host(op, "batch", memory::bytes([2, tokens, size_of::<i32>()]))?;
+                lists.add(ranges.table(requests.lengths()), 0)
+            }
+            None => 0..0,
+        };
         let extra = lists.add(fixed.map_or(&[][..], |fixed| fixed.extra).iter().copied(), 0);
         let pages = match requests.kv {
             KeysOf::Ragged(_) => None,
@@ -247,8 +271,9 @@ impl HostPlan {
             }
         };
         let launch = Launch { work_items, merges, ..launch };
-        let layout = BatchLayout { qo_indptr, kv_indptr, pages, launch };
-        Ok(Self { lists, layout, extra, explanation })
+        let layout = BatchLayout { qo_indptr, kv_indptr, pages, ranges, launch };
+        let pairs = requests.lengths().map(|(queries, keys)| queries.saturating_mul(keys)).collect();
+        Ok(Self { lists, layout, extra, explanation, pairs })
     }
 }
 
@@ -277,6 +302,8 @@ fn launch(
                 merges: 0..limits.merges * kernels::MergeItem::WORDS,
                 merge_rows: limits.merge_rows,
                 partial_rows: limits.partial_rows,
+                mask_tiles: plan.mask_tiles(),
+                longest_walk: plan.longest_walk(),
                 blueprint: Some(plan.blueprint()),
             };
             return Ok((launch, Explanation::Kernels(Box::new(plan))));

@@ -5,10 +5,12 @@ use std::ops::Range;
 use burn::backend::{DType, cubecl::dtype_to_storage_type, tensor::FloatTensor};
 use burn::tensor::Bytes;
 use burn_cubecl::{CubeBackend, cubecl::prelude::TensorBinding, kernel::into_contiguous, tensor::CubeTensor};
-use burn_flashinfer_kernels::attention::{self as kernels, Alignment, Attention, DevicePlan, Inputs, launch};
+use burn_flashinfer_kernels::attention::{
+    self as kernels, Alignment, Attention, DevicePlan, Inputs, Mask, MaskBits, launch, map_tiles, mask_words,
+};
 
 use super::tensor::{dense, empty_like, in_rows, launched, layout_of};
-use crate::extension::{Attended, Batch, PagesLayout};
+use crate::extension::{Attended, Batch, Launch, MaskedBatch, MaybeMask, PagesLayout, VariantTensors};
 use crate::types::AttentionParams;
 
 pub(super) fn batch_attention(
@@ -24,7 +26,7 @@ pub(super) fn batch_attention(
     let output = empty_like(&q, [tokens, heads, dim].into(), q.dtype);
     let lse = return_lse.then(|| empty_like(&q, [tokens, heads].into(), DType::F32));
     let kernels = variant.kernels();
-    if let (Some((requests, planned, inputs)), Some(kernels)) = (lists(batch), kernels)
+    if let (Some(Lists { requests, planned, inputs, mask }), Some(kernels)) = (lists(batch), kernels)
         && tokens > 0
     {
         let client = q.client.clone();
@@ -41,6 +43,7 @@ pub(super) fn batch_attention(
             dtype,
             kv_dtype,
             inputs,
+            mask,
         };
         // SAFETY: row pointers, page table and plan of a batch are made together on the host from lists that were
         // checked: `PageTable` and `Indptr` when they are made, their ends against the tensors in `ops`.
@@ -66,11 +69,19 @@ fn aligned(tensor: CubeTensor, elements: usize) -> CubeTensor {
     if fits(&dense) { dense } else { dense.copy() }
 }
 
+/// The lists of a batch on the device.
+struct Lists {
+    requests: kernels::Batch,
+    planned: DevicePlan,
+    inputs: Inputs,
+    mask: Option<Mask>,
+}
+
 /// The lists of a batch, each as a part of the index tensor; none without a plan.
-fn lists(batch: Batch<CubeBackend>) -> Option<(kernels::Batch, DevicePlan, Inputs)> {
-    let Batch { index, workspace, floats, ints, layout } = batch;
+fn lists(batch: Batch<CubeBackend>) -> Option<Lists> {
+    let Batch { index, workspace, inputs, mask, layout } = batch;
+    let VariantTensors { sinks, slopes, floats, ints } = inputs;
     let list = |range: &Range<usize>| part(&index, range);
-    let some = |range: &Range<usize>| (!range.is_empty()).then(|| part(&index, range));
     let (qo_indptr, kv_indptr) = (list(&layout.qo_indptr), list(&layout.kv_indptr));
     let requests = match &layout.pages {
         None => kernels::Batch::Ragged { qo_indptr, kv_indptr },
@@ -82,18 +93,54 @@ fn lists(batch: Batch<CubeBackend>) -> Option<(kernels::Batch, DevicePlan, Input
             layout: layout_of(*layout),
         },
     };
-    let launch = &layout.launch;
-    let planned = DevicePlan {
+    // A larger workspace is as good.
+    let planned = DevicePlan { workspace: dense(workspace), ..planned(&index, &layout.launch)? };
+    let some = |range: &Range<usize>| (!range.is_empty()).then(|| part(&index, range));
+    let ints = some(&layout.ranges).or_else(|| ints.into_option().map(super::tensor::index));
+    let [sinks, slopes, floats] = [sinks, slopes, floats].map(dense);
+    let mask = match mask {
+        MaybeMask::None => None,
+        MaybeMask::Some(words, tiles, first_bits) => Some(Mask {
+            bits: MaskBits { words: words.binding(), first_bits: first_bits.binding() },
+            tiles: Some(tiles.binding()),
+        }),
+    };
+    Some(Lists { requests, planned, inputs: Inputs { sinks, slopes, floats, ints }, mask })
+}
+
+/// The plan of a launch, without a workspace; none without a blueprint.
+fn planned(index: &CubeTensor, launch: &Launch) -> Option<DevicePlan> {
+    let some = |range: &Range<usize>| (!range.is_empty()).then(|| part(index, range));
+    Some(DevicePlan {
         blueprint: launch.blueprint?,
         work_items: some(&launch.work_items),
         merges: some(&launch.merges),
         merge_rows: launch.merge_rows,
         partial_rows: launch.partial_rows,
-        // A larger one is as good.
-        workspace: dense(workspace),
-    };
-    let ints = ints.into_option().map(super::tensor::index);
-    Some((requests, planned, Inputs { floats: dense(floats), ints }))
+        mask_tiles: launch.mask_tiles,
+        longest_walk: launch.longest_walk,
+        workspace: None,
+    })
+}
+
+/// The bits of a mask, and its tiles for the kernels of a batch.
+pub(super) fn map_mask(
+    bytes: CubeTensor,
+    first_bits: CubeTensor,
+    index: CubeTensor,
+    batch: MaskedBatch,
+) -> (CubeTensor, CubeTensor) {
+    let ints = |len: usize| empty_like(&index, [len].into(), DType::I32);
+    let words = ints(MaskedBatch::words(bytes.meta.shape()[0]));
+    let tiles = ints(batch.tiles());
+    let client = bytes.client.clone();
+    launched(mask_words(&client, into_contiguous(bytes).binding(), words.clone().binding()));
+    if let Some(planned) = planned(&index, &batch.launch) {
+        let bits = MaskBits { words: words.clone().binding(), first_bits: first_bits.binding() };
+        // SAFETY: the lists are those of a plan, and `attention::mask` has checked the bytes against its requests.
+        launched(unsafe { map_tiles(&client, &planned, &bits, batch.group, tiles.clone().binding()) });
+    }
+    (words, tiles)
 }
 
 /// The numbers of `range`, where they are.

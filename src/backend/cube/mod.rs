@@ -23,8 +23,8 @@ use burn::backend::{
 use burn_cubecl::CubeBackend;
 
 use crate::extension::{
-    Attended, Batch, BitSegments, FlashInferBackend, KvTensors, Limit, MaybeFloats, MaybeInts, NormedSum,
-    Pages, RotatedAndAppended, Rotations, Rounding, Rows, ScaledRows,
+    Attended, Batch, BitSegments, FlashInferBackend, KvTensors, Limit, MaskedBatch, MaybeFloats, MaybeInts,
+    NormedSum, Pages, RotatedAndAppended, Rotations, Rounding, Rows, ScaledRows,
 };
 use crate::types::{
     Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, RoutingParams, WeightFormat,
@@ -199,6 +199,15 @@ impl FlashInferBackend for CubeBackend {
         draws: IntTensor<Self>,
     ) -> (IntTensor<Self>, IntTensor<Self>) {
         sampling::sample_probs(probs, top_k, top_p, min_p, draws)
+    }
+
+    fn map_mask(
+        bytes: IntTensor<Self>,
+        first_bits: IntTensor<Self>,
+        index: IntTensor<Self>,
+        batch: MaskedBatch,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        attention::map_mask(bytes, first_bits, index, batch)
     }
 
     fn pack_bits(

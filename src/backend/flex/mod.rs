@@ -36,8 +36,9 @@ use burn_flex::FlexTensor;
 
 use self::dtype::{by_dtype, rounded};
 use crate::extension::{
-    Attended, Batch, BitSegments, FlashInferBackend, KvTensors, Limit, MaybeFloats, MaybeHeadNorm, MaybeInts,
-    MaybeScales, NormedSum, Pages, RotatedAndAppended, Rotations, Rounding, Rows, ScaledRows,
+    Attended, Batch, BitSegments, FlashInferBackend, KvTensors, Limit, MaskedBatch, MaybeFloats,
+    MaybeHeadNorm, MaybeInts, MaybeScales, NormedSum, Pages, RotatedAndAppended, Rotations, Rounding, Rows,
+    ScaledRows,
 };
 use crate::types::{
     Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, RopeStyle, RoutingParams,
@@ -295,6 +296,16 @@ impl FlashInferBackend for Flex {
         let floats = |floats: MaybeFloats<Self>| floats.into_option().map(widened);
         let filters = sampling::Filters { top_k: ints(top_k), top_p: floats(top_p), min_p: floats(min_p) };
         sampling::sample_probs(probs, &filters, draws)
+    }
+
+    fn map_mask(
+        bytes: IntTensor<Self>,
+        _first_bits: IntTensor<Self>,
+        index: IntTensor<Self>,
+        _batch: MaskedBatch,
+    ) -> (IntTensor<Self>, IntTensor<Self>) {
+        // Keys are visited one by one, by the bytes as they are.
+        (bytes, index)
     }
 
     fn pack_bits(

@@ -3,9 +3,11 @@
 use cubecl::prelude::*;
 
 use super::super::buffers::Outputs;
+use super::super::mask::{CustomMask, KeyTiles, apply_mask_bits, key_tiles};
 use super::super::plan::WorkTile;
+use super::super::tiled::lane_rows::row_of;
 use super::super::tiled::softmax::{
-    UnmaskedKeys, logits, mask, online_softmax, row_of, start_softmax, sum_lanes, unmasked_keys,
+    Softmax, UnmaskedKeys, logits, mask, online_softmax, rescale, start_softmax, sum_lanes, unmasked_keys,
 };
 use super::super::tiled::store_rows;
 use super::super::variant::Variant;
@@ -35,6 +37,7 @@ pub(super) struct Consumer {
 pub(super) fn consume<V: Variant, E: Float>(
     outputs: &mut Outputs<E>,
     work: &WorkTile,
+    custom: &ComptimeOption<CustomMask>,
     args: &V::Args,
     consumer: &mut Consumer,
     #[comptime] tiles: TileShape,
@@ -46,7 +49,8 @@ pub(super) fn consume<V: Variant, E: Float>(
         o.clear();
         let mut softmax =
             start_softmax::<MmaSync, V>(args, &work.rows, first_row, work.is_first_chunk(), tiles);
-        if work.start < work.end {
+        let mut walk = key_tiles(custom, work, tiles.keys, 0usize);
+        if walk.at < work.end {
             let visible = visible_keys::<V>(args, work, plane);
             let mut s = Fragment::<MmaSync>::new(1usize, comptime!(tiles.keys / 8));
             let mut p = Array::<Vec16>::new(comptime!(tiles.keys / DEPTH));
@@ -56,29 +60,30 @@ pub(super) fn consume<V: Variant, E: Float>(
             wgmma_wait(&mut s.tiles, tiles.keys, 0usize);
             scheduler_barrier_arrive(plane, tiles);
             consumer_release(base, consumer.stages, Ring::Keys, tiles);
-            let mut at = work.start;
-            apply_mask::<V>(&mut s, args, work, &visible, first_row, at, tiles);
-            online_softmax::<MmaSync>(&mut s, &mut softmax, tiles);
+            apply_mask::<V>(&mut s, &mut softmax, args, work, &visible, walk.at, tiles);
+            apply_custom_mask::<V>(&mut s, custom, &walk, work, first_row);
+            online_softmax::<MmaSync, V>(&mut s, &mut softmax, tiles);
             p_operands(&s, &mut p, tiles);
-            at += tiles.keys;
+            walk.advance(custom);
             consumer.stages += 1;
-            if at < work.end {
+            if walk.at < work.end {
                 wait_full(base, consumer.stages, Ring::Keys, tiles);
             }
-            while at < work.end {
+            while walk.at < work.end {
                 issue_qk(&mut s, base, plane, consumer.stages, tiles);
-                o.mul_rows(&softmax.alpha);
+                rescale::<MmaSync, V>(&mut o, &softmax);
                 issue_pv(&mut o, &p, base, consumer.stages - 1, tiles);
                 wgmma_wait(&mut s.tiles, tiles.keys, 1usize);
                 scheduler_barrier_arrive(plane, tiles);
                 consumer_release(base, consumer.stages, Ring::Keys, tiles);
-                apply_mask::<V>(&mut s, args, work, &visible, first_row, at, tiles);
-                online_softmax::<MmaSync>(&mut s, &mut softmax, tiles);
-                at += tiles.keys;
+                apply_mask::<V>(&mut s, &mut softmax, args, work, &visible, walk.at, tiles);
+                apply_custom_mask::<V>(&mut s, custom, &walk, work, first_row);
+                online_softmax::<MmaSync, V>(&mut s, &mut softmax, tiles);
+                walk.advance(custom);
                 consumer.stages += 1;
                 // ptxas moves a wait for products ahead of the code before it, but not over a jump. The next
                 // scores need this jump anyway; it keeps the probabilities in parallel with the products.
-                if at < work.end {
+                if walk.at < work.end {
                     wait_full(base, consumer.stages, Ring::Keys, tiles);
                 }
                 wgmma_wait(&mut o.tiles, tiles.dims.vo, 0usize);
@@ -87,12 +92,12 @@ pub(super) fn consume<V: Variant, E: Float>(
             }
             consumer_release(base, consumer.queries, Ring::Queries, tiles);
             consumer.queries += 1;
-            o.mul_rows(&softmax.alpha);
+            rescale::<MmaSync, V>(&mut o, &softmax);
             issue_pv(&mut o, &p, base, consumer.stages - 1, tiles);
             wgmma_wait(&mut o.tiles, tiles.dims.vo, 0usize);
             consumer_release(base, consumer.stages - 1, Ring::Values, tiles);
         }
-        sum_lanes::<MmaSync>(&mut softmax, tiles);
+        sum_lanes::<MmaSync, V>(&mut softmax, tiles);
         store_rows::<MmaSync, V, E>(outputs, args, work, first_row, &softmax, &mut o, tiles);
     }
 }
@@ -169,6 +174,8 @@ fn consumer_release(base: u32, count: u32, #[comptime] tile: Ring, #[comptime] t
 /// The keys of a work item that the rows of a lane, and those of its warpgroup, see.
 #[derive(CubeType)]
 struct VisibleKeys {
+    /// First row of the lane's plane.
+    first_row: usize,
     /// Keys that every row of the warpgroup sees.
     unmasked: UnmaskedKeys,
     /// Range of the keys of each of the lane's rows.
@@ -188,27 +195,48 @@ fn visible_keys<V: Variant>(args: &V::Args, work: &WorkTile, plane: usize) -> Vi
         starts[r] = start as u32;
         ends[r] = min(end, work.end) as u32;
     }
-    VisibleKeys { unmasked, starts, ends }
+    VisibleKeys { first_row: plane * 16, unmasked, starts, ends }
 }
 
 /// The logits of the keys from `at` on, masked.
 #[cube]
 fn apply_mask<V: Variant>(
     s: &mut Fragment<MmaSync>,
+    softmax: &mut Softmax,
     args: &V::Args,
     work: &WorkTile,
     visible: &VisibleKeys,
-    first_row: usize,
     at: usize,
     #[comptime] tiles: TileShape,
 ) {
     let key = (at + MmaSync::column()) as u32;
-    logits::<MmaSync, V>(s, args, &work.rows, first_row, key);
+    logits::<MmaSync, V>(s, softmax, args, &work.rows, visible.first_row, key);
     if visible.unmasked.ends_in(at, tiles.keys) {
         #[unroll]
         for r in 0..2usize {
-            mask::<MmaSync>(s, r, key, visible.starts[r], visible.ends[r]);
+            mask::<MmaSync, V>(s, r, key, visible.starts[r], visible.ends[r]);
         }
+    }
+}
+
+/// Masks the logits of the current tile, unless the mask keeps all of them.
+#[cube]
+fn apply_custom_mask<V: Variant>(
+    s: &mut Fragment<MmaSync>,
+    custom: &ComptimeOption<CustomMask>,
+    walk: &KeyTiles,
+    work: &WorkTile,
+    first_row: usize,
+) {
+    #[comptime]
+    match custom {
+        ComptimeOption::Some(custom) => {
+            if !walk.is_full() {
+                let key = (walk.at + MmaSync::column()) as u32;
+                apply_mask_bits::<MmaSync, V>(s, custom, &work.rows, first_row, key);
+            }
+        }
+        ComptimeOption::None => {}
     }
 }
 

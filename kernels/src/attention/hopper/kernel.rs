@@ -79,7 +79,7 @@ pub(crate) fn warp_specialized<V: Variant, E: Float>(
         while item < total {
             let (index, head) = item_and_head(item, together, list.count, kv_heads);
             let work = work_of_rank(list, index, head, kv_heads, rank, tiles);
-            produce(qkv, maps, &work, &mut producer, tiles);
+            produce(qkv, maps, &work, &list.mask, &mut producer, tiles);
             round += 1;
             item = snake_order(cluster, clusters, round);
         }
@@ -94,7 +94,7 @@ pub(crate) fn warp_specialized<V: Variant, E: Float>(
         while item < total {
             let (index, head) = item_and_head(item, together, list.count, kv_heads);
             let work = work_of_rank(list, index, head, kv_heads, rank, tiles);
-            consume::<V, E>(outputs, &work, args, &mut consumer, tiles);
+            consume::<V, E>(outputs, &work, &list.mask, args, &mut consumer, tiles);
             round += 1;
             item = snake_order(cluster, clusters, round);
         }

@@ -7,6 +7,7 @@ use cubecl::prelude::*;
 
 use super::super::buffers::QkvVecs;
 use super::super::kv_table::{fits, key_place, origin};
+use super::super::mask::{CustomMask, KeyTiles, key_tiles};
 use super::super::plan::WorkTile;
 use super::ring::{ROW_BYTES, Ring, full, stage_ptr, wait_empty};
 use super::roles::PAIR;
@@ -50,28 +51,33 @@ pub(super) fn produce(
     qkv: &QkvVecs,
     maps: &TensorMaps,
     work: &WorkTile,
+    mask: &ComptimeOption<CustomMask>,
     producer: &mut Producer,
     #[comptime] tiles: TileShape,
 ) {
-    if work.first_row < work.rows.end && work.start < work.end {
+    let mut walk = key_tiles(mask, work, tiles.keys, 0usize);
+    if work.first_row < work.rows.end && walk.at < work.end {
         if (UNIT_POS_Y as usize) < PAIR {
-            produce_tiles(qkv, maps, work, producer, Ring::Keys, tiles);
+            produce_tiles(qkv, maps, work, mask, &mut walk, producer, Ring::Keys, tiles);
         } else {
             wait_empty(producer.base, producer.queries, Ring::Queries, tiles);
             copy_queries(&qkv.q, &work.rows, producer.base, tiles);
             producer_commit(full(producer.base, producer.queries, Ring::Queries, tiles));
             producer.queries += 1;
-            produce_tiles(qkv, maps, work, producer, Ring::Values, tiles);
+            produce_tiles(qkv, maps, work, mask, &mut walk, producer, Ring::Values, tiles);
         }
     }
 }
 
 /// Copies the keys, or the values, of a work item.
 #[cube]
+#[allow(clippy::too_many_arguments, reason = "two tensors, and the tiles of them")]
 fn produce_tiles(
     qkv: &QkvVecs,
     maps: &TensorMaps,
     work: &WorkTile,
+    mask: &ComptimeOption<CustomMask>,
+    walk: &mut KeyTiles,
     producer: &mut Producer,
     #[comptime] tile: Ring,
     #[comptime] tiles: TileShape,
@@ -85,8 +91,8 @@ fn produce_tiles(
     // No box reaches beyond its page.
     let boxed = fits(table, work.start, maps.box_rows);
     let boxes = boxes_of(producer.rank, plane, max(maps.box_rows, 1), tiles);
-    let mut at = work.start;
-    while at < work.end {
+    while walk.at < work.end {
+        let at = walk.at;
         // Looked up while there is no room yet.
         let row = at + boxes.row(UNIT_POS_X as usize);
         let (page, slot) = key_place(table, request, min(row, request.kv_len - 1));
@@ -113,7 +119,7 @@ fn produce_tiles(
             producer_commit(full);
         }
         producer.stages += 1;
-        at += tiles.keys;
+        walk.advance(mask);
     }
 }
 

@@ -35,6 +35,8 @@ pub struct Plan {
     merges: Vec<MergeItem>,
     partial_rows: usize,
     merge_rows: usize,
+    mask_tiles: usize,
+    longest_walk: usize,
     longest: u64,
     mean: u64,
     /// The reason why there are no tiles.
@@ -77,6 +79,8 @@ impl Plan {
             merges: vec![],
             partial_rows: 0,
             merge_rows: 0,
+            mask_tiles: 0,
+            longest_walk: 0,
             longest: 0,
             mean: 0,
             why: None,
@@ -99,7 +103,21 @@ impl Plan {
                 plan.work_items.extend(tiles.iter().map(whole));
             }
         }
+        plan.number_mask_tiles(&classes, problem);
         Ok(plan)
+    }
+
+    /// Gives each work item its entries in the tile map of a mask: one for each tile of keys, and one for their end.
+    fn number_mask_tiles(&mut self, classes: &TileCosts, problem: &Problem) {
+        let group = problem.group();
+        for item in &mut self.work_items {
+            let keys = classes.keys_of(item.qo_len as usize * group);
+            let tiles = (item.end - item.start).max(0) as usize;
+            let tiles = tiles.div_ceil(keys);
+            item.mask_tiles = [self.mask_tiles as u32, (self.mask_tiles as u64 >> 32) as u32];
+            self.mask_tiles += tiles + 1;
+            self.longest_walk = self.longest_walk.max(tiles);
+        }
     }
 
     /// Writes the lists.
@@ -158,6 +176,16 @@ impl Plan {
         &self.merges
     }
 
+    /// Entries of the tile map of a custom mask.
+    pub fn mask_tiles(&self) -> usize {
+        self.mask_tiles
+    }
+
+    /// Most tiles of keys of a work item.
+    pub fn longest_walk(&self) -> usize {
+        self.longest_walk
+    }
+
     /// Rows of partial results.
     pub fn partial_rows(&self) -> usize {
         self.partial_rows
@@ -205,6 +233,8 @@ impl Plan {
             merges: list(bytemuck::cast_slice(&self.merges)),
             merge_rows: self.merge_rows,
             partial_rows: self.partial_rows,
+            mask_tiles: self.mask_tiles,
+            longest_walk: self.longest_walk,
             workspace: None,
         }
     }
@@ -249,7 +279,7 @@ fn work_item(requests: &[RequestShape], tile: &RowTile, start: u32, end: u32, pa
         partial,
         request: index,
         flags: if start == tile.start { WorkItem::FIRST_CHUNK } else { 0 },
-        mask_offset: [0; 2],
+        mask_tiles: [0; 2],
     }
 }
 
@@ -266,6 +296,10 @@ pub struct DevicePlan {
     pub merge_rows: usize,
     /// [`Plan::partial_rows`].
     pub partial_rows: usize,
+    /// [`Plan::mask_tiles`].
+    pub mask_tiles: usize,
+    /// [`Plan::longest_walk`].
+    pub longest_walk: usize,
     /// Room for `partial_rows * (head_dim_vo + 2)` f32; without it the launcher allocates some.
     pub workspace: Option<TensorBinding>,
 }

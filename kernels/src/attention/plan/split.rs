@@ -134,6 +134,11 @@ impl TileCosts {
         }
     }
 
+    /// Keys of a tile of a request of so many rows.
+    pub(super) fn keys_of(&self, rows: usize) -> usize {
+        self.for_rows(rows).0.keys
+    }
+
     fn of_tile(&self, tile: &RowTile) -> &TileCost {
         match &self.decode {
             Some(decode) if tile.decode => decode,

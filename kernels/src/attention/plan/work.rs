@@ -3,6 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 use cubecl::prelude::*;
 
+use super::super::mask::CustomMask;
 use crate::request::{RequestShape, TileRows};
 
 /// Largest number of rows of a [`Merge`].
@@ -32,8 +33,8 @@ pub struct WorkItem {
     pub request: i32,
     /// [`Self::FIRST_CHUNK`].
     pub flags: i32,
-    /// Offset of the request's mask, low and high half.
-    pub mask_offset: [u32; 2],
+    /// First entry in the tile map of a custom mask, low and high half.
+    pub mask_tiles: [u32; 2],
 }
 
 impl WorkItem {
@@ -75,7 +76,7 @@ impl MergeItem {
     pub const WORDS: usize = size_of::<Self>() / size_of::<i32>();
 }
 
-/// The work items of a launch.
+/// The work items of a launch, and the mask of their rows.
 #[derive(CubeType, CubeLaunch)]
 pub(crate) struct WorkList {
     /// [`WorkItem`]s.
@@ -84,6 +85,7 @@ pub(crate) struct WorkList {
     pub count: usize,
     /// Query heads of a key head.
     pub group: usize,
+    pub mask: ComptimeOption<CustomMask>,
 }
 
 /// A [`WorkItem`] of a key head in a kernel.
@@ -97,6 +99,8 @@ pub(crate) struct WorkTile {
     pub end: usize,
     pub partial: i32,
     pub flags: i32,
+    /// First entry in the tile map.
+    pub mask_tiles: usize,
 }
 
 #[cube]
@@ -121,8 +125,16 @@ impl WorkList {
             end: usize::cast_from(self.items[at + 6]),
             partial: self.items[at + 7],
             flags: self.items[at + 9],
+            mask_tiles: wide(self.items[at + 10], self.items[at + 11]),
         }
     }
+}
+
+/// A number in two halves.
+#[cube]
+fn wide(low: i32, high: i32) -> usize {
+    let high = u64::cast_from(u32::reinterpret(high)) << 32u64;
+    usize::cast_from(high + u64::cast_from(u32::reinterpret(low)))
 }
 
 #[cube]

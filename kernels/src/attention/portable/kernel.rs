@@ -24,6 +24,7 @@ use cubecl::prelude::*;
 
 use super::super::buffers::{Outputs, Qkv};
 use super::super::kv_table::{key_offset, request_of};
+use super::super::mask::{CustomMask, keeps};
 use super::super::state::{divisor, finite, lse};
 use super::super::variant::Variant;
 use super::Portable;
@@ -37,6 +38,7 @@ use crate::request::query_row;
 pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
     qkv: &Qkv<Vector<F, QK>, Vector<C, QK>, Vector<C, VO>>,
     outputs: &mut Outputs<F>,
+    mask: &ComptimeOption<CustomMask>,
     args: &V::Args,
     #[comptime] dims: HeadDims,
     #[comptime] blueprint: Portable,
@@ -66,6 +68,8 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
     // No key beyond the request is read, whatever the variant says.
     let end = min(end, request.kv_len);
     let scale = V::scale(args);
+    // The logit of a key that is not kept.
+    let masked = comptime!(if V::SOFTMAX { f32::NEG_INFINITY } else { 0.0 }).runtime();
 
     let mut q_shared = Shared::<[Vector<f32, QK>]>::new_slice(rows * qk);
     let mut logits = Shared::<[f32]>::new_slice(rows * tile);
@@ -107,8 +111,21 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
             for i in 0..qk {
                 dot += q_shared[query_at + i] * Vector::cast_from(k[at + i]);
             }
-            let logit = V::logit::<Exact>(args, dot.vector_sum(), &of, first + j) * scale;
-            logits[tile_at + j] = select(V::keep(args, &of, first + j), logit, f32::NEG_INFINITY);
+            let mut logit = V::logit::<Exact>(args, dot.vector_sum(), &of, first + j);
+            #[comptime]
+            match V::slope(args, &of) {
+                ComptimeOption::Some(slope) => {
+                    logit = fma(slope, f32::cast_from((first + j) as i32 - of.position()), logit);
+                }
+                ComptimeOption::None => {}
+            }
+            let mut is_kept = V::keep(args, &of, first + j);
+            #[comptime]
+            match mask {
+                ComptimeOption::Some(mask) => is_kept = is_kept && keeps(mask, &request, query, first + j),
+                ComptimeOption::None => {}
+            }
+            logits[tile_at + j] = select(is_kept, logit * scale, masked);
             j += units;
         }
         sync_row(units);
@@ -120,19 +137,22 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
         let base = finite(m_new);
         let mut j = unit;
         while j < keys {
-            weights[tile_at + j] = (logits[tile_at + j] - base).exp();
+            let logit = logits[tile_at + j];
+            weights[tile_at + j] = if comptime!(V::SOFTMAX) { (logit - base).exp() } else { logit };
             let at = key_offset(table, &request, first + j, v.stride(0), v.stride(1));
             values[tile_at + j] = (at + kv_head * v.stride(2)) / VO::value();
             j += units;
         }
         sync_row(units);
 
-        let alpha = (maximum - base).exp();
-        maximum = m_new;
-        sum *= alpha;
-        #[unroll(unrolled)]
-        for c in 0..columns {
-            sums[c] *= Vector::new(alpha);
+        if comptime!(V::SOFTMAX) {
+            let alpha = (maximum - base).exp();
+            maximum = m_new;
+            sum *= alpha;
+            #[unroll(unrolled)]
+            for c in 0..columns {
+                sums[c] *= Vector::new(alpha);
+            }
         }
         for j in 0..keys {
             let weight = weights[tile_at + j];
@@ -154,7 +174,10 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
     for c in 0..columns {
         let column = unit + c * units;
         if comptime!(vo % units == 0) || column < vo {
-            let mut finished = sums[c] / Vector::new(divisor(sum));
+            let mut finished = sums[c];
+            if comptime!(V::SOFTMAX) {
+                finished = sums[c] / Vector::new(divisor(sum));
+            }
             #[unroll]
             for i in 0..VO::value() {
                 finished.insert(i, V::finish(args, finished.extract(i), &of));

@@ -3,6 +3,7 @@ use cubecl::{client::Client, prelude::*};
 use super::super::buffers::{OutputsLaunch, QkvLaunch};
 use super::super::checked::Operands;
 use super::super::kv_table::TableArgs;
+use super::super::mask::Mask;
 use super::super::variant::Variant;
 use super::Portable;
 use super::kernel::attention;
@@ -16,6 +17,7 @@ pub(in super::super) fn launch<V: Variant>(
     client: &Client,
     operands: Operands,
     table: TableArgs,
+    mask: Option<Mask>,
     args: <V::Args as LaunchArg>::RuntimeArg,
     problem: &Problem,
     blueprint: Portable,
@@ -25,14 +27,17 @@ pub(in super::super) fn launch<V: Variant>(
     let cubes =
         cover("attention", rows.div_ceil(blueprint.rows as usize), DeviceProfile::of(client).max_cubes)?;
     let (size, kv_size) = (problem.dtype.size(), problem.kv_dtype.size());
-    let address = addresses(&[(&q, size), (&k, kv_size), (&v, kv_size), (&output, size)]);
+    let mut address = addresses(&[(&q, size), (&k, kv_size), (&v, kv_size), (&output, size)]);
+    if let Some(mask) = &mask {
+        address = address.max(addresses(&[(&mask.bits.words, 4)]));
+    }
     let qkv = QkvLaunch::new(q.into_tensor_arg(), k.into_tensor_arg(), v.into_tensor_arg(), table);
     let lse = lse.map(TensorBinding::into_buffer_arg);
     let outputs = OutputsLaunch::new(output.into_buffer_arg(), lse.into(), ComptimeOptionArgs::None, 0);
 
     // SAFETY: a unit beyond the last row stops. A row reads q and writes output and lse at (token, head),
     // within the shapes that `check` compared. Keys of k and v are below kv_len; their pages and offsets are
-    // in bounds by the contract on index tensors. Column loads stay below the head dimensions, which the
+    // in bounds by the contract on index tensors. A mask has a bit for each query and key, by its contract. Column loads stay below the head dimensions, which the
     // vectors divide. Shared memory is indexed by keys < tile and columns of the query, within the part of
     // the row.
     unsafe {
@@ -45,6 +50,7 @@ pub(in super::super) fn launch<V: Variant>(
             blueprint.vo_vector,
             qkv,
             outputs,
+            mask.map(Mask::argument).into(),
             args,
             problem.dims,
             blueprint,

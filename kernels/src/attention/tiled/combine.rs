@@ -2,7 +2,8 @@
 //! o = Σ_c w_c o_c / Σ_c w_c      w_c = t_c exp(scale (b_c - m))      s = log2(e) scale m + log2 Σ_c w_c      m = max_c b_c
 //! ```
 //! over the chunks `c` of a request's keys, in their order: the same sum every run. `b_c` is the row_max of
-//! the chunk before scaling, `t_c` its row_sum. A unit computes 4 elements.
+//! the chunk before scaling, `t_c` its row_sum. Without a softmax it is the sum `Σ_c o_c`. A unit computes 4
+//! elements.
 
 use cubecl::prelude::*;
 
@@ -68,23 +69,33 @@ pub(crate) fn combine<V: Variant, O: Float>(
         #[unroll]
         for i in 0..COMBINE_UNROLL {
             let at = first + min(c + i, merge.chunks - 1) * stride;
-            of_rows[i] = o[sums_at + at];
+            if comptime!(V::SOFTMAX) {
+                of_rows[i] = o[sums_at + at];
+            }
             parts[i] = workspace[at * vectors + column];
         }
-        #[unroll]
-        for i in 0..COMBINE_UNROLL {
-            m_new = max(m_new, of_rows[i].extract(0usize));
-        }
-        base = finite(m_new);
-        let alpha = ((before - base) * scale).exp();
-        sum *= alpha;
-        merged *= Vector::new(alpha);
-        #[unroll]
-        for i in 0..COMBINE_UNROLL {
-            let relative = (of_rows[i].extract(0usize) - base) * scale;
-            let weight = select(c + i < merge.chunks, of_rows[i].extract(1usize) * relative.exp(), 0.0f32);
-            sum += weight;
-            merged += parts[i] * Vector::new(weight);
+        if comptime!(V::SOFTMAX) {
+            #[unroll]
+            for i in 0..COMBINE_UNROLL {
+                m_new = max(m_new, of_rows[i].extract(0usize));
+            }
+            base = finite(m_new);
+            let alpha = ((before - base) * scale).exp();
+            sum *= alpha;
+            merged *= Vector::new(alpha);
+            #[unroll]
+            for i in 0..COMBINE_UNROLL {
+                let relative = (of_rows[i].extract(0usize) - base) * scale;
+                let weight =
+                    select(c + i < merge.chunks, of_rows[i].extract(1usize) * relative.exp(), 0.0f32);
+                sum += weight;
+                merged += parts[i] * Vector::new(weight);
+            }
+        } else {
+            #[unroll]
+            for i in 0..COMBINE_UNROLL {
+                merged += parts[i] * Vector::new(select(c + i < merge.chunks, 1.0f32, 0.0f32));
+            }
         }
         c += COMBINE_UNROLL;
     }
@@ -93,7 +104,10 @@ pub(crate) fn combine<V: Variant, O: Float>(
     let q_head = kv_head * group + packed % group;
     let to = (merge.request.first_token + packed / group) * params.q_heads + q_head;
     let row = query_row(&merge.request, packed / group, q_head, kv_head);
-    let mut finished = merged / Vector::new(divisor(sum));
+    let mut finished = merged;
+    if comptime!(V::SOFTMAX) {
+        finished = merged / Vector::new(divisor(sum));
+    }
     #[unroll]
     for i in 0..4usize {
         finished.insert(i, V::finish(args, finished.extract(i), &row));

@@ -6,7 +6,8 @@ use super::super::buffers::Outputs;
 use super::super::plan::WorkTile;
 use super::super::state::{divisor, lse};
 use super::super::variant::Variant;
-use super::softmax::{Softmax, row_of};
+use super::lane_rows::row_of;
+use super::softmax::Softmax;
 use crate::math::{LOG2_E, narrow};
 use crate::mma::{Fragment, Mma, TileShape, column_step};
 
@@ -25,7 +26,7 @@ pub(in super::super) fn store_rows<M: Mma, V: Variant, E: Float>(
     let mut norm = Array::<f32>::new(o.lane_rows());
     #[unroll]
     for r in 0..o.lane_rows() {
-        norm[r] = 1.0f32 / divisor(softmax.row_sum[r]);
+        norm[r] = if comptime!(V::SOFTMAX) { 1.0f32 / divisor(softmax.row_sum[r]) } else { V::scale(args) };
     }
     o.mul_rows(&norm);
     let mut partial = false;

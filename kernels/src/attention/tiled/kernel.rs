@@ -21,12 +21,13 @@
 use cubecl::prelude::*;
 
 use super::super::buffers::{Outputs, QkvVecs};
+use super::super::mask::{CustomMask, apply_mask_bits, key_tiles};
 use super::super::plan::{WorkList, WorkTile};
 use super::super::variant::Variant;
 use super::copy_stage::{copy_stage, kv_head};
 use super::epilogue::store_rows;
 use super::merge_planes::merge_planes;
-use super::softmax::{logits, mask_rows, online_softmax, start_softmax, sum_lanes, unmasked_keys};
+use super::softmax::{logits, mask_rows, online_softmax, rescale, start_softmax, sum_lanes, unmasked_keys};
 use crate::mma::{Fragment, Mma, TileShape, first_key, first_row, shared_vecs, wait_stage};
 use crate::staging::{Ring, Vec16, stages_ahead};
 
@@ -80,10 +81,10 @@ pub(crate) fn tiled<M: Mma, F: Mma, V: Variant, E: Float>(
     if decode {
         if comptime!(config.decode.is_some()) {
             let tiles = comptime!(config.decode.unwrap_or(config.prefill));
-            attend::<F, V, E>(qkv, outputs, &work, args, &shared, tiles);
+            attend::<F, V, E>(qkv, outputs, &work, &list.mask, args, &shared, tiles);
         }
     } else {
-        attend::<M, V, E>(qkv, outputs, &work, args, &shared, config.prefill);
+        attend::<M, V, E>(qkv, outputs, &work, &list.mask, args, &shared, config.prefill);
     }
 }
 
@@ -93,6 +94,7 @@ fn attend<M: Mma, V: Variant, E: Float>(
     qkv: &QkvVecs,
     outputs: &mut Outputs<E>,
     work: &WorkTile,
+    custom: &ComptimeOption<CustomMask>,
     args: &V::Args,
     shared: &Shared<[Vec16]>,
     #[comptime] tiles: TileShape,
@@ -105,9 +107,10 @@ fn attend<M: Mma, V: Variant, E: Float>(
 
     M::fetch_queries(&qkv.q, &work.rows, &mut ring, tiles);
     let ahead = comptime!(stages_ahead(tiles.stages));
+    let mut walk = key_tiles(custom, work, cube_keys, ahead);
     #[unroll]
     for i in 0..ahead {
-        copy_stage::<M>(&mut ring, qkv, &head, work, work.start + comptime!(i * cube_keys), i, tiles);
+        copy_stage::<M>(&mut ring, qkv, &head, work, walk.ahead(i), i, tiles);
     }
     let queries = M::load_queries(&qkv.q, &work.rows, &ring, tiles);
 
@@ -120,29 +123,38 @@ fn attend<M: Mma, V: Variant, E: Float>(
     // The lane's first key in a tile.
     let lane_key = first_key(tiles) + M::column();
 
-    let mut at = work.start;
-    while at < work.end {
+    while walk.at < work.end {
+        let at = walk.at;
         wait_stage::<M>(&mut ring, work.end - at, tiles);
-        copy_stage::<M>(&mut ring, qkv, &head, work, at + comptime!(ahead * cube_keys), ahead, tiles);
+        copy_stage::<M>(&mut ring, qkv, &head, work, walk.ahead(ahead), ahead, tiles);
 
         M::qk::<E>(&queries, &ring, &mut s, tiles);
         let key = (at + lane_key) as u32;
-        logits::<M, V>(&mut s, args, &work.rows, first_row, key);
+        logits::<M, V>(&mut s, &mut softmax, args, &work.rows, first_row, key);
         if unmasked.ends_in(at, cube_keys) {
             mask_rows::<M, V>(&mut s, args, work, first_row, key);
         }
-        online_softmax::<M>(&mut s, &mut softmax, tiles);
+        #[comptime]
+        match custom {
+            ComptimeOption::Some(custom) => {
+                if !walk.is_full() {
+                    apply_mask_bits::<M, V>(&mut s, custom, &work.rows, first_row, key);
+                }
+            }
+            ComptimeOption::None => {}
+        }
+        online_softmax::<M, V>(&mut s, &mut softmax, tiles);
         // A branch around this while no row_max rises costs more than it saves: 3% of a prefill on an H200,
         // since it splits the instruction schedule.
-        o.mul_rows(&softmax.alpha);
+        rescale::<M, V>(&mut o, &softmax);
         M::pv::<E>(&s, &ring, &mut o, tiles);
 
         ring.advance();
-        at += cube_keys;
+        walk.advance(custom);
     }
-    sum_lanes::<M>(&mut softmax, tiles);
+    sum_lanes::<M, V>(&mut softmax, tiles);
     if comptime!(tiles.kv_planes > 1) {
-        merge_planes::<M>(&mut ring, &mut softmax, &mut o, tiles);
+        merge_planes::<M, V>(&mut ring, &mut softmax, &mut o, tiles);
     }
     if (UNIT_POS_Y as usize) < tiles.q_planes {
         store_rows::<M, V, E>(outputs, args, work, first_row, &softmax, &mut o, tiles);

@@ -8,6 +8,7 @@ use super::super::buffers::{OutputsLaunch, QkvLaunch};
 use super::super::checked::Operands;
 use super::super::hopper::{box_rows, tensor_maps, warp_specialized};
 use super::super::kv_table::TableArgs;
+use super::super::mask::Mask;
 use super::super::plan::persistent::cubes_for;
 use super::super::plan::{DevicePlan, MergeItem, WorkItem, WorkListLaunch};
 use super::super::variant::Variant;
@@ -33,6 +34,7 @@ struct KernelLaunch<'a, V: Variant> {
     partial_rows: usize,
     work_items: TensorBinding,
     count: usize,
+    mask: Option<Mask>,
     table: TableArgs,
     args: <V::Args as LaunchArg>::RuntimeArg,
     group: usize,
@@ -44,6 +46,7 @@ impl<V: Variant> KernelLaunch<'_, V> {
     /// [`tiled`].
     fn tiled<M: Mma, F: Mma>(self) {
         let Operands { q, k, v, output, lse } = self.operands;
+        let list = work_list(self.work_items, self.count, self.group, self.mask);
         let qkv = QkvLaunch::new(q.into_tensor_arg(), k.into_tensor_arg(), v.into_tensor_arg(), self.table);
         // SAFETY: a cube beyond the last work item, or with one that has no rows, stops. By the contract on
         // plans a work item lies within its request, and that within the tokens. Rows are clamped to the
@@ -52,7 +55,8 @@ impl<V: Variant> KernelLaunch<'_, V> {
         // keys reach beyond; their pages and offsets are in bounds by the contract on index tensors. Vectors
         // of 16 bytes stay within a head, which they divide, and every stride is a multiple of them. Shared
         // memory is indexed by rows, keys and vectors of the tiles that sized it. Partial results go to rows
-        // of the workspace below `partial_rows`, by the contract.
+        // of the workspace below `partial_rows`, by the contract. A mask has a bit for each query and key, a tile of
+        // padding, and an entry for each tile of a work item, by its contract.
         unsafe {
             tiled::launch_unchecked::<M, F, V>(
                 self.client,
@@ -61,7 +65,7 @@ impl<V: Variant> KernelLaunch<'_, V> {
                 self.address,
                 qkv,
                 outputs(output, lse, self.workspace, self.partial_rows),
-                WorkListLaunch::new(self.work_items.into_buffer_arg(), self.count, self.group),
+                list,
                 self.args,
                 self.config,
                 self.dtype,
@@ -72,6 +76,7 @@ impl<V: Variant> KernelLaunch<'_, V> {
     /// [`warp_specialized`].
     fn specialized(self) {
         let Operands { q, k, v, output, lse } = self.operands;
+        let list = work_list(self.work_items, self.count, self.group, self.mask);
         let tiles = self.config.prefill;
         let page_size = matches!(self.table, TableArgs::Paged(_)).then(|| k.shape[1]);
         let box_rows = box_rows(tiles.keys / tiles.cluster, page_size);
@@ -88,13 +93,18 @@ impl<V: Variant> KernelLaunch<'_, V> {
                 qkv,
                 maps,
                 outputs(output, lse, self.workspace, self.partial_rows),
-                WorkListLaunch::new(self.work_items.into_buffer_arg(), self.count, self.group),
+                list,
                 self.args,
                 tiles,
                 self.dtype,
             );
         }
     }
+}
+
+/// The launch argument of the work items.
+fn work_list(items: TensorBinding, count: usize, group: usize, mask: Option<Mask>) -> WorkListLaunch {
+    WorkListLaunch::new(items.into_buffer_arg(), count, group, mask.map(Mask::argument).into())
 }
 
 /// The launch argument of the outputs.
@@ -117,7 +127,7 @@ fn outputs<E: Float>(
 pub(in super::super) fn launch<V: Variant>(
     client: &Client,
     operands: Operands,
-    table: TableArgs,
+    (table, mask): (TableArgs, Option<Mask>),
     args: impl Fn() -> <V::Args as LaunchArg>::RuntimeArg,
     problem: &Problem,
     (prefill, decode): (Tiled, Option<Tiled>),
@@ -168,6 +178,9 @@ pub(in super::super) fn launch<V: Variant>(
     if let Some(workspace) = &workspace {
         address = address.max(addresses(&[(workspace, 4)]));
     }
+    if let Some(mask) = &mask {
+        address = address.max(addresses(&[(&mask.bits.words, 4)]));
+    }
     let dim = CubeDim::new_2d(device.plane, prefill.planes() as u32);
     let (output, lse) = (operands.output.clone(), operands.lse.clone());
     let launch = KernelLaunch::<V> {
@@ -180,6 +193,7 @@ pub(in super::super) fn launch<V: Variant>(
         partial_rows,
         work_items,
         count,
+        mask,
         table,
         args: args(),
         group: problem.group(),

@@ -3,13 +3,14 @@
 use cubecl::prelude::*;
 
 use super::super::state::finite;
+use super::super::variant::Variant;
 use super::softmax::Softmax;
 use crate::mma::{Fragment, Mma, TileShape, plane_words};
 use crate::staging::{Ring, Staging};
 
 /// Merges the results of the planes with the same rows into the first of them.
 #[cube]
-pub(super) fn merge_planes<M: Mma>(
+pub(super) fn merge_planes<M: Mma, V: Variant>(
     ring: &mut Ring,
     softmax: &mut Softmax,
     o: &mut Fragment<M>,
@@ -47,16 +48,22 @@ pub(super) fn merge_planes<M: Mma>(
             let theirs = ((plane + comptime!((p - 1) * tiles.q_planes)) * per_plane) + lane;
             #[unroll]
             for r in 0..lane_rows {
-                let m = f32::reinterpret(words[theirs + comptime!(2 * r * M::PLANE)].extract(0usize));
-                let l = f32::reinterpret(words[theirs + comptime!((2 * r + 1) * M::PLANE)].extract(0usize));
-                let m_new = max(softmax.row_max[r], m);
-                let base = finite(m_new);
-                let a = M::exp2((softmax.row_max[r] - base) * softmax.scale_log2);
-                let b = M::exp2((m - base) * softmax.scale_log2);
-                softmax.row_sum[r] = softmax.row_sum[r] * a + l * b;
-                softmax.row_max[r] = m_new;
-                softmax.alpha[r] = a;
-                their_alpha[r] = b;
+                if comptime!(V::SOFTMAX) {
+                    let m = f32::reinterpret(words[theirs + comptime!(2 * r * M::PLANE)].extract(0usize));
+                    let l =
+                        f32::reinterpret(words[theirs + comptime!((2 * r + 1) * M::PLANE)].extract(0usize));
+                    let m_new = max(softmax.row_max[r], m);
+                    let base = finite(m_new);
+                    let a = M::exp2((softmax.row_max[r] - base) * softmax.scale_log2);
+                    let b = M::exp2((m - base) * softmax.scale_log2);
+                    softmax.row_sum[r] = softmax.row_sum[r] * a + l * b;
+                    softmax.row_max[r] = m_new;
+                    softmax.alpha[r] = a;
+                    their_alpha[r] = b;
+                } else {
+                    softmax.alpha[r] = 1.0f32;
+                    their_alpha[r] = 1.0f32;
+                }
             }
             #[unroll]
             for i in 0..comptime!(registers / M::ACC) {

@@ -1,11 +1,13 @@
 //! Attention on matrix cores.
 
 mod auto;
+mod bias;
 mod blueprint;
 mod combine;
 mod copy_stage;
 mod epilogue;
 mod kernel;
+pub(super) mod lane_rows;
 mod launch;
 mod merge_planes;
 pub(super) mod softmax;

@@ -5,6 +5,8 @@ use cubecl::prelude::*;
 use super::super::plan::WorkTile;
 use super::super::state::finite;
 use super::super::variant::Variant;
+use super::bias::{LinearBias, linear_bias};
+use super::lane_rows::row_of;
 use crate::math::LOG2_E;
 use crate::mma::{Fragment, Mma, TileShape, column_step};
 use crate::request::TileRows;
@@ -20,6 +22,14 @@ pub(in super::super) struct Softmax {
     pub alpha: Array<f32>,
     /// Factor on logits, to base 2.
     pub scale_log2: f32,
+    /// The linear bias of the logits.
+    pub bias: LinearBias,
+}
+
+/// The score of a key that a row does not see.
+#[cube]
+pub(in super::super) fn masked<V: Variant>() -> f32 {
+    comptime!(if V::SOFTMAX { f32::NEG_INFINITY } else { 0.0 }).runtime()
 }
 
 /// The state of the rows before their first key. `(m, l)` of the variant counts once: if `first`, and only in
@@ -42,20 +52,18 @@ pub(in super::super) fn start_softmax<M: Mma, V: Variant>(
         row_sum[r] = select(first && M::column() == 0, l, 0.0f32);
     }
     let alpha = Array::<f32>::new(lane_rows);
-    Softmax { row_max, row_sum, alpha, scale_log2: V::scale(args) * LOG2_E }
+    let bias = linear_bias::<M, V>(args, rows, first_row, lane_rows);
+    Softmax { row_max, row_sum, alpha, scale_log2: V::scale(args) * LOG2_E, bias }
 }
 
-/// Row `r` of the lane, within the rows of its plane.
-#[cube]
-pub(in super::super) fn row_of<M: Mma>(#[comptime] r: usize) -> usize {
-    M::row(comptime!(r % M::LANE_ROWS)) + comptime!(r / M::LANE_ROWS * M::ROWS)
-}
-
-/// Turns the products of all rows into logits: as the variant transforms them, and -inf where it does not
-/// keep a key. `key` is the lane's first. If the hooks do nothing, the compiler removes all of it.
+/// Turns the products of all rows into logits: as the variant transforms and biases them, and masked where it
+/// does not keep a key. `key` is the lane's first. If the hooks do nothing, the compiler removes all of it.
+///
+/// Of the bias, the softmax adds the part that the keys of a lane have in common.
 #[cube]
 pub(in super::super) fn logits<M: Mma, V: Variant>(
     s: &mut Fragment<M>,
+    softmax: &mut Softmax,
     args: &V::Args,
     rows: &TileRows,
     first_row: usize,
@@ -64,11 +72,17 @@ pub(in super::super) fn logits<M: Mma, V: Variant>(
     #[unroll]
     for r in 0..s.lane_rows() {
         let row = rows.at(first_row + row_of::<M>(r));
+        softmax.bias.begin(r, key);
         #[unroll]
         for c in 0..s.lane_columns() {
-            let key = (key + comptime!(column_step::<M>(c) as u32)) as usize;
+            let step = comptime!(column_step::<M>(c) as u32);
+            let key = (key + step) as usize;
             let logit = V::logit::<M>(args, s.get(r, c), &row, key);
-            s.set(r, c, select(V::keep(args, &row, key), logit, f32::NEG_INFINITY));
+            let mut logit = softmax.bias.add(logit, r, step);
+            if comptime!(!V::SOFTMAX) {
+                logit = softmax.bias.shifted(logit, r);
+            }
+            s.set(r, c, select(V::keep(args, &row, key), logit, masked::<V>()));
         }
     }
 }
@@ -102,9 +116,9 @@ impl UnmaskedKeys {
     }
 }
 
-/// Sets the scores of row `r` to -inf whose keys are not in `start..end`; `key` is the lane's first.
+/// Masks the scores of row `r` whose keys are not in `start..end`; `key` is the lane's first.
 #[cube]
-pub(in super::super) fn mask<M: Mma>(
+pub(in super::super) fn mask<M: Mma, V: Variant>(
     s: &mut Fragment<M>,
     #[comptime] r: usize,
     key: u32,
@@ -114,11 +128,11 @@ pub(in super::super) fn mask<M: Mma>(
     #[unroll]
     for c in 0..s.lane_columns() {
         let key = key + comptime!(column_step::<M>(c) as u32);
-        s.set(r, c, select(key >= start && key < end, s.get(r, c), f32::NEG_INFINITY));
+        s.set(r, c, select(key >= start && key < end, s.get(r, c), masked::<V>()));
     }
 }
 
-/// Sets the scores to -inf whose keys a row does not see, or which are beyond the work item.
+/// Masks the scores whose keys a row does not see, or which are beyond the work item.
 #[cube]
 pub(super) fn mask_rows<M: Mma, V: Variant>(
     s: &mut Fragment<M>,
@@ -131,7 +145,7 @@ pub(super) fn mask_rows<M: Mma, V: Variant>(
     for r in 0..s.lane_rows() {
         let query = work.rows.at(first_row + row_of::<M>(r)).query;
         let (start, end) = V::keys(args, &work.rows.request, query);
-        mask::<M>(s, r, key, start as u32, min(end, work.end) as u32);
+        mask::<M, V>(s, r, key, start as u32, min(end, work.end) as u32);
     }
 }
 
@@ -140,31 +154,46 @@ pub(super) fn mask_rows<M: Mma, V: Variant>(
 ///
 /// Row by row, so that one row_max is found during the exponentials of another row: 1,477,000 cycles for 8192
 /// tokens, where every row_max first took 1,527,000 (H200).
+///
+/// Scores of a variant without softmax are weights already.
 #[cube]
-pub(in super::super) fn online_softmax<M: Mma>(
+pub(in super::super) fn online_softmax<M: Mma, V: Variant>(
     s: &mut Fragment<M>,
     softmax: &mut Softmax,
     #[comptime] tiles: TileShape,
 ) {
-    #[unroll]
-    for r in 0..s.lane_rows() {
-        let before = softmax.row_max[r];
-        let m_new = max(before, M::row_max(row_max_of::<M>(&*s, r)));
-        let base = finite(m_new);
-        let alpha = M::exp2((before - base) * softmax.scale_log2);
-        let total = probabilities::<M>(s, r, base, softmax.scale_log2, tiles);
-        softmax.row_max[r] = m_new;
-        softmax.alpha[r] = alpha;
-        softmax.row_sum[r] = softmax.row_sum[r] * alpha + total;
+    if comptime!(V::SOFTMAX) {
+        #[unroll]
+        for r in 0..s.lane_rows() {
+            let before = softmax.row_max[r];
+            let of_lane = row_max_of::<M>(&*s, r);
+            let m_new = max(before, M::row_max(softmax.bias.shifted(of_lane, r)));
+            let base = finite(m_new);
+            let alpha = M::exp2((before - base) * softmax.scale_log2);
+            let total = probabilities::<M>(s, r, base, of_lane, &*softmax, tiles);
+            softmax.row_max[r] = m_new;
+            softmax.alpha[r] = alpha;
+            softmax.row_sum[r] = softmax.row_sum[r] * alpha + total;
+        }
+    }
+}
+
+/// Multiplies the output so far by the factor of each row's last tile.
+#[cube]
+pub(in super::super) fn rescale<M: Mma, V: Variant>(o: &mut Fragment<M>, softmax: &Softmax) {
+    if comptime!(V::SOFTMAX) {
+        o.mul_rows(&softmax.alpha);
     }
 }
 
 /// Sums up the parts of row_sum in the lanes of each row.
 #[cube]
-pub(in super::super) fn sum_lanes<M: Mma>(softmax: &mut Softmax, #[comptime] tiles: TileShape) {
-    #[unroll]
-    for r in 0..comptime!(tiles.q_tiles * M::LANE_ROWS) {
-        softmax.row_sum[r] = M::row_sum(softmax.row_sum[r]);
+pub(in super::super) fn sum_lanes<M: Mma, V: Variant>(softmax: &mut Softmax, #[comptime] tiles: TileShape) {
+    if comptime!(V::SOFTMAX) {
+        #[unroll]
+        for r in 0..comptime!(tiles.q_tiles * M::LANE_ROWS) {
+            softmax.row_sum[r] = M::row_sum(softmax.row_sum[r]);
+        }
     }
 }
 
@@ -199,21 +228,26 @@ const ALWAYS_SUBTRACT: f32 = -1.0;
 /// `exp2(s*c - m*c)` by one fused multiply-add, with `c = scale_log2` and `m*c` rounded. The error is a
 /// common factor of the row, which the division by row_sum takes out again. But the largest probability must
 /// be 1, without another rounding as operand of the next product. So `m` is subtracted first where logits are
-/// large, or elements are f32.
+/// large, or elements are f32. A bias alone does not make them large: if `of_lane` is small but `m` is not,
+/// the probabilities are next to 0.
 #[cube]
 fn probabilities<M: Mma>(
     s: &mut Fragment<M>,
     #[comptime] r: usize,
     base: f32,
-    scale_log2: f32,
+    of_lane: f32,
+    softmax: &Softmax,
     #[comptime] tiles: TileShape,
 ) -> f32 {
+    let scale_log2 = softmax.scale_log2;
+    let base = softmax.bias.unshifted(base, r);
     let mut offset = base * scale_log2;
+    let large = softmax.bias.least(offset.abs(), of_lane * scale_log2);
     let mut exact = EXACT_LOGIT_LIMIT.runtime();
     if comptime!(tiles.dtype.size() > 2) {
         exact = ALWAYS_SUBTRACT.runtime();
     }
-    if offset.abs() > exact {
+    if large > exact {
         #[unroll]
         for c in 0..s.lane_columns() {
             s.set(r, c, s.get(r, c) - base);

@@ -82,15 +82,18 @@ fn body<E: Float, const FMA: bool, const LANES: usize>(
         next = Places::of(problem, &problem.k, work, from + keys..seen.end);
         score::<E, FMA, LANES>(problem, queries, k.get(), v.get(), scores);
         let row_of = |row| problem.row(work, row);
-        problem.variant.transform(&mut LogitTile::new(scores, [TILE, 1], [rows, keys], from, &row_of));
+        problem.transform(&mut LogitTile::new(scores, [TILE, 1], [rows, keys], from, &row_of));
         let mut all_see_all = true;
         for row in 0..rows {
             let range = problem.seen(&work.request, work.queries.start + row / group);
             let (first, end) = (range.start.saturating_sub(from), range.end.saturating_sub(from).min(keys));
             all_see_all &= first == 0 && end == keys;
             let scores = &mut scores[row * TILE..][..TILE];
-            scores[..first.min(keys)].fill(f32::NEG_INFINITY);
-            scores[end..].fill(f32::NEG_INFINITY);
+            scores[..first.min(keys)].fill(problem.masked());
+            scores[end..].fill(problem.masked());
+            if !problem.softmax {
+                continue;
+            }
             let new = maximum(scores).max(max[row]);
             let shift = if new == f32::NEG_INFINITY { 0.0 } else { new };
             let fade = simd::exp::<FMA>(max[row] - shift);
@@ -115,7 +118,7 @@ fn body<E: Float, const FMA: bool, const LANES: usize>(
         from += keys;
     }
     for (row, sums) in sums.chunks_exact_mut(head_dim_vo).enumerate() {
-        let (factor, row_lse) = finish(sum[row], max[row]);
+        let (factor, row_lse) = finish(problem.softmax, sum[row], max[row]);
         let into = &mut output[row / group][row % group * head_dim_vo..][..head_dim_vo];
         sums.iter_mut().for_each(|sum| *sum *= factor);
         problem.variant.finish_row(sums, &problem.row(work, row));

@@ -112,7 +112,7 @@ fn body<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize>(
     for (at, block) in blocks.chunks_exact_mut(block_len).enumerate() {
         let (sums, state) = block[LANES * dim..].split_at_mut(LANES * padded);
         for lane in 0..LANES.min(rows - at * LANES) {
-            let (factor, row_lse) = finish(state[LANES + lane], state[lane]);
+            let (factor, row_lse) = finish(problem.softmax, state[LANES + lane], state[lane]);
             let row = at * LANES + lane;
             let into = &mut output[row / group][row % group * dim_vo..][..dim_vo];
             let sums = &mut sums[lane * padded..][..dim_vo];
@@ -203,36 +203,38 @@ fn attend_tile<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize
     let scores = &mut scores[..tile.keys * LANES];
     let row_of = |lane| problem.row(work, rows.start + lane);
     let mut logits = LogitTile::new(scores, [1, LANES], [rows.len(), tile.keys], tile.from, &row_of);
-    problem.variant.transform(&mut logits);
+    problem.transform(&mut logits);
     let scores = scores.as_chunks_mut::<LANES>().0;
     if !all_see_all {
         for (key, scores) in scores.iter_mut().enumerate() {
             for (score, (start, end)) in scores.iter_mut().zip(ranges) {
-                *score = if (*start..*end).contains(&key) { *score } else { f32::NEG_INFINITY };
+                *score = if (*start..*end).contains(&key) { *score } else { problem.masked() };
             }
         }
     }
 
-    let mut new = *max;
-    for scores in scores.iter() {
-        for lane in 0..LANES {
-            // A comparison instead of `max`: it is one instruction, and ignores a NaN as well.
-            new[lane] = if scores[lane] > new[lane] { scores[lane] } else { new[lane] };
+    let mut fade = [1.0; LANES];
+    if problem.softmax {
+        let mut new = *max;
+        for scores in scores.iter() {
+            for lane in 0..LANES {
+                // A comparison instead of `max`: it is one instruction, and ignores a NaN as well.
+                new[lane] = if scores[lane] > new[lane] { scores[lane] } else { new[lane] };
+            }
         }
-    }
-    let shift = new.map(|new| if new == f32::NEG_INFINITY { 0.0 } else { new });
-    let mut fade = [0.0; LANES];
-    for lane in 0..LANES {
-        fade[lane] = simd::exp::<FMA>(max[lane] - shift[lane]);
-        sum[lane] *= fade[lane];
-    }
-    for scores in scores.iter_mut() {
+        let shift = new.map(|new| if new == f32::NEG_INFINITY { 0.0 } else { new });
         for lane in 0..LANES {
-            scores[lane] = simd::exp::<FMA>(scores[lane] - shift[lane]);
-            sum[lane] += scores[lane];
+            fade[lane] = simd::exp::<FMA>(max[lane] - shift[lane]);
+            sum[lane] *= fade[lane];
         }
+        for scores in scores.iter_mut() {
+            for lane in 0..LANES {
+                scores[lane] = simd::exp::<FMA>(scores[lane] - shift[lane]);
+                sum[lane] += scores[lane];
+            }
+        }
+        *max = new;
     }
-    *max = new;
 
     if all_see_all {
         weigh::<FMA, WIDTH, LANES>(scores, &fade, &tile.v, rows.len(), sums);

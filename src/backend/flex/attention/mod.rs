@@ -14,13 +14,13 @@ use burn::tensor::DType;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use self::problem::{Cache, Index, Problem, Queries, Work};
+use self::problem::{Cache, Index, Mask, Problem, Queries, Work};
 use super::{
     float::Float,
     view::{Rows, dims, indices, tensor, with_rows},
 };
-use crate::extension::{Attended, Batch, PagesLayout};
-use crate::types::{AttentionParams, KvLayout};
+use crate::extension::{Attended, Batch, MaybeMask, PagesLayout, VariantTensors};
+use crate::types::{AttentionParams, HostInputs, KvLayout};
 
 /// Rows that a task with several queries aims at.
 const ROWS: usize = 64;
@@ -35,11 +35,22 @@ pub(super) fn attention<E: Float>(
     params: AttentionParams,
 ) -> Attended<Flex> {
     let (q, k, v) = (with_rows(q), with_rows(k), with_rows(v));
-    let Batch { index, floats, ints, layout, .. } = batch;
-    let floats = floats.into_option().map(|floats| floats.to_contiguous());
+    let Batch { index, inputs, mask, layout, .. } = batch;
+    let VariantTensors { sinks, slopes, floats, ints } = inputs;
+    let [sinks, slopes, floats] =
+        [sinks, slopes, floats].map(|tensor| tensor.into_option().map(|tensor| tensor.to_contiguous()));
     let ints = ints.into_option().map(indices);
-    let floats: &[f32] = floats.as_ref().map_or(&[], |floats| floats.storage());
-    let ints: &[i32] = ints.as_ref().map_or(&[], |ints| ints.storage());
+    let [sinks, slopes, floats] =
+        [&sinks, &slopes, &floats].map(|tensor| tensor.as_ref().map_or(&[][..], |tensor| tensor.storage()));
+    let ints = ints.as_ref().map_or(&[][..], |ints| ints.storage());
+    let inputs = HostInputs { sinks, slopes, floats, ints };
+    let mask = match mask {
+        MaybeMask::None => None,
+        MaybeMask::Some(bytes, _, first_bits) => Some((bytes.to_contiguous(), indices(first_bits))),
+    };
+    let mask = mask
+        .as_ref()
+        .map(|(bytes, first_bits)| Mask { bytes: bytes.storage(), first_bits: first_bits.storage() });
     let index = indices(index);
     let index: &[i32] = index.storage();
     let [qo_indptr, kv_indptr] = [layout.qo_indptr, layout.kv_indptr].map(|list| &index[list]);
@@ -50,12 +61,12 @@ pub(super) fn attention<E: Float>(
             (Index::Paged { qo_indptr, kv_indptr, pages, last, page_size }, Some(layout))
         }
     };
-    run::<E>([&q, &k, &v], (floats, ints), index, layout, params)
+    run::<E>([&q, &k, &v], (inputs, mask), index, layout, params)
 }
 
 fn run<E: Float>(
     [q, k, v]: [&FlexTensor; 3],
-    (floats, ints): (&[f32], &[i32]),
+    (inputs, mask): (HostInputs<'_>, Option<Mask<'_>>),
     index: Index<'_>,
     layout: Option<KvLayout>,
     params: AttentionParams,
@@ -72,8 +83,9 @@ fn run<E: Float>(
         v: Cache::of(v, layout),
         index,
         variant: &*params.variant,
-        floats,
-        ints,
+        softmax: params.variant.softmax(),
+        inputs,
+        mask,
         kv_heads,
         group: q_heads / kv_heads.max(1),
         head_dim,

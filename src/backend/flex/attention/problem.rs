@@ -5,7 +5,7 @@ use std::ops::Range;
 use burn_flex::FlexTensor;
 
 use super::super::{float::Float, simd, view::Rows};
-use crate::types::{AttentionVariant, KvLayout, Request, Row, visible};
+use crate::types::{AttentionVariant, HostInputs, KvLayout, LogitTile, Request, Row, visible};
 
 /// Keys or values.
 #[derive(Clone, Copy)]
@@ -101,6 +101,21 @@ impl Index<'_> {
     }
 }
 
+/// The bytes of a custom mask, and the first bit of each request, low and high half.
+#[derive(Clone, Copy)]
+pub(super) struct Mask<'a> {
+    pub bytes: &'a [u8],
+    pub first_bits: &'a [i32],
+}
+
+impl Mask<'_> {
+    fn keeps(&self, request: &Request, query: usize, key: usize) -> bool {
+        let [low, high] = [0, 1].map(|half| u64::from(self.first_bits[2 * request.index + half] as u32));
+        let bit = (low | high << 32) as usize + query * request.kv_len + key;
+        self.bytes[bit / 8] >> (bit % 8) & 1 == 1
+    }
+}
+
 /// An attention problem.
 pub(super) struct Problem<'a, E> {
     pub q: Rows<'a, E, 2>,
@@ -108,8 +123,10 @@ pub(super) struct Problem<'a, E> {
     pub v: Cache<'a, E>,
     pub index: Index<'a>,
     pub variant: &'a dyn AttentionVariant,
-    pub floats: &'a [f32],
-    pub ints: &'a [i32],
+    /// False if scores are weights, not logits.
+    pub softmax: bool,
+    pub inputs: HostInputs<'a>,
+    pub mask: Option<Mask<'a>>,
     pub kv_heads: usize,
     /// Query heads that share a key-value head.
     pub group: usize,
@@ -145,6 +162,11 @@ impl<E: Float> Problem<'_, E> {
         first.start.min(last.end)..last.end
     }
 
+    /// The score of a key that a row does not see.
+    pub(super) fn masked(&self) -> f32 {
+        if self.softmax { f32::NEG_INFINITY } else { 0.0 }
+    }
+
     /// A row of `work`, as the variant is told.
     pub(super) fn row(&self, work: &Work, row: usize) -> Row<'_> {
         Row {
@@ -152,13 +174,28 @@ impl<E: Float> Problem<'_, E> {
             query: work.queries.start + row / self.group,
             q_head: work.kv_head * self.group + row % self.group,
             kv_head: work.kv_head,
-            floats: self.floats,
-            ints: self.ints,
+            inputs: self.inputs,
+        }
+    }
+
+    /// Turns products into logits: -inf for keys that a mask hides.
+    pub(super) fn transform(&self, tile: &mut LogitTile<'_>) {
+        self.variant.transform(tile);
+        let masked = if self.softmax { f32::NEG_INFINITY } else { 0.0 };
+        if let Some(mask) = &self.mask {
+            tile.for_each(|logit, row, key| {
+                if key < row.request.kv_len && !mask.keeps(&row.request, row.query, key) {
+                    *logit = masked;
+                }
+            });
         }
     }
 
     /// Maximum of the scaled logits and sum of exponentials of a row before its first key.
     pub(super) fn start(&self, work: &Work, row: usize) -> (f32, f32) {
+        if !self.softmax {
+            return (f32::NEG_INFINITY, 0.0);
+        }
         let (max, sum) = self.variant.start(&self.row(work, row));
         // A scale may be 0, and -inf times it is NaN.
         let max = if max == f64::NEG_INFINITY { max } else { max * f64::from(self.variant.scale()) };
@@ -204,8 +241,10 @@ impl<E: Float> Problem<'_, E> {
 ///
 /// The sum is 0 only if the query has seen no key, and NaN if it has seen a NaN.
 #[inline(always)]
-pub(super) fn finish(sum: f32, max: f32) -> (f32, f32) {
-    if sum == 0.0 {
+pub(super) fn finish(softmax: bool, sum: f32, max: f32) -> (f32, f32) {
+    if !softmax {
+        (1.0, f32::NAN)
+    } else if sum == 0.0 {
         (0.0, f32::NEG_INFINITY)
     } else {
         (1.0 / sum, max * std::f32::consts::LOG2_E + sum.log2())

@@ -5,7 +5,7 @@ use burn_flex::Layout;
 
 use super::super::float::Float;
 use super::*;
-use crate::extension::{BatchLayout, Launch, MaybeFloats, MaybeInts};
+use crate::extension::{BatchLayout, Launch, MaybeFloats, MaybeInts, MaybeMask};
 use crate::types::{SharedVariant, StandardAttention};
 
 struct Random(u64);
@@ -98,19 +98,24 @@ fn batch(
         let [indices, last_page_len] = [indices, last].map(&mut add);
         PagesLayout { last_page_len, indices, page_size, layout }
     });
-    let layout = BatchLayout { qo_indptr, kv_indptr, pages, launch: Launch::default() };
+    let layout = BatchLayout { qo_indptr, kv_indptr, pages, ranges: 0..0, launch: Launch::default() };
     Batch {
         index: ints(index),
         workspace: MaybeFloats::None,
-        floats: MaybeFloats::None,
-        ints: MaybeInts::None,
+        inputs: VariantTensors {
+            sinks: MaybeFloats::None,
+            slopes: MaybeFloats::None,
+            floats: MaybeFloats::None,
+            ints: MaybeInts::None,
+        },
+        mask: MaybeMask::None,
         layout,
     }
 }
 
 impl Case {
     fn params(&self) -> AttentionParams {
-        AttentionParams { variant: SharedVariant::new(self.variant), return_lse: true }
+        AttentionParams { variant: SharedVariant::new(self.variant.clone()), return_lse: true }
     }
 
     fn check<E: Float>(&self, random: &mut Random) {
@@ -288,6 +293,7 @@ fn random_problems_agree_with_f64() {
                 window_left: (random.below(3) == 0).then(|| pick(&mut random, &[0, 3, 20, usize::MAX])),
                 soft_cap: (random.below(3) == 0).then_some(2.5),
                 scale: pick(&mut random, &[0.125, 0.4]),
+                ranges: None,
             },
         };
         println!(
@@ -309,7 +315,8 @@ fn causal_with(tokens: usize, change: impl Fn(&mut [f32], &mut [f32], &mut [f32]
         [(); 3].map(|()| (0..tokens * 16).map(|_| random.normal()).collect::<Vec<_>>());
     change(&mut q, &mut k, &mut v);
     let [q, k, v] = [q, k, v].map(|x| with_margin::<f32>(&x, &[tokens, 1, 16], 0));
-    let variant = StandardAttention { causal: true, window_left: None, soft_cap: None, scale: 0.25 };
+    let variant =
+        StandardAttention { causal: true, window_left: None, soft_cap: None, scale: 0.25, ranges: None };
     let params = AttentionParams { variant: SharedVariant::new(variant), return_lse: false };
     match attention::<f32>(q, k, v, batch(&[0, tokens], &[0, tokens], None), params) {
         Attended::WithoutLse(output) | Attended::WithLse(output, _) => floats(&output),
