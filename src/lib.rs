@@ -28,6 +28,7 @@
 //! | [`matmul_nt`], [`linear`], [`rms_norm_linear`] | linear layers on weights as checkpoints store them, with a norm before and an epilogue |
 //! | [`matmul_nt_quantized`] | linear layer on weights of 8 or 4 bits: e4m3, AWQ, GPTQ |
 //! | [`scaled_linear`], [`quantize_per_token`] | linear layer on rows and weights of e4m3, and such rows |
+//! | [`multiplies_e4m3`] | asks whether that is faster on a device |
 //! | [`segment_gemm`], [`SegmentGemm`] | segments of rows times matrices of their own: grouped layers, LoRA |
 //! | [`moe_route`], [`fused_moe`] | the choice of experts for each token, and their feed-forward layers |
 //!
@@ -105,10 +106,10 @@ pub use ops::{
     fused_moe, gather_paged_kv, gelu_and_mul, gelu_and_mul_quant, gelu_tanh_and_mul, gelu_tanh_and_mul_quant,
     gemma_fused_add_rms_norm, gemma_fused_add_rms_norm_quant, gemma_rms_norm, gemma_rms_norm_linear,
     gemma_rms_norm_quant, layer_norm, layer_norm_quant, linear, matmul_nt, matmul_nt_quantized, merge_state,
-    merge_state_in_place, merge_states, moe_route, packbits, qk_rms_norm_rope, quantize_per_token, rms_norm,
-    rms_norm_linear, rms_norm_quant, rope_append_paged_kv, rope_quantize_fp8, scaled_linear, segment_gemm,
-    segment_packbits, segment_unpackbits, silu_and_mul, silu_and_mul_quant, unpackbits,
-    variable_length_merge_states,
+    merge_state_in_place, merge_states, moe_route, multiplies_e4m3, packbits, qk_rms_norm_rope,
+    quantize_per_token, rms_norm, rms_norm_linear, rms_norm_quant, rope_append_paged_kv, rope_quantize_fp8,
+    scaled_linear, segment_gemm, segment_packbits, segment_unpackbits, silu_and_mul, silu_and_mul_quant,
+    unpackbits, variable_length_merge_states,
 };
 pub use types::{
     Activation, AttentionOptions, AttentionVariant, BitOrder, Fp8, HostInputs, InputLengths, Items, KvLayout,

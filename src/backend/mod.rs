@@ -5,6 +5,8 @@ mod compiler_runtime;
 #[cfg(feature = "cube")]
 mod cube;
 #[cfg(feature = "cube")]
-pub(crate) use cube::{MAX_TOP_K, has_bytes, has_fnuz, has_wide_integers, memory, unsupported_dtype};
+pub(crate) use cube::{
+    MAX_TOP_K, has_bytes, has_fnuz, has_wide_integers, memory, multiplies_e4m3, unsupported_dtype,
+};
 #[cfg(feature = "flex")]
 mod flex;

@@ -27,7 +27,7 @@ pub use norm::{
     gemma_rms_norm, gemma_rms_norm_quant, layer_norm, layer_norm_quant, rms_norm, rms_norm_quant,
 };
 pub use quantization::{Quantization, quantize_per_token};
-pub use quantized::{GptqVersion, QuantizedWeight, matmul_nt_quantized, scaled_linear};
+pub use quantized::{GptqVersion, QuantizedWeight, matmul_nt_quantized, multiplies_e4m3, scaled_linear};
 pub use rope::{
     QkNorm, Qkv, Rope, RopeConfig, RopeScaling, apply_rope, qk_rms_norm_rope, rope_append_paged_kv,
     rope_quantize_fp8,

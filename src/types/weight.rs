@@ -80,7 +80,6 @@ pub(crate) mod int4 {
     }
 
     /// The scale and the zero of [`scale`].
-    #[cfg(feature = "flex")]
     pub(crate) fn parts(scale: f32) -> (f32, f32) {
         let bits = scale.to_bits();
         (f32::from_bits(bits & !ZERO), (bits & ZERO) as f32)

@@ -3,13 +3,23 @@
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_flashinfer::{
     Activation, Fp8, GptqVersion, LinearOptions, QuantizedWeight, WeightFormat, WeightScales,
-    matmul_nt_quantized, quantize_per_token, reference, scaled_linear,
+    matmul_nt_quantized, multiplies_e4m3, quantize_per_token, reference, scaled_linear,
 };
 
 use crate::devices::{Target, device_tests};
 use crate::support::{Host, Rng, VIEWS, check, refused, round};
 
-device_tests!(e4m3, both_in_codes, rows_with_scales, checkpoints_of_int4, rounding, no_rows, views, refusals);
+device_tests!(
+    e4m3,
+    both_in_codes,
+    rows_with_scales,
+    checkpoints_of_int4,
+    rounding,
+    products_of_codes,
+    no_rows,
+    views,
+    refusals
+);
 
 const GROUPS: [usize; 3] = [128, 64, 32];
 
@@ -268,7 +278,8 @@ fn checkpoints_of_int4(target: Target) {
 /// Each weight becomes the nearest code: read back by rows of `x` that are 1 at one input.
 fn rounding(target: Target) {
     let rng = &mut Rng::new("rounded weights");
-    let (outputs, inputs) = (20, 128);
+    // Of the larger weight several threads round a part each, on the host.
+    let (outputs, inputs) = (if target.name == "flex" { 2100 } else { 20 }, 128);
     let mut weight = Host::random([outputs, inputs], DType::F32, rng);
     // An output of zeros, one of large and one of tiny numbers.
     weight.values[..inputs].fill(0.0);
@@ -298,6 +309,11 @@ fn rounding(target: Target) {
             }
         }
     }
+}
+
+/// Hopper alone multiplies codes, of all devices here.
+fn products_of_codes(target: Target) {
+    assert!(target.name == "cuda" || !multiplies_e4m3(&target.device), "{}", target.name);
 }
 
 fn no_rows(target: Target) {

@@ -15,6 +15,7 @@ use anyhow::{Context, Result};
 use burn::tensor::{DType, Device, Tensor};
 use burn_flashinfer::KvLayout;
 use llama::model::Llama;
+use llama::weights::LoadOptions;
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tiny");
 const PEER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/transformers_decode.py");
@@ -35,7 +36,8 @@ fn main() -> Result<()> {
 
 /// Greedy decoding as the program does it: every step reads the logits back and chooses on the host.
 fn ours(name: &str, dtype: DType, threads: usize) -> Result<()> {
-    let model = Llama::load(Path::new(MODEL), &Device::default(), Some(dtype), |_| |_| {})?;
+    let options = LoadOptions { dtype: Some(dtype), ..LoadOptions::default() };
+    let model = Llama::load(Path::new(MODEL), &Device::default(), &options, |_| |_| {})?;
     let prompt: Vec<u32> = (0..PROMPT_TOKENS as u32).map(|token| 5 + 7 * token).collect();
     let (mut rates, mut first) = (Vec::new(), Vec::new());
     for _ in 0..=REPEATS {

@@ -2,21 +2,23 @@
 //! beside what reading weights and cache takes.
 //!
 //! ```sh
-//! cargo bench -p llama --bench step --no-default-features --features cuda,kernel-cache -- [layers=32] [batch=1] [context=1024] [gbps=4460] [prefill=0] [cache=DIR]
+//! cargo bench -p llama --bench step --no-default-features --features cuda,kernel-cache -- [layers=32] [batch=1] [context=1024] [gbps=4460] [prefill=0] [weights=bf16] [cache=DIR]
 //! ```
 //!
-//! prints one CSV line each. Tokens are those of all sequences together; every step chooses the most likely on the device and
+//! prints one CSV line each. `weights=e4m3` and `weights=int4` are layers of codes, beside a head of bf16. Tokens are those of all sequences together; every step chooses the most likely on the device and
 //! reads it back. `prefill=2048` times a prompt of so many tokens instead. `cache=DIR` keeps compiled kernels there.
 
 use std::slice;
 use std::time::Instant;
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Error, Result, bail};
 use burn::tensor::{DType, Device, Tensor};
 use burn_flashinfer::sampling::top_k;
 use burn_flashinfer::{DecodeGraph, KvLayout, SequenceId};
 use llama::config::Config;
 use llama::model::Llama;
+use llama::quantization::Quantize;
+use llama::weights::LoadOptions;
 
 const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "vocab_size": 128256, "hidden_size": 4096,
     "intermediate_size": 14336, "num_hidden_layers": LAYERS, "num_attention_heads": 32, "num_key_value_heads": 8,
@@ -25,18 +27,27 @@ const PAGE: usize = 16;
 const STEPS: usize = 64;
 
 fn main() -> Result<()> {
+    let setting =
+        |name: &str| std::env::args().find_map(|argument| argument.strip_prefix(name).map(str::to_owned));
     let number = |name: &str, default: usize| -> Result<usize> {
-        let given = std::env::args().find_map(|argument| argument.strip_prefix(name).map(str::to_owned));
+        let given = setting(name);
         given.map_or(Ok(default), |given| given.parse().with_context(|| format!("{name}{given}")))
     };
     let (layers, batch, context) = (number("layers=", 32)?, number("batch=", 1)?, number("context=", 1024)?);
     // The rate at which attention reads on an H200: `benches/attention.rs` of the kernels, 128 x 16384.
     let bandwidth = number("gbps=", 4460)?;
     #[cfg(all(feature = "kernel-cache", feature = "gpu"))]
-    if let Some(folder) = std::env::args().find_map(|it| it.strip_prefix("cache=").map(str::to_owned)) {
+    if let Some(folder) = setting("cache=") {
         llama::kernel_cache::keep_in(Some(folder.as_ref()));
     }
-    let (device, dtype) = (Device::default(), DType::BF16);
+    // Bits of a weight, its share of the scales counted: one of 32 bits for each output, or for 128 inputs.
+    let (quantize, bits) = match setting("weights=").as_deref() {
+        None | Some("bf16") => (None, 16.0),
+        Some("e4m3") => (Some(Quantize::E4m3), 8.0),
+        Some("int4") => (Some(Quantize::Int4), 4.25),
+        Some(other) => bail!("weights={other}, expected bf16, e4m3 or int4"),
+    };
+    let device = Device::default();
     let folder = std::env::temp_dir().join(format!("llama-step-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     std::fs::write(folder.join("config.json"), CONFIG.replace("LAYERS", &layers.to_string()))?;
@@ -47,11 +58,12 @@ fn main() -> Result<()> {
         let Config { vocab_size, hidden_size, intermediate_size, q_heads, kv_heads, head_dim, .. } = config;
         let layer = hidden_size * ((2 * q_heads + 2 * kv_heads) * head_dim + 3 * intermediate_size);
         // Of the embedding only the rows of the tokens are read.
-        2 * (layers * layer + vocab_size * hidden_size)
+        (layers * layer) as f64 * bits / 8.0 + (2 * vocab_size * hidden_size) as f64
     };
     let cached = 2 * 2 * layers * config.kv_heads * config.head_dim * batch * (context + STEPS / 2);
-    let model = Llama::random(config, &device, dtype)?;
-    let limit = (batch * bandwidth) as f64 * 1e9 / (weights + cached) as f64;
+    let options = LoadOptions { dtype: Some(DType::BF16), quantize, ..LoadOptions::default() };
+    let model = Llama::random(config, &device, &options)?;
+    let limit = (batch * bandwidth) as f64 * 1e9 / (weights + cached as f64);
     println!("op,layers,batch,context,tokens_per_s,ms,share_of_limit,note");
     let prefill = number("prefill=", 0)?;
     if prefill > 0 {

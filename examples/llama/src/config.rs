@@ -6,10 +6,10 @@ use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::DType;
 use burn_flashinfer::RopeConfig;
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::folder;
 use super::json::{self, Fields, Setting, TokenIds};
+use super::quantization::Quantization;
 use super::rope::{RopeParameters, rope};
 
 /// The model, with every number decided.
@@ -30,6 +30,8 @@ pub struct Config {
     pub attention_bias: bool,
     pub mlp_bias: bool,
     pub tied_embeddings: bool,
+    /// How the weights are stored, if in 8 or 4 bits.
+    pub quantization: Option<Quantization>,
     /// The type to compute in, if the file says.
     pub dtype: Option<DType>,
     pub eos_tokens: Vec<u32>,
@@ -123,6 +125,7 @@ impl Config {
         // The architecture comes first: a stranger's file may well lack the fields of a Llama.
         let architecture = architecture(&fields)?;
         refuse_foreign(&fields)?;
+        let quantization = Quantization::of(&fields)?;
         let raw: RawConfig = json::typed(&fields)?;
         if let Some(act) = raw.hidden_act.as_deref().filter(|act| !["silu", "swish"].contains(act)) {
             bail!("`hidden_act` is {act:?}, expected \"silu\"");
@@ -181,6 +184,7 @@ impl Config {
             attention_bias: has(raw.attention_bias),
             mlp_bias: has(raw.mlp_bias),
             tied_embeddings: raw.tie_word_embeddings == Some(true),
+            quantization,
             dtype: dtype(&raw)?,
             eos_tokens: raw.eos_token_id.map(Vec::from).unwrap_or_default(),
         })
@@ -214,12 +218,6 @@ fn architecture(fields: &Fields) -> Result<Architecture> {
 
 /// Refuses what changes the numbers of a model and what the program does not have.
 fn refuse_foreign(fields: &Fields) -> Result<()> {
-    for name in ["quantization_config", "compression_config"] {
-        if let Some(quantization) = fields.get(name).filter(|value| !value.is_null()) {
-            let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
-            bail!("the weights are quantized ({method}), which is not supported; use the unquantized model");
-        }
-    }
     match json::first_on(fields, &FOREIGN) {
         Some(setting) => bail!("{setting}, which {SUPPORTED} do not have"),
         None => Ok(()),

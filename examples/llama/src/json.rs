@@ -76,7 +76,7 @@ pub fn first_on(fields: &Fields, settings: &[Setting]) -> Option<String> {
 }
 
 /// The value as it stands in the file, as far as one line of text has room for it.
-fn shown(value: &Value) -> String {
+pub fn shown(value: &Value) -> String {
     const MOST: usize = 60;
     let text = value.to_string();
     match text.char_indices().nth(MOST) {

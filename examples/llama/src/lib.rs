@@ -7,6 +7,7 @@
     reason = "of a program: most fields are settings of Hugging Face's files, under their names there"
 )]
 
+pub mod codes;
 pub mod config;
 pub mod defaults;
 pub mod folder;
@@ -14,7 +15,9 @@ pub mod generate;
 pub mod json;
 #[cfg(all(feature = "kernel-cache", feature = "gpu"))]
 pub mod kernel_cache;
+pub mod linear;
 pub mod model;
+pub mod quantization;
 pub mod room;
 pub mod rope;
 pub mod rules;

@@ -26,7 +26,9 @@ use llama::generate::{Event, Finish, Graph, Options, Request, Stats, generate};
 #[cfg(all(feature = "kernel-cache", feature = "gpu"))]
 use llama::kernel_cache;
 use llama::model::Llama;
+use llama::quantization::{Quantize, RoundActivations};
 use llama::tokenizer::TextTokenizer;
+use llama::weights::LoadOptions;
 use printer::Printer;
 
 /// Writes text with a Llama, on the operations of burn-flashinfer.
@@ -47,6 +49,13 @@ struct Args {
     /// Element type to compute in [default: as config.json says; else that of the weights]
     #[arg(long, value_enum)]
     dtype: Option<FloatType>,
+    /// Round the weights of 16 or 32 bits of all layers to codes while loading, but for embedding and head; folders of codes
+    /// (fp8, fbgemm_fp8, compressed-tensors, awq, gptq) need no option
+    #[arg(long, value_enum, value_name = "TYPE")]
+    quantize: Option<QuantizedType>,
+    /// When to round activations to e4m3 as well, for layers of e4m3 and more than 32 tokens at once
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
+    round_activations: WhenRounded,
     /// Text to write on from, or - for standard input; give several for a batch [default: "Once upon a time"]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Vec<String>,
@@ -101,6 +110,24 @@ enum FloatType {
     F32,
     F16,
     Bf16,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum QuantizedType {
+    /// Floats of 8 bits, with a scale for each output
+    E4m3,
+    /// 4 bits, with a scale and a zero for each 128 inputs, rounded to the nearest
+    Int4,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum WhenRounded {
+    /// Where the device multiplies e4m3 (Hopper), unless the folder is for activations of 16 bits
+    Auto,
+    /// On every device; those that do not multiply e4m3 take longer then
+    Always,
+    /// Activations keep their type
+    Never,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -174,7 +201,16 @@ fn run(args: &Args) -> Result<()> {
         FloatType::F16 => DType::F16,
         FloatType::Bf16 => DType::BF16,
     });
-    let model = load(&args.model, &device, dtype)?;
+    let quantize = args.quantize.map(|quantized| match quantized {
+        QuantizedType::E4m3 => Quantize::E4m3,
+        QuantizedType::Int4 => Quantize::Int4,
+    });
+    let activations = match args.round_activations {
+        WhenRounded::Auto => RoundActivations::Auto,
+        WhenRounded::Always => RoundActivations::Always,
+        WhenRounded::Never => RoundActivations::Never,
+    };
+    let model = load(&args.model, &device, &LoadOptions { dtype, quantize, activations })?;
 
     let eos_tokens = match args.ignore_eos {
         true => Vec::new(),
@@ -273,13 +309,13 @@ fn is_stdin_fed() -> bool {
 }
 
 /// Loads the model, with a bar that shows how far it is.
-fn load(folder: &Path, device: &burn::tensor::Device, dtype: Option<DType>) -> Result<Llama> {
+fn load(folder: &Path, device: &burn::tensor::Device, options: &LoadOptions) -> Result<Llama> {
     let bar = ProgressBar::no_length();
     if let Ok(style) = ProgressStyle::with_template("loading {wide_bar} {bytes}/{total_bytes}") {
         bar.set_style(style);
     }
     let start = std::time::Instant::now();
-    let model = Llama::load(folder, device, dtype, |bytes| {
+    let model = Llama::load(folder, device, options, |bytes| {
         bar.set_length(bytes as u64);
         |bytes| bar.inc(bytes as u64)
     });

@@ -9,13 +9,14 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_flashinfer::{
-    Activation, AttentionOptions, CacheConfig, DecodeStep, Indptr, KvLayout, LinearOptions, PagedKvCache,
-    PagedPlan, PlanConfig, Positions, Qkv, RaggedPlan, Rope, SequenceId, apply_rope, check_support, linear,
-    matmul_nt, rms_norm, rms_norm_linear, rope_append_paged_kv,
+    AttentionOptions, CacheConfig, DecodeStep, Indptr, KvLayout, PagedKvCache, PagedPlan, PlanConfig,
+    Positions, Qkv, RaggedPlan, Rope, SequenceId, apply_rope, check_support, matmul_nt, rope_append_paged_kv,
 };
 
+use super::codes::Part;
 use super::config::Config;
-use super::weights::{Loader, Weights};
+use super::linear::{Linear, Norm, Residual};
+use super::weights::{LoadOptions, Loader, Weights};
 
 /// A Llama, ready to run.
 pub struct Llama {
@@ -28,42 +29,40 @@ pub struct Llama {
     /// `[vocab_size, hidden_size]`.
     embedding: Tensor<2>,
     layers: Vec<Layer>,
-    norm: Tensor<1>,
+    norm: Norm,
     /// `[vocab_size, hidden_size]`, the embedding itself if the two are tied.
     head: Tensor<2>,
 }
 
 struct Layer {
-    attention_norm: Tensor<1>,
+    attention_norm: Norm,
     /// Queries, keys and values in one product.
     qkv: Linear,
     output: Linear,
-    feed_forward_norm: Tensor<1>,
+    feed_forward_norm: Norm,
     /// Gate and up in one product.
     gate_up: Linear,
     down: Linear,
 }
 
-struct Linear {
-    /// `[out, in]`.
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
-}
-
 impl Llama {
     /// Loads a Hugging Face model folder.
     ///
-    /// The model computes in `dtype`, or else in the type that its configuration names, or else in the one that its embedding
-    /// is stored in. `begin` is told the bytes there are,
-    /// and returns what is told the bytes of each tensor read.
+    /// `begin` is told the bytes there are, and returns what is told the bytes of each tensor read.
     pub fn load<P: Fn(usize)>(
         folder: &Path,
         device: &Device,
-        dtype: Option<DType>,
+        options: &LoadOptions,
         begin: impl FnOnce(usize) -> P,
     ) -> Result<Self> {
         let config = Config::load(folder)?;
         tracing::debug!(?config, "configuration");
+        let LoadOptions { dtype, quantize, activations } = *options;
+        let quantization = config.quantization;
+        ensure!(
+            quantize.is_none() || quantization.is_none(),
+            "the weights are quantized already; --quantize is for those of 16 and 32 bits"
+        );
         let weights = Weights::open(folder)?;
         let dtype = match dtype.or(config.dtype) {
             Some(dtype) => dtype,
@@ -71,22 +70,30 @@ impl Llama {
         };
         check_support(device, dtype).context("choose another type with --dtype")?;
         let progress = begin(weights.bytes());
-        let loader = Loader { weights: Some(&weights), device, dtype, progress: &progress };
+        let weights = Some(&weights);
+        let loader =
+            Loader { weights, device, dtype, quantization, quantize, activations, progress: &progress };
         Self::from_weights(config, &loader)
     }
 
     /// A model of random weights: as fast as one that was trained.
-    pub fn random(config: Config, device: &Device, dtype: DType) -> Result<Self> {
-        Self::from_weights(config, &Loader { weights: None, device, dtype, progress: &|_| {} })
+    pub fn random(config: Config, device: &Device, options: &LoadOptions) -> Result<Self> {
+        let LoadOptions { dtype, quantize, activations } = *options;
+        let dtype = dtype.or(config.dtype).unwrap_or(DType::F32);
+        let (weights, quantization) = (None, None);
+        let loader =
+            Loader { weights, device, dtype, quantization, quantize, activations, progress: &|_| {} };
+        Self::from_weights(config, &loader)
     }
 
     fn from_weights(config: Config, loader: &Loader<'_>) -> Result<Self> {
         let Config { vocab_size, hidden_size, .. } = config;
+        warn_of_left(&config, loader);
         let (embedding, head) = tied(&config, loader)?;
         let embedding = loader.tensor(embedding, [vocab_size, hidden_size])?;
         let layers =
             (0..config.layers).map(|index| Layer::load(&config, loader, index)).collect::<Result<_>>()?;
-        let norm = loader.tensor("model.norm.weight", [hidden_size])?;
+        let norm = norm(&config, loader, "model.norm")?;
         let head = match head {
             None => embedding.clone(),
             Some(head) => loader.tensor(head, [vocab_size, hidden_size])?,
@@ -197,14 +204,10 @@ impl Llama {
         tokens: Tensor<1, Int>,
         mut attend: impl FnMut(usize, Qkv) -> Result<Tensor<3>>,
     ) -> Result<Tensor<2>> {
-        let Config { q_heads, kv_heads, head_dim, rms_norm_eps, .. } = self.config;
-        let mut residual = self.embedding.clone().select(0, tokens);
-        // A norm belongs to the product after it, and an addition to the residual to the product before it.
+        let Config { q_heads, kv_heads, head_dim, .. } = self.config;
+        let mut residual = Residual::new(self.embedding.clone().select(0, tokens));
         for (index, layer) in self.layers.iter().enumerate() {
-            let Layer { qkv, output, gate_up, down, .. } = layer;
-            let norm = layer.attention_norm.clone();
-            let qkv =
-                rms_norm_linear(residual.clone(), norm, rms_norm_eps, qkv.weight.clone(), qkv.options())?;
+            let (qkv, stream) = layer.qkv.of_norm(residual, &layer.attention_norm)?;
             let [rows, _] = qkv.dims();
             // Cut only after the heads have an axis of their own: the parts are then views.
             let qkv = qkv.reshape([rows, q_heads + 2 * kv_heads, head_dim]);
@@ -212,13 +215,11 @@ impl Llama {
             let k = qkv.clone().narrow(1, q_heads, kv_heads);
             let v = qkv.narrow(1, q_heads + kv_heads, kv_heads);
             let attended = attend(index, Qkv { q, k, v })?.reshape([rows, q_heads * head_dim]);
-            residual = linear(attended, output.weight.clone(), output.options().residual(residual))?;
-            let norm = layer.feed_forward_norm.clone();
-            let gate = gate_up.options().gate(Activation::Silu);
-            let gated = rms_norm_linear(residual.clone(), norm, rms_norm_eps, gate_up.weight.clone(), gate)?;
-            residual = linear(gated, down.weight.clone(), down.options().residual(residual))?;
+            let stream = layer.output.add_to(stream, attended)?;
+            let (gated, stream) = layer.gate_up.of_norm(stream, &layer.feed_forward_norm)?;
+            residual = layer.down.add_to(stream, gated)?;
         }
-        Ok(rms_norm(residual, self.norm.clone(), rms_norm_eps)?)
+        Ok(residual.normed(&self.norm)?.0)
     }
 
     /// The logits `[rows, vocab_size]` that follow from hidden states `[rows, hidden_size]`.
@@ -265,45 +266,54 @@ fn tied(config: &Config, loader: &Loader<'_>) -> Result<(&'static str, Option<&'
     })
 }
 
+/// Says which layers are not rounded, though asked for.
+fn warn_of_left(config: &Config, loader: &Loader<'_>) {
+    let widths = [
+        ("q_proj, k_proj, v_proj, gate_proj and up_proj", config.hidden_size),
+        ("o_proj", config.q_heads * config.head_dim),
+        ("down_proj", config.intermediate_size),
+    ];
+    for (name, inputs) in widths {
+        if loader.quantize.is_some_and(|quantize| !quantize.takes(inputs)) {
+            tracing::warn!(
+                "{name} are not quantized: they have {inputs} inputs, and int4 takes multiples of 128"
+            );
+        }
+    }
+}
+
+fn norm(config: &Config, loader: &Loader<'_>, name: &str) -> Result<Norm> {
+    let weight = loader.tensor(&format!("{name}.weight"), [config.hidden_size])?;
+    Ok(Norm { weight, epsilon: config.rms_norm_eps })
+}
+
 impl Layer {
     fn load(config: &Config, loader: &Loader<'_>, index: usize) -> Result<Self> {
-        let Config { hidden_size, intermediate_size, .. } = *config;
+        let Config { hidden_size, intermediate_size, attention_bias, mlp_bias, .. } = *config;
         let [q_rows, kv_rows] = [config.q_heads, config.kv_heads].map(|heads| heads * config.head_dim);
-        let linear = |parts: &[(&str, usize)], columns: usize, bias: bool| -> Result<Linear> {
-            let named = |kind: &str| -> Vec<(String, usize)> {
-                let name =
-                    |(part, rows): &(&str, usize)| (format!("model.layers.{index}.{part}.{kind}"), *rows);
-                parts.iter().map(name).collect()
+        let linear = |parts: &[(&str, usize)], inputs: usize, has_bias: bool| -> Result<Linear> {
+            let part = |&(name, outputs): &(&str, usize)| Part {
+                module: format!("model.layers.{index}.{name}"),
+                outputs,
             };
-            let weights = named("weight");
-            let weights: Vec<_> =
-                weights.iter().map(|(name, rows)| (name.as_str(), [*rows, columns])).collect();
-            let biases = named("bias");
-            let biases: Vec<_> = biases.iter().map(|(name, rows)| (name.as_str(), [*rows])).collect();
-            let bias = if bias { Some(loader.stacked(&biases)?) } else { None };
-            Ok(Linear { weight: loader.stacked(&weights)?, bias })
+            let parts: Vec<_> = parts.iter().map(part).collect();
+            let biases: Vec<_> =
+                parts.iter().map(|part| (format!("{}.bias", part.module), [part.outputs])).collect();
+            let biases: Vec<_> = biases.iter().map(|(name, shape)| (name.as_str(), *shape)).collect();
+            let bias = if has_bias { Some(loader.stacked(&biases)?) } else { None };
+            Ok(Linear { weight: loader.weight(&parts, inputs)?, bias, is_gated: false })
         };
-        let norm = |part: &str| loader.tensor(&format!("model.layers.{index}.{part}.weight"), [hidden_size]);
+        let norm = |name: &str| norm(config, loader, &format!("model.layers.{index}.{name}"));
         let qkv =
             [("self_attn.q_proj", q_rows), ("self_attn.k_proj", kv_rows), ("self_attn.v_proj", kv_rows)];
         let gate_up = [("mlp.gate_proj", intermediate_size), ("mlp.up_proj", intermediate_size)];
         Ok(Self {
             attention_norm: norm("input_layernorm")?,
-            qkv: linear(&qkv, hidden_size, config.attention_bias)?,
-            output: linear(&[("self_attn.o_proj", hidden_size)], q_rows, config.attention_bias)?,
+            qkv: linear(&qkv, hidden_size, attention_bias)?,
+            output: linear(&[("self_attn.o_proj", hidden_size)], q_rows, attention_bias)?,
             feed_forward_norm: norm("post_attention_layernorm")?,
-            gate_up: linear(&gate_up, hidden_size, config.mlp_bias)?,
-            down: linear(&[("mlp.down_proj", hidden_size)], intermediate_size, config.mlp_bias)?,
+            gate_up: Linear { is_gated: true, ..linear(&gate_up, hidden_size, mlp_bias)? },
+            down: linear(&[("mlp.down_proj", hidden_size)], intermediate_size, mlp_bias)?,
         })
-    }
-}
-
-impl Linear {
-    fn options(&self) -> LinearOptions<2> {
-        let options = LinearOptions::new();
-        match &self.bias {
-            Some(bias) => options.bias(bias.clone()),
-            None => options,
-        }
     }
 }

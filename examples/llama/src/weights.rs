@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::folder;
 use super::json;
+use super::quantization::{Quantization, Quantize, RoundActivations};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -115,6 +116,28 @@ impl Weights {
         float_dtype(name, stored.dtype).with_context(|| self.file_of(stored))
     }
 
+    /// The element type of a tensor, as the file has it.
+    pub fn stored_dtype(&self, name: &str) -> Result<Dtype> {
+        Ok(self.find(name)?.dtype)
+    }
+
+    /// The bytes of a tensor that must have this type and shape.
+    pub fn codes(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<&[u8]> {
+        let stored = self.shaped(name, &[shape])?;
+        let (got, file) = (stored.dtype, || self.file_of(stored));
+        ensure!(got == dtype, "{}: {name} is of type {got:?}, expected {dtype:?}", file());
+        Ok(self.bytes_of(stored))
+    }
+
+    /// The numbers of a tensor that must have one of these shapes, and how many bytes they are.
+    pub fn floats(&self, name: &str, shapes: &[&[usize]]) -> Result<(Vec<f32>, usize)> {
+        let stored = self.shaped(name, shapes)?;
+        let bytes = self.bytes_of(stored);
+        let count = stored.shape.iter().product::<usize>();
+        let data = TensorData::try_from_bytes_vec(bytes.to_vec(), [count], self.dtype(name)?)?;
+        Ok((data.iter().collect(), bytes.len()))
+    }
+
     /// True if there is such a tensor.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
@@ -123,12 +146,26 @@ impl Weights {
     /// True if two tensors are the same, bit for bit.
     pub fn are_equal(&self, a: &str, b: &str) -> Result<bool> {
         let [a, b] = [self.find(a)?, self.find(b)?];
-        let bytes = |stored: &Stored| &self.files[stored.file].1[stored.bytes.clone()];
-        Ok((&a.shape, a.dtype) == (&b.shape, b.dtype) && bytes(a) == bytes(b))
+        Ok((&a.shape, a.dtype) == (&b.shape, b.dtype) && self.bytes_of(a) == self.bytes_of(b))
     }
 
     fn find(&self, name: &str) -> Result<&Stored> {
         self.tensors.get(name).with_context(|| format!("{name} is missing from {}", self.contents.display()))
+    }
+
+    /// A tensor that must have one of these shapes.
+    fn shaped(&self, name: &str, shapes: &[&[usize]]) -> Result<&Stored> {
+        let stored = self.find(name)?;
+        if !shapes.contains(&stored.shape.as_slice()) {
+            let (file, got) = (self.file_of(stored), &stored.shape);
+            let expected: Vec<_> = shapes.iter().map(|shape| format!("{shape:?}")).collect();
+            bail!("{file}: {name} has shape {got:?}, expected {} from config.json", expected.join(" or "));
+        }
+        Ok(stored)
+    }
+
+    fn bytes_of(&self, stored: &Stored) -> &[u8] {
+        &self.files[stored.file].1[stored.bytes.clone()]
     }
 
     fn file_of(&self, stored: &Stored) -> String {
@@ -142,10 +179,18 @@ fn float_dtype(name: &str, dtype: Dtype) -> Result<DType> {
         Dtype::F32 => Ok(DType::F32),
         Dtype::F16 => Ok(DType::F16),
         Dtype::BF16 => Ok(DType::BF16),
-        other => bail!(
-            "{name} is of type {other:?}, expected F32, F16 or BF16 (quantized weights are not supported)"
-        ),
+        other => bail!("{name} is of type {other:?}, expected F32, F16 or BF16"),
     }
+}
+
+/// What to make of a checkpoint.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LoadOptions {
+    /// The element type to compute in; else that which the configuration names, or that of the embedding.
+    pub dtype: Option<DType>,
+    /// What linear layers of 16 or 32 bits are rounded to.
+    pub quantize: Option<Quantize>,
+    pub activations: RoundActivations,
 }
 
 /// Copies weights to a device.
@@ -155,11 +200,16 @@ pub struct Loader<'a> {
     pub device: &'a Device,
     /// The element type that every tensor is converted to.
     pub dtype: DType,
+    /// How the linear layers are stored, if in codes.
+    pub quantization: Option<Quantization>,
+    /// What the linear layers are rounded to.
+    pub quantize: Option<Quantize>,
+    pub activations: RoundActivations,
     /// Told how many bytes have been read, after each tensor.
     pub progress: &'a dyn Fn(usize),
 }
 
-impl Loader<'_> {
+impl<'a> Loader<'a> {
     /// One tensor, which must have the shape that follows from the configuration.
     pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>> {
         self.stacked(&[(name, shape)])
@@ -169,15 +219,20 @@ impl Loader<'_> {
     pub fn stacked<const D: usize>(&self, parts: &[(&str, [usize; D])]) -> Result<Tensor<D>> {
         let [(_, mut shape), ..] = *parts else { bail!("no tensor to load") };
         // All of them are checked first: what a file holds, memory can be found for.
-        let find = |weights| parts.iter().map(|(name, shape)| find(weights, name, shape)).collect();
-        let stored: Option<Vec<_>> = self.weights.map(find).transpose()?;
+        let find = |weights: &'a Weights| -> Result<Vec<_>> {
+            let find = |(name, shape): &(&str, [usize; D])| {
+                Ok((weights.shaped(name, &[shape])?, weights.dtype(name)?))
+            };
+            parts.iter().map(find).collect()
+        };
+        let stored = self.weights.map(find).transpose()?;
         shape[0] = parts.iter().map(|(_, shape)| shape[0]).sum();
         let (Some(weights), Some(stored)) = (self.weights, stored) else {
             return Ok(Tensor::random(shape, Distribution::Normal(0.0, 0.02), (self.device, self.dtype)));
         };
         let mut bytes = Vec::with_capacity(shape.iter().product::<usize>() * self.dtype.size());
         for (stored, dtype) in stored {
-            let raw = &weights.files[stored.file].1[stored.bytes.clone()];
+            let raw = weights.bytes_of(stored);
             if dtype == self.dtype {
                 bytes.extend_from_slice(raw);
             } else {
@@ -189,15 +244,4 @@ impl Loader<'_> {
         let data = TensorData::try_from_bytes_vec(bytes, shape, self.dtype)?;
         Ok(Tensor::from_data(data, (self.device, self.dtype)))
     }
-}
-
-fn find<'a>(weights: &'a Weights, name: &str, shape: &[usize]) -> Result<(&'a Stored, DType)> {
-    let stored = weights.find(name)?;
-    ensure!(
-        stored.shape == shape,
-        "{}: {name} has shape {:?}, expected {shape:?} from config.json",
-        weights.file_of(stored),
-        stored.shape
-    );
-    Ok((stored, weights.dtype(name)?))
 }

@@ -71,6 +71,11 @@ pub(crate) fn has_fnuz(device: &CubeDevice) -> bool {
     Instruction::CvtFp8Fnuz.exists_on(Arch::of(&device.client()))
 }
 
+/// True if a kernel for `device` multiplies codes of e4m3.
+pub(crate) fn multiplies_e4m3(device: &CubeDevice) -> bool {
+    Instruction::Wgmma.exists_on(Arch::of(&device.client()))
+}
+
 /// True if `device` has integers of 64 bits.
 pub(crate) fn has_wide_integers(device: &CubeDevice) -> bool {
     let client = device.client();

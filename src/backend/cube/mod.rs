@@ -31,7 +31,9 @@ use crate::types::{
     WeightLayout,
 };
 
-pub(crate) use device::{MAX_TOP_K, has_bytes, has_fnuz, has_wide_integers, memory, unsupported_dtype};
+pub(crate) use device::{
+    MAX_TOP_K, has_bytes, has_fnuz, has_wide_integers, memory, multiplies_e4m3, unsupported_dtype,
+};
 
 impl FlashInferBackend for CubeBackend {
     fn batch_attention(

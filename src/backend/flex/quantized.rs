@@ -6,6 +6,7 @@ use rayon::prelude::*;
 
 use super::float::{Float, widen_row};
 use super::pages::Codes;
+use super::simd;
 use super::view::{self, Rows, dense, dims, with_rows};
 use crate::extension::ScaledRows;
 use crate::types::{Fp8, WeightFormat, WeightScales, int4};
@@ -35,7 +36,7 @@ pub(super) fn matmul_nt<E: Float>(
             |numbers, (output, sums)| {
                 weight.row(output, codes.row([output]), numbers);
                 for (sum, x) in sums.iter_mut().zip(wide.chunks_exact(inputs)) {
-                    *sum = x.iter().zip(&*numbers).map(|(x, w)| x * w).sum();
+                    *sum = simd::dot(x, numbers);
                 }
             },
         );

@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::extension::FlashInferBackend;
 use crate::memory;
 
-pub use scaled::scaled_linear;
+pub use scaled::{multiplies_e4m3, scaled_linear};
 pub use weight::{GptqVersion, QuantizedWeight};
 
 /// `x · dequantised(weight)ᵀ`: a linear layer without bias on a weight of 8 or 4 bits.

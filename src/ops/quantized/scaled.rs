@@ -2,7 +2,7 @@
 
 use burn::{
     backend::Dispatch,
-    tensor::{DType, Float, Int, Tensor},
+    tensor::{DType, Device, Float, Int, Tensor},
 };
 
 use super::QuantizedWeight;
@@ -13,6 +13,17 @@ use crate::extension::{FlashInferBackend, ScaledRows};
 use crate::memory;
 use crate::ops::linear::{Epilogue, LinearOptions};
 use crate::types::WeightFormat;
+
+/// True if the matrix units of `device` multiply codes of e4m3, as Hopper's do: many rows then take less time in
+/// [`scaled_linear`] than in [`matmul_nt_quantized`](crate::matmul_nt_quantized), and elsewhere more.
+pub fn multiplies_e4m3(device: &Device) -> bool {
+    #[cfg(feature = "cube")]
+    if let burn::backend::DispatchDevice::Cube(device) = device.clone().inner().as_dispatch() {
+        return crate::backend::multiplies_e4m3(device);
+    }
+    let _ = device;
+    false
+}
 
 /// `(x · x_scales) · dequantised(weight)ᵀ` for rows and a weight of e4m3: [`linear`](crate::linear) at twice the rate.
 ///

@@ -241,7 +241,7 @@ impl Int4 {
     /// The weight of these codes and zeros.
     fn weight(
         self,
-        code: impl Fn(usize, usize) -> u32,
+        code: impl Fn(usize, usize) -> u32 + Sync,
         zero: impl Fn(&Words, usize, usize) -> u32,
     ) -> Result<QuantizedWeight> {
         let Self { op, device, zeros, scales, group, dims } = self;

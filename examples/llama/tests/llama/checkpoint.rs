@@ -61,10 +61,15 @@ impl Scratch {
         };
         let mut tensors = tensors.map(|(name, view)| (name, stored(view))).collect();
         change(&mut tensors);
+        self.store(&tensors);
+    }
+
+    /// Writes `model.safetensors`.
+    pub fn store(&self, tensors: &BTreeMap<String, Stored>) {
         let views = tensors.iter().map(|(name, stored)| {
             (name, TensorView::new(stored.dtype, stored.shape.clone(), &stored.data).unwrap())
         });
-        fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+        self.write("model.safetensors", safetensors::serialize(views, None).unwrap());
     }
 }
 
@@ -74,6 +79,7 @@ impl Drop for Scratch {
     }
 }
 
+#[derive(Clone)]
 pub struct Stored {
     pub dtype: Dtype,
     pub shape: Vec<usize>,
@@ -85,5 +91,12 @@ impl Stored {
         let count = shape.iter().product();
         let data = (0..count).flat_map(|index| value(index).to_le_bytes()).collect();
         Self { dtype: Dtype::F32, shape: shape.to_vec(), data }
+    }
+
+    /// Words, or other integers of 32 bits.
+    pub fn i32(shape: &[usize], value: impl Fn(usize) -> u32) -> Self {
+        let count = shape.iter().product();
+        let data = (0..count).flat_map(|index| value(index).to_le_bytes()).collect();
+        Self { dtype: Dtype::I32, shape: shape.to_vec(), data }
     }
 }

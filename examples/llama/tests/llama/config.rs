@@ -159,7 +159,7 @@ fn refusals_name_what_is_wrong() {
         (json!({"rope_scaling": 2.0}), "rope_scaling: invalid type: floating point `2.0`, expected a map"),
         (json!({"partial_rotary_factor": 0.5}), "`partial_rotary_factor` is 0.5"),
         (json!({"hidden_act": "gelu"}), "`hidden_act` is \"gelu\""),
-        (json!({"quantization_config": {"quant_method": "awq"}}), "quantized (awq)"),
+        (json!({"quantization_config": {"quant_method": "aqlm"}}), "quantized (aqlm)"),
         (json!({"compression_config": {}}), "quantized (unknown)"),
         (json!({"hidden_size": null}), "missing field `hidden_size`"),
         (json!({"hidden_size": "null"}), "hidden_size: invalid type: null, expected usize"),

@@ -6,6 +6,7 @@ use burn::tensor::{DType, Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
 
 use llama::model::Llama;
+use llama::weights::LoadOptions;
 
 pub const NAMES: [&str; 3] = ["gqa_llama3", "mha_untied", "tiny"];
 
@@ -47,7 +48,11 @@ pub fn fixture(name: &str) -> Fixture {
 }
 
 pub fn load(folder: &Path, dtype: Option<DType>) -> anyhow::Result<Llama> {
-    Llama::load(folder, &Device::default(), dtype, |_| |_| ())
+    load_with(folder, &LoadOptions { dtype, ..LoadOptions::default() })
+}
+
+pub fn load_with(folder: &Path, options: &LoadOptions) -> anyhow::Result<Llama> {
+    Llama::load(folder, &Device::default(), options, |_| |_| ())
 }
 
 /// All logits of prompts, one after the other.
