@@ -73,7 +73,8 @@ pub(crate) fn has_fnuz(device: &CubeDevice) -> bool {
 
 /// True if a kernel for `device` multiplies codes of e4m3.
 pub(crate) fn multiplies_e4m3(device: &CubeDevice) -> bool {
-    Instruction::Wgmma.exists_on(Arch::of(&device.client()))
+    let arch = Arch::of(&device.client());
+    Instruction::Wgmma.exists_on(arch) || Instruction::MfmaFp8.exists_on(arch)
 }
 
 /// True if `device` has integers of 64 bits.
