@@ -7,6 +7,7 @@
 //! | [`batch_prefill_ragged`] | attention of requests of different lengths, one after the other |
 //! | [`batch_prefill_paged`], [`batch_decode_paged`] | attention over keys and values in pages |
 //! | [`PagedPlan`], [`RaggedPlan`] | the same of any mix of requests, planned once for all layers |
+//! | [`RotatedPlan`] | over pages whose keys RoPE has not rotated |
 //! | [`VariantInputs`], [`alibi_slopes`] | attention sinks and ALiBi, for all of them |
 //! | [`Spans`], [`Items`] | images in a causal prompt, and multi-item scoring |
 //! | [`AttentionVariant`] | attention of your own |
@@ -90,8 +91,8 @@ mod types;
 
 pub use attention::{
     AttentionOutput, CallOptions, Cascade, CascadePlan, DecodeGraph, DecodeStep, KvSplit, PagedPlan,
-    PlanConfig, RaggedPlan, VariantInputs, alibi_slopes, batch_decode_paged, batch_prefill_paged,
-    batch_prefill_ragged, cascade_attention, single_decode, single_prefill,
+    PlanConfig, RaggedPlan, RotatedPlan, VariantInputs, alibi_slopes, batch_decode_paged,
+    batch_prefill_paged, batch_prefill_ragged, cascade_attention, single_decode, single_prefill,
 };
 pub use cache::{
     CacheConfig, CacheStats, KvPages, PageCopies, PageTable, PagedKvCache, PagedStep, Positions, SequenceId,

@@ -6,6 +6,7 @@ mod inputs;
 mod mask;
 mod output;
 mod plan;
+mod rotated;
 mod unplanned;
 
 pub use cascade::{Cascade, CascadePlan, cascade_attention};
@@ -13,6 +14,7 @@ pub use graph::DecodeGraph;
 pub use inputs::{CallOptions, VariantInputs, alibi_slopes};
 pub use output::AttentionOutput;
 pub use plan::{DecodeStep, KvSplit, PagedPlan, PlanConfig, RaggedPlan};
+pub use rotated::RotatedPlan;
 pub use unplanned::{
     batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, single_decode, single_prefill,
 };

@@ -37,6 +37,7 @@ mod quantized;
 mod refusals;
 mod rope;
 mod rope_append;
+mod rotated;
 mod sampling;
 mod scales;
 mod segment_gemm;

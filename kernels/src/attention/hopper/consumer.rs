@@ -3,9 +3,10 @@
 use cubecl::prelude::*;
 
 use super::super::buffers::Outputs;
-use super::super::mask::{CustomMask, KeyTiles, apply_mask_bits, key_tiles};
+use super::super::mask::{CustomMask, KeyTiles, key_tiles};
 use super::super::plan::WorkTile;
 use super::super::tiled::lane_rows::row_of;
+use super::super::tiled::mask_bits::apply_mask_bits;
 use super::super::tiled::softmax::{
     Softmax, UnmaskedKeys, logits, mask, online_softmax, rescale, start_softmax, sum_lanes, unmasked_keys,
 };

@@ -8,7 +8,6 @@ use super::bits::{CustomMaskLaunch, first_bit, word_at};
 use crate::Refusal;
 use crate::device::grid::elementwise;
 use crate::device::tensor::{Result, addresses, buffer, contiguous, shape};
-use crate::rows::row_group::{RowGroup, row_max};
 
 const KERNEL: &str = "custom mask";
 
@@ -101,14 +100,13 @@ pub unsafe fn map_tiles(
     let shape = |tiled: super::super::Tiled| [tiled.rows(), tiled.cube_keys()];
     let [rows, keys] = shape(prefill);
     let [decode_rows, decode_keys] = decode.map_or([0, 1], shape);
-    let tokens = rows.max(decode_rows).div_ceil(group);
     let address = addresses(&[(&bits.words, 4), (&tiles, 4)]);
     let shapes = || TileExtentsLaunch::new(rows, keys, decode_rows, decode_keys, across);
     if across == 0 {
         // No work item has a key: no kernel gets to the map.
         return Ok(());
     }
-    let (row_group, cubes, dim) = RowGroup::of_neighbours(KERNEL, client, items * across, tokens)?;
+    let (cubes, dim) = elementwise(KERNEL, client, items * across)?;
     // SAFETY: a unit beyond the last work item or beyond its tiles stops. Rows are those of the work item, and keys below
     // its end, so bits are within the request's by the contract, and the next word is within the padding. A plan gives
     // each work item an entry for each tile and one for the end, below `mask_tiles`.
@@ -123,7 +121,6 @@ pub unsafe fn map_tiles(
             list(),
             classes.clone().into_buffer_arg(),
             shapes(),
-            row_group,
         );
     }
     let (cubes, dim) = elementwise(KERNEL, client, items * (across + 1))?;
@@ -169,19 +166,10 @@ const NONE: i32 = 0;
 const SOME: i32 = 1;
 const FULL: i32 = 2;
 
-/// The class of each tile of each work item.
+/// The class of each tile of each work item: a unit reads its bits.
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn classify(
-    bits: &[u32],
-    first_bits: &[i32],
-    list: &WorkList,
-    classes: &mut [i32],
-    extents: &TileExtents,
-    #[comptime] row_group: RowGroup,
-) {
-    let unit = UNIT_POS as usize % row_group.units;
-    let at = CUBE_POS * row_group.rows + UNIT_POS as usize / row_group.units;
-    let (index, tile) = (at / extents.across, at % extents.across);
+fn classify(bits: &[u32], first_bits: &[i32], list: &WorkList, classes: &mut [i32], extents: &TileExtents) {
+    let (index, tile) = (ABSOLUTE_POS / extents.across, ABSOLUTE_POS % extents.across);
     if index >= list.count {
         terminate!();
     }
@@ -194,28 +182,21 @@ fn classify(
     let end = min(first + keys, work.end);
     let end_row = min(work.first_row + rows, work.rows.end);
     let (mut any, mut missing) = (0u32.runtime(), 0u32.runtime());
-    let mut query = work.first_row / list.group + unit;
-    let end_query = (end_row + list.group - 1) / list.group;
-    while query < end_query {
+    for query in work.first_row / list.group..(end_row + list.group - 1) / list.group {
         let row = first_bit(first_bits, &work.rows.request, query);
         let mut key = first;
         while key < end {
             let word = word_at(bits, row + u64::cast_from(key));
             let left = end - key;
-            let valid =
-                select(left < 32, (1u32 << u32::cast_from(min(left, 31usize))) - 1u32, 0xffff_ffffu32);
-            any = any | (word & valid);
-            missing = missing | ((word & valid) ^ valid);
+            let last = (1u32 << u32::cast_from(min(left, 31usize))) - 1u32;
+            let valid = select(left < 32, last, 0xffff_ffffu32);
+            any |= word & valid;
+            missing |= (word & valid) ^ valid;
             key += 32usize;
         }
-        query += row_group.units;
     }
-    let any = row_max(min(any, 1u32), unit, row_group);
-    let missing = row_max(min(missing, 1u32), unit, row_group);
-    if unit == 0 {
-        let class = select(missing == 0u32, FULL, SOME);
-        classes[work.mask_tiles + tile] = select(any == 0u32, NONE, class);
-    }
+    let class = select(missing == 0u32, FULL, SOME);
+    classes[work.mask_tiles + tile] = select(any == 0u32, NONE, class);
 }
 
 /// Names in each entry the first tile from there on that is not empty.

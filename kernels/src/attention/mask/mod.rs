@@ -9,7 +9,7 @@ mod map;
 mod walk;
 mod words;
 
-pub(crate) use bits::{CustomMask, apply_mask_bits, keeps};
+pub(crate) use bits::{CustomMask, first_bit, keeps, word_at};
 pub use map::{Mask, MaskBits, map_tiles};
 pub(crate) use walk::{KeyTiles, key_tiles};
 pub use words::mask_words;

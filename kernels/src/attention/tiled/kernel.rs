@@ -21,11 +21,12 @@
 use cubecl::prelude::*;
 
 use super::super::buffers::{Outputs, QkvVecs};
-use super::super::mask::{CustomMask, apply_mask_bits, key_tiles};
+use super::super::mask::{CustomMask, key_tiles};
 use super::super::plan::{WorkList, WorkTile};
 use super::super::variant::Variant;
 use super::copy_stage::{copy_stage, kv_head};
 use super::epilogue::store_rows;
+use super::mask_bits::apply_mask_bits;
 use super::merge_planes::merge_planes;
 use super::softmax::{logits, mask_rows, online_softmax, rescale, start_softmax, sum_lanes, unmasked_keys};
 use crate::mma::{Fragment, Mma, TileShape, first_key, first_row, shared_vecs, wait_stage};

@@ -9,6 +9,7 @@ mod epilogue;
 mod kernel;
 pub(super) mod lane_rows;
 mod launch;
+pub(super) mod mask_bits;
 mod merge_planes;
 pub(super) mod softmax;
 
