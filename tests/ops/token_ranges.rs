@@ -1,4 +1,5 @@
 //! Spans that see themselves, and items that do not see each other.
+#![allow(clippy::single_range_in_vec_init, reason = "the spans of a request with one")]
 
 use burn::tensor::{DType, Tensor};
 use burn_flashinfer::{
