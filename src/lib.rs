@@ -8,6 +8,9 @@
 //! | [`batch_prefill_paged`], [`batch_decode_paged`] | attention over keys and values in pages |
 //! | [`PagedPlan`], [`RaggedPlan`] | the same of any mix of requests, planned once for all layers |
 //! | [`cascade_attention`], [`CascadePlan`] | attention over pages that requests share, each read once |
+//! | [`BlockSparsePlan`], [`VariableBlockSparsePlan`] | attention over chosen blocks of keys, down to single keys |
+//! | [`HeadPagesPlan`], [`TokenSparsePlan`] | attention over pages chosen for each key head, or slots for each query token |
+//! | [`PodPlan`] | prefill and decode as two tensors, in one launch |
 //! | [`DecodeStep`], [`DecodeGraph`] | a decoding step that is captured as a graph and replayed |
 //! | [`append_paged_kv`] | writes new keys and values into pages, in place |
 //! | [`gather_paged_kv`] | reads pages back |
@@ -20,7 +23,7 @@
 //! | [`rms_norm`], [`gemma_rms_norm`], [`layer_norm`] | normalisation |
 //! | [`fused_add_rms_norm`], [`gemma_fused_add_rms_norm`] | normalisation after adding a residual, in place |
 //! | [`silu_and_mul`], [`gelu_and_mul`], [`gelu_tanh_and_mul`] | gated activations |
-//! | [`sampling`] | from logits to tokens; [`top_k`](sampling::top_k), the largest numbers of rows |
+//! | [`sampling`] | from logits to tokens; [`top_k`](sampling::top_k), the largest numbers of rows, and slots of their keys |
 //! | [`packbits`], [`segment_packbits`], [`unpackbits`], [`segment_unpackbits`] | masks, eight bits to a byte |
 //! | [`matmul_nt`], [`linear`], [`rms_norm_linear`] | linear layers on weights as checkpoints store them, with a norm before and an epilogue |
 //! | [`matmul_nt_quantized`] | linear layer on weights of 8 or 4 bits: e4m3, AWQ, GPTQ |
@@ -85,9 +88,10 @@ mod simd;
 mod types;
 
 pub use attention::{
-    AttentionOutput, Cascade, CascadePlan, DecodeGraph, DecodeStep, KvSplit, PagedPlan, PlanConfig,
-    RaggedPlan, VariantInputs, batch_decode_paged, batch_prefill_paged, batch_prefill_ragged,
-    cascade_attention, single_decode, single_prefill,
+    AttentionOutput, BlockMask, BlockSparsePlan, Cascade, CascadePlan, DecodeGraph, DecodeStep,
+    HeadPageTable, HeadPagesPlan, KvSplit, PagedPlan, PlanConfig, PodPlan, RaggedPlan, TokenSparsePlan,
+    VariableBlockMask, VariableBlockSparsePlan, VariantInputs, batch_decode_paged, batch_prefill_paged,
+    batch_prefill_ragged, cascade_attention, single_decode, single_prefill,
 };
 pub use cache::{
     CacheConfig, CacheStats, KvPages, PageCopies, PageTable, PagedKvCache, PagedStep, Positions, SequenceId,

@@ -6,13 +6,18 @@ mod inputs;
 mod mask;
 mod output;
 mod plan;
+mod sparse;
 mod unplanned;
 
 pub use cascade::{Cascade, CascadePlan, cascade_attention};
 pub use graph::DecodeGraph;
 pub use inputs::VariantInputs;
 pub use output::AttentionOutput;
-pub use plan::{DecodeStep, KvSplit, PagedPlan, PlanConfig, RaggedPlan};
+pub use plan::{DecodeStep, KvSplit, PagedPlan, PlanConfig, PodPlan, RaggedPlan};
+pub use sparse::{
+    BlockMask, BlockSparsePlan, HeadPageTable, HeadPagesPlan, TokenSparsePlan, VariableBlockMask,
+    VariableBlockSparsePlan,
+};
 pub use unplanned::{
     batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, single_decode, single_prefill,
 };

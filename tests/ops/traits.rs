@@ -2,10 +2,11 @@
 
 use burn_flashinfer::sampling::{Draws, LogitsPipeline, Penalties, Samples, Speculation};
 use burn_flashinfer::{
-    AttentionOptions, AttentionOutput, CacheConfig, CacheStats, Cascade, CascadePlan, DecodeStep, Error, Fp8,
-    Indptr, KvLayout, KvPages, KvSplit, MoeRouting, PageCopies, PageTable, PagedKvCache, PagedPlan,
-    PagedStep, PlanConfig, Positions, Quantization, RaggedPlan, Result, Rope, RopeConfig, SegmentGemm,
-    SequenceId, SlotMapping, SwappedSequence, VariantInputs,
+    AttentionOptions, AttentionOutput, BlockMask, BlockSparsePlan, CacheConfig, CacheStats, Cascade,
+    CascadePlan, DecodeStep, Error, Fp8, HeadPageTable, HeadPagesPlan, Indptr, KvLayout, KvPages, KvSplit,
+    MoeRouting, PageCopies, PageTable, PagedKvCache, PagedPlan, PagedStep, PlanConfig, PodPlan, Positions,
+    Quantization, RaggedPlan, Result, Rope, RopeConfig, SegmentGemm, SequenceId, SlotMapping,
+    SwappedSequence, TokenSparsePlan, VariableBlockMask, VariableBlockSparsePlan, VariantInputs,
 };
 
 use crate::devices::devices;
@@ -21,7 +22,9 @@ const _: () = {
     shared::<(PagedStep, PageTable, SlotMapping, Positions, Indptr, PageCopies, Cascade)>();
     shared::<(SegmentGemm, MoeRouting, Draws, LogitsPipeline, Penalties)>();
     // Two runs at once would share the workspace.
-    send::<(PagedPlan, RaggedPlan, CascadePlan, DecodeStep)>();
+    send::<(PagedPlan, RaggedPlan, CascadePlan, DecodeStep, PodPlan)>();
+    send::<(BlockSparsePlan, VariableBlockSparsePlan, HeadPagesPlan, TokenSparsePlan)>();
+    shared::<(BlockMask, VariableBlockMask, HeadPageTable)>();
 };
 
 #[test]
