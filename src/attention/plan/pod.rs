@@ -10,6 +10,7 @@ use crate::attention::inputs::VariantInputs;
 use crate::attention::output::AttentionOutput;
 use crate::cache::{KvPages, PageTable};
 use crate::check::{Floats, same_device, shape};
+use crate::dispatch::{IntoBackend, Origin};
 use crate::error::{Error, Result};
 use crate::indptr::Indptr;
 
@@ -89,12 +90,13 @@ impl PodPlan {
                 return Err(shape(OP, argument, &q.dims(), format!("{planned:?}, as planned")));
             }
         }
-        let q = Tensor::cat(vec![q_prefill, q_decode], 0);
+        let origin = Origin::of(&q_prefill);
+        let q = Tensor::cat(vec![q_prefill.without_autodiff(), q_decode.without_autodiff()], 0);
         let AttentionOutput { output, lse } = self.plan.run_as(OP, q, pages, VariantInputs::new())?;
         let [prefill, decode] = self.tokens;
         let part = |tokens: std::ops::Range<usize>| AttentionOutput {
-            output: output.clone().slice_dim(0, tokens.clone()),
-            lse: lse.clone().map(|lse| lse.slice_dim(0, tokens)),
+            output: origin.tensor(output.clone().slice_dim(0, tokens.clone()).into_backend()),
+            lse: lse.clone().map(|lse| origin.tensor(lse.slice_dim(0, tokens).into_backend())),
         };
         Ok((part(0..prefill), part(prefill..prefill + decode)))
     }

@@ -198,9 +198,10 @@ impl Schedule {
         bits: MaskBits,
     ) -> Result<Batch<Dispatch>> {
         let planned = self.layout.pages.as_ref().map(|pages| pages.indices.clone());
+        let index = self.index.clone().without_autodiff();
         let index = match planned {
-            Some(planned) => self.index.clone().slice_assign([planned], pages),
-            None => self.index.clone(),
+            Some(planned) => index.slice_assign([planned], pages.without_autodiff()),
+            None => index,
         };
         let mask = CustomMask::new(op, bits, &self.pairs, &index, self.masked(config))?.argument();
         let batch = self.batch(KvLayout::Nhd, VariantInputs::new());

@@ -21,13 +21,13 @@ pub(super) enum HeadOrder {
 ///
 /// If the device cannot take `config`, or there is a variant, which would be told other heads and requests.
 pub(super) fn of_one_head(op: &'static str, config: &PlanConfig, device: &Device) -> Result<PlanConfig> {
-    config.check(op, device)?;
-    let mut options = config.options.clone();
-    options.kv_layout = None;
-    if let Some(variant) = &options.variant {
+    if let Some(variant) = &config.options.variant {
         let (got, expected) = (format!("{variant:?}"), "none, as each key head is a request".into());
         return Err(Error::Value { op, argument: "variant", got, expected });
     }
+    config.check(op, device)?;
+    let mut options = config.options.clone();
+    options.kv_layout = None;
     let q_heads = config.q_heads / config.kv_heads;
     Ok(PlanConfig { q_heads, kv_heads: 1, options, ..config.clone() })
 }

@@ -122,7 +122,7 @@ impl TokenSparsePlan {
         index(OP, "pages", 0, slots)?;
         let [k, v] =
             [(k, pool.k_dim), (v, pool.v_dim)].map(|(x, dim)| x.clone().reshape([slots, pool.kv_heads, dim]));
-        let indices = saturated(indices);
+        let indices = saturated(indices.without_autodiff());
         let left_out =
             indices.clone().lower_elem(0).bool_or(indices.clone().greater_equal_elem(slots as i32));
         // What is left out is not seen, but read: so it must be a key that is seen.

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::extension::FlashInferBackend;
 use crate::indptr::index;
 use crate::ints::saturated;
+use crate::memory;
 
 /// The slots of the `k` keys of each row with the largest scores, for [`TokenSparsePlan`](crate::TokenSparsePlan):
 /// `[rows, k]` of type i32, with -1 behind the last.
@@ -52,7 +53,8 @@ pub fn top_k_page_table_transform(
     page_size: usize,
 ) -> Result<Tensor<2, Int>> {
     const OP: &str = "top_k_page_table_transform";
-    let device = scores.device();
+    let floats = check_scores(OP, &scores, k)?;
+    let device = scores.device().inner();
     let [row_count, max_len] = scores.dims();
     let [requests, max_pages] = page_table.dims();
     if page_size == 0 {
@@ -64,6 +66,8 @@ pub fn top_k_page_table_transform(
     if entries == 0 {
         return Err(shape(OP, "page_table", &[requests, max_pages], "at least one request and one page"));
     }
+    let page_size_i32 = index(OP, "page_size", 0, page_size)?;
+    let lengths = per_row(OP, "lengths", lengths, row_count, &device)?;
     let of_rows = match row_to_request {
         Some(requests) => per_row(OP, "row_to_request", requests, row_count, &device)?,
         None if requests != row_count => {
@@ -72,23 +76,22 @@ pub fn top_k_page_table_transform(
         }
         None => counted(row_count, &device),
     };
-    let page_size_i32 = index(OP, "page_size", 0, page_size)?;
     let room = max_len.min(max_pages.saturating_mul(page_size));
     // The lengths of rows without a request are 0, so that their places may be any.
-    let lengths = per_row(OP, "lengths", lengths, row_count, &device)?;
     let nobody = of_rows.clone().lower_elem(0).bool_or(of_rows.clone().greater_equal_elem(requests as i32));
     let lengths = lengths.mask_fill(nobody, 0).clamp(0, room as i32);
-    let Chosen { ids, found } = chosen(OP, scores, lengths, k)?;
+    let Chosen { ids, found } = chosen(scores.without_autodiff(), lengths, k);
     let [_, width] = ids.dims();
     // A place that is not found is not looked up beyond the table.
     let ids = ids.mask_fill(found.clone().bool_not(), 0);
     let first = of_rows.clamp(0, requests as i32 - 1).mul_scalar(max_pages as i32).reshape([row_count, 1]);
     let places = first.expand([row_count, width]) + ids.clone().div_scalar(page_size_i32);
-    let pages =
-        saturated(page_table).reshape([requests * max_pages]).gather(0, places.reshape([row_count * width]));
+    let pages = saturated(page_table.without_autodiff())
+        .reshape([requests * max_pages])
+        .gather(0, places.reshape([row_count * width]));
     let slots =
         pages.reshape([row_count, width]).mul_scalar(page_size_i32) + ids.remainder_scalar(page_size_i32);
-    Ok(padded(slots, found, k))
+    Ok(floats.origin.tensor(padded(slots, found, k).into_backend()))
 }
 
 /// The rows of the `k` keys of each row of `scores` with the largest scores in a tensor of keys one request after the other:
@@ -107,14 +110,36 @@ pub fn top_k_ragged_transform(
     k: usize,
 ) -> Result<Tensor<2, Int>> {
     const OP: &str = "top_k_ragged_transform";
-    let device = scores.device();
+    let floats = check_scores(OP, &scores, k)?;
+    let device = scores.device().inner();
     let [row_count, max_len] = scores.dims();
     let offsets = per_row(OP, "offsets", offsets, row_count, &device)?;
     let lengths = per_row(OP, "lengths", lengths, row_count, &device)?.clamp(0, max_len as i32);
-    let Chosen { ids, found } = chosen(OP, scores, lengths, k)?;
+    let Chosen { ids, found } = chosen(scores.without_autodiff(), lengths, k);
     let [_, width] = ids.dims();
     let rows = offsets.reshape([row_count, 1]).expand([row_count, width]) + ids;
-    Ok(padded(rows, found, k))
+    Ok(floats.origin.tensor(padded(rows, found, k).into_backend()))
+}
+
+/// Checks the scores, and that the device can choose `k` of them.
+fn check_scores(op: &'static str, scores: &Tensor<2>, k: usize) -> Result<Floats> {
+    let floats = Floats::first(op, "scores", scores)?;
+    rows(op, "scores", scores)?;
+    let device = scores.device();
+    wide_integers(op, "scores", &device)?;
+    let [row_count, max_len] = scores.dims();
+    let refuse = |expected| Err(Error::Value { op, argument: "k", got: k.to_string(), expected });
+    if k == 0 {
+        return refuse("at least 1".into());
+    }
+    if let Some(most) = most_top_k(&device)
+        && k > most
+        && k < max_len
+    {
+        return refuse(format!("at most {most} on {device:?}, or {max_len} for all scores"));
+    }
+    memory::on_device(op, "k", [1, memory::bytes([row_count, k, size_of::<i32>()])], &device)?;
+    Ok(floats)
 }
 
 /// Keys of each row, at most `k`, and true for those that there are.
@@ -124,20 +149,13 @@ struct Chosen {
 }
 
 /// The keys of the largest scores. `lengths` are within the rows.
-fn chosen(op: &'static str, scores: Tensor<2>, lengths: Tensor<1, Int>, k: usize) -> Result<Chosen> {
-    let floats = Floats::first(op, "scores", &scores)?;
-    rows(op, "scores", &scores)?;
+fn chosen(scores: Tensor<2>, lengths: Tensor<1, Int>, k: usize) -> Chosen {
     let device = scores.device();
-    wide_integers(op, "scores", &device)?;
     let [row_count, max_len] = scores.dims();
-    let refuse = |expected| Err(Error::Value { op, argument: "k", got: k.to_string(), expected });
-    if k == 0 {
-        return refuse("at least 1".into());
-    }
     let width = k.min(max_len);
     if row_count == 0 {
         let ids = Tensor::empty([0, width], (&device, DType::I32));
-        return Ok(Chosen { found: ids.clone().bool(), ids });
+        return Chosen { found: ids.clone().bool(), ids };
     }
     let place = |len: usize| counted(len, &device).reshape([1, len]).expand([row_count, len]);
     let lengths = |len: usize| lengths.clone().reshape([row_count, 1]).expand([row_count, len]);
@@ -145,20 +163,15 @@ fn chosen(op: &'static str, scores: Tensor<2>, lengths: Tensor<1, Int>, k: usize
     let ids = if k >= max_len {
         own_order
     } else {
-        if let Some(most) = most_top_k(&device)
-            && k > most
-        {
-            return refuse(format!("at most {most} on {device:?}, or {max_len} for all scores"));
-        }
         // NaN comes after all scores, and after those that are NaN as well.
         let behind = place(max_len).greater_equal(lengths(max_len));
         let scores = scores.mask_fill(behind, f32::NAN);
         let (_, ids) = Dispatch::top_k(scores.into_backend(), k);
         let all = lengths(width).lower_equal_elem(k as i32);
-        floats.origin.tensor::<2, Int>(ids).mask_where(all, own_order)
+        Tensor::<2, Int>::from_dispatch(ids).mask_where(all, own_order)
     };
     let found = ids.clone().lower(lengths(width));
-    Ok(Chosen { ids, found })
+    Chosen { ids, found }
 }
 
 /// Rows of `k` numbers, -1 where none was found.
@@ -187,12 +200,8 @@ fn per_row(
 ) -> Result<Tensor<1, Int>> {
     same_device(op, argument, &numbers.device(), device)?;
     if numbers.dims() != [row_count] {
-        return Err(shape(
-            op,
-            argument,
-            &numbers.dims(),
-            format!("[{row_count}], one for each row of `scores`"),
-        ));
+        let expected = format!("[{row_count}], one for each row of `scores`");
+        return Err(shape(op, argument, &numbers.dims(), expected));
     }
-    Ok(saturated(numbers))
+    Ok(saturated(numbers.without_autodiff()))
 }

@@ -168,6 +168,7 @@ fn blocks_that_do_not_fit_are_refused(target: Target) {
     assert_eq!(output.into_data().iter::<f32>().sum::<f32>(), 4.0 * 2.0 * 32.0);
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn block_masks() {
     let mask =

@@ -167,6 +167,7 @@ impl AttentionVariant for Plain {
     }
 }
 
+#[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn what_does_not_fit_is_refused() {
     let device = &devices()[0].device;

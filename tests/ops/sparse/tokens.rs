@@ -2,13 +2,20 @@
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_flashinfer::sampling::{top_k_page_table_transform, top_k_ragged_transform};
-use burn_flashinfer::{AttentionOptions, KvLayout, KvPages, PlanConfig, TokenSparsePlan};
+use burn_flashinfer::{
+    AttentionOptions, Indptr, KvLayout, KvPages, PageTable, PlanConfig, PodPlan, TokenSparsePlan,
+};
 
 use crate::devices::{Target, device_tests};
 use crate::problem::{Case, Got};
 use crate::support::{Host, Rng, refused};
 
-device_tests!(slots_of_each_token, scores_to_slots, slots_that_do_not_fit_are_refused);
+device_tests!(
+    slots_of_each_token,
+    scores_to_slots,
+    slots_that_do_not_fit_are_refused,
+    autodiff_and_plain_tensors_mix
+);
 
 fn ints<const D: usize>(values: Vec<i32>, shape: [usize; D], target: &Target) -> Tensor<D, Int> {
     Tensor::from_data(TensorData::new(values, shape), (&target.device, DType::I32))
@@ -43,6 +50,12 @@ fn slots_of_each_token(target: Target) {
             let got = Got::of(plan.run(problem.q.tensor(device), &pages, indices).expect("runs"));
             problem.check("slots of each token", &target, &problem.expected(), &got);
         }
+        // Nothing is seen of a pool that is NaN all over.
+        let nans = || Tensor::<4>::full([2, 4, 2, 64], f32::NAN, (device, dtype));
+        let pages = KvPages::new(nans(), nans(), KvLayout::Nhd).expect("pages");
+        let q = Tensor::<3>::ones([5, 8, 64], (device, dtype));
+        let got = Got::of(plan.run(q, &pages, ints(vec![-1; 5 * TOP_K], [5, TOP_K], &target)).expect("runs"));
+        assert!(got.output.iter().all(|&x| x == 0.0) && got.lse.iter().all(|&x| x == f32::NEG_INFINITY));
     }
 }
 
@@ -114,6 +127,56 @@ fn scores_to_slots(target: Target) {
     }
 }
 
+/// On an autodiff device all runs as on the one inside, and a gradient is refused.
+fn autodiff_and_plain_tensors_mix(target: Target) {
+    let devices = [target.device.clone(), target.device.clone().autodiff()];
+    let config = PlanConfig::new(4, 2, 32, DType::F32);
+    for (q_device, other) in [(0, 1), (1, 0), (1, 1)] {
+        let (q_device, other) = (&devices[q_device], &devices[other]);
+        let floats = |heads, device| Tensor::<3>::ones([3, heads, 32], (device, DType::F32));
+        let pool = || Tensor::<4>::ones([3, 1, 2, 32], (&target.device, DType::F32));
+        let pages = KvPages::new(pool(), pool(), KvLayout::Nhd).expect("pages");
+        let row = |device| Tensor::<1, Int>::from_data([3, 3, 3], (device, DType::I32));
+        let table = Tensor::<2, Int>::from_data([[0, 1, 2]], (other, DType::I32));
+        let scores = || Tensor::<2>::ones([3, 3], (q_device, DType::F32));
+        let rows = Some(Tensor::zeros([3], (&target.device, DType::I32)));
+        let slots =
+            top_k_page_table_transform(scores(), table.clone(), row(other), 2, rows, 1).expect("runs");
+        assert_eq!(slots.device().is_autodiff(), q_device.is_autodiff());
+        let plan = TokenSparsePlan::new(&config, [3, 2], other).expect("a plan");
+        let output = plan.run(floats(4, q_device), &pages, slots).expect("runs").output;
+        assert_eq!(output.device().is_autodiff(), q_device.is_autodiff());
+        assert!(output.into_data().iter::<f32>().all(|x| x == 1.0));
+
+        let table = PageTable::new(&[0, 3, 4], &[0, 1, 2, 1], &[1, 1], 1, 3, q_device).expect("a table");
+        let pod = PodPlan::new(&config, &Indptr::from_lengths(&[3], other).expect("valid"), &table)
+            .expect("a plan");
+        let q_decode = floats(4, other).slice([0..1]);
+        let (prefill, decode) = pod.run(floats(4, q_device), q_decode, &pages).expect("runs");
+        for output in [prefill.output, decode.output] {
+            assert_eq!(output.device().is_autodiff(), q_device.is_autodiff());
+            assert!(output.into_data().iter::<f32>().all(|x| x == 1.0));
+        }
+    }
+    let gradient = |op: &str, argument: &str| {
+        format!(
+            "{op}: `{argument}` requires a gradient, expected a tensor without one: this operation has no backward pass (call \
+             `.inner()` for inference)"
+        )
+    };
+    let device = &devices[1];
+    let q = Tensor::<3>::ones([3, 4, 32], (device, DType::F32)).require_grad();
+    let pool = || Tensor::<4>::ones([3, 1, 2, 32], (device, DType::F32));
+    let pages = KvPages::new(pool(), pool(), KvLayout::Nhd).expect("pages");
+    let plan = TokenSparsePlan::new(&config, [3, 2], device).expect("a plan");
+    refused(plan.run(q, &pages, Tensor::zeros([3, 2], device)), gradient("TokenSparsePlan::run", "q"));
+    let scores = Tensor::<2>::ones([3, 3], (device, DType::F32)).require_grad();
+    refused(
+        top_k_ragged_transform(scores, Tensor::zeros([3], device), Tensor::zeros([3], device), 2),
+        gradient("top_k_ragged_transform", "scores"),
+    );
+}
+
 fn slots_that_do_not_fit_are_refused(target: Target) {
     let device = &target.device;
     let config = PlanConfig::new(4, 2, 32, DType::F32);
@@ -152,6 +215,10 @@ fn slots_that_do_not_fit_are_refused(target: Target) {
         ),
         (transform([3, 2], 2, 4, 8), "`lengths` has shape [2], expected [3], one for each row of `scores`"),
         (transform([3, 2], 3, 0, 8), "`k` is 0, expected at least 1"),
+        (
+            transform([0, 2], 3, 4, 8),
+            "`page_table` has shape [0, 2], expected at least one request and one page",
+        ),
     ] {
         refused(refusal, format!("top_k_page_table_transform: {message}"));
     }
