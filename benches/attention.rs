@@ -2,7 +2,7 @@
 //!
 //!     cargo bench -p burn-flashinfer-kernels --features cuda --bench attention -- PART.. [quick] [keys=N] [cleared] [csv=FILE]
 //!
-//! With `keys`, only rows of requests that end with so many keys. With `cleared`, the caches are cleared before each run. Parts: first, plan, prefill, biases, decode, skew, mixed, cascade, mask, plain, and sweep; without any, all but sweep.
+//! With `keys`, only rows of requests that end with so many keys. With `cleared`, the caches are cleared before each run. Parts: first, plan, prefill, biases, decode, skew, mixed, cascade, mask, sparse, plain, and sweep; without any, all but sweep.
 //!
 //! Every row is the median of at least ten passes over several sets of random inputs, which together are larger than the
 //! caches, as a replayed graph of launches: what the device needs, without the gaps that the host leaves. The first call
@@ -16,6 +16,8 @@ mod cleared;
 mod device;
 #[path = "attention/masks.rs"]
 mod masks;
+#[path = "attention/sparse.rs"]
+mod sparse;
 #[path = "attention/step.rs"]
 mod step;
 #[path = "attention/sweep.rs"]
@@ -35,7 +37,8 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |name: &str| arguments.iter().any(|argument| argument == name);
     let every = ![
-        "first", "plan", "prefill", "biases", "decode", "skew", "mixed", "cascade", "mask", "plain", "sweep",
+        "first", "plan", "prefill", "biases", "decode", "skew", "mixed", "cascade", "mask", "sparse",
+        "plain", "sweep",
     ]
     .into_iter()
     .any(has);
@@ -59,6 +62,7 @@ fn main() {
         choice: Choice::Auto,
         split: Split::Auto,
         mask: None,
+        shared: None,
     };
     if every || has("first") {
         bench.llama_step(&base);
@@ -164,6 +168,9 @@ fn main() {
     }
     if every || has("mask") {
         masks::rows(&mut bench, &base);
+    }
+    if every || has("sparse") {
+        sparse::rows(&mut bench, &base);
     }
     if every || has("plain") {
         // Without matrix cores: tiles of plain multiplications, and the portable kernel that they replace.

@@ -12,6 +12,9 @@
 //! | [`Spans`], [`Items`] | images in a causal prompt, and multi-item scoring |
 //! | [`AttentionVariant`] | attention of your own |
 //! | [`cascade_attention`], [`CascadePlan`] | attention over pages that requests share, each read once |
+//! | [`BlockSparsePlan`], [`VariableBlockSparsePlan`] | attention over chosen blocks of keys, down to single keys |
+//! | [`HeadPagesPlan`], [`TokenSparsePlan`] | attention over pages chosen for each key head, or slots for each query token |
+//! | [`PodPlan`] | prefill and decode as two tensors, in one launch |
 //! | [`DecodeStep`], [`DecodeGraph`] | a decoding step that is captured as a graph and replayed |
 //! | [`append_paged_kv`] | writes new keys and values into pages, in place |
 //! | [`gather_paged_kv`] | reads pages back |
@@ -24,7 +27,7 @@
 //! | [`rms_norm`], [`gemma_rms_norm`], [`layer_norm`] | normalisation |
 //! | [`fused_add_rms_norm`], [`gemma_fused_add_rms_norm`] | normalisation after adding a residual, in place |
 //! | [`silu_and_mul`], [`gelu_and_mul`], [`gelu_tanh_and_mul`] | gated activations |
-//! | [`sampling`] | from logits to tokens; [`top_k`](sampling::top_k), the largest numbers of rows |
+//! | [`sampling`] | from logits to tokens; [`top_k`](sampling::top_k), the largest numbers of rows, and slots of their keys |
 //! | [`packbits`], [`segment_packbits`], [`unpackbits`], [`segment_unpackbits`] | masks, eight bits to a byte |
 //! | [`matmul_nt`], [`linear`], [`rms_norm_linear`] | linear layers on weights as checkpoints store them, with a norm before and an epilogue |
 //! | [`matmul_nt_quantized`] | linear layer on weights of 8 or 4 bits: e4m3, AWQ, GPTQ |
@@ -90,9 +93,11 @@ mod simd;
 mod types;
 
 pub use attention::{
-    AttentionOutput, CallOptions, Cascade, CascadePlan, DecodeGraph, DecodeStep, KvSplit, PagedPlan,
-    PlanConfig, RaggedPlan, RotatedPlan, VariantInputs, alibi_slopes, batch_decode_paged,
-    batch_prefill_paged, batch_prefill_ragged, cascade_attention, single_decode, single_prefill,
+    AttentionOutput, BlockMask, BlockSparsePlan, CallOptions, Cascade, CascadePlan, DecodeGraph, DecodeStep,
+    HeadPageTable, HeadPagesPlan, KvSplit, PagedPlan, PlanConfig, PodPlan, RaggedPlan, RotatedPlan,
+    TokenSparsePlan, VariableBlockMask, VariableBlockSparsePlan, VariantInputs, alibi_slopes,
+    batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, cascade_attention, single_decode,
+    single_prefill,
 };
 pub use cache::{
     CacheConfig, CacheStats, KvPages, PageCopies, PageTable, PagedKvCache, PagedStep, Positions, SequenceId,

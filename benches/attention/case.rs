@@ -43,6 +43,15 @@ pub struct Shape {
     pub choice: Choice,
     pub split: Split,
     pub mask: Option<Visible>,
+    /// One pool for all requests, of which each has some pages, instead of pages of its own.
+    pub shared: Option<Pool>,
+}
+
+/// A pool of keys that requests share.
+#[derive(Clone, Copy)]
+pub struct Pool {
+    pub page_size: usize,
+    pub keys: usize,
 }
 
 /// The custom mask of a batch.
@@ -60,6 +69,36 @@ impl Shape {
     fn variant(&self) -> Standard {
         let Self { causal, soft_cap, window, .. } = *self;
         Standard { causal, soft_cap, window_left: window, ..Standard::new((self.dim as f32).powf(-0.5)) }
+    }
+
+    fn page_size(&self) -> usize {
+        self.shared.map_or(PAGE, |pool| pool.page_size)
+    }
+
+    /// The pages of a pool, and those of each request one after the other: shuffled.
+    fn pages(&self, seed: u32) -> (usize, Vec<i32>) {
+        let mut x = u64::from(seed) * 2 + 1;
+        let mut shuffled = |pages: usize| {
+            let mut pages: Vec<i32> = (0..pages as i32).collect();
+            for i in (1..pages.len()).rev() {
+                x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                pages.swap(i, (x >> 33) as usize % (i + 1));
+            }
+            pages
+        };
+        let Some(Pool { page_size, keys }) = self.shared else {
+            let all = self.lengths.iter().map(|l| l.1.div_ceil(PAGE)).sum();
+            return (all, shuffled(all));
+        };
+        let pool = keys / page_size;
+        let chosen = self.lengths.iter().flat_map(|l| {
+            let mut chosen = shuffled(pool);
+            chosen.truncate(l.1.div_ceil(page_size));
+            // In the order of the keys, as a mask has them.
+            chosen.sort_unstable();
+            chosen
+        });
+        (pool, chosen.collect())
     }
 }
 
@@ -90,20 +129,12 @@ impl Bench {
             });
             self.device.ints(std::iter::once(0).chain(ends).collect())
         };
-        let kv = if s.paged {
-            vec![total(&s.lengths, |l| l.1.div_ceil(PAGE)), PAGE, s.kv_heads, s.dim]
-        } else {
-            vec![keys, s.kv_heads, s.dim]
-        };
+        let page_size = s.page_size();
+        let (pool, pages) = s.pages(seed);
+        let kv =
+            if s.paged { vec![pool, page_size, s.kv_heads, s.dim] } else { vec![keys, s.kv_heads, s.dim] };
         let indices = s.paged.then(|| {
-            // Shuffled pages.
-            let mut pages: Vec<i32> = (0..kv[0] as i32).collect();
-            let mut x = u64::from(seed) * 2 + 1;
-            for i in (1..pages.len()).rev() {
-                x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-                pages.swap(i, (x >> 33) as usize % (i + 1));
-            }
-            let last = s.lengths.iter().map(|l| ((l.1 - 1) % PAGE + 1) as i32).collect();
+            let last = s.lengths.iter().map(|l| ((l.1 - 1) % page_size + 1) as i32).collect();
             [self.device.ints(pages), self.device.ints(last)]
         });
         let planned = self.plan(s).upload(&self.device.client);
@@ -112,7 +143,7 @@ impl Bench {
             k: self.device.random(s.dtype.1, &kv, 3 * seed + 1),
             v: self.device.random(s.dtype.1, &kv, 3 * seed + 2),
             output: self.device.random(s.dtype.1, &[tokens, s.q_heads, s.dim], 0),
-            indptr: [indptr(|l| l.0, 1), indptr(|l| l.1, if s.paged { PAGE } else { 1 })],
+            indptr: [indptr(|l| l.0, 1), indptr(|l| l.1, if s.paged { page_size } else { 1 })],
             mask: s.mask.map(|visible| self.mask(s, visible, &planned)),
             planned,
             pages: indices,
@@ -216,7 +247,8 @@ impl Bench {
 
     pub fn plan(&self, s: &Shape) -> Plan {
         let device = DeviceProfile::of(&self.device.client);
-        let spans = RequestShape::following(s.lengths.iter().copied(), if s.paged { PAGE } else { 1 });
+        let spans =
+            RequestShape::following(s.lengths.iter().copied(), if s.paged { s.page_size() } else { 1 });
         let problem = Problem {
             dims: HeadDims { qk: s.dim, vo: s.dim },
             dtype: ElemType::Float(s.dtype.1),

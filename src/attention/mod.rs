@@ -7,14 +7,19 @@ mod mask;
 mod output;
 mod plan;
 mod rotated;
+mod sparse;
 mod unplanned;
 
 pub use cascade::{Cascade, CascadePlan, cascade_attention};
 pub use graph::DecodeGraph;
 pub use inputs::{CallOptions, VariantInputs, alibi_slopes};
 pub use output::AttentionOutput;
-pub use plan::{DecodeStep, KvSplit, PagedPlan, PlanConfig, RaggedPlan};
+pub use plan::{DecodeStep, KvSplit, PagedPlan, PlanConfig, PodPlan, RaggedPlan};
 pub use rotated::RotatedPlan;
+pub use sparse::{
+    BlockMask, BlockSparsePlan, HeadPageTable, HeadPagesPlan, TokenSparsePlan, VariableBlockMask,
+    VariableBlockSparsePlan,
+};
 pub use unplanned::{
     batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, single_decode, single_prefill,
 };

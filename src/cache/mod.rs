@@ -1,5 +1,6 @@
 //! Paging: pages of keys and values, tables of them, and the cache that manages them.
 
+mod block_tables;
 mod checks;
 mod clock;
 mod config;
@@ -18,6 +19,7 @@ mod stats;
 mod step;
 mod swap;
 
+pub(crate) use block_tables::BlockRows;
 pub(crate) use clock::{Says, Stamp};
 pub use config::CacheConfig;
 pub use copy::{PageCopies, copy_pages};

@@ -65,8 +65,8 @@ pub struct BatchLayout {
     /// `[requests + 1]`: first key of each request; or where its pages begin in `indices`.
     pub kv_indptr: Range<usize>,
     /// The layout of pages, if keys and values are pages: `k`, `v` are
-    /// `[pages, page_size, kv_heads, head_dim]`, or with heads before tokens. Without it,
-    /// `[kv_tokens, kv_heads, head_dim]`.
+    /// `[pages, page_size, kv_heads, head_dim]`, or with heads before tokens, or `[pages * page_size, kv_heads, head_dim]`.
+    /// Without it, `[kv_tokens, kv_heads, head_dim]`.
     pub pages: Option<PagesLayout>,
     /// The ranges of keys of the query tokens, for kernels: empty if there are none.
     pub ranges: Range<usize>,

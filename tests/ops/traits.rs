@@ -2,10 +2,12 @@
 
 use burn_flashinfer::sampling::{Draws, LogitsPipeline, Penalties, Samples, Speculation};
 use burn_flashinfer::{
-    AttentionOptions, AttentionOutput, CacheConfig, CacheStats, CallOptions, Cascade, CascadePlan,
-    DecodeStep, Error, Fp8, Indptr, Items, KvLayout, KvPages, KvSplit, MoeRouting, PageCopies, PageTable,
-    PagedKvCache, PagedPlan, PagedStep, PlanConfig, Positions, Quantization, RaggedPlan, Result, Rope,
-    RopeConfig, SegmentGemm, SequenceId, SlotMapping, Spans, SwappedSequence, VariantInputs,
+    AttentionOptions, AttentionOutput, BlockMask, BlockSparsePlan, CacheConfig, CacheStats, CallOptions,
+    Cascade, CascadePlan, DecodeStep, Error, Fp8, HeadPageTable, HeadPagesPlan, Indptr, Items, KvLayout,
+    KvPages, KvSplit, MoeRouting, PageCopies, PageTable, PagedKvCache, PagedPlan, PagedStep, PlanConfig,
+    PodPlan, Positions, Quantization, RaggedPlan, Result, Rope, RopeConfig, SegmentGemm, SequenceId,
+    SlotMapping, Spans, SwappedSequence, TokenSparsePlan, VariableBlockMask, VariableBlockSparsePlan,
+    VariantInputs,
 };
 
 use crate::devices::devices;
@@ -22,7 +24,9 @@ const _: () = {
     shared::<(Spans, Items, CallOptions<'_>)>();
     shared::<(SegmentGemm, MoeRouting, Draws, LogitsPipeline, Penalties)>();
     // Two runs at once would share the workspace.
-    send::<(PagedPlan, RaggedPlan, CascadePlan, DecodeStep)>();
+    send::<(PagedPlan, RaggedPlan, CascadePlan, DecodeStep, PodPlan)>();
+    send::<(BlockSparsePlan, VariableBlockSparsePlan, HeadPagesPlan, TokenSparsePlan)>();
+    shared::<(BlockMask, VariableBlockMask, HeadPageTable)>();
 };
 
 #[test]

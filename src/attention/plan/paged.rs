@@ -99,7 +99,12 @@ impl PagedPlan {
         Self::of("PagedPlan::for_step", config, step.qo_indptr(), step.table())
     }
 
-    fn of(op: &'static str, config: &PlanConfig, rows: &[usize], table: &PageTable) -> Result<Self> {
+    pub(crate) fn of(
+        op: &'static str,
+        config: &PlanConfig,
+        rows: &[usize],
+        table: &PageTable,
+    ) -> Result<Self> {
         config.check(op, &table.device())?;
         check_requests(op, config, rows, table)?;
         let requests = Requests { qo_indptr: rows, kv: KeysOf::Paged(table) };
@@ -218,30 +223,40 @@ impl PagedPlan {
     /// As [`run`](Self::run), and if these tensors are on another device, of another length or type, or require a
     /// gradient.
     pub fn run_with(&self, q: Tensor<3>, pages: &KvPages, inputs: VariantInputs) -> Result<AttentionOutput> {
-        const OP: &str = "PagedPlan::run";
+        self.run_as("PagedPlan::run", q, pages, inputs)
+    }
+
+    /// [`run_with`](Self::run_with), as a part of operation `op`.
+    pub(crate) fn run_as(
+        &self,
+        op: &'static str,
+        q: Tensor<3>,
+        pages: &KvPages,
+        inputs: VariantInputs,
+    ) -> Result<AttentionOutput> {
         let (config, pool) = (&self.config, pages.shape());
-        let floats = Floats::first(OP, "q", &q)?;
-        let (k, v) = pages.numbers(OP)?;
+        let floats = Floats::first(op, "q", &q)?;
+        let (k, v) = pages.numbers(op)?;
         floats.like("pages", k)?;
         floats.on_device("plan", &self.schedule.index().device())?;
-        pages.check_current(OP, "plan", Says::All, self.stamp.as_ref())?;
+        pages.check_current(op, "plan", Says::All, self.stamp.as_ref())?;
         let refuse = |argument, got: String, expected: String| {
-            Err(Error::Value { op: OP, argument, got, expected: format!("{expected}, as planned") })
+            Err(Error::Value { op, argument, got, expected: format!("{expected}, as planned") })
         };
         if q.dtype() != config.dtype {
             let (got, expected) = (format!("{:?}", q.dtype()), format!("{:?}, as planned", config.dtype));
-            return Err(Error::Dtype { op: OP, argument: "q", got, expected });
+            return Err(Error::Dtype { op, argument: "q", got, expected });
         }
         let planned = [self.tokens, config.q_heads, config.head_dim];
         if q.dims() != planned {
-            return Err(shape(OP, "q", &q.dims(), format!("{planned:?}, as planned")));
+            return Err(shape(op, "q", &q.dims(), format!("{planned:?}, as planned")));
         }
         let heads = (pool.kv_heads, pool.k_dim, pool.v_dim);
         let planned = (config.kv_heads, config.head_dim, config.head_dim_v);
         if heads != planned {
             let (kv_heads, k_dim, v_dim) = planned;
             let expected = format!("{kv_heads} heads of {k_dim} elements (values of {v_dim}), as planned");
-            return Err(shape(OP, "pages", &k.dims(), expected));
+            return Err(shape(op, "pages", &k.dims(), expected));
         }
         if pool.page_size != self.page_size {
             let got = format!("of pages of {} tokens", pool.page_size);
@@ -257,8 +272,8 @@ impl PagedPlan {
             return refuse("pages", format!("{:?}", pages.layout()), format!("{layout:?}"));
         }
         let (k, v) = (k.clone(), v.clone());
-        let inputs = inputs.checked(OP, &floats, config.q_heads, &config.options)?;
-        attend(OP, q, k, v, self.schedule.batch(pages.layout(), inputs), config.params())
+        let inputs = inputs.checked(op, &floats, config.q_heads, &config.options)?;
+        attend(op, q, k, v, self.schedule.batch(pages.layout(), inputs), config.params())
     }
 
     /// Masks the batch with a bit for each query and key, until another batch is planned: a query of a request sees key `j`

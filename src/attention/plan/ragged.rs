@@ -5,14 +5,14 @@ use std::fmt;
 use burn::tensor::{Bool, Int, Tensor};
 
 use super::config::PlanConfig;
+use super::contiguous::Contiguous;
 use super::schedule::{KeysOf, Requests, Schedule};
-use crate::attention::inputs::{VariantInputs, by_token};
+use crate::attention::inputs::VariantInputs;
 use crate::attention::mask::MaskBits;
-use crate::attention::output::{AttentionOutput, attend};
-use crate::check::{Floats, same_device, shape};
+use crate::attention::output::AttentionOutput;
+use crate::check::same_device;
 use crate::error::{Error, Result};
 use crate::indptr::Indptr;
-use crate::types::KvLayout;
 
 /// The work partitioning of a batch whose keys and values are stored one request after the other: made once
 /// for a batch, run by every layer. [`PagedPlan`](crate::PagedPlan) is the same for pages.
@@ -97,28 +97,9 @@ impl RaggedPlan {
         v: Tensor<3>,
         inputs: VariantInputs,
     ) -> Result<AttentionOutput> {
-        const OP: &str = "RaggedPlan::run";
-        let config = &self.config;
-        let (k, v) = by_token(k, v, &config.options);
-        let floats = Floats::first(OP, "q", &q)?;
-        floats.like("k", &k)?;
-        floats.like("v", &v)?;
-        floats.on_device("plan", &self.schedule.index().device())?;
-        if q.dtype() != config.dtype {
-            let (got, expected) = (format!("{:?}", q.dtype()), format!("{:?}, as planned", config.dtype));
-            return Err(Error::Dtype { op: OP, argument: "q", got, expected });
-        }
-        for (argument, got, planned) in [
-            ("q", q.dims(), [self.tokens, config.q_heads, config.head_dim]),
-            ("k", k.dims(), [self.keys, config.kv_heads, config.head_dim]),
-            ("v", v.dims(), [self.keys, config.kv_heads, config.head_dim_v]),
-        ] {
-            if got != planned {
-                return Err(shape(OP, argument, &got, format!("{planned:?}, as planned")));
-            }
-        }
-        let inputs = inputs.checked(OP, &floats, config.q_heads, &config.options)?;
-        attend(OP, q, k, v, self.schedule.batch(KvLayout::Nhd, inputs), config.params())
+        let Self { config, schedule, tokens, keys } = self;
+        let planned = Contiguous { op: "RaggedPlan::run", config, schedule, tokens: *tokens, keys: *keys };
+        planned.run(q, k, v, inputs)
     }
 
     /// Masks the batch with a bit for each query and key, until another batch is planned: a query of a request sees key `j`

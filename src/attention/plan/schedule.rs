@@ -189,12 +189,34 @@ impl Schedule {
         Batch { index, workspace, inputs, mask, layout: lists }
     }
 
+    /// The batch with pages that the device has chosen, as many as were planned and each within the pool, and with a mask.
+    pub(crate) fn batch_over(
+        &self,
+        op: &'static str,
+        config: &PlanConfig,
+        pages: Tensor<1, Int>,
+        bits: MaskBits,
+    ) -> Result<Batch<Dispatch>> {
+        let planned = self.layout.pages.as_ref().map(|pages| pages.indices.clone());
+        let index = self.index.clone().without_autodiff();
+        let index = match planned {
+            Some(planned) => index.slice_assign([planned], pages.without_autodiff()),
+            None => index,
+        };
+        let mask = CustomMask::new(op, bits, &self.pairs, &index, self.masked(config))?.argument();
+        let batch = self.batch(KvLayout::Nhd, VariantInputs::new());
+        Ok(Batch { index: index.into_backend(), mask, ..batch })
+    }
+
     /// Masks the batch, until it is planned anew.
     pub(crate) fn set_mask(&mut self, op: &'static str, config: &PlanConfig, bits: MaskBits) -> Result<()> {
-        let batch =
-            MaskedBatch { launch: self.layout.launch.clone(), group: config.q_heads / config.kv_heads };
-        self.mask = Some(CustomMask::new(op, bits, &self.pairs, &self.index, batch)?);
+        self.mask = Some(CustomMask::new(op, bits, &self.pairs, &self.index, self.masked(config))?);
         Ok(())
+    }
+
+    /// The batch as a mask is laid out for it.
+    fn masked(&self, config: &PlanConfig) -> MaskedBatch {
+        MaskedBatch { launch: self.layout.launch.clone(), group: config.q_heads / config.kv_heads }
     }
 
     pub(crate) fn explain(&self) -> impl fmt::Display {

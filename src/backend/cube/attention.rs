@@ -26,6 +26,7 @@ pub(super) fn batch_attention(
     let output = empty_like(&q, [tokens, heads, dim].into(), q.dtype);
     let lse = return_lse.then(|| empty_like(&q, [tokens, heads].into(), DType::F32));
     let kernels = variant.kernels();
+    let page_size = batch.layout.pages.as_ref().map(|pages| pages.page_size);
     if let (Some(Lists { requests, planned, inputs, mask }), Some(kernels)) = (lists(batch), kernels)
         && tokens > 0
     {
@@ -34,8 +35,8 @@ pub(super) fn batch_attention(
         let loads = planned.blueprint.loads(kv_dtype);
         let attention = Attention {
             q: aligned(q, loads.qk).binding(),
-            k: aligned(k, loads.qk).binding(),
-            v: aligned(v, loads.vo).binding(),
+            k: in_pages(aligned(k, loads.qk).binding(), page_size),
+            v: in_pages(aligned(v, loads.vo).binding(), page_size),
             output: output.clone().binding(),
             lse: lse.clone().map(CubeTensor::binding),
             batch: requests,
@@ -67,6 +68,18 @@ fn aligned(tensor: CubeTensor, elements: usize) -> CubeTensor {
     let dense = into_contiguous(tensor);
     // A dense part of a tensor may begin anywhere.
     if fits(&dense) { dense } else { dense.copy() }
+}
+
+/// Tokens one after the other as pages, if there are to be pages; a view.
+fn in_pages(tensor: TensorBinding, page_size: Option<usize>) -> TensorBinding {
+    let (Some(page_size), &[tokens, heads, dim], &[token, head, element]) =
+        (page_size, &tensor.shape[..], &tensor.strides[..])
+    else {
+        return tensor;
+    };
+    let shape = [tokens / page_size, page_size, heads, dim];
+    let strides = [page_size * token, token, head, element];
+    TensorBinding { shape: shape.into(), strides: strides.into(), ..tensor }
 }
 
 /// The lists of a batch on the device.

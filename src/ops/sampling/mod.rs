@@ -7,6 +7,7 @@ mod pipeline;
 mod sample;
 mod speculative;
 mod top_k;
+mod top_k_transform;
 
 pub use draws::{DrawKey, Draws};
 pub use filter::{
@@ -21,3 +22,4 @@ pub use sample::{
 };
 pub use speculative::{Speculation, chain_speculative_sampling};
 pub use top_k::top_k;
+pub use top_k_transform::{top_k_page_table_transform, top_k_ragged_transform};

@@ -54,33 +54,37 @@ pub(super) fn attention<E: Float>(
     let index = indices(index);
     let index: &[i32] = index.storage();
     let [qo_indptr, kv_indptr] = [layout.qo_indptr, layout.kv_indptr].map(|list| &index[list]);
-    let (index, layout) = match layout.pages {
-        None => (Index::Ragged { qo_indptr, kv_indptr }, None),
+    let (index, pages) = match layout.pages {
+        None => (Index::Ragged { qo_indptr, kv_indptr }, (None, 0)),
         Some(PagesLayout { last_page_len, indices, page_size, layout }) => {
             let (pages, last) = (&index[indices], &index[last_page_len]);
-            (Index::Paged { qo_indptr, kv_indptr, pages, last, page_size }, Some(layout))
+            let has_axis = k.layout().num_dims() == 4;
+            (
+                Index::Paged { qo_indptr, kv_indptr, pages, last, page_size },
+                (has_axis.then_some(layout), page_size),
+            )
         }
     };
-    run::<E>([&q, &k, &v], (inputs, mask), index, layout, params)
+    run::<E>([&q, &k, &v], (inputs, mask), index, pages, params)
 }
 
 fn run<E: Float>(
     [q, k, v]: [&FlexTensor; 3],
     (inputs, mask): (HostInputs<'_>, Option<Mask<'_>>),
     index: Index<'_>,
-    layout: Option<KvLayout>,
+    pages: (Option<KvLayout>, usize),
     params: AttentionParams,
 ) -> Attended<Flex> {
     let [tokens, q_heads, head_dim] = dims(q);
-    let kv_heads = match layout {
+    let kv_heads = match pages.0 {
         None | Some(KvLayout::Hnd) => k.layout().shape()[1],
         Some(KvLayout::Nhd) => k.layout().shape()[2],
     };
     let head_dim_vo = v.layout().shape()[v.layout().num_dims() - 1];
     let problem = Problem::<E> {
         q: Rows::of(q),
-        k: Cache::of(k, layout),
-        v: Cache::of(v, layout),
+        k: Cache::of(k, pages),
+        v: Cache::of(v, pages),
         index,
         variant: &*params.variant,
         softmax: params.variant.softmax(),

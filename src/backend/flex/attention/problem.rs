@@ -18,10 +18,11 @@ pub(super) struct Cache<'a, E> {
 }
 
 impl<'a, E: Float> Cache<'a, E> {
-    pub(super) fn of(tensor: &'a FlexTensor, layout: Option<KvLayout>) -> Self {
+    /// Of pages: the order of the axes, if they have one of their own, and the tokens that each holds.
+    pub(super) fn of(tensor: &'a FlexTensor, (layout, page_size): (Option<KvLayout>, usize)) -> Self {
         let strides = tensor.layout().strides();
         let (page, token, head) = match layout {
-            None => (0, strides[0], strides[1]),
+            None => (page_size as isize * strides[0], strides[0], strides[1]),
             Some(KvLayout::Nhd) => (strides[0], strides[1], strides[2]),
             Some(KvLayout::Hnd) => (strides[0], strides[2], strides[1]),
         };
