@@ -150,43 +150,38 @@ fn random_masks(target: Target) {
 
 /// Documents one after the other: most tiles of keys are full or empty, also the first and the last ones.
 fn masks_of_whole_tiles(target: Target) {
-    let lengths: &[(usize, usize)] =
-        if target.is_slow() { &[(40, 200)] } else { &[(300, 1500), (200, 777), (1, 900)] };
-    for dtype in target.dtypes() {
-        let case = Case::new(dtype, 128, lengths).heads(2, 4);
-        let document = |place: usize, len: usize| 5 * place / len.max(1);
-        let masked = MaskedProblem::new("whole tiles", &case, |[query, key], [qo_len, kv_len]| {
-            let of_key = document(key, kv_len);
-            document(query, qo_len) == of_key && of_key != 2
-        });
-        for split in [KvSplit::Never, KvSplit::Fixed(256)] {
-            masked.check("documents", &target, split);
-        }
+    let lengths: &[(usize, usize)] = if target.is_slow() { &[(40, 200)] } else { &[(150, 1000), (1, 700)] };
+    let case = Case::new(DType::BF16, 128, lengths).heads(2, 4);
+    let document = |place: usize, len: usize| 5 * place / len.max(1);
+    let masked = MaskedProblem::new("whole tiles", &case, |[query, key], [qo_len, kv_len]| {
+        let of_key = document(key, kv_len);
+        document(query, qo_len) == of_key && of_key != 2
+    });
+    for split in [KvSplit::Never, KvSplit::Fixed(256)] {
+        masked.check("documents", &target, split);
     }
 }
 
 /// A tree of drafted tokens sees the whole context, its ancestors and itself.
 fn drafted_trees(target: Target) {
-    for dtype in target.dtypes() {
-        let lengths: &[(usize, usize)] = &[(2, 40), (16, 190), (64, 64), (7, 300)];
-        let case = Case::new(dtype, 64, lengths).heads(2, 4);
-        let masked = MaskedProblem::new("trees", &case, |[query, key], [qo_len, kv_len]| {
-            let context = kv_len - qo_len;
-            // Node `n` is a child of node `(n - 1) / 2`.
-            let mut node = query;
-            key < context
-                || loop {
-                    if node == key - context {
-                        break true;
-                    }
-                    if node == 0 {
-                        break false;
-                    }
-                    node = (node - 1) / 2;
+    let lengths: &[(usize, usize)] = &[(2, 40), (16, 190), (64, 64), (7, 300)];
+    let case = Case::new(DType::F16, 64, lengths).heads(2, 4);
+    let masked = MaskedProblem::new("trees", &case, |[query, key], [qo_len, kv_len]| {
+        let context = kv_len - qo_len;
+        // Node `n` is a child of node `(n - 1) / 2`.
+        let mut node = query;
+        key < context
+            || loop {
+                if node == key - context {
+                    break true;
                 }
-        });
-        masked.check("trees", &target, KvSplit::Auto);
-    }
+                if node == 0 {
+                    break false;
+                }
+                node = (node - 1) / 2;
+            }
+    });
+    masked.check("trees", &target, KvSplit::Auto);
 }
 
 /// An update plans another batch, which the mask does not fit.
