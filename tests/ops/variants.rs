@@ -310,17 +310,16 @@ fn long_requests_of_a_variant(target: Target) {
     if target.is_slow() {
         return;
     }
-    for dtype in [DType::F16, DType::BF16] {
+    let case = |dtype| {
         let case = Case::new(dtype, 128, &[(300, 700), (1, 600)]).heads(2, 4);
-        let case = Case { causal: true, window: Some(400), ..case };
-        for setting in
-            [Everything::setting("long variants", &case, true), Sigmoid::setting("long sigmoid", &case)]
-        {
-            for split in [KvSplit::Never, KvSplit::Fixed(128)] {
-                setting.check("ragged", &target, &setting.ragged(split, &target.device));
-                setting.check("paged", &target, &setting.paged(split, &target.device));
-            }
-        }
+        Case { causal: true, window: Some(400), ..case }
+    };
+    for setting in [
+        Everything::setting("long variants", &case(DType::F16), true),
+        Sigmoid::setting("long sigmoid", &case(DType::BF16)),
+    ] {
+        setting.check("ragged", &target, &setting.ragged(KvSplit::Fixed(128), &target.device));
+        setting.check("paged", &target, &setting.paged(KvSplit::Never, &target.device));
     }
 }
 
