@@ -295,6 +295,9 @@ amdgcn! {
     /// `2^x` to 1 ulp, denormal results flushed: `v_exp_f32`. On every AMD GPU.
     pub(crate) fn exp2(x: f32) -> f32 = PureOp(x) "exp2.f32" or "exp2f" [];
 
+    /// `1 / x` to 1 ulp: `v_rcp_f32`. On every AMD GPU.
+    pub(crate) fn reciprocal(x: f32) -> f32 = PureOp(x) "rcp.f32" or "rcpf" [];
+
     /// `(a + b + c % 2) / 2` for each byte, which has no carry into the next: `v_lerp_u8`. On every AMD GPU.
     pub(crate) fn average_bytes(a: u32, b: u32, c: u32) -> u32 = PureOp(a, b, c) "lerp" [];
 

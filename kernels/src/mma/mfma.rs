@@ -19,7 +19,7 @@ use super::fragment::{Accumulator, Fragment, FragmentLayout};
 use super::operands::{CopyShape, Operands, copy_of, first_key, first_row, plane_of_keys, store_keys};
 use super::product::Mma;
 use super::tile_shape::TileShape;
-use crate::isa::amd::{exp2, mfma, mfma_e4m3};
+use crate::isa::amd::{exp2, mfma, mfma_e4m3, reciprocal};
 use crate::math::{Math, tanh_by_exp2};
 use crate::request::TileRows;
 use crate::staging::{Registers, Ring, Vec16, swizzle, swizzled};
@@ -350,6 +350,10 @@ impl<S: Side> Mma for Mfma<S> {
 impl<S: Side> Math for Mfma<S> {
     fn exp2(x: f32) -> f32 {
         exp2(x)
+    }
+
+    fn reciprocal(x: f32) -> f32 {
+        reciprocal(x)
     }
 
     fn tanh(x: f32) -> f32 {

@@ -10,7 +10,7 @@ use super::operands::{CopyShape, Operands, copy_of, first_key, first_row};
 use super::product::Mma;
 use super::tile_shape::TileShape;
 use crate::isa::nvidia::{
-    OperandType, exp2, ldmatrix, min_cubes_per_core, mma, pack, shared_address, shuffle_xor,
+    OperandType, exp2, ldmatrix, min_cubes_per_core, mma, pack, reciprocal, shared_address, shuffle_xor,
 };
 use crate::math::{Math, tanh_by_exp2};
 use crate::request::TileRows;
@@ -262,6 +262,10 @@ impl Mma for MmaSync {
 impl Math for MmaSync {
     fn exp2(x: f32) -> f32 {
         exp2(x)
+    }
+
+    fn reciprocal(x: f32) -> f32 {
+        reciprocal(x)
     }
 
     fn tanh(x: f32) -> f32 {

@@ -292,6 +292,10 @@ impl<P: Lanes> Math for Scalar<P> {
         Exact::exp2(x)
     }
 
+    fn reciprocal(x: f32) -> f32 {
+        Exact::reciprocal(x)
+    }
+
     fn tanh(x: f32) -> f32 {
         Exact::tanh(x)
     }

@@ -281,7 +281,7 @@ impl PagedPlan {
     ///
     /// `mask`: `[Σ qo_len · kv_len]`, request by request. It is laid out for the kernels once: tiles of keys that no query
     /// of a tile sees are skipped, and those that all see are not masked. A query that sees no key gets 0, and an LSE of
-    /// `-inf`. (FlashInfer's `custom_mask`.)
+    /// `-inf`. Values of hidden keys must be finite, since they may be multiplied by 0. (FlashInfer's `custom_mask`.)
     ///
     /// # Errors
     ///

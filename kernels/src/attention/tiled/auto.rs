@@ -76,8 +76,7 @@ impl Tiled {
         // With small heads the softmax is most of the work, and a third warpgroup hides it better: 457
         // TFLOP/s over 8192 tokens with 3 stages, 428 with 2 or 4, 389 with two warpgroups (H200).
         let (q_planes, stages) = if problem.dims.qk.max(problem.dims.vo) <= 64 { (12, 3) } else { (8, 2) };
-        let cluster = if q_planes == 8 && Self::is_long(device, problem, requests) { 2 } else { 1 };
-        let tiled = move |keys| Self {
+        let tiled = move |cluster, keys| Self {
             unit: MmaKind::Wgmma,
             q_tiles: 1,
             q_planes,
@@ -95,11 +94,34 @@ impl Tiled {
         let sees_all = |request: &RequestShape| variant.keys(request, 0).1 >= request.kv_len;
         let causal = requests.iter().any(|request| request.qo_len > 1 && !sees_all(request));
         let most = match (causal, longest) {
+            // The tiles that end soonest behind the last key: the rest of the last one is a loss, and is copied lane by lane.
+            // A tenth of 16384 keys in blocks of 64 x 64 (1600 keys) ran at 545 TFLOP/s with 160, 480 with 128 and 366
+            // with 192, single keys (819) at 341, 353 and 260, blocks of 128 x 128 (1536) at 517, 526 and 577 (pairs).
+            (false, 0..2048) => {
+                let visited = |keys: usize| -> usize {
+                    requests.iter().map(|request| request.kv_len.next_multiple_of(keys)).sum()
+                };
+                [192, 160, 128].into_iter().min_by_key(|&keys| visited(keys)).unwrap_or(192)
+            }
             (false, _) => 192,
             (true, 0..=1024) => 128,
             (true, _) => 160,
         };
-        [most, 128, 112, 96, 80, 64].into_iter().map(tiled)
+        let in_pairs = Self::is_long(device, problem, requests)
+            || (!causal && Self::are_alike(device, problem, requests));
+        let cluster = if q_planes == 8 && in_pairs { 2 } else { 1 };
+        [most, 128, 112, 96, 80, 64].into_iter().map(move |keys| tiled(cluster, keys))
+    }
+
+    /// True if all requests are of one size, with rows for pairs of cubes, and there are many: pairs do not wait for each other
+    /// then.
+    fn are_alike(device: &DeviceProfile, problem: &Problem, requests: &[RequestShape]) -> bool {
+        let rows = |request: &RequestShape| request.qo_len * problem.group();
+        let items = requests.len() * problem.kv_heads;
+        items >= 2 * device.cores.unwrap_or(1)
+            && requests.windows(2).all(|two| (two[0].qo_len, two[0].kv_len) == (two[1].qo_len, two[1].kv_len))
+            && requests.iter().all(|request| rows(request).is_multiple_of(256))
+            && requests.iter().all(|request| rows(request) >= 512)
     }
 
     /// True if 2-CTA clusters with TMA multicast are worth it. They halve the reads from L2, which raises the

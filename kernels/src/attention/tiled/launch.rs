@@ -133,7 +133,7 @@ pub(in super::super) fn launch<V: Variant>(
     (prefill, decode): (Tiled, Option<Tiled>),
     planned: DevicePlan,
 ) -> Result<()> {
-    let DevicePlan { work_items, merges, merge_rows, partial_rows, workspace, .. } = planned;
+    let DevicePlan { work_items, merges, merge_rows, partial_rows, longest_walk, workspace, .. } = planned;
     let length = |argument, list: &TensorBinding, words| {
         contiguous(KERNEL, argument, list, &[list.size()])?;
         match list.size() % words {
@@ -164,7 +164,7 @@ pub(in super::super) fn launch<V: Variant>(
     let (kv_heads, q_heads) = (problem.kv_heads, problem.q_heads);
     let items = count * kv_heads;
     let in_all = match prefill.unit {
-        MmaKind::Wgmma => cubes_for(items, device.cores, prefill.cluster),
+        MmaKind::Wgmma => cubes_for(items, longest_walk, device.cores, prefill.cluster),
         _ => items,
     };
     let cubes = cover(KERNEL, in_all, device.max_cubes)?;
