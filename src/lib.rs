@@ -90,8 +90,8 @@ mod types;
 
 pub use attention::{
     AttentionOutput, CallOptions, Cascade, CascadePlan, DecodeGraph, DecodeStep, KvSplit, PagedPlan,
-    PlanConfig, RaggedPlan, VariantInputs, alibi_slopes, batch_decode_paged, batch_prefill_paged,
-    batch_prefill_ragged, cascade_attention, single_decode, single_prefill,
+    PlanConfig, RaggedPlan, StepConfig, StepTokens, VariantInputs, alibi_slopes, batch_decode_paged,
+    batch_prefill_paged, batch_prefill_ragged, cascade_attention, single_decode, single_prefill,
 };
 pub use cache::{
     CacheConfig, CacheStats, KvPages, PageCopies, PageTable, PagedKvCache, PagedStep, Positions, SequenceId,

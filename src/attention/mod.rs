@@ -12,7 +12,7 @@ pub use cascade::{Cascade, CascadePlan, cascade_attention};
 pub use graph::DecodeGraph;
 pub use inputs::{CallOptions, VariantInputs, alibi_slopes};
 pub use output::AttentionOutput;
-pub use plan::{DecodeStep, KvSplit, PagedPlan, PlanConfig, RaggedPlan};
+pub use plan::{DecodeStep, KvSplit, PagedPlan, PlanConfig, RaggedPlan, StepConfig, StepTokens};
 pub use unplanned::{
     batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, single_decode, single_prefill,
 };

@@ -177,6 +177,13 @@ impl PageTable {
         self
     }
 
+    /// Adds a request without keys behind each request.
+    pub(crate) fn spaced(mut self) -> Self {
+        self.indptr = self.indptr.iter().flat_map(|&row| [row; 2]).skip(1).collect();
+        self.kv_lengths = self.kv_lengths.iter().flat_map(|&length| [length, 0]).collect();
+        self
+    }
+
     /// Sets the moment of `other`.
     pub(crate) fn of_the_time_of(mut self, other: &Self) -> Self {
         self.stamp.clone_from(&other.stamp);
