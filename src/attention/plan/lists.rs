@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::extension::{BatchLayout, Launch, PagesLayout};
 use crate::indptr::index;
 use crate::memory;
-use crate::types::KvLayout;
+use crate::types::{KvLayout, Request};
 
 #[cfg(feature = "cube")]
 use burn_flashinfer_kernels::attention as kernels;
@@ -96,6 +96,7 @@ impl<'a> HostBatch<'a> {
     /// Plans the batch for a kind of layers. `fixed`: a launch that must not change, with room for every list.
     pub(super) fn plan(&mut self, config: &PlanConfig, fixed: Option<&Launch>) -> Result<HostPlan> {
         let &mut Self { op, requests, device, ref mut lists, .. } = self;
+        requests.check_kept(op, config)?;
         let (launch, explanation) = launch(op, config, requests, device, fixed)?;
         let words = launch.work_items.len().saturating_add(launch.merges.len());
         memory::on_host(op, "batch", memory::bytes([words, size_of::<i32>()]))?;
@@ -228,6 +229,18 @@ impl Explanation {
 }
 
 impl Requests<'_> {
+    /// Refuses requests that see keys which they gave back.
+    fn check_kept(&self, op: &'static str, config: &PlanConfig) -> Result<()> {
+        let KeysOf::Paged(table) = self.kv else { return Ok(()) };
+        if table.is_complete() {
+            return Ok(());
+        }
+        for (index, (qo_len, kv_len)) in self.lengths().enumerate() {
+            config.check_kept(op, "table", &Request { index, qo_len, kv_len }, table.first_key(index))?;
+        }
+        Ok(())
+    }
+
     /// Queries and keys of each request.
     pub(crate) fn lengths(&self) -> impl Iterator<Item = (usize, usize)> {
         let keys = move |request: usize| match self.kv {

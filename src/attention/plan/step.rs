@@ -1,6 +1,7 @@
 //! A decoding step with all inputs in one buffer of a constant address.
 
 use std::iter;
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor};
@@ -15,6 +16,7 @@ use crate::dispatch::write_ints;
 use crate::error::{Error, Result};
 use crate::indptr::{index, upload};
 use crate::memory;
+use crate::types::Request;
 
 /// Bytes that a token takes at most while a step is planned, its pages not counted: in row pointers and
 /// lengths on the host, in the lists of the step, and in their copy.
@@ -152,7 +154,8 @@ impl DecodeStep {
     /// # Errors
     ///
     /// If there are too many sequences or tokens of one, or too long ones, a sequence is unknown or named twice, or the
-    /// pool has not enough free pages. Nothing has changed then.
+    /// pool has not enough free pages; if a kind of layers sees what a sequence [gave
+    /// back](PagedKvCache::release_before). Nothing has changed then.
     pub fn update<T: StepTokens>(
         &mut self,
         cache: &mut PagedKvCache,
@@ -169,7 +172,8 @@ impl DecodeStep {
         let (position_list, slot_list) = rest.split_at_mut(requests * q_len);
         let mut growth = Vec::with_capacity(tokens.len());
         for (at, (sequence, tokens)) in tokens.iter().enumerate() {
-            let (tokens, len) = (tokens.tokens(), cache.len(*sequence)?);
+            let tokens = tokens.tokens();
+            let Range { start: first, end: len } = cache.extent(OP, "tokens", *sequence)?;
             if tokens.is_empty() || tokens.len() > q_len {
                 return refuse(format!("{} tokens of a sequence", tokens.len()), format!("1 to {q_len}"));
             }
@@ -180,6 +184,11 @@ impl DecodeStep {
             for (offset, &token) in tokens.iter().enumerate() {
                 token_list[at * q_len + offset] = index(OP, "tokens", at, token as usize)?;
                 position_list[at * q_len + offset] = index(OP, "tokens", at, len + offset)?;
+            }
+            let index = if q_len > 1 { 2 * at } else { at };
+            let request = Request { index, qo_len: tokens.len(), kv_len: len + tokens.len() };
+            for plan in iter::once(&self.first).chain(&self.others) {
+                plan.config().check_kept(OP, "tokens", &request, first)?;
             }
             growth.push((*sequence, tokens.len()));
         }
