@@ -95,9 +95,9 @@ mod types;
 pub use attention::{
     AttentionOutput, BlockMask, BlockSparsePlan, CallOptions, Cascade, CascadePlan, DecodeGraph, DecodeStep,
     HeadPageTable, HeadPagesPlan, KvSplit, PagedPlan, PlanConfig, PodPlan, RaggedPlan, RotatedPlan,
-    TokenSparsePlan, VariableBlockMask, VariableBlockSparsePlan, VariantInputs, alibi_slopes,
-    batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, cascade_attention, single_decode,
-    single_prefill,
+    StepConfig, StepTokens, TokenSparsePlan, VariableBlockMask, VariableBlockSparsePlan, VariantInputs,
+    alibi_slopes, batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, cascade_attention,
+    single_decode, single_prefill,
 };
 pub use cache::{
     CacheConfig, CacheStats, KvPages, PageCopies, PageTable, PagedKvCache, PagedStep, Positions, SequenceId,

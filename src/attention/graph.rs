@@ -8,7 +8,7 @@ use std::thread::ThreadId;
 use burn::backend::{Backend as _, BackendTypes, Dispatch};
 use burn::tensor::Device;
 
-use super::plan::DecodeStep;
+use super::plan::{DecodeStep, StepTokens};
 use crate::cache::{PagedKvCache, SequenceId};
 use crate::error::Error;
 
@@ -68,7 +68,7 @@ const WARM_UP: usize = 3;
 
 impl<'a, T, E: From<Error>> DecodeGraph<'a, T, E> {
     /// Captures `run`, one decoding step of a model: for every layer it [appends](crate::append_paged_kv) to
-    /// the cache at [`DecodeStep::slots`] and attends with [`DecodeStep::plan`]. It first runs a few times
+    /// the cache at [`DecodeStep::slots`] and attends with [`DecodeStep::plan`], or the plan of its [kind](DecodeStep::plan_of). It first runs a few times
     /// with `tokens`, to compile kernels and to allocate the buffers of the step. The sequences are then
     /// reset to their former state.
     ///
@@ -78,10 +78,10 @@ impl<'a, T, E: From<Error>> DecodeGraph<'a, T, E> {
     /// # Errors
     ///
     /// As [`DecodeStep::update`], and the errors of `run`.
-    pub fn capture(
+    pub fn capture<S: StepTokens>(
         cache: &mut PagedKvCache,
         mut step: DecodeStep,
-        tokens: &[(SequenceId, u32)],
+        tokens: &[(SequenceId, S)],
         run: impl FnMut(&mut PagedKvCache, &DecodeStep) -> Result<T, E> + 'a,
     ) -> Result<Self, E> {
         let mut run: Run<'a, T, E> = Box::new(run);
@@ -90,23 +90,27 @@ impl<'a, T, E: From<Error>> DecodeGraph<'a, T, E> {
         cache.pin();
         let device = cache.device().clone();
         let captured = captured(&device, || run(cache, &step));
-        for &(sequence, _) in tokens {
-            let len = cache.len(sequence)?;
-            cache.truncate(sequence, len.saturating_sub(1))?;
+        for (sequence, new) in tokens {
+            let len = cache.len(*sequence)?;
+            cache.truncate(*sequence, len.saturating_sub(new.tokens().len()))?;
         }
         let (output, graph) = captured?;
         let kept = graph.is_ok().then(|| cache.keep_to_this_thread());
         Ok(Self { step, run, device, output, graph, kept, not_send: PhantomData })
     }
 
-    /// Runs one step over the `cache` of the capture: each sequence goes on with a token. Returns the result
+    /// Runs one step over the `cache` of the capture: each sequence goes on with its tokens. Returns the result
     /// of the captured `run`, with the values of this step in it until the next.
     ///
     /// # Errors
     ///
     /// As [`DecodeStep::update`], and if a layer of the cache was [replaced](PagedKvCache::layer_mut) since
     /// the capture, when nothing has changed; if the device fails; and the errors of `run`.
-    pub fn replay(&mut self, cache: &mut PagedKvCache, tokens: &[(SequenceId, u32)]) -> Result<&T, E> {
+    pub fn replay<S: StepTokens>(
+        &mut self,
+        cache: &mut PagedKvCache,
+        tokens: &[(SequenceId, S)],
+    ) -> Result<&T, E> {
         const OP: &str = "DecodeGraph::replay";
         self.step.check_cache(OP, cache)?;
         if self.graph.is_ok() && !cache.is_pinned() {

@@ -14,7 +14,7 @@ pub use cascade::{Cascade, CascadePlan, cascade_attention};
 pub use graph::DecodeGraph;
 pub use inputs::{CallOptions, VariantInputs, alibi_slopes};
 pub use output::AttentionOutput;
-pub use plan::{DecodeStep, KvSplit, PagedPlan, PlanConfig, PodPlan, RaggedPlan};
+pub use plan::{DecodeStep, KvSplit, PagedPlan, PlanConfig, PodPlan, RaggedPlan, StepConfig, StepTokens};
 pub use rotated::RotatedPlan;
 pub use sparse::{
     BlockMask, BlockSparsePlan, HeadPageTable, HeadPagesPlan, TokenSparsePlan, VariableBlockMask,

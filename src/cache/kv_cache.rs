@@ -113,7 +113,7 @@ impl PagedKvCache {
     /// If there is no such sequence.
     pub fn fork(&mut self, parent: SequenceId) -> Result<SequenceId> {
         let sequence = self.sequence("PagedKvCache::fork", "parent", parent)?.clone();
-        for &page in &sequence.pages {
+        for &page in sequence.own_pages(self.page_size) {
             self.pool.share(page);
         }
         Ok(self.insert(sequence))
@@ -129,7 +129,7 @@ impl PagedKvCache {
         let Some(removed) = self.sequences.remove(&sequence) else {
             return Err(unknown("PagedKvCache::free", "sequence", sequence));
         };
-        self.give_up(&removed.pages);
+        self.give_up(removed.own_pages(self.page_size));
         self.clock.remove(sequence);
         Ok(())
     }
@@ -138,7 +138,8 @@ impl PagedKvCache {
     ///
     /// # Errors
     ///
-    /// If there is no such sequence, or it is shorter.
+    /// If there is no such sequence, it is shorter, or its tokens from there on were [given
+    /// back](Self::release_before).
     pub fn truncate(&mut self, sequence: SequenceId, len: usize) -> Result<()> {
         const OP: &str = "PagedKvCache::truncate";
         let page_size = self.page_size;
@@ -151,6 +152,14 @@ impl PagedKvCache {
                 argument: "len",
                 got: len.to_string(),
                 expected: format!("at most {}, the length of the sequence", kept.len),
+            });
+        }
+        if len < kept.first {
+            return Err(Error::Value {
+                op: OP,
+                argument: "len",
+                got: len.to_string(),
+                expected: format!("at least {}, as the tokens before were given back", kept.first),
             });
         }
         if len < kept.len {

@@ -12,6 +12,7 @@ mod page_table;
 mod positions;
 mod prefix;
 mod prefix_tree;
+mod release;
 mod reserve;
 mod sequence;
 mod slot_mapping;

@@ -21,6 +21,8 @@ pub(crate) struct PagePool {
 struct Page {
     users: u32,
     remembered: bool,
+    /// A user of it has given back what leads to it.
+    orphaned: bool,
 }
 
 impl PagePool {
@@ -42,7 +44,7 @@ impl PagePool {
     }
 
     pub(crate) fn is_idle(&self, page: usize) -> bool {
-        let Page { users, remembered } = self.pages[page];
+        let Page { users, remembered, .. } = self.pages[page];
         remembered && users == 0
     }
 
@@ -75,7 +77,7 @@ impl PagePool {
                 self.pages.len() - 1
             }
         };
-        self.pages[page].users = 1;
+        self.pages[page] = Page { users: 1, ..Page::default() };
         Some(page)
     }
 
@@ -87,7 +89,7 @@ impl PagePool {
 
     /// The sequences that use a page, and the tree if it remembers it.
     pub(crate) fn owners(&self, page: usize) -> u32 {
-        let Page { users, remembered } = self.pages[page];
+        let Page { users, remembered, .. } = self.pages[page];
         users + u32::from(remembered)
     }
 
@@ -96,6 +98,15 @@ impl PagePool {
         self.pages[page].users -= 1;
         self.idle += usize::from(self.is_idle(page));
         self.free_without_owner(page);
+    }
+
+    /// A user of a page has given back what leads to it: the tree may not become an owner any more.
+    pub(crate) fn orphan(&mut self, page: usize) {
+        self.pages[page].orphaned = true;
+    }
+
+    pub(crate) fn is_orphaned(&self, page: usize) -> bool {
+        self.pages[page].orphaned
     }
 
     /// The tree becomes an owner of a page that a sequence uses.

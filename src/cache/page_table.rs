@@ -33,6 +33,8 @@ pub struct PageTable {
     indptr: Vec<usize>,
     indices: Vec<usize>,
     kv_lengths: Vec<usize>,
+    /// The first key of each request that is in its pages, 0 for all behind the list: page 0 stands in for those before.
+    first_keys: Vec<usize>,
     page_size: usize,
     /// One past the largest page: how many pages a pool must have.
     end: usize,
@@ -162,7 +164,30 @@ impl PageTable {
                 page + 1
             }
         };
-        Ok(Self { page_size, end, indptr, indices, kv_lengths, device: device.clone(), stamp: None })
+        let (first_keys, device) = (Vec::new(), device.clone());
+        Ok(Self { page_size, end, indptr, indices, kv_lengths, first_keys, device, stamp: None })
+    }
+
+    /// The keys before these were given back.
+    pub(super) fn from_keys(self, first_keys: Vec<usize>) -> Self {
+        Self { first_keys, ..self }
+    }
+
+    /// The first key of a request that is in its pages.
+    pub(crate) fn first_key(&self, request: usize) -> usize {
+        self.first_keys.get(request).copied().unwrap_or(0)
+    }
+
+    /// True if no request gave back keys.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.first_keys.is_empty()
+    }
+
+    /// Refuses a table of a request that [gave back](crate::PagedKvCache::release_before) keys.
+    pub(crate) fn check_complete(&self, op: &'static str) -> Result<()> {
+        let Some(request) = self.first_keys.iter().position(|&first| first > 0) else { return Ok(()) };
+        let got = format!("of request {request} without its first {} keys", self.first_key(request));
+        Err(Error::Value { op, argument: "table", got, expected: "of requests with all their keys".into() })
     }
 
     pub(crate) fn stamped(self, stamp: Arc<Stamp>) -> Self {
@@ -174,6 +199,14 @@ impl PageTable {
         let end = self.indices.len();
         self.indptr.resize(requests + 1, end);
         self.kv_lengths.resize(requests, 0);
+        self
+    }
+
+    /// Adds a request without keys behind each request.
+    pub(crate) fn spaced(mut self) -> Self {
+        self.indptr = self.indptr.iter().flat_map(|&row| [row; 2]).skip(1).collect();
+        self.kv_lengths = self.kv_lengths.iter().flat_map(|&length| [length, 0]).collect();
+        self.first_keys = self.first_keys.iter().flat_map(|&first| [first, 0]).collect();
         self
     }
 
@@ -207,7 +240,8 @@ impl PageTable {
         self.device.clone()
     }
 
-    /// The pages of `request`, in the order of its tokens; none if there is no such request.
+    /// The pages of `request`, in the order of its tokens; none if there is no such request. Page 0 stands in for those that
+    /// were [given back](crate::PagedKvCache::release_before).
     pub fn pages(&self, request: usize) -> &[usize] {
         self.indptr
             .get(request..request + 2)
@@ -239,8 +273,9 @@ impl PageTable {
     ///
     /// # Errors
     ///
-    /// If a slot does not fit the `i32` of the kernels, or the host has no memory for all of them.
+    /// If keys were given back, a slot does not fit the `i32` of the kernels, or the host has no memory for all of them.
     pub(crate) fn slots(&self, op: &'static str) -> Result<Vec<i32>> {
+        self.check_complete(op)?;
         let mut slots = memory::list(op, "table", self.tokens())?;
         for (request, &length) in self.kv_lengths.iter().enumerate() {
             for (page, &number) in self.pages(request).iter().enumerate() {
@@ -256,7 +291,7 @@ impl PageTable {
 
     /// The slot of token `position` of `request`: `page * page_size + offset in the page`.
     pub(super) fn slot(&self, request: usize, position: usize) -> Option<usize> {
-        if position >= *self.kv_lengths.get(request)? {
+        if position >= *self.kv_lengths.get(request)? || position < self.first_key(request) {
             return None;
         }
         let page = self.pages(request).get(position / self.page_size)?;

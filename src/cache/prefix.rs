@@ -53,7 +53,7 @@ impl PagedKvCache {
         let len = pages.len() * self.page_size;
         self.counted.hit_tokens += len as u64;
         self.counted.missed_tokens += (tokens.len() - len) as u64;
-        (self.insert(Sequence { pages, len }), len)
+        (self.insert(Sequence { pages, len, first: 0 }), len)
     }
 
     /// Keeps the full pages of `sequence`, for [`create_with_prefix`](Self::create_with_prefix) to find them by its
@@ -62,15 +62,24 @@ impl PagedKvCache {
     /// The keys and values of all its tokens must have been appended, in every layer. If a prefix is
     /// remembered already in other pages, from a sequence that computed the same, `sequence` and its forks
     /// give theirs back and share those: page tables, slots and positions of them that were made before are
-    /// outdated. The example is at [`create_with_prefix`](Self::create_with_prefix).
+    /// outdated. Pages are not kept if a fork has [given back](Self::release_before) those before them. The example
+    /// is at [`create_with_prefix`](Self::create_with_prefix).
     ///
     /// # Errors
     ///
-    /// If there is no such sequence; if `tokens` are not as many as it has; or if one of its pages is
-    /// remembered with other tokens.
+    /// If there is no such sequence; if `tokens` are not as many as it has; if it has given back pages; or if one of
+    /// its pages is remembered with other tokens.
     pub fn remember(&mut self, sequence: SequenceId, tokens: &[u32]) -> Result<()> {
         const OP: &str = "PagedKvCache::remember";
-        let Sequence { pages, len } = self.sequence(OP, "sequence", sequence)?;
+        let Sequence { pages, len, first } = self.sequence(OP, "sequence", sequence)?;
+        if *first > 0 {
+            return Err(Error::Value {
+                op: OP,
+                argument: "sequence",
+                got: format!("{sequence:?}, which gave back its first {first} tokens"),
+                expected: "one with all its tokens".into(),
+            });
+        }
         if tokens.len() != *len {
             return Err(Error::Value {
                 op: OP,
@@ -101,6 +110,10 @@ impl PagedKvCache {
         }
         self.replace_pages(sequence, &merged);
         self.counted.merged_pages += merged.len() as u64;
+        // A user of a remembered page uses all that lead to it.
+        let ends = |&at: &usize| self.pool.is_orphaned(pages[at]);
+        let end = (known.len()..pages.len()).find(ends).unwrap_or(pages.len());
+        pages.truncate(end);
         self.tree.insert(tokens, &pages);
         for &page in pages.iter().skip(known.len()) {
             self.pool.remember(page);
@@ -128,6 +141,10 @@ impl PagedKvCache {
             self.sequences.range_mut(..)
         };
         for (&id, sequence) in using {
+            // What stands in for pages that it gave back is none of them, and its others need not be merged.
+            if sequence.first > 0 {
+                continue;
+            }
             let mut moved = false;
             for &Merged { at, from, to } in merged {
                 match sequence.pages.get_mut(at) {

@@ -25,11 +25,19 @@ impl fmt::Display for SequenceId {
 /// The pages and the length of a sequence.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sequence {
+    /// Page 0 stands in for each page before that of token `first`.
     pub pages: Vec<usize>,
     pub len: usize,
+    /// The tokens before it were given back.
+    pub first: usize,
 }
 
 impl Sequence {
+    /// The pages that it uses.
+    pub(super) fn own_pages(&self, page_size: usize) -> &[usize] {
+        self.pages.get(self.first / page_size..).unwrap_or_default()
+    }
+
     /// The slots of its tokens, from token `first` on. A pool has no more slots than an `i32` counts.
     pub(super) fn slots(&self, first: usize, page_size: usize) -> impl Iterator<Item = i32> {
         (first..self.len).filter_map(move |position| {

@@ -65,7 +65,10 @@ impl SlotMapping {
                 argument: "positions",
                 at,
                 got: position.to_string(),
-                expected: format!("below {length}, the length of request {request}"),
+                expected: match table.first_key(request) {
+                    first if position < first => format!("at least {first}, as those before were given back"),
+                    _ => format!("below {length}, the length of request {request}"),
+                },
             })?;
             slots.push(index(OP, "slots", at, slot)?);
         }
@@ -97,6 +100,19 @@ impl SlotMapping {
                     at: request + 1,
                     got: format!("{appended} new tokens"),
                     expected: format!("at most {length}, the length of request {request}"),
+                });
+            }
+            let first = table.first_key(request);
+            if length - appended < first {
+                return Err(Error::Index {
+                    op: OP,
+                    argument: "append_indptr",
+                    at: request + 1,
+                    got: format!("{appended} new tokens"),
+                    expected: format!(
+                        "at most {}, as those before token {first} were given back",
+                        length - first
+                    ),
                 });
             }
         }

@@ -115,8 +115,13 @@ impl PagedKvCache {
         let mut indptr = vec![0];
         let mut indices = Vec::new();
         let mut last_page_len = Vec::with_capacity(sequences.len());
-        for id in sequences {
+        let mut first_keys = Vec::new();
+        for (request, id) in sequences.enumerate() {
             let sequence = self.sequence(op, argument, id)?;
+            if sequence.first > 0 {
+                first_keys.resize(request, 0);
+                first_keys.push(sequence.first);
+            }
             indices.extend_from_slice(&sequence.pages);
             indptr.push(indices.len());
             last_page_len.push(match sequence.len % self.page_size {
@@ -125,7 +130,8 @@ impl PagedKvCache {
             });
         }
         // Not checked again: a sequence owns each of its pages once, and all are of the pool.
-        PageTable::trusted(op, indptr, indices, &last_page_len, self.page_size, &self.device)
+        let table = PageTable::trusted(op, indptr, indices, &last_page_len, self.page_size, &self.device)?;
+        Ok(table.from_keys(first_keys))
     }
 
     /// The positions of the last `tokens` tokens of each `(sequence, tokens)`, which

@@ -1,5 +1,7 @@
 //! Sequences that wait in host memory.
 
+use std::iter;
+
 use burn::tensor::{Int, Tensor, TensorData, Transaction};
 
 use super::kv_cache::PagedKvCache;
@@ -20,11 +22,13 @@ use crate::types::Fp8;
 #[derive(Debug, Clone)]
 pub struct SwappedSequence {
     len: usize,
+    /// The first token that was not given back.
+    first: usize,
     /// The keys and values of each layer; of none if there is no token.
     layers: Vec<Layer>,
 }
 
-/// Keys and values of a layer, `[len, kv_heads, head_dim]`.
+/// Keys and values of a layer, `[len - first, kv_heads, head_dim]`.
 #[derive(Debug, Clone)]
 struct Layer {
     k: TensorData,
@@ -81,12 +85,12 @@ impl PagedKvCache {
     pub fn swap_out(&mut self, sequence: SequenceId) -> Result<SwappedSequence> {
         const OP: &str = "PagedKvCache::swap_out";
         let found = self.sequence(OP, "sequence", sequence)?;
-        let len = found.len;
+        let (len, first) = (found.len, found.first);
         let mut layers = Vec::new();
-        if len > 0 {
+        if len > first {
             self.check_layers(OP)?;
-            self.check_copy(OP, "sequence", len)?;
-            let slots = upload(found.slots(0, self.page_size), &self.device);
+            self.check_copy(OP, "sequence", len - first)?;
+            let slots = upload(found.slots(first, self.page_size), &self.device);
             // Layer by layer: the device needs memory for a copy of one only.
             for layer in &self.layers {
                 let both = Transaction::default();
@@ -110,8 +114,8 @@ impl PagedKvCache {
             }
         }
         self.free(sequence)?;
-        self.counted.swapped_out_tokens += len as u64;
-        Ok(SwappedSequence { len, layers })
+        self.counted.swapped_out_tokens += (len - first) as u64;
+        Ok(SwappedSequence { len, first, layers })
     }
 
     /// A new sequence with the tokens of `swapped`, and the same keys and values bit for bit.
@@ -124,15 +128,17 @@ impl PagedKvCache {
     /// from those that `swapped` is from in number, heads, head dimension or type.
     pub fn swap_in(&mut self, swapped: &SwappedSequence) -> Result<SequenceId> {
         const OP: &str = "PagedKvCache::swap_in";
-        if !swapped.is_empty() {
+        let &SwappedSequence { len, first, .. } = swapped;
+        if len > first {
             self.check_layers(OP)?;
             self.check_swapped(OP, swapped)?;
         }
-        let needed = swapped.len.div_ceil(self.page_size);
+        let before = first / self.page_size;
+        let needed = len.div_ceil(self.page_size) - before;
         self.make_room(OP, "swapped", needed)?;
-        let pages = (0..needed).map_while(|_| self.pool.take()).collect();
-        let sequence = Sequence { pages, len: swapped.len };
-        let slots = sequence.slots(0, self.page_size).collect();
+        let own = (0..needed).map_while(|_| self.pool.take());
+        let sequence = Sequence { pages: iter::repeat_n(0, before).chain(own).collect(), len, first };
+        let slots = sequence.slots(first, self.page_size).collect();
         let slots = SlotMapping::trusted(slots, self.page_size, &self.device);
         for (layer, Layer { k, v, format }) in self.layers.iter_mut().zip(&swapped.layers) {
             let (device, dtype, rows) = (&self.device, k.dtype(), [k, v].map(Clone::clone));
@@ -145,7 +151,7 @@ impl PagedKvCache {
             };
             layer.write(tokens, &slots);
         }
-        self.counted.swapped_in_tokens += swapped.len as u64;
+        self.counted.swapped_in_tokens += (len - first) as u64;
         Ok(self.insert(sequence))
     }
 
@@ -170,7 +176,7 @@ impl PagedKvCache {
         for (layer, Layer { k, v, format }) in self.layers.iter().zip(&swapped.layers) {
             let pool = layer.shape();
             for (rows, dim) in [(k, pool.k_dim), (v, pool.v_dim)] {
-                let expected = [swapped.len, pool.kv_heads, dim];
+                let expected = [swapped.len - swapped.first, pool.kv_heads, dim];
                 if **rows.shape() != expected {
                     return Err(check::shape(
                         op,

@@ -77,7 +77,8 @@ impl Cascade {
     ///
     /// # Errors
     ///
-    /// If the row pointer does not have the requests of the table, or is on another device.
+    /// If the row pointer does not have the requests of the table, or is on another device; if a request gave back
+    /// [keys](crate::PagedKvCache::release_before).
     pub fn new(table: &PageTable, qo_indptr: &Indptr, least_saved: usize) -> Result<Self> {
         const OP: &str = "Cascade::new";
         same_device(OP, "qo_indptr", &qo_indptr.device(), &table.device())?;
@@ -89,6 +90,7 @@ impl Cascade {
                 expected: format!("of {} requests, as `table`", table.requests()),
             });
         }
+        table.check_complete(OP)?;
         let prefixes: Vec<&[usize]> = qo_indptr
             .lengths()
             .zip(table.kv_lengths())

@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device};
 use crate::cache::{KvPages, PageShape};
 use crate::check;
 use crate::error::{Error, Result};
-use crate::types::{AttentionOptions, AttentionParams};
+use crate::types::{AttentionOptions, AttentionParams, Request, visible};
 
 /// The largest head dimension of queries, keys and values that every kernel can hold in registers and shared
 /// memory.
@@ -163,6 +163,27 @@ impl PlanConfig {
             });
         }
         Ok(())
+    }
+
+    /// Refuses a request that sees keys before `first`, which it gave back.
+    pub(crate) fn check_kept(
+        &self,
+        op: &'static str,
+        argument: &'static str,
+        request: &Request,
+        first: usize,
+    ) -> Result<()> {
+        if first == 0 || request.qo_len == 0 {
+            return Ok(());
+        }
+        // Neither end of what queries see decreases from one to the next.
+        let seen = visible(&*self.params().variant, request, 0);
+        if seen.start >= first {
+            return Ok(());
+        }
+        let got = format!("of a request of {} keys that gave back those before {first}", request.kv_len);
+        let expected = format!("one that has all from {} on, which it sees", seen.start);
+        Err(Error::Value { op, argument, got, expected })
     }
 
     /// Spans and items are those of the requests of the batch.

@@ -4,19 +4,23 @@ mod config;
 mod contiguous;
 #[cfg(feature = "cube")]
 mod kernels;
+mod lists;
 mod paged;
 mod pod;
 mod ragged;
 mod schedule;
 mod step;
+mod step_config;
 
 pub use config::{KvSplit, PlanConfig};
 pub use paged::PagedPlan;
 pub use pod::PodPlan;
 pub use ragged::RaggedPlan;
 pub use step::DecodeStep;
+pub use step_config::{StepConfig, StepTokens};
 
 pub(crate) use config::MAX_HEAD_DIM;
 pub(crate) use contiguous::Contiguous;
+pub(crate) use lists::{KeysOf, Requests};
 pub(crate) use paged::decode_rows;
-pub(crate) use schedule::{KeysOf, Requests, Schedule};
+pub(crate) use schedule::Schedule;

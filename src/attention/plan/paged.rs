@@ -6,11 +6,12 @@ use std::sync::Arc;
 use burn::tensor::{Bool, Int, Tensor};
 
 use super::config::PlanConfig;
-use super::schedule::{Capacity, KeysOf, Requests, Schedule};
+use super::lists::{HostPlan, KeysOf, Places, Requests};
+use super::schedule::Schedule;
 use crate::attention::inputs::VariantInputs;
 use crate::attention::mask::MaskBits;
 use crate::attention::output::{AttentionOutput, attend};
-use crate::cache::{KvPages, PageTable, PagedKvCache, PagedStep, Says, Stamp};
+use crate::cache::{KvPages, PageTable, PagedStep, Says, Stamp};
 use crate::check::{Floats, same_device, shape};
 use crate::error::{Error, Result};
 use crate::indptr::Indptr;
@@ -64,7 +65,6 @@ pub struct PagedPlan {
     pages_needed: usize,
     /// The moment of the page table, if a cache made it.
     stamp: Option<Arc<Stamp>>,
-    capacity: Option<Capacity>,
 }
 
 impl PagedPlan {
@@ -108,46 +108,20 @@ impl PagedPlan {
         config.check(op, &table.device())?;
         check_requests(op, config, rows, table)?;
         let requests = Requests { qo_indptr: rows, kv: KeysOf::Paged(table) };
-        let schedule = Schedule::new(op, config, requests, &table.device())?.with_workspace(config);
-        Ok(Self {
-            config: config.clone(),
-            schedule,
+        let schedule = Schedule::new(op, config, requests, &table.device())?;
+        Ok(Self::made_of(config.clone(), schedule, rows, table))
+    }
+
+    /// The plan of a schedule of these requests.
+    pub(super) fn made_of(config: PlanConfig, schedule: Schedule, rows: &[usize], table: &PageTable) -> Self {
+        Self {
+            schedule: schedule.with_workspace(&config),
+            config,
             tokens: rows.last().copied().unwrap_or(0),
             page_size: table.page_size(),
             pages_needed: table.pages_needed(),
             stamp: table.stamp().cloned(),
-            capacity: None,
-        })
-    }
-
-    /// A plan that every batch of decoding requests within `capacity` can be written into, for now one without keys.
-    pub(super) fn fixed(
-        op: &'static str,
-        config: &PlanConfig,
-        capacity: Capacity,
-        extra: &[i32],
-        cache: &PagedKvCache,
-    ) -> Result<Self> {
-        let (device, page_size) = (cache.device(), cache.page_size());
-        config.check(op, device)?;
-        if let Some(ranges) = &config.options.ranges {
-            let expected = "none, as the requests of a step change".into();
-            return Err(Error::Value { op, argument: ranges.name(), got: "set".into(), expected });
         }
-        let table =
-            PageTable::trusted(op, vec![0], vec![], &[], page_size, device)?.padded(capacity.requests);
-        let rows = decode_rows(capacity.requests);
-        let requests = Requests { qo_indptr: &rows, kv: KeysOf::Paged(&table) };
-        let schedule = Schedule::fixed(op, config, requests, (&capacity, extra), device)?;
-        Ok(Self {
-            config: config.clone(),
-            schedule,
-            tokens: capacity.requests,
-            page_size,
-            pages_needed: 0,
-            stamp: Some(cache.stamp(&[])),
-            capacity: Some(capacity),
-        })
     }
 
     /// Plans another batch in place of this one, with the buffers of this one where they are large enough.
@@ -182,25 +156,25 @@ impl PagedPlan {
     fn update_rows(&mut self, op: &'static str, rows: &[usize], table: &PageTable) -> Result<()> {
         same_device(op, "table", &table.device(), &self.schedule.index().device())?;
         check_requests(op, &self.config, rows, table)?;
-        self.replan(op, rows, table, &[])
-    }
-
-    /// Plans a batch that was checked. `extra`: the additional lists of a fixed plan.
-    pub(super) fn replan(
-        &mut self,
-        op: &'static str,
-        rows: &[usize],
-        table: &PageTable,
-        extra: &[i32],
-    ) -> Result<()> {
-        let requests = Requests { qo_indptr: rows, kv: KeysOf::Paged(table) };
-        let fixed = self.capacity.as_ref().map(|capacity| (capacity, extra));
-        self.schedule.update(op, &self.config, requests, fixed)?;
+        self.schedule.update(op, &self.config, Requests { qo_indptr: rows, kv: KeysOf::Paged(table) })?;
         (self.page_size, self.pages_needed) = (table.page_size(), table.pages_needed());
         self.stamp = table.stamp().cloned();
         self.tokens = rows.last().copied().unwrap_or(0);
         self.schedule.grow_workspace(&self.config);
         Ok(())
+    }
+
+    /// Another batch of a step with as many queries and the same launch, whose lists are in `index`.
+    pub(super) fn rewrite(
+        &mut self,
+        planned: HostPlan,
+        places: &Places,
+        index: Tensor<1, Int>,
+        table: &PageTable,
+    ) {
+        self.schedule.replace(planned, places, index);
+        self.pages_needed = table.pages_needed();
+        self.stamp = table.stamp().cloned();
     }
 
     /// Attention of `q` `[tokens, q_heads, head_dim]`, the query tokens of all requests one after the other,
@@ -307,12 +281,8 @@ impl PagedPlan {
         self.tokens
     }
 
-    pub(super) fn stamp(&self) -> Option<&Arc<Stamp>> {
-        self.stamp.as_ref()
-    }
-
-    pub(super) fn page_size(&self) -> usize {
-        self.page_size
+    pub(super) fn config(&self) -> &PlanConfig {
+        &self.config
     }
 
     /// Bytes on the device that the plan holds for partial results; nothing that a caller must size.

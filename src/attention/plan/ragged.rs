@@ -6,7 +6,8 @@ use burn::tensor::{Bool, Int, Tensor};
 
 use super::config::PlanConfig;
 use super::contiguous::Contiguous;
-use super::schedule::{KeysOf, Requests, Schedule};
+use super::lists::{KeysOf, Requests};
+use super::schedule::Schedule;
 use crate::attention::inputs::VariantInputs;
 use crate::attention::mask::MaskBits;
 use crate::attention::output::AttentionOutput;
@@ -67,7 +68,7 @@ impl RaggedPlan {
         const OP: &str = "RaggedPlan::update";
         same_device(OP, "qo_indptr", &qo_indptr.device(), &self.schedule.index().device())?;
         let requests = checked(OP, &self.config, qo_indptr, kv_indptr)?;
-        self.schedule.update(OP, &self.config, requests, None)?;
+        self.schedule.update(OP, &self.config, requests)?;
         self.schedule.grow_workspace(&self.config);
         (self.tokens, self.keys) = (qo_indptr.total(), kv_indptr.total());
         Ok(())

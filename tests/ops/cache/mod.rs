@@ -4,6 +4,7 @@ mod handles;
 mod history;
 mod model;
 mod prefixes;
+mod release;
 mod steps;
 mod swap;
 

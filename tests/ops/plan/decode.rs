@@ -191,7 +191,7 @@ fn what_does_not_fit_is_refused() {
     assert_eq!((step.requests(), step.max_len()), (2, 5));
     let sequences = [(); 3].map(|()| cache.create());
     refused(
-        step.update(&mut cache, &[]),
+        step.update::<u32>(&mut cache, &[]),
         "DecodeStep::update: `tokens` is of 0 sequences, expected 1 to 2, the capacity",
     );
     refused(
@@ -201,7 +201,7 @@ fn what_does_not_fit_is_refused() {
     model.prefill(&mut cache, sequences[0], 5);
     refused(
         step.update(&mut cache, &[(sequences[1], 0), (sequences[0], 0)]),
-        "DecodeStep::update: `tokens` is a sequence of 5 tokens, expected below 5, the capacity",
+        "DecodeStep::update: `tokens` is 1 more of a sequence of 5 tokens, expected at most 5 in all, the capacity",
     );
     let twice = step.update(&mut cache, &[(sequences[1], 0), (sequences[1], 0)]);
     assert!(matches!(twice, Err(Error::Value { .. })), "{twice:?}");

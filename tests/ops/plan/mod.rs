@@ -2,6 +2,7 @@
 
 mod decode;
 mod refusals;
+mod steps;
 
 use burn::tensor::{DType, Device};
 use burn_flashinfer::{Indptr, KvLayout, KvPages, KvSplit, PagedPlan, PlanConfig, RaggedPlan};

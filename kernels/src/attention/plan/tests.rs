@@ -202,6 +202,42 @@ fn plans_stay_within_their_limits() {
     }
 }
 
+/// A step of up to so many tokens of each request, the missing ones as requests without keys: its launch is made for all.
+#[test]
+fn steps_stay_within_the_limits_of_their_capacity() {
+    let mut random = Random::seeded();
+    for _ in 0..300 {
+        let (problem, variant) = (problem(&mut random), variant(&mut random));
+        let device = [H200, MI300X][random.below(2)];
+        let split =
+            [Split::Auto, Split::Never, Split::Every(10_000 + random.below(100_000))][random.below(3)];
+        let (requests, queries, longest) = (1 + random.below(40), 1 + random.below(40), 1 + random.length());
+        let largest = RequestShape::following((0..requests).map(|_| (queries, longest)), 1);
+        let Some(plan) = planned(&device, &problem, &variant, &largest, split) else { continue };
+        let capacity = (0..2 * requests).map(|at| (if at < requests { queries } else { 0 }, 0));
+        let capacity = RequestShape::following(capacity, 1);
+        let limits = plan.limits(&device, &problem, &capacity, requests * longest, split);
+        let lengths = (0..requests).flat_map(|_| {
+            let new = random.below(queries + 1);
+            let keys = if new == 0 { 0 } else { random.below(longest + 1) };
+            [(new, keys), (queries - new, 0)]
+        });
+        let step = RequestShape::following(lengths, 16);
+        let choice = Choice::Exactly(plan.blueprint());
+        let needs = match Plan::new(&device, &problem, &variant, &step, choice, split) {
+            Err(Refusal::Range { argument: "workspace", .. }) => continue,
+            step => step.expect("a plan").needs(),
+        };
+        assert!(
+            needs.work_items <= limits.work_items
+                && needs.merges <= limits.merges
+                && needs.partial_rows <= limits.partial_rows
+                && needs.merge_rows <= limits.merge_rows,
+            "{needs:?} of {limits:?}: {problem:?} {step:?} {plan}"
+        );
+    }
+}
+
 /// Work items run in their order on cores that are all the same: how much later than on average the last one ends.
 #[test]
 fn skewed_lengths_are_balanced() {
