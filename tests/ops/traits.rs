@@ -5,7 +5,7 @@ use burn_flashinfer::{
     AttentionOptions, AttentionOutput, CacheConfig, CacheStats, CallOptions, Cascade, CascadePlan,
     DecodeStep, Error, Fp8, Indptr, Items, KvLayout, KvPages, KvSplit, MoeRouting, PageCopies, PageTable,
     PagedKvCache, PagedPlan, PagedStep, PlanConfig, Positions, Quantization, RaggedPlan, Result, Rope,
-    RopeConfig, SegmentGemm, SequenceId, SlotMapping, Spans, SwappedSequence, VariantInputs,
+    RopeConfig, SegmentGemm, SequenceId, SlotMapping, Spans, StepConfig, SwappedSequence, VariantInputs,
 };
 
 use crate::devices::devices;
@@ -15,7 +15,7 @@ const fn shared<T: Send + Sync>() {}
 
 /// Compiles, or a type has lost a trait.
 const _: () = {
-    shared::<(AttentionOptions, PlanConfig, CacheConfig, RopeConfig, VariantInputs, Error)>();
+    shared::<(AttentionOptions, PlanConfig, StepConfig, CacheConfig, RopeConfig, VariantInputs, Error)>();
     shared::<(AttentionOutput, Samples, Speculation, CacheStats, Rope, Quantization)>();
     shared::<(PagedKvCache, KvPages, SwappedSequence, SequenceId)>();
     shared::<(PagedStep, PageTable, SlotMapping, Positions, Indptr, PageCopies, Cascade)>();
