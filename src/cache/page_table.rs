@@ -169,7 +169,7 @@ impl PageTable {
     }
 
     /// The keys before these were given back.
-    pub(super) fn from_keys(self, first_keys: Vec<usize>) -> Self {
+    pub(super) fn with_first_keys(self, first_keys: Vec<usize>) -> Self {
         Self { first_keys, ..self }
     }
 

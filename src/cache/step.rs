@@ -131,7 +131,7 @@ impl PagedKvCache {
         }
         // Not checked again: a sequence owns each of its pages once, and all are of the pool.
         let table = PageTable::trusted(op, indptr, indices, &last_page_len, self.page_size, &self.device)?;
-        Ok(table.from_keys(first_keys))
+        Ok(table.with_first_keys(first_keys))
     }
 
     /// The positions of the last `tokens` tokens of each `(sequence, tokens)`, which

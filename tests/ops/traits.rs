@@ -6,8 +6,8 @@ use burn_flashinfer::{
     Cascade, CascadePlan, DecodeStep, Error, Fp8, HeadPageTable, HeadPagesPlan, Indptr, Items, KvLayout,
     KvPages, KvSplit, MoeRouting, PageCopies, PageTable, PagedKvCache, PagedPlan, PagedStep, PlanConfig,
     PodPlan, Positions, Quantization, RaggedPlan, Result, Rope, RopeConfig, SegmentGemm, SequenceId,
-    SlotMapping, Spans, SwappedSequence, TokenSparsePlan, VariableBlockMask, VariableBlockSparsePlan,
-    VariantInputs,
+    SlotMapping, Spans, StepConfig, SwappedSequence, TokenSparsePlan, VariableBlockMask,
+    VariableBlockSparsePlan, VariantInputs,
 };
 
 use crate::devices::devices;
@@ -17,7 +17,7 @@ const fn shared<T: Send + Sync>() {}
 
 /// Compiles, or a type has lost a trait.
 const _: () = {
-    shared::<(AttentionOptions, PlanConfig, CacheConfig, RopeConfig, VariantInputs, Error)>();
+    shared::<(AttentionOptions, PlanConfig, StepConfig, CacheConfig, RopeConfig, VariantInputs, Error)>();
     shared::<(AttentionOutput, Samples, Speculation, CacheStats, Rope, Quantization)>();
     shared::<(PagedKvCache, KvPages, SwappedSequence, SequenceId)>();
     shared::<(PagedStep, PageTable, SlotMapping, Positions, Indptr, PageCopies, Cascade)>();

@@ -13,6 +13,10 @@ pub const FEW_ROWS: usize = 32;
 
 /// The weight of a linear layer, `[out, in]`.
 #[derive(Debug, Clone)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "a model has a few hundred weights, each of which is far larger elsewhere"
+)]
 pub enum Weight {
     Dense(Tensor<2>),
     Quantized {

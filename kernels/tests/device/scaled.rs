@@ -137,7 +137,7 @@ fn every_code_of_both_factors(client: Client) {
     }
     let mut random = Random::new(76);
     let (ones, d_in) = (32, 144);
-    let zero = |at: usize| if at % 3 == 0 { 0x80 } else { 0 };
+    let zero = |at: usize| if at.is_multiple_of(3) { 0x80 } else { 0 };
     let mut all: Vec<u8> = (0..256 * d_in).map(zero).collect();
     for code in 0..256 {
         all[code * d_in + code * 37 % d_in] = code as u8;

@@ -182,7 +182,7 @@ fn classify(bits: &[u32], first_bits: &[i32], list: &WorkList, classes: &mut [i3
     let end = min(first + keys, work.end);
     let end_row = min(work.first_row + rows, work.rows.end);
     let (mut any, mut missing) = (0u32.runtime(), 0u32.runtime());
-    for query in work.first_row / list.group..(end_row + list.group - 1) / list.group {
+    for query in work.first_row / list.group..end_row.div_ceil(list.group) {
         let row = first_bit(first_bits, &work.rows.request, query);
         let mut key = first;
         while key < end {
@@ -209,7 +209,7 @@ fn link(list: &WorkList, classes: &[i32], tiles: &mut [i32], extents: &TileExten
     }
     let work = list.at(index, 0usize, 1usize);
     let (_, keys) = extents.of_request(work.rows.end);
-    let count = (work.end - min(work.start, work.end) + keys - 1) / keys;
+    let count = (work.end - min(work.start, work.end)).div_ceil(keys);
     if tile > count || work.first_row >= work.rows.end {
         terminate!();
     }
