@@ -41,7 +41,7 @@ mod device {
             1.0f32
         }
         fn logit<M: Math>(args: &Args, product: f32, _row: &QueryRow, _key: usize) -> f32 {
-            1.0f32 / (1.0f32 + M::exp2(-(product * args.scale + args.bias) * std::f32::consts::LOG2_E))
+            M::reciprocal(1.0f32 + M::exp2(-(product * args.scale + args.bias) * std::f32::consts::LOG2_E))
         }
     }
     impl Kernels for super::Sigmoid {
