@@ -22,7 +22,6 @@ impl AttentionVariant for MaskBuffer {
         Some(self)
     }
 }
-
 #[cfg(feature = "cube")]
 mod device {
     use burn_flashinfer::kernels::cubecl::{self, prelude::*};

@@ -1,4 +1,4 @@
-//! Sigmoid attention, `o = Σ σ(scale q·k + bias) v`: no softmax. `cargo run --example sigmoid_attention [--features cuda]`
+//! Sigmoid attention, `o = Σ σ(scale q·k + bias) v`: weights are logits, times 1. `cargo run --example sigmoid_attention [--features cuda]`
 
 use burn::tensor::{Device, Distribution, Tensor};
 use burn_flashinfer::{AttentionOptions, AttentionVariant, Row, single_prefill};
@@ -8,7 +8,6 @@ struct Sigmoid {
     scale: f32,
     bias: f32,
 }
-/// The host's half. The logits are the weights, so the factor on them is 1.
 impl AttentionVariant for Sigmoid {
     fn scale(&self) -> f32 {
         1.0
@@ -41,7 +40,7 @@ mod device {
             1.0f32
         }
         fn logit<M: Math>(args: &Args, product: f32, _row: &QueryRow, _key: usize) -> f32 {
-            1.0f32 / (1.0f32 + M::exp2(-(product * args.scale + args.bias) * std::f32::consts::LOG2_E))
+            M::reciprocal(1.0f32 + M::exp2(-(product * args.scale + args.bias) * std::f32::consts::LOG2_E))
         }
     }
     impl Kernels for super::Sigmoid {
