@@ -10,7 +10,7 @@ fn main() -> Result<()> {
     let device = Device::default();
     let blocks = TOKENS / BLOCK;
     // Block row `i` sees the first block, its own, the one before, and every fourth before that.
-    let sees = |i: usize, j: usize| j <= i && (j == 0 || j + 1 >= i || (i - j) % 4 == 0);
+    let sees = |i: usize, j: usize| j <= i && (j == 0 || j + 1 >= i || (i - j).is_multiple_of(4));
     let (mut indptr, mut indices) = (vec![0], vec![]);
     for i in 0..blocks {
         indices.extend((0..blocks).filter(|&j| sees(i, j)));
