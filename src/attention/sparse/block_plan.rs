@@ -9,7 +9,7 @@ use crate::attention::inputs::VariantInputs;
 use crate::attention::mask::MaskBits;
 use crate::attention::output::AttentionOutput;
 use crate::attention::plan::{Contiguous, KeysOf, PlanConfig, Requests, Schedule};
-use crate::check::{same_device, shape};
+use crate::check::{self, same_device, shape};
 use crate::error::{Error, Result};
 use crate::ops::unpackbits;
 use crate::types::BitOrder;
@@ -97,19 +97,16 @@ impl BlockSparsePlan {
     ///
     /// # Errors
     ///
-    /// If the mask is of another shape or on another device, the plan is causal, or the device has no bytes. The plan is as it
-    /// was then.
+    /// If the mask is of another shape or on another device, the plan is causal, or the device has no bytes. The plan is as
+    /// it was then.
     pub fn set_mask(&mut self, mask: Tensor<3, Bool>) -> Result<()> {
         const OP: &str = "BlockSparsePlan::set_mask";
+        self.check_mask(OP, &mask.device())?;
         let [block_rows, block_columns] = self.mask.block();
         let expected = [self.mask.blocks(), block_rows, block_columns];
         if mask.dims() != expected {
-            return Err(shape(
-                OP,
-                "mask",
-                &mask.dims(),
-                format!("{expected:?}, a bool for each element of the blocks"),
-            ));
+            let expected = format!("{expected:?}, a bool for each element of the blocks");
+            return Err(shape(OP, "mask", &mask.dims(), expected));
         }
         self.mask_blocks(OP, mask)
     }
@@ -123,6 +120,7 @@ impl BlockSparsePlan {
     /// As [`set_mask`](Self::set_mask), and if the mask is of another type.
     pub fn set_packed_mask(&mut self, mask: Tensor<1, Int>) -> Result<()> {
         const OP: &str = "BlockSparsePlan::set_packed_mask";
+        self.check_mask(OP, &mask.device())?;
         let [block_rows, block_columns] = self.mask.block();
         let blocks = self.mask.blocks();
         let bits = blocks.saturating_mul(block_rows).saturating_mul(block_columns);
@@ -138,17 +136,22 @@ impl BlockSparsePlan {
                 format!("[{}], the bytes of {bits} bits", bits.div_ceil(8)),
             ));
         }
-        same_device(OP, "mask", &mask.device(), &self.schedule.index().device())?;
         let mask = unpackbits(mask, bits, BitOrder::Little)?.reshape([blocks, block_rows, block_columns]);
         self.mask_blocks(OP, mask)
     }
 
-    fn mask_blocks(&mut self, op: &'static str, mask: Tensor<3, Bool>) -> Result<()> {
-        same_device(op, "mask", &mask.device(), &self.schedule.index().device())?;
+    /// Refuses any mask on another device, beside a causal one, or on a device without bytes.
+    fn check_mask(&self, op: &'static str, device: &Device) -> Result<()> {
+        same_device(op, "mask", device, &self.schedule.index().device())?;
+        check::bytes(op, "mask", device)?;
         if self.config.options.causal {
             let (got, expected) = ("set in a causal plan".into(), "none, as the plan is causal".into());
             return Err(Error::Value { op, argument: "mask", got, expected });
         }
+        Ok(())
+    }
+
+    fn mask_blocks(&mut self, op: &'static str, mask: Tensor<3, Bool>) -> Result<()> {
         // Row by row of the queries, where each block has rows of its own.
         let columns = self.mask.block()[1];
         let rows = self.mask.block_rows().filter(|(_, blocks)| !blocks.is_empty());

@@ -203,7 +203,9 @@ impl HeadPagesPlan {
         let (config, pool) = (&self.config, pages.shape());
         let layout = config.options.kv_layout.unwrap_or_default();
         let (k, v) = pages.numbers(OP)?;
-        Floats::first(OP, "q", &q)?.like("pages", k)?;
+        let floats = Floats::first(OP, "q", &q)?;
+        floats.like("pages", k)?;
+        floats.like("pages", v)?;
         let planned = [self.tokens, config.q_heads, config.head_dim];
         if q.dims() != planned {
             return Err(shape(OP, "q", &q.dims(), format!("{planned:?}, as planned")));

@@ -9,6 +9,7 @@ use crate::attention::output::{AttentionOutput, attend};
 use crate::attention::plan::{KeysOf, PlanConfig, Requests, Schedule, decode_rows};
 use crate::cache::{KvPages, PageTable};
 use crate::check::{Floats, same_device, shape};
+use crate::dispatch::IntoBackend;
 use crate::error::{Error, Result};
 use crate::indptr::index;
 use crate::ints::saturated;
@@ -94,6 +95,7 @@ impl TokenSparsePlan {
         let floats = Floats::first(OP, "q", &q)?;
         let (k, v) = pages.numbers(OP)?;
         floats.like("pages", k)?;
+        floats.like("pages", v)?;
         floats.on_device("plan", &self.schedule.index().device())?;
         same_device(OP, "indices", &indices.device(), floats.device())?;
         if q.dtype() != config.dtype {
@@ -127,11 +129,16 @@ impl TokenSparsePlan {
             indices.clone().lower_elem(0).bool_or(indices.clone().greater_equal_elem(slots as i32));
         // What is left out is not seen, but read: so it must be a key that is seen.
         let chosen = indices.mask_fill(left_out.clone(), -1);
-        let filler = chosen.clone().max_dim(1).clamp_min(0).expand([self.tokens, self.top_k]);
+        let largest = chosen.clone().max_dim(1);
+        let filler = largest.clone().clamp_min(0).expand([self.tokens, self.top_k]);
         let chosen = chosen.mask_where(left_out.clone(), filler).reshape([self.tokens * self.top_k]);
         let seen = left_out.bool_not().reshape([self.tokens * self.top_k]);
         let batch = self.schedule.batch_over(OP, config, chosen, MaskBits::Bools(seen))?;
-        attend(OP, q, k, v, batch, config.params())
+        let AttentionOutput { output, lse } = attend(OP, q, k, v, batch, config.params())?;
+        // The slot that a token without keys got instead may hold anything, NaN as well.
+        let is_empty = largest.lower_elem(0).reshape([self.tokens, 1, 1]).expand(output.dims());
+        let output = output.without_autodiff().mask_fill(is_empty, 0.0);
+        Ok(AttentionOutput { output: floats.origin.tensor(output.into_backend()), lse })
     }
 
     /// Query tokens: the rows of `q`.

@@ -212,7 +212,9 @@ impl VariableBlockSparsePlan {
                 return Err(shape(OP, argument, &got, format!("{planned:?}, as planned")));
             }
         }
-        Floats::first(OP, "q", &q)?.like("k", &k)?;
+        let floats = Floats::first(OP, "q", &q)?;
+        floats.like("k", &k)?;
+        floats.like("v", &v)?;
         let (tokens, keys) = (rows * heads, columns * heads);
         let [k, v] = [(k, config.head_dim), (v, config.head_dim_v)].map(|(x, dim)| x.reshape([keys, 1, dim]));
         let q = split_heads(q, heads, HeadOrder::HeadsFirst);

@@ -47,7 +47,8 @@ pub(super) fn batch_attention(
             mask,
         };
         // SAFETY: row pointers, page table and plan of a batch are made together on the host from lists that were
-        // checked: `PageTable` and `Indptr` when they are made, their ends against the tensors in `ops`.
+        // checked: `PageTable` and `Indptr` when they are made, their ends against the tensors in `ops`. Pages that the device
+        // has chosen are within the pool, whatever was asked for: `TokenSparsePlan` sees to it.
         launched(unsafe { launch(&client, attention, kernels, planned) });
     }
     match lse {

@@ -16,8 +16,8 @@ use crate::memory;
 /// `[rows, k]` of type i32, with -1 behind the last.
 ///
 /// `scores`: `[rows, max_len]`, of f32, f16 or bf16; those of row `r` end at `lengths[r]`, and what is behind them counts for
-/// nothing. Key `j` of row `r` is in slot `page_table[b, j / page_size] · page_size + j % page_size`, with `b = row_to_request[r]`, or
-/// `b = r` without that. `page_table`: `[requests, max_pages]`; `lengths`, `row_to_request`: `[rows]`.
+/// nothing. Key `j` of row `r` is in slot `page_table[b, j / page_size] · page_size + j % page_size`, with `b =
+/// row_to_request[r]`, or `b = r` without that. `page_table`: `[requests, max_pages]`; `lengths`, `row_to_request`: `[rows]`.
 ///
 /// The keys of the largest scores come first, in the order of [`top_k`](super::top_k). A row of up to `k` keys has all of
 /// them, in their own order. A length beyond the scores or the pages is cut to them, one below 0 is 0, and a row of a request

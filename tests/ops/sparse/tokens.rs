@@ -151,7 +151,7 @@ fn autodiff_and_plain_tensors_mix(target: Target) {
         let table = PageTable::new(&[0, 3, 4], &[0, 1, 2, 1], &[1, 1], 1, 3, q_device).expect("a table");
         let pod = PodPlan::new(&config, &Indptr::from_lengths(&[3], other).expect("valid"), &table)
             .expect("a plan");
-        let q_decode = floats(4, other).narrow(0, 0, 1);
+        let q_decode = floats(4, other).slice_dim(0, 0..1);
         let (prefill, decode) = pod.run(floats(4, q_device), q_decode, &pages).expect("runs");
         for output in [prefill.output, decode.output] {
             assert_eq!(output.device().is_autodiff(), q_device.is_autodiff());
