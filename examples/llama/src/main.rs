@@ -122,7 +122,7 @@ enum QuantizedType {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum WhenRounded {
-    /// Where the device multiplies e4m3 (Hopper), unless the folder is for activations of 16 bits
+    /// Where the device multiplies e4m3 (Hopper, MI300X), unless the folder is for activations of 16 bits
     Auto,
     /// On every device; those that do not multiply e4m3 take longer then
     Always,
