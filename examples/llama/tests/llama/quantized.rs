@@ -39,7 +39,12 @@ fn checkpoints_are_the_numbers_they_stand_for() {
         let [coded, plain] = folders(format, &format!("{format:?}"), &mut rng);
         let prompts = prompts(&mut rng);
         let prompts: Vec<_> = prompts.iter().map(Vec::as_slice).collect();
-        let of = |folder: &_, dtype| logits(&load(folder, Some(dtype)).unwrap(), &prompts);
+        // The numbers of activations are not what is compared, on a device that would round them.
+        let of = |folder: &_, dtype| {
+            let activations = RoundActivations::Never;
+            let options = LoadOptions { dtype: Some(dtype), activations, quantize: None };
+            logits(&load_with(folder, &options).unwrap(), &prompts)
+        };
         let expected = of(&plain.0, DType::F32);
         let [f32, bf16, plain] =
             [of(&coded.0, DType::F32), of(&coded.0, DType::BF16), of(&plain.0, DType::BF16)]
@@ -132,7 +137,7 @@ fn layers_of_rounded_rows() {
     }
 }
 
-/// Rows are rounded where it is asked for, or where the device multiplies codes: not here.
+/// Rows are rounded where it is asked for, or where the device multiplies codes.
 #[test]
 fn activations_are_rounded_when_asked() {
     let mut rng = Rng::new();
@@ -143,8 +148,10 @@ fn activations_are_rounded_when_asked() {
         logits(&load_with(&coded.0, &options).unwrap(), &[prompt])
     };
     let never = of(RoundActivations::Never, &long);
-    assert_eq!(of(RoundActivations::Auto, &long), never);
-    let difference = max_difference(&of(RoundActivations::Always, &long), &never);
+    let always = of(RoundActivations::Always, &long);
+    let auto = of(RoundActivations::Auto, &long);
+    assert!(auto == never || auto == always);
+    let difference = max_difference(&always, &never);
     println!("rounded activations change logits by {difference:.3}");
     assert!(difference > 0.0 && difference < 1.0, "{difference}");
     assert_eq!(of(RoundActivations::Always, &short), of(RoundActivations::Never, &short));
