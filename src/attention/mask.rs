@@ -46,10 +46,7 @@ impl CustomMask {
             MaskBits::Bools(mask) => packed(op, mask, pairs, index)?,
             MaskBits::Packed(mask) => {
                 same_device(op, "mask", &mask.device(), &device)?;
-                if mask.dtype() != DType::U8 {
-                    let (got, expected) = (format!("{:?}", mask.dtype()), "U8, eight bits each".into());
-                    return Err(Error::Dtype { op, argument: "mask", got, expected });
-                }
+                check_packed(op, &mask)?;
                 mask
             }
         };
@@ -80,6 +77,15 @@ impl CustomMask {
             [&self.words, &self.tiles, &self.first_bits].map(|tensor| tensor.clone().into_backend());
         MaybeMask::Some(words, tiles, first_bits)
     }
+}
+
+/// Refuses a packed mask that is not one of bytes.
+pub(crate) fn check_packed(op: &'static str, mask: &Tensor<1, Int>) -> Result<()> {
+    if mask.dtype() != DType::U8 {
+        let (got, expected) = (format!("{:?}", mask.dtype()), "U8, eight bits each".into());
+        return Err(Error::Dtype { op, argument: "mask", got, expected });
+    }
+    Ok(())
 }
 
 /// Packs the bits of each request.

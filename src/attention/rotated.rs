@@ -46,6 +46,7 @@ pub struct RotatedPlan {
     plan: RaggedPlan,
     table: PageTable,
     qo_indptr: Indptr,
+    kv_indptr: Indptr,
     q_positions: Positions,
     k_positions: Positions,
     config: PlanConfig,
@@ -73,7 +74,7 @@ impl RotatedPlan {
         let q_positions = Positions::continuing(qo_indptr, &offsets)?;
         let k_positions = Positions::continuing(&kv_indptr, &vec![0; table.requests()])?;
         let (table, qo_indptr, config) = (table.clone(), qo_indptr.clone(), config.clone());
-        Ok(Self { plan, table, qo_indptr, q_positions, k_positions, config })
+        Ok(Self { plan, table, qo_indptr, kv_indptr, q_positions, k_positions, config })
     }
 
     /// Other positions: request `r` has its first query at `q_offsets[r]`, and its first key at `k_offsets[r]`.
@@ -82,9 +83,8 @@ impl RotatedPlan {
     ///
     /// If there is not one of each for each request, or a position passes `i32::MAX`.
     pub fn at(mut self, q_offsets: &[usize], k_offsets: &[usize]) -> Result<Self> {
-        let kv_indptr = Indptr::from_lengths(self.table.kv_lengths(), &self.table.device())?;
         self.q_positions = Positions::continuing(&self.qo_indptr, q_offsets)?;
-        self.k_positions = Positions::continuing(&kv_indptr, k_offsets)?;
+        self.k_positions = Positions::continuing(&self.kv_indptr, k_offsets)?;
         Ok(self)
     }
 

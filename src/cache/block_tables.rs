@@ -78,7 +78,7 @@ impl PageTable {
     /// A page table of rows as engines keep them: request `r` has `seq_lens[r]` tokens in the first pages of row `r` of
     /// `block_tables` `[requests, max_pages]`.
     ///
-    /// What is behind these pages is not read, and may be anything. A request may have no tokens, as the ones that fill up
+    /// Entries behind these pages are not read, and may be anything. A request may have no tokens, as the ones that fill up
     /// the batch of a graph: its output is 0. (The `block_tables` and `seq_lens` of FlashInfer's
     /// `trtllm_batch_decode_with_kv_cache`, and of vLLM.)
     ///

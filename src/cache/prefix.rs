@@ -141,7 +141,7 @@ impl PagedKvCache {
             self.sequences.range_mut(..)
         };
         for (&id, sequence) in using {
-            // What stands in for pages that it gave back is none of them, and its others need not be merged.
+            // Page 0 stands in for pages that it gave back and must stay; its other pages need not be merged.
             if sequence.first > 0 {
                 continue;
             }

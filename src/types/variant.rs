@@ -48,9 +48,9 @@ pub struct HostInputs<'a> {
 /// Numbers that a call must give a variant; `None` is any number of them, or no tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct InputLengths {
-    /// Of [`VariantInputs::floats`](crate::VariantInputs::floats).
+    /// The length of [`VariantInputs::floats`](crate::VariantInputs::floats).
     pub floats: Option<usize>,
-    /// Of [`VariantInputs::ints`](crate::VariantInputs::ints).
+    /// The length of [`VariantInputs::ints`](crate::VariantInputs::ints).
     pub ints: Option<usize>,
 }
 

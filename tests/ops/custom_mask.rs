@@ -129,7 +129,7 @@ impl MaskedProblem {
     }
 }
 
-/// Of every density, beside a causal mask and a window: among them a request without keys, and rows without a visible one.
+/// Random masks of every density, beside a causal mask and a window: some requests have no key, and some rows see none.
 fn random_masks(target: Target) {
     for dtype in target.dtypes() {
         let lengths: &[(usize, usize)] = &[(1, 70), (5, 5), (0, 9), (37, 150), (1, 0)];

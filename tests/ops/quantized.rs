@@ -278,7 +278,7 @@ fn checkpoints_of_int4(target: Target) {
 /// Each weight becomes the nearest code: read back by rows of `x` that are 1 at one input.
 fn rounding(target: Target) {
     let rng = &mut Rng::new("rounded weights");
-    // Of the larger weight several threads round a part each, on the host.
+    // Several threads of the host round a part each, if the weight is large.
     let (outputs, inputs) = (if target.name == "flex" { 2100 } else { 20 }, 128);
     let mut weight = Host::random([outputs, inputs], DType::F32, rng);
     // An output of zeros, one of large and one of tiny numbers.

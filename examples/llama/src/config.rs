@@ -30,7 +30,7 @@ pub struct Config {
     pub attention_bias: bool,
     pub mlp_bias: bool,
     pub tied_embeddings: bool,
-    /// How the weights are stored, if in 8 or 4 bits.
+    /// The format of the weights, if they have 8 or 4 bits.
     pub quantization: Option<Quantization>,
     /// The type to compute in, if the file says.
     pub dtype: Option<DType>,

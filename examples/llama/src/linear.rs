@@ -35,7 +35,7 @@ pub struct Linear {
     pub is_gated: bool,
 }
 
-/// What a layer normalises its inputs with.
+/// The norm of a layer's inputs.
 #[derive(Debug)]
 pub struct Norm {
     pub weight: Tensor<1>,

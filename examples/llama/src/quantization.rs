@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::json::{self, Fields};
 
-/// How a checkpoint stores its linear layers. One that has a `weight` of 16 or 32 bits all the same, as those that the file
+/// The format of a checkpoint's linear layers. One that has a `weight` of 16 or 32 bits all the same, as those that the file
 /// lists as not converted have, is one of these.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quantization {

@@ -183,12 +183,12 @@ fn float_dtype(name: &str, dtype: Dtype) -> Result<DType> {
     }
 }
 
-/// What to make of a checkpoint.
+/// The types in which a checkpoint is loaded.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LoadOptions {
     /// The element type to compute in; else that which the configuration names, or that of the embedding.
     pub dtype: Option<DType>,
-    /// What linear layers of 16 or 32 bits are rounded to.
+    /// The format to which linear layers of 16 or 32 bits are rounded.
     pub quantize: Option<Quantize>,
     pub activations: RoundActivations,
 }
@@ -200,9 +200,9 @@ pub struct Loader<'a> {
     pub device: &'a Device,
     /// The element type that every tensor is converted to.
     pub dtype: DType,
-    /// How the linear layers are stored, if in codes.
+    /// The format of the linear layers, if they are stored in codes.
     pub quantization: Option<Quantization>,
-    /// What the linear layers are rounded to.
+    /// The format to which the linear layers are rounded.
     pub quantize: Option<Quantize>,
     pub activations: RoundActivations,
     /// Told how many bytes have been read, after each tensor.

@@ -41,10 +41,10 @@ pub enum Batch {
 }
 
 impl Batch {
-    /// Requests, of row pointers that have been checked.
+    /// Requests.
     fn requests(&self) -> usize {
         let (Self::Ragged { qo_indptr, .. } | Self::Paged { qo_indptr, .. }) = self;
-        qo_indptr.size() - 1
+        qo_indptr.size().saturating_sub(1)
     }
 }
 
@@ -141,8 +141,7 @@ impl Call<'_> {
 
     /// Requests of the batch.
     pub fn requests(&self) -> usize {
-        let (Batch::Ragged { qo_indptr, .. } | Batch::Paged { qo_indptr, .. }) = &self.attention.batch;
-        qo_indptr.size().saturating_sub(1)
+        self.attention.batch.requests()
     }
 
     /// [`Inputs::floats`], contiguous and of this shape.

@@ -63,7 +63,7 @@ impl Standard {
 }
 
 impl KeyRange for Standard {
-    /// Of spans, whose places the host's half alone knows, any key may be one.
+    /// Every key, if there are spans: the host's half alone knows their places.
     fn keys(&self, request: &RequestShape, query: usize) -> (usize, usize) {
         match self.ranges {
             Ranges::Spans => (0, request.kv_len),

@@ -38,7 +38,7 @@ impl TokenRanges {
     }
 }
 
-/// What makes the argument of each launch: of the call's integers.
+/// The argument of each launch, from the call's integers.
 ///
 /// # Errors
 ///

@@ -28,7 +28,7 @@ use super::lowering::{amdgcn, as_long, as_shorts};
 /// | `b`, `4G x T` | column `l % T`, rows `4 (l / T)` to `+ 3` |
 /// | `c`, `d`, `T x T` | column `l % T`; element `e` is row `4G (e / 4) + 4 (l / T) + e % 4` |
 ///
-/// Of e4m3 FNUZ (`v_mfma_f32_16x16x32_fp8_fp8`, `v_mfma_f32_32x32x16_fp8_fp8`) `a` and `b` have twice the depth: 8 for each 4.
+/// With e4m3 FNUZ (`v_mfma_f32_16x16x32_fp8_fp8`, `v_mfma_f32_32x32x16_fp8_fp8`) `a` and `b` have twice the depth: 8 for each 4.
 ///
 /// gfx908 has the f16 forms, gfx90a those of bf16 too, gfx942 all.
 #[cube_op(name = "flashinfer.mfma")]

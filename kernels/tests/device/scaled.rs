@@ -166,7 +166,7 @@ fn every_code_of_both_factors(client: Client) {
     }
 }
 
-/// What no kernel multiplies, in the words of the refusal; and codes where numbers belong.
+/// Problems without a kernel are refused in these words, and so are codes in place of numbers.
 fn refusals(client: Client) {
     let unit = unit(&client);
     let mut random = Random::new(77);

@@ -53,8 +53,8 @@ pub(crate) struct Level {
     ends: Vec<usize>,
     pub(crate) qo_indptr: Indptr,
     pub(crate) table: PageTable,
-    /// Of each query token, how far the position that its group gives it among these keys is after its own; none if they
-    /// are the same.
+    /// The distance from each query token's own position to the one that its group gives it among these keys; none if
+    /// they are the same.
     pub(crate) shifts: Option<Tensor<1>>,
 }
 

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::extension::Launch;
 use crate::types::{AttentionParams, PlannedKeys};
 
-/// What the kernels of a device are asked.
+/// A problem and its device, as the planner of the kernels takes them.
 struct Question {
     profile: DeviceProfile,
     problem: Problem,

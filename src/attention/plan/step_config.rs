@@ -1,4 +1,4 @@
-//! What a decoding step is made for, and what it is given.
+//! The capacity and the tokens of a decoding step.
 
 use super::config::PlanConfig;
 

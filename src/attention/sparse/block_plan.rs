@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use burn::tensor::{Bool, DType, Device, Int, Tensor};
+use burn::tensor::{Bool, Device, Int, Tensor};
 
 use super::block_mask::BlockMask;
 use crate::attention::inputs::VariantInputs;
-use crate::attention::mask::MaskBits;
+use crate::attention::mask::{MaskBits, check_packed};
 use crate::attention::output::AttentionOutput;
 use crate::attention::plan::{Contiguous, KeysOf, PlanConfig, Requests, Schedule};
 use crate::check::{self, same_device, shape};
@@ -124,10 +124,7 @@ impl BlockSparsePlan {
         let [block_rows, block_columns] = self.mask.block();
         let blocks = self.mask.blocks();
         let bits = blocks.saturating_mul(block_rows).saturating_mul(block_columns);
-        if mask.dtype() != DType::U8 {
-            let (got, expected) = (format!("{:?}", mask.dtype()), "U8, eight bits each".into());
-            return Err(Error::Dtype { op: OP, argument: "mask", got, expected });
-        }
+        check_packed(OP, &mask)?;
         if mask.dims() != [bits.div_ceil(8)] {
             return Err(shape(
                 OP,

@@ -127,7 +127,7 @@ impl TokenSparsePlan {
         let indices = saturated(indices.without_autodiff());
         let left_out =
             indices.clone().lower_elem(0).bool_or(indices.clone().greater_equal_elem(slots as i32));
-        // What is left out is not seen, but read: so it must be a key that is seen.
+        // Kernels read a slot that is left out too: so it becomes one that the token sees.
         let chosen = indices.mask_fill(left_out.clone(), -1);
         let largest = chosen.clone().max_dim(1);
         let filler = largest.clone().clamp_min(0).expand([self.tokens, self.top_k]);

@@ -9,7 +9,7 @@ use crate::types::{Fp8, WeightFormat, int4};
 
 /// Fills rows of `width` elements, one for each output, on all cores.
 fn by_output<T: Send>(rows: &mut [T], width: usize, fill: impl Fn(usize, &mut [T]) + Sync) {
-    // What fewer elements take is less than a thread.
+    // Fewer elements take less time than the start of a thread.
     const LEAST: usize = 1 << 16;
     let outputs = LEAST.div_ceil(width);
     let cores = thread::available_parallelism().map_or(1, usize::from);

@@ -20,7 +20,7 @@ fn cache(pages: usize, page_size: usize, dtype: DType, device: &Device) -> Paged
     PagedKvCache::new(&config, device).expect("a valid cache")
 }
 
-/// Of all keys, and of a window.
+/// The settings of a plan over all keys, and of one with a window.
 fn configs(dtype: DType) -> [PlanConfig; 2] {
     let options = AttentionOptions::new().causal(true);
     let windowed = options.clone().window_left(WINDOW);

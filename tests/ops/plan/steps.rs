@@ -20,7 +20,7 @@ const VOCAB: usize = 32;
 const REQUESTS: usize = 3;
 const MAX_LEN: usize = 300;
 
-/// Of each token the queries, and the keys, which are the values as well.
+/// A model: the queries of each token, and its keys, which are the values as well.
 struct Model {
     q: Tensor<2>,
     kv: Tensor<2>,

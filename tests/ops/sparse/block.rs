@@ -23,7 +23,7 @@ struct Setting {
 }
 
 impl Setting {
-    /// Of 100 blocks `share` are there, but none of block row 2, and of 100 of their elements `kept`.
+    /// A mask that has `share` of 100 blocks, but none of block row 2, and keeps `kept` of 100 of their elements.
     fn random(case: &Case, block: [usize; 2], share: usize, kept: usize) -> Self {
         let rng = &mut Rng::new(&format!("blocks {block:?} {share} {kept} {case:?}"));
         let (rows, columns) = case.lengths[0];
@@ -48,7 +48,7 @@ impl Setting {
         }
         let mask = BlockMask::new([rows, columns], block, &indptr, &indices).expect("a mask");
         let chosen = Chosen::new(case, vec![seen]);
-        // What a mask hides within a block is read.
+        // Kernels read keys that a mask hides within a block.
         let problem = if kept < 100 { case.problem("blocks") } else { chosen.problem(case, "blocks") };
         Self { mask, elements, chosen, problem }
     }

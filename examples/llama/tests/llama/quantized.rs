@@ -119,7 +119,7 @@ fn layers_of_rounded_rows() {
         is_near(sum(&coded, x.clone()), sum(&dense, rounded(x.clone())));
         is_near(coded.forward(x.clone()).unwrap(), dense.forward(rounded(x.clone())).unwrap());
 
-        // What is to be added yet is in the norm and in the stream after it.
+        // The norm and the stream after it contain the sum that was still to be added.
         let wide = Linear { is_gated: false, ..layer(Weight::Dense(tensor([INPUTS, INPUTS]))) };
         let square =
             QuantizedWeight::quantize(tensor([INPUTS, INPUTS]), WeightFormat::E4m3(WeightScales::PerTensor));

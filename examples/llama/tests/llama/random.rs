@@ -15,7 +15,7 @@ const MLP: usize = 256;
 const QUERIES: usize = 256;
 const KEYS: usize = 128;
 
-/// What a linear layer is stored as.
+/// The format of a stored linear layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Format {
     /// DeepSeek's squares of 128 x 128.
@@ -90,7 +90,7 @@ impl Format {
             Self::WeightsOnly => ("weight_scale", vec![1]),
             _ => ("weight_scale", vec![outputs, 1]),
         };
-        // Of few bits, so that bf16 has them.
+        // Scales have few bits, so that bf16 represents them.
         let scales: Vec<f32> =
             (0..shape.iter().product()).map(|_| (64 + rng.below(64)) as f32 * 2f32.powi(-19)).collect();
         let scale = |output: usize, input: usize| match self {
@@ -236,7 +236,7 @@ impl Rng {
         ((bits ^ bits >> 31) >> 32) as u32 % end
     }
 
-    /// Of mean 0 and deviation 1.
+    /// A random number of mean 0 and deviation 1.
     pub fn number(&mut self) -> f32 {
         let sum: f32 = (0..3).map(|_| self.below(1 << 16) as f32 / 32768.0 - 1.0).sum();
         // The variance of each is a third.

@@ -3,10 +3,10 @@
 use cubecl::prelude::*;
 
 use super::super::buffers::Outputs;
-use super::super::mask::{CustomMask, KeyTiles, key_tiles};
+use super::super::mask::{CustomMask, key_tiles};
 use super::super::plan::WorkTile;
 use super::super::tiled::lane_rows::row_of;
-use super::super::tiled::mask_bits::apply_mask_bits;
+use super::super::tiled::mask_bits::apply_custom_mask;
 use super::super::tiled::softmax::{
     Softmax, UnmaskedKeys, logits, mask, online_softmax, rescale, start_softmax, sum_lanes, unmasked_keys,
 };
@@ -62,7 +62,7 @@ pub(super) fn consume<V: Variant, E: Float>(
             scheduler_barrier_arrive(plane, tiles);
             consumer_release(base, consumer.stages, Ring::Keys, tiles);
             apply_mask::<V>(&mut s, &mut softmax, args, work, &visible, walk.at, tiles);
-            apply_custom_mask::<V>(&mut s, custom, &walk, work, first_row);
+            apply_custom_mask::<MmaSync, V>(&mut s, custom, &walk, &work.rows, first_row, lane_key(walk.at));
             online_softmax::<MmaSync, V>(&mut s, &mut softmax, tiles);
             p_operands(&s, &mut p, tiles);
             walk.advance(custom);
@@ -78,7 +78,14 @@ pub(super) fn consume<V: Variant, E: Float>(
                 scheduler_barrier_arrive(plane, tiles);
                 consumer_release(base, consumer.stages, Ring::Keys, tiles);
                 apply_mask::<V>(&mut s, &mut softmax, args, work, &visible, walk.at, tiles);
-                apply_custom_mask::<V>(&mut s, custom, &walk, work, first_row);
+                apply_custom_mask::<MmaSync, V>(
+                    &mut s,
+                    custom,
+                    &walk,
+                    &work.rows,
+                    first_row,
+                    lane_key(walk.at),
+                );
                 online_softmax::<MmaSync, V>(&mut s, &mut softmax, tiles);
                 walk.advance(custom);
                 consumer.stages += 1;
@@ -199,6 +206,12 @@ fn visible_keys<V: Variant>(args: &V::Args, work: &WorkTile, plane: usize) -> Vi
     VisibleKeys { first_row: plane * 16, unmasked, starts, ends }
 }
 
+/// The lane's first key of the tile from `at` on.
+#[cube]
+fn lane_key(at: usize) -> u32 {
+    (at + MmaSync::column()) as u32
+}
+
 /// The logits of the keys from `at` on, masked.
 #[cube]
 fn apply_mask<V: Variant>(
@@ -210,34 +223,13 @@ fn apply_mask<V: Variant>(
     at: usize,
     #[comptime] tiles: TileShape,
 ) {
-    let key = (at + MmaSync::column()) as u32;
+    let key = lane_key(at);
     logits::<MmaSync, V>(s, softmax, args, &work.rows, visible.first_row, key);
     if visible.unmasked.ends_in(at, tiles.keys) {
         #[unroll]
         for r in 0..2usize {
             mask::<MmaSync, V>(s, r, key, visible.starts[r], visible.ends[r]);
         }
-    }
-}
-
-/// Masks the logits of the current tile, unless the mask keeps all of them.
-#[cube]
-fn apply_custom_mask<V: Variant>(
-    s: &mut Fragment<MmaSync>,
-    custom: &ComptimeOption<CustomMask>,
-    walk: &KeyTiles,
-    work: &WorkTile,
-    first_row: usize,
-) {
-    #[comptime]
-    match custom {
-        ComptimeOption::Some(custom) => {
-            if !walk.is_full() {
-                let key = (walk.at + MmaSync::column()) as u32;
-                apply_mask_bits::<MmaSync, V>(s, custom, &work.rows, first_row, key);
-            }
-        }
-        ComptimeOption::None => {}
     }
 }
 

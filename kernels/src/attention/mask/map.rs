@@ -31,7 +31,7 @@ impl MaskBits {
 pub struct Mask {
     /// The bits.
     pub bits: MaskBits,
-    /// What [`map_tiles`] wrote; none for a blueprint without work items.
+    /// The tile map, which [`map_tiles`] writes; none for a blueprint without work items.
     pub tiles: Option<TensorBinding>,
 }
 

@@ -268,9 +268,9 @@ pub(super) fn tiles(
         }
     }
     let walk = |tile: &RowTile| (tile.end - tile.start).div_ceil(classes.of_tile(tile).keys as u32) as usize;
-    let longest = tiles.iter().map(walk).max().unwrap_or(0);
+    let longest = || tiles.iter().map(walk).max().unwrap_or(0);
     if classes.prefill.warpgroups
-        && is_persistent(tiles.len() * problem.kv_heads, longest, cores, classes.prefill.cluster)
+        && is_persistent(tiles.len() * problem.kv_heads, longest(), cores, classes.prefill.cluster)
     {
         tiles.sort_by_key(|tile| Reverse(classes.of_tile(tile).cost(tile.end - tile.start)));
     }

@@ -116,12 +116,12 @@ impl Tiled {
     /// True if all requests are of one size, with rows for pairs of cubes, and there are many: pairs do not wait for each other
     /// then.
     fn are_alike(device: &DeviceProfile, problem: &Problem, requests: &[RequestShape]) -> bool {
-        let rows = |request: &RequestShape| request.qo_len * problem.group();
-        let items = requests.len() * problem.kv_heads;
-        items >= 2 * device.cores.unwrap_or(1)
-            && requests.windows(2).all(|two| (two[0].qo_len, two[0].kv_len) == (two[1].qo_len, two[1].kv_len))
-            && requests.iter().all(|request| rows(request).is_multiple_of(256))
-            && requests.iter().all(|request| rows(request) >= 512)
+        let size = |request: &RequestShape| (request.qo_len, request.kv_len);
+        let rows = requests.first().map_or(0, |request| request.qo_len * problem.group());
+        requests.len() * problem.kv_heads >= 2 * device.cores.unwrap_or(1)
+            && requests.windows(2).all(|two| size(&two[0]) == size(&two[1]))
+            && rows >= 512
+            && rows.is_multiple_of(256)
     }
 
     /// True if 2-CTA clusters with TMA multicast are worth it. They halve the reads from L2, which raises the

@@ -26,7 +26,7 @@ use super::super::plan::{WorkList, WorkTile};
 use super::super::variant::Variant;
 use super::copy_stage::{copy_stage, kv_head};
 use super::epilogue::store_rows;
-use super::mask_bits::apply_mask_bits;
+use super::mask_bits::apply_custom_mask;
 use super::merge_planes::merge_planes;
 use super::softmax::{logits, mask_rows, online_softmax, rescale, start_softmax, sum_lanes, unmasked_keys};
 use crate::mma::{Fragment, Mma, TileShape, first_key, first_row, shared_vecs, wait_stage};
@@ -135,15 +135,7 @@ fn attend<M: Mma, V: Variant, E: Float>(
         if unmasked.ends_in(at, cube_keys) {
             mask_rows::<M, V>(&mut s, args, work, first_row, key);
         }
-        #[comptime]
-        match custom {
-            ComptimeOption::Some(custom) => {
-                if !walk.is_full() {
-                    apply_mask_bits::<M, V>(&mut s, custom, &work.rows, first_row, key);
-                }
-            }
-            ComptimeOption::None => {}
-        }
+        apply_custom_mask::<M, V>(&mut s, custom, &walk, &work.rows, first_row, key);
         online_softmax::<M, V>(&mut s, &mut softmax, tiles);
         // A branch around this while no row_max rises costs more than it saves: 3% of a prefill on an H200,
         // since it splits the instruction schedule.

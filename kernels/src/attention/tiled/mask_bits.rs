@@ -2,16 +2,37 @@
 
 use cubecl::prelude::*;
 
-use super::super::mask::{CustomMask, first_bit, word_at};
+use super::super::mask::{CustomMask, KeyTiles, first_bit, word_at};
 use super::super::variant::Variant;
 use super::lane_rows::row_of;
 use super::softmax::masked;
 use crate::mma::{Fragment, Mma, column_step};
 use crate::request::TileRows;
 
+/// Masks the logits of the current tile of a walk, unless the mask keeps all of them; `key` is the lane's first.
+#[cube]
+pub(in super::super) fn apply_custom_mask<M: Mma, V: Variant>(
+    s: &mut Fragment<M>,
+    mask: &ComptimeOption<CustomMask>,
+    walk: &KeyTiles,
+    rows: &TileRows,
+    first_row: usize,
+    key: u32,
+) {
+    #[comptime]
+    match mask {
+        ComptimeOption::Some(mask) => {
+            if !walk.is_full() {
+                apply_mask_bits::<M, V>(s, mask, rows, first_row, key);
+            }
+        }
+        ComptimeOption::None => {}
+    }
+}
+
 /// Masks the logits whose bit is 0; `key` is the lane's first.
 #[cube]
-pub(in super::super) fn apply_mask_bits<M: Mma, V: Variant>(
+fn apply_mask_bits<M: Mma, V: Variant>(
     s: &mut Fragment<M>,
     mask: &CustomMask,
     rows: &TileRows,

@@ -59,7 +59,7 @@ pub(in super::super) fn start_softmax<M: Mma, V: Variant>(
 /// Turns the products of all rows into logits: as the variant transforms and biases them, and masked where it
 /// does not keep a key. `key` is the lane's first. If the hooks do nothing, the compiler removes all of it.
 ///
-/// Of the bias, the softmax adds the part that the keys of a lane have in common.
+/// The softmax adds the part of the bias that the keys of a lane have in common.
 #[cube]
 pub(in super::super) fn logits<M: Mma, V: Variant>(
     s: &mut Fragment<M>,

@@ -18,7 +18,7 @@ pub(super) struct Cache<'a, E> {
 }
 
 impl<'a, E: Float> Cache<'a, E> {
-    /// Of pages: the order of the axes, if they have one of their own, and the tokens that each holds.
+    /// Pages have an order of axes, if they have an axis of their own, and hold `page_size` tokens each.
     pub(super) fn of(tensor: &'a FlexTensor, (layout, page_size): (Option<KvLayout>, usize)) -> Self {
         let strides = tensor.layout().strides();
         let (page, token, head) = match layout {
