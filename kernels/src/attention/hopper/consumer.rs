@@ -57,7 +57,7 @@ pub(super) fn consume<V: Variant, E: Float>(
             let mut p = Array::<Vec16>::new(comptime!(tiles.keys / DEPTH));
             wait_full(base, consumer.queries, Ring::Queries, tiles);
             wait_full(base, consumer.stages, Ring::Keys, tiles);
-            issue_qk(&mut s, base, plane, consumer.stages, tiles);
+            issue_qk(&mut s, &*consumer, tiles);
             wgmma_wait(&mut s.tiles, tiles.keys, 0usize);
             scheduler_barrier_arrive(plane, tiles);
             consumer_release(base, consumer.stages, Ring::Keys, tiles);
@@ -71,7 +71,7 @@ pub(super) fn consume<V: Variant, E: Float>(
                 wait_full(base, consumer.stages, Ring::Keys, tiles);
             }
             while walk.at < work.end {
-                issue_qk(&mut s, base, plane, consumer.stages, tiles);
+                issue_qk(&mut s, &*consumer, tiles);
                 rescale::<MmaSync, V>(&mut o, &softmax);
                 issue_pv(&mut o, &p, base, consumer.stages - 1, tiles);
                 wgmma_wait(&mut s.tiles, tiles.keys, 1usize);
@@ -112,10 +112,12 @@ pub(super) fn consume<V: Variant, E: Float>(
 
 /// Issues `S = Q Kᵀ`, once the keys have arrived.
 #[cube]
-fn issue_qk(s: &mut Fragment<MmaSync>, base: u32, plane: usize, count: u32, #[comptime] tiles: TileShape) {
-    named_barrier(1 + (plane / 4) as u32, 256usize, true);
-    let queries = base + (plane / 4 * comptime!(64 * ROW_BYTES)) as u32;
-    let keys = stage_ptr(base, count, Ring::Keys, tiles);
+fn issue_qk(s: &mut Fragment<MmaSync>, consumer: &Consumer, #[comptime] tiles: TileShape) {
+    let (base, warpgroup) = (consumer.base, consumer.plane / 4);
+    named_barrier(1 + warpgroup as u32, 256usize, true);
+    let queries = stage_ptr(base, consumer.queries, Ring::Queries, tiles);
+    let queries = queries + (warpgroup * comptime!(64 * ROW_BYTES)) as u32;
+    let keys = stage_ptr(base, consumer.stages, Ring::Keys, tiles);
     wgmma_shared(
         &mut s.tiles,
         queries,

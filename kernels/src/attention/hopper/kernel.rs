@@ -22,12 +22,11 @@ use cubecl::prelude::*;
 
 use super::super::buffers::{Outputs, QkvVecs};
 use super::super::plan::WorkList;
-use super::super::plan::persistent::{heads_in_l2, item_and_head, snake_order};
 use super::super::variant::Variant;
 use super::consumer::{Consumer, consume, scheduler_barrier_arrive};
-use super::producer::{Producer, produce};
+use super::producer::produce;
 use super::ring::{init, shared_vecs};
-use super::roles::{PRODUCERS, registers, work_of_rank};
+use super::roles::{PRODUCERS, registers, tile_scheduler};
 use super::tensor_maps::TensorMaps;
 use crate::isa::nvidia::{form_clusters, prefetch_map, set_registers, shared_address, sync_cluster};
 use crate::mma::TileShape;
@@ -60,29 +59,11 @@ pub(crate) fn warp_specialized<V: Variant, E: Float>(
         sync_cube();
     }
 
-    let rank = CUBE_POS % tiles.cluster;
-    let cluster = CUBE_POS / tiles.cluster;
-    let clusters = CUBE_COUNT / tiles.cluster;
-    let kv_heads = qkv.k.shape(2);
-    let total = list.count * kv_heads;
-    let mut together = kv_heads;
-    if clusters == total {
-        together = heads_in_l2(list, kv_heads, tiles);
-    }
+    let mut scheduler = tile_scheduler(list, qkv.k.shape(2), tiles);
     let plane = UNIT_POS_Y as usize;
-    let mut item = cluster;
-    let mut round = 0usize;
     if plane < PRODUCERS {
         set_registers(comptime!(registers(tiles.planes()).0), false);
-        let (queries, stages) = (0u32.runtime(), 0u32.runtime());
-        let mut producer = Producer { base, rank, queries, stages };
-        while item < total {
-            let (index, head) = item_and_head(item, together, list.count, kv_heads);
-            let work = work_of_rank(list, index, head, kv_heads, rank, tiles);
-            produce(qkv, maps, &work, &list.mask, &mut producer, tiles);
-            round += 1;
-            item = snake_order(cluster, clusters, round);
-        }
+        produce(qkv, maps, list, &mut scheduler, base, tiles);
     } else {
         set_registers(comptime!(registers(tiles.planes()).1), true);
         let plane = plane - PRODUCERS;
@@ -91,12 +72,10 @@ pub(crate) fn warp_specialized<V: Variant, E: Float>(
         if plane / 4 == comptime!(tiles.planes() / 4 - 1) {
             scheduler_barrier_arrive(plane, tiles);
         }
-        while item < total {
-            let (index, head) = item_and_head(item, together, list.count, kv_heads);
-            let work = work_of_rank(list, index, head, kv_heads, rank, tiles);
+        while scheduler.has_work(list) {
+            let work = scheduler.work(list, tiles);
             consume::<V, E>(outputs, &work, &list.mask, args, &mut consumer, tiles);
-            round += 1;
-            item = snake_order(cluster, clusters, round);
+            scheduler.advance();
         }
     }
     // A cube must not exit while a peer may still write to its shared memory or barriers.

@@ -7,10 +7,10 @@ use cubecl::prelude::*;
 
 use super::super::buffers::QkvVecs;
 use super::super::kv_table::{fits, key_place, origin};
-use super::super::mask::{CustomMask, KeyTiles, key_tiles};
-use super::super::plan::WorkTile;
+use super::super::mask::key_tiles;
+use super::super::plan::{WorkList, WorkTile};
 use super::ring::{ROW_BYTES, Ring, full, stage_ptr, wait_empty};
-use super::roles::PAIR;
+use super::roles::{PAIR, TileScheduler};
 use super::tensor_maps::TensorMaps;
 use crate::isa::nvidia::{
     barrier_arrive, barrier_expect, copy_box, cp_async_at, cp_async_commit, cp_async_wait, fence_proxy_async,
@@ -34,50 +34,91 @@ pub(in super::super) fn box_rows(keys: usize, page_size: Option<usize>) -> usize
 
 /// The state of a producer.
 #[derive(CubeType)]
-pub(super) struct Producer {
-    pub base: u32,
+struct Producer {
+    base: u32,
     /// Rank of its cube in the cluster.
-    pub rank: usize,
+    rank: usize,
     /// Tiles of queries so far.
-    pub queries: u32,
+    queries: u32,
     /// Tiles of keys, or of values, so far.
-    pub stages: u32,
+    stages: u32,
 }
 
-/// Copies the tiles of one work item: one pair of planes the keys, the other one the queries and then the
-/// values.
+/// Copies the tiles of a cluster's work items: one pair of planes the keys, the other one the queries and values.
 #[cube]
 pub(super) fn produce(
     qkv: &QkvVecs,
     maps: &TensorMaps,
-    work: &WorkTile,
-    mask: &ComptimeOption<CustomMask>,
-    producer: &mut Producer,
+    list: &WorkList,
+    scheduler: &mut TileScheduler,
+    base: u32,
     #[comptime] tiles: TileShape,
 ) {
-    let mut walk = key_tiles(mask, work, tiles.keys, 0usize);
-    if work.first_row < work.rows.end && walk.at < work.end {
-        if (UNIT_POS_Y as usize) < PAIR {
-            produce_tiles(qkv, maps, work, mask, &mut walk, producer, Ring::Keys, tiles);
-        } else {
-            wait_empty(producer.base, producer.queries, Ring::Queries, tiles);
-            copy_queries(&qkv.q, &work.rows, producer.base, tiles);
-            producer_commit(full(producer.base, producer.queries, Ring::Queries, tiles));
-            producer.queries += 1;
-            produce_tiles(qkv, maps, work, mask, &mut walk, producer, Ring::Values, tiles);
+    let (queries, stages) = (0u32.runtime(), 0u32.runtime());
+    let mut producer = Producer { base, rank: CUBE_POS % tiles.cluster, queries, stages };
+    if (UNIT_POS_Y as usize) < PAIR {
+        while scheduler.has_work(list) {
+            let work = scheduler.work(list, tiles);
+            let mut walk = key_tiles(&list.mask, &work, tiles.keys, 0usize);
+            if work.first_row < work.rows.end {
+                while walk.at < work.end {
+                    produce_tile(qkv, maps, &work, walk.at, &mut producer, Ring::Keys, tiles);
+                    walk.advance(&list.mask);
+                }
+            }
+            scheduler.advance();
+        }
+    } else {
+        // The queries of the current work item have been copied, behind its predecessor's second tile of values: there is
+        // room for them, and time until the third.
+        let mut has_queries = false;
+        while scheduler.has_work(list) {
+            let work = scheduler.work(list, tiles);
+            scheduler.advance();
+            let mut walk = key_tiles(&list.mask, &work, tiles.keys, 0usize);
+            if work.first_row < work.rows.end && walk.at < work.end {
+                if !has_queries {
+                    produce_queries(qkv, &work, &mut producer, tiles);
+                }
+                has_queries = false;
+                let mut count = 0u32.runtime();
+                while walk.at < work.end {
+                    produce_tile(qkv, maps, &work, walk.at, &mut producer, Ring::Values, tiles);
+                    walk.advance(&list.mask);
+                    count += 1;
+                    if comptime!(Ring::Queries.stages(tiles) > 1) {
+                        if count == 2 && scheduler.has_work(list) {
+                            let next = scheduler.work(list, tiles);
+                            let has_tiles = key_tiles(&list.mask, &next, tiles.keys, 0usize).at < next.end;
+                            if next.first_row < next.rows.end && has_tiles {
+                                produce_queries(qkv, &next, &mut producer, tiles);
+                                has_queries = true;
+                            }
+                        }
+                    }
+                }
+            }
         }
     }
 }
 
-/// Copies the keys, or the values, of a work item.
+/// Copies the queries of a work item.
 #[cube]
-#[allow(clippy::too_many_arguments, reason = "two tensors, and the tiles of them")]
-fn produce_tiles(
+fn produce_queries(qkv: &QkvVecs, work: &WorkTile, producer: &mut Producer, #[comptime] tiles: TileShape) {
+    wait_empty(producer.base, producer.queries, Ring::Queries, tiles);
+    let to = stage_ptr(producer.base, producer.queries, Ring::Queries, tiles);
+    copy_queries(&qkv.q, &work.rows, to, tiles);
+    producer_commit(full(producer.base, producer.queries, Ring::Queries, tiles));
+    producer.queries += 1;
+}
+
+/// Copies a tile of the keys, or of the values, of a work item, from key `at` on.
+#[cube]
+fn produce_tile(
     qkv: &QkvVecs,
     maps: &TensorMaps,
     work: &WorkTile,
-    mask: &ComptimeOption<CustomMask>,
-    walk: &mut KeyTiles,
+    at: usize,
     producer: &mut Producer,
     #[comptime] tile: Ring,
     #[comptime] tiles: TileShape,
@@ -88,39 +129,40 @@ fn produce_tiles(
     let plane = UNIT_POS_Y as usize % PAIR;
     let vecs = comptime!(tile.vecs(tiles));
     let head = kv_head * from.stride(2) + origin(table, request, from.stride(1));
-    // No box reaches beyond its page.
-    let boxed = fits(table, work.start, maps.box_rows);
+    // No box reaches beyond its page. Keys beyond the work item are masked, but not what might lie beyond the request.
+    let boxed = fits(table, work.start, maps.box_rows) && at + tiles.keys <= request.kv_len;
     let boxes = boxes_of(producer.rank, plane, max(maps.box_rows, 1), tiles);
-    while walk.at < work.end {
-        let at = walk.at;
-        // Looked up while there is no room yet.
-        let row = at + boxes.row(UNIT_POS_X as usize);
-        let (page, slot) = key_place(table, request, min(row, request.kv_len - 1));
-        wait_empty(producer.base, producer.stages, tile, tiles);
-        let to = stage_ptr(producer.base, producer.stages, tile, tiles);
-        let full = full(producer.base, producer.stages, tile, tiles);
-        // Keys beyond the work item are masked, but not what might lie beyond the request.
-        if boxed && at + tiles.keys <= request.kv_len {
-            // Other planes may have begun to copy: the tile is not complete before all units have arrived.
-            if plane == 0 && UNIT_POS_X == 0 {
-                barrier_expect(full, comptime!(tiles.keys * vecs * 16));
-            }
-            let place = BoxPlace { page, slot: slot + origin(table, request, 1usize), kv_head };
-            copy_boxes(map, &boxes, &place, to, full, vecs, tiles);
-            barrier_arrive(full);
-        } else {
-            #[unroll]
-            for i in 0..comptime!(tiles.keys.div_ceil(LOOKED_UP)) {
-                let row = at + own_row(i * LOOKED_UP, tiles.keys);
-                let (page, slot) = key_place(table, request, min(row, work.end - 1));
-                let own = (page * from.stride(0) + slot * from.stride(1) + head) / 8;
-                copy_rows(from, own, to, i * LOOKED_UP, work.end - at, vecs, tiles.keys);
-            }
-            producer_commit(full);
+    // Looked up while there is no room yet.
+    let row = at + boxes.row(UNIT_POS_X as usize);
+    let (page, slot) = key_place(table, request, min(row, request.kv_len - 1));
+    let mut rows = Array::<usize>::new(comptime!(tiles.keys.div_ceil(LOOKED_UP)));
+    if !boxed {
+        #[unroll]
+        for i in 0..comptime!(tiles.keys.div_ceil(LOOKED_UP)) {
+            let row = at + own_row(i * LOOKED_UP, tiles.keys);
+            let (page, slot) = key_place(table, request, min(row, work.end - 1));
+            rows[i] = (page * from.stride(0) + slot * from.stride(1) + head) / 8;
         }
-        producer.stages += 1;
-        walk.advance(mask);
     }
+    wait_empty(producer.base, producer.stages, tile, tiles);
+    let to = stage_ptr(producer.base, producer.stages, tile, tiles);
+    let full = full(producer.base, producer.stages, tile, tiles);
+    if boxed {
+        // Other planes may have begun to copy: the tile is not complete before all units have arrived.
+        if plane == 0 && UNIT_POS_X == 0 {
+            barrier_expect(full, comptime!(tiles.keys * vecs * 16));
+        }
+        let place = BoxPlace { page, slot: slot + origin(table, request, 1usize), kv_head };
+        copy_boxes(map, &boxes, &place, to, full, vecs, tiles);
+        barrier_arrive(full);
+    } else {
+        #[unroll]
+        for i in 0..comptime!(tiles.keys.div_ceil(LOOKED_UP)) {
+            copy_rows(from, rows[i], to, i * LOOKED_UP, work.end - at, vecs, tiles.keys);
+        }
+        producer_commit(full);
+    }
+    producer.stages += 1;
 }
 
 /// The TMA boxes that a plane copies: box `i` is copied by producer plane `i % planes` of the cluster.
@@ -217,13 +259,13 @@ fn producer_commit(full: u32) {
 
 /// Begins to copy the rows of queries; missing rows are zeros.
 #[cube]
-fn copy_queries(from: &Tensor<Vec16>, owned: &TileRows, base: u32, #[comptime] tiles: TileShape) {
+fn copy_queries(from: &Tensor<Vec16>, owned: &TileRows, to: u32, #[comptime] tiles: TileShape) {
     let rows = comptime!(tiles.rows(16));
     #[unroll]
     for i in 0..comptime!(rows.div_ceil(LOOKED_UP)) {
         let (token, head, _) = owned.place(own_row(i * LOOKED_UP, rows));
         let own = (token * from.stride(0) + head * from.stride(1)) / 8;
-        copy_rows(from, own, base, i * LOOKED_UP, owned.end - owned.first, tiles.q_vecs(), rows);
+        copy_rows(from, own, to, i * LOOKED_UP, owned.end - owned.first, tiles.q_vecs(), rows);
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | | bytes | |
 //! |---|---|---|
-//! | queries | rows x head | one tile |
+//! | queries | rows x head | ring of two, where there is room |
 //! | keys, values | keys x head, for each stage | rings |
 //! | barriers | 8 each | of each tile: *full* and *empty* |
 //!
@@ -19,9 +19,23 @@ use crate::{Refusal, Result};
 /// Bytes of 64 elements.
 pub(super) const ROW_BYTES: usize = 128;
 
+/// Shared memory of a cube on Hopper, in bytes.
+const SHARED_MEMORY: usize = 227 << 10;
+
 /// Shared memory, in vectors of 16 bytes.
 pub(in super::super) fn shared_vecs(tiles: TileShape) -> usize {
-    barriers_at(tiles) / 16 + (2 + 4 * tiles.stages).div_ceil(2)
+    shared_vecs_with(q_stages(tiles), tiles)
+}
+
+fn shared_vecs_with(q_stages: usize, tiles: TileShape) -> usize {
+    q_stages * tiles.rows(16) * tiles.q_vecs()
+        + tiles.stages * tiles.stage_vecs()
+        + (2 * q_stages + 4 * tiles.stages).div_ceil(2)
+}
+
+/// Stages of queries: the queries of the next work item arrive while a cube still computes the last one, if there is room.
+fn q_stages(tiles: TileShape) -> usize {
+    if 16 * shared_vecs_with(2, tiles) <= SHARED_MEMORY { 2 } else { 1 }
 }
 
 /// Checks the tiles against the limits of warpgroups and producers.
@@ -55,7 +69,7 @@ pub(in super::super) fn check(tiles: TileShape) -> Result<()> {
 
 /// Offset of the keys, in bytes.
 fn keys_at(tiles: TileShape) -> usize {
-    tiles.rows(16) * tiles.q_vecs() * 16
+    q_stages(tiles) * query_bytes(tiles)
 }
 
 /// Offset of the values, in bytes.
@@ -65,6 +79,11 @@ fn values_at(tiles: TileShape) -> usize {
 
 fn barriers_at(tiles: TileShape) -> usize {
     keys_at(tiles) + tiles.stages * tiles.stage_vecs() * 16
+}
+
+/// Bytes of a tile of queries.
+fn query_bytes(tiles: TileShape) -> usize {
+    tiles.rows(16) * tiles.q_vecs() * 16
 }
 
 /// Bytes of a tile of keys.
@@ -87,8 +106,8 @@ pub(super) enum Ring {
 
 impl Ring {
     /// Number of stages.
-    fn stages(self, tiles: TileShape) -> usize {
-        if self == Self::Queries { 1 } else { tiles.stages }
+    pub fn stages(self, tiles: TileShape) -> usize {
+        if self == Self::Queries { q_stages(tiles) } else { tiles.stages }
     }
 
     /// Vectors of 16 bytes in a row.
@@ -109,8 +128,8 @@ impl Ring {
     fn barrier_at(self, tiles: TileShape) -> usize {
         let before = match self {
             Self::Queries => 0,
-            Self::Keys => 2,
-            Self::Values => 2 + 2 * tiles.stages,
+            Self::Keys => 2 * q_stages(tiles),
+            Self::Values => 2 * (q_stages(tiles) + tiles.stages),
         };
         barriers_at(tiles) + 8 * before
     }
@@ -118,7 +137,7 @@ impl Ring {
     /// Offset of the first stage, and the bytes of one.
     fn place(self, tiles: TileShape) -> (usize, usize) {
         match self {
-            Self::Queries => (0, keys_at(tiles)),
+            Self::Queries => (0, query_bytes(tiles)),
             Self::Keys => (keys_at(tiles), key_bytes(tiles)),
             Self::Values => (values_at(tiles), value_bytes(tiles)),
         }
