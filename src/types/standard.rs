@@ -8,7 +8,7 @@ use super::variant::{AttentionVariant, LogitTile, Request, Row, SharedVariant};
 #[cfg(feature = "cube")]
 use burn_flashinfer_kernels::attention as kernels;
 
-/// The smallest scale that sinks and slopes are divided by, the same as in the kernels.
+/// The smallest factor that sinks and slopes are divided by, the same as in the kernels.
 const LEAST_SCALE: f32 = 1e-30;
 
 /// The host's half of [`kernels::Standard`]: scaled products behind a causal mask, a window and ranges of tokens, soft-capped
@@ -23,10 +23,18 @@ pub(crate) struct StandardAttention {
     pub ranges: Option<TokenRanges>,
 }
 
+impl StandardAttention {
+    /// The cap, or a larger one of the same probabilities: logits up to `LEAST_SCALE` are all of weight 1.
+    fn cap(&self) -> Option<f32> {
+        self.soft_cap.map(|cap| cap.max(LEAST_SCALE))
+    }
+}
+
 impl AttentionVariant for StandardAttention {
     fn scale(&self) -> f32 {
-        // A cap has scaled the logits itself, as has a factor that nothing can be divided by.
-        if self.soft_cap.is_none() && self.scale >= LEAST_SCALE { self.scale } else { 1.0 }
+        // A factor that nothing can be divided by is in the logits.
+        let scale = if self.scale >= LEAST_SCALE { self.scale } else { 1.0 };
+        self.cap().unwrap_or(scale)
     }
 
     fn keys(&self, request: &Request, query: usize) -> Range<usize> {
@@ -38,11 +46,8 @@ impl AttentionVariant for StandardAttention {
     }
 
     fn logit(&self, product: f64, _row: &Row<'_>, _key: usize) -> f64 {
-        let scaled = product * f64::from(self.scale);
-        match self.soft_cap.map(f64::from) {
-            None => scaled / f64::from(self.scale()),
-            Some(cap) => cap * (scaled / cap).tanh(),
-        }
+        let scaled = product * f64::from(self.scale) / f64::from(self.scale());
+        if self.soft_cap.is_some() { scaled.tanh() } else { scaled }
     }
 
     fn slope(&self, row: &Row<'_>) -> f64 {

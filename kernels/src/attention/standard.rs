@@ -38,7 +38,7 @@ pub enum Ranges {
     Items,
 }
 
-/// The smallest factor that sinks and slopes are divided by. With another one the logits are scaled where they are made.
+/// The smallest factor that sinks and slopes are divided by. With another scale the logits are scaled where they are made.
 const LEAST_SCALE: f32 = 1e-30;
 
 impl Standard {
@@ -47,14 +47,19 @@ impl Standard {
         Self { scale, causal: false, window_left: None, soft_cap: None, ranges: Ranges::None }
     }
 
-    /// The result of [`Variant::scale`]: a cap has scaled the logits itself, as has any factor that is not above 0.
+    /// The result of [`Variant::scale`]: the cap, the scale, or 1 where the scale is not above 0.
     pub fn logit_scale(&self) -> f32 {
-        if self.scales_itself() { 1.0 } else { self.scale }
+        let scale = if self.divides() { self.scale } else { 1.0 };
+        self.cap().unwrap_or(scale)
     }
 
-    fn scales_itself(&self) -> bool {
-        let divides = self.scale >= LEAST_SCALE;
-        self.soft_cap.is_some() || !divides
+    fn divides(&self) -> bool {
+        self.scale >= LEAST_SCALE
+    }
+
+    /// The cap, or a larger one of the same probabilities: logits up to `LEAST_SCALE` are all of weight 1.
+    fn cap(&self) -> Option<f32> {
+        self.soft_cap.map(|cap| cap.max(LEAST_SCALE))
     }
 
     fn mask(&self) -> CausalWindow {
@@ -84,17 +89,17 @@ impl Kernels for Standard {
             Ranges::None => None,
             _ => Some(token_ranges(&call)?),
         };
-        let inner = match self.soft_cap {
+        let inner = match self.cap() {
             // Finite, so that 0 times it is 0.
             Some(cap) => Some((self.scale / cap).clamp(f32::MIN, f32::MAX)),
-            None => self.scales_itself().then_some(self.scale),
+            None => (!self.divides()).then_some(self.scale),
         };
         let buffer = |tensor: &Option<TensorBinding>| tensor.clone().map(TensorBinding::into_buffer_arg);
         let args = || {
             let of = |kind| (self.ranges == kind).then(|| ranges.as_ref().map(|ranges| ranges())).flatten();
             StandardArgsLaunch::new(
                 inner.is_none().then_some(self.scale).into(),
-                self.soft_cap.into(),
+                self.cap().into(),
                 inner.into(),
                 self.mask().launch(),
                 buffer(&sinks).into(),
@@ -111,7 +116,7 @@ impl Kernels for Standard {
 /// The arguments of [`Standard`].
 #[derive(CubeType, CubeLaunch)]
 pub struct StandardArgs {
-    /// Factor on `q·k`, unless `inner` is there.
+    /// Factor on `q·k`, unless there is a cap or `inner`.
     pub scale: ComptimeOption<f32>,
     /// Bound of the logits.
     pub cap: ComptimeOption<f32>,
@@ -135,9 +140,10 @@ impl Variant for Standard {
 
     fn scale(args: &StandardArgs) -> f32 {
         #[comptime]
-        match &args.scale {
-            ComptimeOption::Some(scale) => *scale,
-            ComptimeOption::None => 1.0f32.runtime(),
+        match (&args.cap, &args.scale) {
+            (ComptimeOption::Some(cap), _) => *cap,
+            (ComptimeOption::None, ComptimeOption::Some(scale)) => *scale,
+            (ComptimeOption::None, ComptimeOption::None) => 1.0f32.runtime(),
         }
     }
 
@@ -159,11 +165,7 @@ impl Variant for Standard {
         match &args.inner {
             ComptimeOption::Some(inner) => {
                 let scaled = product * *inner;
-                #[comptime]
-                match &args.cap {
-                    ComptimeOption::Some(cap) => *cap * M::tanh(scaled),
-                    ComptimeOption::None => scaled,
-                }
+                if comptime!(args.cap.is_some()) { M::tanh(scaled) } else { scaled }
             }
             ComptimeOption::None => product,
         }

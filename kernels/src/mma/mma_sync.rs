@@ -10,9 +10,9 @@ use super::operands::{CopyShape, Operands, copy_of, first_key, first_row};
 use super::product::Mma;
 use super::tile_shape::TileShape;
 use crate::isa::nvidia::{
-    OperandType, exp2, ldmatrix, min_cubes_per_core, mma, pack, reciprocal, shared_address, shuffle_xor,
+    OperandType, exp2, ldmatrix, min_cubes_per_core, mma, pack, reciprocal, shared_address, shuffle_xor, tanh,
 };
-use crate::math::{Math, tanh_by_exp2};
+use crate::math::Math;
 use crate::request::TileRows;
 use crate::staging::{CpAsync, Ring, Staging, Vec16, swizzled};
 
@@ -269,7 +269,7 @@ impl Math for MmaSync {
     }
 
     fn tanh(x: f32) -> f32 {
-        tanh_by_exp2::<Self>(x)
+        tanh(x)
     }
 }
 
