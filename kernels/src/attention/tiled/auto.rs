@@ -96,12 +96,13 @@ impl Tiled {
         let most = match (causal, longest) {
             // The tiles that end soonest behind the last key: the rest of the last one is a loss, and is copied lane by lane.
             // A tenth of 16384 keys in blocks of 64 x 64 (1600 keys) ran at 545 TFLOP/s with 160, 480 with 128 and 366
-            // with 192, single keys (819) at 341, 353 and 260, blocks of 128 x 128 (1536) at 517, 526 and 577 (pairs).
+            // with 192, blocks of 128 x 128 (1536) at 517, 526 and 577 (pairs), single keys (819) later at 352, 371 and 374, and
+            // at 382 with 176.
             (false, 0..2048) => {
                 let visited = |keys: usize| -> usize {
                     requests.iter().map(|request| request.kv_len.next_multiple_of(keys)).sum()
                 };
-                [192, 160, 128].into_iter().min_by_key(|&keys| visited(keys)).unwrap_or(192)
+                [192, 176, 160, 128].into_iter().min_by_key(|&keys| visited(keys)).unwrap_or(192)
             }
             (false, _) => 192,
             (true, 0..=1024) => 128,

@@ -84,13 +84,4 @@ impl LinearBias {
         }
         unshifted
     }
-
-    /// `x`, or the magnitude of `unshifted` if there is a bias and this is less.
-    pub fn least(&self, x: f32, unshifted: f32) -> f32 {
-        let mut least = x;
-        if comptime!(self.is_some) {
-            least = min(x, unshifted.abs());
-        }
-        least
-    }
 }
