@@ -2,7 +2,7 @@
 //!
 //!     cargo bench -p burn-flashinfer-kernels --features cuda --bench attention -- PART.. [quick] [keys=N] [cleared] [csv=FILE]
 //!
-//! With `keys`, only rows of requests that end with so many keys. With `cleared`, the caches are cleared before each run. Parts: first, plan, prefill, biases, decode, skew, mixed, cascade, mask, sparse, plain, and sweep; without any, all but sweep.
+//! With `keys`, only rows of requests that end with so many keys. With `cleared`, the caches are cleared before each run. Parts: first, plan, prefill, biases, decode, few, skew, mixed, cascade, mask, sparse, plain, sweep and warpgroups; without any, all but the last two.
 //!
 //! Every row is the median of at least ten passes over several sets of random inputs, which together are larger than the
 //! caches, as a replayed graph of launches: what the device needs, without the gaps that the host leaves. The first call
@@ -16,6 +16,8 @@ mod cleared;
 mod device;
 #[path = "attention/masks.rs"]
 mod masks;
+#[path = "attention/sigmoid.rs"]
+mod sigmoid;
 #[path = "attention/sparse.rs"]
 mod sparse;
 #[path = "attention/step.rs"]
@@ -37,8 +39,20 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |name: &str| arguments.iter().any(|argument| argument == name);
     let every = ![
-        "first", "plan", "prefill", "biases", "decode", "skew", "mixed", "cascade", "mask", "sparse",
-        "plain", "sweep",
+        "first",
+        "plan",
+        "prefill",
+        "biases",
+        "decode",
+        "few",
+        "skew",
+        "mixed",
+        "cascade",
+        "mask",
+        "sparse",
+        "plain",
+        "sweep",
+        "warpgroups",
     ]
     .into_iter()
     .any(has);
@@ -58,6 +72,7 @@ fn main() {
         soft_cap: None,
         window: None,
         slopes: false,
+        sigmoid: false,
         paged: false,
         choice: Choice::Auto,
         split: Split::Auto,
@@ -88,6 +103,9 @@ fn main() {
                 bench.row(&Shape { lengths: vec![(n, n)], kv_heads, causal: false, ..base.clone() });
             }
         }
+        for n in [8192, 16384] {
+            bench.row(&Shape { lengths: vec![(n, n)], q_heads: 64, ..base.clone() });
+        }
         for dim in [64, 256] {
             bench.row(&Shape { lengths: vec![(8192, 8192)], dim, ..base.clone() });
         }
@@ -113,6 +131,12 @@ fn main() {
             }
             bench.row(&Shape { lengths: vec![(1, 4096); 64], causal: false, paged: true, ..biased });
         }
+        bench.row(&Shape {
+            op: "prefill-sigmoid",
+            sigmoid: true,
+            lengths: vec![(8192, 8192)],
+            ..base.clone()
+        });
         for (op, sinks, soft_cap, window) in [
             ("prefill-cap", false, Some(30.0), None),
             ("prefill-window", false, None, Some(1023)),
@@ -121,6 +145,9 @@ fn main() {
             let lengths = vec![(8192, 8192)];
             bench.row(&Shape { op, sinks, soft_cap, window, lengths, ..base.clone() });
         }
+    }
+    if every || has("few") {
+        few_queries(&mut bench, &base);
     }
     if every || has("decode") {
         let decode = Shape { op: "decode", causal: false, paged: true, ..base.clone() };
@@ -184,12 +211,29 @@ fn main() {
             }
         }
     }
+    if has("warpgroups") {
+        sweep::warpgroup_sweep(&mut bench, &base);
+    }
     if has("sweep") {
         sweep::plain_sweep(&mut bench, &Shape { dtype: F32, ..base.clone() });
         sweep::sweep(&mut bench, &base);
     }
     if let Some(file) = arguments.iter().find_map(|argument| argument.strip_prefix("csv=")) {
         std::fs::write(file, &bench.csv).expect("the file can be written");
+    }
+}
+
+/// A few queries of each request, or a chunk of a long prompt, over many keys.
+fn few_queries(bench: &mut Bench, base: &Shape) {
+    let few = Shape { op: "few", paged: true, ..base.clone() };
+    for queries in [2, 4, 8, 16] {
+        for (batch, keys) in [(1, 131072), (16, 8192), (128, 8192)] {
+            bench.row(&Shape { lengths: vec![(queries, keys); batch], ..few.clone() });
+        }
+    }
+    for (q_heads, kv_heads) in [(8, 1), (16, 2), (32, 4), (64, 8)] {
+        let lengths = vec![(256, 131072)];
+        bench.row(&Shape { op: "chunk", lengths, q_heads, kv_heads, ..few.clone() });
     }
 }
 

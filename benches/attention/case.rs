@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use burn_flashinfer_kernels::attention::{
-    Alignment, Attention, Batch, Choice, DevicePlan, HeadDims, Inputs as Tensors, Mask, Plan, Problem,
-    RequestShape, Split, Standard, launch,
+    Alignment, Attention, Batch, Choice, DevicePlan, HeadDims, Inputs as Tensors, Kernels, Mask, Plan,
+    Problem, RequestShape, Split, Standard, launch,
 };
 use burn_flashinfer_kernels::{DeviceProfile, KvLayout};
 use cubecl::ir::{ElemType, FloatKind};
@@ -12,6 +12,7 @@ use cubecl::prelude::*;
 
 use crate::cleared::cleared;
 use crate::device::Device;
+use crate::sigmoid::Sigmoid;
 
 pub const PAGE: usize = 16;
 
@@ -39,6 +40,8 @@ pub struct Shape {
     pub window: Option<usize>,
     /// Slopes of ALiBi.
     pub slopes: bool,
+    /// The causal variant without softmax, instead of the standard one.
+    pub sigmoid: bool,
     pub paged: bool,
     pub choice: Choice,
     pub split: Split,
@@ -69,6 +72,13 @@ impl Shape {
     fn variant(&self) -> Standard {
         let Self { causal, soft_cap, window, .. } = *self;
         Standard { causal, soft_cap, window_left: window, ..Standard::new((self.dim as f32).powf(-0.5)) }
+    }
+
+    fn kernels(&self) -> Box<dyn Kernels> {
+        let standard = self.variant();
+        // The usual bias: the weights of a row add up to about 1.
+        let bias = -(self.lengths[0].1 as f32).ln();
+        if self.sigmoid { Box::new(Sigmoid { scale: standard.scale, bias }) } else { Box::new(standard) }
     }
 
     fn page_size(&self) -> usize {
@@ -186,7 +196,7 @@ impl Bench {
             mask: inputs.mask.clone(),
         };
         // SAFETY: row pointers, pages and plan are made of the lengths that sized the tensors.
-        unsafe { launch(&self.device.client, problem, &s.variant(), inputs.planned.clone()) }
+        unsafe { launch(&self.device.client, problem, s.kernels().as_ref(), inputs.planned.clone()) }
             .expect("launches");
     }
 

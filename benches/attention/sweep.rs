@@ -3,7 +3,7 @@
 use burn_flashinfer_kernels::MmaKind;
 use burn_flashinfer_kernels::attention::{Blueprint, Choice, Split, Tiled};
 
-use crate::case::{Bench, Shape};
+use crate::case::{Bench, Pool, Shape};
 
 /// Other blueprints than those chosen, where choices are close.
 pub fn sweep(bench: &mut Bench, base: &Shape) {
@@ -53,6 +53,39 @@ pub fn sweep(bench: &mut Bench, base: &Shape) {
             let lengths = vec![(1, keys); batch];
             let decode = Shape { op: "decode", causal: false, paged: true, ..base.clone() };
             bench.row(&Shape { lengths, choice, split, ..decode });
+        }
+    }
+}
+
+/// Tiles of warpgroups other than those chosen: pairs of cubes, keys and stages.
+pub fn warpgroup_sweep(bench: &mut Bench, base: &Shape) {
+    let tiles = [(1, 96), (1, 112), (1, 128), (1, 160), (1, 176), (1, 192), (2, 128), (2, 160), (2, 192)];
+    let tiles = tiles.map(|(cluster, keys)| {
+        let (unit, q_planes) = (MmaKind::Wgmma, 8);
+        let tiled = Tiled {
+            unit,
+            q_tiles: 1,
+            q_planes,
+            keys,
+            kv_planes: 1,
+            stages: 2,
+            q_in_registers: false,
+            cluster,
+        };
+        Choice::Exactly(Blueprint::Tiled(tiled))
+    });
+    let square = |n| vec![(n, n)];
+    let sparse = Shape { causal: false, paged: true, ..base.clone() };
+    let shared = Some(Pool { page_size: 1, keys: 8192 });
+    for shape in [
+        Shape { op: "prefill-window", window: Some(1023), lengths: square(8192), ..base.clone() },
+        Shape { op: "prefill-window", window: Some(4095), lengths: square(8192), ..base.clone() },
+        Shape { q_heads: 64, lengths: square(8192), ..base.clone() },
+        Shape { q_heads: 64, lengths: square(16384), ..base.clone() },
+        Shape { op: "vector-sparse-64x1", lengths: vec![(64, 819); 128], shared, ..sparse },
+    ] {
+        for choice in tiles {
+            bench.row(&Shape { choice, ..shape.clone() });
         }
     }
 }
