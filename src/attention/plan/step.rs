@@ -174,8 +174,8 @@ impl DecodeStep {
     /// # Errors
     ///
     /// If there are too many sequences or tokens of one, or too long ones, a sequence is unknown or named twice, or the
-    /// pool has not enough free pages; if there is a tree and the step has none, or it is not of these tokens; if a kind of layers sees what a sequence [gave
-    /// back](PagedKvCache::release_before). Nothing has changed then.
+    /// pool has not enough free pages; if there is a tree and the step has none, or it is not of these tokens; if a kind of
+    /// layers sees what a sequence [gave back](PagedKvCache::release_before). Nothing has changed then.
     pub fn update<T: StepTokens>(
         &mut self,
         cache: &mut PagedKvCache,

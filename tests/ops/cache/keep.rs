@@ -101,14 +101,14 @@ fn refusals_keep_all(target: Target) {
         keep(&mut cache, 9, &[]),
         format!("{op} `first` is 9, expected 0 to 8, tokens that the sequence has"),
     );
-    refused(keep(&mut cache, 2, &[0, 6]), format!("{op} `kept`[1] is 6, expected at least 1, and below 6"));
-    refused(keep(&mut cache, 2, &[3, 3]), format!("{op} `kept`[1] is 3, expected at least 4, and below 6"));
+    refused(keep(&mut cache, 2, &[0, 6]), format!("{op} `kept[1]` is 6, expected at least 1, and below 6"));
+    refused(keep(&mut cache, 2, &[3, 3]), format!("{op} `kept[1]` is 3, expected at least 4, and below 6"));
     // All pages are taken, and a fork has those of the sequence.
     let (fork, rest) = (cache.fork(sequence).expect("alive"), cache.create());
     cache.reserve(&[(rest, 40)]).expect("room");
     refused(
         keep(&mut cache, 2, &[1, 2]),
-        format!("{op} `sequence` needs 2 pages, but only 0 of 12 are free"),
+        format!("{op} `sequence` needs 1 more pages, but only 0 of 12 are free"),
     );
     assert_eq!(numbers(&cache, sequence), numbers(&cache, fork));
     cache.free(fork).expect("alive");
