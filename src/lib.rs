@@ -9,7 +9,7 @@
 //! | [`PagedPlan`], [`RaggedPlan`] | the same of any mix of requests, planned once for all layers |
 //! | [`RotatedPlan`] | over pages whose keys RoPE has not rotated |
 //! | [`VariantInputs`], [`alibi_slopes`] | attention sinks and ALiBi, for all of them |
-//! | [`Spans`], [`Items`] | images in a causal prompt, and multi-item scoring |
+//! | [`Spans`], [`Items`], [`TokenTree`] | images in a causal prompt, multi-item scoring, and trees of drafted tokens |
 //! | [`AttentionVariant`] | attention of your own |
 //! | [`cascade_attention`], [`CascadePlan`] | attention over pages that requests share, each read once |
 //! | [`BlockSparsePlan`], [`VariableBlockSparsePlan`] | attention over chosen blocks of keys, down to single keys |
@@ -119,8 +119,8 @@ pub use ops::{
 };
 pub use types::{
     Activation, AttentionOptions, AttentionVariant, BitOrder, Fp8, HostInputs, InputLengths, Items, KvLayout,
-    LogitTile, Request, RopeStyle, RouterScore, Row, SharedVariant, Spans, WeightFormat, WeightLayout,
-    WeightScales,
+    LogitTile, Request, RopeStyle, RouterScore, Row, SharedVariant, Spans, TokenTree, WeightFormat,
+    WeightLayout, WeightScales,
 };
 
 /// All that a decoder layer over a paged cache needs, for `use burn_flashinfer::prelude::*`.
@@ -164,8 +164,8 @@ pub mod sampling {
 pub mod kernels {
     pub use burn_flashinfer_kernels::Result;
     pub use burn_flashinfer_kernels::attention::{
-        Call, CausalWindow, CausalWindowLaunch, Inputs, Kernels, Math, QueryRow, RequestShape, Standard,
-        Variant,
+        Call, CausalWindow, CausalWindowLaunch, Inputs, Kernels, KeyBounds, Math, QueryRow, RequestShape,
+        Standard, Variant,
     };
     pub use cubecl;
 }

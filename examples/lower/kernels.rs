@@ -1,7 +1,7 @@
 //! The launches of the fixed list: at least one of each kernel, at the shapes of Llama 3 8B.
 
 use burn_flashinfer_kernels::attention::{
-    self, Alignment, Choice, HeadDims, Inputs, Plan, Problem, RequestShape, Split, Standard,
+    self, Alignment, Choice, HeadDims, Inputs, Plan, Problem, Ranges, RequestShape, Split, Standard,
 };
 use burn_flashinfer_kernels::gemm::quantized::{
     self as quantized_gemm, QuantizedGemm, ScaledGemm, Scales, Weight, WeightFormat,
@@ -59,6 +59,7 @@ fn attentions() -> Vec<Case> {
         align: Alignment { qk: 64, vo: 64 },
     };
     let causal = Standard { causal: true, ..Standard::new(plain.scale) };
+    let trees = Standard { ranges: Ranges::Trees, ..causal };
     let of_dim = |dim| Problem { dims: HeadDims { qk: dim, vo: dim }, ..plain };
     let mut cases = vec![];
     let mut add = |name: String, problem, variant: Standard, lengths: &[(usize, usize)], kind, split| {
@@ -71,8 +72,14 @@ fn attentions() -> Vec<Case> {
             let plan = Plan::new(&device, &problem, &variant, &requests, Choice::Auto, split)?;
             let mut attention = offline::attention(client, &problem, &requests, kind);
             let of_heads = || tensor(client, &[HEADS], 4);
-            attention.inputs =
-                Inputs { sinks: sinks.then(of_heads), slopes: slopes.then(of_heads), ..Inputs::default() };
+            // Three numbers for each token of a tree.
+            let table = requests.len() + 1 + 3 * requests.iter().map(|request| request.qo_len).sum::<usize>();
+            attention.inputs = Inputs {
+                sinks: sinks.then(of_heads),
+                slopes: slopes.then(of_heads),
+                ints: (variant.ranges == Ranges::Trees).then(|| tensor(client, &[table], 4)),
+                ..Inputs::default()
+            };
             // SAFETY: the recorder runs no kernel.
             unsafe { attention::launch(client, attention, &variant, plan.upload(client)) }
         }));
@@ -89,6 +96,7 @@ fn attentions() -> Vec<Case> {
         for given in ["sinks", "alibi", "sinks-alibi"] {
             add(format!("{phase}-paged-128-bf16-{given}"), plain, causal, lengths, PAGED, Split::Never);
         }
+        add(format!("{phase}-paged-128-bf16-trees"), plain, trees, lengths, PAGED, Split::Never);
         let single = Problem { dtype: F32, kv_dtype: F32, ..plain };
         add(format!("{phase}-paged-128-f32"), single, causal, lengths, PAGED, Split::Never);
     }

@@ -90,6 +90,10 @@ impl VariantInputs {
                 }
             }
         }
+        if self.slopes.is_some() && options.has_trees() {
+            let expected = "none, as tokens of a tree are not where their keys are".into();
+            return Err(Error::Value { op, argument: "slopes", got: "given".into(), expected });
+        }
         let wanted = options.variant.as_ref().map(|variant| variant.input_lengths(q_heads));
         let lengths = InputLengths {
             floats: self.floats.as_ref().map(|floats| floats.dims()[0]),

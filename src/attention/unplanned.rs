@@ -319,7 +319,7 @@ impl Problem {
         layout: KvLayout,
     ) -> Result<AttentionOutput> {
         let requests = Requests { qo_indptr, kv };
-        self.config.check_ranges(self.op, qo_indptr.len() - 1)?;
+        self.config.check_ranges(self.op, qo_indptr.windows(2).map(|rows| rows[1] - rows[0]))?;
         for (request, (queries, keys)) in requests.lengths().enumerate() {
             self.config.check_causal(self.op, request, queries, keys)?;
         }

@@ -5,6 +5,7 @@ mod checks;
 mod clock;
 mod config;
 mod copy;
+mod keep;
 mod kv_cache;
 mod kv_pages;
 mod page_pool;

@@ -76,17 +76,23 @@ impl PagedKvCache {
             }
             slots.extend(sequence.slots(first, self.page_size));
         }
-        for shared in &from {
+        self.replace(&from, &to)?;
+        Ok(slots)
+    }
+
+    /// Copies `shared` pages, which a sequence gives up, to those that it has taken in place of them.
+    pub(super) fn replace(&mut self, shared: &[usize], own: &[usize]) -> Result<()> {
+        for shared in shared {
             self.give_up(std::slice::from_ref(shared));
         }
-        if !from.is_empty() {
-            let copies = PageCopies::new(&from, &to, self.page_size, self.pool.pages(), &self.device)?;
+        if !shared.is_empty() {
+            let copies = PageCopies::new(shared, own, self.page_size, self.pool.pages(), &self.device)?;
             for layer in &mut self.layers {
                 copy_pages(layer, &copies)?;
             }
-            self.counted.copied_pages += from.len() as u64;
+            self.counted.copied_pages += shared.len() as u64;
         }
-        Ok(slots)
+        Ok(())
     }
 
     fn plan(&self, op: &'static str, growth: &[(SequenceId, usize)]) -> Result<Plan> {

@@ -40,9 +40,12 @@ impl Sequence {
 
     /// The slots of its tokens, from token `first` on. A pool has no more slots than an `i32` counts.
     pub(super) fn slots(&self, first: usize, page_size: usize) -> impl Iterator<Item = i32> {
-        (first..self.len).filter_map(move |position| {
-            let page = self.pages.get(position / page_size)?;
-            Some((page * page_size + position % page_size) as i32)
-        })
+        (first..self.len).filter_map(move |position| self.slot(position, page_size))
+    }
+
+    /// The slot of the token at a position.
+    pub(super) fn slot(&self, position: usize, page_size: usize) -> Option<i32> {
+        let page = self.pages.get(position / page_size)?;
+        Some((page * page_size + position % page_size) as i32)
     }
 }

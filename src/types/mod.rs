@@ -8,6 +8,7 @@ mod options;
 mod standard;
 mod styles;
 mod token_ranges;
+mod token_tree;
 mod variant;
 mod weight;
 
@@ -20,6 +21,7 @@ pub use options::{AttentionOptions, AttentionParams};
 pub(crate) use standard::StandardAttention;
 pub use styles::{Activation, RmsNormStyle, RopeStyle};
 pub use token_ranges::{Items, Spans};
+pub use token_tree::TokenTree;
 #[cfg(feature = "cube")]
 pub(crate) use variant::PlannedKeys;
 pub(crate) use variant::visible;

@@ -3,6 +3,7 @@
 use super::layout::KvLayout;
 use super::standard::StandardAttention;
 use super::token_ranges::{Items, Spans, TokenRanges};
+use super::token_tree::{TokenTree, Trees};
 use super::variant::{AttentionVariant, SharedVariant};
 use crate::error::{Error, Result};
 
@@ -96,15 +97,45 @@ impl AttentionOptions {
     }
 
     /// Lets the tokens of each span see each other, besides what a [causal](Self::causal) mask lets them see.
-    pub fn spans(mut self, spans: Spans) -> Self {
-        self.ranges = Some(TokenRanges::Spans(spans));
-        self
+    pub fn spans(self, spans: Spans) -> Self {
+        self.ranges(TokenRanges::Spans(spans))
     }
 
     /// Hides the items of each request from each other, behind a [causal](Self::causal) mask: multi-item scoring.
-    pub fn items(mut self, items: Items) -> Self {
-        self.ranges = Some(TokenRanges::Items(items));
+    pub fn items(self, items: Items) -> Self {
+        self.ranges(TokenRanges::Items(items))
+    }
+
+    /// Makes the new tokens of requests trees, for each request one as long as its queries or none, behind a
+    /// [causal](Self::causal) mask: a token sees what was there before, its ancestors and itself.
+    ///
+    /// A [window](Self::window_left) counts from the position of a token, which is its depth behind what was there before. A
+    /// request without a tree is as one of other options. A step has its trees from
+    /// [`StepConfig::trees`](crate::StepConfig::trees).
+    ///
+    /// ```
+    /// use burn_flashinfer::{AttentionOptions, TokenTree};
+    ///
+    /// # fn main() -> burn_flashinfer::Result<()> {
+    /// // The first request has four drafted tokens, the second is a prompt.
+    /// let drafted = TokenTree::new(&[None, Some(0), Some(0), Some(1)])?;
+    /// let options = AttentionOptions::new().causal(true).trees(&[Some(drafted), None]);
+    /// # let _ = options;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn trees(self, trees: &[Option<TokenTree>]) -> Self {
+        self.ranges(TokenRanges::Trees(Trees(trees.into())))
+    }
+
+    pub(crate) fn ranges(mut self, ranges: TokenRanges) -> Self {
+        self.ranges = Some(ranges);
         self
+    }
+
+    /// True if new tokens do not sit where their rows are.
+    pub(crate) fn has_trees(&self) -> bool {
+        matches!(self.ranges, Some(TokenRanges::Trees(_)))
     }
 
     /// The variant that these options are, for heads of `head_dim` elements.

@@ -55,7 +55,8 @@ impl AttentionVariant for StandardAttention {
     }
 
     fn keep(&self, row: &Row<'_>, key: usize) -> bool {
-        self.ranges.as_ref().is_none_or(|ranges| ranges.keeps(&row.request, row.query, key))
+        let keeps = |ranges: &TokenRanges| ranges.keeps(&row.request, row.query, key, self.window_left);
+        self.ranges.as_ref().is_none_or(keeps)
     }
 
     fn start(&self, row: &Row<'_>) -> (f64, f64) {
@@ -85,9 +86,12 @@ impl AttentionVariant for StandardAttention {
                 *logit += slope * (key as i64 - row.position()) as f32;
             });
         }
-        if let Some(ranges @ TokenRanges::Items(_)) = &self.ranges {
+        let window = self.window_left;
+        if let Some(ranges) = &self.ranges
+            && !ranges.keep_all(&tile.request(), tile.keys(), window)
+        {
             tile.for_each(|logit, row, key| {
-                if !ranges.keeps(&row.request, row.query, key) {
+                if !ranges.keeps(&row.request, row.query, key, window) {
                     *logit = f32::NEG_INFINITY;
                 }
             });
@@ -110,6 +114,7 @@ impl kernels::Kernels for StandardAttention {
             None => kernels::Ranges::None,
             Some(TokenRanges::Spans(_)) => kernels::Ranges::Spans,
             Some(TokenRanges::Items(_)) => kernels::Ranges::Items,
+            Some(TokenRanges::Trees(_)) => kernels::Ranges::Trees,
         };
         kernels::Standard { scale, causal, window_left, soft_cap, ranges }.launch(call)
     }

@@ -1,8 +1,9 @@
-//! Masks that are a range of keys for each token: spans that see themselves, and items that see a prefix and themselves.
+//! Masks of a few numbers for each token: spans that see themselves, items that see a prefix and themselves, trees.
 
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::token_tree::Trees;
 use super::variant::Request;
 use crate::error::{Error, Result};
 
@@ -111,11 +112,12 @@ impl Items {
     }
 }
 
-/// A mask of a range of keys for each token.
+/// A mask of a range of keys, or of a branch of a tree, for each token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TokenRanges {
     Spans(Spans),
     Items(Items),
+    Trees(Trees),
 }
 
 impl TokenRanges {
@@ -124,6 +126,7 @@ impl TokenRanges {
         match self {
             Self::Spans(_) => "spans",
             Self::Items(_) => "items",
+            Self::Trees(_) => "trees",
         }
     }
 
@@ -131,50 +134,89 @@ impl TokenRanges {
         match self {
             Self::Spans(Spans(requests)) => requests.len(),
             Self::Items(Items(requests)) => requests.len(),
+            Self::Trees(Trees(requests)) => requests.len(),
         }
     }
 
-    /// The keys that a query sees: those of `range`, and of its span.
+    /// The tokens that request `request` must have, if its tree says so.
+    pub fn tokens(&self, request: usize) -> Option<usize> {
+        match self {
+            Self::Trees(Trees(requests)) => Some(requests.get(request)?.as_ref()?.len()),
+            Self::Spans(_) | Self::Items(_) => None,
+        }
+    }
+
+    /// Numbers of a token in the table.
+    pub fn words(&self) -> usize {
+        if let Self::Trees(_) = self { 3 } else { 2 }
+    }
+
+    /// The keys that a query sees: those of `range`, and of its span; with a tree, those that it may see.
     pub fn widen(&self, range: Range<usize>, request: &Request, query: usize) -> Range<usize> {
         match (self, position(request, query)) {
             (Self::Spans(spans), Some(position)) => match spans.of(request.index, position) {
                 Some(span) => range.start.min(span.start)..range.end.max(span.end).min(request.kv_len),
                 None => range,
             },
+            (Self::Trees(trees), _) => trees.widen(range, query),
             _ => range,
         }
     }
 
-    /// False for a key that the items hide from a query.
-    pub fn keeps(&self, request: &Request, query: usize, key: usize) -> bool {
+    /// False for a key that the items, or a tree with the window, hide from a query.
+    pub fn keeps(&self, request: &Request, query: usize, key: usize, window: Option<usize>) -> bool {
         match (self, position(request, query)) {
             (Self::Items(items), Some(position)) => !items.hidden(request.index, position).contains(&key),
+            (Self::Trees(trees), _) => trees.keeps(request, query, key, window),
             _ => true,
         }
     }
 
-    /// The table of the kernels: the first query token of each request and their end, then a range for each token.
-    pub fn table(&self, lengths: impl Iterator<Item = (usize, usize)>) -> Vec<i32> {
-        let (mut offsets, mut ranges) = (vec![0], vec![]);
+    /// True if no query of a request misses any of some keys that are in its range.
+    pub fn keep_all(&self, request: &Request, keys: Range<usize>, window: Option<usize>) -> bool {
+        match self {
+            Self::Spans(_) => true,
+            Self::Items(_) => false,
+            Self::Trees(trees) => trees.keep_all(request, keys, window),
+        }
+    }
+
+    /// The table of the kernels: the first query token of each request and their end, then the numbers of each token.
+    pub fn table(&self, lengths: impl Iterator<Item = (usize, usize)>, window: Option<usize>) -> Vec<i32> {
+        let words = self.words();
+        let (mut offsets, mut numbers) = (vec![0], vec![]);
         for (index, (qo_len, kv_len)) in lengths.enumerate() {
             let request = Request { index, qo_len, kv_len };
             for query in 0..qo_len {
-                let range = match (self, position(&request, query)) {
-                    (Self::Spans(spans), Some(position)) => {
-                        spans.of(index, position).cloned().unwrap_or(position..position + 1)
-                    }
-                    (Self::Items(items), Some(position)) => items.hidden(index, position),
-                    (_, None) => 0..0,
-                };
-                // Beyond all keys is beyond the keys of the request.
-                ranges.extend([range.start, range.end].map(|key| i32::try_from(key).unwrap_or(i32::MAX)));
+                numbers.extend_from_slice(&self.numbers(&request, query, window)[..words]);
             }
-            offsets.push((ranges.len() / 2) as i32);
+            offsets.push((numbers.len() / words) as i32);
         }
         // Never without a token: a kernel reads one whatever it does.
-        ranges.resize(ranges.len().max(2), 0);
-        offsets.into_iter().chain(ranges).collect()
+        numbers.resize(numbers.len().max(words), 0);
+        offsets.into_iter().chain(numbers).collect()
     }
+
+    /// The numbers of a token, and zeros: a range, or the first key and the bits of a branch.
+    fn numbers(&self, request: &Request, query: usize, window: Option<usize>) -> [i32; 3] {
+        let range = match (self, position(request, query)) {
+            (Self::Spans(spans), Some(position)) => {
+                spans.of(request.index, position).cloned().unwrap_or(position..position + 1)
+            }
+            (Self::Items(items), Some(position)) => items.hidden(request.index, position),
+            (Self::Trees(trees), _) => {
+                let (start, seen) = trees.branch(request, query, window).unwrap_or_default();
+                return [within(start), seen as i32, (seen >> 32) as i32];
+            }
+            (_, None) => 0..0,
+        };
+        [within(range.start), within(range.end), 0]
+    }
+}
+
+/// Beyond all keys is beyond the keys of the request.
+fn within(key: usize) -> i32 {
+    i32::try_from(key).unwrap_or(i32::MAX)
 }
 
 /// Position of a query among the keys, unless the request has too few.

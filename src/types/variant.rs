@@ -209,6 +209,18 @@ impl<'a> LogitTile<'a> {
         (self.row)(0).inputs
     }
 
+    /// The request of the rows.
+    #[cfg(feature = "flex")]
+    pub(crate) fn request(&self) -> Request {
+        (self.row)(0).request
+    }
+
+    /// The keys of the products.
+    #[cfg(feature = "flex")]
+    pub(crate) fn keys(&self) -> Range<usize> {
+        self.first_key..self.first_key + self.keys
+    }
+
     /// Each product with its row and the number of its key within the request.
     pub fn for_each(&mut self, mut change: impl FnMut(&mut f32, &Row<'_>, usize)) {
         let [row_stride, key_stride] = self.strides;

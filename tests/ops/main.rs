@@ -47,5 +47,6 @@ mod sparse;
 mod support;
 mod tables;
 mod token_ranges;
+mod token_trees;
 mod traits;
 mod variants;

@@ -6,7 +6,7 @@ use burn_flashinfer::{
     Cascade, CascadePlan, DecodeStep, Error, Fp8, HeadPageTable, HeadPagesPlan, Indptr, Items, KvLayout,
     KvPages, KvSplit, MoeRouting, PageCopies, PageTable, PagedKvCache, PagedPlan, PagedStep, PlanConfig,
     PodPlan, Positions, Quantization, RaggedPlan, Result, Rope, RopeConfig, SegmentGemm, SequenceId,
-    SlotMapping, Spans, StepConfig, SwappedSequence, TokenSparsePlan, VariableBlockMask,
+    SlotMapping, Spans, StepConfig, SwappedSequence, TokenSparsePlan, TokenTree, VariableBlockMask,
     VariableBlockSparsePlan, VariantInputs,
 };
 
@@ -21,7 +21,7 @@ const _: () = {
     shared::<(AttentionOutput, Samples, Speculation, CacheStats, Rope, Quantization)>();
     shared::<(PagedKvCache, KvPages, SwappedSequence, SequenceId)>();
     shared::<(PagedStep, PageTable, SlotMapping, Positions, Indptr, PageCopies, Cascade)>();
-    shared::<(Spans, Items, CallOptions<'_>)>();
+    shared::<(Spans, Items, TokenTree, CallOptions<'_>)>();
     shared::<(SegmentGemm, MoeRouting, Draws, LogitsPipeline, Penalties)>();
     // Two runs at once would share the workspace.
     send::<(PagedPlan, RaggedPlan, CascadePlan, DecodeStep, PodPlan)>();

@@ -12,7 +12,7 @@ mod portable;
 mod standard;
 pub(crate) mod state;
 mod tiled;
-mod token_ranges;
+mod token_table;
 mod variant;
 
 pub use crate::math::Math;
@@ -25,4 +25,5 @@ pub use plan::{DevicePlan, Limits, MergeItem, Plan, Split, WorkItem};
 pub use portable::Portable;
 pub use standard::{Ranges, Standard};
 pub use tiled::{Mixed, Tiled};
-pub use variant::{CausalWindow, CausalWindowLaunch, Variant};
+pub use token_table::TREE_TOKENS;
+pub use variant::{CausalWindow, CausalWindowLaunch, KeyBounds, Variant};

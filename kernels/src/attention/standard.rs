@@ -4,8 +4,8 @@
 use cubecl::prelude::*;
 
 use super::launch::{Call, Inputs, KERNEL, Kernels};
-use super::token_ranges::{TokenRanges, token_ranges};
-use super::variant::{CausalWindow, Variant};
+use super::token_table::{TREE_TOKENS, TokenTable, token_table};
+use super::variant::{CausalWindow, KeyBounds, Variant, saturating_sub};
 use crate::device::tensor::{Result, contiguous};
 use crate::math::Math;
 use crate::request::{KeyRange, QueryRow, RequestShape};
@@ -25,8 +25,8 @@ pub struct Standard {
     pub ranges: Ranges,
 }
 
-/// The meaning of [`Inputs::ints`]: the first query token of each request and the end of them, then a `start` and an `end`
-/// for each token.
+/// The meaning of [`Inputs::ints`]: the first query token of each request and the end of them, then for each token a `start`
+/// and an `end`, or what a tree has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Ranges {
     /// There are none.
@@ -36,6 +36,20 @@ pub enum Ranges {
     Spans,
     /// A token sees no key from `start` to `end`: items, each of which sees a prefix and itself.
     Items,
+    /// A token sees, of the request's query tokens, those of 64 bits, and of the keys before them those from `start` on:
+    /// `start`, then the low and the high half of the bits. A request of more than [`TREE_TOKENS`] has no tree: all bits are 1.
+    Trees,
+}
+
+impl Ranges {
+    /// Numbers of a token.
+    fn words(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Spans | Self::Items => 2,
+            Self::Trees => 3,
+        }
+    }
 }
 
 /// The smallest factor that sinks and slopes are divided by. With another scale the logits are scaled where they are made.
@@ -70,9 +84,11 @@ impl Standard {
 impl KeyRange for Standard {
     /// Every key, if there are spans: the host's half alone knows their places.
     fn keys(&self, request: &RequestShape, query: usize) -> (usize, usize) {
+        let (start, end) = self.mask().keys(request, query);
         match self.ranges {
             Ranges::Spans => (0, request.kv_len),
-            _ => self.mask().keys(request, query),
+            Ranges::Trees => (self.mask().keys(request, query.saturating_sub(TREE_TOKENS - 1)).0, end),
+            Ranges::Items | Ranges::None => (start, end),
         }
     }
 }
@@ -87,7 +103,7 @@ impl Kernels for Standard {
         }
         let ranges = match self.ranges {
             Ranges::None => None,
-            _ => Some(token_ranges(&call)?),
+            some => Some(token_table(&call, some.words())?),
         };
         let inner = match self.cap() {
             // Finite, so that 0 times it is 0.
@@ -106,6 +122,7 @@ impl Kernels for Standard {
                 buffer(&slopes).into(),
                 of(Ranges::Spans).into(),
                 of(Ranges::Items).into(),
+                of(Ranges::Trees).into(),
             )
         };
         // SAFETY: sinks and slopes have a number for each query head, and the ranges clamp what they read.
@@ -129,9 +146,11 @@ pub struct StandardArgs {
     /// `[q_heads]`: growth of the scaled logits from a key to the next.
     pub slopes: ComptimeOption<Box<[f32]>>,
     /// [`Ranges::Spans`].
-    pub spans: ComptimeOption<TokenRanges>,
+    pub spans: ComptimeOption<TokenTable>,
     /// [`Ranges::Items`].
-    pub items: ComptimeOption<TokenRanges>,
+    pub items: ComptimeOption<TokenTable>,
+    /// [`Ranges::Trees`].
+    pub trees: ComptimeOption<TokenTable>,
 }
 
 #[cube]
@@ -152,11 +171,22 @@ impl Variant for Standard {
         #[comptime]
         match &args.spans {
             ComptimeOption::Some(spans) => {
-                let span = spans.at(request.index, query);
+                let span = spans.range(request.index, query);
                 let (first, last) = (usize::cast_from(span.start), usize::cast_from(span.end));
                 (select(span.is_known, min(start, first), start), select(span.is_known, max(end, last), end))
             }
-            ComptimeOption::None => (start, end),
+            ComptimeOption::None => {
+                #[comptime]
+                match &args.trees {
+                    // A token may be as near to the first one of its tree as the mask's first token is.
+                    ComptimeOption::Some(_trees) => {
+                        let first = saturating_sub(query, comptime!(TREE_TOKENS - 1).runtime());
+                        let (start, _) = args.mask.keys(request, first);
+                        (start, end)
+                    }
+                    ComptimeOption::None => (start, end),
+                }
+            }
         }
     }
 
@@ -183,11 +213,41 @@ impl Variant for Standard {
         #[comptime]
         match &args.items {
             ComptimeOption::Some(items) => {
-                let hidden = items.at(row.request, row.query);
+                let hidden = items.range(row.request, row.query);
                 let key = key as i32;
                 !hidden.is_known || key < hidden.start || key >= hidden.end
             }
-            ComptimeOption::None => true.runtime(),
+            ComptimeOption::None =>
+            {
+                #[comptime]
+                match &args.trees {
+                    ComptimeOption::Some(trees) => {
+                        let old = saturating_sub(row.kv_len, row.qo_len);
+                        trees.branch(row.request, row.query).sees(key, old)
+                    }
+                    ComptimeOption::None => true.runtime(),
+                }
+            }
+        }
+    }
+
+    fn unmasked(
+        args: &StandardArgs,
+        request: &RequestShape,
+        first: usize,
+        last: usize,
+    ) -> ComptimeOption<KeyBounds> {
+        #[comptime]
+        match &args.trees {
+            ComptimeOption::Some(_trees) => {
+                // A token is no further from the first one of its tree than its row.
+                let (start, _) = args.mask.keys(request, last);
+                let (_, end) = args.mask.keys(request, first);
+                let old = saturating_sub(request.kv_len, request.qo_len);
+                let is_tree = request.qo_len <= TREE_TOKENS;
+                ComptimeOption::new_Some(KeyBounds { start, end: select(is_tree, old, end) })
+            }
+            ComptimeOption::None => ComptimeOption::new_None(),
         }
     }
 

@@ -52,6 +52,17 @@ pub trait Variant: Send + Sync + 'static {
         true
     }
 
+    /// Keys that all queries from `first` to `last` see and [`keep`](Self::keep) keeps: in tiles of nothing else the kernels on
+    /// matrix units do not ask. Without such bounds they ask for every key.
+    fn unmasked(
+        _args: &Self::Args,
+        _request: &RequestShape,
+        _first: usize,
+        _last: usize,
+    ) -> ComptimeOption<KeyBounds> {
+        ComptimeOption::None
+    }
+
     /// `(m, l)` of a row before its first key: the largest logit, before `scale`, and the sum of
     /// `exp(scale · (logit - m))`. `(z / scale, 1)` is a sink of logit `z`, whose value is 0.
     fn start(_args: &Self::Args, _row: &QueryRow) -> (f32, f32) {
@@ -107,6 +118,17 @@ pub trait Variant: Send + Sync + 'static {
     }
 
     #[doc(hidden)]
+    fn __expand_unmasked(
+        _scope: &Scope,
+        _args: &<Self::Args as CubeType>::ExpandType,
+        _request: &<RequestShape as CubeType>::ExpandType,
+        _first: NativeExpand<usize>,
+        _last: NativeExpand<usize>,
+    ) -> ComptimeOptionExpand<KeyBounds> {
+        ComptimeOptionExpand::None
+    }
+
+    #[doc(hidden)]
     fn __expand_start(
         scope: &Scope,
         _args: &<Self::Args as CubeType>::ExpandType,
@@ -124,6 +146,15 @@ pub trait Variant: Send + Sync + 'static {
     ) -> NativeExpand<f32> {
         output
     }
+}
+
+/// The keys `start..end`.
+#[derive(CubeType)]
+pub struct KeyBounds {
+    /// First key.
+    pub start: usize,
+    /// One past the last key.
+    pub end: usize,
 }
 
 /// A right-aligned causal mask and a left window, for the `Args` of a variant.
@@ -164,6 +195,6 @@ impl CausalWindow {
 }
 
 #[cube]
-fn saturating_sub(a: usize, b: usize) -> usize {
+pub(super) fn saturating_sub(a: usize, b: usize) -> usize {
     select(a > b, a - min(a, b), 0usize)
 }

@@ -186,17 +186,27 @@ impl PlanConfig {
         Err(Error::Value { op, argument, got, expected })
     }
 
-    /// Spans and items are those of the requests of the batch.
-    pub(crate) fn check_ranges(&self, op: &'static str, requests: usize) -> Result<()> {
-        match &self.options.ranges {
-            Some(ranges) if ranges.requests() != requests => Err(Error::Value {
-                op,
-                argument: ranges.name(),
-                got: format!("of {} requests", ranges.requests()),
-                expected: format!("of {requests} requests, as the batch"),
-            }),
-            _ => Ok(()),
+    /// Spans, items and trees are those of the requests of the batch, which have so many `queries` each.
+    pub(crate) fn check_ranges(
+        &self,
+        op: &'static str,
+        queries: impl ExactSizeIterator<Item = usize>,
+    ) -> Result<()> {
+        let Some(ranges) = &self.options.ranges else { return Ok(()) };
+        let (argument, requests) = (ranges.name(), queries.len());
+        if ranges.requests() != requests {
+            let got = format!("of {} requests", ranges.requests());
+            let expected = format!("of {requests} requests, as the batch");
+            return Err(Error::Value { op, argument, got, expected });
         }
+        for (request, queries) in queries.enumerate() {
+            if let Some(tokens) = ranges.tokens(request).filter(|&tokens| tokens != queries) {
+                let got = format!("of {tokens} tokens in request {request}");
+                let expected = format!("{queries} tokens, as many as queries");
+                return Err(Error::Value { op, argument, got, expected });
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn params(&self) -> AttentionParams {

@@ -108,8 +108,8 @@ impl<'a> HostBatch<'a> {
         let ranges = match &config.options.ranges {
             Some(ranges) => {
                 let tokens = requests.qo_indptr.last().copied().unwrap_or(0);
-                memory::on_host(op, "batch", memory::bytes([2, tokens, size_of::<i32>()]))?;
-                lists.add(ranges.table(requests.lengths()), 0)
+                memory::on_host(op, "batch", memory::bytes([ranges.words(), tokens, size_of::<i32>()]))?;
+                lists.add(ranges.table(requests.lengths(), config.options.window_left), 0)
             }
             None => 0..0,
         };

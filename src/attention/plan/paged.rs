@@ -167,11 +167,12 @@ impl PagedPlan {
     /// Another batch of a step with as many queries and the same launch, whose lists are in `index`.
     pub(super) fn rewrite(
         &mut self,
-        planned: HostPlan,
+        (config, planned): (PlanConfig, HostPlan),
         places: &Places,
         index: Tensor<1, Int>,
         table: &PageTable,
     ) {
+        self.config = config;
         self.schedule.replace(planned, places, index);
         self.pages_needed = table.pages_needed();
         self.stamp = table.stamp().cloned();
@@ -315,7 +316,7 @@ fn check_requests(op: &'static str, config: &PlanConfig, rows: &[usize], table: 
             expected: format!("of {} requests, as `table`", table.requests()),
         });
     }
-    config.check_ranges(op, requests)?;
+    config.check_ranges(op, rows.windows(2).map(|rows| rows[1] - rows[0]))?;
     for (request, (rows, &keys)) in rows.windows(2).zip(table.kv_lengths()).enumerate() {
         config.check_causal(op, request, rows[1] - rows[0], keys)?;
     }

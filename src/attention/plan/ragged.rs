@@ -160,7 +160,7 @@ fn checked<'a>(
             expected: format!("of {} requests, as `qo_indptr`", qo_indptr.requests()),
         });
     }
-    config.check_ranges(op, qo_indptr.requests())?;
+    config.check_ranges(op, qo_indptr.lengths())?;
     for (request, (queries, keys)) in qo_indptr.lengths().zip(kv_indptr.lengths()).enumerate() {
         config.check_causal(op, request, queries, keys)?;
     }

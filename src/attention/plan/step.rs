@@ -16,7 +16,7 @@ use crate::dispatch::write_ints;
 use crate::error::{Error, Result};
 use crate::indptr::{index, upload};
 use crate::memory;
-use crate::types::Request;
+use crate::types::{Request, TokenTree};
 
 /// Bytes that a token takes at most while a step is planned, its pages not counted: in row pointers and
 /// lengths on the host, in the lists of the step, and in their copy.
@@ -31,7 +31,8 @@ const TOKEN_BYTES: usize = 64;
 ///
 /// A model whose layers differ has a plan for each [kind](StepConfig::kind) of them. A step may take [several
 /// tokens](StepConfig::q_len) of each sequence: row `i · q_len + t` is token `t` of sequence `i`, and tokens missing from
-/// `q_len` are as missing sequences. Rejected ones are dropped by [`PagedKvCache::truncate`].
+/// `q_len` are as missing sequences. Rejected ones are dropped by [`PagedKvCache::truncate`]. They may be a
+/// [tree](StepConfig::trees), of which [`PagedKvCache::keep`] leaves the accepted ones.
 ///
 /// ```
 /// use burn::tensor::{DType, Device, Distribution, Tensor};
@@ -74,6 +75,7 @@ pub struct DecodeStep {
     stamp: Arc<Stamp>,
     requests: usize,
     q_len: usize,
+    trees: bool,
     max_len: usize,
     page_size: usize,
     pool_pages: usize,
@@ -98,13 +100,14 @@ impl DecodeStep {
     ///
     /// # Errors
     ///
-    /// As [`new`](Self::new), and if the step is of no token for a sequence.
+    /// As [`new`](Self::new), and if the step is of no token for a sequence, or of trees and a kind has no causal mask, or a
+    /// variant.
     pub fn with_config(config: &StepConfig, cache: &PagedKvCache) -> Result<Self> {
         Self::of("DecodeStep::with_config", config, cache)
     }
 
     fn of(op: &'static str, config: &StepConfig, cache: &PagedKvCache) -> Result<Self> {
-        let &StepConfig { ref first, ref others, requests, max_len, q_len } = config;
+        let &StepConfig { ref first, ref others, requests, max_len, q_len, trees } = config;
         for (argument, got) in [("requests", requests), ("max_len", max_len), ("q_len", q_len)] {
             if got == 0 {
                 let expected = "at least 1".into();
@@ -119,23 +122,28 @@ impl DecodeStep {
         let bytes = bytes.saturating_add(memory::bytes([pages, size_of::<i32>()]));
         memory::on_host(op, "requests", bytes)?;
         for config in iter::once(first).chain(others) {
-            config.check(op, device)?;
             if let Some(ranges) = &config.options.ranges {
                 let expected = "none, as the requests of a step change".into();
                 return Err(Error::Value { op, argument: ranges.name(), got: "set".into(), expected });
             }
         }
+        let of_kind = |kind: &PlanConfig| {
+            let config = StepConfig::with_trees(kind, trees.then_some(&[]));
+            config.check(op, device).map(|()| config)
+        };
+        let (first, others) = (of_kind(first)?, others.iter().map(of_kind).collect::<Result<Vec<_>>>()?);
         let rows = rows(&[], requests, q_len);
         let stamp = cache.stamp(&[]);
         let table = PageTable::trusted(op, vec![0], vec![], &[], page_size, device)?;
         let table = table.padded(rows.len() - 1).stamped(stamp.clone());
         let batch = Requests { qo_indptr: &rows, kv: KeysOf::Paged(&table) };
         let mut batch = HostBatch::new(op, batch, device);
-        let mut plan = |kind: &PlanConfig| {
-            let launch = fixed_launch(op, device, kind, [requests, q_len, max_len])?;
-            Ok((kind.clone(), batch.plan(kind, Some(&launch))?))
+        let mut plan = |kind: PlanConfig| {
+            let launch = fixed_launch(op, device, &kind, [requests, q_len, max_len])?;
+            let planned = batch.plan(&kind, Some(&launch))?;
+            Ok((kind, planned))
         };
-        let (first, others) = (plan(first)?, others.iter().map(plan).collect::<Result<Vec<_>>>()?);
+        let (first, others) = (plan(first)?, others.into_iter().map(plan).collect::<Result<Vec<_>>>()?);
         let (mut words, places) = batch.finished(&no_tokens(requests * q_len))?;
         // The pages come last, so that an update copies no more of them than there are.
         words.resize(places.words(pages).max(words.len()), 0);
@@ -145,7 +153,19 @@ impl DecodeStep {
         };
         let (first, others) = (made(first), others.into_iter().map(made).collect());
         let (lists, pool_pages) = (places.extra.start, cache.pages());
-        Ok(Self { first, others, index, lists, stamp, requests, q_len, max_len, page_size, pool_pages })
+        Ok(Self {
+            first,
+            others,
+            index,
+            lists,
+            stamp,
+            requests,
+            q_len,
+            trees,
+            max_len,
+            page_size,
+            pool_pages,
+        })
     }
 
     /// Makes room in `cache` for the new tokens of each sequence, and rewrites the buffer for the step that
@@ -154,8 +174,8 @@ impl DecodeStep {
     /// # Errors
     ///
     /// If there are too many sequences or tokens of one, or too long ones, a sequence is unknown or named twice, or the
-    /// pool has not enough free pages; if a kind of layers sees what a sequence [gave
-    /// back](PagedKvCache::release_before). Nothing has changed then.
+    /// pool has not enough free pages; if there is a tree and the step has none, or it is not of these tokens; if a kind of
+    /// layers sees what a sequence [gave back](PagedKvCache::release_before). Nothing has changed then.
     pub fn update<T: StepTokens>(
         &mut self,
         cache: &mut PagedKvCache,
@@ -163,7 +183,7 @@ impl DecodeStep {
     ) -> Result<()> {
         const OP: &str = "DecodeStep::update";
         self.check_cache(OP, cache)?;
-        let &mut Self { requests, q_len, .. } = self;
+        let &mut Self { requests, q_len, trees: has_trees, .. } = self;
         if tokens.is_empty() || tokens.len() > requests {
             return refuse(format!("of {} sequences", tokens.len()), format!("1 to {requests}"));
         }
@@ -171,8 +191,9 @@ impl DecodeStep {
         let (token_list, rest) = extra.split_at_mut(requests * q_len);
         let (position_list, slot_list) = rest.split_at_mut(requests * q_len);
         let mut growth = Vec::with_capacity(tokens.len());
+        let mut trees = Vec::with_capacity(2 * tokens.len());
         for (at, (sequence, tokens)) in tokens.iter().enumerate() {
-            let tokens = tokens.tokens();
+            let (tokens, tree) = (tokens.tokens(), tokens.tree());
             let Range { start: first, end: len } = cache.extent(OP, "tokens", *sequence)?;
             if tokens.is_empty() || tokens.len() > q_len {
                 return refuse(format!("{} tokens of a sequence", tokens.len()), format!("1 to {q_len}"));
@@ -181,9 +202,13 @@ impl DecodeStep {
                 let got = format!("{} more of a sequence of {len} tokens", tokens.len());
                 return refuse(got, format!("at most {} in all", self.max_len));
             }
+            self.check_tree(OP, tokens, tree)?;
             for (offset, &token) in tokens.iter().enumerate() {
                 token_list[at * q_len + offset] = index(OP, "tokens", at, token as usize)?;
                 position_list[at * q_len + offset] = index(OP, "tokens", at, len + offset)?;
+            }
+            for (offset, depth) in tree.iter().flat_map(|tree| tree.depths().enumerate()) {
+                position_list[at * q_len + offset] = index(OP, "tokens", at, len + depth)?;
             }
             let index = if q_len > 1 { 2 * at } else { at };
             let request = Request { index, qo_len: tokens.len(), kv_len: len + tokens.len() };
@@ -191,6 +216,8 @@ impl DecodeStep {
                 plan.config().check_kept(OP, "tokens", &request, first)?;
             }
             growth.push((*sequence, tokens.len()));
+            trees.resize(index, None);
+            trees.push(tree.cloned());
         }
         let slots = cache.reserve_slots(OP, &growth)?;
         let mut slots = slots.into_iter();
@@ -201,15 +228,25 @@ impl DecodeStep {
         let rows = rows(&growth, requests, q_len);
         let table = cache.page_table(&sequences)?;
         let table = if q_len > 1 { table.spaced() } else { table }.padded(rows.len() - 1);
-        self.replan(OP, &rows, &table, &extra)
+        self.replan(OP, (&rows, has_trees.then_some(&trees)), &table, &extra)
     }
 
     /// Plans every kind anew, and rewrites the buffer.
-    fn replan(&mut self, op: &'static str, rows: &[usize], table: &PageTable, extra: &[i32]) -> Result<()> {
+    fn replan(
+        &mut self,
+        op: &'static str,
+        (rows, trees): (&[usize], Option<&[Option<TokenTree>]>),
+        table: &PageTable,
+        extra: &[i32],
+    ) -> Result<()> {
         let device = self.index.device();
         let batch = Requests { qo_indptr: rows, kv: KeysOf::Paged(table) };
         let mut batch = HostBatch::new(op, batch, &device);
-        let mut plan = |plan: &PagedPlan| batch.plan(plan.config(), Some(plan.schedule().launch()));
+        let mut plan = |plan: &PagedPlan| {
+            let config = StepConfig::with_trees(plan.config(), trees);
+            let planned = batch.plan(&config, Some(plan.schedule().launch()))?;
+            Ok((config, planned))
+        };
         let first = plan(&self.first)?;
         let others = self.others.iter().map(plan).collect::<Result<Vec<_>>>()?;
         let (words, places) = batch.finished(extra)?;
@@ -226,6 +263,20 @@ impl DecodeStep {
         Ok(())
     }
 
+    /// Refuses a tree of other tokens, or in a step that has no trees.
+    fn check_tree(&self, op: &'static str, tokens: &[u32], tree: Option<&TokenTree>) -> Result<()> {
+        let (got, expected) = match tree {
+            Some(_) if !self.trees => {
+                ("a tree".into(), "tokens in order, as the step is not of trees".into())
+            }
+            Some(tree) if tree.len() != tokens.len() => {
+                (format!("{} tokens with a tree of {}", tokens.len(), tree.len()), "a tree of them".into())
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::Value { op, argument: "tokens", got, expected })
+    }
+
     /// Refuses another cache than the one that the step was made for.
     pub(crate) fn check_cache(&self, op: &'static str, cache: &PagedKvCache) -> Result<()> {
         if cache.made(&self.stamp) {
@@ -240,7 +291,8 @@ impl DecodeStep {
         self.list(0)
     }
 
-    /// The position of each token in its sequence, for [`apply_rope`](crate::apply_rope).
+    /// The position of each token in its sequence, for [`apply_rope`](crate::apply_rope): in a tree its depth behind the tokens
+    /// before.
     pub fn positions(&self) -> Positions {
         Positions::of_tensor(self.list(1), self.max_len, Some(self.stamp.clone()))
     }

@@ -2,6 +2,7 @@
 
 mod handles;
 mod history;
+mod keep;
 mod model;
 mod prefixes;
 mod release;

@@ -3,6 +3,7 @@
 mod decode;
 mod refusals;
 mod steps;
+mod trees;
 
 use burn::tensor::{DType, Device};
 use burn_flashinfer::{Indptr, KvLayout, KvPages, KvSplit, PagedPlan, PlanConfig, RaggedPlan};

@@ -13,22 +13,22 @@ use crate::support::{Host, Rng, bits, check, epsilon, read, refused};
 device_tests!(kinds_and_tokens);
 
 /// The kind of each layer: all keys with a soft cap, or a window.
-const LAYERS: [usize; 2] = [0, 1];
-const HEADS: [usize; 2] = [4, 2];
-const DIM: usize = 64;
-const VOCAB: usize = 32;
-const REQUESTS: usize = 3;
+pub(super) const LAYERS: [usize; 2] = [0, 1];
+pub(super) const HEADS: [usize; 2] = [4, 2];
+pub(super) const DIM: usize = 64;
+pub(super) const VOCAB: usize = 32;
+pub(super) const REQUESTS: usize = 3;
 const MAX_LEN: usize = 300;
 
 /// A model: the queries of each token, and its keys, which are the values as well.
-struct Model {
-    q: Tensor<2>,
-    kv: Tensor<2>,
+pub(super) struct Model {
+    pub q: Tensor<2>,
+    pub kv: Tensor<2>,
     dtype: DType,
 }
 
 impl Model {
-    fn new(dtype: DType, device: &Device) -> Self {
+    pub fn new(dtype: DType, device: &Device) -> Self {
         let mut rng = Rng::new("kinds of layers");
         let [q, kv] = HEADS.map(|heads| Host::random([VOCAB, heads * DIM], dtype, &mut rng).tensor(device));
         Self { q, kv, dtype }
@@ -39,14 +39,14 @@ impl Model {
         if kind == 0 { options.soft_cap(3.0) } else { options.window_left(21) }
     }
 
-    fn config(&self, q_len: usize) -> StepConfig {
+    pub fn config(&self, q_len: usize) -> StepConfig {
         let [full, local] = [0, 1]
             .map(|kind| PlanConfig::new(HEADS[0], HEADS[1], DIM, self.dtype).options(Self::options(kind)));
         StepConfig::new(full, REQUESTS, MAX_LEN).kind(local).q_len(q_len)
     }
 
     /// Pages of NaN: what no sequence has written must not be read.
-    fn cache(&self, device: &Device) -> PagedKvCache {
+    pub fn cache(&self, device: &Device) -> PagedKvCache {
         let config = CacheConfig::new(LAYERS.len(), 100, 4, HEADS[1], DIM).dtype(self.dtype);
         let mut cache = PagedKvCache::new(&config, device).expect("a cache");
         let all = cache.create();
@@ -59,13 +59,13 @@ impl Model {
         cache
     }
 
-    fn rows(&self, table: &Tensor<2>, ids: Tensor<1, burn::tensor::Int>, heads: usize) -> Tensor<3> {
+    pub fn rows(&self, table: &Tensor<2>, ids: Tensor<1, burn::tensor::Int>, heads: usize) -> Tensor<3> {
         let rows = ids.dims()[0];
         table.clone().select(0, ids).reshape([rows, heads, DIM])
     }
 
     /// The outputs of the layers, one after the other.
-    fn step(&self, cache: &mut PagedKvCache, step: &DecodeStep) -> Result<Tensor<4>> {
+    pub fn step(&self, cache: &mut PagedKvCache, step: &DecodeStep) -> Result<Tensor<4>> {
         let mut outputs = Vec::new();
         for (layer, kind) in LAYERS.into_iter().enumerate() {
             let kv = self.rows(&self.kv, step.tokens(), HEADS[1]);
@@ -77,7 +77,7 @@ impl Model {
     }
 
     /// The same by calls that plan for themselves, without the rows of missing tokens.
-    fn eager(&self, cache: &mut PagedKvCache, tokens: &[(SequenceId, Vec<u32>)]) -> Vec<Tensor<3>> {
+    pub fn eager(&self, cache: &mut PagedKvCache, tokens: &[(SequenceId, Vec<u32>)]) -> Vec<Tensor<3>> {
         let device = cache.device().clone();
         let growth: Vec<_> = tokens.iter().map(|(sequence, tokens)| (*sequence, tokens.len())).collect();
         let step = cache.step(&growth).expect("room");

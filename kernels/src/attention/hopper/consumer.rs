@@ -8,7 +8,8 @@ use super::super::plan::WorkTile;
 use super::super::tiled::lane_rows::row_of;
 use super::super::tiled::mask_bits::apply_custom_mask;
 use super::super::tiled::softmax::{
-    Softmax, UnmaskedKeys, logits, mask, online_softmax, rescale, start_softmax, sum_lanes, unmasked_keys,
+    Softmax, UnmaskedKeys, logits, mask, mask_kept, online_softmax, rescale, start_softmax, sum_lanes,
+    unmasked_keys,
 };
 use super::super::tiled::store_rows;
 use super::super::variant::Variant;
@@ -226,11 +227,15 @@ fn apply_mask<V: Variant>(
     #[comptime] tiles: TileShape,
 ) {
     let key = lane_key(at);
-    logits::<MmaSync, V>(s, softmax, args, &work.rows, visible.first_row, key);
+    let are_kept = comptime!(visible.unmasked.are_kept);
+    logits::<MmaSync, V>(s, softmax, args, &work.rows, visible.first_row, key, comptime!(!are_kept));
     if visible.unmasked.ends_in(at, tiles.keys) {
         #[unroll]
         for r in 0..2usize {
             mask::<MmaSync, V>(s, r, key, visible.starts[r], visible.ends[r]);
+        }
+        if comptime!(are_kept) {
+            mask_kept::<MmaSync, V>(s, args, &work.rows, visible.first_row, key);
         }
     }
 }

@@ -28,7 +28,9 @@ use super::copy_stage::{copy_stage, kv_head};
 use super::epilogue::store_rows;
 use super::mask_bits::apply_custom_mask;
 use super::merge_planes::merge_planes;
-use super::softmax::{logits, mask_rows, online_softmax, rescale, start_softmax, sum_lanes, unmasked_keys};
+use super::softmax::{
+    logits, mask_kept, mask_rows, online_softmax, rescale, start_softmax, sum_lanes, unmasked_keys,
+};
 use crate::mma::{Fragment, Mma, TileShape, first_key, first_row, shared_vecs, wait_stage};
 use crate::staging::{Ring, Vec16, stages_ahead};
 
@@ -131,9 +133,13 @@ fn attend<M: Mma, V: Variant, E: Float>(
 
         M::qk::<E>(&queries, &ring, &mut s, tiles);
         let key = (at + lane_key) as u32;
-        logits::<M, V>(&mut s, &mut softmax, args, &work.rows, first_row, key);
+        let are_kept = comptime!(unmasked.are_kept);
+        logits::<M, V>(&mut s, &mut softmax, args, &work.rows, first_row, key, comptime!(!are_kept));
         if unmasked.ends_in(at, cube_keys) {
             mask_rows::<M, V>(&mut s, args, work, first_row, key);
+            if comptime!(are_kept) {
+                mask_kept::<M, V>(&mut s, args, &work.rows, first_row, key);
+            }
         }
         apply_custom_mask::<M, V>(&mut s, custom, &walk, &work.rows, first_row, key);
         online_softmax::<M, V>(&mut s, &mut softmax, tiles);

@@ -57,7 +57,7 @@ pub(in super::super) fn start_softmax<M: Mma, V: Variant>(
 }
 
 /// Turns the products of all rows into logits: as the variant transforms and biases them, and masked where it
-/// does not keep a key. `key` is the lane's first. If the hooks do nothing, the compiler removes all of it.
+/// does not keep a key, if it is asked here. `key` is the lane's first. If the hooks do nothing, the compiler removes all of it.
 ///
 /// The softmax adds the part of the bias that the keys of a lane have in common.
 #[cube]
@@ -68,6 +68,7 @@ pub(in super::super) fn logits<M: Mma, V: Variant>(
     rows: &TileRows,
     first_row: usize,
     key: u32,
+    #[comptime] is_asked: bool,
 ) {
     #[unroll]
     for r in 0..s.lane_rows() {
@@ -82,7 +83,10 @@ pub(in super::super) fn logits<M: Mma, V: Variant>(
             if comptime!(!V::SOFTMAX) {
                 logit = softmax.bias.shifted(logit, r);
             }
-            s.set(r, c, select(V::keep(args, &row, key), logit, masked::<V>()));
+            if comptime!(is_asked) {
+                logit = select(V::keep(args, &row, key), logit, masked::<V>());
+            }
+            s.set(r, c, logit);
         }
     }
 }
@@ -92,6 +96,9 @@ pub(in super::super) fn logits<M: Mma, V: Variant>(
 pub(in super::super) struct UnmaskedKeys {
     pub start: usize,
     pub end: usize,
+    /// True if the variant keeps all of them.
+    #[cube(comptime)]
+    pub are_kept: bool,
 }
 
 /// The keys of a work item that all of `count` rows from `first_row` on see.
@@ -103,9 +110,18 @@ pub(in super::super) fn unmasked_keys<V: Variant>(
     #[comptime] count: usize,
 ) -> UnmaskedKeys {
     let (rows, request) = (&work.rows, &work.rows.request);
-    let (_, end) = V::keys(args, request, rows.at(first_row).query);
-    let (start, _) = V::keys(args, request, rows.at(first_row + comptime!(count - 1)).query);
-    UnmaskedKeys { start, end: min(end, work.end) }
+    let (first, last) = (rows.at(first_row).query, rows.at(first_row + comptime!(count - 1)).query);
+    #[comptime]
+    match V::unmasked(args, request, first, last) {
+        ComptimeOption::Some(keys) => {
+            UnmaskedKeys { start: keys.start, end: min(keys.end, work.end), are_kept: true }
+        }
+        ComptimeOption::None => {
+            let (_, end) = V::keys(args, request, first);
+            let (start, _) = V::keys(args, request, last);
+            UnmaskedKeys { start, end: min(end, work.end), are_kept: false }
+        }
+    }
 }
 
 #[cube]
@@ -131,6 +147,26 @@ pub(in super::super) fn mask<M: Mma, V: Variant>(
     for c in 0..s.lane_columns() {
         let at = first + comptime!(column_step::<M>(c) as u32);
         s.set(r, c, select(at < count, s.get(r, c), masked::<V>()));
+    }
+}
+
+/// Masks the scores whose keys the variant does not keep; `key` is the lane's first.
+#[cube]
+pub(in super::super) fn mask_kept<M: Mma, V: Variant>(
+    s: &mut Fragment<M>,
+    args: &V::Args,
+    rows: &TileRows,
+    first_row: usize,
+    key: u32,
+) {
+    #[unroll]
+    for r in 0..s.lane_rows() {
+        let row = rows.at(first_row + row_of::<M>(r));
+        #[unroll]
+        for c in 0..s.lane_columns() {
+            let key = (key + comptime!(column_step::<M>(c) as u32)) as usize;
+            s.set(r, c, select(V::keep(args, &row, key), s.get(r, c), masked::<V>()));
+        }
     }
 }
 
