@@ -64,7 +64,7 @@ pub(super) fn consume<V: Variant, E: Float>(
             consumer_release(base, consumer.stages, Ring::Keys, tiles);
             apply_mask::<V>(&mut s, &mut softmax, args, work, &visible, walk.at, tiles);
             apply_custom_mask::<MmaSync, V>(&mut s, custom, &walk, &work.rows, first_row, lane_key(walk.at));
-            let mut counts = softmax_if_it_counts::<V>(&mut s, &mut softmax, plane, tiles);
+            let mut counts = softmax_if_it_counts::<V>(&mut s, &mut softmax, work, plane, tiles);
             p_operands(&s, &mut p, tiles);
             walk.advance(custom);
             consumer.stages += 1;
@@ -87,7 +87,7 @@ pub(super) fn consume<V: Variant, E: Float>(
                     first_row,
                     lane_key(walk.at),
                 );
-                counts = softmax_if_it_counts::<V>(&mut s, &mut softmax, plane, tiles);
+                counts = softmax_if_it_counts::<V>(&mut s, &mut softmax, work, plane, tiles);
                 walk.advance(custom);
                 consumer.stages += 1;
                 // ptxas moves a wait for products ahead of the code before it, but not over a jump. The next
@@ -141,6 +141,7 @@ const VOTES: u32 = 4;
 fn softmax_if_it_counts<V: Variant>(
     s: &mut Fragment<MmaSync>,
     softmax: &mut Softmax,
+    work: &WorkTile,
     plane: usize,
     #[comptime] tiles: TileShape,
 ) -> u32 {
@@ -148,7 +149,9 @@ fn softmax_if_it_counts<V: Variant>(
     #[comptime]
     match &softmax.negligible {
         ComptimeOption::Some(distance) => {
-            let of_lane = u32::cast_from(lane_counts::<MmaSync>(&*s, &*softmax, *distance));
+            let first_row = plane * 16;
+            let of_lane = lane_counts::<MmaSync>(&*s, &*softmax, &work.rows, first_row, *distance);
+            let of_lane = u32::cast_from(of_lane);
             counts = any_of(VOTES + (plane / 4) as u32, of_lane, 128usize);
         }
         ComptimeOption::None => {}

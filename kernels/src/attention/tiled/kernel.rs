@@ -139,7 +139,7 @@ fn attend<M: Mma, V: Variant, E: Float>(
             mask_rows::<M, V>(&mut s, args, work, first_row, key);
         }
         apply_custom_mask::<M, V>(&mut s, custom, &walk, &work.rows, first_row, key);
-        if plane_counts::<M>(&s, &softmax) {
+        if plane_counts::<M>(&s, &softmax, &work.rows, first_row) {
             online_softmax::<M, V>(&mut s, &mut softmax, tiles);
             // A branch around this while no row_max rises costs more than it saves: 3% of a prefill on an H200,
             // since it splits the instruction schedule.
