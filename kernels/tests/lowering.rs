@@ -150,7 +150,6 @@ fn warpgroups_leave_out_negligible_tiles() {
     let plan = Plan::new(&SM_90.profile(), &problem, &variant, &spans, Choice::Auto, Split::Auto);
     let lowered = offline::lower(SM_90, &problem, &variant, &spans, PAGED, &plan.expect("a plan"));
     let lowered = lowered.expect("lowers");
-    std::fs::write("/tmp/hb_skip.ptx", &lowered.assembly).unwrap();
     assert_eq!(lowered.assembly.matches("bar.red.or.pred").count(), 2);
     assert_eq!(lowered.assembly.matches("bra.uni done; wgmma.fence").count(), 2);
     assert_eq!(lowered.listing().count().scratch, 0);

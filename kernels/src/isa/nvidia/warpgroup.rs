@@ -156,7 +156,11 @@ fn wgmma(
     let mut text = "{ .reg .b64 da, db; .reg .b32 at; ".to_owned();
     if condition.is_some() {
         let condition = b_place.next(1);
-        text += &format!(".reg .pred no; setp.eq.u32 no, {condition}, 0; @no bra.uni done; ");
+        // By the vote ptxas knows that the warp does not diverge; else it lets products wait for each other (C7520).
+        text += &format!(
+            ".reg .pred no; setp.eq.u32 no, {condition}, 0; vote.sync.all.pred no, no, 0xffffffff; \
+             @no bra.uni done; "
+        );
     }
     text += "wgmma.fence.sync.aligned; ";
     for step in 0..steps {
