@@ -141,6 +141,20 @@ fn hopper_computes_on_its_tensor_cores() {
     });
 }
 
+/// A vote on each tile, and the product of its values behind a branch, of the first tile and of the loop.
+#[test]
+fn warpgroups_leave_out_negligible_tiles() {
+    keep_assembly();
+    let variant = Standard { skip_softmax: Some(1e-3), ..CAUSAL };
+    let (problem, spans) = (problem(FloatKind::BF16, 128), requests(1024));
+    let plan = Plan::new(&SM_90.profile(), &problem, &variant, &spans, Choice::Auto, Split::Auto);
+    let lowered = offline::lower(SM_90, &problem, &variant, &spans, PAGED, &plan.expect("a plan"));
+    let lowered = lowered.expect("lowers");
+    assert_eq!(lowered.assembly.matches("bar.red.or.pred").count(), 2);
+    assert_eq!(lowered.assembly.matches("bra.uni done; wgmma.fence").count(), 2);
+    assert_eq!(lowered.listing().count().scratch, 0);
+}
+
 /// Whether a request has few rows or many: warpgroups, unless everyone decodes, and elsewhere never.
 #[test]
 fn who_gets_warpgroups() {

@@ -30,6 +30,7 @@ pub struct AttentionOptions {
     pub(crate) window_left: Option<usize>,
     pub(crate) soft_cap: Option<f32>,
     pub(crate) scale: Option<f32>,
+    pub(crate) skip_softmax: Option<f32>,
     pub(crate) return_lse: bool,
     pub(crate) kv_layout: Option<KvLayout>,
     pub(crate) variant: Option<SharedVariant>,
@@ -44,6 +45,7 @@ impl AttentionOptions {
             window_left: None,
             soft_cap: None,
             scale: None,
+            skip_softmax: None,
             return_lse: false,
             kv_layout: None,
             variant: None,
@@ -72,6 +74,16 @@ impl AttentionOptions {
     /// Replaces the factor `1/sqrt(head_dim)` on `q·k`.
     pub const fn scale(mut self, scale: f32) -> Self {
         self.scale = Some(scale);
+        self
+    }
+
+    /// Lets kernels leave out tiles of keys whose weights are all below `threshold`, above 0 and below 1, times the largest
+    /// so far of their row (BLASST, arXiv 2512.12087): without exponentials and product with values. The LSE is without
+    /// them too. Which keys make a tile is the kernel's choice, and `Flex` computes all: results differ by at most the
+    /// weight of the keys left out. FlashInfer's `skip_softmax_threshold_scale_factor` is `threshold` times the length of
+    /// the context. A threshold of 0.001 is a distance of 6.9 between logits.
+    pub const fn skip_softmax(mut self, threshold: f32) -> Self {
+        self.skip_softmax = Some(threshold);
         self
     }
 
@@ -156,6 +168,7 @@ impl AttentionOptions {
                 window_left: self.window_left,
                 soft_cap: self.soft_cap,
                 scale: self.scale.unwrap_or(1.0 / (head_dim as f32).sqrt()),
+                skip_softmax: self.skip_softmax,
                 ranges: self.ranges.clone(),
             })
         });
@@ -170,6 +183,7 @@ impl AttentionOptions {
                 ("window_left", self.window_left.is_some()),
                 ("soft_cap", self.soft_cap.is_some()),
                 ("scale", self.scale.is_some()),
+                ("skip_softmax", self.skip_softmax.is_some()),
                 (ranges.map_or("", TokenRanges::name), ranges.is_some()),
             ];
             if let Some((argument, _)) = set.into_iter().find(|(_, set)| *set) {
@@ -205,6 +219,12 @@ impl AttentionOptions {
                 got: scale.to_string(),
                 expected: "a finite number".into(),
             });
+        }
+        if let Some(threshold) = self.skip_softmax
+            && !(threshold > 0.0 && threshold < 1.0)
+        {
+            let (got, expected) = (threshold.to_string(), "a number above 0 and below 1".into());
+            return Err(Error::Value { op, argument: "skip_softmax", got, expected });
         }
         Ok(())
     }

@@ -20,6 +20,8 @@ pub(crate) struct StandardAttention {
     pub soft_cap: Option<f32>,
     /// Factor on the products, before the cap.
     pub scale: f32,
+    /// For the kernels alone: Flex leaves out nothing.
+    pub skip_softmax: Option<f32>,
     pub ranges: Option<TokenRanges>,
 }
 
@@ -109,13 +111,13 @@ impl AttentionVariant for StandardAttention {
 #[cfg(feature = "cube")]
 impl kernels::Kernels for StandardAttention {
     fn launch(&self, call: kernels::Call<'_>) -> burn_flashinfer_kernels::Result<()> {
-        let Self { causal, window_left, soft_cap, scale, ref ranges } = *self;
+        let Self { causal, window_left, soft_cap, scale, skip_softmax, ref ranges } = *self;
         let ranges = match ranges {
             None => kernels::Ranges::None,
             Some(TokenRanges::Spans(_)) => kernels::Ranges::Spans,
             Some(TokenRanges::Items(_)) => kernels::Ranges::Items,
             Some(TokenRanges::Trees(_)) => kernels::Ranges::Trees,
         };
-        kernels::Standard { scale, causal, window_left, soft_cap, ranges }.launch(call)
+        kernels::Standard { scale, causal, window_left, soft_cap, skip_softmax, ranges }.launch(call)
     }
 }

@@ -94,7 +94,8 @@ impl Row<'_> {
 ///
 /// Without the [softmax](Self::softmax) it is `o_i = finish(Σ_j s_ij v_j)`. This is the host's half, in f64: it plans, and it computes on the backend `Flex`. The devices of CubeCL
 /// run kernels that are generic over the other half, a `burn_flashinfer::kernels::Variant`, which
-/// [`kernels`](Self::kernels) returns; both must say the same. `examples/own_variant.rs` has one.
+/// [`kernels`](Self::kernels) returns; both must say the same. `examples/own_variant.rs` has one. Which weights are negligible
+/// the other half alone says: this one computes all. Hooks write nothing; `examples/dump_logits.rs` shows how to see logits.
 ///
 /// Source: FlashInfer's `variants.cuh`, <https://docs.flashinfer.ai>.
 pub trait AttentionVariant: Debug + Send + Sync + 'static {

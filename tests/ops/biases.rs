@@ -18,6 +18,7 @@ device_tests!(
     every_option,
     scales_that_divide_nothing,
     long_requests_with_biases,
+    skipped_tiles_with_biases,
     single_calls,
     a_cascade_counts_sinks_once,
     a_graph_takes_other_tensors,
@@ -98,6 +99,20 @@ fn long_requests_with_biases(target: Target) {
             setting.check("ragged", &target, &setting.ragged(split, &target.device));
         }
     }
+}
+
+/// Slopes by which keys far behind the first weigh nothing: their tiles are left out, of split keys and of a cascade too.
+fn skipped_tiles_with_biases(target: Target) {
+    let case = Case::new(target.dtypes()[0], 64, &[(1, 300), (20, 150), (3, 40)]).causal();
+    let mut tensors = tensors(Given::Both, &case);
+    tensors.slopes.iter_mut().for_each(|slope| *slope -= 1.5);
+    let setting = Setting {
+        problem: case.problem("skipped tiles"),
+        options: case.options().skip_softmax(1e-9),
+        tensors,
+    };
+    setting.check("ragged", &target, &setting.ragged(KvSplit::Never, &target.device));
+    setting.check("paged", &target, &setting.paged(KvSplit::Fixed(128), &target.device));
 }
 
 fn single_calls(target: Target) {

@@ -12,11 +12,12 @@ use crate::cascade::{cascade, sharing};
 use crate::devices::{Target, device_tests};
 use crate::problem::Case;
 use crate::setting::{Setting, Tensors, got};
-use crate::support::{Rng, refused};
+use crate::support::{Host, Rng, refused};
 
 device_tests!(
     every_hook_says_the_same_on_every_device,
     without_a_softmax,
+    the_identity_for_values_gives_the_weights,
     a_cascade_without_a_softmax,
     long_requests_of_a_variant,
     what_a_variant_cannot_do_is_refused
@@ -285,6 +286,25 @@ fn without_a_softmax(target: Target) {
     }
     for case in target.thin(13, cases) {
         Sigmoid::setting("sigmoid", &case).check_plans(&target);
+    }
+}
+
+/// As `examples/dump_logits.rs` dumps logits.
+fn the_identity_for_values_gives_the_weights(target: Target) {
+    let case = Case { v_dim: 48, ..Case::new(target.dtypes()[0], 64, &[(5, 48)]) };
+    let mut setting = Sigmoid::setting("identity", &case);
+    let is_diagonal = |at| at / case.v_dim / case.kv_heads == at % case.v_dim;
+    let v = Host::from_fn([48, case.kv_heads, case.v_dim], case.dtype, |at| f32::from(is_diagonal(at)));
+    setting.problem.v = v;
+    let got = setting.single(&target.device);
+    setting.check("weights", &target, &got);
+    for (at, weight) in got.output.into_iter().enumerate() {
+        let (row, key) = (at / 48, at % 48);
+        let (query, head) = (row / case.kv_heads / case.group, row % (case.kv_heads * case.group));
+        let of_key = setting.problem.k.row(key, head / case.group);
+        let product: f32 = setting.problem.q.row(query, head).iter().zip(of_key).map(|(q, k)| q * k).sum();
+        let wanted = if key == 2 * query { 0.0 } else { 1.0 / (1.0 + (1.0 - product * 0.125).exp()) };
+        assert!((weight - wanted).abs() < 0.01, "{query} {head} {key}: {weight}, not {wanted}");
     }
 }
 

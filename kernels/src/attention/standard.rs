@@ -21,6 +21,8 @@ pub struct Standard {
     pub window_left: Option<usize>,
     /// Bound of the logits.
     pub soft_cap: Option<f32>,
+    /// The weight, relative to the largest of its row so far, below which tiles of keys are left out: above 0 and below 1.
+    pub skip_softmax: Option<f32>,
     /// The meaning of [`Inputs::ints`].
     pub ranges: Ranges,
 }
@@ -58,7 +60,14 @@ const LEAST_SCALE: f32 = 1e-30;
 impl Standard {
     /// Every query sees every key, without a cap.
     pub const fn new(scale: f32) -> Self {
-        Self { scale, causal: false, window_left: None, soft_cap: None, ranges: Ranges::None }
+        Self {
+            scale,
+            causal: false,
+            window_left: None,
+            soft_cap: None,
+            skip_softmax: None,
+            ranges: Ranges::None,
+        }
     }
 
     /// The result of [`Variant::scale`]: the cap, the scale, or 1 where the scale is not above 0.
@@ -123,6 +132,7 @@ impl Kernels for Standard {
                 of(Ranges::Spans).into(),
                 of(Ranges::Items).into(),
                 of(Ranges::Trees).into(),
+                self.skip_softmax.map(|threshold| -threshold.ln()).into(),
             )
         };
         // SAFETY: sinks and slopes have a number for each query head, and the ranges clamp what they read.
@@ -151,6 +161,8 @@ pub struct StandardArgs {
     pub items: ComptimeOption<TokenTable>,
     /// [`Ranges::Trees`].
     pub trees: ComptimeOption<TokenTable>,
+    /// The result of [`Variant::negligible`].
+    pub negligible: ComptimeOption<f32>,
 }
 
 #[cube]
@@ -247,6 +259,14 @@ impl Variant for Standard {
                 let is_tree = request.qo_len <= TREE_TOKENS;
                 ComptimeOption::new_Some(KeyBounds { start, end: select(is_tree, old, end) })
             }
+            ComptimeOption::None => ComptimeOption::new_None(),
+        }
+    }
+
+    fn negligible(args: &StandardArgs, _request: &RequestShape) -> ComptimeOption<f32> {
+        #[comptime]
+        match &args.negligible {
+            ComptimeOption::Some(distance) => ComptimeOption::new_Some(*distance),
             ComptimeOption::None => ComptimeOption::new_None(),
         }
     }

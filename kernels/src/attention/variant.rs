@@ -17,6 +17,13 @@ use crate::request::{QueryRow, RequestShape};
 /// The parts of attention beside the two products. Only `scale` has no default. Kernels do not check indices:
 /// a hook must not read beyond the tensors of its `Args`, as [`Call::run`](super::Call::run) says.
 ///
+/// Hooks read, and must not write. They are called for tiles: for keys beyond a request's last one and rows twice, but not
+/// for keys that no row of a tile sees, and in no order. CubeCL would let a hook store to an `Atomic` of its `Args`, which
+/// are shared. But the tensors of a call are its inputs: other tensors may have the same memory, a copy may stand for one
+/// whose strides the kernel cannot take, and neither Burn's Fusion nor a captured graph knows that they change. The results
+/// of a call are its output and LSE, so what a hook is to write has to be the output: without a softmax and with the
+/// identity for values that is the logits, as `examples/dump_logits.rs` shows.
+///
 /// The hooks are `#[cube]` functions: implement the trait with `#[cube] impl Variant for ...`. The trait
 /// itself is written out, since `#[cube]` on a trait drops default bodies.
 pub trait Variant: Send + Sync + 'static {
@@ -67,6 +74,16 @@ pub trait Variant: Send + Sync + 'static {
     /// `exp(scale · (logit - m))`. `(z / scale, 1)` is a sink of logit `z`, whose value is 0.
     fn start(_args: &Self::Args, _row: &QueryRow) -> (f32, f32) {
         (f32::NEG_INFINITY, 0.0)
+    }
+
+    /// The distance of `s_ij` below the largest of its row so far, above 0, from which on a key may be left out: skip-softmax.
+    /// A whole tile of keys is, and only if that holds for all rows that compute it together. `-ln(t)` leaves out weights
+    /// below `t` times the largest. Which tiles there are is the kernel's choice. The first that a row sees is never left out,
+    /// unless the row [starts](Self::start) with a maximum.
+    ///
+    /// Source: *BLASST*, arXiv 2512.12087.
+    fn negligible(_args: &Self::Args, _request: &RequestShape) -> ComptimeOption<f32> {
+        ComptimeOption::None
     }
 
     /// An element of the output, from the normalised one.
@@ -135,6 +152,15 @@ pub trait Variant: Send + Sync + 'static {
         _row: &<QueryRow as CubeType>::ExpandType,
     ) -> (NativeExpand<f32>, NativeExpand<f32>) {
         (f32::NEG_INFINITY.into_expand(scope), 0.0f32.into_expand(scope))
+    }
+
+    #[doc(hidden)]
+    fn __expand_negligible(
+        _scope: &Scope,
+        _args: &<Self::Args as CubeType>::ExpandType,
+        _request: &<RequestShape as CubeType>::ExpandType,
+    ) -> ComptimeOptionExpand<f32> {
+        ComptimeOptionExpand::None
     }
 
     #[doc(hidden)]

@@ -248,12 +248,10 @@ fn warpgroup(
     nvidia::wgmma_shared(&mut d, address, address + 1024, 64usize, product);
     // Only matrices of 16-bit types can be transposed.
     let values = comptime!(nvidia::Operand { rows: 16, transposed: ty.size() == 2 });
-    nvidia::wgmma_registers(
-        &mut d,
-        &a,
-        address + 2048,
-        comptime!(nvidia::Product { fresh: false, b: values, ..product }),
-    );
+    let product = comptime!(nvidia::Product { fresh: false, b: values, ..product });
+    nvidia::wgmma_registers(&mut d, &a, address + 2048, product);
+    let any = nvidia::any_of(2u32, row as u32, 128usize);
+    nvidia::wgmma_registers_if(any, &mut d, &a, address + 2048, product);
     nvidia::wgmma_wait(&mut d, columns, 0usize);
     nvidia::named_barrier(1u32, 32usize, false);
     nvidia::barrier_arrive(barrier);
@@ -292,12 +290,14 @@ fn instructions_of_a_warpgroup() {
                 "fence.proxy.async.shared::cta",
                 "bar.sync",
                 "bar.arrive",
+                "bar.red.or.pred",
                 "shfl.sync.idx.b32",
             ] {
                 assert!(lowered.assembly.contains(name), "no {name}:\n{}", lowered.assembly);
             }
-            // Once with the operand in shared memory, once in registers.
-            assert_eq!(lowered.assembly.matches(&product).count(), 2);
+            // Once with the operand in shared memory, twice in registers: always, and behind a branch.
+            assert_eq!(lowered.assembly.matches(&product).count(), 3);
+            assert!(lowered.assembly.contains("bra.uni done; wgmma.fence"), "{}", lowered.assembly);
         }
     }
 }

@@ -8,6 +8,7 @@
 #![allow(clippy::needless_range_loop, reason = "one index names a place in several arrays")]
 
 mod attention;
+mod case;
 mod elements;
 mod gemm;
 mod host;
@@ -17,4 +18,5 @@ mod quantized;
 mod sampling;
 mod scaled;
 mod segment_gemm;
+mod skip_softmax;
 mod tiled;

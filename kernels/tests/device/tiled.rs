@@ -9,7 +9,7 @@ use burn_flashinfer_kernels::{
 };
 use cubecl::client::Client;
 
-use crate::attention::{Case, Kind, MIXED};
+use crate::case::{Case, Kind, MIXED};
 use crate::host::{Device, Random, Type, binding, bytes_of, contiguous, device_tests, ints};
 
 device_tests!(
@@ -28,7 +28,7 @@ device_tests!(
 );
 
 /// The units of this device.
-fn units(client: &Client) -> Vec<MmaKind> {
+pub fn units(client: &Client) -> Vec<MmaKind> {
     let matrix_units = match Arch::of(client) {
         arch if Instruction::Wgmma.exists_on(arch) => vec![MmaKind::MmaSync, MmaKind::Wgmma],
         arch if Instruction::MmaSync.exists_on(arch) => vec![MmaKind::MmaSync],
@@ -44,7 +44,7 @@ fn units(client: &Client) -> Vec<MmaKind> {
 }
 
 /// Planes that share rows, planes that share keys, and both with the keys split.
-fn blueprints(unit: MmaKind) -> [(Tiled, Split); 3] {
+pub fn blueprints(unit: MmaKind) -> [(Tiled, Split); 3] {
     let (keys, stages) = match unit {
         MmaKind::MmaSync => (16, 3),
         MmaKind::Wgmma => (80, 2),
@@ -82,14 +82,14 @@ fn blueprints(unit: MmaKind) -> [(Tiled, Split); 3] {
 }
 
 /// The types that a unit multiplies.
-fn dtypes(unit: MmaKind) -> &'static [Type] {
+pub fn dtypes(unit: MmaKind) -> &'static [Type] {
     match unit {
         MmaKind::MmaSync | MmaKind::Wgmma | MmaKind::Mfma16 | MmaKind::Mfma32 => &[Type::F16, Type::BF16],
         MmaKind::Scalar1 | MmaKind::Scalar32 | MmaKind::Scalar64 => &[Type::F16, Type::BF16, Type::F32],
     }
 }
 
-fn case(kind: Kind, lengths: &[(usize, usize)], dtype: Type, (tiled, split): (Tiled, Split)) -> Case {
+pub fn case(kind: Kind, lengths: &[(usize, usize)], dtype: Type, (tiled, split): (Tiled, Split)) -> Case {
     // Compiling is most of the time on a CPU, and copies are unrolled.
     let (qk, vo) = if tiled.unit == MmaKind::Scalar1 { (24, 16) } else { (64, 64) };
     let choice = Choice::Exactly(Blueprint::Tiled(tiled));

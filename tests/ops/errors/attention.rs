@@ -101,6 +101,18 @@ fn options(target: Target) {
         (NO_OPTIONS.scale(f32::NAN), "single_prefill: `scale` is NaN, expected a finite number"),
         (NO_OPTIONS.scale(f32::NEG_INFINITY), "single_prefill: `scale` is -inf, expected a finite number"),
         (
+            NO_OPTIONS.skip_softmax(0.0),
+            "single_prefill: `skip_softmax` is 0, expected a number above 0 and below 1",
+        ),
+        (
+            NO_OPTIONS.skip_softmax(1.0),
+            "single_prefill: `skip_softmax` is 1, expected a number above 0 and below 1",
+        ),
+        (
+            NO_OPTIONS.skip_softmax(f32::NAN),
+            "single_prefill: `skip_softmax` is NaN, expected a number above 0 and below 1",
+        ),
+        (
             NO_OPTIONS.causal(true),
             "single_prefill: `causal` is true with 6 queries and 5 keys in request 0, expected at least as many keys \
              as queries",

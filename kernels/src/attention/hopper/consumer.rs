@@ -7,6 +7,7 @@ use super::super::mask::{CustomMask, key_tiles};
 use super::super::plan::WorkTile;
 use super::super::tiled::lane_rows::row_of;
 use super::super::tiled::mask_bits::apply_custom_mask;
+use super::super::tiled::negligible::lane_counts;
 use super::super::tiled::softmax::{
     Softmax, UnmaskedKeys, logits, mask, mask_kept, online_softmax, rescale, start_softmax, sum_lanes,
     unmasked_keys,
@@ -15,8 +16,8 @@ use super::super::tiled::store_rows;
 use super::super::variant::Variant;
 use super::ring::{ROW_BYTES, Ring, empty, stage_ptr, wait_full};
 use crate::isa::nvidia::{
-    Operand, OperandType, Product, barrier_arrive, barrier_arrive_at, named_barrier, wgmma_registers,
-    wgmma_shared, wgmma_wait,
+    Operand, OperandType, Product, any_of, barrier_arrive, barrier_arrive_at, named_barrier, wgmma_registers,
+    wgmma_registers_if, wgmma_shared, wgmma_wait,
 };
 use crate::mma::{Accumulator, Fragment, MmaSync, TileShape, convert_p};
 use crate::staging::Vec16;
@@ -64,7 +65,7 @@ pub(super) fn consume<V: Variant, E: Float>(
             consumer_release(base, consumer.stages, Ring::Keys, tiles);
             apply_mask::<V>(&mut s, &mut softmax, args, work, &visible, walk.at, tiles);
             apply_custom_mask::<MmaSync, V>(&mut s, custom, &walk, &work.rows, first_row, lane_key(walk.at));
-            online_softmax::<MmaSync, V>(&mut s, &mut softmax, tiles);
+            let mut counts = softmax_if_it_counts::<V>(&mut s, &mut softmax, work, plane, tiles);
             p_operands(&s, &mut p, tiles);
             walk.advance(custom);
             consumer.stages += 1;
@@ -74,7 +75,7 @@ pub(super) fn consume<V: Variant, E: Float>(
             while walk.at < work.end {
                 issue_qk(&mut s, &*consumer, tiles);
                 rescale::<MmaSync, V>(&mut o, &softmax);
-                issue_pv(&mut o, &p, base, consumer.stages - 1, tiles);
+                issue_pv(&mut o, &p, &softmax, counts, base, consumer.stages - 1, tiles);
                 wgmma_wait(&mut s.tiles, tiles.keys, 1usize);
                 scheduler_barrier_arrive(plane, tiles);
                 consumer_release(base, consumer.stages, Ring::Keys, tiles);
@@ -87,7 +88,7 @@ pub(super) fn consume<V: Variant, E: Float>(
                     first_row,
                     lane_key(walk.at),
                 );
-                online_softmax::<MmaSync, V>(&mut s, &mut softmax, tiles);
+                counts = softmax_if_it_counts::<V>(&mut s, &mut softmax, work, plane, tiles);
                 walk.advance(custom);
                 consumer.stages += 1;
                 // ptxas moves a wait for products ahead of the code before it, but not over a jump. The next
@@ -102,7 +103,7 @@ pub(super) fn consume<V: Variant, E: Float>(
             consumer_release(base, consumer.queries, Ring::Queries, tiles);
             consumer.queries += 1;
             rescale::<MmaSync, V>(&mut o, &softmax);
-            issue_pv(&mut o, &p, base, consumer.stages - 1, tiles);
+            issue_pv(&mut o, &p, &softmax, counts, base, consumer.stages - 1, tiles);
             wgmma_wait(&mut o.tiles, tiles.dims.vo, 0usize);
             consumer_release(base, consumer.stages - 1, Ring::Values, tiles);
         }
@@ -134,29 +135,71 @@ fn issue_qk(s: &mut Fragment<MmaSync>, consumer: &Consumer, #[comptime] tiles: T
     );
 }
 
-/// Issues `O += P V`, once the values have arrived.
+/// First of the barriers at which warpgroups vote; those at which they take turns are before it.
+const VOTES: u32 = 4;
+
+/// The online softmax of a tile, unless that is negligible in all rows of the warpgroup. Returns 1 or 0, as it counts or
+/// not: the same in the whole warpgroup, since it multiplies as one.
+#[cube]
+fn softmax_if_it_counts<V: Variant>(
+    s: &mut Fragment<MmaSync>,
+    softmax: &mut Softmax,
+    work: &WorkTile,
+    plane: usize,
+    #[comptime] tiles: TileShape,
+) -> u32 {
+    let mut counts = 1u32.runtime();
+    #[comptime]
+    match &softmax.negligible {
+        ComptimeOption::Some(distance) => {
+            let first_row = plane * 16;
+            let of_lane = lane_counts::<MmaSync>(&*s, &*softmax, &work.rows, first_row, *distance);
+            let of_lane = u32::cast_from(of_lane);
+            counts = any_of(VOTES + (plane / 4) as u32, of_lane, 128usize);
+        }
+        ComptimeOption::None => {}
+    }
+    if comptime!(softmax.negligible.is_some()) {
+        if counts == 1 {
+            online_softmax::<MmaSync, V>(s, softmax, tiles);
+        } else {
+            #[unroll]
+            for r in 0..2usize {
+                softmax.alpha[r] = 1.0f32;
+            }
+        }
+    } else {
+        online_softmax::<MmaSync, V>(s, softmax, tiles);
+    }
+    counts
+}
+
+/// Issues `O += P V`, once the values have arrived; an empty group of products if the tile does not count. The stage is
+/// waited for all the same: it must have arrived before it is released.
 #[cube]
 fn issue_pv(
     o: &mut Fragment<MmaSync>,
     p: &Array<Vec16>,
+    softmax: &Softmax,
+    counts: u32,
     base: u32,
     count: u32,
     #[comptime] tiles: TileShape,
 ) {
     wait_full(base, count, Ring::Values, tiles);
     let values = stage_ptr(base, count, Ring::Values, tiles);
-    wgmma_registers(
-        &mut o.tiles,
-        p,
-        values,
-        comptime!(Product {
-            ty: OperandType::of(tiles.dtype),
-            columns: tiles.dims.vo,
-            steps: tiles.keys / DEPTH,
-            fresh: false,
-            b: Operand { rows: tiles.keys, transposed: true },
-        }),
-    );
+    let product = comptime!(Product {
+        ty: OperandType::of(tiles.dtype),
+        columns: tiles.dims.vo,
+        steps: tiles.keys / DEPTH,
+        fresh: false,
+        b: Operand { rows: tiles.keys, transposed: true },
+    });
+    if comptime!(softmax.negligible.is_some()) {
+        wgmma_registers_if(counts, &mut o.tiles, p, values, product);
+    } else {
+        wgmma_registers(&mut o.tiles, p, values, product);
+    }
 }
 
 /// Lets the next warpgroup issue its products. This one calls it when it has its scores: before them, or

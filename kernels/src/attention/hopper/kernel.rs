@@ -14,6 +14,9 @@
 //! | 2 | when `S` has arrived: mask, row_max, `P = exp2(S - m)`, row_sum | `O += P V`, then the other warpgroup's |
 //! | 3 | when `O` has arrived: rounds `P` | the other warpgroup's |
 //!
+//! A tile whose weights are all negligible ([`super::super::tiled::negligible`]) costs a warpgroup `S` and a vote of its
+//! rows in step 2: the rest of that step, and `O += P V` in the next step 1, are left out.
+//!
 //! Warpgroups take turns to issue products, so that one's softmax overlaps the other's products.
 //!
 //! Source: Shah et al., *FlashAttention-3*, 2024.

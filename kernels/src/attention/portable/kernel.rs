@@ -18,7 +18,8 @@
 //! On a GPU a cube is one row. On a CPU a unit is a thread and a barrier a spin lock, so there a cube is many rows of
 //! one unit each, every row with its part of the shared memory, and there are no barriers.
 //!
-//! Keys outside the range of a row are never read, let alone multiplied.
+//! Keys outside the range of a row are never read, let alone multiplied. A tile whose weights are all negligible
+//! ([`Variant::negligible`]) counts as one without keys in steps 2 and 3: the row decides alone, and the same in each unit.
 
 use cubecl::prelude::*;
 
@@ -99,6 +100,7 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
     let mut maximum = select(m == f32::NEG_INFINITY, m, m * scale);
     let mut sum = l;
 
+    let negligible = V::negligible(args, &request);
     let mut first = start;
     while first < end {
         let keys = min(tile, end - first);
@@ -130,6 +132,7 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
         }
         sync_row(units);
 
+        let keys = counted::<V>(keys, &negligible, &logits, tile_at, maximum);
         let mut m_new = maximum;
         for j in 0..keys {
             m_new = max(m_new, logits[tile_at + j]);
@@ -193,5 +196,31 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
             }
         }
         ComptimeOption::None => {}
+    }
+}
+
+/// The keys of a tile that count, whose logits begin at `at`: none if all are negligible below the largest so far.
+#[cube]
+fn counted<V: Variant>(
+    keys: usize,
+    negligible: &ComptimeOption<f32>,
+    logits: &[f32],
+    at: usize,
+    maximum: f32,
+) -> usize {
+    #[comptime]
+    match negligible {
+        ComptimeOption::Some(distance) => {
+            let mut counted = keys;
+            if comptime!(V::SOFTMAX) {
+                let mut highest = f32::NEG_INFINITY.runtime();
+                for j in 0..keys {
+                    highest = max(highest, logits[at + j]);
+                }
+                counted = select(maximum - highest > *distance, 0usize, keys);
+            }
+            counted
+        }
+        ComptimeOption::None => keys,
     }
 }

@@ -16,6 +16,8 @@
 //! tile, and their results are merged in shared memory at the end. A cube with a chunk stores normalised
 //! partial results, row_max and row_sum, which [`super::combine`] merges in the order of the keys.
 //!
+//! Steps 3 and 4 are left out where all weights are negligible ([`super::negligible`]): a plane decides for its rows.
+//!
 //! Keys beyond the last one that a row sees are never read: their places in shared memory are zero.
 
 use cubecl::prelude::*;
@@ -28,6 +30,7 @@ use super::copy_stage::{copy_stage, kv_head};
 use super::epilogue::store_rows;
 use super::mask_bits::apply_custom_mask;
 use super::merge_planes::merge_planes;
+use super::negligible::plane_counts;
 use super::softmax::{
     logits, mask_kept, mask_rows, online_softmax, rescale, start_softmax, sum_lanes, unmasked_keys,
 };
@@ -142,11 +145,13 @@ fn attend<M: Mma, V: Variant, E: Float>(
             }
         }
         apply_custom_mask::<M, V>(&mut s, custom, &walk, &work.rows, first_row, key);
-        online_softmax::<M, V>(&mut s, &mut softmax, tiles);
-        // A branch around this while no row_max rises costs more than it saves: 3% of a prefill on an H200,
-        // since it splits the instruction schedule.
-        rescale::<M, V>(&mut o, &softmax);
-        M::pv::<E>(&s, &ring, &mut o, tiles);
+        if plane_counts::<M>(&s, &softmax, &work.rows, first_row) {
+            online_softmax::<M, V>(&mut s, &mut softmax, tiles);
+            // A branch around this while no row_max rises costs more than it saves: 3% of a prefill on an H200,
+            // since it splits the instruction schedule.
+            rescale::<M, V>(&mut o, &softmax);
+            M::pv::<E>(&s, &ring, &mut o, tiles);
+        }
 
         ring.advance();
         walk.advance(custom);

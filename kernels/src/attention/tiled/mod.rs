@@ -11,6 +11,7 @@ pub(super) mod lane_rows;
 mod launch;
 pub(super) mod mask_bits;
 mod merge_planes;
+pub(super) mod negligible;
 pub(super) mod softmax;
 
 pub use blueprint::{Mixed, Tiled};

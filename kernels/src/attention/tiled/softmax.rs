@@ -9,7 +9,7 @@ use super::bias::{LinearBias, linear_bias};
 use super::lane_rows::row_of;
 use crate::math::LOG2_E;
 use crate::mma::{Fragment, Mma, TileShape, column_step};
-use crate::request::TileRows;
+use crate::request::{RequestShape, TileRows};
 
 /// The online softmax of a lane's rows.
 #[derive(CubeType)]
@@ -24,6 +24,22 @@ pub(in super::super) struct Softmax {
     pub scale_log2: f32,
     /// The linear bias of the logits.
     pub bias: LinearBias,
+    /// [`Variant::negligible`], to base 2.
+    pub negligible: ComptimeOption<f32>,
+}
+
+/// [`Variant::negligible`] in logits to base 2; none without a softmax.
+#[cube]
+fn negligible_log2<V: Variant>(args: &V::Args, request: &RequestShape) -> ComptimeOption<f32> {
+    if comptime!(V::SOFTMAX) {
+        #[comptime]
+        match V::negligible(args, request) {
+            ComptimeOption::Some(distance) => ComptimeOption::new_Some(distance * LOG2_E),
+            ComptimeOption::None => ComptimeOption::new_None(),
+        }
+    } else {
+        ComptimeOption::new_None()
+    }
 }
 
 /// The score of a key that a row does not see.
@@ -53,7 +69,9 @@ pub(in super::super) fn start_softmax<M: Mma, V: Variant>(
     }
     let alpha = Array::<f32>::new(lane_rows);
     let bias = linear_bias::<M, V>(args, rows, first_row, lane_rows);
-    Softmax { row_max, row_sum, alpha, scale_log2: V::scale(args) * LOG2_E, bias }
+    let scale_log2 = V::scale(args) * LOG2_E;
+    let negligible = negligible_log2::<V>(args, &rows.request);
+    Softmax { row_max, row_sum, alpha, scale_log2, bias, negligible }
 }
 
 /// Turns the products of all rows into logits: as the variant transforms and biases them, and masked where it
@@ -240,7 +258,7 @@ const CHAINS: usize = 4;
 
 /// The largest score of row `r` in this lane.
 #[cube]
-fn row_max_of<M: Mma>(s: &Fragment<M>, #[comptime] r: usize) -> f32 {
+pub(super) fn row_max_of<M: Mma>(s: &Fragment<M>, #[comptime] r: usize) -> f32 {
     let mut m_new = Array::<f32>::new(CHAINS);
     #[unroll]
     for chain in 0..CHAINS {

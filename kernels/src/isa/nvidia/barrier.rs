@@ -32,6 +32,12 @@ ptx! {
     pub(crate) fn named_barrier(number: u32, #[comptime] units: usize, #[comptime] waits: bool) =
         EffectOp(number) "bar.{what} {number}, {units};", what = if waits { "sync" } else { "arrive" };
 
+    /// 1 if `vote` is not 0 in any of `units` units of the cube, which meet at the barrier of this number, else 0:
+    /// `bar.red.or`.
+    pub(crate) fn any_of(number: u32, vote: u32, #[comptime] units: usize) -> any: u32 = UpdateOp(number, vote)
+        "{{ .reg .pred any; setp.ne.u32 any, {vote}, 0; bar.red.or.pred any, {number}, {units}, any; \
+         selp.u32 {any}, 1, 0, any; }}";
+
     /// Makes writes to shared memory, by ordinary stores or [`super::cp_async`], visible to instructions that
     /// read through the async proxy, such as `wgmma`: `fence.proxy.async`.
     pub(crate) fn fence_proxy_async() = EffectOp() "fence.proxy.async.shared::cta;";

@@ -15,7 +15,7 @@ pub(crate) use arithmetic::{
     to_fp8, to_tf32,
 };
 pub(crate) use barrier::{
-    barrier_arrive, barrier_expect, barrier_init, barrier_wait, fence_proxy_async, named_barrier,
+    any_of, barrier_arrive, barrier_expect, barrier_init, barrier_wait, fence_proxy_async, named_barrier,
     set_registers,
 };
 pub(crate) use cluster::{
@@ -26,4 +26,4 @@ pub(crate) use matrix::{OperandType, ldmatrix, mma};
 #[cfg(feature = "compilers")]
 pub(super) use register::Register;
 pub(crate) use tensor_map::{TensorMap, copy_box, copy_matrix_box, prefetch_map, tensor_map};
-pub(crate) use warpgroup::{Operand, Product, wgmma_registers, wgmma_shared, wgmma_wait};
+pub(crate) use warpgroup::{Operand, Product, wgmma_registers, wgmma_registers_if, wgmma_shared, wgmma_wait};

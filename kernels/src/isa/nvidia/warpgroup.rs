@@ -88,7 +88,7 @@ pub(crate) fn wgmma_shared(
     let b = low_half(b, comptime!(product.b));
     intrinsic!(|scope| {
         let (a, b) = (a.read_value(scope), b.read_value(scope));
-        wgmma(scope, d.__extract_list(scope), a, b, a_rows, product);
+        wgmma(scope, d.__extract_list(scope), [a, b], a_rows, None, product);
     })
 }
 
@@ -106,12 +106,42 @@ pub(crate) fn wgmma_registers(
         let b = b.read_value(scope);
         let a = a.__extract_list(scope);
         let a = read_value(scope, a);
-        wgmma(scope, d.__extract_list(scope), a, b, 0, product);
+        wgmma(scope, d.__extract_list(scope), [a, b], 0, None, product);
     })
 }
 
-/// The product on the accumulators at `place`, with `a` in registers if it has no rows in shared memory.
-fn wgmma(scope: &Scope, place: Value, a: Value, b: Value, a_rows: usize, product: Product) {
+/// [`wgmma_registers`] if `condition` is not 0, which is the same in all lanes of the warpgroup; else an empty group.
+///
+/// The branch is within the instruction. Around it, it would make the accumulators one thing or another, which a compiler
+/// copies to one place: while the product is being computed.
+#[cube]
+#[allow(unused_variables, reason = "the expansion uses them")]
+pub(crate) fn wgmma_registers_if(
+    condition: u32,
+    d: &mut Array<Vector<f32, Const<4>>>,
+    a: &Array<Vector<u32, Const<4>>>,
+    b: u32,
+    #[comptime] product: Product,
+) {
+    let b = low_half(b, comptime!(product.b));
+    intrinsic!(|scope| {
+        let (b, condition) = (b.read_value(scope), condition.read_value(scope));
+        let a = a.__extract_list(scope);
+        let a = read_value(scope, a);
+        wgmma(scope, d.__extract_list(scope), [a, b], 0, Some(condition), product);
+    })
+}
+
+/// The product on the accumulators at `place`, with `a` in registers if it has no rows in shared memory; an empty group if
+/// there is a condition and it is 0.
+fn wgmma(
+    scope: &Scope,
+    place: Value,
+    [a, b]: [Value; 2],
+    a_rows: usize,
+    condition: Option<Value>,
+    product: Product,
+) {
     let Product { ty, columns, steps, fresh, b: of_b } = product;
     let in_registers = a_rows == 0;
     let (depth, name) = (ty.depth(), ty.name());
@@ -123,7 +153,16 @@ fn wgmma(scope: &Scope, place: Value, a: Value, b: Value, a_rows: usize, product
         let (step, high) = (operand.step(step), operand.high());
         format!("add.u32 at, {from}, {step}; mov.b64 {name}, {{at, {high}}}; ")
     };
-    let mut text = "{ .reg .b64 da, db; .reg .b32 at; wgmma.fence.sync.aligned; ".to_owned();
+    let mut text = "{ .reg .b64 da, db; .reg .b32 at; ".to_owned();
+    if condition.is_some() {
+        let condition = b_place.next(1);
+        // By the vote ptxas knows that the warp does not diverge; else it lets products wait for each other (C7520).
+        text += &format!(
+            ".reg .pred no; setp.eq.u32 no, {condition}, 0; vote.sync.all.pred no, no, 0xffffffff; \
+             @no bra.uni done; "
+        );
+    }
+    text += "wgmma.fence.sync.aligned; ";
     for step in 0..steps {
         let a = if in_registers {
             a_place.part(4 * step, 4).to_string()
@@ -143,8 +182,11 @@ fn wgmma(scope: &Scope, place: Value, a: Value, b: Value, a_rows: usize, product
             "wgmma.mma_async.sync.aligned.m64n{columns}k{depth}.f32.{name}.{name} {d}, {a}, db, {add}, 1, 1{transposed}; "
         );
     }
+    text += if condition.is_some() { "done: " } else { "" };
     text += "wgmma.commit_group.sync.aligned; }";
-    update(scope, place, columns, text, vec![a, Input { class: Register::B32, count: 1, value: b }], !fresh);
+    let word = |value| Input { class: Register::B32, count: 1, value };
+    let inputs = [a, word(b)].into_iter().chain(condition.map(word)).collect();
+    update(scope, place, columns, text, inputs, !fresh);
 }
 
 /// Replaces the accumulators at `place` by the result of an instruction, which reads them first or not.

@@ -293,6 +293,7 @@ fn random_problems_agree_with_f64() {
                 window_left: (random.below(3) == 0).then(|| pick(&mut random, &[0, 3, 20, usize::MAX])),
                 soft_cap: (random.below(3) == 0).then_some(2.5),
                 scale: pick(&mut random, &[0.125, 0.4]),
+                skip_softmax: None,
                 ranges: None,
             },
         };
@@ -315,8 +316,14 @@ fn causal_with(tokens: usize, change: impl Fn(&mut [f32], &mut [f32], &mut [f32]
         [(); 3].map(|()| (0..tokens * 16).map(|_| random.normal()).collect::<Vec<_>>());
     change(&mut q, &mut k, &mut v);
     let [q, k, v] = [q, k, v].map(|x| with_margin::<f32>(&x, &[tokens, 1, 16], 0));
-    let variant =
-        StandardAttention { causal: true, window_left: None, soft_cap: None, scale: 0.25, ranges: None };
+    let variant = StandardAttention {
+        causal: true,
+        window_left: None,
+        soft_cap: None,
+        scale: 0.25,
+        skip_softmax: None,
+        ranges: None,
+    };
     let params = AttentionParams { variant: SharedVariant::new(variant), return_lse: false };
     match attention::<f32>(q, k, v, batch(&[0, tokens], &[0, tokens], None), params) {
         Attended::WithoutLse(output) | Attended::WithLse(output, _) => floats(&output),
