@@ -101,7 +101,7 @@ fn long_requests_with_biases(target: Target) {
     }
 }
 
-/// Slopes by which keys far behind the first weigh nothing: their tiles are left out, of split keys and of a cascade too.
+/// Slopes by which keys far behind the first weigh nothing: their tiles are left out, with split keys too.
 fn skipped_tiles_with_biases(target: Target) {
     let case = Case::new(target.dtypes()[0], 64, &[(1, 300), (20, 150), (3, 40)]).causal();
     let mut tensors = tensors(Given::Both, &case);
