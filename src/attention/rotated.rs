@@ -16,8 +16,9 @@ use crate::ops::{Rope, apply_rope, gather_paged_kv};
 /// in the request, a query's that of its own key; [`at`](Self::at) shifts them.
 ///
 /// The keys and values of the batch are gathered into memory of the run, `[keys, kv_heads, head_dim]` each, and the keys
-/// rotated there once, not by each tile of queries. That takes a few hundredths of the time of a long prefill, and doubles
-/// that of a decoding step. Pages of fp8 become numbers of the type of the queries.
+/// rotated there once, not by each tile of queries. That takes a few hundredths of the time of a long prefill, and several times
+/// that of a decoding step: 8192 tokens 1.06 instead of 1.00 ms, 64 requests of 4096 keys 1.47 instead of 0.32 (H200). Pages of
+/// fp8 become numbers of the type of the queries.
 ///
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};
