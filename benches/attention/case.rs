@@ -181,7 +181,8 @@ impl Bench {
             batch,
             scale: s.variant().scale,
             dtype: ElemType::Float(s.dtype.1),
-            kv_dtype: ElemType::Float(s.dtype.1),
+            kv_dtype: ElemType::Float(s.dtype.1).into(),
+            kv_scales: None,
             inputs: inputs.biases.clone(),
             mask: inputs.mask.clone(),
         };
@@ -252,7 +253,7 @@ impl Bench {
         let problem = Problem {
             dims: HeadDims { qk: s.dim, vo: s.dim },
             dtype: ElemType::Float(s.dtype.1),
-            kv_dtype: ElemType::Float(s.dtype.1),
+            kv_dtype: ElemType::Float(s.dtype.1).into(),
             q_heads: s.q_heads,
             kv_heads: s.kv_heads,
             scale: s.variant().scale,

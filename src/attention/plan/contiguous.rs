@@ -7,7 +7,9 @@ use super::schedule::Schedule;
 use crate::attention::inputs::{VariantInputs, by_token};
 use crate::attention::output::{AttentionOutput, attend};
 use crate::check::{Floats, shape};
+use crate::dispatch::IntoBackend;
 use crate::error::{Error, Result};
+use crate::extension::KeysValues;
 use crate::types::KvLayout;
 
 /// A plan over contiguous keys and values: of requests one after the other, or of blocks as pages.
@@ -48,6 +50,7 @@ impl Contiguous<'_> {
             }
         }
         let inputs = inputs.checked(op, &floats, config.q_heads, &config.options)?;
-        attend(op, q, k, v, schedule.batch(KvLayout::Nhd, inputs), config.params())
+        let kv = KeysValues::floats(k.into_backend(), v.into_backend());
+        attend(op, q, kv, config.head_dim_v, schedule.batch(KvLayout::Nhd, inputs), config.params())
     }
 }

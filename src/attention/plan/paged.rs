@@ -15,6 +15,7 @@ use crate::cache::{KvPages, PageTable, PagedStep, Says, Stamp};
 use crate::check::{Floats, same_device, shape};
 use crate::error::{Error, Result};
 use crate::indptr::Indptr;
+use crate::types::Fp8;
 
 /// The work partitioning of a batch whose keys and values are in pages: made once for a batch, run by every
 /// layer.
@@ -182,7 +183,7 @@ impl PagedPlan {
     ///
     /// # Errors
     ///
-    /// If tensors do not fit the plan in number of tokens, heads, head dimension, element type, page size,
+    /// If tensors do not fit the plan in number of tokens, heads, head dimension, element type, fp8 format, page size,
     /// order of axes or device; if the pool has fewer pages than the page table names, or is of another
     /// cache; if sequences of the cache have changed since its page table was made ([`Error::Stale`]); if a
     /// tensor requires a gradient.
@@ -210,8 +211,7 @@ impl PagedPlan {
     ) -> Result<AttentionOutput> {
         let (config, pool) = (&self.config, pages.shape());
         let floats = Floats::first(op, "q", &q)?;
-        let (k, v) = pages.numbers(op)?;
-        floats.like("pages", k)?;
+        pages.check_beside(&floats)?;
         floats.on_device("plan", &self.schedule.index().device())?;
         pages.check_current(op, "plan", Says::All, self.stamp.as_ref())?;
         let refuse = |argument, got: String, expected: String| {
@@ -220,6 +220,13 @@ impl PagedPlan {
         if q.dtype() != config.dtype {
             let (got, expected) = (format!("{:?}", q.dtype()), format!("{:?}, as planned", config.dtype));
             return Err(Error::Dtype { op, argument: "q", got, expected });
+        }
+        if pages.fp8() != config.fp8 {
+            let of = |format: Option<Fp8>| {
+                format.map_or_else(|| format!("{:?}", config.dtype), |format| format!("codes of {format:?}"))
+            };
+            let (got, expected) = (of(pages.fp8()), format!("{}, as planned", of(config.fp8)));
+            return Err(Error::Dtype { op, argument: "pages", got, expected });
         }
         let planned = [self.tokens, config.q_heads, config.head_dim];
         if q.dims() != planned {
@@ -230,7 +237,7 @@ impl PagedPlan {
         if heads != planned {
             let (kv_heads, k_dim, v_dim) = planned;
             let expected = format!("{kv_heads} heads of {k_dim} elements (values of {v_dim}), as planned");
-            return Err(shape(op, "pages", &k.dims(), expected));
+            return Err(shape(op, "pages", &pages.dims().0, expected));
         }
         if pool.page_size != self.page_size {
             let got = format!("of pages of {} tokens", pool.page_size);
@@ -245,9 +252,9 @@ impl PagedPlan {
         {
             return refuse("pages", format!("{:?}", pages.layout()), format!("{layout:?}"));
         }
-        let (k, v) = (k.clone(), v.clone());
         let inputs = inputs.checked(op, &floats, config.q_heads, &config.options)?;
-        attend(op, q, k, v, self.schedule.batch(pages.layout(), inputs), config.params())
+        let batch = self.schedule.batch(pages.layout(), inputs);
+        attend(op, q, pages.stored(), config.head_dim_v, batch, config.params())
     }
 
     /// Masks the batch with a bit for each query and key, until another batch is planned: a query of a request sees key `j`

@@ -53,7 +53,7 @@ impl RaggedPlan {
     pub fn new(config: &PlanConfig, qo_indptr: &Indptr, kv_indptr: &Indptr) -> Result<Self> {
         const OP: &str = "RaggedPlan::new";
         let device = qo_indptr.device();
-        config.check(OP, &device)?;
+        config.check_numbers(OP, &device)?;
         let requests = checked(OP, config, qo_indptr, kv_indptr)?;
         let schedule = Schedule::new(OP, config, requests, &device)?.with_workspace(config);
         Ok(Self { config: config.clone(), schedule, tokens: qo_indptr.total(), keys: kv_indptr.total() })

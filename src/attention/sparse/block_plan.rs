@@ -53,7 +53,7 @@ impl BlockSparsePlan {
     /// queries.
     pub fn new(config: &PlanConfig, mask: &BlockMask, device: &Device) -> Result<Self> {
         const OP: &str = "BlockSparsePlan::new";
-        config.check(OP, device)?;
+        config.check_numbers(OP, device)?;
         let (rows, table) = (mask.qo_indptr(), mask.table(OP, device)?);
         let requests = Requests { qo_indptr: &rows, kv: KeysOf::Paged(&table) };
         for (row, (queries, keys)) in requests.lengths().enumerate() {
