@@ -127,7 +127,9 @@ fn codes_are_converted_by_instructions() {
         ),
     ] {
         for (format, instruction) in formats {
-            for (queries, dim) in [(1, 128), (1024, 128), (1, 256), (1024, 64)] {
+            // Each format once, and of one all sizes.
+            let sizes = [(1, 128), (1024, 128), (1, 256), (1024, 64)];
+            for (queries, dim) in sizes.into_iter().take(if format == Fp8::E4m3 { 4 } else { 1 }) {
                 let problem = Problem { kv_dtype: Element::Code(format), ..problem(FloatKind::BF16, dim) };
                 let what = format!("{queries} queries over {format:?} of {dim} on {target}");
                 let lowered = lower(target, &problem, &requests(queries), PAGED, Choice::Auto)

@@ -44,6 +44,10 @@ fn tiles(unit: MmaKind) -> [Tiled; 2] {
             Tiled { keys: 8, kv_planes: 2, q_in_registers: false, ..one },
             Tiled { keys: 8, q_planes: 2, kv_planes: 1, q_in_registers: false, ..one },
         ],
+        MmaKind::Scalar32 | MmaKind::Scalar64 => [
+            Tiled { keys: 16, q_in_registers: false, ..one },
+            Tiled { q_planes: 2, kv_planes: 1, q_in_registers: false, ..one },
+        ],
         _ => [one, Tiled { q_planes: 4, keys: 64, kv_planes: 1, ..one }],
     }
 }
@@ -73,9 +77,10 @@ fn case(choice: Choice, dtype: Type, format: Fp8, dims: (usize, usize)) -> Case 
 fn every_unit_reads_codes(client: Client) {
     let mut random = Random::new(21);
     for (unit, dtypes) in units(&client) {
-        for (i, (tiled, format)) in
-            tiles(unit).into_iter().flat_map(|tiled| FORMATS.map(|format| (tiled, format))).enumerate()
-        {
+        let cases = tiles(unit).into_iter().flat_map(|tiled| FORMATS.map(|format| (tiled, format)));
+        // A CPU compiles each for seconds: it gets one of decode and one of prefill.
+        let nth = if unit == MmaKind::Scalar1 { 4 } else { 1 };
+        for (i, (tiled, format)) in cases.enumerate().step_by(nth) {
             let choice = Choice::Exactly(Blueprint::Tiled(tiled));
             let case = case(choice, dtypes[i % dtypes.len()], format, (64, 64));
             let (kind, split) =
@@ -96,10 +101,16 @@ fn every_number_of_vectors(client: Client) {
     for (unit, dtypes) in units(&client).into_iter().filter(|(unit, _)| *unit != MmaKind::Scalar1) {
         for (i, dims) in [(16, 16), (48, 80), (128, 128), (192, 64), (256, 256)].into_iter().enumerate() {
             let [decode, prefill] = tiles(unit);
-            let prefill = Tiled { q_tiles: 1, keys: 32, ..prefill };
-            let tiled = if i % 2 == 0 || unit == MmaKind::MmaSync && i == 4 { decode } else { prefill };
-            let choice = Choice::Exactly(Blueprint::Tiled(Tiled { stages: tiled.stages.min(2), ..tiled }));
-            let case = case(choice, dtypes[i % dtypes.len()], FORMATS[i % 3], dims);
+            let tiled = match i % 2 {
+                0 => Tiled { kv_planes: if i == 4 { 1 } else { 2 }, stages: decode.stages.min(2), ..decode },
+                _ => Tiled { q_tiles: 1, keys: 32, ..prefill },
+            };
+            let case = case(
+                Choice::Exactly(Blueprint::Tiled(tiled)),
+                dtypes[i % dtypes.len()],
+                FORMATS[i % 3],
+                dims,
+            );
             Case { lengths: vec![(17, 54), (1, 97)], ..case }.check(&client, &mut random);
         }
     }
