@@ -2,12 +2,12 @@
 
 use burn::{backend::Dispatch, tensor::Tensor};
 
-use super::inputs::{CallOptions, VariantInputs, by_token};
+use super::inputs::{CallOptions, VariantInputs};
+use super::kv_tensor::{KvPair, KvTensor};
 use super::output::{AttentionOutput, attend};
 use super::plan::{KeysOf, MAX_HEAD_DIM, PlanConfig, Requests, Schedule, decode_rows};
 use crate::cache::{KvPages, PageTable, Says};
 use crate::check::{Floats, same_device, shape};
-use crate::dispatch::IntoBackend;
 use crate::error::{Error, Result};
 use crate::extension::KeysValues;
 use crate::indptr::Indptr;
@@ -18,7 +18,7 @@ use crate::types::{AttentionOptions, Fp8, KvLayout};
 /// `q`: `[tokens, q_heads, head_dim]`, `k`: `[kv_tokens, kv_heads, head_dim]`, `v`: `[kv_tokens, kv_heads,
 /// head_dim_v]`, or with heads before tokens ([`AttentionOptions::kv_layout`]). Query head `h` attends to the key head
 /// `h / (q_heads / kv_heads)`. Strides are honoured: a transposed or sliced view is not copied, unless the elements of
-/// a head do not lie side by side.
+/// a head do not lie side by side. Both may be [codes](KvTensor::fp8) of 8 bits.
 ///
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};
@@ -42,15 +42,15 @@ use crate::types::{AttentionOptions, Fp8, KvLayout};
 /// asked for with more queries than keys; if an option is out of range; if a tensor requires a gradient.
 pub fn single_prefill<'a>(
     q: Tensor<3>,
-    k: Tensor<3>,
-    v: Tensor<3>,
+    k: impl Into<KvTensor>,
+    v: impl Into<KvTensor>,
     options: impl Into<CallOptions<'a>>,
 ) -> Result<AttentionOutput> {
     const OP: &str = "single_prefill";
     let CallOptions { options, inputs } = options.into();
-    let (k, v) = by_token(k, v, options);
-    let problem = Problem::contiguous(OP, &q, &k, &v, options, inputs)?;
-    problem.one_request(q, k, v)
+    let kv = KvPair::new(k.into(), v.into(), options);
+    let problem = Problem::contiguous(OP, &q, &kv, options, inputs)?;
+    problem.one_request(q, kv)
 }
 
 /// Attention of the newest token of one request with contiguous keys and values.
@@ -63,17 +63,17 @@ pub fn single_prefill<'a>(
 /// As [`single_prefill`].
 pub fn single_decode<'a>(
     q: Tensor<2>,
-    k: Tensor<3>,
-    v: Tensor<3>,
+    k: impl Into<KvTensor>,
+    v: impl Into<KvTensor>,
     options: impl Into<CallOptions<'a>>,
 ) -> Result<AttentionOutput<2, 1>> {
     const OP: &str = "single_decode";
     let [heads, dim] = q.dims();
     let q = q.reshape([1, heads, dim]);
     let CallOptions { options, inputs } = options.into();
-    let (k, v) = by_token(k, v, options);
-    let problem = Problem::contiguous(OP, &q, &k, &v, options, inputs)?;
-    let AttentionOutput { output, lse } = problem.one_request(q, k, v)?;
+    let kv = KvPair::new(k.into(), v.into(), options);
+    let problem = Problem::contiguous(OP, &q, &kv, options, inputs)?;
+    let AttentionOutput { output, lse } = problem.one_request(q, kv)?;
     Ok(AttentionOutput { output: output.squeeze_dim(0), lse: lse.map(|lse| lse.squeeze_dim(0)) })
 }
 
@@ -88,18 +88,18 @@ pub fn single_decode<'a>(
 /// As [`single_prefill`], and if the row pointers do not fit each other or the tensors.
 pub fn batch_prefill_ragged<'a>(
     q: Tensor<3>,
-    k: Tensor<3>,
-    v: Tensor<3>,
+    k: impl Into<KvTensor>,
+    v: impl Into<KvTensor>,
     qo_indptr: &Indptr,
     kv_indptr: &Indptr,
     options: impl Into<CallOptions<'a>>,
 ) -> Result<AttentionOutput> {
     const OP: &str = "batch_prefill_ragged";
     let CallOptions { options, inputs } = options.into();
-    let (k, v) = by_token(k, v, options);
-    let problem = Problem::contiguous(OP, &q, &k, &v, options, inputs)?;
+    let kv = KvPair::new(k.into(), v.into(), options);
+    let problem = Problem::contiguous(OP, &q, &kv, options, inputs)?;
     problem.check_rows("qo_indptr", qo_indptr, "q", q.dims()[0])?;
-    problem.check_rows("kv_indptr", kv_indptr, "k", k.dims()[0])?;
+    problem.check_rows("kv_indptr", kv_indptr, "k", kv.dims()[0][0])?;
     if qo_indptr.requests() != kv_indptr.requests() {
         return Err(Error::Value {
             op: OP,
@@ -108,7 +108,7 @@ pub fn batch_prefill_ragged<'a>(
             expected: format!("of {} requests, as `qo_indptr`", qo_indptr.requests()),
         });
     }
-    let kv = KeysValues::floats(k.into_backend(), v.into_backend());
+    let kv = kv.into_stored();
     problem.run(q, kv, qo_indptr.as_slice(), KeysOf::Ragged(kv_indptr.as_slice()), KvLayout::Nhd)
 }
 
@@ -214,19 +214,17 @@ impl Problem {
     fn contiguous(
         op: &'static str,
         q: &Tensor<3>,
-        k: &Tensor<3>,
-        v: &Tensor<3>,
+        kv: &KvPair,
         options: &AttentionOptions,
         inputs: VariantInputs,
     ) -> Result<Self> {
-        let [tokens, kv_heads, _] = k.dims();
-        let [v_tokens, v_heads, v_dim] = v.dims();
-        if [v_tokens, v_heads] != [tokens, kv_heads] || v_dim == 0 {
-            return Err(shape(op, "v", &v.dims(), format!("[{tokens}, {kv_heads}, head_dim], as `k`")));
+        let [k_dims, v_dims] = kv.dims();
+        let [tokens, kv_heads, _] = k_dims;
+        if v_dims[..2] != k_dims[..2] || v_dims[2] == 0 {
+            return Err(shape(op, "v", &v_dims, format!("[{tokens}, {kv_heads}, head_dim], as `k`")));
         }
-        let keys = Keys { names: ["k", "v"], dims: [&k.dims(), &v.dims()], heads: kv_heads };
-        let like = |floats: &Floats| floats.like("k", k).and_then(|()| floats.like("v", v));
-        Self::new(op, q, keys, None, options, like)?.with(inputs)
+        let keys = Keys { names: ["k", "v"], dims: [&k_dims, &v_dims], heads: kv_heads };
+        Self::new(op, q, keys, kv.fp8(), options, |floats| kv.check(op, floats))?.with(inputs)
     }
 
     /// `fits` checks type and device of keys and values.
@@ -305,10 +303,9 @@ impl Problem {
     }
 
     /// All queries over all keys.
-    fn one_request(&self, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Result<AttentionOutput> {
-        let (queries, keys) = ([0, q.dims()[0]], [0, k.dims()[0]]);
-        let kv = KeysValues::floats(k.into_backend(), v.into_backend());
-        self.run(q, kv, &queries, KeysOf::Ragged(&keys), KvLayout::Nhd)
+    fn one_request(&self, q: Tensor<3>, kv: KvPair) -> Result<AttentionOutput> {
+        let (queries, keys) = ([0, q.dims()[0]], [0, kv.dims()[0][0]]);
+        self.run(q, kv.into_stored(), &queries, KeysOf::Ragged(&keys), KvLayout::Nhd)
     }
 
     /// Plans for this call alone.

@@ -3,8 +3,8 @@
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use burn_flashinfer::{
     AttentionOptions, CacheConfig, CascadePlan, DecodeStep, Fp8, Indptr, KvLayout, KvPages, KvSplit,
-    PagedKvCache, PagedPlan, PlanConfig, append_paged_kv, batch_decode_paged, batch_prefill_paged,
-    cascade_attention, gather_paged_kv,
+    KvTensor, PagedKvCache, PagedPlan, PlanConfig, RaggedPlan, append_paged_kv, batch_decode_paged,
+    batch_prefill_paged, cascade_attention, gather_paged_kv, single_prefill,
 };
 
 use crate::cascade::{cascade, sharing};
@@ -19,6 +19,7 @@ device_tests!(
     dims_and_groups,
     every_option,
     decode_and_split_keys,
+    without_pages,
     every_code,
     nan_stays_nan,
     shared_pages,
@@ -64,10 +65,7 @@ impl Coded {
                 codes_of(&paging.pool(&numbers, layout), self.format, device)
             });
         let mut pages = KvPages::new_fp8(k, v, layout, self.format).expect("pages");
-        let [k_scale, v_scale] = self.scales.each_ref().map(|scales| {
-            let data = TensorData::new(scales.clone(), [scales.len()]);
-            Tensor::<1>::from_data(data, (device, DType::F32))
-        });
+        let [k_scale, v_scale] = self.scales.each_ref().map(|scales| scale_of(scales, device));
         pages.set_scales(k_scale, v_scale).expect("scales");
         pages
     }
@@ -97,6 +95,10 @@ impl Coded {
     }
 }
 
+fn scale_of(scales: &[f32], device: &Device) -> Tensor<1> {
+    Tensor::from_data(TensorData::from(scales), (device, DType::F32))
+}
+
 fn each_head(x: &mut Host<3>, mut change: impl FnMut(usize, &mut f32)) {
     let [_, heads, dim] = x.shape;
     x.values.iter_mut().enumerate().for_each(|(at, x)| change(at / dim % heads, x));
@@ -119,7 +121,7 @@ fn pages_and_scales(target: Target) {
             cases.push((format, dtype, page_size, layout));
         }
     }
-    for (at, (format, dtype, page_size, layout)) in target.thin(7, cases).into_iter().enumerate() {
+    for (at, (format, dtype, page_size, layout)) in target.thin(11, cases).into_iter().enumerate() {
         let case = Case::new(dtype, 64, &LENGTHS).heads(2, 4).causal();
         let coded = Coded::new(case.problem("codes"), format, at % 2 == 1);
         let what = format!("{format:?}, pages of {page_size} {layout:?}");
@@ -204,6 +206,37 @@ fn decode_and_split_keys(target: Target) {
         let config = coded.config(&pages).split(KvSplit::Fixed(64));
         let split = coded.plan(&config, &paging, device).run(q(), &pages).expect("runs");
         coded.problem.check("split keys of codes", &target, &expected, &Got::of(split));
+    }
+}
+
+/// Keys and values one request after the other, in both orders of axes; planned, and of one request without a plan.
+fn without_pages(target: Target) {
+    let (device, dtypes) = (&target.device, target.dtypes());
+    for (at, format) in target.thin(2, FORMATS.into_iter().enumerate().collect()) {
+        let case =
+            Case::new(dtypes[at % dtypes.len()], 64, &[(17, 54), (1, 97), (0, 3)]).heads(2, 4).causal();
+        let coded = Coded::new(case.problem("ragged codes"), format, at != 1);
+        let expected = coded.problem.expected();
+        let options = case.options().kv_layout(LAYOUTS[at % 2]);
+        let tensor = |x: &Host<3>, scales: &[f32]| {
+            let mut numbers = x.clone();
+            each_head(&mut numbers, |head, x| *x /= scales[head.min(scales.len() - 1)]);
+            let numbers = if at % 2 == 0 { numbers } else { numbers.swapped() };
+            KvTensor::fp8(codes_of(&numbers, format, device), scale_of(scales, device), format)
+        };
+        let Problem { q, k, v, .. } = &coded.problem;
+        let [qo, kv] = [coded.problem.qo_indptr(), coded.problem.kv_indptr()];
+        let [qo_rows, kv_rows] = [&qo, &kv].map(|rows| Indptr::new(rows, device).expect("valid"));
+        let config = PlanConfig::new(8, 2, 64, case.dtype).fp8(format).options(options.clone());
+        let plan = RaggedPlan::new(&config, &qo_rows, &kv_rows).expect("a plan");
+        let got = plan.run(q.tensor(device), tensor(k, &coded.scales[0]), tensor(v, &coded.scales[1]));
+        let got = Got::of(got.expect("runs"));
+        coded.problem.check("ragged codes", &target, &expected, &got);
+        let [q, k, v] = [(q, &qo), (k, &kv), (v, &kv)].map(|(x, rows)| x.tokens(rows[0]..rows[1]));
+        let (k, v) = (tensor(&k, &coded.scales[0]), tensor(&v, &coded.scales[1]));
+        let single = Host::of(single_prefill(q.tensor(device), k, v, &options).expect("runs").output).values;
+        let away = single.iter().zip(&got.output).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(f64::from(away) <= 4.0 * epsilon(case.dtype).max(1e-6), "{} {case:?}: {away}", target.name);
     }
 }
 

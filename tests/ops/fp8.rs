@@ -2,11 +2,11 @@
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_flashinfer::{
-    CacheConfig, Fp8, Indptr, KvLayout, KvPages, PageCopies, PageTable, PagedKvCache, PagedPlan, PlanConfig,
-    Quantization, RaggedPlan, SlotMapping, append_paged_kv, copy_pages, fused_add_rms_norm,
-    fused_add_rms_norm_quant, gather_paged_kv, gelu_and_mul_quant, gelu_tanh_and_mul_quant,
-    gemma_fused_add_rms_norm_quant, gemma_rms_norm_quant, layer_norm_quant, reference, rms_norm_quant,
-    silu_and_mul_quant,
+    BlockMask, BlockSparsePlan, CacheConfig, Fp8, Indptr, KvLayout, KvPages, KvTensor, PageCopies, PageTable,
+    PagedKvCache, PagedPlan, PlanConfig, Quantization, RaggedPlan, SlotMapping, append_paged_kv, copy_pages,
+    fused_add_rms_norm, fused_add_rms_norm_quant, gather_paged_kv, gelu_and_mul_quant,
+    gelu_tanh_and_mul_quant, gemma_fused_add_rms_norm_quant, gemma_rms_norm_quant, layer_norm_quant,
+    reference, rms_norm_quant, silu_and_mul_quant, single_prefill,
 };
 
 use crate::devices::{Target, device_tests};
@@ -440,8 +440,28 @@ fn refusals(target: Target) {
         refused(plan.run(q.clone(), &pages), &expected);
     }
     let rows = Indptr::from_lengths(&[1], device).expect("valid");
+    let plan = RaggedPlan::new(&config, &rows, &rows).expect("a plan");
+    let heads = || Tensor::<3>::ones([1, 2, 8], (device, DType::F32));
+    let of_codes = |format| KvTensor::fp8(Tensor::zeros([1, 2, 8], (device, DType::U8)), one(1), format);
+    for (k, v, expected) in [
+        (heads().into(), heads().into(), "`k` is of type F32, expected codes of E4m3, as planned"),
+        (of_codes(Fp8::E4m3), heads().into(), "`v` is of type F32, expected codes of E4m3, as `k`"),
+        (
+            of_codes(Fp8::E4m3),
+            of_codes(Fp8::E5m2),
+            "`v` is of type codes of E5m2, expected codes of E4m3, as `k`",
+        ),
+    ] {
+        refused(plan.run(heads(), k, v), &format!("RaggedPlan::run: {expected}"));
+    }
+    let long = KvTensor::fp8(Tensor::zeros([1, 2, 8], (device, DType::U8)), one(3), Fp8::E4m3);
     refused(
-        RaggedPlan::new(&config, &rows, &rows),
-        "RaggedPlan::new: `fp8` is E4m3, expected not to be set, as this plan is of numbers",
+        single_prefill(heads(), long, of_codes(Fp8::E4m3), &Default::default()),
+        "single_prefill: `k_scale` has shape [3], expected [1] or [2], one for each head",
+    );
+    let mask = BlockMask::new([1, 1], [1, 1], &[0, 1], &[0]).expect("valid");
+    refused(
+        BlockSparsePlan::new(&config, &mask, device),
+        "BlockSparsePlan::new: `fp8` is E4m3, expected not to be set, as this plan is of numbers",
     );
 }

@@ -93,7 +93,8 @@ impl PlanConfig {
         self
     }
 
-    /// Plans for [fp8 pages](crate::KvPages::new_fp8) of this format, whatever the type of the queries. For paged plans.
+    /// Plans for [fp8 pages](crate::KvPages::new_fp8) of this format, or [such tensors](crate::KvTensor::fp8), whatever the type
+    /// of the queries.
     pub const fn fp8(mut self, format: Fp8) -> Self {
         self.fp8 = Some(format);
         self

@@ -9,13 +9,13 @@ use super::config::PlanConfig;
 use super::lists::{HostPlan, KeysOf, Places, Requests};
 use super::schedule::Schedule;
 use crate::attention::inputs::VariantInputs;
+use crate::attention::kv_tensor::element;
 use crate::attention::mask::MaskBits;
 use crate::attention::output::{AttentionOutput, attend};
 use crate::cache::{KvPages, PageTable, PagedStep, Says, Stamp};
 use crate::check::{Floats, same_device, shape};
 use crate::error::{Error, Result};
 use crate::indptr::Indptr;
-use crate::types::Fp8;
 
 /// The work partitioning of a batch whose keys and values are in pages: made once for a batch, run by every
 /// layer.
@@ -222,11 +222,13 @@ impl PagedPlan {
             return Err(Error::Dtype { op, argument: "q", got, expected });
         }
         if pages.fp8() != config.fp8 {
-            let of = |format: Option<Fp8>| {
-                format.map_or_else(|| format!("{:?}", config.dtype), |format| format!("codes of {format:?}"))
-            };
-            let (got, expected) = (of(pages.fp8()), format!("{}, as planned", of(config.fp8)));
-            return Err(Error::Dtype { op, argument: "pages", got, expected });
+            let [got, planned] = [pages.fp8(), config.fp8].map(|format| element(format, config.dtype));
+            return Err(Error::Dtype {
+                op,
+                argument: "pages",
+                got,
+                expected: format!("{planned}, as planned"),
+            });
         }
         let planned = [self.tokens, config.q_heads, config.head_dim];
         if q.dims() != planned {

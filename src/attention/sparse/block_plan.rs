@@ -87,7 +87,12 @@ impl BlockSparsePlan {
     ) -> Result<AttentionOutput> {
         let Self { config, schedule, mask } = self;
         let [tokens, keys] = mask.shape();
-        Contiguous { op: "BlockSparsePlan::run", config, schedule, tokens, keys }.run(q, k, v, inputs)
+        Contiguous { op: "BlockSparsePlan::run", config, schedule, tokens, keys }.run(
+            q,
+            k.into(),
+            v.into(),
+            inputs,
+        )
     }
 
     /// Masks single keys within the blocks: a query sees a key of its blocks where the bit is set.
