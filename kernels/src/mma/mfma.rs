@@ -185,6 +185,7 @@ impl<S: Side> Operands for Mfma<S> {
         let groups = comptime!(groups::<S>());
         let turned = comptime!(turned_vecs(tiles));
         let (even, parts) = comptime!((Self::even_values(tiles), tiles.parts()));
+        let is_code = comptime!(tiles.kv_dtype.is_code());
         #[unroll]
         for i in 0..comptime!(Self::value_copies(tiles) / 4) {
             let (key, vec) = Self::value_copy(comptime!(4 * i), tiles);
@@ -194,15 +195,21 @@ impl<S: Side> Operands for Mfma<S> {
             let to = key / tiles.keys * comptime!(tiles.keys / PER_QUAD) + step / 2 * groups + group;
             #[unroll]
             for part in 0..parts {
-                let mut rows = Array::<Vec16>::new(4usize);
-                #[unroll]
-                for row in 0..4usize {
-                    let staged = ring.staged[comptime!(Self::key_copies(tiles) + 4 * i + row)];
-                    rows[row] = numbers(staged, part, tiles);
+                let first = comptime!(Self::key_copies(tiles) + 4 * i);
+                let mut rows = Array::<Vec16>::new(comptime!(if is_code { 4usize } else { 1 }));
+                if is_code {
+                    #[unroll]
+                    for row in 0..4usize {
+                        rows[row] = numbers(ring.staged[comptime!(first + row)], part, tiles);
+                    }
                 }
                 #[unroll]
                 for e in 0..8usize {
-                    let four = column_of_four(&rows, 0usize, e);
+                    let four = if is_code {
+                        column_of_four(&rows, 0usize, e)
+                    } else {
+                        column_of_four(&ring.staged, first, e)
+                    };
                     let values = ring.stage + comptime!(tiles.key_vecs());
                     let at = Self::value_at(values, (vec * parts + part) * 8 + e, to, turned);
                     if comptime!(even) || key < tiles.cube_keys() {

@@ -91,7 +91,7 @@ impl Tiled {
             |setting, got: usize, expected: String| Err(Refusal::blueprint(KERNEL, setting, got, expected));
         let same = problem.kv_dtype == Element::Number(problem.dtype);
         let takes_codes = self.unit != MmaKind::Wgmma;
-        if !same && !(takes_codes && problem.kv_dtype.is_code()) {
+        if !(same || takes_codes && problem.kv_dtype.is_code()) {
             let codes = if takes_codes { ", or codes" } else { "" };
             let expected = format!("{}, the type of the queries{codes}", problem.dtype);
             return Err(Refusal::blueprint(KERNEL, "kv_dtype", problem.kv_dtype, expected));
