@@ -2,7 +2,7 @@
 //!
 //!     cargo bench -p burn-flashinfer-kernels --features cuda --bench attention -- PART.. [quick] [keys=N] [cleared] [csv=FILE]
 //!
-//! With `keys`, only rows of requests that end with so many keys. With `cleared`, the caches are cleared before each run. Parts: first, plan, prefill, biases, decode, few, skew, mixed, cascade, mask, sparse, plain, sweep and warpgroups; without any, all but the last two.
+//! With `keys`, only rows of requests that end with so many keys. With `cleared`, the caches are cleared before each run. Parts: first, plan, prefill, biases, decode, codes, few, skew, mixed, cascade, mask, sparse, plain, sweep and warpgroups; without any, all but the last two.
 //!
 //! Every row is the median of at least ten passes over several sets of random inputs, which together are larger than the
 //! caches, as a replayed graph of launches: what the device needs, without the gaps that the host leaves. The first call
@@ -25,6 +25,7 @@ mod step;
 #[path = "attention/sweep.rs"]
 mod sweep;
 
+use burn_flashinfer_kernels::Fp8;
 use burn_flashinfer_kernels::attention::{Blueprint, Choice, Portable, Split};
 use case::{Bench, Shape, total};
 use cubecl::ir::FloatKind;
@@ -72,6 +73,7 @@ fn main() {
         soft_cap: None,
         window: None,
         slopes: false,
+        codes: None,
         sigmoid: false,
         paged: false,
         choice: Choice::Auto,
@@ -144,6 +146,17 @@ fn main() {
         ] {
             let lengths = vec![(8192, 8192)];
             bench.row(&Shape { op, sinks, soft_cap, window, lengths, ..base.clone() });
+        }
+    }
+    if every || has("codes") {
+        // Pages of 8 bits, and the same of 16.
+        for codes in [Some(Fp8::E4m3), None] {
+            let cached = Shape { op: "codes", codes, paged: true, ..base.clone() };
+            for (batch, keys) in [(1, 16384), (16, 1024), (64, 4096), (128, 16384)] {
+                let lengths = vec![(1, keys); batch];
+                bench.row(&Shape { lengths, causal: false, ..cached.clone() });
+            }
+            bench.row(&Shape { lengths: vec![(8192, 8192)], ..cached });
         }
     }
     if every || has("few") {

@@ -7,12 +7,12 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use burn::tensor::{DType, Device, Distribution, Tensor};
+use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData};
 use burn_flashinfer::sampling::{
     self, Draws, sampling_from_probs, softmax, top_k_sampling_from_probs, top_p_sampling_from_probs,
 };
 use burn_flashinfer::{
-    AttentionOptions, Indptr, KvLayout, PageTable, Positions, Rope, RopeConfig, apply_rope,
+    AttentionOptions, Fp8, Indptr, KvLayout, PageTable, Positions, Rope, RopeConfig, apply_rope,
     batch_decode_paged, batch_prefill_paged, fused_add_rms_norm, gelu_and_mul, layer_norm, matmul_nt,
     rms_norm, silu_and_mul, single_prefill,
 };
@@ -166,6 +166,21 @@ fn main() -> burn_flashinfer::Result<()> {
             print(&name, bytes, "GB/s", || {
                 black_box(batch_decode_paged(q.clone(), &pages, &table, &options)).ok();
             });
+            if dtype != DType::BF16 {
+                continue;
+            }
+            for format in [Fp8::E4m3, Fp8::E5m2] {
+                let codes = || {
+                    let codes =
+                        (0..count * page_size * kv_heads * dim).map(|i| format.encode((i % 13) as f32 - 6.0));
+                    let data = TensorData::new(codes.collect::<Vec<u8>>(), [count, page_size, kv_heads, dim]);
+                    Tensor::<4, Int>::from_data(data, (&device, DType::U8))
+                };
+                let pages = burn_flashinfer::KvPages::new_fp8(codes(), codes(), KvLayout::Nhd, format)?;
+                print(&format!("{name}, over {format}"), bytes / 2.0, "GB/s", || {
+                    black_box(batch_decode_paged(q.clone(), &pages, &table, &options)).ok();
+                });
+            }
         }
     }
     for (tokens, dtype) in [(512, DType::BF16), (512, DType::F32), (64, DType::BF16), (2048, DType::BF16)] {

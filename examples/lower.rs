@@ -106,7 +106,7 @@ fn cases() -> Vec<Case> {
                     let problem = Problem {
                         dims: HeadDims { qk: dim, vo: dim },
                         dtype: ElemType::Float(dtype),
-                        kv_dtype: ElemType::Float(dtype),
+                        kv_dtype: ElemType::Float(dtype).into(),
                         q_heads: 32,
                         kv_heads: 8,
                         scale: 1.0 / (dim as f32).sqrt(),

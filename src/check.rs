@@ -222,6 +222,11 @@ impl Floats {
         self.of(self.dtype, argument, tensor)
     }
 
+    /// The type of the arguments.
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// The device of the arguments.
     pub(crate) fn device(&self) -> &Device {
         &self.device

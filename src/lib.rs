@@ -94,7 +94,7 @@ mod types;
 
 pub use attention::{
     AttentionOutput, BlockMask, BlockSparsePlan, CallOptions, Cascade, CascadePlan, DecodeGraph, DecodeStep,
-    HeadPageTable, HeadPagesPlan, KvSplit, PagedPlan, PlanConfig, PodPlan, RaggedPlan, RotatedPlan,
+    HeadPageTable, HeadPagesPlan, KvSplit, KvTensor, PagedPlan, PlanConfig, PodPlan, RaggedPlan, RotatedPlan,
     StepConfig, StepTokens, TokenSparsePlan, VariableBlockMask, VariableBlockSparsePlan, VariantInputs,
     alibi_slopes, batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, cascade_attention,
     single_decode, single_prefill,

@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use burn_flashinfer_kernels::attention::{
-    Alignment, Attention, Batch, Choice, DevicePlan, HeadDims, Inputs as Tensors, Kernels, Mask, Plan,
-    Problem, RequestShape, Split, Standard, launch,
+    Alignment, Attention, Batch, Choice, DevicePlan, HeadDims, Inputs as Tensors, Kernels, KvScales, Mask,
+    Plan, Problem, RequestShape, Split, Standard, launch,
 };
-use burn_flashinfer_kernels::{DeviceProfile, KvLayout};
+use burn_flashinfer_kernels::{DeviceProfile, Element, Fp8, KvLayout};
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
@@ -40,6 +40,8 @@ pub struct Shape {
     pub window: Option<usize>,
     /// Slopes of ALiBi.
     pub slopes: bool,
+    /// Keys and values of 8 bits.
+    pub codes: Option<Fp8>,
     /// The causal variant without softmax, instead of the standard one.
     pub sigmoid: bool,
     pub paged: bool,
@@ -72,6 +74,10 @@ impl Shape {
     fn variant(&self) -> Standard {
         let Self { causal, soft_cap, window, .. } = *self;
         Standard { causal, soft_cap, window_left: window, ..Standard::new((self.dim as f32).powf(-0.5)) }
+    }
+
+    fn element(&self) -> Element {
+        self.codes.map_or(Element::Number(ElemType::Float(self.dtype.1)), Element::Code)
     }
 
     fn kernels(&self) -> Box<dyn Kernels> {
@@ -126,6 +132,8 @@ pub struct Inputs {
     pub mask: Option<Mask>,
     /// Sinks and slopes.
     pub biases: Tensors,
+    /// The scale of keys and values, if they are codes.
+    pub scales: Option<TensorBinding>,
 }
 
 impl Bench {
@@ -150,8 +158,9 @@ impl Bench {
         let planned = self.plan(s).upload(&self.device.client);
         Inputs {
             q: self.device.random(s.dtype.1, &[tokens, s.q_heads, s.dim], 3 * seed),
-            k: self.device.random(s.dtype.1, &kv, 3 * seed + 1),
-            v: self.device.random(s.dtype.1, &kv, 3 * seed + 2),
+            k: self.cached(s, &kv, 3 * seed + 1),
+            v: self.cached(s, &kv, 3 * seed + 2),
+            scales: s.codes.map(|_| self.device.ints(vec![1.0_f32.to_bits() as i32])),
             output: self.device.random(s.dtype.1, &[tokens, s.q_heads, s.dim], 0),
             indptr: [indptr(|l| l.0, 1), indptr(|l| l.1, if s.paged { page_size } else { 1 })],
             mask: s.mask.map(|visible| self.mask(s, visible, &planned)),
@@ -167,6 +176,21 @@ impl Bench {
                 }),
                 ..Tensors::default()
             },
+        }
+    }
+
+    /// Keys or values: of codes the halves of random numbers of 16 bits, which are codes of any value.
+    fn cached(&self, s: &Shape, shape: &[usize], seed: u32) -> TensorBinding {
+        match s.codes {
+            None => self.device.random(s.dtype.1, shape, seed),
+            Some(_) => {
+                let (last, others) = shape.split_last().expect("a row");
+                let halves = [others, &[last / 2]].concat();
+                let mut codes = self.device.random(s.dtype.1, &halves, seed);
+                codes.strides.iter_mut().take(shape.len() - 1).for_each(|stride| *stride *= 2);
+                codes.shape = shape.to_vec().into();
+                codes
+            }
         }
     }
 
@@ -191,7 +215,8 @@ impl Bench {
             batch,
             scale: s.variant().scale,
             dtype: ElemType::Float(s.dtype.1),
-            kv_dtype: ElemType::Float(s.dtype.1),
+            kv_dtype: s.element(),
+            kv_scales: inputs.scales.clone().map(|scale| KvScales { k: scale.clone(), v: scale }),
             inputs: inputs.biases.clone(),
             mask: inputs.mask.clone(),
         };
@@ -205,9 +230,9 @@ impl Bench {
         if self.only.is_some_and(|keys| s.lengths.last().is_none_or(|last| last.1 != keys)) {
             return f64::NAN;
         }
-        let elements = |l: &(usize, usize)| 2 * (l.0 * s.q_heads + l.1 * s.kv_heads) * s.dim;
-        let bytes =
-            ElemType::Float(s.dtype.1).size() as f64 * s.lengths.iter().map(elements).sum::<usize>() as f64;
+        let (size, kv_size) = (ElemType::Float(s.dtype.1).size(), s.element().size());
+        let bytes_of = |l: &(usize, usize)| 2 * (l.0 * s.q_heads * size + l.1 * s.kv_heads * kv_size) * s.dim;
+        let bytes = s.lengths.iter().map(bytes_of).sum::<usize>() as f64;
         let pairs = |l: &(usize, usize)| match s.window {
             // A window of a prompt counts what it leaves.
             Some(window) => (0..l.0).map(|query| (query + 1).min(window + 1)).sum::<usize>() as f64,
@@ -231,9 +256,10 @@ impl Bench {
         let (q, kv) = s.lengths[s.lengths.len() - 1];
         let heads = format!("{}/{} heads d {}", s.q_heads, s.kv_heads, s.dim);
         let line = format!(
-            "{},burn-flashinfer,{},{},{q},{kv},{ms:.5},{:.2},{:.1},,{heads}{} first {:.2} s; {}",
+            "{},burn-flashinfer,{}{},{},{q},{kv},{ms:.5},{:.2},{:.1},,{heads}{} first {:.2} s; {}",
             s.op,
             s.dtype.0,
+            if s.codes.is_some() { "/e4m3" } else { "" },
             s.lengths.len(),
             flops / ms / 1e9,
             bytes / ms / 1e6,
@@ -262,7 +288,7 @@ impl Bench {
         let problem = Problem {
             dims: HeadDims { qk: s.dim, vo: s.dim },
             dtype: ElemType::Float(s.dtype.1),
-            kv_dtype: ElemType::Float(s.dtype.1),
+            kv_dtype: s.element(),
             q_heads: s.q_heads,
             kv_heads: s.kv_heads,
             scale: s.variant().scale,

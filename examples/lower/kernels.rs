@@ -52,7 +52,7 @@ fn attentions() -> Vec<Case> {
     let plain = Problem {
         dims: HeadDims { qk: DIM, vo: DIM },
         dtype: BF16,
-        kv_dtype: BF16,
+        kv_dtype: BF16.into(),
         q_heads: HEADS,
         kv_heads: KV_HEADS,
         scale: 0.088_388_346,
@@ -97,7 +97,7 @@ fn attentions() -> Vec<Case> {
             add(format!("{phase}-paged-128-bf16-{given}"), plain, causal, lengths, PAGED, Split::Never);
         }
         add(format!("{phase}-paged-128-bf16-trees"), plain, trees, lengths, PAGED, Split::Never);
-        let single = Problem { dtype: F32, kv_dtype: F32, ..plain };
+        let single = Problem { dtype: F32, kv_dtype: F32.into(), ..plain };
         add(format!("{phase}-paged-128-f32"), single, causal, lengths, PAGED, Split::Never);
     }
     let two = Problem { dims: HeadDims { qk: 192, vo: 128 }, ..plain };

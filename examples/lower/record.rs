@@ -96,7 +96,7 @@ fn one(target: Target, name: &str, lengths: &[(usize, usize)], paged: bool, to: 
     let problem = Problem {
         dims: HeadDims { qk: DIM, vo: DIM },
         dtype,
-        kv_dtype: dtype,
+        kv_dtype: dtype.into(),
         q_heads: Q_HEADS,
         kv_heads: KV_HEADS,
         scale: SCALE as f32,
@@ -116,7 +116,8 @@ fn one(target: Target, name: &str, lengths: &[(usize, usize)], paged: bool, to: 
         batch,
         scale: SCALE as f32,
         dtype,
-        kv_dtype: dtype,
+        kv_dtype: dtype.into(),
+        kv_scales: None,
         inputs: Inputs::default(),
         mask: None,
     };

@@ -211,7 +211,7 @@ pub(crate) fn decode<E: Numeric, N: Size>(x: Vector<E, N>, #[comptime] code: Opt
     #[comptime]
     match code {
         None => widen::<E, N>(x),
-        Some(Code { format, .. }) => value::<N>(Vector::cast_from(x), format),
+        Some(Code { format, .. }) => floats::<N>(Vector::cast_from(x), format),
     }
 }
 
@@ -278,14 +278,9 @@ fn rounded<N: Size>(x: Vector<f32, N>, #[comptime] format: Fp8) -> Vector<u32, N
     select_many(x.is_nan(), Vector::new(comptime!(format.nan())), code)
 }
 
-/// The floats of OCP e4m3 codes, exactly.
+/// The floats of codes, exactly.
 #[cube]
-pub(crate) fn e4m3<N: Size>(codes: Vector<u32, N>) -> Vector<f32, N> {
-    value::<N>(codes, Fp8::E4m3)
-}
-
-#[cube]
-fn value<N: Size>(code: Vector<u32, N>, #[comptime] format: Fp8) -> Vector<f32, N> {
+pub(crate) fn floats<N: Size>(code: Vector<u32, N>, #[comptime] format: Fp8) -> Vector<f32, N> {
     let (mantissa, bias) = comptime!((format.mantissa(), format.bias()));
     let sign = (code & Vector::new(0x80u32)) << Vector::new(24u32);
     let magnitude = code & Vector::new(0x7fu32);

@@ -15,6 +15,7 @@
 pub mod attention;
 pub mod bits;
 mod device;
+mod element;
 mod fp8;
 pub mod gemm;
 mod isa;
@@ -32,6 +33,7 @@ pub mod segment_gemm;
 mod staging;
 
 pub use device::{Arch, DeviceProfile, Instruction, KvLayout, Refusal, Result};
+pub use element::Element;
 pub use fp8::{Fp8, Quantized};
 pub use mma::MmaKind;
 pub use rows::{activation, append, norm, pages, quantize, rope};

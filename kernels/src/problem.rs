@@ -4,6 +4,7 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::TensorBinding;
 
 use crate::device::tensor::{alignment, offset_alignment};
+use crate::element::Element;
 
 /// Sizes of a head: of queries and keys, and of values and outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -31,8 +32,8 @@ pub struct Problem {
     pub dims: HeadDims,
     /// Type of queries and output.
     pub dtype: ElemType,
-    /// Type of keys and values.
-    pub kv_dtype: ElemType,
+    /// Stored type of keys and values.
+    pub kv_dtype: Element,
     /// Query heads.
     pub q_heads: usize,
     /// Key heads.

@@ -7,7 +7,7 @@ use burn_flashinfer_kernels::attention::{
 };
 use burn_flashinfer_kernels::offline::{self, Artifact, Error, Kind, Lowered, Target};
 use burn_flashinfer_kernels::sampling::{self, Filter, Limit, Output, SampleLogits, SampleProbs};
-use burn_flashinfer_kernels::{Arch, DeviceProfile, Instruction, MmaKind, Refusal};
+use burn_flashinfer_kernels::{Arch, DeviceProfile, Element, Fp8, Instruction, MmaKind, Refusal};
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::TensorBinding;
 
@@ -22,7 +22,7 @@ fn problem(dtype: FloatKind, dim: usize) -> Problem {
     Problem {
         dims: HeadDims { qk: dim, vo: dim },
         dtype: ElemType::Float(dtype),
-        kv_dtype: ElemType::Float(dtype),
+        kv_dtype: ElemType::Float(dtype).into(),
         q_heads: 32,
         kv_heads: 8,
         scale: 0.1,
@@ -103,6 +103,45 @@ fn cdna_computes_on_its_matrix_cores() {
         assert!(object.starts_with(b"\x7fELF"));
         assert!(lowered.occupancy().is_some_and(|occupancy| occupancy.simd >= 1), "{what}");
     });
+}
+
+/// Codes become numbers by the instructions of the device, in registers, and nothing spills.
+#[test]
+fn codes_are_converted_by_instructions() {
+    for (target, formats) in [
+        (
+            GFX942,
+            [
+                (Fp8::E4m3, "v_cvt_pk_f32_fp8"),
+                (Fp8::E4m3Fnuz, "v_cvt_pk_f32_fp8"),
+                (Fp8::E5m2, "v_cvt_f32_f16"),
+            ],
+        ),
+        (
+            SM_90,
+            [
+                (Fp8::E4m3, "cvt.rn.f16x2.e4m3x2"),
+                (Fp8::E4m3Fnuz, "mma.sync"),
+                (Fp8::E5m2, "cvt.rn.f16x2.e5m2x2"),
+            ],
+        ),
+    ] {
+        for (format, instruction) in formats {
+            // Each format once, and of one all sizes.
+            let sizes = [(1, 128), (1024, 128), (1, 256), (1024, 64)];
+            for (queries, dim) in sizes.into_iter().take(if format == Fp8::E4m3 { 4 } else { 1 }) {
+                let problem = Problem { kv_dtype: Element::Code(format), ..problem(FloatKind::BF16, dim) };
+                let what = format!("{queries} queries over {format:?} of {dim} on {target}");
+                let lowered = lower(target, &problem, &requests(queries), PAGED, Choice::Auto)
+                    .unwrap_or_else(|e| panic!("{what}: {e}"));
+                let (listing, count) = (lowered.listing(), lowered.listing().count());
+                assert!(count.matrix >= 16, "{what}: {count:?}");
+                assert!(lowered.assembly.contains(instruction), "{what}: no {instruction}");
+                assert_eq!(count.scratch, 0, "{what}");
+                assert!(listing.spills.unwrap_or(0) == 0 && listing.scratch.unwrap_or(0) == 0, "{what}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -232,6 +271,9 @@ fn what_warpgroups_cannot_do_is_refused() {
     ] {
         assert_eq!(refused(Blueprint::Tiled(tiled), 128), setting, "{tiled:?}");
     }
+    let of_codes = Problem { kv_dtype: Element::Code(Fp8::E4m3), ..problem };
+    let refusal = Blueprint::Tiled(wgmma).check(&SM_90.profile(), &of_codes);
+    assert!(matches!(refusal, Err(Refusal::Blueprint { setting: "kv_dtype", .. })), "{refusal:?}");
     assert_eq!(refused(Blueprint::Tiled(wgmma), 96), "head_dim");
     assert_eq!(refused(Blueprint::Mixed(Mixed { prefill: wgmma, decode: wgmma }), 128), "unit");
 }

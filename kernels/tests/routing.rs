@@ -7,7 +7,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use burn_flashinfer_kernels::{
-    Arch, DeviceProfile,
+    Arch, DeviceProfile, Fp8,
     attention::{Alignment, Choice, HeadDims, Plan, Problem, RequestShape, Split, Standard},
     gemm,
     gemm::quantized::{Scales, WeightFormat},
@@ -74,7 +74,7 @@ fn every_problem_gets_the_kernel_of_the_table() {
                     let problem = Problem {
                         dims: HeadDims { qk: dim, vo },
                         dtype: ElemType::Float(dtype),
-                        kv_dtype: ElemType::Float(dtype),
+                        kv_dtype: ElemType::Float(dtype).into(),
                         q_heads: 32,
                         kv_heads: 8,
                         scale: 0.1,
@@ -86,6 +86,28 @@ fn every_problem_gets_the_kernel_of_the_table() {
                     let _ = writeln!(table, "{device} | {shape} | {name} d {dim}/{vo} | {plan}");
                 }
             }
+        }
+    }
+    // Codes, whose kernels are those of numbers of the type of the queries, but for warpgroups.
+    for (device, profile) in DEVICES {
+        for (shape, lengths) in SHAPES {
+            let spans = RequestShape::following(
+                lengths.iter().flat_map(|&(requests, queries, keys)| vec![(queries, keys); requests]),
+                1,
+            );
+            let problem = Problem {
+                dims: HeadDims { qk: 128, vo: 128 },
+                dtype: ElemType::Float(FloatKind::BF16),
+                kv_dtype: Fp8::E4m3.into(),
+                q_heads: 32,
+                kv_heads: 8,
+                scale: 0.1,
+                align: Alignment { qk: 16, vo: 16 },
+            };
+            let causal = Standard { causal: true, ..Standard::new(0.1) };
+            let plan = Plan::new(&profile, &problem, &causal, &spans, Choice::Auto, Split::Auto)
+                .unwrap_or_else(|refusal| panic!("{device}, {shape}: {refusal}"));
+            let _ = writeln!(table, "{device} | {shape} | bf16 over e4m3 d 128/128 | {plan}");
         }
     }
     compare("routing.txt", &table);

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::extension::VariantTensors;
 use crate::ints::saturated;
 use crate::memory;
-use crate::types::{AttentionOptions, InputLengths, KvLayout};
+use crate::types::{AttentionOptions, InputLengths};
 
 /// The tensors of one run, which may change from layer to layer: sinks, slopes, and those of a variant. By builder.
 ///
@@ -181,12 +181,4 @@ pub fn alibi_slopes(heads: usize, device: &Device) -> Result<Tensor<1>> {
         (-4.0 * eighths as f64 / n as f64).exp2() as f32
     }));
     Ok(Tensor::from_data(TensorData::new(slopes, [heads]), (device, DType::F32)))
-}
-
-/// Contiguous keys and values as `[tokens, heads, head_dim]`, whatever order they came in; a view, not a copy.
-pub(crate) fn by_token(k: Tensor<3>, v: Tensor<3>, options: &AttentionOptions) -> (Tensor<3>, Tensor<3>) {
-    match options.kv_layout.unwrap_or_default() {
-        KvLayout::Nhd => (k, v),
-        KvLayout::Hnd => (k.swap_dims(0, 1), v.swap_dims(0, 1)),
-    }
 }

@@ -3,6 +3,7 @@
 mod cascade;
 mod graph;
 mod inputs;
+mod kv_tensor;
 mod mask;
 mod output;
 mod plan;
@@ -13,6 +14,7 @@ mod unplanned;
 pub use cascade::{Cascade, CascadePlan, cascade_attention};
 pub use graph::DecodeGraph;
 pub use inputs::{CallOptions, VariantInputs, alibi_slopes};
+pub use kv_tensor::KvTensor;
 pub use output::AttentionOutput;
 pub use plan::{DecodeStep, KvSplit, PagedPlan, PlanConfig, PodPlan, RaggedPlan, StepConfig, StepTokens};
 pub use rotated::RotatedPlan;

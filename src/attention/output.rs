@@ -4,7 +4,7 @@ use burn::{backend::Dispatch, tensor::Tensor};
 
 use crate::dispatch::{IntoBackend, Origin};
 use crate::error::Result;
-use crate::extension::{Attended, Batch, FlashInferBackend};
+use crate::extension::{Attended, Batch, FlashInferBackend, KeysValues};
 use crate::memory;
 use crate::types::AttentionParams;
 
@@ -24,20 +24,19 @@ pub struct AttentionOutput<const D: usize = 3, const L: usize = 2> {
 /// # Errors
 ///
 /// If the device has no memory for the output.
-pub(crate) fn attend<const D: usize>(
+pub(crate) fn attend(
     op: &'static str,
     q: Tensor<3>,
-    k: Tensor<D>,
-    v: Tensor<D>,
+    kv: KeysValues<Dispatch>,
+    v_dim: usize,
     batch: Batch<Dispatch>,
     params: AttentionParams,
 ) -> Result<AttentionOutput> {
     let [tokens, q_heads, _] = q.dims();
-    let output = memory::bytes([tokens, q_heads, v.dims()[D - 1], q.dtype().size()]);
+    let output = memory::bytes([tokens, q_heads, v_dim, q.dtype().size()]);
     memory::on_device(op, "q", [1, output], &q.device())?;
     let origin = Origin::of(&q);
-    let [k, v] = [k, v].map(IntoBackend::into_backend);
-    let (output, lse) = match Dispatch::batch_attention(q.into_backend(), k, v, batch, params) {
+    let (output, lse) = match Dispatch::batch_attention(q.into_backend(), kv, batch, params) {
         Attended::WithoutLse(output) => (output, None),
         Attended::WithLse(output, lse) => (output, Some(origin.tensor(lse))),
     };

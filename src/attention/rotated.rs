@@ -61,7 +61,9 @@ impl RotatedPlan {
     /// As [`PagedPlan::new`](crate::PagedPlan::new), and if a request has more queries than keys.
     pub fn new(config: &PlanConfig, qo_indptr: &Indptr, table: &PageTable) -> Result<Self> {
         let kv_indptr = Indptr::from_lengths(table.kv_lengths(), &table.device())?;
-        let plan = RaggedPlan::new(config, qo_indptr, &kv_indptr)?;
+        // The rotated keys are numbers.
+        let config = PlanConfig { fp8: None, ..config.clone() };
+        let plan = RaggedPlan::new(&config, qo_indptr, &kv_indptr)?;
         let mut offsets = Vec::with_capacity(table.requests());
         for (at, (queries, &keys)) in qo_indptr.lengths().zip(table.kv_lengths()).enumerate() {
             offsets.push(keys.checked_sub(queries).ok_or_else(|| Error::Index {
@@ -74,7 +76,7 @@ impl RotatedPlan {
         }
         let q_positions = Positions::continuing(qo_indptr, &offsets)?;
         let k_positions = Positions::continuing(&kv_indptr, &vec![0; table.requests()])?;
-        let (table, qo_indptr, config) = (table.clone(), qo_indptr.clone(), config.clone());
+        let (table, qo_indptr) = (table.clone(), qo_indptr.clone());
         Ok(Self { plan, table, qo_indptr, kv_indptr, q_positions, k_positions, config })
     }
 

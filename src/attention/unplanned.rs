@@ -1,22 +1,24 @@
 //! Prefill and decode of a single call, which plans for itself.
 
-use burn::tensor::Tensor;
+use burn::{backend::Dispatch, tensor::Tensor};
 
-use super::inputs::{CallOptions, VariantInputs, by_token};
+use super::inputs::{CallOptions, VariantInputs};
+use super::kv_tensor::{KvPair, KvTensor};
 use super::output::{AttentionOutput, attend};
 use super::plan::{KeysOf, MAX_HEAD_DIM, PlanConfig, Requests, Schedule, decode_rows};
 use crate::cache::{KvPages, PageTable, Says};
 use crate::check::{Floats, same_device, shape};
 use crate::error::{Error, Result};
+use crate::extension::KeysValues;
 use crate::indptr::Indptr;
-use crate::types::{AttentionOptions, KvLayout};
+use crate::types::{AttentionOptions, Fp8, KvLayout};
 
 /// Attention of one request with contiguous keys and values.
 ///
 /// `q`: `[tokens, q_heads, head_dim]`, `k`: `[kv_tokens, kv_heads, head_dim]`, `v`: `[kv_tokens, kv_heads,
 /// head_dim_v]`, or with heads before tokens ([`AttentionOptions::kv_layout`]). Query head `h` attends to the key head
 /// `h / (q_heads / kv_heads)`. Strides are honoured: a transposed or sliced view is not copied, unless the elements of
-/// a head do not lie side by side.
+/// a head do not lie side by side. Both may be [codes](KvTensor::fp8) of 8 bits.
 ///
 /// ```
 /// use burn::tensor::{Device, Distribution, Tensor};
@@ -40,15 +42,15 @@ use crate::types::{AttentionOptions, KvLayout};
 /// asked for with more queries than keys; if an option is out of range; if a tensor requires a gradient.
 pub fn single_prefill<'a>(
     q: Tensor<3>,
-    k: Tensor<3>,
-    v: Tensor<3>,
+    k: impl Into<KvTensor>,
+    v: impl Into<KvTensor>,
     options: impl Into<CallOptions<'a>>,
 ) -> Result<AttentionOutput> {
     const OP: &str = "single_prefill";
     let CallOptions { options, inputs } = options.into();
-    let (k, v) = by_token(k, v, options);
-    let problem = Problem::contiguous(OP, &q, &k, &v, options, inputs)?;
-    problem.one_request(q, k, v)
+    let kv = KvPair::new(k.into(), v.into(), options);
+    let problem = Problem::contiguous(OP, &q, &kv, options, inputs)?;
+    problem.one_request(q, kv)
 }
 
 /// Attention of the newest token of one request with contiguous keys and values.
@@ -61,17 +63,17 @@ pub fn single_prefill<'a>(
 /// As [`single_prefill`].
 pub fn single_decode<'a>(
     q: Tensor<2>,
-    k: Tensor<3>,
-    v: Tensor<3>,
+    k: impl Into<KvTensor>,
+    v: impl Into<KvTensor>,
     options: impl Into<CallOptions<'a>>,
 ) -> Result<AttentionOutput<2, 1>> {
     const OP: &str = "single_decode";
     let [heads, dim] = q.dims();
     let q = q.reshape([1, heads, dim]);
     let CallOptions { options, inputs } = options.into();
-    let (k, v) = by_token(k, v, options);
-    let problem = Problem::contiguous(OP, &q, &k, &v, options, inputs)?;
-    let AttentionOutput { output, lse } = problem.one_request(q, k, v)?;
+    let kv = KvPair::new(k.into(), v.into(), options);
+    let problem = Problem::contiguous(OP, &q, &kv, options, inputs)?;
+    let AttentionOutput { output, lse } = problem.one_request(q, kv)?;
     Ok(AttentionOutput { output: output.squeeze_dim(0), lse: lse.map(|lse| lse.squeeze_dim(0)) })
 }
 
@@ -86,18 +88,18 @@ pub fn single_decode<'a>(
 /// As [`single_prefill`], and if the row pointers do not fit each other or the tensors.
 pub fn batch_prefill_ragged<'a>(
     q: Tensor<3>,
-    k: Tensor<3>,
-    v: Tensor<3>,
+    k: impl Into<KvTensor>,
+    v: impl Into<KvTensor>,
     qo_indptr: &Indptr,
     kv_indptr: &Indptr,
     options: impl Into<CallOptions<'a>>,
 ) -> Result<AttentionOutput> {
     const OP: &str = "batch_prefill_ragged";
     let CallOptions { options, inputs } = options.into();
-    let (k, v) = by_token(k, v, options);
-    let problem = Problem::contiguous(OP, &q, &k, &v, options, inputs)?;
+    let kv = KvPair::new(k.into(), v.into(), options);
+    let problem = Problem::contiguous(OP, &q, &kv, options, inputs)?;
     problem.check_rows("qo_indptr", qo_indptr, "q", q.dims()[0])?;
-    problem.check_rows("kv_indptr", kv_indptr, "k", k.dims()[0])?;
+    problem.check_rows("kv_indptr", kv_indptr, "k", kv.dims()[0][0])?;
     if qo_indptr.requests() != kv_indptr.requests() {
         return Err(Error::Value {
             op: OP,
@@ -106,7 +108,8 @@ pub fn batch_prefill_ragged<'a>(
             expected: format!("of {} requests, as `qo_indptr`", qo_indptr.requests()),
         });
     }
-    problem.run(q, k, v, qo_indptr.as_slice(), KeysOf::Ragged(kv_indptr.as_slice()))
+    let kv = kv.into_stored();
+    problem.run(q, kv, qo_indptr.as_slice(), KeysOf::Ragged(kv_indptr.as_slice()), KvLayout::Nhd)
 }
 
 /// Attention of a batch of requests whose keys and values lie in pages: prefill, or append to a cached prefix.
@@ -172,8 +175,9 @@ pub(super) fn paged(
             expected: format!("{:?}, as the pages (or leave it unset)", pages.layout()),
         });
     }
-    let problem =
-        Problem::new(op, &q, ["pages", "pages"], pages.numbers(op)?, [pool.kv_heads, pool.k_dim], options)?;
+    let (k_dims, v_dims) = pages.dims();
+    let keys = Keys { names: ["pages", "pages"], dims: [&k_dims, &v_dims], heads: pool.kv_heads };
+    let problem = Problem::new(op, &q, keys, pages.fp8(), options, |floats| pages.check_beside(floats))?;
     let problem = problem.with(inputs)?;
     same_device(op, table_name, &table.device(), &q.device())?;
     pages.check_pool(op, table_name, table.page_size(), table.pages_needed())?;
@@ -188,9 +192,14 @@ pub(super) fn paged(
         });
     }
     problem.check_total(qo_name, qo_indptr, "q", q.dims()[0])?;
-    let (k, v) = pages.numbers(op)?;
-    let (k, v) = (k.clone(), v.clone());
-    problem.run_laid_out(q, k, v, qo_indptr, KeysOf::Paged(table), pages.layout())
+    problem.run(q, pages.stored(), qo_indptr, KeysOf::Paged(table), pages.layout())
+}
+
+/// Keys and values by their shapes.
+struct Keys<'a> {
+    names: [&'static str; 2],
+    dims: [&'a [usize]; 2],
+    heads: usize,
 }
 
 /// An attention problem whose shapes, types, devices and options fit each other.
@@ -205,61 +214,63 @@ impl Problem {
     fn contiguous(
         op: &'static str,
         q: &Tensor<3>,
-        k: &Tensor<3>,
-        v: &Tensor<3>,
+        kv: &KvPair,
         options: &AttentionOptions,
         inputs: VariantInputs,
     ) -> Result<Self> {
-        let [tokens, kv_heads, head_dim] = k.dims();
-        let [v_tokens, v_heads, v_dim] = v.dims();
-        if [v_tokens, v_heads] != [tokens, kv_heads] || v_dim == 0 {
-            return Err(shape(op, "v", &v.dims(), format!("[{tokens}, {kv_heads}, head_dim], as `k`")));
+        let [k_dims, v_dims] = kv.dims();
+        let [tokens, kv_heads, _] = k_dims;
+        if v_dims[..2] != k_dims[..2] || v_dims[2] == 0 {
+            return Err(shape(op, "v", &v_dims, format!("[{tokens}, {kv_heads}, head_dim], as `k`")));
         }
-        Self::new(op, q, ["k", "v"], (k, v), [kv_heads, head_dim], options)?.with(inputs)
+        let keys = Keys { names: ["k", "v"], dims: [&k_dims, &v_dims], heads: kv_heads };
+        Self::new(op, q, keys, kv.fp8(), options, |floats| kv.check(op, floats))?.with(inputs)
     }
 
-    fn new<const D: usize>(
+    /// `fits` checks type and device of keys and values.
+    fn new(
         op: &'static str,
         q: &Tensor<3>,
-        [k_name, v_name]: [&'static str; 2],
-        (k, v): (&Tensor<D>, &Tensor<D>),
-        [kv_heads, k_dim]: [usize; 2],
+        Keys { names: [k_name, v_name], dims: [k_dims, v_dims], heads: kv_heads }: Keys<'_>,
+        fp8: Option<Fp8>,
         options: &AttentionOptions,
+        fits: impl FnOnce(&Floats) -> Result<()>,
     ) -> Result<Self> {
         options.check(op)?;
         let floats = Floats::first(op, "q", q)?;
-        floats.like(k_name, k)?;
-        floats.like(v_name, v)?;
+        fits(&floats)?;
         let [_, q_heads, head_dim] = q.dims();
+        let [k_dim, v_dim] = [k_dims, v_dims].map(|dims| dims.last().copied().unwrap_or(0));
         if head_dim == 0 || q_heads == 0 {
             return Err(shape(op, "q", &q.dims(), "[tokens, q_heads, head_dim] with at least one head"));
         }
         // Limits of every kernel: registers and shared memory, and counts in i32.
-        let [v_dim, most] = [v.dims()[D - 1], MAX_HEAD_DIM];
+        let most = MAX_HEAD_DIM;
         if head_dim > most || v_dim > most {
             let (argument, dims) =
-                if head_dim > most { ("q", q.dims().to_vec()) } else { (v_name, v.dims().to_vec()) };
+                if head_dim > most { ("q", q.dims().to_vec()) } else { (v_name, v_dims.to_vec()) };
             return Err(shape(op, argument, &dims, format!("a head dimension of at most {most}")));
         }
-        for (argument, dims) in [("q", q.dims().to_vec()), (k_name, k.dims().to_vec())] {
+        for (argument, dims) in [("q", q.dims().to_vec()), (k_name, k_dims.to_vec())] {
             if dims.iter().any(|&extent| extent > i32::MAX as usize) {
                 return Err(shape(op, argument, &dims, format!("no axis longer than {}", i32::MAX)));
             }
         }
         if k_dim != head_dim {
-            return Err(shape(op, k_name, &k.dims(), format!("a head dimension of {head_dim}, as `q`")));
+            return Err(shape(op, k_name, k_dims, format!("a head dimension of {head_dim}, as `q`")));
         }
         if kv_heads == 0 || !q_heads.is_multiple_of(kv_heads) {
             return Err(shape(
                 op,
                 k_name,
-                &k.dims(),
+                k_dims,
                 format!("a number of heads that divides the {q_heads} heads of `q`, not {kv_heads}"),
             ));
         }
         let config = PlanConfig::new(q_heads, kv_heads, head_dim, q.dtype())
             .head_dim_v(v_dim)
             .options(options.clone());
+        let config = PlanConfig { fp8, ..config };
         config.check_variant(op, &q.device())?;
         Ok(Self { op, floats, config, inputs: VariantInputs::new() })
     }
@@ -292,39 +303,27 @@ impl Problem {
     }
 
     /// All queries over all keys.
-    fn one_request(&self, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Result<AttentionOutput> {
-        let (queries, keys) = ([0, q.dims()[0]], [0, k.dims()[0]]);
-        self.run(q, k, v, &queries, KeysOf::Ragged(&keys))
-    }
-
-    fn run(
-        &self,
-        q: Tensor<3>,
-        k: Tensor<3>,
-        v: Tensor<3>,
-        qo_indptr: &[usize],
-        kv: KeysOf<'_>,
-    ) -> Result<AttentionOutput> {
-        self.run_laid_out(q, k, v, qo_indptr, kv, KvLayout::Nhd)
+    fn one_request(&self, q: Tensor<3>, kv: KvPair) -> Result<AttentionOutput> {
+        let (queries, keys) = ([0, q.dims()[0]], [0, kv.dims()[0][0]]);
+        self.run(q, kv.into_stored(), &queries, KeysOf::Ragged(&keys), KvLayout::Nhd)
     }
 
     /// Plans for this call alone.
-    fn run_laid_out<const D: usize>(
+    fn run(
         &self,
         q: Tensor<3>,
-        k: Tensor<D>,
-        v: Tensor<D>,
+        kv: KeysValues<Dispatch>,
         qo_indptr: &[usize],
-        kv: KeysOf<'_>,
+        keys: KeysOf<'_>,
         layout: KvLayout,
     ) -> Result<AttentionOutput> {
-        let requests = Requests { qo_indptr, kv };
+        let requests = Requests { qo_indptr, kv: keys };
         self.config.check_ranges(self.op, qo_indptr.windows(2).map(|rows| rows[1] - rows[0]))?;
         for (request, (queries, keys)) in requests.lengths().enumerate() {
             self.config.check_causal(self.op, request, queries, keys)?;
         }
         let schedule = Schedule::new(self.op, &self.config, requests, &q.device())?;
         let batch = schedule.batch(layout, self.inputs.clone());
-        attend(self.op, q, k, v, batch, self.config.params())
+        attend(self.op, q, kv, self.config.head_dim_v, batch, self.config.params())
     }
 }

@@ -11,7 +11,7 @@ use super::slot_mapping::SlotMapping;
 use crate::check;
 use crate::dispatch::{IntoBackend, Origin};
 use crate::error::{Error, Result};
-use crate::extension::{FlashInferBackend, KvTensors, MaybeScales, Pages};
+use crate::extension::{FlashInferBackend, KeysValues, KvTensors, MaybeScales, Pages};
 use crate::types::{Fp8, KvLayout};
 
 /// The backend behind Burn's tensors.
@@ -80,8 +80,8 @@ impl KvPages {
     /// [`set_scales`](Self::set_scales).
     ///
     /// [`append_paged_kv`](crate::append_paged_kv) and [`rope_append_paged_kv`](crate::rope_append_paged_kv)
-    /// round floats to fp8, [`gather_paged_kv`](crate::gather_paged_kv) converts fp8 to floats. Attention
-    /// does not read fp8 yet: it refuses such pages.
+    /// round floats to fp8, [`gather_paged_kv`](crate::gather_paged_kv) converts fp8 to floats, and attention reads fp8 as
+    /// it is: of queries of any type, in plans that know the [format](crate::PlanConfig::fp8).
     ///
     /// ```
     /// use burn::tensor::{DType, Device, Int, Tensor};
@@ -237,7 +237,15 @@ impl KvPages {
         }
     }
 
-    /// Keys and values for attention.
+    /// Refuses pages on another device than these, and numbers of another type.
+    pub(crate) fn check_beside(&self, floats: &check::Floats) -> Result<()> {
+        match &self.pool {
+            Pool::Floats(k, v) => floats.like("pages", k).and_then(|()| floats.like("pages", v)),
+            Pool::Codes { k, .. } => floats.on_device("pages", &k.device()),
+        }
+    }
+
+    /// Keys and values, if they are numbers.
     ///
     /// # Errors
     ///
@@ -249,6 +257,18 @@ impl KvPages {
             got: self.fp8().map_or_else(String::new, |format| format!("codes of {format:?}")),
             expected: "F32, F16 or BF16 (gather_paged_kv makes them)".into(),
         })
+    }
+
+    /// Keys and values for attention.
+    pub(crate) fn stored(&self) -> KeysValues<Dispatch> {
+        match self.pool.clone() {
+            Pool::Floats(k, v) => KeysValues::floats(k.into_backend(), v.into_backend()),
+            Pool::Codes { k, v, meaning } => KeysValues {
+                tensors: KvTensors::Codes(k.into_backend(), v.into_backend()),
+                scales: meaning.scales(),
+                format: Some(meaning.format),
+            },
+        }
     }
 
     /// The order of the axes of a page.
@@ -313,15 +333,7 @@ impl KvPages {
     /// These pages as backends take them.
     fn to_dispatch(&self) -> Pages<Dispatch> {
         let (layout, pinned) = (self.layout, self.pinned);
-        let (tensors, scales, format) = match self.pool.clone() {
-            Pool::Floats(k, v) => {
-                (KvTensors::Floats(k.into_backend(), v.into_backend()), MaybeScales::None, None)
-            }
-            Pool::Codes { k, v, meaning } => {
-                let tensors = KvTensors::Codes(k.into_backend(), v.into_backend());
-                (tensors, meaning.scales(), Some(meaning.format))
-            }
-        };
+        let KeysValues { tensors, scales, format } = self.stored();
         Pages { tensors, scales, format, layout, pinned }
     }
 }

@@ -200,6 +200,27 @@ pub enum KvTensors<B: Backend> {
     Codes(IntTensor<B>, IntTensor<B>),
 }
 
+/// Keys and values as attention reads them: floats, or fp8 (`U8`).
+#[derive(Debug, Clone, ExtensionType)]
+#[cfg_attr(feature = "fusion", extension_type(fusion))]
+pub struct KeysValues<B: Backend> {
+    /// The keys and values, in the layout of the batch.
+    #[extension_type]
+    pub tensors: KvTensors<B>,
+    /// The scales of fp8 keys and values: f32, `[1]` or `[kv_heads]`.
+    #[extension_type]
+    pub scales: MaybeScales<B>,
+    /// The fp8 format; present if there are scales.
+    pub format: Option<Fp8>,
+}
+
+impl<B: Backend> KeysValues<B> {
+    /// Numbers.
+    pub fn floats(k: FloatTensor<B>, v: FloatTensor<B>) -> Self {
+        Self { tensors: KvTensors::Floats(k, v), scales: MaybeScales::None, format: None }
+    }
+}
+
 /// The pages of a layer: `[pages, page_size, kv_heads, head_dim]`, or with heads before tokens.
 #[derive(Debug, Clone, ExtensionType)]
 #[cfg_attr(feature = "fusion", extension_type(fusion))]

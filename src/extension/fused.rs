@@ -1,9 +1,9 @@
 //! Shapes of outputs that Fusion must know before anything runs.
 
 use super::arguments::{
-    AttendedMetadata, BatchMetadata, KvTensorsMetadata, MaskedBatch, MaybeIntsMetadata, NormedSumMetadata,
-    PagesMetadata, RotatedAndAppendedMetadata, RotationsMetadata, RoundingMetadata, RowsMetadata,
-    ScaledRowsMetadata,
+    AttendedMetadata, BatchMetadata, KeysValuesMetadata, KvTensorsMetadata, MaskedBatch, MaybeIntsMetadata,
+    NormedSumMetadata, PagesMetadata, RotatedAndAppendedMetadata, RotationsMetadata, RoundingMetadata,
+    RowsMetadata, ScaledRowsMetadata,
 };
 use crate::types::{AttentionParams, KvLayout, LinearParams, RmsNormStyle, RoutingParams, WeightLayout};
 use burn::{
@@ -129,11 +129,11 @@ pub(super) fn speculation(draft_ids: &TensorSpec) -> (TensorSpec, TensorSpec) {
 
 pub(super) fn attended(
     q: &TensorSpec,
-    _k: &TensorSpec,
-    v: &TensorSpec,
+    kv: &KeysValuesMetadata,
     _batch: &BatchMetadata,
     params: &AttentionParams,
 ) -> AttendedMetadata {
+    let (KvTensorsMetadata::Floats(_, v) | KvTensorsMetadata::Codes(_, v)) = &kv.tensors;
     let [tokens, heads, dim] = [q.shape[0], q.shape[1], v.shape[v.shape.num_dims() - 1]];
     let output = TensorSpec::new([tokens, heads, dim].into(), q.dtype);
     if params.return_lse {

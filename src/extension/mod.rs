@@ -36,8 +36,7 @@ pub trait FlashInferBackend: Backend {
     #[fusion(meta = fused::attended)]
     fn batch_attention(
         q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
+        #[extension_type] kv: KeysValues<Self>,
         #[extension_type] batch: Batch<Self>,
         params: AttentionParams,
     ) -> Attended<Self>;

@@ -41,6 +41,17 @@ impl fmt::Display for Fp8 {
     }
 }
 
+#[cfg(feature = "cube")]
+impl From<Fp8> for burn_flashinfer_kernels::Fp8 {
+    fn from(format: Fp8) -> Self {
+        match format {
+            Fp8::E4m3 => Self::E4m3,
+            Fp8::E4m3Fnuz => Self::E4m3Fnuz,
+            Fp8::E5m2 => Self::E5m2,
+        }
+    }
+}
+
 impl Fp8 {
     /// The largest number.
     pub const fn max(self) -> f32 {

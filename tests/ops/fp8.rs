@@ -2,10 +2,11 @@
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_flashinfer::{
-    CacheConfig, Fp8, KvLayout, KvPages, PageCopies, PageTable, PagedKvCache, Quantization, SlotMapping,
-    append_paged_kv, copy_pages, fused_add_rms_norm, fused_add_rms_norm_quant, gather_paged_kv,
-    gelu_and_mul_quant, gelu_tanh_and_mul_quant, gemma_fused_add_rms_norm_quant, gemma_rms_norm_quant,
-    layer_norm_quant, reference, rms_norm_quant, silu_and_mul_quant,
+    BlockMask, BlockSparsePlan, CacheConfig, Fp8, Indptr, KvLayout, KvPages, KvTensor, PageCopies, PageTable,
+    PagedKvCache, PagedPlan, PlanConfig, Quantization, RaggedPlan, SlotMapping, append_paged_kv, copy_pages,
+    fused_add_rms_norm, fused_add_rms_norm_quant, gather_paged_kv, gelu_and_mul_quant,
+    gelu_tanh_and_mul_quant, gemma_fused_add_rms_norm_quant, gemma_rms_norm_quant, layer_norm_quant,
+    reference, rms_norm_quant, silu_and_mul_quant, single_prefill,
 };
 
 use crate::devices::{Target, device_tests};
@@ -427,10 +428,40 @@ fn refusals(target: Target) {
         gather_paged_kv(&pages, &wide, DType::F32),
         "gather_paged_kv: `table` is of pages of 5 tokens, expected pages of 4 tokens, as `pages`",
     );
-    // Attention does not read codes.
+    // A plan of numbers does not read codes, nor one of codes those of another format.
     let q = Tensor::<3>::ones([1, 2, 8], (device, DType::F32));
+    let config = PlanConfig::for_pages(2, &pages).dtype(DType::F32);
+    for (config, planned) in
+        [(PlanConfig::new(2, 2, 8, DType::F32), "F32"), (config.clone().fp8(Fp8::E5m2), "codes of E5m2")]
+    {
+        let plan = PagedPlan::decode(&config, &table).expect("a plan");
+        let expected =
+            format!("PagedPlan::run: `pages` is of type codes of E4m3, expected {planned}, as planned");
+        refused(plan.run(q.clone(), &pages), &expected);
+    }
+    let rows = Indptr::from_lengths(&[1], device).expect("valid");
+    let plan = RaggedPlan::new(&config, &rows, &rows).expect("a plan");
+    let heads = || Tensor::<3>::ones([1, 2, 8], (device, DType::F32));
+    let of_codes = |format| KvTensor::fp8(Tensor::zeros([1, 2, 8], (device, DType::U8)), one(1), format);
+    for (k, v, expected) in [
+        (heads().into(), heads().into(), "`k` is of type F32, expected codes of E4m3, as planned"),
+        (of_codes(Fp8::E4m3), heads().into(), "`v` is of type F32, expected codes of E4m3, as `k`"),
+        (
+            of_codes(Fp8::E4m3),
+            of_codes(Fp8::E5m2),
+            "`v` is of type codes of E5m2, expected codes of E4m3, as `k`",
+        ),
+    ] {
+        refused(plan.run(heads(), k, v), &format!("RaggedPlan::run: {expected}"));
+    }
+    let long = KvTensor::fp8(Tensor::zeros([1, 2, 8], (device, DType::U8)), one(3), Fp8::E4m3);
     refused(
-        burn_flashinfer::batch_decode_paged(q, &pages, &table, &Default::default()),
-        "batch_decode_paged: `pages` is of type codes of E4m3, expected F32, F16 or BF16 (gather_paged_kv makes them)",
+        single_prefill(heads(), long, of_codes(Fp8::E4m3), &Default::default()),
+        "single_prefill: `k_scale` has shape [3], expected [1] or [2], one for each head",
+    );
+    let mask = BlockMask::new([1, 1], [1, 1], &[0, 1], &[0]).expect("valid");
+    refused(
+        BlockSparsePlan::new(&config, &mask, device),
+        "BlockSparsePlan::new: `fp8` is E4m3, expected not to be set, as this plan is of numbers",
     );
 }

@@ -12,6 +12,7 @@ mod bits;
 mod block_tables;
 mod burn_ops;
 mod cache;
+mod cached_codes;
 mod cascade;
 mod copy;
 mod custom_mask;

@@ -2,11 +2,10 @@
 
 use std::fmt;
 
-use cubecl::ir::ElemType;
-
 use super::portable::Portable;
 use super::tiled::{Mixed, Tiled};
 use crate::device::{DeviceProfile, Result};
+use crate::element::Element;
 use crate::problem::{Alignment, Problem};
 use crate::request::{KeyRange, RequestShape};
 
@@ -33,7 +32,7 @@ pub enum Choice {
 
 impl Blueprint {
     /// Elements of one load: rows must be aligned to as many.
-    pub fn loads(&self, kv_dtype: ElemType) -> Alignment {
+    pub fn loads(&self, kv_dtype: Element) -> Alignment {
         match self {
             Self::Portable(portable) => Alignment { qk: portable.qk_vector, vo: portable.vo_vector },
             Self::Tiled(_) | Self::Mixed(_) => {
@@ -58,7 +57,8 @@ impl Blueprint {
 
     /// The portable blueprint for a device.
     pub(super) fn portable(device: &DeviceProfile, problem: &Problem) -> Self {
-        Self::Portable(Portable::auto(device, problem.dims, problem.kv_dtype.size(), problem.align))
+        let size = problem.dtype.size().max(problem.kv_dtype.size());
+        Self::Portable(Portable::auto(device, problem.dims, size, problem.align))
     }
 
     /// Checks that the blueprint can run on the device.

@@ -15,6 +15,38 @@ pub(crate) struct Qkv<Q: CubePrimitive, K: CubePrimitive, V: CubePrimitive> {
     /// `[pages, slots, kv_heads, vo]`.
     pub v: OwnedTensor<V>,
     pub table: Table,
+    /// The scales of codes.
+    pub scales: ComptimeOption<CodeScales>,
+}
+
+/// The scales of keys and of values that are codes: one for all heads, or one for each.
+#[derive(CubeType, CubeLaunch)]
+pub(crate) struct CodeScales {
+    k: Box<[f32]>,
+    v: Box<[f32]>,
+    /// Numbers from the scale of a head to the next: 0 or 1.
+    k_stride: usize,
+    v_stride: usize,
+}
+
+/// The scale of the keys of a head, if they are codes.
+#[cube]
+pub(crate) fn key_scale(scales: &ComptimeOption<CodeScales>, kv_head: usize) -> ComptimeOption<f32> {
+    #[comptime]
+    match scales {
+        ComptimeOption::Some(scales) => ComptimeOption::new_Some(scales.k[kv_head * scales.k_stride]),
+        ComptimeOption::None => ComptimeOption::new_None(),
+    }
+}
+
+/// The scale of the values of a head, if they are codes.
+#[cube]
+pub(crate) fn value_scale(scales: &ComptimeOption<CodeScales>, kv_head: usize) -> ComptimeOption<f32> {
+    #[comptime]
+    match scales {
+        ComptimeOption::Some(scales) => ComptimeOption::new_Some(scales.v[kv_head * scales.v_stride]),
+        ComptimeOption::None => ComptimeOption::new_None(),
+    }
 }
 
 /// The results of attention, or its partial results.

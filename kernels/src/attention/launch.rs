@@ -3,7 +3,7 @@ use std::fmt::Debug;
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use super::blueprint::Blueprint;
-use super::checked::Operands;
+use super::checked::{KvScales, Operands};
 use super::kv_table::{PagedLaunch, RaggedLaunch, TableArgs};
 use super::mask::Mask;
 use super::plan::DevicePlan;
@@ -11,6 +11,7 @@ use super::variant::Variant;
 use super::{portable, tiled};
 use crate::device::tensor::{KvLayout, Result, by_slot, contiguous, one_page, rows, shape};
 use crate::device::{DeviceProfile, Refusal};
+use crate::element::Element;
 use crate::problem::{Alignment, HeadDims, Problem};
 
 pub(super) const KERNEL: &str = "attention";
@@ -66,8 +67,10 @@ pub struct Attention {
     pub scale: f32,
     /// Type of `q` and `output`.
     pub dtype: ElemType,
-    /// Type of `k` and `v`.
-    pub kv_dtype: ElemType,
+    /// Stored type of `k` and `v`.
+    pub kv_dtype: Element,
+    /// The scales of codes.
+    pub kv_scales: Option<KvScales>,
     /// The variant's own tensors.
     pub inputs: Inputs,
     /// The keys that each query sees, if there is a mask beside the variant's.
@@ -173,7 +176,8 @@ impl Call<'_> {
     /// Kernels do not check indices: no hook of `V` reads beyond the tensors of its arguments, which `args` makes.
     pub unsafe fn run<V: Variant>(self, args: impl Fn() -> <V::Args as LaunchArg>::RuntimeArg) -> Result<()> {
         let Self { client, attention, planned } = self;
-        let Attention { q, k, v, output, lse, batch, scale, dtype, kv_dtype, inputs: _, mask } = attention;
+        let Attention { q, k, v, output, lse, batch, scale, dtype, kv_dtype, kv_scales, inputs: _, mask } =
+            attention;
         if output.size() == 0 {
             return Ok(());
         }
@@ -196,8 +200,10 @@ impl Call<'_> {
         // Without keys nothing is read, but a buffer must be bound, and an empty one cannot be.
         let (k, v) = (or_bound(k, &q), or_bound(v, &q));
 
-        let qk = Alignment::of_rows(&q, dtype).min(Alignment::of_rows(&k, kv_dtype));
-        let align = Alignment { qk, vo: Alignment::of_rows(&v, kv_dtype) };
+        check_scales(kv_dtype, kv_scales.as_ref(), k.shape[2])?;
+        let stored = kv_dtype.storage();
+        let qk = Alignment::of_rows(&q, dtype).min(Alignment::of_rows(&k, stored));
+        let align = Alignment { qk, vo: Alignment::of_rows(&v, stored) };
         let problem =
             Problem { dims, dtype, kv_dtype, q_heads: q.shape[1], kv_heads: k.shape[2], scale, align };
         let limit = i32::MAX as usize;
@@ -210,7 +216,7 @@ impl Call<'_> {
             mask.check(batch.requests(), !matches!(planned.blueprint, Blueprint::Portable(_)))?;
         }
         let table = table_args(&batch, k.shape[1]);
-        let operands = Operands { q, k, v, output, lse };
+        let operands = Operands { q, k, v, output, lse, scales: kv_scales };
         let tiles = match planned.blueprint {
             Blueprint::Portable(portable) => {
                 return portable::launch::<V>(client, operands, table, mask, args(), &problem, portable);
@@ -280,6 +286,22 @@ fn check(
         }
     }
     Ok(HeadDims { qk, vo })
+}
+
+/// Codes have scales, and numbers have none.
+fn check_scales(kv_dtype: Element, scales: Option<&KvScales>, kv_heads: usize) -> Result<()> {
+    let Some(scales) = scales else {
+        let argument = "kv_scales";
+        return if kv_dtype.is_code() { Err(Refusal::Missing { kernel: KERNEL, argument }) } else { Ok(()) };
+    };
+    for (argument, scale) in [("k_scale", &scales.k), ("v_scale", &scales.v)] {
+        if !kv_dtype.is_code() {
+            return Err(shape(KERNEL, argument, scale, "none, of numbers"));
+        }
+        let of_heads = scale.size() == kv_heads;
+        contiguous(KERNEL, argument, scale, &[if of_heads { kv_heads } else { 1 }])?;
+    }
+    Ok(())
 }
 
 fn indptrs(qo_indptr: &TensorBinding, kv_indptr: &TensorBinding) -> Result<()> {

@@ -15,10 +15,12 @@ mod tiled;
 mod token_table;
 mod variant;
 
+pub use crate::element::Element;
 pub use crate::math::Math;
 pub use crate::problem::{Alignment, HeadDims, Problem};
 pub use crate::request::{KeyRange, QueryRow, RequestShape};
 pub use blueprint::{Blueprint, Choice};
+pub use checked::KvScales;
 pub use launch::{Attention, Batch, Call, Inputs, Kernels, launch};
 pub use mask::{Mask, MaskBits, map_tiles, mask_words};
 pub use plan::{DevicePlan, Limits, MergeItem, Plan, Split, WorkItem};

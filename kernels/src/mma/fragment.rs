@@ -125,6 +125,21 @@ impl<M: Accumulator> Fragment<M> {
         }
     }
 
+    /// Multiplies all by the factor, if there is one.
+    pub fn scale(&mut self, factor: &ComptimeOption<f32>) {
+        #[comptime]
+        match factor {
+            ComptimeOption::Some(factor) =>
+            {
+                #[unroll]
+                for i in 0..comptime!(self.rows * self.columns) {
+                    self.tiles[i] *= Vector::new(*factor);
+                }
+            }
+            ComptimeOption::None => {}
+        }
+    }
+
     /// Multiplies each row by its factor.
     pub fn mul_rows(&mut self, factors: &Array<f32>) {
         #[unroll]

@@ -7,6 +7,9 @@
 //! long as both operands agree, so lanes read 16 bytes at a time. Values are transposed during the copy to
 //! shared memory, where the keys of two steps are adjacent for each element.
 //!
+//! Codes of 8 bits become numbers between registers and shared memory, each of them once. Keys that stay in registers
+//! become numbers there: a vec16 of codes is multiplied with two vec16s of a query, which a lane has side by side.
+//!
 //! While a tile is multiplied, the next one is copied into registers. Where each plane has keys of its own
 //! (decoding), they stay there: in the layout of the operand, 16 bytes a lane, so that only values take
 //! shared memory.
@@ -15,7 +18,8 @@ use std::marker::PhantomData;
 
 use cubecl::prelude::*;
 
-use super::fragment::{Accumulator, Fragment, FragmentLayout};
+use super::codes::numbers;
+use super::fragment::{Accumulator, Fragment, FragmentLayout, column_step};
 use super::operands::{CopyShape, Operands, copy_of, first_key, first_row, plane_of_keys, store_keys};
 use super::product::Mma;
 use super::tile_shape::TileShape;
@@ -71,6 +75,16 @@ fn turned_vecs(tiles: TileShape) -> usize {
 /// Reads of a row of `vecs`; each group of lanes takes one vec16.
 const fn reads<S: Side>(vecs: usize) -> usize {
     vecs.div_ceil(groups::<S>())
+}
+
+/// Vec16s of a query for one of a key, as a lane reads it.
+fn query_parts(tiles: TileShape) -> usize {
+    if tiles.direct_keys { tiles.vecs_of_numbers() } else { 1 }
+}
+
+/// Vec16s of a key, as lanes read them.
+fn read_vecs(tiles: TileShape) -> usize {
+    tiles.q_vecs() / query_parts(tiles)
 }
 
 /// Index of the current keys in the staged vec16s.
@@ -170,7 +184,8 @@ impl<S: Side> Operands for Mfma<S> {
         }
         let groups = comptime!(groups::<S>());
         let turned = comptime!(turned_vecs(tiles));
-        let even = comptime!(Self::even_values(tiles));
+        let (even, parts) = comptime!((Self::even_values(tiles), tiles.parts()));
+        let is_code = comptime!(tiles.kv_dtype.is_code());
         #[unroll]
         for i in 0..comptime!(Self::value_copies(tiles) / 4) {
             let (key, vec) = Self::value_copy(comptime!(4 * i), tiles);
@@ -179,13 +194,28 @@ impl<S: Side> Operands for Mfma<S> {
             let (step, group) = (four / groups, four % groups);
             let to = key / tiles.keys * comptime!(tiles.keys / PER_QUAD) + step / 2 * groups + group;
             #[unroll]
-            for e in 0..8usize {
-                let four = column_of_four(&ring.staged, comptime!(Self::key_copies(tiles) + 4 * i), e);
-                let values = ring.stage + comptime!(tiles.key_vecs());
-                let at = Self::value_at(values, vec * 8 + e, to, turned);
-                if comptime!(even) || key < tiles.cube_keys() {
-                    let halves = ring.shared.with_vector_size_mut::<Const<2>>();
-                    halves[2 * at + step % 2] = four;
+            for part in 0..parts {
+                let first = comptime!(Self::key_copies(tiles) + 4 * i);
+                let mut rows = Array::<Vec16>::new(comptime!(if is_code { 4usize } else { 1 }));
+                if is_code {
+                    #[unroll]
+                    for row in 0..4usize {
+                        rows[row] = numbers(ring.staged[comptime!(first + row)], part, tiles);
+                    }
+                }
+                #[unroll]
+                for e in 0..8usize {
+                    let four = if is_code {
+                        column_of_four(&rows, 0usize, e)
+                    } else {
+                        column_of_four(&ring.staged, first, e)
+                    };
+                    let values = ring.stage + comptime!(tiles.key_vecs());
+                    let at = Self::value_at(values, (vec * parts + part) * 8 + e, to, turned);
+                    if comptime!(even) || key < tiles.cube_keys() {
+                        let halves = ring.shared.with_vector_size_mut::<Const<2>>();
+                        halves[2 * at + step % 2] = four;
+                    }
                 }
             }
         }
@@ -202,13 +232,13 @@ impl<S: Side> Operands for Mfma<S> {
     fn load_queries(
         from: &Tensor<Vec16>,
         rows: &TileRows,
-        _ring: &Ring,
+        _ring: &mut Ring,
         #[comptime] tiles: TileShape,
     ) -> Array<Vec16> {
         let lane = UNIT_POS_X as usize;
-        let vecs = comptime!(tiles.q_vecs());
-        let reads = comptime!(reads::<S>(vecs));
-        let mut queries = Array::new(comptime!(tiles.q_tiles * reads));
+        let (vecs, parts) = comptime!((tiles.q_vecs(), query_parts(tiles)));
+        let reads = comptime!(reads::<S>(read_vecs(tiles)));
+        let mut queries = Array::new(comptime!(tiles.q_tiles * reads * parts));
         #[unroll]
         for m in 0..tiles.q_tiles {
             let row = first_row(tiles, S::SIDE) + comptime!(m * S::SIDE) + lane % S::SIDE;
@@ -216,10 +246,14 @@ impl<S: Side> Operands for Mfma<S> {
             let first = (token * from.stride(0) + head * from.stride(1)) / 8;
             #[unroll]
             for i in 0..reads {
-                let vec = lane / S::SIDE + comptime!(i * groups::<S>());
-                let valid = valid && vec < vecs;
-                queries[comptime!(m * reads + i)] =
-                    select(valid, from[first + min(vec, comptime!(vecs - 1))], Vec16::new(0u32));
+                let of_key = lane / S::SIDE + comptime!(i * groups::<S>());
+                #[unroll]
+                for part in 0..parts {
+                    let vec = of_key * parts + part;
+                    let valid = valid && vec < vecs;
+                    queries[comptime!((m * reads + i) * parts + part)] =
+                        select(valid, from[first + min(vec, comptime!(vecs - 1))], Vec16::new(0u32));
+                }
             }
         }
         queries
@@ -260,7 +294,7 @@ impl<S: Side> Mma for Mfma<S> {
 
     fn qk<E: Float>(q: &Array<Vec16>, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
         let lane = UNIT_POS_X as usize;
-        let vecs = comptime!(tiles.k_vecs());
+        let (vecs, parts) = comptime!((read_vecs(tiles), query_parts(tiles)));
         let reads = comptime!(reads::<S>(vecs));
         let columns = comptime!(tiles.keys / S::SIDE);
         s.clear();
@@ -281,16 +315,20 @@ impl<S: Side> Mma for Mfma<S> {
                     keys = select(vec < vecs, keys, Vec16::new(0u32));
                 }
                 #[unroll]
-                for m in 0..tiles.q_tiles {
-                    let query = q[comptime!(m * reads + i)];
-                    let tile = comptime!(m * columns + n);
-                    s.tiles[tile] = product::<E, S>(
-                        keys,
-                        half::<E>(query, 0usize),
-                        half::<E>(query, 1usize),
-                        s.tiles[tile],
-                        comptime!(tiles.bf16()),
-                    );
+                for part in 0..parts {
+                    let keys = if comptime!(tiles.direct_keys) { numbers(keys, part, tiles) } else { keys };
+                    #[unroll]
+                    for m in 0..tiles.q_tiles {
+                        let query = q[comptime!((m * reads + i) * parts + part)];
+                        let tile = comptime!(m * columns + n);
+                        s.tiles[tile] = product::<E, S>(
+                            keys,
+                            half::<E>(query, 0usize),
+                            half::<E>(query, 1usize),
+                            s.tiles[tile],
+                            comptime!(tiles.bf16()),
+                        );
+                    }
                 }
             }
         }
@@ -343,6 +381,12 @@ impl<S: Side> Mma for Mfma<S> {
                 }
             }
         }
+    }
+
+    fn pair_outputs(_o: &mut Fragment<Self>, #[comptime] _tiles: TileShape) {}
+
+    fn output_element(#[comptime] i: usize, #[comptime] _tiles: TileShape) -> usize {
+        Self::column() + comptime!(column_step::<Self>(i * 4))
     }
 }
 

@@ -6,19 +6,14 @@
 use cubecl::prelude::*;
 
 use super::fragment::{Accumulator, Fragment, FragmentLayout};
-use super::operands::{CopyShape, Operands, copy_of, first_key, first_row};
-use super::product::Mma;
+use super::operands::{CopyShape, Operands, copy_of, first_row};
 use super::tile_shape::TileShape;
 use crate::isa::nvidia::{
-    OperandType, exp2, ldmatrix, min_cubes_per_core, mma, pack, reciprocal, shared_address, shuffle_xor, tanh,
+    OperandType, exp2, ldmatrix, mma, pack, reciprocal, shared_address, shuffle_xor, tanh,
 };
 use crate::math::Math;
 use crate::request::TileRows;
 use crate::staging::{CpAsync, Ring, Staging, Vec16, swizzled};
-
-/// A third of the shared memory of Hopper's cores, in vec16s. With more, a core has room for two cubes at most, which
-/// then need not save registers: 168 of them where 214 are to be had cost 7% of decoding with split keys (H200).
-const MANY_VECS: usize = (228 << 10) / 16 / 3;
 
 /// `mma.sync`, see the module.
 pub(crate) struct MmaSync;
@@ -127,18 +122,26 @@ impl Operands for MmaSync {
     fn load_queries(
         _from: &Tensor<Vec16>,
         _rows: &TileRows,
-        ring: &Ring,
+        ring: &mut Ring,
         #[comptime] tiles: TileShape,
     ) -> Array<Vec16> {
         let depth = comptime!(tiles.dims.qk / 16);
+        let shares_codes = comptime!(tiles.shared_codes().is_some());
+        if shares_codes {
+            CpAsync::wait(comptime!(tiles.stages - 1));
+            permute_queries(ring, tiles);
+            sync_cube();
+        }
         let mut queries = Array::new(comptime!(if tiles.q_in_registers { tiles.q_tiles * depth } else { 1 }));
         if comptime!(tiles.q_in_registers) {
-            CpAsync::wait(comptime!(tiles.stages - 1));
+            if comptime!(!shares_codes) {
+                CpAsync::wait(comptime!(tiles.stages - 1));
+            }
             #[unroll]
             for k in 0..depth {
                 #[unroll]
                 for m in 0..tiles.q_tiles {
-                    queries[m * depth + k] = query(ring, m, k, tiles);
+                    queries[m * depth + k] = query(&*ring, m, k, tiles);
                 }
             }
         }
@@ -175,86 +178,6 @@ impl Accumulator for MmaSync {
         spread.insert(2usize, high);
         spread.insert(3usize, high);
         spread
-    }
-}
-
-#[cube]
-impl Mma for MmaSync {
-    fn launch_bounds(#[comptime] shared_vecs: usize) {
-        if comptime!(shared_vecs > MANY_VECS) {
-            min_cubes_per_core(1usize);
-        }
-    }
-
-    fn qk<E: Float>(q: &Array<Vec16>, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
-        let lane = UNIT_POS_X as usize;
-        let depth = comptime!(tiles.dims.qk / 16);
-        let vecs = comptime!(tiles.k_vecs());
-        let columns = comptime!(tiles.keys / 8);
-        s.clear();
-        // A matrix has 8 keys: low and high half of the depth, then the next 8 keys.
-        let row = first_key(tiles) + lane / 16 * 8 + lane % 8;
-        let vec = lane / 8 % 2;
-        #[unroll]
-        for k in 0..depth {
-            let mut rows = Array::<Vec16>::new(tiles.q_tiles);
-            #[unroll]
-            for m in 0..tiles.q_tiles {
-                rows[m] =
-                    if comptime!(tiles.q_in_registers) { q[m * depth + k] } else { query(ring, m, k, tiles) };
-            }
-            let at = address(ring, ring.stage, row, vec + comptime!(2 * k), vecs);
-            #[unroll]
-            for n in 0..comptime!(columns / 2) {
-                let keys = ldmatrix(at, comptime!(16 * n * vecs * 16), false);
-                #[unroll]
-                for m in 0..tiles.q_tiles {
-                    product(
-                        rows[m],
-                        keys,
-                        s,
-                        comptime!(m * columns + 2 * n),
-                        comptime!(OperandType::of(tiles.dtype)),
-                    );
-                }
-            }
-        }
-    }
-
-    fn pv<E: Float>(p: &Fragment<Self>, ring: &Ring, o: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
-        let lane = UNIT_POS_X as usize;
-        let vecs = comptime!(tiles.v_vecs());
-        let columns = comptime!(tiles.keys / 8);
-        let elements = comptime!(tiles.dims.vo / 8);
-        // A matrix has 8 elements: low and high half of 16 keys, then the next 8 elements.
-        let row = first_key(tiles) + lane % 16;
-        let vec = lane / 16;
-        #[unroll]
-        for k in 0..comptime!(columns / 2) {
-            let mut rows = Array::<Vec16>::new(tiles.q_tiles);
-            #[unroll]
-            for m in 0..tiles.q_tiles {
-                let low = p.tiles[comptime!(m * columns + 2 * k)];
-                let high = p.tiles[comptime!(m * columns + 2 * k + 1)];
-                rows[m] = convert_p(low, high, comptime!(tiles.bf16()));
-            }
-            let values = ring.stage + comptime!(tiles.key_vecs());
-            #[unroll]
-            for n in 0..comptime!(elements / 2) {
-                let at = address(ring, values, row, vec + comptime!(2 * n), vecs);
-                let values = ldmatrix(at, comptime!(16 * k * vecs * 16), true);
-                #[unroll]
-                for m in 0..tiles.q_tiles {
-                    product(
-                        rows[m],
-                        values,
-                        o,
-                        comptime!(m * elements + 2 * n),
-                        comptime!(OperandType::of(tiles.dtype)),
-                    );
-                }
-            }
-        }
     }
 }
 
@@ -300,11 +223,46 @@ fn shares_last_stage(tiles: TileShape) -> bool {
 
 /// Operand `a` of step `k` for row tile `m` of the plane.
 #[cube]
-fn query(ring: &Ring, #[comptime] m: usize, #[comptime] k: usize, #[comptime] tiles: TileShape) -> Vec16 {
+pub(super) fn query(
+    ring: &Ring,
+    #[comptime] m: usize,
+    #[comptime] k: usize,
+    #[comptime] tiles: TileShape,
+) -> Vec16 {
     let lane = UNIT_POS_X as usize;
     let start = comptime!(queries_at(tiles)).runtime();
     let vecs = comptime!(tiles.q_vecs());
     let row = first_row(tiles, MmaSync::ROWS) + lane % 16;
     let at = address(ring, start, row, lane / 16 + comptime!(2 * k), vecs);
     ldmatrix(at, comptime!(16 * m * vecs * 16), false)
+}
+
+/// Permutes each 16 elements of the queries, which have arrived in shared memory: a load of the operand gives a lane
+/// `4t, 4t + 1` where it gave `2t, 2t + 1`, and `4t + 2, 4t + 3` where it gave `2t + 8, 2t + 9`.
+#[cube]
+fn permute_queries(ring: &mut Ring, #[comptime] tiles: TileShape) {
+    let start = comptime!(queries_at(tiles)).runtime();
+    let vecs = comptime!(tiles.q_vecs());
+    let units = comptime!(tiles.planes() * MmaSync::PLANE);
+    let total = comptime!(tiles.rows(MmaSync::ROWS) * vecs / 2);
+    #[unroll]
+    for i in 0..comptime!(total.div_ceil(units)) {
+        let at = UNIT_POS as usize + comptime!(i * units);
+        if comptime!(total.is_multiple_of(units)) || at < total {
+            let (row, pair) = (at / comptime!(vecs / 2), at % comptime!(vecs / 2));
+            let low_at = MmaSync::query_at(start, row, 2 * pair, vecs);
+            let high_at = MmaSync::query_at(start, row, 2 * pair + 1, vecs);
+            let (low, high) = (ring.shared[low_at], ring.shared[high_at]);
+            let (mut even, mut odd) = (Vec16::empty(), Vec16::empty());
+            #[unroll]
+            for word in 0..2usize {
+                even.insert(word, low.extract(comptime!(2 * word)));
+                even.insert(comptime!(2 + word), high.extract(comptime!(2 * word)));
+                odd.insert(word, low.extract(comptime!(2 * word + 1)));
+                odd.insert(comptime!(2 + word), high.extract(comptime!(2 * word + 1)));
+            }
+            ring.shared[low_at] = even;
+            ring.shared[high_at] = odd;
+        }
+    }
 }

@@ -12,6 +12,7 @@ mod gemm;
 mod kind;
 mod mfma;
 mod mma_sync;
+mod mma_sync_product;
 mod operands;
 mod product;
 mod scalar;

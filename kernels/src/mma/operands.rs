@@ -2,6 +2,7 @@
 
 use cubecl::prelude::*;
 
+use super::codes::numbers;
 use super::fragment::FragmentLayout;
 use super::tile_shape::TileShape;
 use crate::request::TileRows;
@@ -78,7 +79,7 @@ pub(crate) trait Operands: CopyShape {
     fn load_queries(
         from: &Tensor<Vec16>,
         rows: &TileRows,
-        ring: &Ring,
+        ring: &mut Ring,
         #[comptime] tiles: TileShape,
     ) -> Array<Vec16>;
 }
@@ -115,14 +116,17 @@ fn clear_absent_values<M: Operands>(ring: &mut Ring, left: usize, #[comptime] ti
 /// Stores the keys that have arrived in registers.
 #[cube]
 pub(super) fn store_keys<M: Operands>(ring: &mut Ring, #[comptime] tiles: TileShape) {
-    let vecs = comptime!(tiles.k_vecs());
+    let (vecs, parts) = comptime!((tiles.key_row(), tiles.parts()));
     let even = comptime!(M::even_keys(tiles));
     #[unroll]
     for i in 0..comptime!(M::key_copies(tiles)) {
         let (row, vec) = M::key_copy(i, tiles);
         if comptime!(even) || row < tiles.cube_keys() {
-            let to = M::key_at(ring.stage, row, vec, vecs);
-            ring.shared[to] = ring.staged[i];
+            #[unroll]
+            for part in 0..parts {
+                let to = M::key_at(ring.stage, row, vec * parts + part, vecs);
+                ring.shared[to] = numbers(ring.staged[i], part, tiles);
+            }
         }
     }
 }

@@ -16,6 +16,10 @@ pub(crate) trait Mma: Accumulator + Operands + Math {
 
     /// `S = Q Kᵀ` over the plane's keys of the current stage.
     fn qk<E: Float>(q: &Array<Vec16>, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape);
-    /// `O += P V`.
+    /// `O += P V`. Runs of elements lie side by side after [`pair_outputs`](Self::pair_outputs) only.
     fn pv<E: Float>(p: &Fragment<Self>, ring: &Ring, o: &mut Fragment<Self>, #[comptime] tiles: TileShape);
+    /// Puts the elements of each run of a complete output side by side.
+    fn pair_outputs(o: &mut Fragment<Self>, #[comptime] tiles: TileShape);
+    /// First element of the lane's `i`-th run of an output.
+    fn output_element(#[comptime] i: usize, #[comptime] tiles: TileShape) -> usize;
 }

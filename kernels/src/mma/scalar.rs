@@ -13,7 +13,8 @@ use std::marker::PhantomData;
 
 use cubecl::prelude::*;
 
-use super::fragment::{Accumulator, Fragment, FragmentLayout};
+use super::codes::numbers;
+use super::fragment::{Accumulator, Fragment, FragmentLayout, column_step};
 use super::operands::{CopyShape, Operands, copy_of, first_key, first_row, store_keys};
 use super::product::Mma;
 use super::tile_shape::TileShape;
@@ -127,14 +128,18 @@ impl<P: Lanes> Operands for Scalar<P> {
 
     fn store_stage(ring: &mut Ring, #[comptime] tiles: TileShape) {
         store_keys::<Self>(ring, tiles);
-        let even = comptime!(Self::even_values(tiles));
+        let (even, parts) = comptime!((Self::even_values(tiles), tiles.parts()));
         #[unroll]
         for i in 0..comptime!(Self::value_copies(tiles)) {
             let (row, vec) = Self::value_copy(i, tiles);
             if comptime!(even) || row < tiles.cube_keys() {
                 let values = ring.stage + comptime!(tiles.key_vecs());
-                let to = Self::value_at(values, row, vec, tiles.v_vecs());
-                ring.shared[to] = ring.staged[comptime!(Self::key_copies(tiles) + i)];
+                #[unroll]
+                for part in 0..parts {
+                    let to = Self::value_at(values, row, vec * parts + part, tiles.value_row());
+                    ring.shared[to] =
+                        numbers(ring.staged[comptime!(Self::key_copies(tiles) + i)], part, tiles);
+                }
             }
         }
     }
@@ -155,7 +160,7 @@ impl<P: Lanes> Operands for Scalar<P> {
     fn load_queries(
         _from: &Tensor<Vec16>,
         _rows: &TileRows,
-        _ring: &Ring,
+        _ring: &mut Ring,
         #[comptime] _tiles: TileShape,
     ) -> Array<Vec16> {
         Array::new(1usize)
@@ -203,7 +208,7 @@ impl<P: Lanes> Mma for Scalar<P> {
     fn launch_bounds(#[comptime] _shared_vecs: usize) {}
 
     fn qk<E: Float>(_q: &Array<Vec16>, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
-        let vecs = comptime!(tiles.k_vecs());
+        let vecs = comptime!(tiles.key_row());
         let columns = comptime!(tiles.keys / Self::COLUMNS);
         s.clear();
         let first_key = first_key(tiles) + Self::column();
@@ -223,7 +228,7 @@ impl<P: Lanes> Mma for Scalar<P> {
                 for j in 0..RUN {
                     let row = first_key + comptime!(n * Self::COLUMNS + j);
                     let at = Self::key_at(ring.stage, row, vec, vecs);
-                    keys[j] = floats::<E>(ring.shared[at], comptime!(tiles.kv_per_vec()));
+                    keys[j] = floats::<E>(ring.shared[at], comptime!(tiles.per_vec()));
                 }
                 #[unroll]
                 for x in 0..comptime!(tiles.per_vec()) {
@@ -272,8 +277,8 @@ impl<P: Lanes> Mma for Scalar<P> {
                             values,
                             key,
                             element,
-                            comptime!(tiles.v_vecs()),
-                            comptime!(tiles.kv_per_vec()),
+                            comptime!(tiles.value_row()),
+                            comptime!(tiles.per_vec()),
                         );
                         #[unroll]
                         for m in 0..tiles.q_tiles {
@@ -283,6 +288,12 @@ impl<P: Lanes> Mma for Scalar<P> {
                 }
             }
         }
+    }
+
+    fn pair_outputs(_o: &mut Fragment<Self>, #[comptime] _tiles: TileShape) {}
+
+    fn output_element(#[comptime] i: usize, #[comptime] _tiles: TileShape) -> usize {
+        Self::column() + comptime!(column_step::<Self>(i * RUN))
     }
 }
 

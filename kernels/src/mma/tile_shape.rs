@@ -2,6 +2,9 @@
 
 use cubecl::ir::{ElemType, FloatKind};
 
+use crate::device::Machine;
+use crate::element::Element;
+use crate::fp8::Fp8;
 use crate::problem::HeadDims;
 
 /// The tiles of a cube, and the planes that multiply them. Comptime.
@@ -26,8 +29,12 @@ pub(crate) struct TileShape {
     pub direct_keys: bool,
     /// Type of queries and output.
     pub dtype: ElemType,
-    /// Type of keys and values.
-    pub kv_dtype: ElemType,
+    /// Stored type of keys and values.
+    pub kv_dtype: Element,
+    /// Codes stay codes in shared memory, and become numbers in the registers of those who multiply.
+    pub shares_codes: bool,
+    /// Whose instructions turn codes into numbers.
+    pub machine: Machine,
 }
 
 impl TileShape {
@@ -36,7 +43,7 @@ impl TileShape {
         16 / self.dtype.size()
     }
 
-    /// Elements in a vec16 of keys and values.
+    /// Elements in a vec16 of keys and values, as they are stored.
     pub fn kv_per_vec(&self) -> usize {
         16 / self.kv_dtype.size()
     }
@@ -65,24 +72,52 @@ impl TileShape {
         self.dims.qk / self.per_vec()
     }
 
-    /// Vec16s in a key.
+    /// Vec16s in a key, as it is stored.
     pub fn k_vecs(&self) -> usize {
         self.dims.qk / self.kv_per_vec()
     }
 
-    /// Vec16s in a value.
+    /// Vec16s in a value, as it is stored.
     pub fn v_vecs(&self) -> usize {
         self.dims.vo / self.kv_per_vec()
     }
 
+    /// The format of codes in shared memory, if there are any.
+    pub fn shared_codes(&self) -> Option<Fp8> {
+        match self.kv_dtype {
+            Element::Code(format) if self.shares_codes => Some(format),
+            _ => None,
+        }
+    }
+
+    /// Vec16s of numbers in a stored one.
+    pub fn vecs_of_numbers(&self) -> usize {
+        self.dtype.size() / self.kv_dtype.size()
+    }
+
+    /// Vec16s of a stage in a stored one.
+    pub fn parts(&self) -> usize {
+        if self.shares_codes { 1 } else { self.vecs_of_numbers() }
+    }
+
+    /// Vec16s in a key of a stage.
+    pub fn key_row(&self) -> usize {
+        self.k_vecs() * self.parts()
+    }
+
+    /// Vec16s in a value of a stage.
+    pub fn value_row(&self) -> usize {
+        self.v_vecs() * self.parts()
+    }
+
     /// Vec16s in the keys of a stage; the values follow.
     pub fn key_vecs(&self) -> usize {
-        if self.direct_keys { 0 } else { self.cube_keys() * self.k_vecs() }
+        if self.direct_keys { 0 } else { self.cube_keys() * self.key_row() }
     }
 
     /// Vec16s in a stage.
     pub fn stage_vecs(&self) -> usize {
-        self.key_vecs() + self.cube_keys() * self.v_vecs()
+        self.key_vecs() + self.cube_keys() * self.value_row()
     }
 
     /// Copies of a lane for rows of `vecs`, `together` at a time.

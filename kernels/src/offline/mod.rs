@@ -20,7 +20,7 @@ use cubecl_core::device::DeviceId;
 use cubecl_llvm::nvptx::ptx_version::PtxVersion;
 use cubecl_llvm::{LlvmTarget, PlironArtifact, PlironCompiler, PlironOptions};
 
-use crate::attention::{self, Attention, Batch, Inputs, Kernels, Plan, Problem, RequestShape};
+use crate::attention::{self, Attention, Batch, Inputs, Kernels, KvScales, Plan, Problem, RequestShape};
 use crate::device::{DeviceProfile, KvLayout, Refusal};
 pub use listing::{Count, Listing, Occupancy};
 pub use lowered::{Artifact, Lowered};
@@ -258,6 +258,7 @@ pub fn attention(client: &Client, problem: &Problem, requests: &[RequestShape], 
         scale,
         dtype,
         kv_dtype,
+        kv_scales: kv_dtype.is_code().then(|| KvScales { k: tensor(&[1], 4), v: tensor(&[kv_heads], 4) }),
         inputs: Inputs::default(),
         mask: None,
     }

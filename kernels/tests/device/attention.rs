@@ -112,7 +112,8 @@ fn refuses_what_cannot_run(client: Client) {
         batch: Batch::Ragged { qo_indptr: ints(&client, &[0, 2]), kv_indptr: ints(&client, &[0, 5]) },
         scale: 1.0,
         dtype: Type::F32.elem(),
-        kv_dtype: Type::F32.elem(),
+        kv_dtype: Type::F32.elem().into(),
+        kv_scales: None,
         inputs: Inputs::default(),
         mask: None,
     };

@@ -1,10 +1,10 @@
 //! Problems of attention, by request, and what they should give.
 
 use burn_flashinfer_kernels::{
-    DeviceProfile, KvLayout,
+    DeviceProfile, Fp8, KvLayout,
     attention::{
-        Alignment, Attention, Batch, Blueprint, Choice, HeadDims, Inputs, Plan, Problem, RequestShape, Split,
-        Standard, launch,
+        Alignment, Attention, Batch, Blueprint, Choice, HeadDims, Inputs, KvScales, Plan, Problem,
+        RequestShape, Split, Standard, launch,
     },
 };
 use cubecl::client::Client;
@@ -30,6 +30,8 @@ pub struct Case {
     pub qk: usize,
     pub vo: usize,
     pub dtype: Type,
+    /// The format of keys and values, if they are codes, with scales for each head.
+    pub codes: Option<Fp8>,
     pub causal: bool,
     pub window_left: Option<usize>,
     pub soft_cap: Option<f32>,
@@ -51,6 +53,7 @@ impl Case {
             qk: 32,
             vo: 32,
             dtype: Type::F32,
+            codes: None,
             causal: false,
             window_left: None,
             soft_cap: None,
@@ -76,12 +79,17 @@ impl Case {
         Problem {
             dims: HeadDims { qk: self.qk, vo: self.vo },
             dtype: self.dtype.elem(),
-            kv_dtype: self.dtype.elem(),
+            kv_dtype: self.kv_type().element(),
             q_heads: self.q_heads,
             kv_heads: self.kv_heads,
             scale: self.variant().logit_scale(),
             align: Alignment { qk: aligned(self.qk), vo: aligned(self.vo) },
         }
+    }
+
+    /// The type of keys and values.
+    fn kv_type(&self) -> Type {
+        self.codes.map_or(self.dtype, Type::Code)
     }
 
     pub fn variant(&self) -> Standard {
@@ -159,10 +167,10 @@ impl Case {
         let (mut q, mut k, mut v) = (vec![], vec![], vec![]);
         for (&(qo_len, kv_len), &seed) in self.lengths.iter().zip(seeds) {
             let mut random = Random::quiet(seed);
-            let mut fill = |elements| random.floats(elements, self.dtype, self.spread);
-            q.extend(fill(qo_len * self.q_heads * self.qk));
-            k.push(fill(kv_len * self.kv_heads * self.qk));
-            v.push(fill(kv_len * self.kv_heads * self.vo));
+            let mut fill = |elements, dtype| random.floats(elements, dtype, self.spread);
+            q.extend(fill(qo_len * self.q_heads * self.qk, self.dtype));
+            k.push(fill(kv_len * self.kv_heads * self.qk, self.kv_type()));
+            v.push(fill(kv_len * self.kv_heads * self.vo, self.kv_type()));
         }
         self.check_numbers(client, [&q, &k.concat(), &v.concat()], random)
     }
@@ -171,7 +179,7 @@ impl Case {
     /// read, or weigh nothing.
     pub fn check_numbers(&self, client: &Client, [q, k, v]: [&[f64]; 3], random: &mut Random) -> Vec<f64> {
         let tokens: usize = self.lengths.iter().map(|l| l.0).sum();
-        let [k, v] = [(k, self.qk), (v, self.vo)].map(|(mut rest, dim)| {
+        let [mut k, mut v] = [(k, self.qk), (v, self.vo)].map(|(mut rest, dim)| {
             let of_request = |&(_, kv_len): &(usize, usize)| {
                 rest.split_off(..kv_len * self.kv_heads * dim).expect("as many as there are keys").to_vec()
             };
@@ -184,6 +192,11 @@ impl Case {
         let strides = [width, tokens * width, 1];
         let q_device = Device::strided(client, self.dtype, q, &[tokens, self.q_heads, self.qk], &strides);
         let (batch, k_device, v_device) = self.place(client, &k, &v, random);
+        let scales: [Vec<f64>; 2] =
+            [1.25, 0.75].map(|scale| (0..self.kv_heads).map(|head| scale / (1 + head) as f64).collect());
+        let scales =
+            scales.map(|scales| scales.into_iter().map(|scale| Type::F32.round(scale)).collect::<Vec<_>>());
+        let of_heads = |part: usize| Device::new(client, Type::F32, &scales[part], &[self.kv_heads]);
         let problem = Attention {
             q: q_device.binding(),
             k: k_device.binding(),
@@ -193,13 +206,21 @@ impl Case {
             batch,
             scale: self.variant().logit_scale(),
             dtype: self.dtype.elem(),
-            kv_dtype: self.dtype.elem(),
+            kv_dtype: self.kv_type().element(),
+            kv_scales: self.codes.map(|_| KvScales { k: of_heads(0).binding(), v: of_heads(1).binding() }),
             inputs: Inputs::default(),
             mask: None,
         };
         let planned = self.plan(client).upload(client);
         // SAFETY: `place` lists the pages of its own pool, and the plan is of the same lengths.
         unsafe { launch(client, problem, &self.variant(), planned) }.expect("launches");
+        if self.codes.is_some() {
+            for (requests, dim, scales) in [(&mut k, self.qk, &scales[0]), (&mut v, self.vo, &scales[1])] {
+                for (at, x) in requests.iter_mut().flat_map(|request| request.iter_mut().enumerate()) {
+                    *x *= scales[at / dim % self.kv_heads];
+                }
+            }
+        }
         let v: Vec<Vec<f64>> =
             v.iter().map(|v| v.iter().map(|&x| if x.is_nan() { 0.0 } else { x }).collect()).collect();
         let [wanted, wanted_lse] = self.expected(q, &k, &v, |x| x, |x| x);
@@ -231,7 +252,7 @@ impl Case {
                     let (shape, width) = ([keys, self.kv_heads, dim], dim + self.gap);
                     Device::strided(
                         client,
-                        self.dtype,
+                        self.kv_type(),
                         &data.concat(),
                         &shape,
                         &[self.kv_heads * width, width, 1],
@@ -265,7 +286,7 @@ impl Case {
                         }
                         first += counts[request];
                     }
-                    Device::new(client, self.dtype, &pool, &shape)
+                    Device::new(client, self.kv_type(), &pool, &shape)
                 };
                 let last = |l: &(usize, usize)| if l.1 == 0 { 0 } else { ((l.1 - 1) % page_size + 1) as i32 };
                 let (k, v) = (device(k, self.qk), device(v, self.vo));

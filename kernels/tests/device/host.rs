@@ -2,9 +2,10 @@
 
 use std::io::Write;
 
+use burn_flashinfer_kernels::{Element, Fp8};
 use cubecl::{
     client::Client,
-    ir::{ElemType, FloatKind},
+    ir::{ElemType, FloatKind, UIntKind},
     prelude::TensorBinding,
     server::Handle,
 };
@@ -103,6 +104,8 @@ pub enum Type {
     F32,
     F16,
     BF16,
+    /// Codes of 8 bits, without a scale.
+    Code(Fp8),
 }
 
 pub const TYPES: [Type; 3] = [Type::F32, Type::F16, Type::BF16];
@@ -113,7 +116,15 @@ impl Type {
             Type::F32 => FloatKind::F32,
             Type::F16 => FloatKind::F16,
             Type::BF16 => FloatKind::BF16,
+            Type::Code(_) => return ElemType::UInt(UIntKind::U8),
         })
+    }
+
+    pub fn element(self) -> Element {
+        match self {
+            Type::Code(format) => Element::Code(format),
+            _ => Element::Number(self.elem()),
+        }
     }
 
     pub fn round(self, x: f64) -> f64 {
@@ -121,6 +132,7 @@ impl Type {
             Type::F32 => x as f32 as f64,
             Type::F16 => f16::from_f64(x).to_f64(),
             Type::BF16 => bf16::from_f64(x).to_f64(),
+            Type::Code(format) => number(format, code(format, x)),
         }
     }
 
@@ -129,6 +141,7 @@ impl Type {
             Type::F32 => xs.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect(),
             Type::F16 => xs.iter().flat_map(|&x| f16::from_f64(x).to_le_bytes()).collect(),
             Type::BF16 => xs.iter().flat_map(|&x| bf16::from_f64(x).to_le_bytes()).collect(),
+            Type::Code(format) => xs.iter().map(|&x| code(format, x)).collect(),
         }
     }
 
@@ -143,8 +156,33 @@ impl Type {
             Type::BF16 => {
                 bytes.chunks_exact(2).map(|b| bf16::from_le_bytes(b.try_into().unwrap()).to_f64()).collect()
             }
+            Type::Code(format) => bytes.iter().map(|&code| number(format, code)).collect(),
         }
     }
+}
+
+/// The number of a code, by definition: `(-1)^s · 2^(e - bias) · 1.m`, and `0.m` of the exponent 1 where `e` is 0.
+fn number(format: Fp8, code: u8) -> f64 {
+    let (mantissa, bias, is_nan) = match format {
+        Fp8::E4m3 => (3, 7, code & 0x7f == 0x7f),
+        Fp8::E4m3Fnuz => (3, 8, code == 0x80),
+        Fp8::E5m2 => (2, 15, code & 0x7f > 0x7c),
+    };
+    let (e, m) = (i32::from(code & 0x7f) >> mantissa, f64::from(code & ((1 << mantissa) - 1)));
+    let (e, leading) = if e == 0 { (1, 0.0) } else { (e, 1.0) };
+    let size = 2f64.powi(e - bias) * (leading + m / f64::from(1 << mantissa));
+    let size = if format == Fp8::E5m2 && code & 0x7f == 0x7c { f64::INFINITY } else { size };
+    if is_nan { f64::NAN } else { size.copysign(if code < 0x80 { 1.0 } else { -1.0 }) }
+}
+
+/// The code nearest to a number.
+fn code(format: Fp8, x: f64) -> u8 {
+    let away = |code: &u8| (number(format, *code) - x).abs();
+    let mut codes = 0..=u8::MAX;
+    if x.is_nan() {
+        return codes.find(|&code| number(format, code).is_nan()).unwrap_or(0);
+    }
+    codes.filter(|code| away(code).is_finite()).min_by(|a, b| away(a).total_cmp(&away(b))).unwrap_or(0)
 }
 
 /// A tensor on the device, with the strides it was given.

@@ -8,6 +8,7 @@
 #![allow(clippy::needless_range_loop, reason = "one index names a place in several arrays")]
 
 mod attention;
+mod cached_codes;
 mod case;
 mod elements;
 mod gemm;

@@ -364,7 +364,8 @@ fn pages_beyond_two_to_the_31(client: Client) {
             },
             scale: 0.1,
             dtype: Type::BF16.elem(),
-            kv_dtype: Type::BF16.elem(),
+            kv_dtype: Type::BF16.elem().into(),
+            kv_scales: None,
             inputs: Inputs::default(),
             mask: None,
         };

@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device};
 use crate::cache::{KvPages, PageShape};
 use crate::check;
 use crate::error::{Error, Result};
-use crate::types::{AttentionOptions, AttentionParams, Request, visible};
+use crate::types::{AttentionOptions, AttentionParams, Fp8, Request, visible};
 
 /// The largest head dimension of queries, keys and values that every kernel can hold in registers and shared
 /// memory.
@@ -58,6 +58,7 @@ pub struct PlanConfig {
     pub(crate) head_dim: usize,
     pub(crate) head_dim_v: usize,
     pub(crate) dtype: DType,
+    pub(crate) fp8: Option<Fp8>,
     pub(crate) options: AttentionOptions,
     pub(crate) split: KvSplit,
 }
@@ -71,6 +72,7 @@ impl PlanConfig {
             head_dim,
             head_dim_v: head_dim,
             dtype,
+            fp8: None,
             options: AttentionOptions::new(),
             split: KvSplit::Auto,
         }
@@ -78,10 +80,24 @@ impl PlanConfig {
 
     /// Attention of `q_heads` heads over pages such as these: key heads, head dimensions and element type are theirs.
     ///
-    /// Attention does not read [fp8 pages](crate::KvPages::new_fp8) yet: a plan for them is refused.
+    /// Queries over [fp8 pages](crate::KvPages::new_fp8) are bf16 unless [another type](Self::dtype) is set.
     pub fn for_pages(q_heads: usize, pages: &KvPages) -> Self {
         let PageShape { kv_heads, k_dim, v_dim, .. } = pages.shape();
-        Self::new(q_heads, kv_heads, k_dim, pages.dtype()).head_dim_v(v_dim)
+        let dtype = if pages.fp8().is_some() { DType::BF16 } else { pages.dtype() };
+        Self { fp8: pages.fp8(), ..Self::new(q_heads, kv_heads, k_dim, dtype).head_dim_v(v_dim) }
+    }
+
+    /// The type of queries and outputs.
+    pub const fn dtype(mut self, dtype: DType) -> Self {
+        self.dtype = dtype;
+        self
+    }
+
+    /// Plans for [fp8 pages](crate::KvPages::new_fp8) of this format, or [such tensors](crate::KvTensor::fp8), whatever the type
+    /// of the queries.
+    pub const fn fp8(mut self, format: Fp8) -> Self {
+        self.fp8 = Some(format);
+        self
     }
 
     /// The head dimension of values and outputs, if it is not that of queries and keys.
@@ -110,6 +126,9 @@ impl PlanConfig {
         check::device(op, "device", device)?;
         self.check_variant(op, device)?;
         check::float(op, "dtype", self.dtype, device)?;
+        if self.fp8.is_some() {
+            check::bytes(op, "fp8", device)?;
+        }
         for (argument, dim) in [("head_dim", self.head_dim), ("head_dim_v", self.head_dim_v)] {
             if !(1..=MAX_HEAD_DIM).contains(&dim) {
                 return refuse(argument, dim, format!("1 to {MAX_HEAD_DIM}"));
@@ -129,6 +148,15 @@ impl PlanConfig {
             return refuse("split", 0, "at least 1 key".into());
         }
         Ok(())
+    }
+
+    /// [`check`](Self::check) of a plan that does not read codes.
+    pub(crate) fn check_numbers(&self, op: &'static str, device: &Device) -> Result<()> {
+        if let Some(format) = self.fp8 {
+            let expected = "not to be set, as this plan is of numbers".into();
+            return Err(Error::Value { op, argument: "fp8", got: format!("{format:?}"), expected });
+        }
+        self.check(op, device)
     }
 
     /// Refuses a variant without kernels, unless the device is Flex.

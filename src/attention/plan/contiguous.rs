@@ -4,7 +4,8 @@ use burn::tensor::Tensor;
 
 use super::config::PlanConfig;
 use super::schedule::Schedule;
-use crate::attention::inputs::{VariantInputs, by_token};
+use crate::attention::inputs::VariantInputs;
+use crate::attention::kv_tensor::{KvPair, KvTensor, element};
 use crate::attention::output::{AttentionOutput, attend};
 use crate::check::{Floats, shape};
 use crate::error::{Error, Result};
@@ -24,30 +25,35 @@ impl Contiguous<'_> {
     pub(crate) fn run(
         self,
         q: Tensor<3>,
-        k: Tensor<3>,
-        v: Tensor<3>,
+        k: KvTensor,
+        v: KvTensor,
         inputs: VariantInputs,
     ) -> Result<AttentionOutput> {
         let Self { op, config, schedule, tokens, keys } = self;
-        let (k, v) = by_token(k, v, &config.options);
+        let kv = KvPair::new(k, v, &config.options);
         let floats = Floats::first(op, "q", &q)?;
-        floats.like("k", &k)?;
-        floats.like("v", &v)?;
+        kv.check(op, &floats)?;
         floats.on_device("plan", &schedule.index().device())?;
         if q.dtype() != config.dtype {
             let (got, expected) = (format!("{:?}", q.dtype()), format!("{:?}, as planned", config.dtype));
             return Err(Error::Dtype { op, argument: "q", got, expected });
         }
+        if kv.fp8() != config.fp8 {
+            let [got, planned] = [kv.fp8(), config.fp8].map(|format| element(format, config.dtype));
+            return Err(Error::Dtype { op, argument: "k", got, expected: format!("{planned}, as planned") });
+        }
+        let [k_dims, v_dims] = kv.dims();
         for (argument, got, planned) in [
             ("q", q.dims(), [tokens, config.q_heads, config.head_dim]),
-            ("k", k.dims(), [keys, config.kv_heads, config.head_dim]),
-            ("v", v.dims(), [keys, config.kv_heads, config.head_dim_v]),
+            ("k", k_dims, [keys, config.kv_heads, config.head_dim]),
+            ("v", v_dims, [keys, config.kv_heads, config.head_dim_v]),
         ] {
             if got != planned {
                 return Err(shape(op, argument, &got, format!("{planned:?}, as planned")));
             }
         }
         let inputs = inputs.checked(op, &floats, config.q_heads, &config.options)?;
-        attend(op, q, k, v, schedule.batch(KvLayout::Nhd, inputs), config.params())
+        let batch = schedule.batch(KvLayout::Nhd, inputs);
+        attend(op, q, kv.into_stored(), config.head_dim_v, batch, config.params())
     }
 }

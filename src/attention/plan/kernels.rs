@@ -5,8 +5,8 @@ use burn::tensor::Device;
 use burn_flashinfer_kernels::{
     DeviceProfile, Refusal,
     attention::{
-        Alignment, Blueprint, Choice, HeadDims, Limits, MergeItem, Plan, Problem, RequestShape, Split,
-        WorkItem,
+        Alignment, Blueprint, Choice, Element, HeadDims, Limits, MergeItem, Plan, Problem, RequestShape,
+        Split, WorkItem,
     },
 };
 
@@ -37,7 +37,10 @@ impl Question {
         let problem = Problem {
             dims: HeadDims { qk: config.head_dim, vo: config.head_dim_v },
             dtype: dtype_to_storage_type(config.dtype),
-            kv_dtype: dtype_to_storage_type(config.dtype),
+            kv_dtype: match config.fp8 {
+                Some(format) => Element::Code(format.into()),
+                None => Element::Number(dtype_to_storage_type(config.dtype)),
+            },
             q_heads: config.q_heads,
             kv_heads: config.kv_heads,
             scale: params.variant.scale(),

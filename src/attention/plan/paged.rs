@@ -9,6 +9,7 @@ use super::config::PlanConfig;
 use super::lists::{HostPlan, KeysOf, Places, Requests};
 use super::schedule::Schedule;
 use crate::attention::inputs::VariantInputs;
+use crate::attention::kv_tensor::element;
 use crate::attention::mask::MaskBits;
 use crate::attention::output::{AttentionOutput, attend};
 use crate::cache::{KvPages, PageTable, PagedStep, Says, Stamp};
@@ -183,7 +184,7 @@ impl PagedPlan {
     ///
     /// # Errors
     ///
-    /// If tensors do not fit the plan in number of tokens, heads, head dimension, element type, page size,
+    /// If tensors do not fit the plan in number of tokens, heads, head dimension, element type, fp8 format, page size,
     /// order of axes or device; if the pool has fewer pages than the page table names, or is of another
     /// cache; if sequences of the cache have changed since its page table was made ([`Error::Stale`]); if a
     /// tensor requires a gradient.
@@ -211,8 +212,7 @@ impl PagedPlan {
     ) -> Result<AttentionOutput> {
         let (config, pool) = (&self.config, pages.shape());
         let floats = Floats::first(op, "q", &q)?;
-        let (k, v) = pages.numbers(op)?;
-        floats.like("pages", k)?;
+        pages.check_beside(&floats)?;
         floats.on_device("plan", &self.schedule.index().device())?;
         pages.check_current(op, "plan", Says::All, self.stamp.as_ref())?;
         let refuse = |argument, got: String, expected: String| {
@@ -221,6 +221,15 @@ impl PagedPlan {
         if q.dtype() != config.dtype {
             let (got, expected) = (format!("{:?}", q.dtype()), format!("{:?}, as planned", config.dtype));
             return Err(Error::Dtype { op, argument: "q", got, expected });
+        }
+        if pages.fp8() != config.fp8 {
+            let [got, planned] = [pages.fp8(), config.fp8].map(|format| element(format, config.dtype));
+            return Err(Error::Dtype {
+                op,
+                argument: "pages",
+                got,
+                expected: format!("{planned}, as planned"),
+            });
         }
         let planned = [self.tokens, config.q_heads, config.head_dim];
         if q.dims() != planned {
@@ -231,7 +240,7 @@ impl PagedPlan {
         if heads != planned {
             let (kv_heads, k_dim, v_dim) = planned;
             let expected = format!("{kv_heads} heads of {k_dim} elements (values of {v_dim}), as planned");
-            return Err(shape(op, "pages", &k.dims(), expected));
+            return Err(shape(op, "pages", &pages.dims().0, expected));
         }
         if pool.page_size != self.page_size {
             let got = format!("of pages of {} tokens", pool.page_size);
@@ -246,9 +255,9 @@ impl PagedPlan {
         {
             return refuse("pages", format!("{:?}", pages.layout()), format!("{layout:?}"));
         }
-        let (k, v) = (k.clone(), v.clone());
         let inputs = inputs.checked(op, &floats, config.q_heads, &config.options)?;
-        attend(op, q, k, v, self.schedule.batch(pages.layout(), inputs), config.params())
+        let batch = self.schedule.batch(pages.layout(), inputs);
+        attend(op, q, pages.stored(), config.head_dim_v, batch, config.params())
     }
 
     /// Masks the batch with a bit for each query and key, until another batch is planned: a query of a request sees key `j`

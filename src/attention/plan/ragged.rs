@@ -9,6 +9,7 @@ use super::contiguous::Contiguous;
 use super::lists::{KeysOf, Requests};
 use super::schedule::Schedule;
 use crate::attention::inputs::VariantInputs;
+use crate::attention::kv_tensor::KvTensor;
 use crate::attention::mask::MaskBits;
 use crate::attention::output::AttentionOutput;
 use crate::check::same_device;
@@ -75,13 +76,19 @@ impl RaggedPlan {
     }
 
     /// Attention of `q` `[tokens, q_heads, head_dim]` over `k` `[keys, kv_heads, head_dim]` and `v` `[keys, kv_heads,
-    /// head_dim_v]`, or with heads before tokens ([`AttentionOptions::kv_layout`](crate::AttentionOptions::kv_layout)).
+    /// head_dim_v]`, or with heads before tokens ([`AttentionOptions::kv_layout`](crate::AttentionOptions::kv_layout)). Both may
+    /// be [codes](KvTensor::fp8) of the planned format.
     ///
     /// # Errors
     ///
     /// If tensors do not fit the plan in number of tokens, heads, head dimension, element type or device; if a tensor
     /// requires a gradient.
-    pub fn run(&self, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Result<AttentionOutput> {
+    pub fn run(
+        &self,
+        q: Tensor<3>,
+        k: impl Into<KvTensor>,
+        v: impl Into<KvTensor>,
+    ) -> Result<AttentionOutput> {
         self.run_with(q, k, v, VariantInputs::new())
     }
 
@@ -94,13 +101,13 @@ impl RaggedPlan {
     pub fn run_with(
         &self,
         q: Tensor<3>,
-        k: Tensor<3>,
-        v: Tensor<3>,
+        k: impl Into<KvTensor>,
+        v: impl Into<KvTensor>,
         inputs: VariantInputs,
     ) -> Result<AttentionOutput> {
         let Self { config, schedule, tokens, keys } = self;
         let planned = Contiguous { op: "RaggedPlan::run", config, schedule, tokens: *tokens, keys: *keys };
-        planned.run(q, k, v, inputs)
+        planned.run(q, k.into(), v.into(), inputs)
     }
 
     /// Masks the batch with a bit for each query and key, until another batch is planned: a query of a request sees key `j`

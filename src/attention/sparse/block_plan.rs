@@ -53,7 +53,7 @@ impl BlockSparsePlan {
     /// queries.
     pub fn new(config: &PlanConfig, mask: &BlockMask, device: &Device) -> Result<Self> {
         const OP: &str = "BlockSparsePlan::new";
-        config.check(OP, device)?;
+        config.check_numbers(OP, device)?;
         let (rows, table) = (mask.qo_indptr(), mask.table(OP, device)?);
         let requests = Requests { qo_indptr: &rows, kv: KeysOf::Paged(&table) };
         for (row, (queries, keys)) in requests.lengths().enumerate() {
@@ -87,7 +87,12 @@ impl BlockSparsePlan {
     ) -> Result<AttentionOutput> {
         let Self { config, schedule, mask } = self;
         let [tokens, keys] = mask.shape();
-        Contiguous { op: "BlockSparsePlan::run", config, schedule, tokens, keys }.run(q, k, v, inputs)
+        Contiguous { op: "BlockSparsePlan::run", config, schedule, tokens, keys }.run(
+            q,
+            k.into(),
+            v.into(),
+            inputs,
+        )
     }
 
     /// Masks single keys within the blocks: a query sees a key of its blocks where the bit is set.

@@ -11,6 +11,7 @@ use crate::cache::{KvPages, PageTable};
 use crate::check::{Floats, same_device, shape};
 use crate::dispatch::IntoBackend;
 use crate::error::{Error, Result};
+use crate::extension::KeysValues;
 use crate::indptr::index;
 use crate::ints::saturated;
 use crate::memory;
@@ -55,7 +56,7 @@ impl TokenSparsePlan {
     /// is 0 or there are more keys than an `i32` counts.
     pub fn new(config: &PlanConfig, [tokens, top_k]: [usize; 2], device: &Device) -> Result<Self> {
         const OP: &str = "TokenSparsePlan::new";
-        config.check(OP, device)?;
+        config.check_numbers(OP, device)?;
         let refuse = |argument, got: String, expected: &str| {
             Err(Error::Value { op: OP, argument, got, expected: expected.into() })
         };
@@ -134,7 +135,8 @@ impl TokenSparsePlan {
         let chosen = chosen.mask_where(left_out.clone(), filler).reshape([self.tokens * self.top_k]);
         let seen = left_out.bool_not().reshape([self.tokens * self.top_k]);
         let batch = self.schedule.batch_over(OP, config, chosen, MaskBits::Bools(seen))?;
-        let AttentionOutput { output, lse } = attend(OP, q, k, v, batch, config.params())?;
+        let kv = KeysValues::floats(k.into_backend(), v.into_backend());
+        let AttentionOutput { output, lse } = attend(OP, q, kv, pool.v_dim, batch, config.params())?;
         // The slot that a token without keys got instead may hold anything, NaN as well.
         let is_empty = largest.lower_elem(0).reshape([self.tokens, 1, 1]).expand(output.dims());
         let output = output.without_autodiff().mask_fill(is_empty, 0.0);

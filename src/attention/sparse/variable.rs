@@ -219,7 +219,7 @@ impl VariableBlockSparsePlan {
         let [k, v] = [(k, config.head_dim), (v, config.head_dim_v)].map(|(x, dim)| x.reshape([keys, 1, dim]));
         let q = split_heads(q, heads, HeadOrder::HeadsFirst);
         let planned = Contiguous { op: OP, config: of_head, schedule, tokens, keys };
-        let attended = planned.run(q, k, v, VariantInputs::new())?;
+        let attended = planned.run(q, k.into(), v.into(), VariantInputs::new())?;
         Ok(join_heads(attended, heads, HeadOrder::HeadsFirst))
     }
 

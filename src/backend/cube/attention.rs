@@ -6,21 +6,25 @@ use burn::backend::{DType, cubecl::dtype_to_storage_type, tensor::FloatTensor};
 use burn::tensor::Bytes;
 use burn_cubecl::{CubeBackend, cubecl::prelude::TensorBinding, kernel::into_contiguous, tensor::CubeTensor};
 use burn_flashinfer_kernels::attention::{
-    self as kernels, Alignment, Attention, DevicePlan, Inputs, Mask, MaskBits, launch, map_tiles, mask_words,
+    self as kernels, Alignment, Attention, DevicePlan, Element, Inputs, KvScales, Mask, MaskBits, launch,
+    map_tiles, mask_words,
 };
 
 use super::tensor::{dense, empty_like, in_rows, launched, layout_of};
-use crate::extension::{Attended, Batch, Launch, MaskedBatch, MaybeMask, PagesLayout, VariantTensors};
+use crate::extension::{
+    Attended, Batch, KeysValues, KvTensors, Launch, MaskedBatch, MaybeMask, MaybeScales, PagesLayout,
+    VariantTensors,
+};
 use crate::types::AttentionParams;
 
 pub(super) fn batch_attention(
     q: FloatTensor<CubeBackend>,
-    k: FloatTensor<CubeBackend>,
-    v: FloatTensor<CubeBackend>,
+    kv: KeysValues<CubeBackend>,
     batch: Batch<CubeBackend>,
     params: AttentionParams,
 ) -> Attended<CubeBackend> {
     let AttentionParams { variant, return_lse } = params;
+    let KeysValues { tensors: KvTensors::Floats(k, v) | KvTensors::Codes(k, v), scales, format } = kv;
     let [tokens, heads] = [q.meta.shape()[0], q.meta.shape()[1]];
     let dim = v.meta.shape()[v.meta.num_dims() - 1];
     let output = empty_like(&q, [tokens, heads, dim].into(), q.dtype);
@@ -31,7 +35,14 @@ pub(super) fn batch_attention(
         && tokens > 0
     {
         let client = q.client.clone();
-        let [dtype, kv_dtype] = [q.dtype, k.dtype].map(dtype_to_storage_type);
+        let [dtype, stored] = [q.dtype, k.dtype].map(dtype_to_storage_type);
+        let kv_dtype = format.map_or(Element::Number(stored), |format| Element::Code(format.into()));
+        let kv_scales = match scales {
+            MaybeScales::None => None,
+            MaybeScales::Some(k, v) => {
+                Some(KvScales { k: into_contiguous(k).binding(), v: into_contiguous(v).binding() })
+            }
+        };
         let loads = planned.blueprint.loads(kv_dtype);
         let attention = Attention {
             q: aligned(q, loads.qk).binding(),
@@ -43,6 +54,7 @@ pub(super) fn batch_attention(
             scale: variant.scale(),
             dtype,
             kv_dtype,
+            kv_scales,
             inputs,
             mask,
         };

@@ -23,8 +23,8 @@ use burn::backend::{
 use burn_cubecl::CubeBackend;
 
 use crate::extension::{
-    Attended, Batch, BitSegments, FlashInferBackend, KvTensors, Limit, MaskedBatch, MaybeFloats, MaybeInts,
-    NormedSum, Pages, RotatedAndAppended, Rotations, Rounding, Rows, ScaledRows,
+    Attended, Batch, BitSegments, FlashInferBackend, KeysValues, KvTensors, Limit, MaskedBatch, MaybeFloats,
+    MaybeInts, NormedSum, Pages, RotatedAndAppended, Rotations, Rounding, Rows, ScaledRows,
 };
 use crate::types::{
     Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, RoutingParams, WeightFormat,
@@ -38,12 +38,11 @@ pub(crate) use device::{
 impl FlashInferBackend for CubeBackend {
     fn batch_attention(
         q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
+        kv: KeysValues<Self>,
         batch: Batch<Self>,
         params: AttentionParams,
     ) -> Attended<Self> {
-        attention::batch_attention(q, k, v, batch, params)
+        attention::batch_attention(q, kv, batch, params)
     }
 
     fn write_ints(buffer: IntTensor<Self>, values: Vec<i32>) -> IntTensor<Self> {

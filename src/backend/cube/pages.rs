@@ -9,7 +9,7 @@ use burn_flashinfer_kernels::{
     rope::{HeadNorm, Rope, Style, To, launch as rope},
 };
 
-use super::tensor::{empty_like, fp8, fresh, in_rows, index, launched, layout_of, owned};
+use super::tensor::{empty_like, fresh, in_rows, index, launched, layout_of, owned};
 use crate::extension::{KvTensors, MaybeHeadNorm, MaybeScales, Pages, Rotations};
 use crate::types::{Fp8, KvLayout, RopeStyle};
 
@@ -31,7 +31,7 @@ fn pools(pages: Pages<Cube>) -> Pools {
     let quantized = match (pages.scales, pages.format) {
         (MaybeScales::Some(k_scale, v_scale), Some(format)) => {
             let [k_scale, v_scale] = [k_scale, v_scale].map(|scale| into_contiguous(scale).binding());
-            Some(KvQuantized { format: fp8(format), k_scale, v_scale })
+            Some(KvQuantized { format: format.into(), k_scale, v_scale })
         }
         _ => None,
     };
@@ -129,7 +129,7 @@ impl Rotation {
 
 /// The quantisation to `format`.
 fn quantized(format: Fp8, scale: CubeTensor) -> Option<Quantized> {
-    Some(Quantized { format: fp8(format), scale: into_contiguous(scale).binding() })
+    Some(Quantized { format: format.into(), scale: into_contiguous(scale).binding() })
 }
 
 pub(super) fn apply_rope(q: CubeTensor, k: CubeTensor, by: Rotations<Cube>) -> (CubeTensor, CubeTensor) {

@@ -9,7 +9,7 @@ use burn_flashinfer_kernels::quantize::{self, Quantize};
 
 use super::activation::function;
 use super::linear::{burns_product, linear, sum_or_empty};
-use super::tensor::{dense, empty_like, fp8, in_rows, launched};
+use super::tensor::{dense, empty_like, in_rows, launched};
 use crate::extension::{MaybeFloats, ScaledRows};
 use crate::types::{Fp8, LinearParams, WeightFormat, WeightScales};
 
@@ -68,7 +68,7 @@ pub(super) fn quantize_rows(x: CubeTensor, format: Fp8) -> ScaledRows<CubeBacken
     if shape[0] > 0 {
         let (client, dtype) = (x.client.clone(), dtype_to_storage_type(x.dtype));
         let (x, y, scales) = (in_rows(x).binding(), codes.clone().binding(), scales.clone().binding());
-        launched(quantize::launch(&client, Quantize { x, y, scales, format: fp8(format) }, dtype));
+        launched(quantize::launch(&client, Quantize { x, y, scales, format: format.into() }, dtype));
     }
     ScaledRows { codes, scales }
 }

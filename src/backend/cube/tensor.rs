@@ -8,7 +8,7 @@ use burn_cubecl::{CubeBackend, cubecl::prelude::TensorBinding, kernel::into_cont
 use burn_flashinfer_kernels::{self as kernels, Quantized};
 
 use crate::extension::{MaybeFloats, Rounding, Rows};
-use crate::types::{Fp8, KvLayout};
+use crate::types::KvLayout;
 
 /// A tensor for the result of an operation on `input`, unless it may be written to `input` itself.
 pub(super) fn fresh(input: &CubeTensor) -> Option<CubeTensor> {
@@ -84,17 +84,9 @@ pub(super) fn rows_of(tensor: CubeTensor) -> Rows<CubeBackend> {
 pub(super) fn quantized(rounding: Rounding<CubeBackend>) -> Option<Quantized> {
     match (rounding.scale, rounding.format) {
         (MaybeFloats::Some(scale), Some(format)) => {
-            Some(Quantized { format: fp8(format), scale: into_contiguous(scale).binding() })
+            Some(Quantized { format: format.into(), scale: into_contiguous(scale).binding() })
         }
         _ => None,
-    }
-}
-
-pub(super) fn fp8(format: Fp8) -> kernels::Fp8 {
-    match format {
-        Fp8::E4m3 => kernels::Fp8::E4m3,
-        Fp8::E4m3Fnuz => kernels::Fp8::E4m3Fnuz,
-        Fp8::E5m2 => kernels::Fp8::E5m2,
     }
 }
 

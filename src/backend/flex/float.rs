@@ -1,17 +1,18 @@
 //! The element types, widened to f32 for arithmetic.
 
 use burn::tensor::{Element, bf16, f16};
+use burn_flex::FlexTensor;
 
 use super::scratch::with_scratch;
 use crate::simd::per_instruction_set;
 
-/// An element that kernels read and write; they compute in f32.
-pub(super) trait Float: Element + bytemuck::Pod + Send + Sync {
+/// An element that kernels read; they compute in f32.
+pub(super) trait Widen: bytemuck::Pod + Send + Sync {
     /// The same number in f32, exactly. The code lets a loop over it become vector code on any processor.
     fn widen(self) -> f32;
 
-    /// The nearest number to `value`.
-    fn narrow(value: f32) -> Self;
+    /// The elements of a tensor's storage.
+    fn of(tensor: &FlexTensor) -> &[Self];
 
     /// The elements themselves, where they need no widening.
     fn as_wide(_elements: &[Self]) -> Option<&[f32]> {
@@ -19,15 +20,20 @@ pub(super) trait Float: Element + bytemuck::Pod + Send + Sync {
     }
 }
 
-impl Float for f32 {
+/// An element that kernels read and write.
+pub(super) trait Float: Element + Widen {
+    /// The nearest number to `value`.
+    fn narrow(value: f32) -> Self;
+}
+
+impl Widen for f32 {
     #[inline(always)]
     fn widen(self) -> f32 {
         self
     }
 
-    #[inline(always)]
-    fn narrow(value: f32) -> Self {
-        value
+    fn of(tensor: &FlexTensor) -> &[Self] {
+        tensor.storage()
     }
 
     fn as_wide(elements: &[Self]) -> Option<&[f32]> {
@@ -35,12 +41,25 @@ impl Float for f32 {
     }
 }
 
-impl Float for bf16 {
+impl Float for f32 {
+    #[inline(always)]
+    fn narrow(value: f32) -> Self {
+        value
+    }
+}
+
+impl Widen for bf16 {
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 
+    fn of(tensor: &FlexTensor) -> &[Self] {
+        tensor.storage()
+    }
+}
+
+impl Float for bf16 {
     #[inline(always)]
     fn narrow(value: f32) -> Self {
         // No branch, so that loops become vector code: the addend carries into the upper half if the lower
@@ -52,7 +71,7 @@ impl Float for bf16 {
     }
 }
 
-impl Float for f16 {
+impl Widen for f16 {
     #[inline(always)]
     fn widen(self) -> f32 {
         // `f16::to_f32` asks the processor at every call whether it can convert, which no loop survives. Instead: move
@@ -66,6 +85,12 @@ impl Float for f16 {
         f32::from_bits(sign | if bits & 0x7c00 == 0x7c00 { special } else { finite })
     }
 
+    fn of(tensor: &FlexTensor) -> &[Self] {
+        tensor.storage()
+    }
+}
+
+impl Float for f16 {
     #[inline(always)]
     fn narrow(value: f32) -> Self {
         // As above. A subnormal of f16 is counted in its smallest units, by adding the f32 whose last bit is
@@ -84,7 +109,7 @@ impl Float for f16 {
 
 /// Writes `from`, widened, to `to`.
 #[inline(always)]
-pub(super) fn widen_row<E: Float>(from: &[E], to: &mut [f32]) {
+pub(super) fn widen_row<E: Widen>(from: &[E], to: &mut [f32]) {
     for (to, from) in to.iter_mut().zip(from) {
         *to = from.widen();
     }
@@ -92,13 +117,13 @@ pub(super) fn widen_row<E: Float>(from: &[E], to: &mut [f32]) {
 
 per_instruction_set! {
     /// [`widen_row`], for callers that are not made for an instruction set themselves.
-    pub(super) fn widened<E: Float>(from: &[E], to: &mut [f32]) {
+    pub(super) fn widened<E: Widen>(from: &[E], to: &mut [f32]) {
         widen_row(from, to);
     }
 }
 
 /// Calls `work` with a row, widened.
-pub(super) fn with_wide<E: Float, T>(row: &[E], work: impl FnOnce(&[f32]) -> T) -> T {
+pub(super) fn with_wide<E: Widen, T>(row: &[E], work: impl FnOnce(&[f32]) -> T) -> T {
     match E::as_wide(row) {
         Some(wide) => work(wide),
         None => with_scratch(row.len(), |wide| {

@@ -3,6 +3,7 @@
 mod activation;
 mod attention;
 mod bits;
+mod codes;
 mod draw;
 mod dtype;
 mod filter;
@@ -36,7 +37,7 @@ use burn_flex::FlexTensor;
 
 use self::dtype::{by_dtype, rounded};
 use crate::extension::{
-    Attended, Batch, BitSegments, FlashInferBackend, KvTensors, Limit, MaskedBatch, MaybeFloats,
+    Attended, Batch, BitSegments, FlashInferBackend, KeysValues, KvTensors, Limit, MaskedBatch, MaybeFloats,
     MaybeHeadNorm, MaybeInts, MaybeScales, NormedSum, Pages, RotatedAndAppended, Rotations, Rounding, Rows,
     ScaledRows,
 };
@@ -48,12 +49,11 @@ use crate::types::{
 impl FlashInferBackend for Flex {
     fn batch_attention(
         q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
+        kv: KeysValues<Self>,
         batch: Batch<Self>,
         params: AttentionParams,
     ) -> Attended<Self> {
-        by_dtype!(q.dtype(), attention::attention(q, k, v, batch, params))
+        by_dtype!(q.dtype(), attention::attention(q, kv, batch, params))
     }
 
     fn write_ints(buffer: IntTensor<Self>, values: Vec<i32>) -> IntTensor<Self> {

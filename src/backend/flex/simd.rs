@@ -5,7 +5,7 @@
 use std::array::from_fn;
 use std::hint::black_box;
 
-use super::float::Float;
+use super::float::Widen;
 pub(super) use crate::simd::{mul_add, per_instruction_set};
 
 /// Floats of one step of a loop: one AVX-512 register, two of AVX2, four of NEON.
@@ -29,7 +29,7 @@ pub(super) fn sum<const LANES: usize>(mut lanes: [f32; LANES]) -> f32 {
 /// `Σ a_i b_i`. Partial sums side by side let the compiler use vector registers, which it may not by itself: a float
 /// sum in another order is another sum.
 #[inline(always)]
-pub(super) fn dot<E: Float>(a: &[E], b: &[f32]) -> f32 {
+pub(super) fn dot<E: Widen>(a: &[E], b: &[f32]) -> f32 {
     const LANES: usize = 32;
     let mut sums = [0.0_f32; LANES];
     let (a_blocks, b_blocks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
@@ -46,7 +46,7 @@ pub(super) fn dot<E: Float>(a: &[E], b: &[f32]) -> f32 {
 }
 
 #[inline(always)]
-fn widen<E: Float, const LANES: usize>(x: &[E; LANES]) -> [f32; LANES] {
+fn widen<E: Widen, const LANES: usize>(x: &[E; LANES]) -> [f32; LANES] {
     let mut wide = [0.0; LANES];
     for lane in 0..LANES {
         wide[lane] = x[lane].widen();
@@ -74,7 +74,7 @@ pub(super) fn fetch<E>(row: &[E]) {
 ///
 /// `A · B` registers of `LANES` collect the sums: 8, to keep both multipliers of a core busy.
 #[inline(always)]
-pub(super) fn dots<E: Float, const FMA: bool, const LANES: usize, const A: usize, const B: usize>(
+pub(super) fn dots<E: Widen, const FMA: bool, const LANES: usize, const A: usize, const B: usize>(
     a: [&[f32]; A],
     b: [&[E]; B],
 ) -> [[f32; B]; A] {
@@ -123,7 +123,7 @@ pub(super) fn dots<E: Float, const FMA: bool, const LANES: usize, const A: usize
 ///
 /// `A · B` registers hold the weights: 8, which leaves registers for rows and sums.
 #[inline(always)]
-pub(super) fn accumulate<E: Float, const FMA: bool, const LANES: usize, const A: usize, const B: usize>(
+pub(super) fn accumulate<E: Widen, const FMA: bool, const LANES: usize, const A: usize, const B: usize>(
     sums: [&mut [f32]; A],
     rows: [&[E]; B],
     weights: [[f32; B]; A],

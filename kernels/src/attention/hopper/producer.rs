@@ -343,7 +343,9 @@ mod tests {
                 cluster,
                 direct_keys: false,
                 dtype: ElemType::Float(FloatKind::BF16),
-                kv_dtype: ElemType::Float(FloatKind::BF16),
+                kv_dtype: ElemType::Float(FloatKind::BF16).into(),
+                shares_codes: true,
+                machine: crate::device::Machine::Portable,
             };
             let rows = box_rows(keys / cluster, page);
             let mut copied = vec![];

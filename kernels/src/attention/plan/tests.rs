@@ -62,7 +62,7 @@ fn problem(random: &mut Random) -> Problem {
     Problem {
         dims: HeadDims { qk: dim, vo: dim },
         dtype,
-        kv_dtype: dtype,
+        kv_dtype: dtype.into(),
         q_heads: kv_heads * [1, 4, 7, 16][random.below(4)],
         kv_heads,
         scale: 0.1,
@@ -244,7 +244,7 @@ fn skewed_lengths_are_balanced() {
     let problem = Problem {
         dims: HeadDims { qk: 128, vo: 128 },
         dtype: ElemType::Float(FloatKind::BF16),
-        kv_dtype: ElemType::Float(FloatKind::BF16),
+        kv_dtype: ElemType::Float(FloatKind::BF16).into(),
         q_heads: 32,
         kv_heads: 8,
         scale: 0.1,

@@ -23,12 +23,14 @@
 
 use cubecl::prelude::*;
 
-use super::super::buffers::{Outputs, Qkv};
+use super::super::buffers::{Outputs, Qkv, key_scale, value_scale};
 use super::super::kv_table::{key_offset, request_of};
 use super::super::mask::{CustomMask, keeps};
 use super::super::state::{divisor, finite, lse};
 use super::super::variant::Variant;
 use super::Portable;
+use crate::element::Element;
+use crate::fp8::floats;
 use crate::math::{Exact, LOG2_E, narrow, sync_row};
 use crate::problem::HeadDims;
 use crate::request::query_row;
@@ -36,13 +38,14 @@ use crate::request::query_row;
 /// The rows of all tokens and query heads, see the module.
 #[allow(clippy::type_complexity, reason = "an alias of it is no shorter")]
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
+pub(crate) fn attention<V: Variant, F: Float, C: Numeric, QK: Size, VO: Size>(
     qkv: &Qkv<Vector<F, QK>, Vector<C, QK>, Vector<C, VO>>,
     outputs: &mut Outputs<F>,
     mask: &ComptimeOption<CustomMask>,
     args: &V::Args,
     #[comptime] dims: HeadDims,
     #[comptime] blueprint: Portable,
+    #[comptime] element: Element,
     #[define(F, C)] _dtypes: [ElemType; 2],
 ) {
     let (q, k, v, table) = (&qkv.q, &qkv.k, &qkv.v, &qkv.table);
@@ -69,6 +72,7 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
     // No key beyond the request is read, whatever the variant says.
     let end = min(end, request.kv_len);
     let scale = V::scale(args);
+    let k_scale = key_scale(&qkv.scales, kv_head);
     // The logit of a key that is not kept.
     let masked = comptime!(if V::SOFTMAX { f32::NEG_INFINITY } else { 0.0 }).runtime();
 
@@ -111,9 +115,10 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
             let at = (at + kv_head * k.stride(2)) / QK::value();
             let mut dot = Vector::<f32, QK>::new(0.0f32);
             for i in 0..qk {
-                dot += q_shared[query_at + i] * Vector::cast_from(k[at + i]);
+                dot += q_shared[query_at + i] * number::<C, QK>(k[at + i], element);
             }
-            let mut logit = V::logit::<Exact>(args, dot.vector_sum(), &of, first + j);
+            let product = scaled::<Const<1>>(Vector::new(dot.vector_sum()), &k_scale).extract(0usize);
+            let mut logit = V::logit::<Exact>(args, product, &of, first + j);
             #[comptime]
             match V::slope(args, &of) {
                 ComptimeOption::Some(slope) => {
@@ -165,13 +170,14 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
             for c in 0..columns {
                 let column = unit + c * units;
                 if comptime!(vo % units == 0) || column < vo {
-                    sums[c] += Vector::new(weight) * Vector::cast_from(v[at + column]);
+                    sums[c] += Vector::new(weight) * number::<C, VO>(v[at + column], element);
                 }
             }
         }
         first += tile;
     }
 
+    let v_scale = value_scale(&qkv.scales, kv_head);
     let output = outputs.output.with_vector_size_mut::<VO>();
     #[unroll(unrolled)]
     for c in 0..columns {
@@ -181,6 +187,7 @@ pub(crate) fn attention<V: Variant, F: Float, C: Float, QK: Size, VO: Size>(
             if comptime!(V::SOFTMAX) {
                 finished = sums[c] / Vector::new(divisor(sum));
             }
+            finished = scaled::<VO>(finished, &v_scale);
             #[unroll]
             for i in 0..VO::value() {
                 finished.insert(i, V::finish(args, finished.extract(i), &of));
@@ -222,5 +229,25 @@ fn counted<V: Variant>(
             counted
         }
         ComptimeOption::None => keys,
+    }
+}
+
+/// Stored elements as floats, but for their scale.
+#[cube]
+fn number<C: Numeric, N: Size>(x: Vector<C, N>, #[comptime] element: Element) -> Vector<f32, N> {
+    #[comptime]
+    match element {
+        Element::Number(_) => Vector::cast_from(x),
+        Element::Code(format) => floats::<N>(Vector::cast_from(x), format),
+    }
+}
+
+/// `x` times the factor, if there is one.
+#[cube]
+fn scaled<N: Size>(x: Vector<f32, N>, factor: &ComptimeOption<f32>) -> Vector<f32, N> {
+    #[comptime]
+    match factor {
+        ComptimeOption::Some(factor) => x * Vector::new(*factor),
+        ComptimeOption::None => x,
     }
 }

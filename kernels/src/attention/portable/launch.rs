@@ -1,7 +1,7 @@
 use cubecl::{client::Client, prelude::*};
 
 use super::super::buffers::{OutputsLaunch, QkvLaunch};
-use super::super::checked::Operands;
+use super::super::checked::{Operands, scales_argument};
 use super::super::kv_table::TableArgs;
 use super::super::mask::Mask;
 use super::super::variant::Variant;
@@ -22,7 +22,7 @@ pub(in super::super) fn launch<V: Variant>(
     problem: &Problem,
     blueprint: Portable,
 ) -> Result<()> {
-    let Operands { q, k, v, output, lse } = operands;
+    let Operands { q, k, v, output, lse, scales } = operands;
     let rows = q.shape[0] * problem.q_heads;
     let cubes =
         cover("attention", rows.div_ceil(blueprint.rows as usize), DeviceProfile::of(client).max_cubes)?;
@@ -31,7 +31,8 @@ pub(in super::super) fn launch<V: Variant>(
     if let Some(mask) = &mask {
         address = address.max(addresses(&[(&mask.bits.words, 4)]));
     }
-    let qkv = QkvLaunch::new(q.into_tensor_arg(), k.into_tensor_arg(), v.into_tensor_arg(), table);
+    let (q, k, v) = (q.into_tensor_arg(), k.into_tensor_arg(), v.into_tensor_arg());
+    let qkv = QkvLaunch::new(q, k, v, table, scales_argument(scales));
     let lse = lse.map(TensorBinding::into_buffer_arg);
     let outputs = OutputsLaunch::new(output.into_buffer_arg(), lse.into(), ComptimeOptionArgs::None, 0);
 
@@ -54,7 +55,8 @@ pub(in super::super) fn launch<V: Variant>(
             args,
             problem.dims,
             blueprint,
-            [problem.dtype, problem.kv_dtype],
+            problem.kv_dtype,
+            [problem.dtype, problem.kv_dtype.storage()],
         );
     }
     Ok(())

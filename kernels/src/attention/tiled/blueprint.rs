@@ -1,6 +1,8 @@
 use std::fmt;
 
 use super::super::hopper;
+use crate::device::Machine as Converter;
+use crate::element::Element;
 use crate::mma::{
     CopyShape, Mfma16, Mfma32, MmaKind, MmaSync, Scalar1, Scalar32, Scalar64, TileShape, check_numbers,
     shared_vecs,
@@ -87,8 +89,11 @@ impl Tiled {
     pub(crate) fn check(&self, device: &DeviceProfile, problem: &Problem) -> Result<()> {
         let refused =
             |setting, got: usize, expected: String| Err(Refusal::blueprint(KERNEL, setting, got, expected));
-        if problem.kv_dtype != problem.dtype {
-            let expected = format!("{}, the type of the queries", problem.dtype);
+        let same = problem.kv_dtype == Element::Number(problem.dtype);
+        let takes_codes = self.unit != MmaKind::Wgmma;
+        if !(same || takes_codes && problem.kv_dtype.is_code()) {
+            let codes = if takes_codes { ", or codes" } else { "" };
+            let expected = format!("{}, the type of the queries{codes}", problem.dtype);
             return Err(Refusal::blueprint(KERNEL, "kv_dtype", problem.kv_dtype, expected));
         }
         check_numbers(KERNEL, problem.dtype)?;
@@ -100,7 +105,7 @@ impl Tiled {
         if machine.plane != device.plane as usize {
             return refused("plane", device.plane as usize, format!("{} lanes", machine.plane));
         }
-        let per_vec = 16 / problem.dtype.size();
+        let per_vec = 16 / problem.kv_dtype.size();
         let whole = if instruction.is_some() { 16 } else { per_vec };
         for (setting, got) in [("head_dim", problem.dims.qk), ("head_dim_vo", problem.dims.vo)] {
             if got == 0 || got % whole != 0 || got > 256 {
@@ -202,6 +207,8 @@ impl Tiled {
             direct_keys: self.q_planes == 1 && matches!(self.unit, MmaKind::Mfma16 | MmaKind::Mfma32),
             dtype: problem.dtype,
             kv_dtype: problem.kv_dtype,
+            shares_codes: Machine::of_kind(self.unit).is_async,
+            machine: Converter::Portable,
         }
     }
 }

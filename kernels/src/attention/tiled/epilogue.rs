@@ -9,7 +9,7 @@ use super::super::variant::Variant;
 use super::lane_rows::row_of;
 use super::softmax::Softmax;
 use crate::math::{LOG2_E, narrow};
-use crate::mma::{Fragment, Mma, TileShape, column_step};
+use crate::mma::{Fragment, Mma, TileShape};
 
 /// Normalises the rows of a plane, which begin with row `first_row` of the cube. Stores output and LSE, or the partial
 /// results of a chunk.
@@ -109,7 +109,7 @@ fn store_run<M: Mma, O: Float>(
     #[comptime] tiles: TileShape,
 ) {
     let runs = rows.with_vector_size_mut::<M::Run>();
-    let element = M::column() + comptime!(column_step::<M>(i * M::RUN));
+    let element = M::output_element(i, tiles);
     if comptime!(tiles.dims.vo.is_multiple_of(M::COLUMNS)) || element < tiles.dims.vo {
         runs[(to * tiles.dims.vo + element) / comptime!(M::RUN)] = narrow::<O, M::Run>(run);
     }

@@ -18,11 +18,14 @@
 //!
 //! Steps 3 and 4 are left out where all weights are negligible ([`super::negligible`]): a plane decides for its rows.
 //!
+//! Codes of 8 bits become numbers on the way to the matrix unit: `S` is multiplied by the scale of the keys before anything
+//! else happens to it, and `O` by that of the values when it is complete.
+//!
 //! Keys beyond the last one that a row sees are never read: their places in shared memory are zero.
 
 use cubecl::prelude::*;
 
-use super::super::buffers::{Outputs, QkvVecs};
+use super::super::buffers::{Outputs, QkvVecs, key_scale, value_scale};
 use super::super::mask::{CustomMask, key_tiles};
 use super::super::plan::{WorkList, WorkTile};
 use super::super::variant::Variant;
@@ -118,7 +121,8 @@ fn attend<M: Mma, V: Variant, E: Float>(
     for i in 0..ahead {
         copy_stage::<M>(&mut ring, qkv, &head, work, walk.ahead(i), i, tiles);
     }
-    let queries = M::load_queries(&qkv.q, &work.rows, &ring, tiles);
+    let queries = M::load_queries(&qkv.q, &work.rows, &mut ring, tiles);
+    let k_scale = key_scale(&qkv.scales, work.rows.kv_head);
 
     let mut s = Fragment::<M>::new(tiles.q_tiles, comptime!(tiles.keys / M::COLUMNS));
     let mut o = Fragment::<M>::new(tiles.q_tiles, comptime!(tiles.dims.vo.div_ceil(M::COLUMNS)));
@@ -135,6 +139,7 @@ fn attend<M: Mma, V: Variant, E: Float>(
         copy_stage::<M>(&mut ring, qkv, &head, work, walk.ahead(ahead), ahead, tiles);
 
         M::qk::<E>(&queries, &ring, &mut s, tiles);
+        s.scale(&k_scale);
         let key = (at + lane_key) as u32;
         let are_kept = comptime!(unmasked.are_kept);
         logits::<M, V>(&mut s, &mut softmax, args, &work.rows, first_row, key, comptime!(!are_kept));
@@ -161,6 +166,8 @@ fn attend<M: Mma, V: Variant, E: Float>(
         merge_planes::<M, V>(&mut ring, &mut softmax, &mut o, tiles);
     }
     if (UNIT_POS_Y as usize) < tiles.q_planes {
+        o.scale(&value_scale(&qkv.scales, work.rows.kv_head));
+        M::pair_outputs(&mut o, tiles);
         store_rows::<M, V, E>(outputs, args, work, first_row, &softmax, &mut o, tiles);
     }
 }

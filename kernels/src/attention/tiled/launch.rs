@@ -5,7 +5,7 @@ use cubecl::{
 };
 
 use super::super::buffers::{OutputsLaunch, QkvLaunch};
-use super::super::checked::Operands;
+use super::super::checked::{Operands, scales_argument};
 use super::super::hopper::{box_rows, tensor_maps, warp_specialized};
 use super::super::kv_table::TableArgs;
 use super::super::mask::Mask;
@@ -17,7 +17,7 @@ use super::combine::{CombineParamsLaunch, combine};
 use super::kernel::{TileConfig, tiled};
 use crate::device::grid::{cover, elementwise};
 use crate::device::tensor::{addresses, buffer, contiguous, shape};
-use crate::mma::{Mfma16, Mfma32, Mma, MmaKind, MmaSync, Scalar1, Scalar32, Scalar64};
+use crate::mma::{Mfma16, Mfma32, Mma, MmaKind, MmaSync, Scalar1, Scalar32, Scalar64, TileShape};
 use crate::problem::Problem;
 use crate::{DeviceProfile, Refusal, Result};
 
@@ -45,9 +45,10 @@ struct KernelLaunch<'a, V: Variant> {
 impl<V: Variant> KernelLaunch<'_, V> {
     /// [`tiled`].
     fn tiled<M: Mma, F: Mma>(self) {
-        let Operands { q, k, v, output, lse } = self.operands;
+        let Operands { q, k, v, output, lse, scales } = self.operands;
         let list = work_list(self.work_items, self.count, self.group, self.mask);
-        let qkv = QkvLaunch::new(q.into_tensor_arg(), k.into_tensor_arg(), v.into_tensor_arg(), self.table);
+        let (q, k, v) = (q.into_tensor_arg(), k.into_tensor_arg(), v.into_tensor_arg());
+        let qkv = QkvLaunch::new(q, k, v, self.table, scales_argument(scales));
         // SAFETY: a cube beyond the last work item, or with one that has no rows, stops. By the contract on
         // plans a work item lies within its request, and that within the tokens. Rows are clamped to the
         // request's own, so queries are read, and output and lse written, at tokens and heads within the
@@ -57,6 +58,7 @@ impl<V: Variant> KernelLaunch<'_, V> {
         // memory is indexed by rows, keys and vectors of the tiles that sized it. Partial results go to rows
         // of the workspace below `partial_rows`, by the contract. A mask has a bit for each query and key, a tile of
         // padding, and an entry for each tile of a work item, by its contract.
+        // Scales are one or one for each key head.
         unsafe {
             tiled::launch_unchecked::<M, F, V>(
                 self.client,
@@ -75,13 +77,14 @@ impl<V: Variant> KernelLaunch<'_, V> {
 
     /// [`warp_specialized`].
     fn specialized(self) {
-        let Operands { q, k, v, output, lse } = self.operands;
+        let Operands { q, k, v, output, lse, scales } = self.operands;
         let list = work_list(self.work_items, self.count, self.group, self.mask);
         let tiles = self.config.prefill;
         let page_size = matches!(self.table, TableArgs::Paged(_)).then(|| k.shape[1]);
         let box_rows = box_rows(tiles.keys / tiles.cluster, page_size);
         let maps = tensor_maps([&k, &v], box_rows, self.dtype);
-        let qkv = QkvLaunch::new(q.into_tensor_arg(), k.into_tensor_arg(), v.into_tensor_arg(), self.table);
+        let (q, k, v) = (q.into_tensor_arg(), k.into_tensor_arg(), v.into_tensor_arg());
+        let qkv = QkvLaunch::new(q, k, v, self.table, scales_argument(scales));
         // SAFETY: as above. TMA boxes are copied where a tile's keys are all of the request. None reaches beyond a page,
         // since it begins at a multiple of a divisor of the page size.
         unsafe {
@@ -183,6 +186,8 @@ pub(in super::super) fn launch<V: Variant>(
     }
     let dim = CubeDim::new_2d(device.plane, prefill.planes() as u32);
     let (output, lse) = (operands.output.clone(), operands.lse.clone());
+    let machine = problem.kv_dtype.machine(client);
+    let tiles = |tiled: Tiled| TileShape { machine, ..tiled.tiles(problem) };
     let launch = KernelLaunch::<V> {
         client,
         cubes,
@@ -197,10 +202,7 @@ pub(in super::super) fn launch<V: Variant>(
         table,
         args: args(),
         group: problem.group(),
-        config: TileConfig {
-            prefill: prefill.tiles(problem),
-            decode: decode.map(|decode| decode.tiles(problem)),
-        },
+        config: TileConfig { prefill: tiles(prefill), decode: decode.map(tiles) },
         dtype: problem.dtype,
     };
     match (prefill.unit, decode.map(|decode| decode.unit)) {

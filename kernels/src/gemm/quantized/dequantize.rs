@@ -2,7 +2,7 @@
 
 use cubecl::{ir::ElemType, prelude::*};
 
-use crate::fp8;
+use crate::fp8::{self, Fp8};
 use crate::math::narrow;
 use crate::mma::{BLOCK, Scales, WeightFormat};
 
@@ -22,7 +22,8 @@ pub(super) fn dequantize_e4m3<E: Float, N: Size>(
         terminate!();
     }
     let (output, vec) = (ABSOLUTE_POS / vectors, ABSOLUTE_POS % vectors);
-    let floats = fp8::e4m3::<N>(Vector::cast_from(codes[output * (codes.stride(0) / N::value()) + vec]));
+    let floats =
+        fp8::floats::<N>(Vector::cast_from(codes[output * (codes.stride(0) / N::value()) + vec]), Fp8::E4m3);
     let scale = match of {
         Scales::PerTensor => scales[0],
         Scales::PerChannel => scales[output],

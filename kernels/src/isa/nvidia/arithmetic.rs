@@ -52,6 +52,9 @@ ptx! {
         "{{ .reg .b16 low, high; .reg .f32 a, b; mov.b32 {{low, high}}, {x}; cvt.f32.f16 a, low; \
          cvt.f32.f16 b, high; cvt.rn.bf16x2.f32 {y}, b, a; }}";
 
+    /// The bytes of `x` with the two in the middle swapped: `prmt`.
+    pub(crate) fn swap_middle_bytes(x: u32) -> y: u32 = PureOp(x) "prmt.b32 {y}, {x}, 0, 0x3120;";
+
     /// The nibbles at bits `shift` and `shift + 16` of `x` as f16 or bf16, plus `offset`: `lop3`, `fma.rn.f16x2`,
     /// `fma.rn.bf16x2`. In the low bits of 1024, or 128, a nibble is added to it; so `offset` is less than that.
     pub(crate) fn from_int4(x: u32, offset: u32, #[comptime] shift: usize, #[comptime] bf16: bool) -> y: u32 =

@@ -11,8 +11,8 @@ mod tensor_map;
 mod warpgroup;
 
 pub(crate) use arithmetic::{
-    bf16_of_f16, exp2, from_fp8, from_int4, pack, reciprocal, shuffle, shuffle_word_xor, shuffle_xor, tanh,
-    to_fp8, to_tf32,
+    bf16_of_f16, exp2, from_fp8, from_int4, pack, reciprocal, shuffle, shuffle_word_xor, shuffle_xor,
+    swap_middle_bytes, tanh, to_fp8, to_tf32,
 };
 pub(crate) use barrier::{
     any_of, barrier_arrive, barrier_expect, barrier_init, barrier_wait, fence_proxy_async, named_barrier,

@@ -7,7 +7,7 @@ use std::{array::from_fn, ops::Range};
 use multiversion::target::match_target;
 
 use super::super::{
-    float::{Float, widen_row},
+    float::{Float, Widen, widen_row},
     scratch::{cut, with_scratch},
     simd::{self, STEP, per_instruction_set},
 };
@@ -19,8 +19,8 @@ pub(super) const ROWS: usize = 8;
 /// Keys of a tile.
 const TILE: usize = 64;
 
-pub(super) fn attend<E: Float>(
-    problem: &Problem<'_, E>,
+pub(super) fn attend<E: Float, C: Widen>(
+    problem: &Problem<'_, E, C>,
     work: &Work,
     output: &mut [&mut [E]],
     lse: &mut [&mut [f32]],
@@ -32,8 +32,8 @@ pub(super) fn attend<E: Float>(
 }
 
 per_instruction_set! {
-    fn versions<E: Float>(
-        problem: &Problem<'_, E>,
+    fn versions<E: Float, C: Widen>(
+        problem: &Problem<'_, E, C>,
         work: &Work,
         rows: usize,
         scratch: &mut [f32],
@@ -41,18 +41,18 @@ per_instruction_set! {
         lse: &mut [&mut [f32]],
     ) {
         match_target! {
-            "x86_64+avx512f" => body::<E, true, 16>(problem, work, rows, scratch, output, lse),
-            "x86_64+avx2+fma" => body::<E, true, 8>(problem, work, rows, scratch, output, lse),
+            "x86_64+avx512f" => body::<E, C, true, 16>(problem, work, rows, scratch, output, lse),
+            "x86_64+avx2+fma" => body::<E, C, true, 8>(problem, work, rows, scratch, output, lse),
             // Two registers of NEON, which has 32 of them.
-            "aarch64+neon" => body::<E, true, 8>(problem, work, rows, scratch, output, lse),
-            _ => body::<E, false, 4>(problem, work, rows, scratch, output, lse),
+            "aarch64+neon" => body::<E, C, true, 8>(problem, work, rows, scratch, output, lse),
+            _ => body::<E, C, false, 4>(problem, work, rows, scratch, output, lse),
         }
     }
 }
 
 #[inline(always)]
-fn body<E: Float, const FMA: bool, const LANES: usize>(
-    problem: &Problem<'_, E>,
+fn body<E: Float, C: Widen, const FMA: bool, const LANES: usize>(
+    problem: &Problem<'_, E, C>,
     work: &Work,
     rows: usize,
     mut scratch: &mut [f32],
@@ -63,8 +63,10 @@ fn body<E: Float, const FMA: bool, const LANES: usize>(
     let queries = cut(&mut scratch, rows * head_dim);
     let sums = cut(&mut scratch, rows * head_dim_vo);
     let scores = scratch;
+    let k_scale = problem.k_scale(work);
     for (row, query) in queries.chunks_exact_mut(head_dim).enumerate() {
         widen_row(problem.query(work, row), query);
+        query.iter_mut().for_each(|x| *x *= k_scale);
     }
     sums.fill(0.0);
     let mut max = [f32::NEG_INFINITY; ROWS];
@@ -80,7 +82,7 @@ fn body<E: Float, const FMA: bool, const LANES: usize>(
         let keys = k.len;
         let v = Places::of(problem, &problem.v, work, from..seen.end);
         next = Places::of(problem, &problem.k, work, from + keys..seen.end);
-        score::<E, FMA, LANES>(problem, queries, k.get(), v.get(), scores);
+        score::<E, C, FMA, LANES>(problem, queries, k.get(), v.get(), scores);
         let row_of = |row| problem.row(work, row);
         problem.transform(&mut LogitTile::new(scores, [TILE, 1], [rows, keys], from, &row_of));
         let mut all_see_all = true;
@@ -104,7 +106,7 @@ fn body<E: Float, const FMA: bool, const LANES: usize>(
             }
         }
         if all_see_all {
-            weigh::<E, FMA, LANES>(problem, sums, v.get(), next.get(), scores);
+            weigh::<E, C, FMA, LANES>(problem, sums, v.get(), next.get(), scores);
         } else {
             // Row by row: 0 times the infinite value of a key that a row does not see would be NaN.
             for (row, sums) in sums.chunks_exact_mut(head_dim_vo).enumerate() {
@@ -112,13 +114,14 @@ fn body<E: Float, const FMA: bool, const LANES: usize>(
                 let end = range.end.saturating_sub(from).min(keys);
                 let first = range.start.saturating_sub(from).min(end);
                 let weights = &scores[row * TILE + first..];
-                weigh::<E, FMA, LANES>(problem, sums, &v.get()[first..end], &[], weights);
+                weigh::<E, C, FMA, LANES>(problem, sums, &v.get()[first..end], &[], weights);
             }
         }
         from += keys;
     }
     for (row, sums) in sums.chunks_exact_mut(head_dim_vo).enumerate() {
         let (factor, row_lse) = finish(problem.softmax, sum[row], max[row]);
+        let factor = factor * problem.v_scale(work);
         let into = &mut output[row / group][row % group * head_dim_vo..][..head_dim_vo];
         sums.iter_mut().for_each(|sum| *sum *= factor);
         problem.variant.finish_row(sums, &problem.row(work, row));
@@ -141,7 +144,12 @@ struct Places {
 impl Places {
     /// The places of the first keys of a range: at most the keys of a tile.
     #[inline(always)]
-    fn of<E: Float>(problem: &Problem<'_, E>, cache: &Cache<'_, E>, work: &Work, keys: Range<usize>) -> Self {
+    fn of<E: Float, C: Widen>(
+        problem: &Problem<'_, E, C>,
+        cache: &Cache<'_, C>,
+        work: &Work,
+        keys: Range<usize>,
+    ) -> Self {
         let (mut places, len) = ([0; TILE], keys.len().min(TILE));
         problem.locate(cache, work, keys.start, &mut places[..len]);
         Self { places, len }
@@ -156,8 +164,8 @@ impl Places {
 /// `scores[row][key] = queries[row] · keys[key]`, rows of scores `TILE` apart. On the way, fetches `values` into the
 /// processor's cache: the keys of one head may lie so far apart that it would not foresee them.
 #[inline(always)]
-fn score<E: Float, const FMA: bool, const LANES: usize>(
-    problem: &Problem<'_, E>,
+fn score<E: Float, C: Widen, const FMA: bool, const LANES: usize>(
+    problem: &Problem<'_, E, C>,
     queries: &[f32],
     keys: &[usize],
     values: &[usize],
@@ -169,17 +177,24 @@ fn score<E: Float, const FMA: bool, const LANES: usize>(
         let ahead = if row == 0 { values } else { &[] };
         let (queries, scores) = (&queries[row * problem.head_dim..], &mut scores[row * TILE..]);
         row += match rows - row {
-            1 => score_rows::<E, FMA, LANES, 1, 8>(problem, queries, keys, ahead, scores),
-            2 | 3 => score_rows::<E, FMA, LANES, 2, 4>(problem, queries, keys, ahead, scores),
-            _ => score_rows::<E, FMA, LANES, 4, 2>(problem, queries, keys, ahead, scores),
+            1 => score_rows::<E, C, FMA, LANES, 1, 8>(problem, queries, keys, ahead, scores),
+            2 | 3 => score_rows::<E, C, FMA, LANES, 2, 4>(problem, queries, keys, ahead, scores),
+            _ => score_rows::<E, C, FMA, LANES, 4, 2>(problem, queries, keys, ahead, scores),
         };
     }
 }
 
 /// The scores of the first `ROWS` rows.
 #[inline(always)]
-fn score_rows<E: Float, const FMA: bool, const LANES: usize, const ROWS: usize, const KEYS: usize>(
-    problem: &Problem<'_, E>,
+fn score_rows<
+    E: Float,
+    C: Widen,
+    const FMA: bool,
+    const LANES: usize,
+    const ROWS: usize,
+    const KEYS: usize,
+>(
+    problem: &Problem<'_, E, C>,
     queries: &[f32],
     places: &[usize],
     ahead: &[usize],
@@ -199,13 +214,13 @@ fn score_rows<E: Float, const FMA: bool, const LANES: usize, const ROWS: usize, 
         for (key, place) in keys.iter_mut().zip(places) {
             *key = problem.k.row(*place, dim);
         }
-        let dots = simd::dots::<E, FMA, LANES, ROWS, KEYS>(rows, keys);
+        let dots = simd::dots::<C, FMA, LANES, ROWS, KEYS>(rows, keys);
         for (row, dots) in dots.iter().enumerate() {
             scores[row * TILE + block * KEYS..][..KEYS].copy_from_slice(dots);
         }
     }
     for (at, place) in rest.iter().enumerate() {
-        let dots = simd::dots::<E, FMA, LANES, ROWS, 1>(rows, [problem.k.row(*place, dim)]);
+        let dots = simd::dots::<C, FMA, LANES, ROWS, 1>(rows, [problem.k.row(*place, dim)]);
         for (row, [dot]) in dots.into_iter().enumerate() {
             scores[row * TILE + blocks.len() * KEYS + at] = dot;
         }
@@ -240,8 +255,8 @@ fn exponentials<const FMA: bool>(scores: &mut [f32], shift: f32) -> f32 {
 /// `sums[row] += Σ_key weights[row][key] · values[key]`, rows of probabilities `TILE` apart. Prefetches the
 /// next keys.
 #[inline(always)]
-fn weigh<E: Float, const FMA: bool, const LANES: usize>(
-    problem: &Problem<'_, E>,
+fn weigh<E: Float, C: Widen, const FMA: bool, const LANES: usize>(
+    problem: &Problem<'_, E, C>,
     sums: &mut [f32],
     values: &[usize],
     next: &[usize],
@@ -254,17 +269,24 @@ fn weigh<E: Float, const FMA: bool, const LANES: usize>(
         let ahead = if row == 0 { next } else { &[] };
         let (sums, weights) = (&mut sums[row * dim..], &weights[row * TILE..]);
         row += match rows - row {
-            1 => weigh_rows::<E, FMA, LANES, 1, 8>(problem, sums, values, ahead, weights),
-            2 | 3 => weigh_rows::<E, FMA, LANES, 2, 4>(problem, sums, values, ahead, weights),
-            _ => weigh_rows::<E, FMA, LANES, 4, 2>(problem, sums, values, ahead, weights),
+            1 => weigh_rows::<E, C, FMA, LANES, 1, 8>(problem, sums, values, ahead, weights),
+            2 | 3 => weigh_rows::<E, C, FMA, LANES, 2, 4>(problem, sums, values, ahead, weights),
+            _ => weigh_rows::<E, C, FMA, LANES, 4, 2>(problem, sums, values, ahead, weights),
         };
     }
 }
 
 /// The sums of the first `ROWS` rows.
 #[inline(always)]
-fn weigh_rows<E: Float, const FMA: bool, const LANES: usize, const ROWS: usize, const KEYS: usize>(
-    problem: &Problem<'_, E>,
+fn weigh_rows<
+    E: Float,
+    C: Widen,
+    const FMA: bool,
+    const LANES: usize,
+    const ROWS: usize,
+    const KEYS: usize,
+>(
+    problem: &Problem<'_, E, C>,
     sums: &mut [f32],
     places: &[usize],
     ahead: &[usize],
@@ -284,7 +306,7 @@ fn weigh_rows<E: Float, const FMA: bool, const LANES: usize, const ROWS: usize, 
         for (row, weights_of) in weights_of.iter_mut().enumerate() {
             weights_of.copy_from_slice(&weights[row * TILE + block * KEYS..][..KEYS]);
         }
-        simd::accumulate::<E, FMA, LANES, ROWS, KEYS>(split(sums, dim), values, weights_of);
+        simd::accumulate::<C, FMA, LANES, ROWS, KEYS>(split(sums, dim), values, weights_of);
     }
     for (at, place) in rest.iter().enumerate() {
         let mut weights_of = [[0.0]; ROWS];
@@ -292,7 +314,7 @@ fn weigh_rows<E: Float, const FMA: bool, const LANES: usize, const ROWS: usize, 
             *weight = weights[row * TILE + blocks.len() * KEYS + at];
         }
         let values = [problem.v.row(*place, dim)];
-        simd::accumulate::<E, FMA, LANES, ROWS, 1>(split(sums, dim), values, weights_of);
+        simd::accumulate::<C, FMA, LANES, ROWS, 1>(split(sums, dim), values, weights_of);
     }
     ROWS
 }

@@ -8,7 +8,7 @@ use std::{array::from_fn, hint::black_box, ops::Range};
 use multiversion::target::match_target;
 
 use super::super::{
-    float::{Float, widen_row},
+    float::{Float, Widen, widen_row},
     scratch::{cut, with_scratch},
     simd::{self, KEYS, per_instruction_set},
 };
@@ -18,8 +18,8 @@ use crate::types::LogitTile;
 /// Keys of a tile: a multiple of `KEYS`.
 const TILE: usize = 32;
 
-pub(super) fn attend<E: Float>(
-    problem: &Problem<'_, E>,
+pub(super) fn attend<E: Float, C: Widen>(
+    problem: &Problem<'_, E, C>,
     work: &Work,
     output: &mut [&mut [E]],
     lse: &mut [&mut [f32]],
@@ -33,26 +33,26 @@ pub(super) fn attend<E: Float>(
 }
 
 per_instruction_set! {
-    fn versions<E: Float>(
-        problem: &Problem<'_, E>,
+    fn versions<E: Float, C: Widen>(
+        problem: &Problem<'_, E, C>,
         work: &Work,
         scratch: &mut [f32],
         output: &mut [&mut [E]],
         lse: &mut [&mut [f32]],
     ) {
         match_target! {
-            "x86_64+avx512f" => body::<E, true, 16, 32>(problem, work, scratch, output, lse),
-            "x86_64+avx2+fma" => body::<E, true, 8, 16>(problem, work, scratch, output, lse),
-            "aarch64+neon" => body::<E, true, 4, 8>(problem, work, scratch, output, lse),
-            _ => body::<E, false, 4, 8>(problem, work, scratch, output, lse),
+            "x86_64+avx512f" => body::<E, C, true, 16, 32>(problem, work, scratch, output, lse),
+            "x86_64+avx2+fma" => body::<E, C, true, 8, 16>(problem, work, scratch, output, lse),
+            "aarch64+neon" => body::<E, C, true, 4, 8>(problem, work, scratch, output, lse),
+            _ => body::<E, C, false, 4, 8>(problem, work, scratch, output, lse),
         }
     }
 }
 
 /// `LANES` is twice `WIDTH`: two registers of rows make a block.
 #[inline(always)]
-fn body<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize>(
-    problem: &Problem<'_, E>,
+fn body<E: Float, C: Widen, const FMA: bool, const WIDTH: usize, const LANES: usize>(
+    problem: &Problem<'_, E, C>,
     work: &Work,
     mut scratch: &mut [f32],
     output: &mut [&mut [E]],
@@ -64,6 +64,7 @@ fn body<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize>(
     let tile_k = cut(&mut scratch, TILE * dim);
     let tile_v = cut(&mut scratch, TILE * padded);
     let scores = cut(&mut scratch, TILE * LANES);
+    let (k_scale, v_scale) = (problem.k_scale(work), problem.v_scale(work));
     // Queries `[dim, LANES]`, sums `[LANES, padded]`, maximum and sum of exponentials `[LANES]` of each block.
     let block_len = LANES * (dim + padded + 2);
     let blocks = &mut scratch[..rows.div_ceil(LANES) * block_len];
@@ -73,7 +74,7 @@ fn body<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize>(
         for lane in 0..LANES.min(rows - at * LANES) {
             let query = problem.query(work, at * LANES + lane);
             for (into, from) in queries.iter_mut().skip(lane).step_by(LANES).zip(query) {
-                *into = from.widen();
+                *into = from.widen() * k_scale;
             }
         }
         let state = &mut rest[LANES * padded..];
@@ -105,7 +106,7 @@ fn body<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize>(
                 continue;
             }
             let rows = first..first + rows;
-            attend_tile::<E, FMA, WIDTH, LANES>(problem, work, &tile, &ranges, rows, scores, block);
+            attend_tile::<E, C, FMA, WIDTH, LANES>(problem, work, &tile, &ranges, rows, scores, block);
         }
     }
 
@@ -113,6 +114,7 @@ fn body<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize>(
         let (sums, state) = block[LANES * dim..].split_at_mut(LANES * padded);
         for lane in 0..LANES.min(rows - at * LANES) {
             let (factor, row_lse) = finish(problem.softmax, state[LANES + lane], state[lane]);
+            let factor = factor * v_scale;
             let row = at * LANES + lane;
             let into = &mut output[row / group][row % group * dim_vo..][..dim_vo];
             let sums = &mut sums[lane * padded..][..dim_vo];
@@ -136,9 +138,9 @@ struct Wide<'a> {
 
 impl<'a> Wide<'a> {
     #[inline(always)]
-    fn of<E: Float>(
-        problem: &Problem<'a, E>,
-        cache: &Cache<'a, E>,
+    fn of<E: Float, C: Widen>(
+        problem: &Problem<'a, E, C>,
+        cache: &Cache<'a, C>,
         work: &Work,
         keys: Range<usize>,
         [width, padded]: [usize; 2],
@@ -147,7 +149,7 @@ impl<'a> Wide<'a> {
         let mut places = [0; TILE];
         let (used, unused) = places.split_at_mut(keys.len());
         problem.locate(cache, work, keys.start, used);
-        let data = match E::as_wide(cache.data) {
+        let data = match C::as_wide(cache.data) {
             Some(data) if width == padded => data,
             _ => {
                 for (copy, place) in copy.chunks_exact_mut(padded).zip(used.iter()) {
@@ -177,8 +179,8 @@ struct Tile<'a> {
 
 /// One tile of keys for one block of rows; lane `i` sees the keys `ranges[i]` of the tile.
 #[inline(always)]
-fn attend_tile<E: Float, const FMA: bool, const WIDTH: usize, const LANES: usize>(
-    problem: &Problem<'_, E>,
+fn attend_tile<E: Float, C: Widen, const FMA: bool, const WIDTH: usize, const LANES: usize>(
+    problem: &Problem<'_, E, C>,
     work: &Work,
     tile: &Tile<'_>,
     ranges: &[(usize, usize); LANES],

@@ -14,27 +14,61 @@ use burn::tensor::DType;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use self::problem::{Cache, Index, Mask, Problem, Queries, Work};
+use self::problem::{Cache, Index, Mask, Problem, Queries, Scales, Work};
 use super::{
-    float::Float,
-    view::{Rows, dims, indices, tensor, with_rows},
+    codes::{E4m3, E4m3Fnuz, E5m2},
+    float::{Float, Widen},
+    view::{Rows, dims, indices, tensor, wide, widened, with_rows},
 };
-use crate::extension::{Attended, Batch, MaybeMask, PagesLayout, VariantTensors};
-use crate::types::{AttentionParams, HostInputs, KvLayout};
+use crate::extension::{
+    Attended, Batch, KeysValues, KvTensors, MaybeMask, MaybeScales, PagesLayout, VariantTensors,
+};
+use crate::types::{AttentionParams, Fp8, HostInputs, KvLayout};
 
 /// Rows that a task with several queries aims at.
 const ROWS: usize = 64;
 /// Multiplications below which waking other threads costs more than it saves: an estimate, not measured yet.
 const PARALLEL: usize = 1 << 19;
 
+/// Codes are multiplied with queries in f32, so that there is not a version for each type of both.
 pub(super) fn attention<E: Float>(
     q: FlexTensor,
-    k: FlexTensor,
-    v: FlexTensor,
+    kv: KeysValues<Flex>,
     batch: Batch<Flex>,
     params: AttentionParams,
 ) -> Attended<Flex> {
-    let (q, k, v) = (with_rows(q), with_rows(k), with_rows(v));
+    let KeysValues { tensors: KvTensors::Floats(k, v) | KvTensors::Codes(k, v), scales, format } = kv;
+    let (k, v) = (with_rows(k), with_rows(v));
+    let scales = match scales {
+        MaybeScales::None => [Vec::new(), Vec::new()],
+        MaybeScales::Some(k, v) => [k, v].map(widened::<f32>),
+    };
+    let Some(format) = format else {
+        return attend::<E, E>([&with_rows(q), &k, &v], Scales::default(), batch, params);
+    };
+    let (dtype, q) = (q.dtype(), wide::<E>(q));
+    let (tensors, scales) = ([&q, &k, &v], Scales { k: &scales[0], v: &scales[1] });
+    let attended = match format {
+        Fp8::E4m3 => attend::<f32, E4m3>(tensors, scales, batch, params),
+        Fp8::E4m3Fnuz => attend::<f32, E4m3Fnuz>(tensors, scales, batch, params),
+        Fp8::E5m2 => attend::<f32, E5m2>(tensors, scales, batch, params),
+    };
+    let rounded = |output: FlexTensor| {
+        let numbers = output.storage::<f32>().iter().map(|&x| E::narrow(x)).collect();
+        tensor::<E, 3>(numbers, dims(&output), dtype)
+    };
+    match attended {
+        Attended::WithoutLse(output) => Attended::WithoutLse(rounded(output)),
+        Attended::WithLse(output, lse) => Attended::WithLse(rounded(output), lse),
+    }
+}
+
+fn attend<E: Float, C: Widen>(
+    [q, k, v]: [&FlexTensor; 3],
+    scales: Scales<'_>,
+    batch: Batch<Flex>,
+    params: AttentionParams,
+) -> Attended<Flex> {
     let Batch { index, inputs, mask, layout, .. } = batch;
     let VariantTensors { sinks, slopes, floats, ints } = inputs;
     let [sinks, slopes, floats] =
@@ -65,12 +99,12 @@ pub(super) fn attention<E: Float>(
             )
         }
     };
-    run::<E>([&q, &k, &v], (inputs, mask), index, pages, params)
+    run::<E, C>([q, k, v], (scales, inputs, mask), index, pages, params)
 }
 
-fn run<E: Float>(
+fn run<E: Float, C: Widen>(
     [q, k, v]: [&FlexTensor; 3],
-    (inputs, mask): (HostInputs<'_>, Option<Mask<'_>>),
+    (scales, inputs, mask): (Scales<'_>, HostInputs<'_>, Option<Mask<'_>>),
     index: Index<'_>,
     pages: (Option<KvLayout>, usize),
     params: AttentionParams,
@@ -81,10 +115,11 @@ fn run<E: Float>(
         Some(KvLayout::Nhd) => k.layout().shape()[2],
     };
     let head_dim_vo = v.layout().shape()[v.layout().num_dims() - 1];
-    let problem = Problem::<E> {
+    let problem = Problem::<E, C> {
         q: Rows::of(q),
         k: Cache::of(k, pages),
         v: Cache::of(v, pages),
+        scales,
         index,
         variant: &*params.variant,
         softmax: params.variant.softmax(),
@@ -115,7 +150,7 @@ struct Task<'a, E> {
     lse: Vec<&'a mut [f32]>,
 }
 
-impl<E: Float> Problem<'_, E> {
+impl<E: Float, C: Widen> Problem<'_, E, C> {
     /// Computes the queries of `work`: `output[i]` and `lse[i]` belong to its query `i` and hold its heads.
     fn attend(&self, work: &Work, output: &mut [&mut [E]], lse: &mut [&mut [f32]]) {
         if (work.queries.end - work.queries.start) * self.group <= few::ROWS {

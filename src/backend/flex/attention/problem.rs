@@ -4,7 +4,11 @@ use std::ops::Range;
 
 use burn_flex::FlexTensor;
 
-use super::super::{float::Float, simd, view::Rows};
+use super::super::{
+    float::{Float, Widen},
+    simd,
+    view::Rows,
+};
 use crate::types::{AttentionVariant, HostInputs, KvLayout, LogitTile, Request, Row, visible};
 
 /// Keys or values.
@@ -17,7 +21,7 @@ pub(super) struct Cache<'a, E> {
     pub page: isize,
 }
 
-impl<'a, E: Float> Cache<'a, E> {
+impl<'a, E: Widen> Cache<'a, E> {
     /// Pages have an order of axes, if they have an axis of their own, and hold `page_size` tokens each.
     pub(super) fn of(tensor: &'a FlexTensor, (layout, page_size): (Option<KvLayout>, usize)) -> Self {
         let strides = tensor.layout().strides();
@@ -26,7 +30,7 @@ impl<'a, E: Float> Cache<'a, E> {
             Some(KvLayout::Nhd) => (strides[0], strides[1], strides[2]),
             Some(KvLayout::Hnd) => (strides[0], strides[2], strides[1]),
         };
-        Self { data: tensor.storage(), start: tensor.layout().start_offset() as isize, token, head, page }
+        Self { data: E::of(tensor), start: tensor.layout().start_offset() as isize, token, head, page }
     }
 
     #[inline(always)]
@@ -117,11 +121,19 @@ impl Mask<'_> {
     }
 }
 
+/// The scales of codes, one for all key heads or one for each; none of numbers.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Scales<'a> {
+    pub k: &'a [f32],
+    pub v: &'a [f32],
+}
+
 /// An attention problem.
-pub(super) struct Problem<'a, E> {
+pub(super) struct Problem<'a, E, C> {
     pub q: Rows<'a, E, 2>,
-    pub k: Cache<'a, E>,
-    pub v: Cache<'a, E>,
+    pub k: Cache<'a, C>,
+    pub v: Cache<'a, C>,
+    pub scales: Scales<'a>,
     pub index: Index<'a>,
     pub variant: &'a dyn AttentionVariant,
     /// False if scores are weights, not logits.
@@ -150,7 +162,17 @@ pub(super) struct Queries {
     pub end: usize,
 }
 
-impl<E: Float> Problem<'_, E> {
+impl<E: Float, C: Widen> Problem<'_, E, C> {
+    /// The factor on products with the keys.
+    pub(super) fn k_scale(&self, work: &Work) -> f32 {
+        scale_of(self.scales.k, work.kv_head)
+    }
+
+    /// The factor on the sums of the values.
+    pub(super) fn v_scale(&self, work: &Work) -> f32 {
+        scale_of(self.scales.v, work.kv_head)
+    }
+
     /// The keys that query `i` of a request sees.
     pub(super) fn seen(&self, request: &Tokens, i: usize) -> Range<usize> {
         visible(self.variant, &request.shape(), i)
@@ -210,7 +232,7 @@ impl<E: Float> Problem<'_, E> {
 
     /// Writes the offsets of keys `from..` of the request in the cache.
     #[inline(always)]
-    pub(super) fn locate(&self, cache: &Cache<'_, E>, work: &Work, from: usize, places: &mut [usize]) {
+    pub(super) fn locate(&self, cache: &Cache<'_, C>, work: &Work, from: usize, places: &mut [usize]) {
         let base = cache.start + work.kv_head as isize * cache.head;
         match self.index {
             Index::Paged { pages, page_size, .. } => {
@@ -236,6 +258,11 @@ impl<E: Float> Problem<'_, E> {
             }
         }
     }
+}
+
+/// The scale of a key head: 1 of numbers.
+fn scale_of(scales: &[f32], kv_head: usize) -> f32 {
+    scales.get(kv_head).or(scales.first()).copied().unwrap_or(1.0)
 }
 
 /// The factor on the output and the LSE of one query, from its row_sum and row_max.

@@ -158,7 +158,7 @@ impl Case {
             }
         };
         let Attended::WithLse(output, lse) =
-            attention::<E>(q_tensor, k_tensor, v_tensor, batch, self.params())
+            attention::<E>(q_tensor, KeysValues::floats(k_tensor, v_tensor), batch, self.params())
         else {
             unreachable!("the LSE was asked for")
         };
@@ -325,7 +325,7 @@ fn causal_with(tokens: usize, change: impl Fn(&mut [f32], &mut [f32], &mut [f32]
         ranges: None,
     };
     let params = AttentionParams { variant: SharedVariant::new(variant), return_lse: false };
-    match attention::<f32>(q, k, v, batch(&[0, tokens], &[0, tokens], None), params) {
+    match attention::<f32>(q, KeysValues::floats(k, v), batch(&[0, tokens], &[0, tokens], None), params) {
         Attended::WithoutLse(output) | Attended::WithLse(output, _) => floats(&output),
     }
 }

@@ -1,0 +1,70 @@
+//! The stored type of keys and values.
+
+use std::fmt;
+
+use cubecl::client::Client;
+use cubecl::ir::{ElemType, UIntKind};
+
+use crate::device::{Arch, Instruction, Machine};
+use crate::fp8::Fp8;
+
+/// The stored type of keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Element {
+    /// Numbers.
+    Number(ElemType),
+    /// Codes of 8 bits. A number is `code · scale`.
+    Code(Fp8),
+}
+
+impl From<ElemType> for Element {
+    fn from(dtype: ElemType) -> Self {
+        Self::Number(dtype)
+    }
+}
+
+impl From<Fp8> for Element {
+    fn from(format: Fp8) -> Self {
+        Self::Code(format)
+    }
+}
+
+impl Element {
+    /// The type of a tensor that holds them.
+    pub fn storage(self) -> ElemType {
+        match self {
+            Self::Number(dtype) => dtype,
+            Self::Code(_) => ElemType::UInt(UIntKind::U8),
+        }
+    }
+
+    /// Bytes.
+    pub fn size(self) -> usize {
+        self.storage().size()
+    }
+
+    /// True for codes.
+    pub(crate) fn is_code(self) -> bool {
+        matches!(self, Self::Code(_))
+    }
+
+    /// Whose instructions turn them into numbers, if any do.
+    pub(crate) fn machine(self, client: &Client) -> Machine {
+        let arch = Arch::of(client);
+        match self {
+            Self::Code(Fp8::E4m3 | Fp8::E5m2) if Instruction::CvtFp8.exists_on(arch) => Machine::Nvidia,
+            Self::Code(_) if Instruction::CvtFp8Fnuz.exists_on(arch) => Machine::Amd,
+            _ => Machine::Portable,
+        }
+    }
+}
+
+/// The type of the numbers, or the format of the codes.
+impl fmt::Display for Element {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(dtype) => dtype.fmt(f),
+            Self::Code(format) => write!(f, "codes of {format:?}"),
+        }
+    }
+}
