@@ -45,6 +45,7 @@ fn main() {
         "prefill",
         "biases",
         "decode",
+        "codes",
         "few",
         "skew",
         "mixed",

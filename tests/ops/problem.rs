@@ -134,8 +134,8 @@ impl Problem {
         Expected { oracle: oracle.expect("a problem that fits"), baseline, in_type }
     }
 
-    /// Straightforward attention in f32, weights as `weigh` leaves them and the output rounded to the type: output and
-    /// LSE.
+    /// Straightforward attention in f32, weights and the `tanh` of a cap as `weigh` leaves them, and the output rounded to the
+    /// type: output and LSE.
     fn baseline(&self, weigh: impl Fn(f32) -> f32) -> (Vec<f32>, Vec<f32>) {
         let case = &self.case;
         let (mut output, mut lse) = (Vec::new(), Vec::new());
@@ -152,7 +152,7 @@ impl Problem {
                     .map(|j| {
                         let k = self.k.row(j, h / case.group);
                         let s = scale * q.iter().zip(k).map(|(q, k)| q * k).sum::<f32>();
-                        case.soft_cap.map_or(s, |cap| cap * (s / cap).tanh())
+                        case.soft_cap.map_or(s, |cap| cap * weigh((s / cap).tanh()))
                     })
                     .collect();
                 let max = logits.iter().fold(f32::NEG_INFINITY, |max, &s| max.max(s));

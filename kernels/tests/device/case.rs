@@ -108,8 +108,8 @@ impl Case {
             && self.window_left.is_none_or(|w| j >= position - w.min(1 << 40) as i64)
     }
 
-    /// Attention with every result rounded by `round`, and weights before they meet values by `weight`; and its base-2
-    /// LSE.
+    /// Attention with every result rounded by `round`, and by `weight` what is of the type of the queries: weights before they
+    /// meet values, and the `tanh` of a cap; and its base-2 LSE.
     fn expected(
         &self,
         q: &[f64],
@@ -134,7 +134,8 @@ impl Case {
                             let key = &k[request][at(j, self.qk)..][..self.qk];
                             let dot = row.iter().zip(key).fold(0.0, |sum, (a, b)| round(sum + round(a * b)));
                             let s = round(dot * self.scale() as f64);
-                            self.soft_cap.map_or(s, |cap| round(cap as f64 * round((s / cap as f64).tanh())))
+                            self.soft_cap
+                                .map_or(s, |cap| round(cap as f64 * weight(round((s / cap as f64).tanh()))))
                         })
                         .collect();
                     let m = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);

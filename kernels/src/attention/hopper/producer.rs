@@ -81,19 +81,18 @@ pub(super) fn produce(
                     produce_queries(qkv, &work, &mut producer, tiles);
                 }
                 has_queries = false;
+                let has_room = comptime!(Ring::Queries.stages(tiles) > 1);
                 let mut count = 0u32.runtime();
                 while walk.at < work.end {
                     produce_tile(qkv, maps, &work, walk.at, &mut producer, Ring::Values, tiles);
                     walk.advance(&list.mask);
                     count += 1;
-                    if comptime!(Ring::Queries.stages(tiles) > 1) {
-                        if count == 2 && scheduler.has_work(list) {
-                            let next = scheduler.work(list, tiles);
-                            let has_tiles = key_tiles(&list.mask, &next, tiles.keys, 0usize).at < next.end;
-                            if next.first_row < next.rows.end && has_tiles {
-                                produce_queries(qkv, &next, &mut producer, tiles);
-                                has_queries = true;
-                            }
+                    if has_room && count == 2 && scheduler.has_work(list) {
+                        let next = scheduler.work(list, tiles);
+                        let has_tiles = key_tiles(&list.mask, &next, tiles.keys, 0usize).at < next.end;
+                        if next.first_row < next.rows.end && has_tiles {
+                            produce_queries(qkv, &next, &mut producer, tiles);
+                            has_queries = true;
                         }
                     }
                 }
