@@ -30,6 +30,10 @@ use crate::types::{AttentionOptions, Fp8, KvLayout};
 pub struct KvTensor(Stored);
 
 #[derive(Debug, Clone)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "it lives as long as a call, and a box would be an allocation for each"
+)]
 enum Stored {
     Floats(Tensor<3>),
     Codes { codes: Tensor<3, Int>, scale: Tensor<1>, format: Fp8 },

@@ -52,7 +52,7 @@ fn tiled_cases(client: &Client, lengths: &[(usize, usize)]) -> Vec<(Case, usize)
             let dtype = dtypes(unit)[(i + j) % 2];
             let kind = if j == 1 { Kind::Ragged } else { PAGED };
             let case = Case { causal: true, skip_softmax: THRESHOLD, ..case(kind, lengths, dtype, tiled) };
-            cases.push((case, tiled.0.keys * tiled.0.kv_planes as usize));
+            cases.push((case, tiled.0.keys * tiled.0.kv_planes));
         }
     }
     cases
