@@ -452,7 +452,7 @@ fn refusals(target: Target) {
             "`v` is of type codes of E5m2, expected codes of E4m3, as `k`",
         ),
     ] {
-        refused(plan.run(heads(), k, v), &format!("RaggedPlan::run: {expected}"));
+        refused(plan.run(heads(), k, v), format!("RaggedPlan::run: {expected}"));
     }
     let long = KvTensor::fp8(Tensor::zeros([1, 2, 8], (device, DType::U8)), one(3), Fp8::E4m3);
     refused(
