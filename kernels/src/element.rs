@@ -48,7 +48,7 @@ impl Element {
         matches!(self, Self::Code(_))
     }
 
-    /// Whose instructions turn them into numbers, if any do.
+    /// The machine whose instructions turn codes into numbers; the portable one if there are none.
     pub(crate) fn machine(self, client: &Client) -> Machine {
         let arch = Arch::of(client);
         match self {

@@ -34,7 +34,7 @@ const LENGTHS: [(usize, usize); 8] = [(1, 97), (3, 64), (0, 16), (21, 65), (1, 1
 struct Coded {
     problem: Problem,
     format: Fp8,
-    /// Of keys and of values: one, or one for each head.
+    /// The scales of keys and of values: one, or one for each head.
     scales: [Vec<f32>; 2],
 }
 

@@ -93,7 +93,7 @@ impl Setting {
                         let product = of_query.iter().zip(of_key).map(|(q, k)| q * k).sum::<f32>();
                         let bias = variant.slope(&row) as f32 * (key as i64 - row.position()) as f32;
                         let logit = variant.logit(product.into(), &row, key) as f32;
-                        // Of a cap it is a `tanh`, which the units for 16 bits have to that precision.
+                        // With a cap this is a `tanh`: the units for 16 bits have it to that precision.
                         let logit = if case.soft_cap.is_some() { weigh(logit) } else { logit };
                         (logit + bias) * scale
                     })

@@ -132,7 +132,7 @@ fn a_tree_is_told_by_parents_or_by_its_mask() {
     );
     refused(TokenTree::from_mask(&[]), format!("{op} `mask` is of 0 tokens, expected 1 to 64"));
     refused(TokenTree::from_mask(&[true; 65 * 65]), format!("{op} `mask` is of 65 tokens, expected 1 to 64"));
-    // Of the second row, for it does not see itself; sees a later token; sees no ancestor of what it sees.
+    // A token that does not see itself, one that sees a later token, and one that sees no ancestor of what it sees.
     let expected = "expected what an earlier token sees, or nothing, and itself";
     let mask = |rows: [[u8; 3]; 3]| {
         TokenTree::from_mask(&rows.as_flattened().iter().map(|&x| x == 1).collect::<Vec<_>>())

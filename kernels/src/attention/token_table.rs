@@ -28,7 +28,7 @@ pub struct TokenRange {
     pub is_known: bool,
 }
 
-/// What a token of a tree sees: of the keys before the tree those from `start` on, of the tree those of its bits.
+/// The keys that a token of a tree sees: those from `start` on before the tree, and those of its bits within the tree.
 #[derive(CubeType)]
 pub struct Branch {
     pub start: i32,

@@ -211,6 +211,37 @@ pub(crate) fn convert_p(
     a
 }
 
+/// Operands `a` of step `k` for the row tiles of the plane, from the probabilities of the step's 16 keys.
+#[cube]
+pub(super) fn p_operands(
+    p: &Fragment<MmaSync>,
+    #[comptime] k: usize,
+    #[comptime] tiles: TileShape,
+) -> Array<Vec16> {
+    let columns = comptime!(tiles.keys / 8);
+    let mut rows = Array::<Vec16>::new(tiles.q_tiles);
+    #[unroll]
+    for m in 0..tiles.q_tiles {
+        let low = p.tiles[comptime!(m * columns + 2 * k)];
+        let high = p.tiles[comptime!(m * columns + 2 * k + 1)];
+        rows[m] = convert_p(low, high, comptime!(tiles.bf16()));
+    }
+    rows
+}
+
+/// Operand `a` of step `k` for row tile `m` of the plane, from registers if the queries are there.
+#[cube]
+pub(super) fn q_operand(
+    q: &Array<Vec16>,
+    ring: &Ring,
+    #[comptime] m: usize,
+    #[comptime] k: usize,
+    #[comptime] tiles: TileShape,
+) -> Vec16 {
+    let depth = comptime!(tiles.dims.qk / 16);
+    if comptime!(tiles.q_in_registers) { q[comptime!(m * depth + k)] } else { query(ring, m, k, tiles) }
+}
+
 /// First vec16 of the queries: behind the stages, or in the last stage if they go to registers before it is
 /// used.
 pub(super) fn queries_at(tiles: TileShape) -> usize {
@@ -221,14 +252,9 @@ fn shares_last_stage(tiles: TileShape) -> bool {
     tiles.q_in_registers && tiles.rows(MmaSync::ROWS) * tiles.q_vecs() <= tiles.stage_vecs()
 }
 
-/// Operand `a` of step `k` for row tile `m` of the plane.
+/// [`q_operand`] from shared memory.
 #[cube]
-pub(super) fn query(
-    ring: &Ring,
-    #[comptime] m: usize,
-    #[comptime] k: usize,
-    #[comptime] tiles: TileShape,
-) -> Vec16 {
+fn query(ring: &Ring, #[comptime] m: usize, #[comptime] k: usize, #[comptime] tiles: TileShape) -> Vec16 {
     let lane = UNIT_POS_X as usize;
     let start = comptime!(queries_at(tiles)).runtime();
     let vecs = comptime!(tiles.q_vecs());

@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::codes::{multiply_keys, multiply_values, pair_outputs};
 use super::fragment::{Accumulator, Fragment, column_step};
-use super::mma_sync::{MmaSync, address, convert_p, product, query};
+use super::mma_sync::{MmaSync, address, p_operands, product, q_operand};
 use super::operands::first_key;
 use super::product::Mma;
 use super::tile_shape::TileShape;
@@ -71,8 +71,7 @@ fn multiply_numbers(q: &Array<Vec16>, ring: &Ring, s: &mut Fragment<MmaSync>, #[
         let mut rows = Array::<Vec16>::new(tiles.q_tiles);
         #[unroll]
         for m in 0..tiles.q_tiles {
-            rows[m] =
-                if comptime!(tiles.q_in_registers) { q[m * depth + k] } else { query(ring, m, k, tiles) };
+            rows[m] = q_operand(q, ring, m, k, tiles);
         }
         let at = address(ring, ring.stage, row, vec + comptime!(2 * k), vecs);
         #[unroll]
@@ -109,13 +108,7 @@ fn weigh_numbers(
     let vec = lane / 16;
     #[unroll]
     for k in 0..comptime!(columns / 2) {
-        let mut rows = Array::<Vec16>::new(tiles.q_tiles);
-        #[unroll]
-        for m in 0..tiles.q_tiles {
-            let low = p.tiles[comptime!(m * columns + 2 * k)];
-            let high = p.tiles[comptime!(m * columns + 2 * k + 1)];
-            rows[m] = convert_p(low, high, comptime!(tiles.bf16()));
-        }
+        let rows = p_operands(p, k, tiles);
         let values = ring.stage + comptime!(tiles.key_vecs());
         #[unroll]
         for n in 0..comptime!(elements / 2) {

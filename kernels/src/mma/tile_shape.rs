@@ -33,7 +33,7 @@ pub(crate) struct TileShape {
     pub kv_dtype: Element,
     /// Codes stay codes in shared memory, and become numbers in the registers of those who multiply.
     pub shares_codes: bool,
-    /// Whose instructions turn codes into numbers.
+    /// The machine whose instructions turn codes into numbers.
     pub machine: Machine,
 }
 

@@ -73,7 +73,7 @@ impl Case {
         Plan::new(&device, &self.problem(), &self.variant(), &spans, self.choice, self.split).expect("a plan")
     }
 
-    /// What the choice of a blueprint depends on.
+    /// The problem as the choice of a blueprint sees it.
     pub fn problem(&self) -> Problem {
         let aligned = |dim: usize| 1 << (dim + self.gap).trailing_zeros();
         Problem {

@@ -83,7 +83,7 @@ fn accepted_tokens_move_together(target: Target) {
         cache.keep(sequence, 9, &[0, 3]).expect("accepted");
         assert_eq!(numbers(&cache, sequence), [0, 1, 2, 3, 4, 5, 6, 8, 11, 20, 23]);
         assert_eq!(cache.stats().copied_pages, before.1 + 2);
-        // What comes first stays where it is; and none, and all.
+        // The first tokens stay where they are. None of them may be kept, and all.
         cache.keep(sequence, 8, &[0, 1]).expect("accepted");
         cache.keep(sequence, 10, &[]).expect("accepted");
         cache.keep(sequence, 0, &(0..10).collect::<Vec<_>>()).expect("accepted");

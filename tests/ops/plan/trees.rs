@@ -13,7 +13,7 @@ use crate::token_trees::{random_parents, sees};
 
 device_tests!(trees_in_steps);
 
-/// What a sequence goes on with.
+/// The new tokens of a sequence, and their tree.
 #[derive(Debug, Clone)]
 struct Draft {
     tokens: Vec<u32>,

@@ -159,7 +159,7 @@ pub(in super::super) fn mask<M: Mma, V: Variant>(
     start: u32,
     end: u32,
 ) {
-    // Of a key before `start` the difference is a large number: one comparison for both ends.
+    // The difference wraps to a large number for a key before `start`: one comparison serves both ends.
     let (first, count) = (key - start, max(end, start) - start);
     #[unroll]
     for c in 0..s.lane_columns() {

@@ -10,7 +10,8 @@ ptx! {
 
     /// `1 / x` to 1 ulp, denormals flushed: `rcp.approx.ftz.f32`.
     pub(crate) fn reciprocal(x: f32) -> y: f32 = PureOp(x) "rcp.approx.ftz.f32 {y}, {x};";
-    /// `tanh(x)`, with a relative error of 2^-11.
+
+    /// `tanh(x)`, with a relative error of 2^-11: `tanh.approx.f32`.
     pub(crate) fn tanh(x: f32) -> y: f32 = PureOp(x) "tanh.approx.f32 {y}, {x};";
 
     /// Two floats rounded to f16 or bf16, `low` in the low bits: `cvt.rn.f16x2.f32`, `cvt.rn.bf16x2.f32`.

@@ -14,7 +14,7 @@
 use cubecl::prelude::*;
 
 use super::super::fragment::Fragment;
-use super::super::mma_sync::{MmaSync, address, convert_p, query};
+use super::super::mma_sync::{MmaSync, address, p_operands, q_operand};
 use super::super::operands::first_key;
 use super::super::tile_shape::TileShape;
 use super::convert::four_fp8;
@@ -47,11 +47,7 @@ pub(in super::super) fn multiply_keys(
             let step = comptime!(2 * pair + j);
             #[unroll]
             for m in 0..tiles.q_tiles {
-                rows[comptime!(j * tiles.q_tiles + m)] = if comptime!(tiles.q_in_registers) {
-                    q[comptime!(m * vecs + step)]
-                } else {
-                    query(ring, m, step, tiles)
-                };
+                rows[comptime!(j * tiles.q_tiles + m)] = q_operand(q, ring, m, step, tiles);
             }
         }
         let at = address(ring, ring.stage, row, vec_of(lane / 8 % 2, pair, vecs), vecs);
@@ -95,13 +91,7 @@ pub(in super::super) fn multiply_values(
     let row = first_key(tiles) + lane % 16;
     #[unroll]
     for k in 0..comptime!(columns / 2) {
-        let mut rows = Array::<Vec16>::new(tiles.q_tiles);
-        #[unroll]
-        for m in 0..tiles.q_tiles {
-            let low = p.tiles[comptime!(m * columns + 2 * k)];
-            let high = p.tiles[comptime!(m * columns + 2 * k + 1)];
-            rows[m] = convert_p(low, high, comptime!(tiles.bf16()));
-        }
+        let rows = p_operands(p, k, tiles);
         let values = ring.stage + comptime!(tiles.key_vecs());
         #[unroll]
         for pair in 0..comptime!(vecs.div_ceil(2)) {
