@@ -1,5 +1,7 @@
 //! Attention problems: random inputs, what they should give, and ways to run them.
 
+use std::f32::consts::LOG2_E;
+
 use burn::tensor::{DType, Device, Tensor};
 use burn_flashinfer::{
     AttentionOptions, AttentionOutput, Indptr, KvLayout, KvPages, PageTable, batch_prefill_paged,
@@ -129,15 +131,20 @@ impl Problem {
         let keys = |r: usize| Ok((k.tokens(rows[r]..rows[r + 1])?, v.tokens(rows[r]..rows[r + 1])?));
         let options = self.case.options();
         let oracle = reference::batch_attention(&self.q.heads(), &self.qo_indptr(), keys, &options);
-        let baseline = self.baseline(|weight| weight);
-        let in_type = self.baseline(|weight| round(weight, self.case.dtype));
+        let baseline = self.baseline(None);
+        let in_type = self.baseline(Some(self.case.dtype).filter(|dtype| *dtype != DType::F32));
         Expected { oracle: oracle.expect("a problem that fits"), baseline, in_type }
     }
 
-    /// Straightforward attention in f32, weights and the `tanh` of a cap as `weigh` leaves them, and the output rounded to the
-    /// type: output and LSE.
-    fn baseline(&self, weigh: impl Fn(f32) -> f32) -> (Vec<f32>, Vec<f32>) {
+    /// Straightforward attention in f32 with the output rounded to the type: output and LSE. `narrow` is the
+    /// type of 16 bits that matrix cores round the weights and the `tanh` of a cap to. The exponent is `s c - m c` then,
+    /// with one rounding and that of `m c`: of logits near 1e5 the latter alone makes the largest weight 1.003.
+    fn baseline(&self, narrow: Option<DType>) -> (Vec<f32>, Vec<f32>) {
         let case = &self.case;
+        let weigh = |x: f32| narrow.map_or(x, |dtype| round(x, dtype));
+        let scale = case.scale.unwrap_or(1.0 / (case.dim as f32).sqrt());
+        // A cap is between the scale and the exponential, so it leaves no scale to multiply by.
+        let c = LOG2_E * if case.soft_cap.is_some() { 1.0 } else { scale };
         let (mut output, mut lse) = (Vec::new(), Vec::new());
         let (qo, kv) = (self.qo_indptr(), self.kv_indptr());
         for (r, &(queries, keys)) in case.lengths.iter().enumerate() {
@@ -146,19 +153,26 @@ impl Problem {
                 let position = (keys + i) as isize - queries as isize;
                 let last = if case.causal { position.min(keys as isize - 1) } else { keys as isize - 1 };
                 let first = case.window.map_or(0, |w| position.saturating_sub_unsigned(w).max(0));
-                let scale = case.scale.unwrap_or(1.0 / (case.dim as f32).sqrt());
                 let visible = || (first..=last).map(|j| kv[r] + j as usize);
                 let logits: Vec<f32> = visible()
                     .map(|j| {
-                        let k = self.k.row(j, h / case.group);
-                        let s = scale * q.iter().zip(k).map(|(q, k)| q * k).sum::<f32>();
-                        case.soft_cap.map_or(s, |cap| cap * weigh((s / cap).tanh()))
+                        let s = q.iter().zip(self.k.row(j, h / case.group)).map(|(q, k)| q * k).sum::<f32>();
+                        case.soft_cap.map_or(s, |cap| cap * weigh((scale * s / cap).tanh()))
                     })
                     .collect();
-                let max = logits.iter().fold(f32::NEG_INFINITY, |max, &s| max.max(s));
-                let weights: Vec<f32> = logits.iter().map(|s| (s - max).exp()).collect();
+                // A scale may be 0 or below it.
+                let largest =
+                    |logits: &mut dyn Iterator<Item = f32>| logits.fold(f32::NEG_INFINITY, f32::max);
+                let (weights, max): (Vec<f32>, f32) = if narrow.is_some() {
+                    let max = largest(&mut logits.iter().map(|s| s * c));
+                    (logits.iter().map(|s| s.mul_add(c, -max).exp2()).collect(), max)
+                } else {
+                    let s = logits.iter().map(|s| s * (c / LOG2_E));
+                    let max = largest(&mut s.clone());
+                    (s.map(|s| (s - max).exp()).collect(), max * LOG2_E)
+                };
                 let sum: f32 = weights.iter().sum();
-                lse.push((max + sum.ln()) * std::f32::consts::LOG2_E);
+                lse.push(max + sum.log2());
                 let mut row = vec![0.0_f32; case.v_dim];
                 for (j, weight) in visible().zip(&weights) {
                     let (weight, v) = (weigh(*weight), self.v.row(j, h / case.group));

@@ -1,4 +1,4 @@
-use cubecl::{client::Client, prelude::*};
+use cubecl::{client::Client, ir::AddressType, prelude::*};
 
 use super::super::buffers::{OutputsLaunch, QkvLaunch};
 use super::super::checked::{Operands, scales_argument};
@@ -24,12 +24,16 @@ pub(in super::super) fn launch<V: Variant>(
 ) -> Result<()> {
     let Operands { q, k, v, output, lse, scales } = operands;
     let rows = q.shape[0] * problem.q_heads;
-    let cubes =
-        cover("attention", rows.div_ceil(blueprint.rows as usize), DeviceProfile::of(client).max_cubes)?;
+    let device = DeviceProfile::of(client);
+    let cubes = cover("attention", rows.div_ceil(blueprint.rows as usize), device.max_cubes)?;
     let (size, kv_size) = (problem.dtype.size(), problem.kv_dtype.size());
     let mut address = addresses(&[(&q, size), (&k, kv_size), (&v, kv_size), (&output, size)]);
     if let Some(mask) = &mask {
         address = address.max(addresses(&[(&mask.bits.words, 4)]));
+    }
+    if device.cpu_cores.is_some() {
+        // On a CPU CubeCL 0.11 stores indices in 64 bits but counts shared memory of them by the address type.
+        address = AddressType::U64;
     }
     let (q, k, v) = (q.into_tensor_arg(), k.into_tensor_arg(), v.into_tensor_arg());
     let qkv = QkvLaunch::new(q, k, v, table, scales_argument(scales));
