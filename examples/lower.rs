@@ -111,6 +111,7 @@ fn cases() -> Vec<Case> {
                         kv_heads: 8,
                         scale: 1.0 / (dim as f32).sqrt(),
                         align: Alignment { qk: 64, vo: 64 },
+                        fp8_mma: false,
                     };
                     cases.push(Case {
                         name: format!("{phase}-{kind_name}-{dim}-{dtype_name}"),

@@ -17,6 +17,7 @@ pub fn sweep(bench: &mut Bench, base: &Shape) {
         stages,
         q_in_registers,
         cluster: 1,
+        fp8_mma: false,
     };
     let prefill = [
         tiled(2, 4, 64, 1, 2, false),
@@ -103,6 +104,7 @@ pub fn plain_sweep(bench: &mut Bench, base: &Shape) {
             stages,
             q_in_registers,
             cluster: 1,
+            fp8_mma: false,
         }))
     };
     for choice in

@@ -57,6 +57,7 @@ fn attentions() -> Vec<Case> {
         kv_heads: KV_HEADS,
         scale: 0.088_388_346,
         align: Alignment { qk: 64, vo: 64 },
+        fp8_mma: false,
     };
     let causal = Standard { causal: true, ..Standard::new(plain.scale) };
     let trees = Standard { ranges: Ranges::Trees, ..causal };
@@ -99,6 +100,10 @@ fn attentions() -> Vec<Case> {
         add(format!("{phase}-paged-128-bf16-trees"), plain, trees, lengths, PAGED, Split::Never);
         let single = Problem { dtype: F32, kv_dtype: F32.into(), ..plain };
         add(format!("{phase}-paged-128-f32"), single, causal, lengths, PAGED, Split::Never);
+        let codes = Problem { kv_dtype: Fp8::E4m3.into(), ..plain };
+        add(format!("{phase}-paged-128-bf16-e4m3"), codes, causal, lengths, PAGED, Split::Never);
+        let products = Problem { fp8_mma: true, ..codes };
+        add(format!("{phase}-paged-128-bf16-e4m3-fp8-mma"), products, causal, lengths, PAGED, Split::Never);
     }
     let two = Problem { dims: HeadDims { qk: 192, vo: 128 }, ..plain };
     add("prefill-ragged-192-128-bf16".into(), two, causal, &prefill, Kind::Ragged, Split::Never);

@@ -101,6 +101,7 @@ fn one(target: Target, name: &str, lengths: &[(usize, usize)], paged: bool, to: 
         kv_heads: KV_HEADS,
         scale: SCALE as f32,
         align: Alignment { qk: 64, vo: 64 },
+        fp8_mma: false,
     };
     let causal = Standard { causal: true, ..Standard::new(SCALE as f32) };
     let spans = RequestShape::following(lengths.iter().copied(), if paged { PAGE } else { 1 });

@@ -42,6 +42,8 @@ pub struct Problem {
     pub scale: f32,
     /// Largest vectors of one load.
     pub align: Alignment,
+    /// Products over codes may be of codes: queries and probabilities are rounded to 8 bits.
+    pub fp8_mma: bool,
 }
 
 impl Problem {

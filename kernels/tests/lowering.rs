@@ -27,6 +27,7 @@ fn problem(dtype: FloatKind, dim: usize) -> Problem {
         kv_heads: 8,
         scale: 0.1,
         align: Alignment { qk: 64, vo: 64 },
+        fp8_mma: false,
     }
 }
 

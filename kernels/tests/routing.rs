@@ -79,6 +79,7 @@ fn every_problem_gets_the_kernel_of_the_table() {
                         kv_heads: 8,
                         scale: 0.1,
                         align: Alignment { qk: 8, vo: 8 },
+                        fp8_mma: false,
                     };
                     let causal = Standard { causal: true, ..Standard::new(0.1) };
                     let plan = Plan::new(&profile, &problem, &causal, &spans, Choice::Auto, Split::Auto)
@@ -103,11 +104,20 @@ fn every_problem_gets_the_kernel_of_the_table() {
                 kv_heads: 8,
                 scale: 0.1,
                 align: Alignment { qk: 16, vo: 16 },
+                fp8_mma: false,
             };
             let causal = Standard { causal: true, ..Standard::new(0.1) };
-            let plan = Plan::new(&profile, &problem, &causal, &spans, Choice::Auto, Split::Auto)
-                .unwrap_or_else(|refusal| panic!("{device}, {shape}: {refusal}"));
-            let _ = writeln!(table, "{device} | {shape} | bf16 over e4m3 d 128/128 | {plan}");
+            let plan = |fp8_mma| {
+                let problem = Problem { fp8_mma, ..problem };
+                Plan::new(&profile, &problem, &causal, &spans, Choice::Auto, Split::Auto)
+                    .unwrap_or_else(|refusal| panic!("{device}, {shape}: {refusal}"))
+                    .to_string()
+            };
+            let [numbers, codes] = [false, true].map(plan);
+            let _ = writeln!(table, "{device} | {shape} | bf16 over e4m3 d 128/128 | {numbers}");
+            if codes != numbers {
+                let _ = writeln!(table, "{device} | {shape} | bf16 over e4m3 d 128/128, fp8_mma | {codes}");
+            }
         }
     }
     compare("routing.txt", &table);

@@ -42,6 +42,14 @@ impl Blueprint {
         }
     }
 
+    /// True if some products are of codes.
+    pub(super) fn fp8_mma(&self) -> bool {
+        match self {
+            Self::Portable(_) => false,
+            Self::Tiled(tiled) | Self::Mixed(Mixed { prefill: tiled, .. }) => tiled.fp8_mma,
+        }
+    }
+
     /// The blueprint for a batch on a device: tiled where that can run, else portable. With `fixed` it does
     /// not depend on the batch.
     pub(super) fn auto(

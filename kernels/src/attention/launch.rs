@@ -204,8 +204,8 @@ impl Call<'_> {
         let stored = kv_dtype.storage();
         let qk = Alignment::of_rows(&q, dtype).min(Alignment::of_rows(&k, stored));
         let align = Alignment { qk, vo: Alignment::of_rows(&v, stored) };
-        let problem =
-            Problem { dims, dtype, kv_dtype, q_heads: q.shape[1], kv_heads: k.shape[2], scale, align };
+        let (q_heads, kv_heads, fp8_mma) = (q.shape[1], k.shape[2], planned.blueprint.fp8_mma());
+        let problem = Problem { dims, dtype, kv_dtype, q_heads, kv_heads, scale, align, fp8_mma };
         let limit = i32::MAX as usize;
         let got = q.shape[0] * q.shape[1];
         if got > limit {

@@ -20,7 +20,9 @@ use cubecl::prelude::*;
 
 use super::codes::numbers;
 use super::fragment::{Accumulator, Fragment, FragmentLayout, column_step};
-use super::operands::{CopyShape, Operands, copy_of, first_key, first_row, plane_of_keys, store_keys};
+use super::operands::{
+    CopyShape, Operands, Queries, copy_of, first_key, first_row, plane_of_keys, store_keys,
+};
 use super::product::Mma;
 use super::tile_shape::TileShape;
 use crate::isa::amd::{exp2, mfma, mfma_e4m3, reciprocal};
@@ -73,13 +75,13 @@ fn turned_vecs(tiles: TileShape) -> usize {
 }
 
 /// Reads of a row of `vecs`; each group of lanes takes one vec16.
-const fn reads<S: Side>(vecs: usize) -> usize {
+pub(super) const fn reads<S: Side>(vecs: usize) -> usize {
     vecs.div_ceil(groups::<S>())
 }
 
 /// Vec16s of a query for one of a key, as a lane reads it.
 fn query_parts(tiles: TileShape) -> usize {
-    if tiles.direct_keys { tiles.vecs_of_numbers() } else { 1 }
+    if tiles.direct_keys || tiles.fp8_mma { tiles.vecs_of_numbers() } else { 1 }
 }
 
 /// Vec16s of a key, as lanes read them.
@@ -234,7 +236,7 @@ impl<S: Side> Operands for Mfma<S> {
         rows: &TileRows,
         _ring: &mut Ring,
         #[comptime] tiles: TileShape,
-    ) -> Array<Vec16> {
+    ) -> Queries {
         let lane = UNIT_POS_X as usize;
         let (vecs, parts) = comptime!((tiles.q_vecs(), query_parts(tiles)));
         let reads = comptime!(reads::<S>(read_vecs(tiles)));
@@ -256,7 +258,7 @@ impl<S: Side> Operands for Mfma<S> {
                 }
             }
         }
-        queries
+        Queries { vecs: queries, scales: ComptimeOption::new_None() }
     }
 }
 
@@ -292,7 +294,7 @@ impl<S: Side> Accumulator for Mfma<S> {
 impl<S: Side> Mma for Mfma<S> {
     fn launch_bounds(#[comptime] _shared_vecs: usize) {}
 
-    fn qk<E: Float>(q: &Array<Vec16>, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
+    fn qk<E: Float>(q: &Queries, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
         let lane = UNIT_POS_X as usize;
         let (vecs, parts) = comptime!((read_vecs(tiles), query_parts(tiles)));
         let reads = comptime!(reads::<S>(vecs));
@@ -319,7 +321,7 @@ impl<S: Side> Mma for Mfma<S> {
                     let keys = if comptime!(tiles.direct_keys) { numbers(keys, part, tiles) } else { keys };
                     #[unroll]
                     for m in 0..tiles.q_tiles {
-                        let query = q[comptime!((m * reads + i) * parts + part)];
+                        let query = q.vecs[comptime!((m * reads + i) * parts + part)];
                         let tile = comptime!(m * columns + n);
                         s.tiles[tile] = product::<E, S>(
                             keys,

@@ -6,7 +6,7 @@
 use cubecl::prelude::*;
 
 use super::fragment::{Accumulator, Fragment, FragmentLayout};
-use super::operands::{CopyShape, Operands, copy_of, first_row};
+use super::operands::{CopyShape, Operands, Queries, copy_of, first_row};
 use super::tile_shape::TileShape;
 use crate::isa::nvidia::{
     OperandType, exp2, ldmatrix, mma, pack, reciprocal, shared_address, shuffle_xor, tanh,
@@ -124,7 +124,7 @@ impl Operands for MmaSync {
         _rows: &TileRows,
         ring: &mut Ring,
         #[comptime] tiles: TileShape,
-    ) -> Array<Vec16> {
+    ) -> Queries {
         let depth = comptime!(tiles.dims.qk / 16);
         let shares_codes = comptime!(tiles.shared_codes().is_some());
         if shares_codes {
@@ -145,7 +145,7 @@ impl Operands for MmaSync {
                 }
             }
         }
-        queries
+        Queries { vecs: queries, scales: ComptimeOption::new_None() }
     }
 }
 

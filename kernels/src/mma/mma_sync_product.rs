@@ -5,6 +5,7 @@ use cubecl::prelude::*;
 use super::codes::{multiply_keys, multiply_values, pair_outputs};
 use super::fragment::{Accumulator, Fragment, column_step};
 use super::mma_sync::{MmaSync, address, p_operands, product, q_operand};
+use super::operands::Queries;
 use super::operands::first_key;
 use super::product::Mma;
 use super::tile_shape::TileShape;
@@ -23,11 +24,11 @@ impl Mma for MmaSync {
         }
     }
 
-    fn qk<E: Float>(q: &Array<Vec16>, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
+    fn qk<E: Float>(q: &Queries, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
         #[comptime]
         match tiles.shared_codes() {
-            Some(format) => multiply_keys(q, ring, s, format, tiles),
-            None => multiply_numbers(q, ring, s, tiles),
+            Some(format) => multiply_keys(&q.vecs, ring, s, format, tiles),
+            None => multiply_numbers(&q.vecs, ring, s, tiles),
         }
     }
 

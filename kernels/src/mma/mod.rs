@@ -11,6 +11,7 @@ mod fragment;
 mod gemm;
 mod kind;
 mod mfma;
+mod mfma_fp8;
 mod mma_sync;
 mod mma_sync_product;
 mod operands;
@@ -25,6 +26,7 @@ pub(crate) use gemm::{Gated, GemmMma, GemmTileShape, product_vecs, w_at, w_copy,
 pub(crate) use kind::{E4M3, check_numbers, on_unit};
 pub use kind::{MmaKind, TF32};
 pub(crate) use mfma::{Mfma16, Mfma32};
+pub(crate) use mfma_fp8::{MfmaFp8Of16, MfmaFp8Of32};
 pub(crate) use mma_sync::{MmaSync, convert_p};
 pub(crate) use operands::{CopyShape, first_key, first_row, plane_words, shared_vecs, wait_stage};
 pub(crate) use product::Mma;

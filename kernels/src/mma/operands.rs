@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::codes::numbers;
-use super::fragment::FragmentLayout;
+use super::fragment::{Accumulator, Fragment, FragmentLayout};
 use super::tile_shape::TileShape;
 use crate::request::TileRows;
 use crate::staging::{Ring, Staging, Vec16};
@@ -81,7 +81,43 @@ pub(crate) trait Operands: CopyShape {
         rows: &TileRows,
         ring: &mut Ring,
         #[comptime] tiles: TileShape,
-    ) -> Array<Vec16>;
+    ) -> Queries;
+}
+
+/// The queries of a plane.
+#[derive(CubeType)]
+pub(crate) struct Queries {
+    /// In registers, if they stay there.
+    pub vecs: Array<Vec16>,
+    /// The factor of the products of each row that a lane has, if queries are codes.
+    pub scales: ComptimeOption<Array<f32>>,
+}
+
+#[cube]
+impl Queries {
+    /// Multiplies products by the scales of queries and keys, those that there are.
+    pub fn scale<M: Accumulator>(&self, s: &mut Fragment<M>, k_scale: &ComptimeOption<f32>) {
+        #[comptime]
+        match &self.scales {
+            ComptimeOption::Some(scales) => s.mul_rows(scales),
+            ComptimeOption::None => s.scale(k_scale),
+        }
+    }
+
+    /// Multiplies the scales of the queries, if they have any, by that of the keys.
+    pub fn with_keys(&mut self, k_scale: &ComptimeOption<f32>, #[comptime] rows: usize) {
+        #[comptime]
+        match (&mut self.scales, k_scale) {
+            (ComptimeOption::Some(scales), ComptimeOption::Some(k_scale)) =>
+            {
+                #[unroll]
+                for r in 0..rows {
+                    scales[r] *= *k_scale;
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Waits for the copies of the current stage, of which the first `left` keys are valid, and for every plane.

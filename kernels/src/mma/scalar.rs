@@ -15,7 +15,7 @@ use cubecl::prelude::*;
 
 use super::codes::numbers;
 use super::fragment::{Accumulator, Fragment, FragmentLayout, column_step};
-use super::operands::{CopyShape, Operands, copy_of, first_key, first_row, store_keys};
+use super::operands::{CopyShape, Operands, Queries, copy_of, first_key, first_row, store_keys};
 use super::product::Mma;
 use super::tile_shape::TileShape;
 use crate::math::{Exact, Math};
@@ -162,8 +162,8 @@ impl<P: Lanes> Operands for Scalar<P> {
         _rows: &TileRows,
         _ring: &mut Ring,
         #[comptime] _tiles: TileShape,
-    ) -> Array<Vec16> {
-        Array::new(1usize)
+    ) -> Queries {
+        Queries { vecs: Array::new(1usize), scales: ComptimeOption::new_None() }
     }
 }
 
@@ -207,7 +207,7 @@ impl<P: Lanes> Accumulator for Scalar<P> {
 impl<P: Lanes> Mma for Scalar<P> {
     fn launch_bounds(#[comptime] _shared_vecs: usize) {}
 
-    fn qk<E: Float>(_q: &Array<Vec16>, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
+    fn qk<E: Float>(_q: &Queries, ring: &Ring, s: &mut Fragment<Self>, #[comptime] tiles: TileShape) {
         let vecs = comptime!(tiles.key_row());
         let columns = comptime!(tiles.keys / Self::COLUMNS);
         s.clear();

@@ -35,6 +35,8 @@ pub(crate) struct TileShape {
     pub shares_codes: bool,
     /// The machine whose instructions turn codes into numbers.
     pub machine: Machine,
+    /// Products are of codes: queries and probabilities become codes too.
+    pub fp8_mma: bool,
 }
 
 impl TileShape {
@@ -51,6 +53,16 @@ impl TileShape {
     /// The type is bf16, or else f16.
     pub fn bf16(&self) -> bool {
         self.dtype == ElemType::Float(FloatKind::BF16)
+    }
+
+    /// The base-2 logarithm of the factor that probabilities have before they become codes.
+    pub fn p_log2(&self) -> u32 {
+        if self.fp8_mma { 7 } else { 0 }
+    }
+
+    /// The number of a stored code for that of the code which is multiplied.
+    pub fn code_factor(&self) -> f32 {
+        if self.fp8_mma && self.kv_dtype == Element::Code(Fp8::E4m3) { 2.0 } else { 1.0 }
     }
 
     pub fn planes(&self) -> usize {

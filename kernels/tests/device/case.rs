@@ -11,6 +11,9 @@ use cubecl::client::Client;
 
 use crate::host::{Device, Random, Type, assert_close, contiguous, ints};
 
+/// The codes that CDNA3 multiplies.
+const FNUZ: Type = Type::Code(Fp8::E4m3Fnuz);
+
 /// Prefill, decode, empty requests of either side, and a page that is exactly full.
 pub const MIXED: [(usize, usize); 6] = [(17, 37), (1, 97), (0, 5), (3, 0), (1, 1), (5, 80)];
 
@@ -18,6 +21,16 @@ pub const MIXED: [(usize, usize); 6] = [(17, 37), (1, 97), (0, 5), (3, 0), (1, 1
 pub enum Kind {
     Ragged,
     Paged(usize, KvLayout),
+}
+
+/// The roundings of a computation.
+struct Rounding<'a> {
+    /// Of every result.
+    result: fn(f64) -> f64,
+    /// Of the `tanh` of a cap.
+    tanh: &'a dyn Fn(f64) -> f64,
+    /// Of weights before they meet values.
+    weight: &'a dyn Fn(f64) -> f64,
 }
 
 /// One problem. Every request is `(qo_len, kv_len)`.
@@ -36,6 +49,8 @@ pub struct Case {
     pub window_left: Option<usize>,
     pub soft_cap: Option<f32>,
     pub skip_softmax: Option<f32>,
+    /// Products may be of codes.
+    pub fp8_mma: bool,
     /// Elements between rows that no tensor owns.
     pub gap: usize,
     pub spread: f64,
@@ -58,6 +73,7 @@ impl Case {
             window_left: None,
             soft_cap: None,
             skip_softmax: None,
+            fp8_mma: false,
             gap: 0,
             spread: 2.0,
             choice: Choice::Auto,
@@ -84,6 +100,7 @@ impl Case {
             kv_heads: self.kv_heads,
             scale: self.variant().logit_scale(),
             align: Alignment { qk: aligned(self.qk), vo: aligned(self.vo) },
+            fp8_mma: self.fp8_mma,
         }
     }
 
@@ -108,16 +125,24 @@ impl Case {
             && self.window_left.is_none_or(|w| j >= position - w.min(1 << 40) as i64)
     }
 
-    /// Attention with every result rounded by `round`, and by `weight` what is of the type of the queries: weights before they
-    /// meet values, and the `tanh` of a cap; and its base-2 LSE.
-    fn expected(
-        &self,
-        q: &[f64],
-        k: &[Vec<f64>],
-        v: &[Vec<f64>],
-        round: fn(f64) -> f64,
-        weight: impl Fn(f64) -> f64,
-    ) -> [Vec<f64>; 2] {
+    /// True if products of this device are of codes.
+    fn multiplies_codes(&self, client: &Client) -> bool {
+        self.plan(client).to_string().contains("products of codes")
+    }
+
+    /// Queries as a matrix unit of 8 bits takes them: each row's largest number is the largest code.
+    fn queries_of_codes(&self, q: &[f64]) -> Vec<f64> {
+        let of_row = |row: &[f64]| {
+            let scale = row.iter().fold(0.0, |size: f64, x| size.max(x.abs())) / 240.0;
+            let round = move |x: &f64| if scale == 0.0 { 0.0 } else { FNUZ.round(x / scale) * scale };
+            row.iter().map(round).collect::<Vec<_>>()
+        };
+        q.chunks(self.qk).flat_map(of_row).collect()
+    }
+
+    /// Attention, and its base-2 LSE.
+    fn expected(&self, q: &[f64], k: &[Vec<f64>], v: &[Vec<f64>], rounding: &Rounding<'_>) -> [Vec<f64>; 2] {
+        let Rounding { result: round, tanh, weight } = rounding;
         let (mut output, mut lse) = (vec![], vec![]);
         let mut token = 0;
         for (request, &(qo_len, kv_len)) in self.lengths.iter().enumerate() {
@@ -135,7 +160,7 @@ impl Case {
                             let dot = row.iter().zip(key).fold(0.0, |sum, (a, b)| round(sum + round(a * b)));
                             let s = round(dot * self.scale() as f64);
                             self.soft_cap
-                                .map_or(s, |cap| round(cap as f64 * weight(round((s / cap as f64).tanh()))))
+                                .map_or(s, |cap| round(cap as f64 * tanh(round((s / cap as f64).tanh()))))
                         })
                         .collect();
                     let m = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -224,12 +249,19 @@ impl Case {
         }
         let v: Vec<Vec<f64>> =
             v.iter().map(|v| v.iter().map(|&x| if x.is_nan() { 0.0 } else { x }).collect()).collect();
-        let [wanted, wanted_lse] = self.expected(q, &k, &v, |x| x, |x| x);
+        let [wanted, wanted_lse] =
+            self.expected(q, &k, &v, &Rounding { result: |x| x, tanh: &|x| x, weight: &|x| x });
         // Matrix cores take weights in the type of the values.
         let plain = matches!(self.choice, Choice::Exactly(Blueprint::Portable(_)))
             || client.properties().hardware.num_cpu_cores.is_some();
-        let weight = |x| if plain { x } else { self.dtype.round(x) };
-        let [mut baseline, baseline_lse] = self.expected(q, &k, &v, |x| x as f32 as f64, weight);
+        let in_type = |x| if plain { x } else { self.dtype.round(x) };
+        let rounding = Rounding { result: |x| x as f32 as f64, tanh: &in_type, weight: &in_type };
+        let [mut baseline, baseline_lse] = if self.multiplies_codes(client) {
+            let weight = |p: f64| FNUZ.round(128.0 * p) / 128.0;
+            self.expected(&self.queries_of_codes(q), &k, &v, &Rounding { weight: &weight, ..rounding })
+        } else {
+            self.expected(q, &k, &v, &rounding)
+        };
         baseline.iter_mut().for_each(|x| *x = self.dtype.round(*x));
         let got = output.read(client);
         assert_close(&format!("output of {self:?}"), &got, &wanted, &baseline);

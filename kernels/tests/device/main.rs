@@ -11,6 +11,7 @@ mod attention;
 mod cached_codes;
 mod case;
 mod elements;
+mod fp8_mma;
 mod gemm;
 mod host;
 mod merge;

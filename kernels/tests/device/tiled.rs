@@ -52,8 +52,17 @@ pub fn blueprints(unit: MmaKind) -> [(Tiled, Split); 3] {
         MmaKind::Scalar1 => (4, 1),
         _ => (32, 1),
     };
-    let decode =
-        Tiled { unit, q_tiles: 1, q_planes: 1, keys, kv_planes: 4, stages, q_in_registers: true, cluster: 1 };
+    let decode = Tiled {
+        unit,
+        q_tiles: 1,
+        q_planes: 1,
+        keys,
+        kv_planes: 4,
+        stages,
+        q_in_registers: true,
+        cluster: 1,
+        fp8_mma: false,
+    };
     let prefill = Tiled { q_planes: 4, keys: 64, kv_planes: 1, ..decode };
     let both = Tiled { q_planes: 2, kv_planes: 2, ..decode };
     let [decode, prefill, both] = match unit {

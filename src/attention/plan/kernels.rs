@@ -45,6 +45,8 @@ impl Question {
             kv_heads: config.kv_heads,
             scale: params.variant.scale(),
             align: Alignment { qk: aligned(config.head_dim), vo: aligned(config.head_dim_v) },
+            // Weights without a softmax may be beyond the largest code.
+            fp8_mma: config.options.fp8_mma && params.variant.softmax(),
         };
         let split = match config.split {
             KvSplit::Auto => Split::Auto,

@@ -345,6 +345,7 @@ mod tests {
                 kv_dtype: ElemType::Float(FloatKind::BF16).into(),
                 shares_codes: true,
                 machine: crate::device::Machine::Portable,
+                fp8_mma: false,
             };
             let rows = box_rows(keys / cluster, page);
             let mut copied = vec![];

@@ -67,6 +67,7 @@ fn problem(random: &mut Random) -> Problem {
         kv_heads,
         scale: 0.1,
         align: Alignment { qk: 64, vo: 64 },
+        fp8_mma: false,
     }
 }
 
@@ -249,6 +250,7 @@ fn skewed_lengths_are_balanced() {
         kv_heads: 8,
         scale: 0.1,
         align: Alignment { qk: 64, vo: 64 },
+        fp8_mma: false,
     };
     let causal = Standard { causal: true, ..Standard::new(0.1) };
     // 64 requests by Zipf, of 4096 keys on average, and the longest 32768.

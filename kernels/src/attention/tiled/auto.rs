@@ -2,7 +2,7 @@
 
 use super::super::blueprint::Blueprint;
 use super::blueprint::{KERNEL, Mixed, Tiled};
-use crate::device::Arch;
+use crate::device::{Arch, Instruction};
 use crate::mma::MmaKind;
 use crate::problem::Problem;
 use crate::request::{KeyRange, RequestShape};
@@ -45,7 +45,7 @@ impl Tiled {
             // With `fixed`, a size between the extremes.
             Some(Self::on_nvidia(device, problem, if fixed { 0 } else { all }))
         } else if has(MmaKind::Mfma32) {
-            Some(Self::on_cdna(problem))
+            Some(Self::on_cdna(device, problem))
         } else {
             None
         };
@@ -85,6 +85,7 @@ impl Tiled {
             stages,
             q_in_registers: false,
             cluster,
+            fp8_mma: false,
         };
         // With more keys, O is rescaled less often and warpgroups wait for each other less often. Over 8192
         // keys without a mask: 600 TFLOP/s with 176, 590 with 160, 579 with 128, and 631 with 192 where 160
@@ -155,6 +156,7 @@ impl Tiled {
             stages: if dim <= 128 { 3 } else { 2 },
             q_in_registers: dim <= 128,
             cluster: 1,
+            fp8_mma: false,
         };
         let prefill = Self { q_planes: 4, keys: 64, kv_planes: 1, stages: 2, ..decode };
         let prefill = if dim > 128 {
@@ -171,7 +173,7 @@ impl Tiled {
         Mixed { prefill, decode }
     }
 
-    fn on_cdna(problem: &Problem) -> Mixed {
+    fn on_cdna(device: &DeviceProfile, problem: &Problem) -> Mixed {
         let dim = problem.dims.qk.max(problem.dims.vo);
         let prefill = Self {
             unit: MmaKind::Mfma32,
@@ -182,6 +184,7 @@ impl Tiled {
             stages: 1,
             q_in_registers: true,
             cluster: 1,
+            fp8_mma: false,
         };
         let decode = Self {
             unit: MmaKind::Mfma16,
@@ -190,7 +193,11 @@ impl Tiled {
             kv_planes: if dim <= 128 { 4 } else { 2 },
             ..prefill
         };
-        Mixed { prefill, decode }
+        let multiplies_codes =
+            problem.fp8_mma && Self::takes_fp8_mma(problem) && Instruction::MfmaFp8.exists_on(device.arch);
+        // Codes take half the registers and shared memory of a key, so that a tile has twice as many.
+        let of_codes = Self { keys: 2 * prefill.keys, fp8_mma: true, ..prefill };
+        Mixed { prefill: if multiplies_codes { of_codes } else { prefill }, decode }
     }
 
     /// The tiles without matrix cores, on GPUs only. On a CPU planes are threads, which would wait for each
@@ -210,6 +217,7 @@ impl Tiled {
             stages: 1,
             q_in_registers: false,
             cluster: 1,
+            fp8_mma: false,
         };
         let rows = rows.div_ceil(one.rows());
         let mut candidates = vec![];

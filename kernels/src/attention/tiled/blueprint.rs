@@ -3,9 +3,10 @@ use std::fmt;
 use super::super::hopper;
 use crate::device::Machine as Converter;
 use crate::element::Element;
+use crate::fp8::Fp8;
 use crate::mma::{
-    CopyShape, Mfma16, Mfma32, MmaKind, MmaSync, Scalar1, Scalar32, Scalar64, TileShape, check_numbers,
-    shared_vecs,
+    CopyShape, E4M3, Mfma16, Mfma32, MfmaFp8Of16, MfmaFp8Of32, MmaKind, MmaSync, Scalar1, Scalar32, Scalar64,
+    TileShape, check_numbers, shared_vecs,
 };
 use crate::problem::Problem;
 use crate::{DeviceProfile, Refusal, Result};
@@ -31,6 +32,8 @@ pub struct Tiled {
     pub q_in_registers: bool,
     /// Cubes with different rows that share the reads of keys and values: a cluster. 1 for none.
     pub cluster: usize,
+    /// Products are of codes: queries and probabilities become codes too.
+    pub fp8_mma: bool,
 }
 
 /// Constants of a matrix unit from its `CopyShape`, as values.
@@ -70,8 +73,10 @@ pub struct Mixed {
 }
 
 impl Machine {
-    fn of_kind(unit: MmaKind) -> Self {
-        match unit {
+    fn of_unit(tiled: &Tiled) -> Self {
+        match tiled.unit {
+            MmaKind::Mfma16 if tiled.fp8_mma => Self::of::<MfmaFp8Of16>(),
+            MmaKind::Mfma32 if tiled.fp8_mma => Self::of::<MfmaFp8Of32>(),
             MmaKind::MmaSync => Self::of::<MmaSync>(),
             // A warp's part of the accumulators is the same.
             MmaKind::Wgmma => Self { shared_vecs: hopper::shared_vecs, ..Self::of::<MmaSync>() },
@@ -97,11 +102,21 @@ impl Tiled {
             return Err(Refusal::blueprint(KERNEL, "kv_dtype", problem.kv_dtype, expected));
         }
         check_numbers(KERNEL, problem.dtype)?;
-        let instruction = self.unit.instruction(KERNEL, problem.dtype)?;
+        let mut instruction = self.unit.instruction(KERNEL, problem.dtype)?;
+        if self.fp8_mma {
+            let takes =
+                Self::takes_fp8_mma(problem) && matches!(self.unit, MmaKind::Mfma16 | MmaKind::Mfma32);
+            if !takes {
+                let (got, expected) =
+                    (format!("{:?} over {}", self.unit, problem.kv_dtype), "MFMA over codes of e4m3");
+                return Err(Refusal::blueprint(KERNEL, "fp8_mma", got, expected));
+            }
+            instruction = self.unit.instruction(KERNEL, E4M3)?;
+        }
         if let Some(instruction) = instruction {
             instruction.check(KERNEL, device.arch)?;
         }
-        let machine = Machine::of_kind(self.unit);
+        let machine = Machine::of_unit(self);
         if machine.plane != device.plane as usize {
             return refused("plane", device.plane as usize, format!("{} lanes", machine.plane));
         }
@@ -173,9 +188,14 @@ impl Tiled {
         Ok(())
     }
 
+    /// True if the codes of a problem can be multiplied as they are. (MFMA has no e5m2 with infinities.)
+    pub(super) fn takes_fp8_mma(problem: &Problem) -> bool {
+        matches!(problem.kv_dtype, Element::Code(Fp8::E4m3 | Fp8::E4m3Fnuz)) && problem.dtype.size() == 2
+    }
+
     /// Rows of a cube, or of all cubes of a cluster.
     pub(crate) fn rows(&self) -> usize {
-        self.cluster * self.q_planes * self.q_tiles * Machine::of_kind(self.unit).rows
+        self.cluster * self.q_planes * self.q_tiles * Machine::of_unit(self).rows
     }
 
     /// Planes of a cube.
@@ -190,7 +210,7 @@ impl Tiled {
     }
 
     pub(super) fn shared_memory(&self, problem: &Problem) -> usize {
-        (Machine::of_kind(self.unit).shared_vecs)(self.tiles(problem)) * 16
+        (Machine::of_unit(self).shared_vecs)(self.tiles(problem)) * 16
     }
 
     pub(super) fn tiles(&self, problem: &Problem) -> TileShape {
@@ -204,11 +224,14 @@ impl Tiled {
             q_in_registers: self.q_in_registers,
             cluster: self.cluster,
             // On CDNA it halves the shared memory of a plane, and so doubles the planes of a core.
-            direct_keys: self.q_planes == 1 && matches!(self.unit, MmaKind::Mfma16 | MmaKind::Mfma32),
+            direct_keys: self.q_planes == 1
+                && !self.fp8_mma
+                && matches!(self.unit, MmaKind::Mfma16 | MmaKind::Mfma32),
             dtype: problem.dtype,
             kv_dtype: problem.kv_dtype,
-            shares_codes: Machine::of_kind(self.unit).is_async,
+            shares_codes: self.fp8_mma || Machine::of_unit(self).is_async,
             machine: Converter::Portable,
+            fp8_mma: self.fp8_mma,
         }
     }
 }
@@ -222,6 +245,10 @@ impl Mixed {
         if got != wanted {
             let expected = format!("{wanted} planes, as tiles of prefill rows have");
             return Err(Refusal::blueprint(KERNEL, "kv_planes", got, expected));
+        }
+        if self.decode.fp8_mma {
+            let expected = "products of numbers, which read as fast";
+            return Err(Refusal::blueprint(KERNEL, "fp8_mma", "decode tiles", expected));
         }
         let units = (self.prefill.unit, self.decode.unit);
         if units.0 == MmaKind::Wgmma {
@@ -238,7 +265,8 @@ impl Mixed {
 
 impl fmt::Display for Tiled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { unit, q_planes, q_tiles, kv_planes, keys, stages, q_in_registers, cluster } = self;
+        let Self { unit, q_planes, q_tiles, kv_planes, keys, stages, q_in_registers, cluster, fp8_mma } =
+            self;
         write!(
             f,
             "tiled on {unit:?}: {} rows ({q_planes} planes of {q_tiles} tiles), {} keys ({kv_planes} planes of \
@@ -247,6 +275,9 @@ impl fmt::Display for Tiled {
             self.cube_keys(),
             if *q_in_registers { "registers" } else { "shared memory" },
         )?;
+        if *fp8_mma {
+            f.write_str(", products of codes")?;
+        }
         if *cluster > 1 { write!(f, ", clusters of {cluster}") } else { Ok(()) }
     }
 }

@@ -19,7 +19,8 @@
 //! Steps 3 and 4 are left out where all weights are negligible ([`super::negligible`]): a plane decides for its rows.
 //!
 //! Codes of 8 bits become numbers on the way to the matrix unit: `S` is multiplied by the scale of the keys before anything
-//! else happens to it, and `O` by that of the values when it is complete.
+//! else happens to it, and `O` by that of the values when it is complete. A unit that multiplies codes ([`TileShape::fp8_mma`])
+//! makes codes of queries and `P`, whose scales go the same ways.
 //!
 //! Keys beyond the last one that a row sees are never read: their places in shared memory are zero.
 
@@ -36,6 +37,7 @@ use super::merge_planes::merge_planes;
 use super::negligible::plane_counts;
 use super::softmax::{
     logits, mask_kept, mask_rows, online_softmax, rescale, start_softmax, sum_lanes, unmasked_keys,
+    without_factors,
 };
 use crate::mma::{Fragment, Mma, TileShape, first_key, first_row, shared_vecs, wait_stage};
 use crate::staging::{Ring, Vec16, stages_ahead};
@@ -121,8 +123,9 @@ fn attend<M: Mma, V: Variant, E: Float>(
     for i in 0..ahead {
         copy_stage::<M>(&mut ring, qkv, &head, work, walk.ahead(i), i, tiles);
     }
-    let queries = M::load_queries(&qkv.q, &work.rows, &mut ring, tiles);
+    let mut queries = M::load_queries(&qkv.q, &work.rows, &mut ring, tiles);
     let k_scale = key_scale(&qkv.scales, work.rows.kv_head);
+    queries.with_keys(&k_scale, comptime!(tiles.q_tiles * M::LANE_ROWS));
 
     let mut s = Fragment::<M>::new(tiles.q_tiles, comptime!(tiles.keys / M::COLUMNS));
     let mut o = Fragment::<M>::new(tiles.q_tiles, comptime!(tiles.dims.vo.div_ceil(M::COLUMNS)));
@@ -139,7 +142,7 @@ fn attend<M: Mma, V: Variant, E: Float>(
         copy_stage::<M>(&mut ring, qkv, &head, work, walk.ahead(ahead), ahead, tiles);
 
         M::qk::<E>(&queries, &ring, &mut s, tiles);
-        s.scale(&k_scale);
+        queries.scale(&mut s, &k_scale);
         let key = (at + lane_key) as u32;
         let are_kept = comptime!(unmasked.are_kept);
         logits::<M, V>(&mut s, &mut softmax, args, &work.rows, first_row, key, comptime!(!are_kept));
@@ -167,6 +170,7 @@ fn attend<M: Mma, V: Variant, E: Float>(
     }
     if (UNIT_POS_Y as usize) < tiles.q_planes {
         o.scale(&value_scale(&qkv.scales, work.rows.kv_head));
+        without_factors::<M>(&mut softmax, &mut o, tiles);
         M::pair_outputs(&mut o, tiles);
         store_rows::<M, V, E>(outputs, args, work, first_row, &softmax, &mut o, tiles);
     }

@@ -17,7 +17,9 @@ use super::combine::{CombineParamsLaunch, combine};
 use super::kernel::{TileConfig, tiled};
 use crate::device::grid::{cover, elementwise};
 use crate::device::tensor::{addresses, buffer, contiguous, shape};
-use crate::mma::{Mfma16, Mfma32, Mma, MmaKind, MmaSync, Scalar1, Scalar32, Scalar64, TileShape};
+use crate::mma::{
+    Mfma16, Mfma32, MfmaFp8Of16, MfmaFp8Of32, Mma, MmaKind, MmaSync, Scalar1, Scalar32, Scalar64, TileShape,
+};
 use crate::problem::Problem;
 use crate::{DeviceProfile, Refusal, Result};
 
@@ -136,6 +138,10 @@ pub(in super::super) fn launch<V: Variant>(
     (prefill, decode): (Tiled, Option<Tiled>),
     planned: DevicePlan,
 ) -> Result<()> {
+    if prefill.fp8_mma && !V::SOFTMAX {
+        let expected = "a variant with a softmax, whose weights are at most 1";
+        return Err(Refusal::blueprint(KERNEL, "fp8_mma", "no softmax", expected));
+    }
     let DevicePlan { work_items, merges, merge_rows, partial_rows, longest_walk, workspace, .. } = planned;
     let length = |argument, list: &TensorBinding, words| {
         contiguous(KERNEL, argument, list, &[list.size()])?;
@@ -208,6 +214,9 @@ pub(in super::super) fn launch<V: Variant>(
     match (prefill.unit, decode.map(|decode| decode.unit)) {
         (MmaKind::MmaSync, _) => launch.tiled::<MmaSync, MmaSync>(),
         (MmaKind::Wgmma, _) => launch.specialized(),
+        (MmaKind::Mfma16, _) if prefill.fp8_mma => launch.tiled::<MfmaFp8Of16, MfmaFp8Of16>(),
+        (MmaKind::Mfma32, Some(MmaKind::Mfma16)) if prefill.fp8_mma => launch.tiled::<MfmaFp8Of32, Mfma16>(),
+        (MmaKind::Mfma32, _) if prefill.fp8_mma => launch.tiled::<MfmaFp8Of32, MfmaFp8Of32>(),
         (MmaKind::Mfma16, _) => launch.tiled::<Mfma16, Mfma16>(),
         (MmaKind::Mfma32, Some(MmaKind::Mfma16)) => launch.tiled::<Mfma32, Mfma16>(),
         (MmaKind::Mfma32, _) => launch.tiled::<Mfma32, Mfma32>(),

@@ -61,11 +61,12 @@ pub(in super::super) fn start_softmax<M: Mma, V: Variant>(
     let lane_rows = comptime!(tiles.q_tiles * M::LANE_ROWS);
     let mut row_max = Array::<f32>::new(lane_rows);
     let mut row_sum = Array::<f32>::new(lane_rows);
+    let factor = comptime!((1u32 << tiles.p_log2()) as f32);
     #[unroll]
     for r in 0..lane_rows {
         let (m, l) = V::start(args, &rows.at(first_row + row_of::<M>(r)));
         row_max[r] = select(first, m, f32::NEG_INFINITY);
-        row_sum[r] = select(first && M::column() == 0, l, 0.0f32);
+        row_sum[r] = select(first && M::column() == 0, l * factor, 0.0f32);
     }
     let alpha = Array::<f32>::new(lane_rows);
     let bias = linear_bias::<M, V>(args, rows, first_row, lane_rows);
@@ -253,6 +254,23 @@ pub(in super::super) fn sum_lanes<M: Mma, V: Variant>(softmax: &mut Softmax, #[c
     }
 }
 
+/// Takes the factors of codes out of complete sums: that of probabilities, and of `o` that of values.
+#[cube]
+pub(super) fn without_factors<M: Mma>(
+    softmax: &mut Softmax,
+    o: &mut Fragment<M>,
+    #[comptime] tiles: TileShape,
+) {
+    if comptime!(tiles.fp8_mma) {
+        let of_p = comptime!(1.0 / (1u32 << tiles.p_log2()) as f32).runtime();
+        #[unroll]
+        for r in 0..o.lane_rows() {
+            softmax.row_sum[r] *= of_p;
+        }
+        o.scale(&ComptimeOption::new_Some(of_p * comptime!(tiles.code_factor())));
+    }
+}
+
 /// Parallel chains that reduce the elements of a row in turn: one chain would take the sum of all latencies.
 const CHAINS: usize = 4;
 
@@ -297,6 +315,9 @@ fn probabilities<M: Mma>(
             s.set(r, c, s.get(r, c) - base);
         }
         offset = 0.0f32;
+    }
+    if comptime!(tiles.fp8_mma) {
+        offset -= comptime!(tiles.p_log2() as f32);
     }
     let mut totals = Array::<f32>::new(CHAINS);
     #[unroll]
