@@ -94,10 +94,10 @@ mod types;
 
 pub use attention::{
     AttentionOutput, BlockMask, BlockSparsePlan, CallOptions, Cascade, CascadePlan, DecodeGraph, DecodeStep,
-    HeadPageTable, HeadPagesPlan, KvSplit, KvTensor, PagedPlan, PlanConfig, PodPlan, RaggedPlan, RotatedPlan,
-    StepConfig, StepTokens, TokenSparsePlan, VariableBlockMask, VariableBlockSparsePlan, VariantInputs,
-    alibi_slopes, batch_decode_paged, batch_prefill_paged, batch_prefill_ragged, cascade_attention,
-    single_decode, single_prefill,
+    Dequantize, HeadPageTable, HeadPagesPlan, KvSplit, KvTensor, PagedPlan, PlanConfig, PodPlan, RaggedPlan,
+    RotatedPlan, StepConfig, StepTokens, TokenSparsePlan, VariableBlockMask, VariableBlockSparsePlan,
+    VariantInputs, alibi_slopes, batch_decode_paged, batch_prefill_paged, batch_prefill_ragged,
+    cascade_attention, single_decode, single_prefill,
 };
 pub use cache::{
     CacheConfig, CacheStats, KvPages, PageCopies, PageTable, PagedKvCache, PagedStep, Positions, SequenceId,

@@ -16,7 +16,9 @@ pub use graph::DecodeGraph;
 pub use inputs::{CallOptions, VariantInputs, alibi_slopes};
 pub use kv_tensor::KvTensor;
 pub use output::AttentionOutput;
-pub use plan::{DecodeStep, KvSplit, PagedPlan, PlanConfig, PodPlan, RaggedPlan, StepConfig, StepTokens};
+pub use plan::{
+    DecodeStep, Dequantize, KvSplit, PagedPlan, PlanConfig, PodPlan, RaggedPlan, StepConfig, StepTokens,
+};
 pub use rotated::RotatedPlan;
 pub use sparse::{
     BlockMask, BlockSparsePlan, HeadPageTable, HeadPagesPlan, TokenSparsePlan, VariableBlockMask,

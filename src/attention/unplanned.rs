@@ -5,7 +5,7 @@ use burn::{backend::Dispatch, tensor::Tensor};
 use super::inputs::{CallOptions, VariantInputs};
 use super::kv_tensor::{KvPair, KvTensor};
 use super::output::{AttentionOutput, attend};
-use super::plan::{KeysOf, MAX_HEAD_DIM, PlanConfig, Requests, Schedule, decode_rows};
+use super::plan::{Dequantized, KeysOf, MAX_HEAD_DIM, PlanConfig, Requests, Schedule, decode_rows};
 use crate::cache::{KvPages, PageTable, Says};
 use crate::check::{Floats, same_device, shape};
 use crate::error::{Error, Result};
@@ -192,7 +192,14 @@ pub(super) fn paged(
         });
     }
     problem.check_total(qo_name, qo_indptr, "q", q.dims()[0])?;
-    problem.run(q, pages.stored(), qo_indptr, KeysOf::Paged(table), pages.layout())
+    match Dequantized::of(op, &problem.config, qo_indptr, table)? {
+        Some(dequantized) => {
+            let kv = dequantized.read(op, pages, problem.config.dtype)?;
+            let problem = Problem { config: Dequantized::config(&problem.config), ..problem };
+            problem.run(q, kv, qo_indptr, dequantized.keys(), pages.layout())
+        }
+        None => problem.run(q, pages.stored(), qo_indptr, KeysOf::Paged(table), pages.layout()),
+    }
 }
 
 /// Keys and values by their shapes.

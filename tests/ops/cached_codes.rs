@@ -3,7 +3,7 @@
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use burn_flashinfer::{
     AttentionOptions, CacheConfig, CascadePlan, DecodeStep, Fp8, Indptr, KvLayout, KvPages, KvSplit,
-    KvTensor, PagedKvCache, PagedPlan, PlanConfig, RaggedPlan, append_paged_kv, batch_decode_paged,
+    KvTensor, PagedKvCache, PagedPlan, PlanConfig, PodPlan, RaggedPlan, append_paged_kv, batch_decode_paged,
     batch_prefill_paged, cascade_attention, gather_paged_kv, single_prefill,
 };
 
@@ -23,6 +23,7 @@ device_tests!(
     every_code,
     nan_stays_nan,
     shared_pages,
+    prefill_and_decode,
     caches_and_steps
 );
 
@@ -31,25 +32,30 @@ const LAYOUTS: [KvLayout; 2] = [KvLayout::Nhd, KvLayout::Hnd];
 const LENGTHS: [(usize, usize); 8] = [(1, 97), (3, 64), (0, 16), (21, 65), (1, 1), (0, 0), (1, 150), (6, 6)];
 
 /// A problem whose keys and values are codes times their scales.
-struct Coded {
-    problem: Problem,
+pub struct Coded {
+    pub problem: Problem,
     format: Fp8,
     /// The scales of keys and of values: one, or one for each head.
-    scales: [Vec<f32>; 2],
+    pub scales: [Vec<f32>; 2],
 }
 
 impl Coded {
     /// Rounds keys and values of the problem to codes.
-    fn new(mut problem: Problem, format: Fp8, of_heads: bool) -> Self {
+    pub fn new(problem: Problem, format: Fp8, of_heads: bool) -> Self {
         let rng = &mut Rng::new(&format!("scales {format:?} {:?}", problem.case));
         let heads = if of_heads { problem.case.kv_heads } else { 1 };
         // The largest code is beyond the largest number.
         let mut scale = || (4.0 + rng.normal().abs()) / format.max();
-        let scales = [(); 2].map(|()| (0..heads).map(|_| scale()).collect::<Vec<_>>());
+        let scales = [(); 2].map(|()| (0..heads).map(|_| scale()).collect());
+        Self::of(problem, format, scales)
+    }
+
+    /// Rounds keys and values of the problem to codes of these scales.
+    pub fn of(mut problem: Problem, format: Fp8, scales: [Vec<f32>; 2]) -> Self {
         for (x, scales) in [&mut problem.k, &mut problem.v].into_iter().zip(&scales) {
             x.dtype = DType::F32;
             each_head(x, |head, x| {
-                let scale = scales[head.min(heads - 1)];
+                let scale = scales[head.min(scales.len() - 1)];
                 *x = format.decode(format.encode(*x / scale)) * scale;
             });
         }
@@ -57,7 +63,7 @@ impl Coded {
     }
 
     /// The pages; NaN in every slot that no token owns.
-    fn pages(&self, paging: &Paging, layout: KvLayout, device: &Device) -> KvPages {
+    pub fn pages(&self, paging: &Paging, layout: KvLayout, device: &Device) -> KvPages {
         let [k, v] =
             [(&self.problem.k, &self.scales[0]), (&self.problem.v, &self.scales[1])].map(|(x, scales)| {
                 let mut numbers = x.clone();
@@ -70,12 +76,12 @@ impl Coded {
         pages
     }
 
-    fn config(&self, pages: &KvPages) -> PlanConfig {
+    pub fn config(&self, pages: &KvPages) -> PlanConfig {
         let case = &self.problem.case;
         PlanConfig::for_pages(case.kv_heads * case.group, pages).dtype(case.dtype).options(case.options())
     }
 
-    fn plan(&self, config: &PlanConfig, paging: &Paging, device: &Device) -> PagedPlan {
+    pub fn plan(&self, config: &PlanConfig, paging: &Paging, device: &Device) -> PagedPlan {
         let qo = Indptr::new(&self.problem.qo_indptr(), device).expect("valid");
         PagedPlan::new(config, &qo, &paging.table(device)).expect("a plan")
     }
@@ -93,6 +99,20 @@ impl Coded {
         assert_eq!(planned.bits(), Got::of(unplanned).bits(), "with a plan and without");
         planned
     }
+}
+
+/// Keys or values that are codes times their scales, without pages.
+pub fn codes_by_token(
+    x: &Host<3>,
+    scales: &[f32],
+    format: Fp8,
+    layout: KvLayout,
+    device: &Device,
+) -> KvTensor {
+    let mut numbers = x.clone();
+    each_head(&mut numbers, |head, x| *x /= scales[head.min(scales.len() - 1)]);
+    let numbers = if layout == KvLayout::Nhd { numbers } else { numbers.swapped() };
+    KvTensor::fp8(codes_of(&numbers, format, device), scale_of(scales, device), format)
 }
 
 fn scale_of(scales: &[f32], device: &Device) -> Tensor<1> {
@@ -218,12 +238,7 @@ fn without_pages(target: Target) {
         let coded = Coded::new(case.problem("ragged codes"), format, at != 1);
         let expected = coded.problem.expected();
         let options = case.options().kv_layout(LAYOUTS[at % 2]);
-        let tensor = |x: &Host<3>, scales: &[f32]| {
-            let mut numbers = x.clone();
-            each_head(&mut numbers, |head, x| *x /= scales[head.min(scales.len() - 1)]);
-            let numbers = if at % 2 == 0 { numbers } else { numbers.swapped() };
-            KvTensor::fp8(codes_of(&numbers, format, device), scale_of(scales, device), format)
-        };
+        let tensor = |x: &Host<3>, scales: &[f32]| codes_by_token(x, scales, format, LAYOUTS[at % 2], device);
         let Problem { q, k, v, .. } = &coded.problem;
         let [qo, kv] = [coded.problem.qo_indptr(), coded.problem.kv_indptr()];
         let [qo_rows, kv_rows] = [&qo, &kv].map(|rows| Indptr::new(rows, device).expect("valid"));
@@ -316,6 +331,23 @@ fn shared_pages(target: Target) {
         let plan = CascadePlan::new(&coded.config(&pages), &found).expect("a plan");
         assert_eq!(Got::of(plan.run(q(), &pages).expect("as planned")).bits(), got.bits());
     }
+}
+
+/// Prefill and decode as two tensors: the same as in one.
+fn prefill_and_decode(target: Target) {
+    let (device, dtypes) = (&target.device, target.dtypes());
+    let case = Case::new(dtypes[1 % dtypes.len()], 64, &[(17, 54), (1, 97), (1, 40)]).causal();
+    let coded = Coded::new(case.problem("pods of codes"), Fp8::E4m3, true);
+    let paging = coded.problem.paging(16);
+    let pages = coded.pages(&paging, KvLayout::Nhd, device);
+    let (config, q) = (coded.config(&pages), coded.problem.q.tensor(device));
+    let one = coded.plan(&config, &paging, device).run(q.clone(), &pages).expect("runs");
+    let rows = Indptr::from_lengths(&[17], device).expect("valid");
+    let pod = PodPlan::new(&config, &rows, &paging.table(device)).expect("a plan");
+    let (prefill, decode) =
+        pod.run(q.clone().slice_dim(0, 0..17), q.slice_dim(0, 17..19), &pages).expect("runs");
+    let two = Tensor::cat(vec![prefill.output, decode.output], 0);
+    assert_eq!(bits(two), bits(one.output), "{}", target.name);
 }
 
 /// Tokens are appended to a cache of codes, and attention is that over what `gather_paged_kv` reads: in plans of a step, and in

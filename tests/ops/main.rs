@@ -16,10 +16,12 @@ mod cached_codes;
 mod cascade;
 mod copy;
 mod custom_mask;
+mod dequantize;
 mod devices;
 mod edges;
 mod errors;
 mod fp8;
+mod fp8_mma;
 #[cfg(feature = "flex")]
 mod growth;
 mod layer_norm;

@@ -131,17 +131,17 @@ impl Problem {
         let keys = |r: usize| Ok((k.tokens(rows[r]..rows[r + 1])?, v.tokens(rows[r]..rows[r + 1])?));
         let options = self.case.options();
         let oracle = reference::batch_attention(&self.q.heads(), &self.qo_indptr(), keys, &options);
-        let baseline = self.baseline(None);
-        let in_type = self.baseline(Some(self.case.dtype).filter(|dtype| *dtype != DType::F32));
+        let baseline = self.baseline(None, |weight| weight);
+        let narrow = Some(self.case.dtype).filter(|dtype| *dtype != DType::F32);
+        let in_type = self.baseline(narrow, |weight| round(weight, self.case.dtype));
         Expected { oracle: oracle.expect("a problem that fits"), baseline, in_type }
     }
 
-    /// Straightforward attention in f32 with the output rounded to the type: output and LSE. `narrow` is the
-    /// type of 16 bits that matrix cores round the weights and the `tanh` of a cap to. The exponent is `s c - m c` then,
+    /// Straightforward attention in f32 with weights as `weigh` leaves them and the output rounded to the type: output and
+    /// LSE. `narrow` is the type of 16 bits that matrix cores round the `tanh` of a cap to. The exponent is `s c - m c` then,
     /// with one rounding and that of `m c`: of logits near 1e5 the latter alone makes the largest weight 1.003.
-    fn baseline(&self, narrow: Option<DType>) -> (Vec<f32>, Vec<f32>) {
+    pub fn baseline(&self, narrow: Option<DType>, weigh: impl Fn(f32) -> f32) -> (Vec<f32>, Vec<f32>) {
         let case = &self.case;
-        let weigh = |x: f32| narrow.map_or(x, |dtype| round(x, dtype));
         let scale = case.scale.unwrap_or(1.0 / (case.dim as f32).sqrt());
         // A cap is between the scale and the exponential, so it leaves no scale to multiply by.
         let c = LOG2_E * if case.soft_cap.is_some() { 1.0 } else { scale };
@@ -157,7 +157,8 @@ impl Problem {
                 let logits: Vec<f32> = visible()
                     .map(|j| {
                         let s = q.iter().zip(self.k.row(j, h / case.group)).map(|(q, k)| q * k).sum::<f32>();
-                        case.soft_cap.map_or(s, |cap| cap * weigh((scale * s / cap).tanh()))
+                        let tanh = |x: f32| narrow.map_or(x.tanh(), |dtype| round(x.tanh(), dtype));
+                        case.soft_cap.map_or(s, |cap| cap * tanh(scale * s / cap))
                     })
                     .collect();
                 // A scale may be 0 or below it.

@@ -28,6 +28,21 @@ pub enum KvSplit {
     Never,
 }
 
+/// The moment when cached codes become numbers of the queries' type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Dequantize {
+    /// First, where many queries see each key, and the kernels over numbers are faster by more than a conversion takes: on
+    /// Hopper and CDNA, from some 64 queries of a request on with four query heads to a key head. Else in the kernel.
+    #[default]
+    Auto,
+    /// In the kernel: each time that a tile of queries reads a key. Nothing but codes is in memory.
+    InKernel,
+    /// First, by [`gather_paged_kv`](crate::gather_paged_kv) in each run: each key once. The numbers of a layer take `tokens ·
+    /// kv_heads · (head_dim + head_dim_v)` elements for as long as it runs.
+    First,
+}
+
 /// `auto`, `fixed` with its keys, or `never`.
 impl fmt::Display for KvSplit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -61,6 +76,7 @@ pub struct PlanConfig {
     pub(crate) fp8: Option<Fp8>,
     pub(crate) options: AttentionOptions,
     pub(crate) split: KvSplit,
+    pub(crate) dequantize: Dequantize,
 }
 
 impl PlanConfig {
@@ -75,6 +91,7 @@ impl PlanConfig {
             fp8: None,
             options: AttentionOptions::new(),
             split: KvSplit::Auto,
+            dequantize: Dequantize::Auto,
         }
     }
 
@@ -109,6 +126,13 @@ impl PlanConfig {
     /// Mask, scale, soft cap, and whether to return the LSE.
     pub fn options(mut self, options: AttentionOptions) -> Self {
         self.options = options;
+        self
+    }
+
+    /// Sets when cached codes become numbers, for plans over pages of codes. A step always has its kernels do it, since its
+    /// launches are fixed.
+    pub const fn dequantize(mut self, dequantize: Dequantize) -> Self {
+        self.dequantize = dequantize;
         self
     }
 

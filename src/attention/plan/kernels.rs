@@ -3,7 +3,7 @@
 use burn::backend::{DispatchDevice, cubecl::dtype_to_storage_type};
 use burn::tensor::Device;
 use burn_flashinfer_kernels::{
-    DeviceProfile, Refusal,
+    DeviceProfile, Instruction, Refusal,
     attention::{
         Alignment, Blueprint, Choice, Element, HeadDims, Limits, MergeItem, Plan, Problem, RequestShape,
         Split, WorkItem,
@@ -13,7 +13,7 @@ use burn_flashinfer_kernels::{
 use super::config::{KvSplit, PlanConfig};
 use crate::error::{Error, Result};
 use crate::extension::Launch;
-use crate::types::{AttentionParams, PlannedKeys};
+use crate::types::{AttentionParams, Fp8, PlannedKeys};
 
 /// A problem and its device, as the planner of the kernels takes them.
 struct Question {
@@ -65,6 +65,20 @@ impl Question {
             Error::Value { op, argument: "batch", got, expected }
         })
     }
+}
+
+/// True if the device has kernels for queries of 16 bits that are faster over numbers than over codes: those of Hopper's
+/// warpgroups do not read codes, and those of CDNA convert them for each tile of rows, unless they multiply codes.
+pub(super) fn are_faster_over_numbers(config: &PlanConfig, device: &Device) -> bool {
+    Question::new(device, config).is_some_and(|Question { profile, problem, .. }| {
+        let multiplies_codes = problem.fp8_mma
+            && Instruction::MfmaFp8.exists_on(profile.arch)
+            && matches!(config.fp8, Some(Fp8::E4m3 | Fp8::E4m3Fnuz));
+        let has = |instruction: Instruction| instruction.exists_on(profile.arch);
+        config.dtype.size() == 2
+            && (has(Instruction::Wgmma) || has(Instruction::MfmaBf16))
+            && !multiplies_codes
+    })
 }
 
 /// Plans a batch on a device of CubeCL; on another there is no plan. A `blueprint` is the former choice, which remains.

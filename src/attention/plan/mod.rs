@@ -2,6 +2,7 @@
 
 mod config;
 mod contiguous;
+mod dequantized;
 #[cfg(feature = "cube")]
 mod kernels;
 mod lists;
@@ -12,7 +13,7 @@ mod schedule;
 mod step;
 mod step_config;
 
-pub use config::{KvSplit, PlanConfig};
+pub use config::{Dequantize, KvSplit, PlanConfig};
 pub use paged::PagedPlan;
 pub use pod::PodPlan;
 pub use ragged::RaggedPlan;
@@ -21,6 +22,7 @@ pub use step_config::{StepConfig, StepTokens};
 
 pub(crate) use config::MAX_HEAD_DIM;
 pub(crate) use contiguous::Contiguous;
+pub(crate) use dequantized::Dequantized;
 pub(crate) use lists::{KeysOf, Requests};
 pub(crate) use paged::decode_rows;
 pub(crate) use schedule::Schedule;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::tensor::{Bool, Int, Tensor};
 
 use super::config::PlanConfig;
+use super::dequantized::Dequantized;
 use super::lists::{HostPlan, KeysOf, Places, Requests};
 use super::schedule::Schedule;
 use crate::attention::inputs::VariantInputs;
@@ -64,6 +65,8 @@ pub struct PagedPlan {
     tokens: usize,
     page_size: usize,
     pages_needed: usize,
+    /// The keys as numbers, if codes become numbers first.
+    dequantized: Option<Dequantized>,
     /// The moment of the page table, if a cache made it.
     stamp: Option<Arc<Stamp>>,
 }
@@ -108,9 +111,10 @@ impl PagedPlan {
     ) -> Result<Self> {
         config.check(op, &table.device())?;
         check_requests(op, config, rows, table)?;
-        let requests = Requests { qo_indptr: rows, kv: KeysOf::Paged(table) };
-        let schedule = Schedule::new(op, config, requests, &table.device())?;
-        Ok(Self::made_of(config.clone(), schedule, rows, table))
+        let dequantized = Dequantized::of(op, config, rows, table)?;
+        let (of_kernels, kv) = planned_keys(config, &dequantized, table);
+        let schedule = Schedule::new(op, &of_kernels, Requests { qo_indptr: rows, kv }, &table.device())?;
+        Ok(Self { dequantized, ..Self::made_of(config.clone(), schedule, rows, table) })
     }
 
     /// The plan of a schedule of these requests.
@@ -121,6 +125,7 @@ impl PagedPlan {
             tokens: rows.last().copied().unwrap_or(0),
             page_size: table.page_size(),
             pages_needed: table.pages_needed(),
+            dequantized: None,
             stamp: table.stamp().cloned(),
         }
     }
@@ -157,7 +162,10 @@ impl PagedPlan {
     fn update_rows(&mut self, op: &'static str, rows: &[usize], table: &PageTable) -> Result<()> {
         same_device(op, "table", &table.device(), &self.schedule.index().device())?;
         check_requests(op, &self.config, rows, table)?;
-        self.schedule.update(op, &self.config, Requests { qo_indptr: rows, kv: KeysOf::Paged(table) })?;
+        let dequantized = Dequantized::of(op, &self.config, rows, table)?;
+        let (of_kernels, kv) = planned_keys(&self.config, &dequantized, table);
+        self.schedule.update(op, &of_kernels, Requests { qo_indptr: rows, kv })?;
+        self.dequantized = dequantized;
         (self.page_size, self.pages_needed) = (table.page_size(), table.pages_needed());
         self.stamp = table.stamp().cloned();
         self.tokens = rows.last().copied().unwrap_or(0);
@@ -257,7 +265,11 @@ impl PagedPlan {
         }
         let inputs = inputs.checked(op, &floats, config.q_heads, &config.options)?;
         let batch = self.schedule.batch(pages.layout(), inputs);
-        attend(op, q, pages.stored(), config.head_dim_v, batch, config.params())
+        let kv = match &self.dequantized {
+            Some(dequantized) => dequantized.read(op, pages, config.dtype)?,
+            None => pages.stored(),
+        };
+        attend(op, q, kv, config.head_dim_v, batch, config.params())
     }
 
     /// Masks the batch with a bit for each query and key, until another batch is planned: a query of a request sees key `j`
@@ -302,11 +314,24 @@ impl PagedPlan {
 
     /// The blueprint, the work partitioning, and its balance.
     pub fn explain(&self) -> impl fmt::Display {
-        self.schedule.explain()
+        let first = if self.dequantized.is_some() { "codes become numbers first; " } else { "" };
+        format!("{first}{}", self.schedule.explain())
     }
 
     pub(super) fn schedule(&self) -> &Schedule {
         &self.schedule
+    }
+}
+
+/// The settings of the kernels, and where they find the keys.
+fn planned_keys<'a>(
+    config: &PlanConfig,
+    dequantized: &'a Option<Dequantized>,
+    table: &'a PageTable,
+) -> (PlanConfig, KeysOf<'a>) {
+    match dequantized {
+        Some(dequantized) => (Dequantized::config(config), dequantized.keys()),
+        None => (config.clone(), KeysOf::Paged(table)),
     }
 }
 

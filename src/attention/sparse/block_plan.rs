@@ -6,6 +6,7 @@ use burn::tensor::{Bool, Device, Int, Tensor};
 
 use super::block_mask::BlockMask;
 use crate::attention::inputs::VariantInputs;
+use crate::attention::kv_tensor::KvTensor;
 use crate::attention::mask::{MaskBits, check_packed};
 use crate::attention::output::AttentionOutput;
 use crate::attention::plan::{Contiguous, KeysOf, PlanConfig, Requests, Schedule};
@@ -53,7 +54,7 @@ impl BlockSparsePlan {
     /// queries.
     pub fn new(config: &PlanConfig, mask: &BlockMask, device: &Device) -> Result<Self> {
         const OP: &str = "BlockSparsePlan::new";
-        config.check_numbers(OP, device)?;
+        config.check(OP, device)?;
         let (rows, table) = (mask.qo_indptr(), mask.table(OP, device)?);
         let requests = Requests { qo_indptr: &rows, kv: KeysOf::Paged(&table) };
         for (row, (queries, keys)) in requests.lengths().enumerate() {
@@ -64,12 +65,18 @@ impl BlockSparsePlan {
     }
 
     /// Attention of `q` `[rows, q_heads, head_dim]` over `k` `[columns, kv_heads, head_dim]` and `v` `[columns, kv_heads,
-    /// head_dim_v]`, or with heads before tokens ([`AttentionOptions::kv_layout`](crate::AttentionOptions::kv_layout)).
+    /// head_dim_v]`, or with heads before tokens ([`AttentionOptions::kv_layout`](crate::AttentionOptions::kv_layout)); or codes
+    /// of the planned [format](PlanConfig::fp8), as [`KvTensor::fp8`].
     ///
     /// # Errors
     ///
     /// As [`RaggedPlan::run`](crate::RaggedPlan::run).
-    pub fn run(&self, q: Tensor<3>, k: Tensor<3>, v: Tensor<3>) -> Result<AttentionOutput> {
+    pub fn run(
+        &self,
+        q: Tensor<3>,
+        k: impl Into<KvTensor>,
+        v: impl Into<KvTensor>,
+    ) -> Result<AttentionOutput> {
         self.run_with(q, k, v, VariantInputs::new())
     }
 
@@ -81,8 +88,8 @@ impl BlockSparsePlan {
     pub fn run_with(
         &self,
         q: Tensor<3>,
-        k: Tensor<3>,
-        v: Tensor<3>,
+        k: impl Into<KvTensor>,
+        v: impl Into<KvTensor>,
         inputs: VariantInputs,
     ) -> Result<AttentionOutput> {
         let Self { config, schedule, mask } = self;

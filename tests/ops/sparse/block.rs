@@ -2,16 +2,17 @@
 
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use burn_flashinfer::{
-    AttentionOptions, AttentionOutput, BitOrder, BlockMask, BlockSparsePlan, KvLayout, KvSplit, PlanConfig,
-    Result, packbits,
+    AttentionOptions, AttentionOutput, BitOrder, BlockMask, BlockSparsePlan, Fp8, KvLayout, KvSplit,
+    PlanConfig, Result, packbits,
 };
 
 use super::Chosen;
+use crate::cached_codes::{Coded, codes_by_token};
 use crate::devices::{Target, device_tests, devices};
 use crate::problem::{Case, Problem};
 use crate::support::{Host, Rng, View, refused};
 
-device_tests!(blocks, single_keys, masks_in_blocks, blocks_that_do_not_fit_are_refused);
+device_tests!(blocks, single_keys, blocks_of_codes, masks_in_blocks, blocks_that_do_not_fit_are_refused);
 
 /// A block mask, the elements within its blocks, and a problem of which it chooses the keys.
 struct Setting {
@@ -54,12 +55,15 @@ impl Setting {
     }
 
     fn plan(&self, split: KvSplit, layout: KvLayout, device: &Device) -> Result<BlockSparsePlan> {
+        BlockSparsePlan::new(&self.config(split, layout), &self.mask, device)
+    }
+
+    fn config(&self, split: KvSplit, layout: KvLayout) -> PlanConfig {
         let case = &self.problem.case;
-        let config = PlanConfig::new(case.kv_heads * case.group, case.kv_heads, case.dim, case.dtype)
+        PlanConfig::new(case.kv_heads * case.group, case.kv_heads, case.dim, case.dtype)
             .head_dim_v(case.v_dim)
             .options(AttentionOptions::new().return_lse(true).kv_layout(layout))
-            .split(split);
-        BlockSparsePlan::new(&config, &self.mask, device)
+            .split(split)
     }
 
     fn run(
@@ -84,6 +88,25 @@ impl Setting {
             .plan(split, layout, &target.device)
             .and_then(|plan| self.run(&plan, view, layout, &target.device));
         self.chosen.check(&format!("{what}, {split:?}, {view:?}, {layout}"), target, &self.problem, got);
+    }
+}
+
+/// Blocks, and single keys, of codes; NaN where nothing may be read.
+fn blocks_of_codes(target: Target) {
+    let dtypes = target.dtypes();
+    let cases = [(Fp8::E4m3, 32, KvLayout::Nhd), (Fp8::E5m2, 1, KvLayout::Hnd)];
+    for (at, (format, columns, layout)) in cases.into_iter().enumerate() {
+        let case = Case::new(dtypes[(at + 1) % dtypes.len()], 64, &[(70, 192)]);
+        let setting = Setting::random(&case, [32, columns], 40, 100);
+        let scales = [vec![4.0 / format.max(), 5.0 / format.max()], vec![4.0 / format.max()]];
+        let coded = Coded::of(setting.problem.clone(), format, scales);
+        let device = &target.device;
+        let [k, v] = [(&coded.problem.k, &coded.scales[0]), (&coded.problem.v, &coded.scales[1])]
+            .map(|(x, scales)| codes_by_token(x, scales, format, layout, device));
+        let config = setting.config(KvSplit::Auto, layout).fp8(format);
+        let got = BlockSparsePlan::new(&config, &setting.mask, device)
+            .and_then(|plan| plan.run(coded.problem.q.tensor(device), k, v));
+        setting.chosen.check(&format!("blocks of {format:?}"), &target, &coded.problem, got);
     }
 }
 

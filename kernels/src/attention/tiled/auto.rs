@@ -195,9 +195,8 @@ impl Tiled {
         };
         let multiplies_codes =
             problem.fp8_mma && Self::takes_fp8_mma(problem) && Instruction::MfmaFp8.exists_on(device.arch);
-        // Codes take half the registers and shared memory of a key, so that a tile has twice as many.
-        let of_codes = Self { keys: 2 * prefill.keys, fp8_mma: true, ..prefill };
-        Mixed { prefill: if multiplies_codes { of_codes } else { prefill }, decode }
+        // As many keys as of numbers: with twice as many a lane has 278 registers, which leaves a SIMD one wave.
+        Mixed { prefill: Self { fp8_mma: multiplies_codes, ..prefill }, decode }
     }
 
     /// The tiles without matrix cores, on GPUs only. On a CPU planes are threads, which would wait for each
