@@ -48,6 +48,14 @@ impl Element {
         matches!(self, Self::Code(_))
     }
 
+    /// A power of two near the largest code; 1 of numbers.
+    pub(crate) fn power(self) -> f32 {
+        match self {
+            Self::Number(_) => 1.0,
+            Self::Code(format) => format.max().log2().floor().exp2(),
+        }
+    }
+
     /// The machine whose instructions turn codes into numbers; the portable one if there are none.
     pub(crate) fn machine(self, client: &Client) -> Machine {
         let arch = Arch::of(client);

@@ -41,7 +41,7 @@ impl Fp8 {
     }
 
     /// The largest value.
-    const fn max(self) -> f32 {
+    pub(crate) const fn max(self) -> f32 {
         match self {
             Self::E4m3 => 448.0,
             Self::E4m3Fnuz => 240.0,

@@ -36,4 +36,4 @@ pub use device::{Arch, DeviceProfile, Instruction, KvLayout, Refusal, Result};
 pub use element::Element;
 pub use fp8::{Fp8, Quantized};
 pub use mma::MmaKind;
-pub use rows::{activation, append, norm, pages, quantize, rope};
+pub use rows::{activation, append, append_scaled, norm, pages, quantize, rope};

@@ -21,6 +21,8 @@ pub struct CacheConfig {
     dtype: DType,
     /// The format, if `dtype` is `U8`.
     fp8: Option<Fp8>,
+    /// Each token and head has a scale of its own.
+    per_token: bool,
 }
 
 impl CacheConfig {
@@ -36,6 +38,7 @@ impl CacheConfig {
             layout: KvLayout::Nhd,
             dtype: DType::F32,
             fp8: None,
+            per_token: false,
         }
     }
 
@@ -47,21 +50,32 @@ impl CacheConfig {
 
     /// The type of an element: f32, f16 or bf16.
     pub fn dtype(mut self, dtype: DType) -> Self {
-        (self.dtype, self.fp8) = (dtype, None);
+        (self.dtype, self.fp8, self.per_token) = (dtype, None, false);
         self
     }
 
     /// Codes of 8 bits instead of numbers, as [`KvPages::new_fp8`] has them. Their scales are 1 until each
     /// layer is given [others](KvPages::set_scales).
     pub fn fp8(mut self, format: Fp8) -> Self {
-        (self.dtype, self.fp8) = (DType::U8, Some(format));
+        (self.dtype, self.fp8, self.per_token) = (DType::U8, Some(format), false);
         self
+    }
+
+    /// Codes of 8 bits with a scale for each token and head, as [`KvPages::new_fp8_per_token`] has them: nothing has to be set.
+    pub fn fp8_per_token(self, format: Fp8) -> Self {
+        Self { per_token: true, ..self.fp8(format) }
+    }
+
+    /// Bytes of a head of a token: of its elements, and of their scale if it has one.
+    fn head_bytes(&self) -> usize {
+        let scale = if self.per_token { size_of::<f32>() } else { 0 };
+        memory::bytes([self.head_dim, self.dtype.size()]).saturating_add(scale)
     }
 
     /// Bytes that the keys and values of all layers take, or `usize::MAX` if that is more.
     pub fn bytes(&self) -> usize {
-        let Self { layers, pages, page_size, kv_heads, head_dim, dtype, .. } = *self;
-        memory::bytes([2, layers, pages, page_size, kv_heads, head_dim, dtype.size()])
+        let Self { layers, pages, page_size, kv_heads, .. } = *self;
+        memory::bytes([2, layers, pages, page_size, kv_heads, self.head_bytes()])
     }
 
     /// Refuses extents that no pool on `device` can have.
@@ -91,7 +105,7 @@ impl CacheConfig {
             None => check::float(op, "dtype", dtype, device)?,
             Some(_) => check::bytes(op, "fp8", device)?,
         }
-        let keys = memory::bytes([pages, page_size, kv_heads, head_dim, dtype.size()]);
+        let keys = memory::bytes([pages, page_size, kv_heads, self.head_bytes()]);
         memory::on_device(op, "config", [layers.saturating_mul(2), keys], device)
     }
 
@@ -104,6 +118,11 @@ impl CacheConfig {
         };
         if let Some(format) = fp8 {
             let zeros = || Tensor::<4, Int>::full(shape, 0, (device, dtype));
+            if self.per_token {
+                let [pages, a, b, _] = shape;
+                let ones = || Tensor::<3>::full([pages, a, b], 1.0, (device, DType::F32));
+                return KvPages::new_fp8_per_token(zeros(), zeros(), ones(), ones(), layout, format);
+            }
             return KvPages::new_fp8(zeros(), zeros(), layout, format);
         }
         let zeros = || Tensor::<4>::full(shape, 0.0, (device, dtype));

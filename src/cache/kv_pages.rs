@@ -44,8 +44,15 @@ enum Pool {
 #[derive(Debug, Clone)]
 struct Meaning {
     format: Fp8,
-    k_scale: Tensor<1>,
-    v_scale: Tensor<1>,
+    scales: Scales,
+}
+
+/// The scales of keys and of values.
+#[derive(Debug, Clone)]
+enum Scales {
+    OfAll(Tensor<1>, Tensor<1>),
+    /// As the pages, with one element in place of a head.
+    OfTokens(Tensor<4>, Tensor<4>),
 }
 
 /// The extents of a page pool.
@@ -110,15 +117,62 @@ impl KvPages {
     ///
     /// If they are not `U8`, or as [`new`](Self::new).
     pub fn new_fp8(k: Tensor<4, Int>, v: Tensor<4, Int>, layout: KvLayout, format: Fp8) -> Result<Self> {
-        const OP: &str = "KvPages::new_fp8";
-        check::codes(OP, "k", &k)?;
-        check::same_device(OP, "v", &v.device(), &k.device())?;
-        check::codes(OP, "v", &v)?;
-        pair(OP, k.dims(), v.dims())?;
+        Self::of_codes("KvPages::new_fp8", k, v, layout, format)
+    }
+
+    fn of_codes(
+        op: &'static str,
+        k: Tensor<4, Int>,
+        v: Tensor<4, Int>,
+        layout: KvLayout,
+        format: Fp8,
+    ) -> Result<Self> {
+        check::codes(op, "k", &k)?;
+        check::same_device(op, "v", &v.device(), &k.device())?;
+        check::codes(op, "v", &v)?;
+        pair(op, k.dims(), v.dims())?;
         let one = || Tensor::<1>::ones([1], (&k.device(), DType::F32));
-        let meaning = Box::new(Meaning { format, k_scale: one(), v_scale: one() });
+        let meaning = Box::new(Meaning { format, scales: Scales::OfAll(one(), one()) });
         let pool = Pool::Codes { k, v, meaning };
         Ok(Self { pool, layout, pinned: false, clock: None })
+    }
+
+    /// [`new_fp8`](Self::new_fp8) with a scale for each token and head, which [`append_paged_kv`](crate::append_paged_kv)
+    /// writes: f32, in the order of axes of the pages, without the last one.
+    ///
+    /// `[pages, page_size, kv_heads]` ([`KvLayout::Nhd`]) or `[pages, kv_heads, page_size]` ([`KvLayout::Hnd`]). No scale has to
+    /// be known in advance then, and a token that is larger than others costs them no precision. A head of 128 elements takes
+    /// 132 bytes instead of 128. [`rope_append_paged_kv`](crate::rope_append_paged_kv) rounds rotated keys to their own type
+    /// before it rounds them to fp8.
+    ///
+    /// # Errors
+    ///
+    /// As [`new_fp8`](Self::new_fp8); if scales are not f32, of other shapes, on another device, or require a gradient.
+    pub fn new_fp8_per_token(
+        k: Tensor<4, Int>,
+        v: Tensor<4, Int>,
+        k_scales: Tensor<3>,
+        v_scales: Tensor<3>,
+        layout: KvLayout,
+        format: Fp8,
+    ) -> Result<Self> {
+        const OP: &str = "KvPages::new_fp8_per_token";
+        let mut pages = Self::of_codes(OP, k, v, layout, format)?;
+        let ([pool, a, b, _], device) = (pages.dims().0, pages.device());
+        let checked = |argument, scales: Tensor<3>| {
+            check::same_device(OP, argument, &scales.device(), &device)?;
+            check::f32s(OP, argument, &scales)?;
+            if scales.dims() != [pool, a, b] {
+                let expected = format!("[{pool}, {a}, {b}], as the pages");
+                return Err(check::shape(OP, argument, &scales.dims(), expected));
+            }
+            Ok(scales.reshape([pool, a, b, 1]))
+        };
+        let scales = Scales::OfTokens(checked("k_scales", k_scales)?, checked("v_scales", v_scales)?);
+        if let Pool::Codes { meaning, .. } = &mut pages.pool {
+            meaning.scales = scales;
+        }
+        Ok(pages)
     }
 
     /// Sets the scales of fp8 keys and values: f32, `[1]` or one for each head. They also apply to the codes
@@ -126,7 +180,7 @@ impl KvPages {
     ///
     /// # Errors
     ///
-    /// If the pages hold no codes; if a scale is not f32, of another shape, on another device, or requires a gradient.
+    /// If the pages hold no codes, or their tokens have [scales of their own](Self::new_fp8_per_token); if a scale is not f32, of another shape, on another device, or requires a gradient.
     pub fn set_scales(&mut self, k_scale: Tensor<1>, v_scale: Tensor<1>) -> Result<()> {
         const OP: &str = "KvPages::set_scales";
         let (heads, device) = (self.shape().kv_heads, self.device());
@@ -135,12 +189,17 @@ impl KvPages {
             let expected = "pages of codes, of KvPages::new_fp8".into();
             return Err(Error::Dtype { op: OP, argument: "self", got, expected });
         };
+        if let Scales::OfTokens(..) = meaning.scales {
+            let got = "pages of codes with scales of their own for tokens".into();
+            let expected = "pages of codes, of KvPages::new_fp8".into();
+            return Err(Error::Dtype { op: OP, argument: "self", got, expected });
+        }
         for (argument, scale) in [("k_scale", &k_scale), ("v_scale", &v_scale)] {
             check::same_device(OP, argument, &scale.device(), &device)?;
         }
         let k_scale = check::scales(OP, "k_scale", k_scale, heads)?;
         let v_scale = check::scales(OP, "v_scale", v_scale, heads)?;
-        **meaning = Meaning { format: meaning.format, k_scale, v_scale };
+        meaning.scales = Scales::OfAll(k_scale, v_scale);
         Ok(())
     }
 
@@ -187,6 +246,23 @@ impl KvPages {
         match &self.pool {
             Pool::Floats(..) => None,
             Pool::Codes { k, v, .. } => Some((k, v)),
+        }
+    }
+
+    /// The scales of each token's keys and of its values, if tokens [have some](Self::new_fp8_per_token): as they were given.
+    pub fn token_scales(&self) -> Option<(Tensor<3>, Tensor<3>)> {
+        let Pool::Codes { meaning, .. } = &self.pool else { return None };
+        let Scales::OfTokens(k, v) = &meaning.scales else { return None };
+        Some((k.clone().squeeze_dim(3), v.clone().squeeze_dim(3)))
+    }
+
+    /// Bytes of a token's scales, of its keys and values.
+    pub(super) fn token_scale_bytes(&self) -> usize {
+        match &self.pool {
+            Pool::Codes { meaning, .. } if matches!(meaning.scales, Scales::OfTokens(..)) => {
+                2 * size_of::<f32>() * self.shape().kv_heads
+            }
+            _ => 0,
         }
     }
 
@@ -263,11 +339,21 @@ impl KvPages {
     pub(crate) fn stored(&self) -> KeysValues<Dispatch> {
         match self.pool.clone() {
             Pool::Floats(k, v) => KeysValues::floats(k.into_backend(), v.into_backend()),
-            Pool::Codes { k, v, meaning } => KeysValues {
-                tensors: KvTensors::Codes(k.into_backend(), v.into_backend()),
-                scales: meaning.scales(),
-                format: Some(meaning.format),
-            },
+            Pool::Codes { k, v, meaning } => {
+                let (k, v, format) = (k.into_backend(), v.into_backend(), Some(meaning.format));
+                match meaning.scales {
+                    Scales::OfAll(k_scale, v_scale) => KeysValues {
+                        tensors: KvTensors::Codes(k, v),
+                        scales: MaybeScales::Some(k_scale.into_backend(), v_scale.into_backend()),
+                        format,
+                    },
+                    Scales::OfTokens(k_scales, v_scales) => KeysValues {
+                        tensors: KvTensors::Scaled(k, v, k_scales.into_backend(), v_scales.into_backend()),
+                        scales: MaybeScales::None,
+                        format,
+                    },
+                }
+            }
         }
     }
 
@@ -314,8 +400,20 @@ impl KvPages {
                 (tensors, MaybeScales::None, None)
             }
             Pool::Codes { k, v, meaning } => {
-                let tensors = KvTensors::Codes(k.extract().into_backend(), v.extract().into_backend());
-                (tensors, meaning.scales(), Some(meaning.format))
+                let (k, v) = (k.extract().into_backend(), v.extract().into_backend());
+                match &mut meaning.scales {
+                    Scales::OfAll(k_scale, v_scale) => {
+                        let [k_scale, v_scale] = [k_scale, v_scale].map(|scale| scale.clone().into_backend());
+                        let scales = MaybeScales::Some(k_scale, v_scale);
+                        (KvTensors::Codes(k, v), scales, Some(meaning.format))
+                    }
+                    Scales::OfTokens(k_scales, v_scales) => {
+                        let [k_scales, v_scales] =
+                            [k_scales, v_scales].map(|scales| scales.extract().into_backend());
+                        let tensors = KvTensors::Scaled(k, v, k_scales, v_scales);
+                        (tensors, MaybeScales::None, Some(meaning.format))
+                    }
+                }
             }
         };
         match (write(Pages { tensors, scales, format, layout, pinned }), &mut self.pool) {
@@ -324,6 +422,10 @@ impl KvPages {
             }
             (KvTensors::Codes(new_k, new_v), Pool::Codes { k, v, .. }) => {
                 (*k, *v) = (origin.tensor(new_k), origin.tensor(new_v));
+            }
+            (KvTensors::Scaled(new_k, new_v, k_scales, v_scales), Pool::Codes { k, v, meaning }) => {
+                (*k, *v) = (origin.tensor(new_k), origin.tensor(new_v));
+                meaning.scales = Scales::OfTokens(origin.tensor(k_scales), origin.tensor(v_scales));
             }
             // `write` returns the kind that it got.
             _ => {}
@@ -335,13 +437,6 @@ impl KvPages {
         let (layout, pinned) = (self.layout, self.pinned);
         let KeysValues { tensors, scales, format } = self.stored();
         Pages { tensors, scales, format, layout, pinned }
-    }
-}
-
-impl Meaning {
-    fn scales(&self) -> MaybeScales<Dispatch> {
-        let [k, v] = [&self.k_scale, &self.v_scale].map(|scale| scale.clone().into_backend());
-        MaybeScales::Some(k, v)
     }
 }
 

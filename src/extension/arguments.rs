@@ -198,6 +198,8 @@ pub enum KvTensors<B: Backend> {
     Floats(FloatTensor<B>, FloatTensor<B>),
     /// Codes.
     Codes(IntTensor<B>, IntTensor<B>),
+    /// Codes, and the f32 scales of each token and head: as the codes, with one element in place of a head.
+    Scaled(IntTensor<B>, IntTensor<B>, FloatTensor<B>, FloatTensor<B>),
 }
 
 /// Keys and values as attention reads them: floats, or fp8 (`U8`).
@@ -207,10 +209,10 @@ pub struct KeysValues<B: Backend> {
     /// The keys and values, in the layout of the batch.
     #[extension_type]
     pub tensors: KvTensors<B>,
-    /// The scales of fp8 keys and values: f32, `[1]` or `[kv_heads]`.
+    /// The scales of fp8 keys and values: f32, `[1]` or `[kv_heads]`; none if each token has its own.
     #[extension_type]
     pub scales: MaybeScales<B>,
-    /// The fp8 format; present if there are scales.
+    /// The fp8 format of codes.
     pub format: Option<Fp8>,
 }
 
@@ -228,10 +230,10 @@ pub struct Pages<B: Backend> {
     /// The pages.
     #[extension_type]
     pub tensors: KvTensors<B>,
-    /// The scales of fp8 keys and values: f32, `[1]` or `[kv_heads]`.
+    /// The scales of fp8 keys and values: f32, `[1]` or `[kv_heads]`; none if each token has its own.
     #[extension_type]
     pub scales: MaybeScales<B>,
-    /// The fp8 format; present if there are scales.
+    /// The fp8 format of codes.
     pub format: Option<Fp8>,
     /// Order of the axes of a page.
     pub layout: KvLayout,

@@ -14,7 +14,8 @@ use crate::memory;
 ///
 /// `k`: `[tokens, kv_heads, head_dim]`, `v`: `[tokens, kv_heads, head_dim_v]`, `slots`: one for each token.
 /// Pages of floats have the type of `k` and `v`, which are copied bit for bit. For [fp8
-/// pages](KvPages::new_fp8) the floats are divided by the [scale](crate::Fp8) and rounded.
+/// pages](KvPages::new_fp8) the floats are divided by the [scale](crate::Fp8) and rounded. Pages [per
+/// token](KvPages::new_fp8_per_token) get a scale for each head of a token as well: `max |x| / largest code`, and 1 of zeros.
 ///
 /// It happens in place: nothing but the new rows is written and no page is copied, as long as `pages` is the
 /// only owner of its two tensors. (If a clone of one is alive, that tensor is copied first, as Burn does
@@ -94,7 +95,7 @@ pub fn gather_paged_kv(pages: &KvPages, table: &PageTable, dtype: DType) -> Resu
     match pages.read(upload(slots, &pages.device()), dtype) {
         KvTensors::Floats(k, v) => Ok((pages.origin().tensor(k), pages.origin().tensor(v))),
         // A backend makes numbers where numbers are asked for.
-        KvTensors::Codes(..) => Err(Error::Read {
+        KvTensors::Codes(..) | KvTensors::Scaled(..) => Err(Error::Read {
             op: OP,
             argument: "pages",
             got: "codes".into(),

@@ -9,7 +9,13 @@ use cubecl::client::Client;
 use crate::case::{Case, Kind, MIXED};
 use crate::host::{Random, Type, device_tests};
 
-device_tests!(every_unit_reads_codes, every_number_of_vectors, decode_beside_prefill, warpgroups_read_none);
+device_tests!(
+    every_unit_reads_codes,
+    every_number_of_vectors,
+    decode_beside_prefill,
+    scales_of_tokens,
+    warpgroups_read_none
+);
 
 const FORMATS: [Fp8; 3] = [Fp8::E4m3, Fp8::E4m3Fnuz, Fp8::E5m2];
 const PAGED: Kind = Kind::Paged(7, KvLayout::Hnd);
@@ -133,6 +139,23 @@ fn decode_beside_prefill(client: Client) {
                 .check(&client, &mut random);
         }
     }
+}
+
+/// Each unit, of few rows and of many, and no unit at all.
+fn scales_of_tokens(client: Client) {
+    let mut random = Random::new(24);
+    for (unit, dtypes) in units(&client) {
+        for (i, tiled) in tiles(unit).into_iter().enumerate() {
+            let choice = Choice::Exactly(Blueprint::Tiled(tiled));
+            let (format, dtype) = (FORMATS[(i + dtypes.len()) % 3], dtypes[i % dtypes.len()]);
+            let case = Case { token_scales: true, ..case(choice, dtype, format, (64, 32)) };
+            let (kind, split) = [(PAGED, Split::Every(64)), (Kind::Ragged, Split::Never)][i];
+            Case { kind, split, soft_cap: (i == 1).then_some(2.0), ..case }.check(&client, &mut random);
+        }
+    }
+    let portable = Portable { rows: 1, units: 1, tile: 16, qk_vector: 4, vo_vector: 2 };
+    let case = case(Choice::Exactly(Blueprint::Portable(portable)), Type::F16, Fp8::E4m3, (20, 6));
+    Case { token_scales: true, ..case }.check(&client, &mut random);
 }
 
 /// Where there are warpgroups, the automatic choice is another unit.
