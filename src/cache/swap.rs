@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::extension::KvTensors;
 use crate::indptr::upload;
 use crate::memory;
-use crate::types::Fp8;
+use crate::types::Code8;
 
 /// The keys and values of a sequence in host memory, out of a [`PagedKvCache`].
 ///
@@ -33,8 +33,8 @@ pub struct SwappedSequence {
 struct Layer {
     k: TensorData,
     v: TensorData,
-    /// The fp8 format, if they are fp8. Their scales are those of the pages, or of each token.
-    format: Option<Fp8>,
+    /// The format, if they are codes. Their scales are those of the pages, or of each token.
+    format: Option<Code8>,
     /// The scales of each token and head, `[len - first, kv_heads, 1]`, if they have some.
     scales: Option<[TensorData; 2]>,
 }
@@ -121,7 +121,7 @@ impl PagedKvCache {
                     got,
                     expected: "its keys and values".into(),
                 })?;
-                layers.push(Layer { k, v, format: layer.fp8(), scales });
+                layers.push(Layer { k, v, format: layer.code(), scales });
             }
         }
         self.free(sequence)?;
@@ -209,8 +209,8 @@ impl PagedKvCache {
                 }
                 check::same_dtype(op, argument, rows.dtype(), layer.dtype())?;
             }
-            if *format != layer.fp8() {
-                let [got, expected] = [*format, layer.fp8()].map(|format| format!("{format:?}"));
+            if *format != layer.code() {
+                let [got, expected] = [*format, layer.code()].map(|format| format!("{format:?}"));
                 let expected = format!("{expected}, as the cache has it");
                 return Err(Error::Value { op, argument, got, expected });
             }

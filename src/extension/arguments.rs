@@ -11,7 +11,7 @@ use burn::backend::{
     tensor::{FloatTensor, IntTensor},
 };
 
-use crate::types::{Fp8, KvLayout, RopeStyle};
+use crate::types::{Code8, Fp8, KvLayout, RopeStyle};
 
 #[cfg(feature = "cube")]
 use burn_flashinfer_kernels::attention as kernels;
@@ -212,8 +212,8 @@ pub struct KeysValues<B: Backend> {
     /// The scales of fp8 keys and values: f32, `[1]` or `[kv_heads]`; none if each token has its own.
     #[extension_type]
     pub scales: MaybeScales<B>,
-    /// The fp8 format of codes.
-    pub format: Option<Fp8>,
+    /// The format of codes.
+    pub format: Option<Code8>,
 }
 
 impl<B: Backend> KeysValues<B> {
@@ -233,8 +233,8 @@ pub struct Pages<B: Backend> {
     /// The scales of fp8 keys and values: f32, `[1]` or `[kv_heads]`; none if each token has its own.
     #[extension_type]
     pub scales: MaybeScales<B>,
-    /// The fp8 format of codes.
-    pub format: Option<Fp8>,
+    /// The format of codes.
+    pub format: Option<Code8>,
     /// Order of the axes of a page.
     pub layout: KvLayout,
     /// Pages are written in place even if they have other owners, on devices that capture graphs.

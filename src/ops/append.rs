@@ -47,7 +47,7 @@ pub(super) fn fits(
     let (pool, device) = (pages.shape(), pages.device());
     pages.check(op, "pages", &device)?;
     check::same_device(op, "k", &k.device(), &device)?;
-    if pages.fp8().is_none() {
+    if pages.code().is_none() {
         check::same_dtype(op, "k", k.dtype(), pages.dtype())?;
     }
     Floats::first(op, "k", k)?.like("v", v)?;
@@ -79,7 +79,7 @@ pub fn gather_paged_kv(pages: &KvPages, table: &PageTable, dtype: DType) -> Resu
     let pool = pages.shape();
     pages.check(OP, "pages", &pages.device())?;
     check::float(OP, "dtype", dtype, &pages.device())?;
-    if pages.fp8().is_none() {
+    if pages.code().is_none() {
         check::same_dtype(OP, "dtype", dtype, pages.dtype())?;
     }
     check::same_device(OP, "table", &table.device(), &pages.device())?;

@@ -9,33 +9,78 @@ use burn_flashinfer::{
 };
 
 use crate::devices::{Target, device_tests};
-use crate::fp8::FORMATS;
 use crate::problem::{Case, Got, Paging, Problem};
 use crate::support::{Host, Rng, bits, check, epsilon, read, refused, round};
 
 device_tests!(append_and_gather, attention_over_pages, caches, rotated_keys, refusals);
 
 const LAYOUTS: [KvLayout; 2] = [KvLayout::Nhd, KvLayout::Hnd];
-/// NaN in each format.
-const NAN: [i64; 3] = [0x7f, 0x80, 0x7f];
+/// The format of pages.
+#[derive(Debug, Clone, Copy)]
+enum Format {
+    Fp8(Fp8),
+    Int8,
+}
+
+const FORMATS: [Format; 4] =
+    [Format::Fp8(Fp8::E4m3), Format::Int8, Format::Fp8(Fp8::E5m2), Format::Fp8(Fp8::E4m3Fnuz)];
+
+impl Format {
+    fn max(self) -> f32 {
+        match self {
+            Self::Fp8(format) => format.max(),
+            Self::Int8 => 127.0,
+        }
+    }
+
+    fn encode(self, x: f32) -> u8 {
+        match self {
+            Self::Fp8(format) => format.encode(x),
+            Self::Int8 => x.round_ties_even() as i8 as u8,
+        }
+    }
+
+    fn decode(self, code: u8) -> f32 {
+        match self {
+            Self::Fp8(format) => format.decode(code),
+            Self::Int8 => f32::from(code as i8),
+        }
+    }
+
+    /// A code that no number gets: NaN, if there is one.
+    fn poison(self) -> i64 {
+        match self {
+            Self::Fp8(Fp8::E4m3 | Fp8::E5m2) => 0x7f,
+            _ => 0x80,
+        }
+    }
+
+    fn pages(self, [k, v]: [Tensor<4, Int>; 2], [ks, vs]: [Tensor<3>; 2], layout: KvLayout) -> KvPages {
+        let pages = match self {
+            Self::Fp8(format) => KvPages::new_fp8_per_token(k, v, ks, vs, layout, format),
+            Self::Int8 => KvPages::new_int8(k, v, ks, vs, layout),
+        };
+        pages.expect("pages")
+    }
+}
 
 /// Pages of NaN, scales and all.
-fn empty(shape: [usize; 4], layout: KvLayout, which: usize, device: &Device) -> KvPages {
+fn empty(shape: [usize; 4], layout: KvLayout, format: Format, device: &Device) -> KvPages {
     let [pages, page_size, heads, dim] = shape;
     let (a, b) = if layout == KvLayout::Nhd { (page_size, heads) } else { (heads, page_size) };
-    let codes = || Tensor::<4, Int>::full([pages, a, b, dim], NAN[which], (device, DType::U8));
+    let codes = || Tensor::<4, Int>::full([pages, a, b, dim], format.poison(), (device, DType::U8));
     let scales = || Tensor::<3>::full([pages, a, b], f32::NAN, (device, DType::F32));
-    KvPages::new_fp8_per_token(codes(), codes(), scales(), scales(), layout, FORMATS[which]).expect("pages")
+    format.pages([codes(), codes()], [scales(), scales()], layout)
 }
 
 /// The scale that a head gets.
-fn scale_for(numbers: &[f32], format: Fp8) -> f32 {
+fn scale_for(numbers: &[f32], format: Format) -> f32 {
     let scale = numbers.iter().fold(0.0, |largest: f32, x| largest.max(x.abs())) / format.max();
     if scale == 0.0 { 1.0 } else { scale }
 }
 
 /// Rounds each head of each token to codes, and returns codes and scales `[tokens, heads, 1]`; `x` becomes what they mean.
-fn rounded(x: &mut Host<3>, format: Fp8) -> (Host<3>, Host<3>) {
+fn rounded(x: &mut Host<3>, format: Format) -> (Host<3>, Host<3>) {
     let [tokens, heads, dim] = x.shape;
     x.dtype = DType::F32;
     let mut codes = x.clone();
@@ -56,89 +101,87 @@ fn append_and_gather(target: Target) {
     const PAGES: usize = 5;
     let rng = &mut Rng::new("append with scales");
     let (page_size, heads, device) = (3, 3, &target.device);
-    for (at, dtype) in target.dtypes().into_iter().enumerate() {
-        for (which, (format, layout)) in FORMATS.into_iter().zip(LAYOUTS.into_iter().cycle()).enumerate() {
-            let dim = [40, 128, 3][(at + which) % 3];
-            let what = format!("{format:?} {layout:?} {dtype:?} of {dim} on {}", target.name);
-            let mut pages = empty([PAGES, page_size, heads, dim], layout, which, device);
-            let table = PageTable::new(&[0, 2], &[4, 1], &[2], page_size, PAGES, device).expect("valid");
-            let requests = [Some(0), None, Some(0), Some(0)];
-            let slots = SlotMapping::new(&table, &requests, &[4, 0, 0, 2]).expect("slots");
-            let mut k = Host::random([4, heads, dim], dtype, rng);
-            // Heads of zeros, of subnormal numbers, and of one that is far larger than the rest.
-            k.values[..dim].fill(0.0);
-            k.values[dim] = round(1000.0, dtype);
-            let v = Host::from_fn([4, heads, dim], dtype, |at| round((at % 7) as f32 - 3.0, dtype));
-            append_paged_kv(&mut pages, k.tensor(device), v.tensor(device), &slots).expect("it fits");
+    let dtypes = target.dtypes();
+    let cases = FORMATS.into_iter().zip(LAYOUTS.into_iter().cycle()).enumerate().collect();
+    for (at, (format, layout)) in target.thin(2, cases) {
+        let (dim, dtype) = ([40, 128, 3][at % 3], dtypes[at % dtypes.len()]);
+        let what = format!("{format:?} {layout:?} {dtype:?} of {dim} on {}", target.name);
+        let mut pages = empty([PAGES, page_size, heads, dim], layout, format, device);
+        let table = PageTable::new(&[0, 2], &[4, 1], &[2], page_size, PAGES, device).expect("valid");
+        let requests = [Some(0), None, Some(0), Some(0)];
+        let slots = SlotMapping::new(&table, &requests, &[4, 0, 0, 2]).expect("slots");
+        let mut k = Host::random([4, heads, dim], dtype, rng);
+        // Heads of zeros, of subnormal numbers, and of one that is far larger than the rest.
+        k.values[..dim].fill(0.0);
+        k.values[dim] = round(1000.0, dtype);
+        let v = Host::from_fn([4, heads, dim], dtype, |at| round((at % 7) as f32 - 3.0, dtype));
+        append_paged_kv(&mut pages, k.tensor(device), v.tensor(device), &slots).expect("it fits");
 
-            let (k_codes, v_codes) = pages.codes().expect("codes");
-            let (k_scales, v_scales) = pages.token_scales().expect("scales");
-            for (new, codes, scales) in [(&k, k_codes, k_scales), (&v, v_codes, v_scales)] {
-                let codes: Vec<u8> = codes.clone().into_data().try_to_vec().expect("bytes");
-                let (scales, mut written) = (read(scales), 0);
-                for slot in 0..PAGES * page_size {
-                    let token = [(1, 1, 0), (4, 0, 2), (4, 2, 3)]
-                        .into_iter()
-                        .find(|&(page, offset, _)| (page, offset) == (slot / page_size, slot % page_size));
-                    for head in 0..heads {
-                        let row = match layout {
-                            KvLayout::Nhd => slot * heads + head,
-                            KvLayout::Hnd => (slot / page_size * heads + head) * page_size + slot % page_size,
-                        };
-                        let (codes, scale) = (&codes[row * dim..][..dim], scales[row]);
-                        let Some((_, _, token)) = token else {
-                            let untouched = codes.iter().all(|&code| i64::from(code) == NAN[which]);
-                            assert!(untouched && scale.is_nan(), "{what}: slot {slot} was written");
-                            continue;
-                        };
-                        let numbers = new.row(token, head);
-                        let wanted = scale_for(numbers, format);
-                        assert!((scale / wanted - 1.0).abs() < 2e-7, "{what}: scale {scale}, not {wanted}");
-                        for (code, x) in codes.iter().zip(numbers) {
-                            let (got, wanted) =
-                                (format.decode(*code), format.decode(format.encode(x / scale)));
-                            assert!(got == wanted, "{what}: {x} is {got} times {scale}, not {wanted}");
-                        }
-                        written += 1;
+        let (k_codes, v_codes) = pages.codes().expect("codes");
+        let (k_scales, v_scales) = pages.token_scales().expect("scales");
+        for (new, codes, scales) in [(&k, k_codes, k_scales), (&v, v_codes, v_scales)] {
+            let codes: Vec<u8> = codes.clone().into_data().try_to_vec().expect("bytes");
+            let (scales, mut written) = (read(scales), 0);
+            for slot in 0..PAGES * page_size {
+                let token = [(1, 1, 0), (4, 0, 2), (4, 2, 3)]
+                    .into_iter()
+                    .find(|&(page, offset, _)| (page, offset) == (slot / page_size, slot % page_size));
+                for head in 0..heads {
+                    let row = match layout {
+                        KvLayout::Nhd => slot * heads + head,
+                        KvLayout::Hnd => (slot / page_size * heads + head) * page_size + slot % page_size,
+                    };
+                    let (codes, scale) = (&codes[row * dim..][..dim], scales[row]);
+                    let Some((_, _, token)) = token else {
+                        let untouched = codes.iter().all(|&code| i64::from(code) == format.poison());
+                        assert!(untouched && scale.is_nan(), "{what}: slot {slot} was written");
+                        continue;
+                    };
+                    let numbers = new.row(token, head);
+                    let wanted = scale_for(numbers, format);
+                    assert!((scale / wanted - 1.0).abs() < 2e-7, "{what}: scale {scale}, not {wanted}");
+                    for (code, x) in codes.iter().zip(numbers) {
+                        let (got, wanted) = (format.decode(*code), format.decode(format.encode(x / scale)));
+                        assert!(got == wanted, "{what}: {x} is {got} times {scale}, not {wanted}");
                     }
+                    written += 1;
                 }
-                assert_eq!(written, 3 * heads);
             }
-
-            // The first page has a slot that was not written.
-            let some = PageTable::new(&[0, 1], &[1], &[2], page_size, PAGES, device).expect("valid");
-            let got = gather_paged_kv(&pages, &some, dtype).expect("it fits");
-            let first = read(got.0.slice_dim(0, 1..2));
-            let (mut exact, row) = (k.tokens(0..1), 0);
-            rounded(&mut exact, format);
-            let baseline: Vec<f32> = exact.values.iter().map(|&x| round(x, dtype)).collect();
-            let oracle: Vec<f64> = exact.values.iter().map(|&x| f64::from(x)).collect();
-            assert_eq!(row, 0);
-            check(format!("gather {what}"), &first, &baseline, &oracle, dtype);
-
-            let state = |pages: &KvPages, page: usize| {
-                let (k, v) = pages.codes().expect("codes");
-                let (k_scales, v_scales) = pages.token_scales().expect("scales");
-                let codes = [k, v].map(|codes| codes.clone().slice_dim(0, page..page + 1).into_data());
-                (codes, [k_scales, v_scales].map(|scales| bits(scales.slice_dim(0, page..page + 1))))
-            };
-            let copies = PageCopies::new(&[4, 1], &[0, 2], page_size, PAGES, device).expect("pages");
-            copy_pages(&mut pages, &copies).expect("it fits");
-            assert_eq!([state(&pages, 0), state(&pages, 2)], [state(&pages, 4), state(&pages, 1)], "{what}");
+            assert_eq!(written, 3 * heads);
         }
+
+        // The first page has a slot that was not written.
+        let some = PageTable::new(&[0, 1], &[1], &[2], page_size, PAGES, device).expect("valid");
+        let got = gather_paged_kv(&pages, &some, dtype).expect("it fits");
+        let first = read(got.0.slice_dim(0, 1..2));
+        let mut exact = k.tokens(0..1);
+        rounded(&mut exact, format);
+        let baseline: Vec<f32> = exact.values.iter().map(|&x| round(x, dtype)).collect();
+        let oracle: Vec<f64> = exact.values.iter().map(|&x| f64::from(x)).collect();
+        check(format!("gather {what}"), &first, &baseline, &oracle, dtype);
+
+        let state = |pages: &KvPages, page: usize| {
+            let (k, v) = pages.codes().expect("codes");
+            let (k_scales, v_scales) = pages.token_scales().expect("scales");
+            let codes = [k, v].map(|codes| codes.clone().slice_dim(0, page..page + 1).into_data());
+            (codes, [k_scales, v_scales].map(|scales| bits(scales.slice_dim(0, page..page + 1))))
+        };
+        let copies = PageCopies::new(&[4, 1], &[0, 2], page_size, PAGES, device).expect("pages");
+        copy_pages(&mut pages, &copies).expect("it fits");
+        assert_eq!([state(&pages, 0), state(&pages, 2)], [state(&pages, 4), state(&pages, 1)], "{what}");
     }
 }
 
 /// A problem over pages with scales of tokens; NaN where no token is.
 struct Scaled {
     problem: Problem,
-    format: Fp8,
+    format: Format,
     /// Codes and scales of keys, and of values.
     parts: [(Host<3>, Host<3>); 2],
 }
 
 impl Scaled {
-    fn new(mut problem: Problem, format: Fp8) -> Self {
+    fn new(mut problem: Problem, format: Format) -> Self {
         // Tokens of very different sizes.
         for x in [&mut problem.k, &mut problem.v] {
             let row = x.shape[1] * x.shape[2];
@@ -151,13 +194,14 @@ impl Scaled {
     fn pages(&self, paging: &Paging, layout: KvLayout, device: &Device) -> KvPages {
         let [(k, k_scales), (v, v_scales)] = self.parts.each_ref().map(|(codes, scales)| {
             let pool = paging.pool(codes, layout);
-            let codes: Vec<u8> = pool.values.iter().map(|&x| self.format.encode(x)).collect();
+            let code = |&x: &f32| if x.is_nan() { self.format.poison() as u8 } else { self.format.encode(x) };
+            let codes: Vec<u8> = pool.values.iter().map(code).collect();
             let codes = Tensor::<4, Int>::from_data(TensorData::new(codes, pool.shape), (device, DType::U8));
             let scales = paging.pool(scales, layout);
             let [pages, a, b, _] = scales.shape;
             (codes, scales.tensor(device).reshape([pages, a, b]))
         });
-        KvPages::new_fp8_per_token(k, v, k_scales, v_scales, layout, self.format).expect("pages")
+        self.format.pages([k, v], [k_scales, v_scales], layout)
     }
 }
 
@@ -165,8 +209,9 @@ impl Scaled {
 fn attention_over_pages(target: Target) {
     let lengths = [(1, 97), (3, 64), (0, 16), (21, 65), (1, 1), (0, 0), (1, 150), (6, 6)];
     let dtypes = target.dtypes();
-    let cases = [(64, 16, 2, 4), (128, 1, 2, 1), (80, 7, 1, 3)].into_iter().enumerate().collect();
-    for (at, (dim, page_size, kv_heads, group)) in target.thin(2, cases) {
+    let cases =
+        [(64, 16, 2, 4), (128, 1, 2, 1), (80, 7, 1, 3), (64, 5, 3, 2)].into_iter().enumerate().collect();
+    for (at, (dim, page_size, kv_heads, group)) in target.thin(3, cases) {
         let (format, layout, device) = (FORMATS[at], LAYOUTS[at % 2], &target.device);
         let lengths = if at == 1 { lengths.map(|(rows, keys)| (rows.min(1), keys)) } else { lengths };
         let case = Case::new(dtypes[at % dtypes.len()], dim, &lengths).heads(kv_heads, group).causal();
@@ -237,6 +282,13 @@ fn caches(target: Target) {
 
     let mut fixed =
         PagedKvCache::new(&CacheConfig::new(1, 20, 4, 2, dim).fp8(Fp8::E4m3), device).expect("a cache");
+    let integers = CacheConfig::new(1, 20, 4, 2, dim).int8();
+    assert_eq!(integers.bytes(), config.bytes());
+    let mut integers = PagedKvCache::new(&integers, device).expect("a cache");
+    refused(
+        integers.swap_in(&swapped),
+        "PagedKvCache::swap_in: `swapped` is Some(E4m3), expected Some(Int8), as the cache has it",
+    );
     refused(
         fixed.swap_in(&swapped),
         "PagedKvCache::swap_in: `swapped` is with scales for each token, expected scales for all tokens, as the cache has them",
@@ -254,7 +306,8 @@ fn rotated_keys(target: Target) {
     let places: Vec<usize> = (2..7).collect();
     let slots = SlotMapping::new(&table, &[Some(0); 5], &places).expect("slots");
     let positions = Positions::new(&places, device).expect("positions");
-    let [mut at_once, mut one_by_one] = [(); 2].map(|()| empty([3, 4, 2, 32], KvLayout::Nhd, 0, device));
+    let [mut at_once, mut one_by_one] =
+        [(); 2].map(|()| empty([3, 4, 2, 32], KvLayout::Nhd, Format::Int8, device));
     let qkv = Qkv { q: q.clone(), k: k.clone(), v: v.clone() };
     let rotated = rope_append_paged_kv(&mut at_once, qkv, None, &rope, &positions, &slots).expect("it fits");
     let (wanted, k) = apply_rope(q, k, &rope, &positions).expect("it fits");
@@ -268,6 +321,7 @@ fn rotated_keys(target: Target) {
     assert_eq!(state(&at_once), state(&one_by_one), "{}", target.name);
 }
 
+/// Plans and pages of other codes.
 fn refusals(target: Target) {
     let device = &target.device;
     let codes = || Tensor::<4, Int>::zeros([6, 4, 2, 8], (device, DType::U8));

@@ -2,9 +2,9 @@
 
 use cubecl::ir::{ElemType, FloatKind};
 
+use crate::code8::Code8;
 use crate::device::Machine;
 use crate::element::Element;
-use crate::fp8::Fp8;
 use crate::problem::HeadDims;
 
 /// The tiles of a cube, and the planes that multiply them. Comptime.
@@ -83,7 +83,7 @@ impl TileShape {
     }
 
     /// The format of codes in shared memory, if there are any.
-    pub fn shared_codes(&self) -> Option<Fp8> {
+    pub fn shared_codes(&self) -> Option<Code8> {
         match self.kv_dtype {
             Element::Code(format) if self.shares_codes => Some(format),
             _ => None,

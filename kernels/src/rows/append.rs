@@ -2,9 +2,9 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*, std::FastDivmod};
 
+use crate::code8::{Code, decode, divisor, element_type, encode, scale_of};
 use crate::device::grid::elementwise;
 use crate::device::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
-use crate::fp8::{Code, decode, divisor, element_type, encode, scale_of};
 use crate::math::{narrow, widen};
 use crate::rows::pages::{Pools, row_of, unzip};
 

@@ -2,8 +2,8 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*, std::FastDivmod};
 
+use crate::code8::{Code, Code8, decode, divisor, encode};
 use crate::device::tensor::{Result, addresses, alignment, by_slot, rows, shape, vector};
-use crate::fp8::{Code, Fp8, decode, divisor, encode};
 use crate::math::{narrow, widen};
 use crate::rows::append::{Tokens, Way};
 use crate::rows::pages::row_of;
@@ -118,7 +118,7 @@ fn move_head<F: Numeric, N: Size>(
 /// The scales of pages, `[pages, page_size, kv_heads, 1]` of f32 or in the other order of axes, and the format of the codes.
 pub struct TokenScales {
     /// The format.
-    pub format: Fp8,
+    pub format: Code8,
     /// Those of keys.
     pub k: TensorBinding,
     /// Those of values.

@@ -2,10 +2,11 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
+use crate::code8::{Code, divisor, encode};
 use crate::device::tensor::{
     Result, addresses, alignment, contiguous, offset_alignment, rows, shape, vector,
 };
-use crate::fp8::{Code, Fp8, divisor, encode};
+use crate::fp8::Fp8;
 use crate::rows::row_group::{RowGroup, row_max};
 
 const KERNEL: &str = "quantize_rows";

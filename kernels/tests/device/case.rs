@@ -1,7 +1,7 @@
 //! Problems of attention, by request, and what they should give.
 
 use burn_flashinfer_kernels::{
-    DeviceProfile, Fp8, KvLayout,
+    Code8, DeviceProfile, KvLayout,
     attention::{
         Alignment, Attention, Batch, Blueprint, Choice, HeadDims, Inputs, KvScales, Plan, Problem,
         RequestShape, Split, Standard, launch,
@@ -31,7 +31,7 @@ pub struct Case {
     pub vo: usize,
     pub dtype: Type,
     /// The format of keys and values, if they are codes, with scales for each head.
-    pub codes: Option<Fp8>,
+    pub codes: Option<Code8>,
     /// Codes have a scale for each token and head.
     pub token_scales: bool,
     pub causal: bool,
@@ -171,10 +171,10 @@ impl Case {
         let (mut q, mut k, mut v) = (vec![], vec![], vec![]);
         for (&(qo_len, kv_len), &seed) in self.lengths.iter().zip(seeds) {
             let mut random = Random::quiet(seed);
-            let mut fill = |elements, dtype| random.floats(elements, dtype, self.spread);
-            q.extend(fill(qo_len * self.q_heads * self.qk, self.dtype));
-            k.push(fill(kv_len * self.kv_heads * self.qk, self.kv_type()));
-            v.push(fill(kv_len * self.kv_heads * self.vo, self.kv_type()));
+            let mut fill = |elements, dtype, unit| random.floats(elements, dtype, self.spread * unit);
+            q.extend(fill(qo_len * self.q_heads * self.qk, self.dtype, 1.0));
+            k.push(fill(kv_len * self.kv_heads * self.qk, self.kv_type(), self.unit()));
+            v.push(fill(kv_len * self.kv_heads * self.vo, self.kv_type(), self.unit()));
         }
         self.check_numbers(client, [&q, &k.concat(), &v.concat()], random)
     }
@@ -255,11 +255,16 @@ impl Case {
         got
     }
 
+    /// Codes that are integers are as much larger than floats, and their scales smaller.
+    fn unit(&self) -> f64 {
+        if self.codes == Some(Code8::Int8) { 64.0 } else { 1.0 }
+    }
+
     /// The scale of a token's head.
     fn scale_of(&self, scale: f64, token: usize, head: usize) -> f64 {
         let of_token =
             if self.token_scales { [1.0, 0.01, 0.3][token % 3] + token as f64 / 256.0 } else { 1.0 };
-        Type::F32.round(scale * of_token / (1 + head) as f64)
+        Type::F32.round(scale * of_token / (1 + head) as f64 / self.unit())
     }
 
     /// The scale of every key head of every token of each request.

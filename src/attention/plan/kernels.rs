@@ -37,7 +37,7 @@ impl Question {
         let problem = Problem {
             dims: HeadDims { qk: config.head_dim, vo: config.head_dim_v },
             dtype: dtype_to_storage_type(config.dtype),
-            kv_dtype: match config.fp8 {
+            kv_dtype: match config.code {
                 Some(format) => Element::Code(format.into()),
                 None => Element::Number(dtype_to_storage_type(config.dtype)),
             },

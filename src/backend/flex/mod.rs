@@ -42,7 +42,7 @@ use crate::extension::{
     ScaledRows,
 };
 use crate::types::{
-    Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, RopeStyle, RoutingParams,
+    Activation, AttentionParams, BitOrder, Code8, Fp8, LinearParams, RmsNormStyle, RopeStyle, RoutingParams,
     WeightFormat, WeightLayout,
 };
 
@@ -66,7 +66,7 @@ impl FlashInferBackend for Flex {
         slots: IntTensor<Self>,
     ) -> KvTensors<Self> {
         let slots = view::indices(slots);
-        let format = pages.format.unwrap_or(Fp8::E4m3);
+        let format = pages.format.unwrap_or(Code8::Int8);
         let codes = codes(pages.scales, pages.format);
         let layout = pages.layout;
         match (pages.tensors, tokens) {
@@ -142,7 +142,7 @@ impl FlashInferBackend for Flex {
                 if dtype == DType::U8 {
                     return KvTensors::Scaled(k, v, k_scales, v_scales);
                 }
-                let format = pages.format.unwrap_or(Fp8::E4m3);
+                let format = pages.format.unwrap_or(Code8::Int8);
                 let wide = |codes: FlexTensor, scales: FlexTensor| {
                     by_dtype!(dtype, pages::rescaled(codes, scales, format))
                 };
@@ -170,7 +170,10 @@ impl FlashInferBackend for Flex {
     ) -> (IntTensor<Self>, IntTensor<Self>) {
         let by = Rotation::of(rotations);
         let quantized = |x: FlexTensor, which: usize, scale: FlexTensor| {
-            pages::quantized(by.rotated_wide(x, which), &pages::Codes { format, scales: widened(scale) })
+            pages::quantized(
+                by.rotated_wide(x, which),
+                &pages::Codes { format: format.into(), scales: widened(scale) },
+            )
         };
         (quantized(q, 0, q_scale), quantized(k, 1, k_scale))
     }
@@ -437,8 +440,8 @@ impl FlashInferBackend for Flex {
 }
 
 /// The fp8 formats and scales of keys and of values; none without scales.
-fn codes(scales: MaybeScales<Flex>, format: Option<Fp8>) -> [pages::Codes; 2] {
-    let format = format.unwrap_or(Fp8::E4m3);
+fn codes(scales: MaybeScales<Flex>, format: Option<Code8>) -> [pages::Codes; 2] {
+    let format = format.unwrap_or(Code8::Int8);
     let scales = match scales {
         MaybeScales::None => [vec![1.0], vec![1.0]],
         MaybeScales::Some(k, v) => [k, v].map(widened),
@@ -449,7 +452,9 @@ fn codes(scales: MaybeScales<Flex>, format: Option<Fp8>) -> [pages::Codes; 2] {
 /// The fp8 format and scale of rows, if they are rounded to fp8.
 fn codes_of_rows(rounding: Rounding<Flex>) -> Option<pages::Codes> {
     match (rounding.scale, rounding.format) {
-        (MaybeFloats::Some(scale), Some(format)) => Some(pages::Codes { format, scales: widened(scale) }),
+        (MaybeFloats::Some(scale), Some(format)) => {
+            Some(pages::Codes { format: format.into(), scales: widened(scale) })
+        }
         _ => None,
     }
 }

@@ -5,12 +5,12 @@ use burn_flex::{FlexTensor, Layout};
 
 use super::float::Float;
 use super::view::{self, Rows, dims, with_rows};
-use crate::types::{Fp8, KvLayout};
+use crate::types::{Code8, KvLayout};
 
 /// The fp8 format and scales of a pool: a float is `code * scale`, with a scale for all heads or one for
 /// each.
 pub(super) struct Codes {
-    pub(super) format: Fp8,
+    pub(super) format: Code8,
     pub(super) scales: Vec<f32>,
 }
 
@@ -170,7 +170,7 @@ pub(super) fn append_scaled<E: Float>(
     new: FlexTensor,
     slots: &[i32],
     layout: KvLayout,
-    format: Fp8,
+    format: Code8,
 ) -> (FlexTensor, FlexTensor) {
     let pool = append::<E, u8>(pool, new.clone(), slots, layout, |from, to, _| {
         Codes { format, scales: vec![scale_for(from, format)] }.encode(from, to, 0);
@@ -191,14 +191,14 @@ pub(super) fn append_scaled<E: Float>(
 }
 
 /// The least scale that reaches the largest of these numbers; 1 if that is 0, and NaN if one of them is.
-fn scale_for<E: Float>(numbers: &[E], format: Fp8) -> f32 {
+fn scale_for<E: Float>(numbers: &[E], format: Code8) -> f32 {
     let largest = numbers.iter().map(|x| x.widen().to_bits() & 0x7fff_ffff).max().unwrap_or_default();
     let scale = f32::from_bits(largest) / format.max();
     if scale < f32::MIN_POSITIVE { 1.0 } else { scale }
 }
 
 /// Codes `[tokens, heads, dim]` times their scales `[tokens, heads, 1]`.
-pub(super) fn rescaled<E: Float>(codes: FlexTensor, scales: FlexTensor, format: Fp8) -> FlexTensor {
+pub(super) fn rescaled<E: Float>(codes: FlexTensor, scales: FlexTensor, format: Code8) -> FlexTensor {
     let shape: [usize; 3] = dims(&codes);
     let width = shape[2].max(1);
     let rows = codes.storage::<u8>().chunks_exact(width).zip(scales.storage::<f32>());

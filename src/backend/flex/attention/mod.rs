@@ -16,14 +16,14 @@ use rayon::prelude::*;
 
 use self::problem::{Cache, Index, Mask, Problem, Queries, Scales, Work};
 use super::{
-    codes::{E4m3, E4m3Fnuz, E5m2},
+    codes::{E4m3, E4m3Fnuz, E5m2, Int8},
     float::{Float, Widen},
     view::{Rows, dims, indices, tensor, wide, widened, with_rows},
 };
 use crate::extension::{
     Attended, Batch, KeysValues, KvTensors, MaybeMask, MaybeScales, PagesLayout, VariantTensors,
 };
-use crate::types::{AttentionParams, Fp8, HostInputs, KvLayout};
+use crate::types::{AttentionParams, Code8, Fp8, HostInputs, KvLayout};
 
 /// Rows that a task with several queries aims at.
 const ROWS: usize = 64;
@@ -54,9 +54,10 @@ pub(super) fn attention<E: Float>(
     let (tensors, scales) =
         ([&q, &k, &v], Scales { k: &scales[0], v: &scales[1], of_tokens: of_tokens.as_ref() });
     let attended = match format {
-        Fp8::E4m3 => attend::<f32, E4m3>(tensors, scales, batch, params),
-        Fp8::E4m3Fnuz => attend::<f32, E4m3Fnuz>(tensors, scales, batch, params),
-        Fp8::E5m2 => attend::<f32, E5m2>(tensors, scales, batch, params),
+        Code8::Fp8(Fp8::E4m3) => attend::<f32, E4m3>(tensors, scales, batch, params),
+        Code8::Fp8(Fp8::E4m3Fnuz) => attend::<f32, E4m3Fnuz>(tensors, scales, batch, params),
+        Code8::Fp8(Fp8::E5m2) => attend::<f32, E5m2>(tensors, scales, batch, params),
+        Code8::Int8 => attend::<f32, Int8>(tensors, scales, batch, params),
     };
     let rounded = |output: FlexTensor| {
         let numbers = output.storage::<f32>().iter().map(|&x| E::narrow(x)).collect();
