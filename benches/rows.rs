@@ -196,7 +196,7 @@ impl Bench {
             v: v.clone(),
             layout: KvLayout::Nhd,
             quantized: quantized.then(|| KvQuantized {
-                format: Fp8::E4m3,
+                format: Fp8::E4m3.into(),
                 k_scale: scale.clone(),
                 v_scale: scale.clone(),
             }),

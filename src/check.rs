@@ -161,6 +161,20 @@ pub(crate) fn no_gradient<const D: usize>(
     Ok(())
 }
 
+/// Refuses tensors of another type than f32, with a gradient, or on a device that is not supported.
+pub(crate) fn f32s<const D: usize>(
+    op: &'static str,
+    argument: &'static str,
+    tensor: &Tensor<D>,
+) -> Result<()> {
+    device(op, argument, &tensor.device())?;
+    if tensor.dtype() != DType::F32 {
+        let got = format!("{:?}", tensor.dtype());
+        return Err(Error::Dtype { op, argument, got, expected: "F32".into() });
+    }
+    no_gradient(op, argument, tensor)
+}
+
 /// Refuses all but one scale, or one for each of `heads`.
 pub(crate) fn scales(
     op: &'static str,
@@ -168,12 +182,7 @@ pub(crate) fn scales(
     scale: Tensor<1>,
     heads: usize,
 ) -> Result<Tensor<1>> {
-    device(op, argument, &scale.device())?;
-    if scale.dtype() != DType::F32 {
-        let got = format!("{:?}", scale.dtype());
-        return Err(Error::Dtype { op, argument, got, expected: "F32".into() });
-    }
-    no_gradient(op, argument, &scale)?;
+    f32s(op, argument, &scale)?;
     if scale.dims() != [1] && scale.dims() != [heads] {
         let expected = if heads == 1 { "[1]".into() } else { format!("[1] or [{heads}], one for each head") };
         return Err(shape(op, argument, &scale.dims(), expected));

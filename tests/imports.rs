@@ -9,7 +9,7 @@ use std::{fs, path::Path};
 /// `+` between them are one layer.
 const SRC: &str =
     "error simd types reference extension backend dispatch check memory ints indptr cache ops attention lib";
-const KERNELS: &str = "device isa math+fp8 element problem+request staging mma attention rows sampling \
+const KERNELS: &str = "device isa math+fp8 code8 element problem+request staging mma attention rows sampling \
                        gemm segment_gemm+merge+bits moe offline lib";
 
 type Names = Vec<String>;

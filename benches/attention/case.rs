@@ -77,7 +77,7 @@ impl Shape {
     }
 
     fn element(&self) -> Element {
-        self.codes.map_or(Element::Number(ElemType::Float(self.dtype.1)), Element::Code)
+        self.codes.map_or(Element::Number(ElemType::Float(self.dtype.1)), Element::from)
     }
 
     fn kernels(&self) -> Box<dyn Kernels> {

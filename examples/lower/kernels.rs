@@ -98,6 +98,10 @@ fn attentions() -> Vec<Case> {
             add(format!("{phase}-paged-128-bf16-{given}"), plain, causal, lengths, PAGED, Split::Never);
         }
         add(format!("{phase}-paged-128-bf16-trees"), plain, trees, lengths, PAGED, Split::Never);
+        for (name, format) in [("e4m3", Fp8::E4m3), ("e5m2", Fp8::E5m2)] {
+            let codes = Problem { kv_dtype: format.into(), ..plain };
+            add(format!("{phase}-paged-128-bf16-{name}"), codes, causal, lengths, PAGED, Split::Never);
+        }
         let single = Problem { dtype: F32, kv_dtype: F32.into(), ..plain };
         add(format!("{phase}-paged-128-f32"), single, causal, lengths, PAGED, Split::Never);
         let codes = Problem { kv_dtype: Fp8::E4m3.into(), ..plain };
@@ -449,7 +453,11 @@ fn pools(client: &Client, fp8: bool) -> pages::Pools {
         k: pool(),
         v: pool(),
         layout: KvLayout::Nhd,
-        quantized: fp8.then(|| pages::KvQuantized { format: Fp8::E4m3, k_scale: scale(), v_scale: scale() }),
+        quantized: fp8.then(|| pages::KvQuantized {
+            format: Fp8::E4m3.into(),
+            k_scale: scale(),
+            v_scale: scale(),
+        }),
     }
 }
 

@@ -5,7 +5,8 @@ use std::fmt;
 use cubecl::client::Client;
 use cubecl::ir::{ElemType, UIntKind};
 
-use crate::device::{Arch, Instruction, Machine};
+use crate::code8::Code8;
+use crate::device::Machine;
 use crate::fp8::Fp8;
 
 /// The stored type of keys and values.
@@ -14,7 +15,7 @@ pub enum Element {
     /// Numbers.
     Number(ElemType),
     /// Codes of 8 bits. A number is `code · scale`.
-    Code(Fp8),
+    Code(Code8),
 }
 
 impl From<ElemType> for Element {
@@ -25,6 +26,12 @@ impl From<ElemType> for Element {
 
 impl From<Fp8> for Element {
     fn from(format: Fp8) -> Self {
+        Self::Code(format.into())
+    }
+}
+
+impl From<Code8> for Element {
+    fn from(format: Code8) -> Self {
         Self::Code(format)
     }
 }
@@ -48,13 +55,19 @@ impl Element {
         matches!(self, Self::Code(_))
     }
 
+    /// A power of two near the largest code; 1 of numbers.
+    pub(crate) fn power(self) -> f32 {
+        match self {
+            Self::Number(_) => 1.0,
+            Self::Code(format) => format.max().log2().floor().exp2(),
+        }
+    }
+
     /// The machine whose instructions turn codes into numbers; the portable one if there are none.
     pub(crate) fn machine(self, client: &Client) -> Machine {
-        let arch = Arch::of(client);
         match self {
-            Self::Code(Fp8::E4m3 | Fp8::E5m2) if Instruction::CvtFp8.exists_on(arch) => Machine::Nvidia,
-            Self::Code(_) if Instruction::CvtFp8Fnuz.exists_on(arch) => Machine::Amd,
-            _ => Machine::Portable,
+            Self::Number(_) => Machine::Portable,
+            Self::Code(format) => format.decoder(client),
         }
     }
 }

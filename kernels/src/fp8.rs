@@ -1,15 +1,9 @@
 //! Fp8: rounding of floats to it, and back.
 
-use cubecl::{
-    client::Client,
-    ir::{ElemType, UIntKind},
-    prelude::*,
-};
+use cubecl::prelude::*;
 
-use crate::device::tensor::{Result, contiguous};
-use crate::device::{Arch, Instruction, Machine};
+use crate::device::Machine;
 use crate::isa::{amd, nvidia};
-use crate::math::{narrow, widen};
 
 /// A format of 8 bits: sign, exponent, mantissa.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -57,168 +51,15 @@ impl Fp8 {
     }
 
     /// `2^exponent`.
-    const fn power(exponent: i32) -> f32 {
+    pub(crate) const fn power(exponent: i32) -> f32 {
         f32::from_bits(((127 + exponent) as u32) << 23)
-    }
-}
-
-/// An fp8 format, and the device whose instructions convert to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Code {
-    format: Fp8,
-    machine: Machine,
-    /// Each head has a scale of its own.
-    of_heads: bool,
-}
-
-impl Code {
-    /// Conversion by the instructions of a device, if it has some for this format.
-    pub(crate) fn of(format: Fp8, scale: &TensorBinding, client: &Client) -> Self {
-        Self { of_heads: scale.size() > 1, ..Self::of_all(format, client) }
-    }
-
-    /// [`of`](Self::of) with one scale for all that a unit converts.
-    pub(crate) fn of_all(format: Fp8, client: &Client) -> Self {
-        let arch = Arch::of(client);
-        let machine = match format {
-            Fp8::E4m3 | Fp8::E5m2 if Instruction::CvtFp8.exists_on(arch) => Machine::Nvidia,
-            Fp8::E4m3Fnuz if Instruction::CvtFp8Fnuz.exists_on(arch) => Machine::Amd,
-            _ => Machine::Portable,
-        };
-        Self { format, machine, of_heads: false }
-    }
-
-    /// The largest number of the format.
-    pub(crate) fn max(self) -> f32 {
-        self.format.max()
-    }
-}
-
-/// The fp8 format of a tensor, one byte an element, and its scale: a float is `code · scale`.
-pub struct Quantized {
-    /// The fp8 format.
-    pub format: Fp8,
-    /// f32, contiguous: `[1]`, or `[heads]` where a tensor has heads.
-    pub scale: TensorBinding,
-}
-
-impl Quantized {
-    /// The format, and the scale as an argument of a kernel.
-    pub(crate) fn unzip(quantized: Option<Self>, client: &Client) -> (Option<Code>, Option<BufferArg>) {
-        quantized
-            .map(|Self { format, scale }| (Code::of(format, &scale, client), scale.into_buffer_arg()))
-            .unzip()
-    }
-
-    /// Refuses a scale of more than one element.
-    pub(crate) fn check_one(quantized: Option<&Self>, kernel: &'static str) -> Result<()> {
-        quantized.map_or(Ok(()), |quantized| contiguous(kernel, "scale", &quantized.scale, &[1]))
-    }
-}
-
-/// The type of a tensor's elements: floats of type `dtype`, or fp8.
-pub(crate) fn element_type(is_quantized: bool, dtype: ElemType) -> ElemType {
-    if is_quantized { ElemType::UInt(UIntKind::U8) } else { dtype }
-}
-
-/// The scale of a head: 1 for a tensor of floats.
-#[cube]
-pub(crate) fn scale_of(
-    scale: &ComptimeOption<Box<[f32]>>,
-    head: usize,
-    #[comptime] code: Option<Code>,
-) -> f32 {
-    // The comptime flag, not the length of the buffer, which may be more than what was allocated.
-    let of_heads = comptime!(code.is_some_and(|code| code.of_heads));
-    #[comptime]
-    match scale {
-        ComptimeOption::Some(scale) => {
-            if comptime!(of_heads) {
-                scale[head]
-            } else {
-                scale[0]
-            }
-        }
-        ComptimeOption::None => 1.0f32,
-    }
-}
-
-/// The divisor form of a scale: `x / scale = x · power · (inverse + rest)`, for every finite scale, although
-/// `1 / scale` may exceed f32. Exact to 2^-46 before the one rounding to f32.
-#[derive(CubeType, Clone, Copy)]
-pub(crate) struct Divisor {
-    /// A power of two.
-    power: f32,
-    /// The inverse `1 / (scale · power)`, smaller in size by two ulp at most.
-    inverse: f32,
-    /// The remainder of the inverse, never 0: so the sign of a zero stays, and infinity is not multiplied
-    /// with 0.
-    rest: f32,
-}
-
-/// `scale` as a divisor. A scale of 0 is the limit of small ones: it keeps a 0 and makes all other values
-/// infinite. A scale that is not finite makes all values NaN.
-#[cube]
-pub(crate) fn divisor(scale: f32) -> Divisor {
-    let bits = u32::reinterpret(scale);
-    let (sign, size) = (bits & 0x8000_0000u32, bits & 0x7fff_ffffu32);
-    let is_small = size < comptime!(Fp8::power(-64).to_bits());
-    let is_large = size > comptime!(Fp8::power(64).to_bits());
-    let power = select(is_large, comptime!(Fp8::power(-64)), 1.0f32);
-    let power = select(is_small, comptime!(Fp8::power(64)), power);
-    // The bits of a subnormal f32 count units of 2⁻¹⁴⁹; devices may flush it to 0 in a product.
-    let counted = f32::cast_from(size) * comptime!(Fp8::power(64 - 149));
-    let is_subnormal = size < comptime!(f32::MIN_POSITIVE.to_bits());
-    let scaled = select(is_subnormal, counted, f32::reinterpret(size) * power);
-    // An infinite inverse becomes the largest float; the inverse of infinity, 0, becomes NaN.
-    let inverse = f32::reinterpret(u32::reinterpret(1.0f32 / scaled) - 1u32);
-    let rest = fma(-inverse, scaled, 1.0f32) * inverse;
-    Divisor {
-        power,
-        inverse: f32::reinterpret(u32::reinterpret(inverse) | sign),
-        rest: f32::reinterpret(u32::reinterpret(rest) | sign),
-    }
-}
-
-/// `x` in the type of memory. A float type `E` rounds ties to even. Fp8 divides `by` a scale, rounds to f32,
-/// and then to the nearest code, saturating beyond the largest.
-#[cube]
-pub(crate) fn encode<E: Numeric, N: Size>(
-    x: Vector<f32, N>,
-    by: &Divisor,
-    #[comptime] code: Option<Code>,
-) -> Vector<E, N> {
-    #[comptime]
-    match code {
-        None => narrow::<E, N>(x),
-        Some(Code { format, machine, .. }) => {
-            let x = x * Vector::new(by.power);
-            let x = fma(x, Vector::new(by.inverse), x * Vector::new(by.rest));
-            let lanes = N::value();
-            let codes = if comptime!(lanes.is_multiple_of(4) && machine != Machine::Portable) {
-                converted::<N>(x, format, machine)
-            } else {
-                rounded::<N>(x, format)
-            };
-            Vector::cast_from(codes)
-        }
-    }
-}
-
-/// The float of a stored element, exactly; for fp8 without its scale.
-#[cube]
-pub(crate) fn decode<E: Numeric, N: Size>(x: Vector<E, N>, #[comptime] code: Option<Code>) -> Vector<f32, N> {
-    #[comptime]
-    match code {
-        None => widen::<E, N>(x),
-        Some(Code { format, .. }) => floats::<N>(Vector::cast_from(x), format),
     }
 }
 
 /// Rounding by the instructions of a device, four floats at a time: on an H200 a norm in fp8 took 0.082 ms
 /// by [`rounded`].
 #[cube]
-fn converted<N: Size>(
+pub(crate) fn converted<N: Size>(
     x: Vector<f32, N>,
     #[comptime] format: Fp8,
     #[comptime] machine: Machine,
@@ -256,7 +97,7 @@ fn converted<N: Size>(
 /// mantissa bits, rounded, and changes its bias. A smaller one is counted in units of the smallest, by adding
 /// the f32 whose last bit is that unit.
 #[cube]
-fn rounded<N: Size>(x: Vector<f32, N>, #[comptime] format: Fp8) -> Vector<u32, N> {
+pub(crate) fn rounded<N: Size>(x: Vector<f32, N>, #[comptime] format: Fp8) -> Vector<u32, N> {
     let (dropped, bias) = comptime!((23 - format.mantissa(), format.bias()));
     let (least, unit_last) =
         comptime!((Fp8::power(1 - bias as i32), Fp8::power(24 - bias as i32 - format.mantissa() as i32)));

@@ -14,6 +14,7 @@
 
 pub mod attention;
 pub mod bits;
+mod code8;
 mod device;
 mod element;
 mod fp8;
@@ -32,8 +33,9 @@ pub mod sampling;
 pub mod segment_gemm;
 mod staging;
 
+pub use code8::{Code8, Quantized};
 pub use device::{Arch, DeviceProfile, Instruction, KvLayout, Refusal, Result};
 pub use element::Element;
-pub use fp8::{Fp8, Quantized};
+pub use fp8::Fp8;
 pub use mma::MmaKind;
-pub use rows::{activation, append, norm, pages, quantize, rope};
+pub use rows::{activation, append, append_scaled, norm, pages, quantize, rope};

@@ -7,7 +7,7 @@ use burn_flashinfer_kernels::attention::{
 };
 use burn_flashinfer_kernels::offline::{self, Artifact, Error, Kind, Lowered, Target};
 use burn_flashinfer_kernels::sampling::{self, Filter, Limit, Output, SampleLogits, SampleProbs};
-use burn_flashinfer_kernels::{Arch, DeviceProfile, Element, Fp8, Instruction, MmaKind, Refusal};
+use burn_flashinfer_kernels::{Arch, Code8, DeviceProfile, Fp8, Instruction, MmaKind, Refusal};
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::TensorBinding;
 
@@ -113,25 +113,28 @@ fn codes_are_converted_by_instructions() {
         (
             GFX942,
             [
-                (Fp8::E4m3, "v_cvt_pk_f32_fp8"),
-                (Fp8::E4m3Fnuz, "v_cvt_pk_f32_fp8"),
-                (Fp8::E5m2, "v_cvt_f32_f16"),
+                (Code8::Fp8(Fp8::E4m3), "v_cvt_pk_f32_fp8"),
+                (Code8::Fp8(Fp8::E4m3Fnuz), "v_cvt_pk_f32_fp8"),
+                (Code8::Fp8(Fp8::E5m2), "v_cvt_f32_f16"),
+                // Its scales come from other lanes.
+                (Code8::Int8, "ds_bpermute_b32"),
             ],
         ),
         (
             SM_90,
             [
-                (Fp8::E4m3, "cvt.rn.f16x2.e4m3x2"),
-                (Fp8::E4m3Fnuz, "mma.sync"),
-                (Fp8::E5m2, "cvt.rn.f16x2.e5m2x2"),
+                (Code8::Fp8(Fp8::E4m3), "cvt.rn.f16x2.e4m3x2"),
+                (Code8::Fp8(Fp8::E4m3Fnuz), "mma.sync"),
+                (Code8::Fp8(Fp8::E5m2), "cvt.rn.f16x2.e5m2x2"),
+                (Code8::Int8, "shfl.sync.idx"),
             ],
         ),
     ] {
         for (format, instruction) in formats {
             // Each format once, and of one all sizes.
             let sizes = [(1, 128), (1024, 128), (1, 256), (1024, 64)];
-            for (queries, dim) in sizes.into_iter().take(if format == Fp8::E4m3 { 4 } else { 1 }) {
-                let problem = Problem { kv_dtype: Element::Code(format), ..problem(FloatKind::BF16, dim) };
+            for (queries, dim) in sizes.into_iter().take(if format == Fp8::E4m3.into() { 4 } else { 1 }) {
+                let problem = Problem { kv_dtype: format.into(), ..problem(FloatKind::BF16, dim) };
                 let what = format!("{queries} queries over {format:?} of {dim} on {target}");
                 let lowered = lower(target, &problem, &requests(queries), PAGED, Choice::Auto)
                     .unwrap_or_else(|e| panic!("{what}: {e}"));
@@ -272,7 +275,7 @@ fn what_warpgroups_cannot_do_is_refused() {
     ] {
         assert_eq!(refused(Blueprint::Tiled(tiled), 128), setting, "{tiled:?}");
     }
-    let of_codes = Problem { kv_dtype: Element::Code(Fp8::E4m3), ..problem };
+    let of_codes = Problem { kv_dtype: Fp8::E4m3.into(), ..problem };
     let refusal = Blueprint::Tiled(wgmma).check(&SM_90.profile(), &of_codes);
     assert!(matches!(refusal, Err(Refusal::Blueprint { setting: "kv_dtype", .. })), "{refusal:?}");
     assert_eq!(refused(Blueprint::Tiled(wgmma), 96), "head_dim");

@@ -7,7 +7,7 @@ use crate::check::{self, Floats};
 use crate::dispatch::IntoBackend;
 use crate::error::{Error, Result};
 use crate::extension::{KeysValues, KvTensors, MaybeScales};
-use crate::types::{AttentionOptions, Fp8, KvLayout};
+use crate::types::{AttentionOptions, Code8, Fp8, KvLayout};
 
 /// Keys or values that are not in pages: a float tensor, which becomes one by `into`, or [codes](Self::fp8).
 ///
@@ -79,10 +79,10 @@ impl Stored {
         }
     }
 
-    fn format(&self) -> Option<Fp8> {
+    fn format(&self) -> Option<Code8> {
         match self {
             Self::Floats(_) => None,
-            Self::Codes { format, .. } => Some(*format),
+            Self::Codes { format, .. } => Some((*format).into()),
         }
     }
 
@@ -118,7 +118,7 @@ impl KvPair {
     }
 
     /// The format of codes.
-    pub(crate) fn fp8(&self) -> Option<Fp8> {
+    pub(crate) fn code(&self) -> Option<Code8> {
         self.k.format()
     }
 
@@ -135,7 +135,7 @@ impl KvPair {
     }
 
     pub(crate) fn into_stored(self) -> KeysValues<Dispatch> {
-        let format = self.fp8();
+        let format = self.code();
         let [(k, k_scale), (v, v_scale)] = [self.k, self.v].map(Stored::into_backend);
         match (k_scale, v_scale) {
             (Some(k_scale), Some(v_scale)) => {
@@ -148,6 +148,6 @@ impl KvPair {
 }
 
 /// An element as errors name it.
-pub(crate) fn element(format: Option<Fp8>, dtype: DType) -> String {
+pub(crate) fn element(format: Option<Code8>, dtype: DType) -> String {
     format.map_or_else(|| format!("{dtype:?}"), |format| format!("codes of {format:?}"))
 }

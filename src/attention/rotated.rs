@@ -62,7 +62,7 @@ impl RotatedPlan {
     pub fn new(config: &PlanConfig, qo_indptr: &Indptr, table: &PageTable) -> Result<Self> {
         let kv_indptr = Indptr::from_lengths(table.kv_lengths(), &table.device())?;
         // The rotated keys are numbers.
-        let config = PlanConfig { fp8: None, ..config.clone() };
+        let config = PlanConfig { code: None, ..config.clone() };
         let plan = RaggedPlan::new(&config, qo_indptr, &kv_indptr)?;
         let mut offsets = Vec::with_capacity(table.requests());
         for (at, (queries, &keys)) in qo_indptr.lengths().zip(table.kv_lengths()).enumerate() {

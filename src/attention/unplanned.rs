@@ -11,7 +11,7 @@ use crate::check::{Floats, same_device, shape};
 use crate::error::{Error, Result};
 use crate::extension::KeysValues;
 use crate::indptr::Indptr;
-use crate::types::{AttentionOptions, Fp8, KvLayout};
+use crate::types::{AttentionOptions, Code8, KvLayout};
 
 /// Attention of one request with contiguous keys and values.
 ///
@@ -177,7 +177,7 @@ pub(super) fn paged(
     }
     let (k_dims, v_dims) = pages.dims();
     let keys = Keys { names: ["pages", "pages"], dims: [&k_dims, &v_dims], heads: pool.kv_heads };
-    let problem = Problem::new(op, &q, keys, pages.fp8(), options, |floats| pages.check_beside(floats))?;
+    let problem = Problem::new(op, &q, keys, pages.code(), options, |floats| pages.check_beside(floats))?;
     let problem = problem.with(inputs)?;
     same_device(op, table_name, &table.device(), &q.device())?;
     pages.check_pool(op, table_name, table.page_size(), table.pages_needed())?;
@@ -231,7 +231,7 @@ impl Problem {
             return Err(shape(op, "v", &v_dims, format!("[{tokens}, {kv_heads}, head_dim], as `k`")));
         }
         let keys = Keys { names: ["k", "v"], dims: [&k_dims, &v_dims], heads: kv_heads };
-        Self::new(op, q, keys, kv.fp8(), options, |floats| kv.check(op, floats))?.with(inputs)
+        Self::new(op, q, keys, kv.code(), options, |floats| kv.check(op, floats))?.with(inputs)
     }
 
     /// `fits` checks type and device of keys and values.
@@ -239,7 +239,7 @@ impl Problem {
         op: &'static str,
         q: &Tensor<3>,
         Keys { names: [k_name, v_name], dims: [k_dims, v_dims], heads: kv_heads }: Keys<'_>,
-        fp8: Option<Fp8>,
+        code: Option<Code8>,
         options: &AttentionOptions,
         fits: impl FnOnce(&Floats) -> Result<()>,
     ) -> Result<Self> {
@@ -277,7 +277,7 @@ impl Problem {
         let config = PlanConfig::new(q_heads, kv_heads, head_dim, q.dtype())
             .head_dim_v(v_dim)
             .options(options.clone());
-        let config = PlanConfig { fp8, ..config };
+        let config = PlanConfig { code, ..config };
         config.check_variant(op, &q.device())?;
         Ok(Self { op, floats, config, inputs: VariantInputs::new() })
     }

@@ -12,7 +12,7 @@ use crate::check;
 use crate::dispatch::{IntoBackend, Origin};
 use crate::error::{Error, Result};
 use crate::extension::{FlashInferBackend, KeysValues, KvTensors, MaybeScales, Pages};
-use crate::types::{Fp8, KvLayout};
+use crate::types::{Code8, Fp8, KvLayout};
 
 /// The backend behind Burn's tensors.
 type Dispatch = burn::backend::Dispatch;
@@ -21,31 +21,38 @@ type Dispatch = burn::backend::Dispatch;
 ///
 /// Both tensors are `[pages, page_size, kv_heads, head_dim]` ([`KvLayout::Nhd`]) or
 /// `[pages, kv_heads, page_size, head_dim]` ([`KvLayout::Hnd`]), of the same type and on the same device;
-/// their head dimensions may differ. They hold floats ([`new`](Self::new)), or fp8, which takes half the
-/// memory ([`new_fp8`](Self::new_fp8)).
+/// their head dimensions may differ. They hold floats ([`new`](Self::new)), or codes of 8 bits, which take half the
+/// memory ([`new_fp8`](Self::new_fp8), [`new_int8`](Self::new_int8)).
 #[derive(Debug, Clone)]
 pub struct KvPages {
-    pool: Pool,
-    layout: KvLayout,
+    pub(super) pool: Pool,
+    pub(super) layout: KvLayout,
     /// New tokens are written in place even while clones are alive.
-    pinned: bool,
+    pub(super) pinned: bool,
     /// The clock of the cache whose layer this is.
     pub(super) clock: Option<Arc<Clock>>,
 }
 
 /// The tensors of the pages.
 #[derive(Debug, Clone)]
-enum Pool {
+pub(super) enum Pool {
     Floats(Tensor<4>, Tensor<4>),
     Codes { k: Tensor<4, Int>, v: Tensor<4, Int>, meaning: Box<Meaning> },
 }
 
-/// The fp8 format and the scales.
+/// The format of codes and their scales.
 #[derive(Debug, Clone)]
-struct Meaning {
-    format: Fp8,
-    k_scale: Tensor<1>,
-    v_scale: Tensor<1>,
+pub(super) struct Meaning {
+    pub(super) format: Code8,
+    pub(super) scales: Scales,
+}
+
+/// The scales of keys and of values.
+#[derive(Debug, Clone)]
+pub(super) enum Scales {
+    OfAll(Tensor<1>, Tensor<1>),
+    /// As the pages, with one element in place of a head.
+    OfTokens(Tensor<4>, Tensor<4>),
 }
 
 /// The extents of a page pool.
@@ -74,74 +81,6 @@ impl KvPages {
         check::same_dtype(OP, "v", v.dtype(), k.dtype())?;
         pair(OP, k.dims(), v.dims())?;
         Ok(Self { pool: Pool::Floats(k, v), layout, pinned: false, clock: None })
-    }
-
-    /// Takes two fp8 tensors (`U8`) as the pages of a layer. A float is `code * scale`, with scale 1 until
-    /// [`set_scales`](Self::set_scales).
-    ///
-    /// [`append_paged_kv`](crate::append_paged_kv) and [`rope_append_paged_kv`](crate::rope_append_paged_kv)
-    /// round floats to fp8, [`gather_paged_kv`](crate::gather_paged_kv) converts fp8 to floats, and attention reads fp8 as
-    /// it is: of queries of any type, in plans that know the [format](crate::PlanConfig::fp8).
-    ///
-    /// ```
-    /// use burn::tensor::{DType, Device, Int, Tensor};
-    /// use burn_flashinfer::{Fp8, KvLayout, KvPages, PageTable, SlotMapping, append_paged_kv, gather_paged_kv};
-    ///
-    /// # fn main() -> burn_flashinfer::Result<()> {
-    /// let device = Device::default();
-    /// // 8 pages of 16 tokens, 2 heads of 64 elements.
-    /// let codes = || Tensor::<4, Int>::zeros([8, 16, 2, 64], (&device, DType::U8));
-    /// let mut pages = KvPages::new_fp8(codes(), codes(), KvLayout::Nhd, Fp8::e4m3_of(&device))?;
-    /// pages.set_scales(Tensor::from_floats([0.05], &device), Tensor::from_floats([0.01, 0.02], &device))?;
-    ///
-    /// let table = PageTable::new(&[0, 1], &[5], &[3], 16, 8, &device)?;
-    /// let slots = SlotMapping::new(&table, &[Some(0); 3], &[0, 1, 2])?;
-    /// let new = Tensor::<3>::full([3, 2, 64], 0.4, (&device, DType::F32));
-    /// append_paged_kv(&mut pages, new.clone(), new, &slots)?;
-    ///
-    /// let (k, _v) = gather_paged_kv(&pages, &table, DType::F32)?;
-    /// // 0.4 is 8 times 0.05.
-    /// k.into_data().assert_approx_eq::<f32>(&Tensor::<3>::full([3, 2, 64], 0.4, &device).into_data(), Default::default());
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// If they are not `U8`, or as [`new`](Self::new).
-    pub fn new_fp8(k: Tensor<4, Int>, v: Tensor<4, Int>, layout: KvLayout, format: Fp8) -> Result<Self> {
-        const OP: &str = "KvPages::new_fp8";
-        check::codes(OP, "k", &k)?;
-        check::same_device(OP, "v", &v.device(), &k.device())?;
-        check::codes(OP, "v", &v)?;
-        pair(OP, k.dims(), v.dims())?;
-        let one = || Tensor::<1>::ones([1], (&k.device(), DType::F32));
-        let meaning = Box::new(Meaning { format, k_scale: one(), v_scale: one() });
-        let pool = Pool::Codes { k, v, meaning };
-        Ok(Self { pool, layout, pinned: false, clock: None })
-    }
-
-    /// Sets the scales of fp8 keys and values: f32, `[1]` or one for each head. They also apply to the codes
-    /// already in the pages. See [`Fp8`] on scales.
-    ///
-    /// # Errors
-    ///
-    /// If the pages hold no codes; if a scale is not f32, of another shape, on another device, or requires a gradient.
-    pub fn set_scales(&mut self, k_scale: Tensor<1>, v_scale: Tensor<1>) -> Result<()> {
-        const OP: &str = "KvPages::set_scales";
-        let (heads, device) = (self.shape().kv_heads, self.device());
-        let Pool::Codes { meaning, .. } = &mut self.pool else {
-            let got = format!("{:?} pages", self.dtype());
-            let expected = "pages of codes, of KvPages::new_fp8".into();
-            return Err(Error::Dtype { op: OP, argument: "self", got, expected });
-        };
-        for (argument, scale) in [("k_scale", &k_scale), ("v_scale", &v_scale)] {
-            check::same_device(OP, argument, &scale.device(), &device)?;
-        }
-        let k_scale = check::scales(OP, "k_scale", k_scale, heads)?;
-        let v_scale = check::scales(OP, "v_scale", v_scale, heads)?;
-        **meaning = Meaning { format: meaning.format, k_scale, v_scale };
-        Ok(())
     }
 
     pub(crate) fn of_cache(mut self, clock: Arc<Clock>) -> Self {
@@ -192,6 +131,11 @@ impl KvPages {
 
     /// The fp8 format, if the pages are fp8.
     pub fn fp8(&self) -> Option<Fp8> {
+        self.code().and_then(Code8::fp8)
+    }
+
+    /// The format, if the pages hold codes.
+    pub(crate) fn code(&self) -> Option<Code8> {
         match &self.pool {
             Pool::Floats(..) => None,
             Pool::Codes { meaning, .. } => Some(meaning.format),
@@ -245,29 +189,68 @@ impl KvPages {
         }
     }
 
-    /// Keys and values, if they are numbers.
+    /// The same elements as pages of another shape, up to their last axis: a view if the pool is contiguous, and else a copy.
     ///
     /// # Errors
     ///
-    /// If they are fp8.
-    pub(crate) fn numbers(&self, op: &'static str) -> Result<(&Tensor<4>, &Tensor<4>)> {
-        self.floats().ok_or_else(|| Error::Dtype {
-            op,
-            argument: "pages",
-            got: self.fp8().map_or_else(String::new, |format| format!("codes of {format:?}")),
-            expected: "F32, F16 or BF16 (gather_paged_kv makes them)".into(),
-        })
+    /// If these pages have other heads, and each head of the pool a scale of its own.
+    pub(crate) fn viewed(&self, op: &'static str, [a, b, c]: [usize; 3], layout: KvLayout) -> Result<Self> {
+        let (k_dim, v_dim) = (self.shape().k_dim, self.shape().v_dim);
+        let pool = match &self.pool {
+            Pool::Floats(k, v) => {
+                Pool::Floats(k.clone().reshape([a, b, c, k_dim]), v.clone().reshape([a, b, c, v_dim]))
+            }
+            Pool::Codes { k, v, meaning } => {
+                let scales = match &meaning.scales {
+                    Scales::OfTokens(k, v) => {
+                        let [k, v] = [k, v].map(|scales| scales.clone().reshape([a, b, c, 1]));
+                        Scales::OfTokens(k, v)
+                    }
+                    scales => scales.clone(),
+                };
+                let meaning = Box::new(Meaning { format: meaning.format, scales });
+                let (k, v) = (k.clone().reshape([a, b, c, k_dim]), v.clone().reshape([a, b, c, v_dim]));
+                Pool::Codes { k, v, meaning }
+            }
+        };
+        let viewed = Self { pool, layout, pinned: false, clock: None };
+        if viewed.shape().kv_heads != self.shape().kv_heads && self.has_scales_of_heads() {
+            let got = "codes with a scale for each key head".into();
+            let expected = "one scale, or one for each token, as each key head is a request".into();
+            return Err(Error::Value { op, argument: "pages", got, expected });
+        }
+        Ok(viewed)
+    }
+
+    /// True if key heads have scales of their own.
+    fn has_scales_of_heads(&self) -> bool {
+        match &self.pool {
+            Pool::Codes { meaning, .. } => {
+                matches!(&meaning.scales, Scales::OfAll(k, v) if k.dims()[0] > 1 || v.dims()[0] > 1)
+            }
+            Pool::Floats(..) => false,
+        }
     }
 
     /// Keys and values for attention.
     pub(crate) fn stored(&self) -> KeysValues<Dispatch> {
         match self.pool.clone() {
             Pool::Floats(k, v) => KeysValues::floats(k.into_backend(), v.into_backend()),
-            Pool::Codes { k, v, meaning } => KeysValues {
-                tensors: KvTensors::Codes(k.into_backend(), v.into_backend()),
-                scales: meaning.scales(),
-                format: Some(meaning.format),
-            },
+            Pool::Codes { k, v, meaning } => {
+                let (k, v, format) = (k.into_backend(), v.into_backend(), Some(meaning.format));
+                match meaning.scales {
+                    Scales::OfAll(k_scale, v_scale) => KeysValues {
+                        tensors: KvTensors::Codes(k, v),
+                        scales: MaybeScales::Some(k_scale.into_backend(), v_scale.into_backend()),
+                        format,
+                    },
+                    Scales::OfTokens(k_scales, v_scales) => KeysValues {
+                        tensors: KvTensors::Scaled(k, v, k_scales.into_backend(), v_scales.into_backend()),
+                        scales: MaybeScales::None,
+                        format,
+                    },
+                }
+            }
         }
     }
 
@@ -314,8 +297,20 @@ impl KvPages {
                 (tensors, MaybeScales::None, None)
             }
             Pool::Codes { k, v, meaning } => {
-                let tensors = KvTensors::Codes(k.extract().into_backend(), v.extract().into_backend());
-                (tensors, meaning.scales(), Some(meaning.format))
+                let (k, v) = (k.extract().into_backend(), v.extract().into_backend());
+                match &mut meaning.scales {
+                    Scales::OfAll(k_scale, v_scale) => {
+                        let [k_scale, v_scale] = [k_scale, v_scale].map(|scale| scale.clone().into_backend());
+                        let scales = MaybeScales::Some(k_scale, v_scale);
+                        (KvTensors::Codes(k, v), scales, Some(meaning.format))
+                    }
+                    Scales::OfTokens(k_scales, v_scales) => {
+                        let [k_scales, v_scales] =
+                            [k_scales, v_scales].map(|scales| scales.extract().into_backend());
+                        let tensors = KvTensors::Scaled(k, v, k_scales, v_scales);
+                        (tensors, MaybeScales::None, Some(meaning.format))
+                    }
+                }
             }
         };
         match (write(Pages { tensors, scales, format, layout, pinned }), &mut self.pool) {
@@ -324,6 +319,10 @@ impl KvPages {
             }
             (KvTensors::Codes(new_k, new_v), Pool::Codes { k, v, .. }) => {
                 (*k, *v) = (origin.tensor(new_k), origin.tensor(new_v));
+            }
+            (KvTensors::Scaled(new_k, new_v, k_scales, v_scales), Pool::Codes { k, v, meaning }) => {
+                (*k, *v) = (origin.tensor(new_k), origin.tensor(new_v));
+                meaning.scales = Scales::OfTokens(origin.tensor(k_scales), origin.tensor(v_scales));
             }
             // `write` returns the kind that it got.
             _ => {}
@@ -338,15 +337,8 @@ impl KvPages {
     }
 }
 
-impl Meaning {
-    fn scales(&self) -> MaybeScales<Dispatch> {
-        let [k, v] = [&self.k_scale, &self.v_scale].map(|scale| scale.clone().into_backend());
-        MaybeScales::Some(k, v)
-    }
-}
-
 /// Refuses keys and values that are not of one shape but for the last extent.
-fn pair(op: &'static str, k: [usize; 4], v: [usize; 4]) -> Result<()> {
+pub(super) fn pair(op: &'static str, k: [usize; 4], v: [usize; 4]) -> Result<()> {
     if k.contains(&0) {
         return Err(check::shape(op, "k", &k, "no empty axis"));
     }

@@ -7,6 +7,7 @@ mod config;
 mod copy;
 mod keep;
 mod kv_cache;
+mod kv_codes;
 mod kv_pages;
 mod page_pool;
 mod page_table;

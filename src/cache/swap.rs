@@ -2,7 +2,7 @@
 
 use std::iter;
 
-use burn::tensor::{Int, Tensor, TensorData, Transaction};
+use burn::tensor::{DType, Int, Tensor, TensorData, Transaction};
 
 use super::kv_cache::PagedKvCache;
 use super::kv_pages::KvPages;
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::extension::KvTensors;
 use crate::indptr::upload;
 use crate::memory;
-use crate::types::Fp8;
+use crate::types::Code8;
 
 /// The keys and values of a sequence in host memory, out of a [`PagedKvCache`].
 ///
@@ -33,8 +33,10 @@ pub struct SwappedSequence {
 struct Layer {
     k: TensorData,
     v: TensorData,
-    /// The fp8 format, if they are fp8. Their scales are those of the pages.
-    format: Option<Fp8>,
+    /// The format, if they are codes. Their scales are those of the pages, or of each token.
+    format: Option<Code8>,
+    /// The scales of each token and head, `[len - first, kv_heads, 1]`, if they have some.
+    scales: Option<[TensorData; 2]>,
 }
 
 impl SwappedSequence {
@@ -50,7 +52,11 @@ impl SwappedSequence {
 
     /// Bytes that it takes in host memory.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().map(|layer| layer.k.bytes().len() + layer.v.bytes().len()).sum()
+        let tensors = |layer: &Layer| {
+            let scales = layer.scales.iter().flatten().map(|scales| scales.bytes().len()).sum::<usize>();
+            layer.k.bytes().len() + layer.v.bytes().len() + scales
+        };
+        self.layers.iter().map(tensors).sum()
     }
 }
 
@@ -103,14 +109,19 @@ impl PagedKvCache {
                         let [k, v] = [k, v].map(Tensor::<3, Int>::from_dispatch);
                         both.register(k).register(v)
                     }
+                    KvTensors::Scaled(k, v, k_scales, v_scales) => {
+                        let [k, v] = [k, v].map(Tensor::<3, Int>::from_dispatch);
+                        let [k_scales, v_scales] = [k_scales, v_scales].map(Tensor::<3>::from_dispatch);
+                        both.register(k).register(v).register(k_scales).register(v_scales)
+                    }
                 };
-                let [k, v] = to_host(reading).map_err(|got| Error::Read {
+                let (k, v, scales) = to_host(reading).map_err(|got| Error::Read {
                     op: OP,
                     argument: "sequence",
                     got,
                     expected: "its keys and values".into(),
                 })?;
-                layers.push(Layer { k, v, format: layer.fp8() });
+                layers.push(Layer { k, v, format: layer.code(), scales });
             }
         }
         self.free(sequence)?;
@@ -140,11 +151,21 @@ impl PagedKvCache {
         let sequence = Sequence { pages: iter::repeat_n(0, before).chain(own).collect(), len, first };
         let slots = sequence.slots(first, self.page_size).collect();
         let slots = SlotMapping::trusted(slots, self.page_size, &self.device);
-        for (layer, Layer { k, v, format }) in self.layers.iter_mut().zip(&swapped.layers) {
+        for (layer, Layer { k, v, format, scales }) in self.layers.iter_mut().zip(&swapped.layers) {
             let (device, dtype, rows) = (&self.device, k.dtype(), [k, v].map(Clone::clone));
             let tokens = if format.is_some() {
-                let [k, v] = rows.map(|rows| Tensor::<3, Int>::from_data(rows, (device, dtype)));
-                KvTensors::Codes(k.into_backend(), v.into_backend())
+                let [k, v] = rows
+                    .map(|rows| Tensor::<3, Int>::from_data(rows, (device, dtype)))
+                    .map(IntoBackend::into_backend);
+                match scales.clone() {
+                    None => KvTensors::Codes(k, v),
+                    Some(scales) => {
+                        let [k_scales, v_scales] = scales
+                            .map(|scales| Tensor::<3>::from_data(scales, (device, DType::F32)))
+                            .map(IntoBackend::into_backend);
+                        KvTensors::Scaled(k, v, k_scales, v_scales)
+                    }
+                }
             } else {
                 let [k, v] = rows.map(|rows| Tensor::<3>::from_data(rows, (device, dtype)));
                 KvTensors::Floats(k.into_backend(), v.into_backend())
@@ -159,7 +180,8 @@ impl PagedKvCache {
     fn check_copy(&self, op: &'static str, argument: &'static str, tokens: usize) -> Result<()> {
         let token = |layer: &KvPages| {
             let pool = layer.shape();
-            memory::bytes([pool.kv_heads, pool.k_dim + pool.v_dim, layer.dtype().size()])
+            let numbers = memory::bytes([pool.kv_heads, pool.k_dim + pool.v_dim, layer.dtype().size()]);
+            numbers.saturating_add(layer.token_scale_bytes())
         };
         let token = self.layers.iter().map(token).fold(0, usize::saturating_add);
         memory::on_host(op, argument, memory::bytes([tokens, token]))
@@ -173,7 +195,7 @@ impl PagedKvCache {
             let (got, expected) = (format!("of {} layers", swapped.layers.len()), layers.to_string());
             return Err(Error::Value { op, argument, got, expected });
         }
-        for (layer, Layer { k, v, format }) in self.layers.iter().zip(&swapped.layers) {
+        for (layer, Layer { k, v, format, scales }) in self.layers.iter().zip(&swapped.layers) {
             let pool = layer.shape();
             for (rows, dim) in [(k, pool.k_dim), (v, pool.v_dim)] {
                 let expected = [swapped.len - swapped.first, pool.kv_heads, dim];
@@ -187,9 +209,17 @@ impl PagedKvCache {
                 }
                 check::same_dtype(op, argument, rows.dtype(), layer.dtype())?;
             }
-            if *format != layer.fp8() {
-                let [got, expected] = [*format, layer.fp8()].map(|format| format!("{format:?}"));
+            if *format != layer.code() {
+                let [got, expected] = [*format, layer.code()].map(|format| format!("{format:?}"));
                 let expected = format!("{expected}, as the cache has it");
+                return Err(Error::Value { op, argument, got, expected });
+            }
+            let per_token = [scales.is_some(), layer.token_scale_bytes() > 0];
+            if per_token[0] != per_token[1] {
+                let [got, expected] =
+                    per_token.map(|per| if per { "for each token" } else { "for all tokens" });
+                let (got, expected) =
+                    (format!("with scales {got}"), format!("scales {expected}, as the cache has them"));
                 return Err(Error::Value { op, argument, got, expected });
             }
         }
@@ -197,8 +227,12 @@ impl PagedKvCache {
     }
 }
 
-/// Reads keys and values, or says why the device does not.
-fn to_host(reading: Transaction) -> std::result::Result<[TensorData; 2], String> {
-    let read = reading.try_execute().map_err(|error| error.to_string())?;
-    <[TensorData; 2]>::try_from(read).map_err(|read| format!("{} tensors", read.len()))
+/// Reads keys, values, and scales of tokens if there are some; or says why the device does not.
+fn to_host(
+    reading: Transaction,
+) -> std::result::Result<(TensorData, TensorData, Option<[TensorData; 2]>), String> {
+    let mut read = reading.try_execute().map_err(|error| error.to_string())?;
+    let scales = <[TensorData; 2]>::try_from(read.split_off(read.len().min(2))).ok();
+    let [k, v] = <[TensorData; 2]>::try_from(read).map_err(|read| format!("{} tensors", read.len()))?;
+    Ok((k, v, scales))
 }

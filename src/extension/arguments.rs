@@ -11,7 +11,7 @@ use burn::backend::{
     tensor::{FloatTensor, IntTensor},
 };
 
-use crate::types::{Fp8, KvLayout, RopeStyle};
+use crate::types::{Code8, Fp8, KvLayout, RopeStyle};
 
 #[cfg(feature = "cube")]
 use burn_flashinfer_kernels::attention as kernels;
@@ -198,6 +198,8 @@ pub enum KvTensors<B: Backend> {
     Floats(FloatTensor<B>, FloatTensor<B>),
     /// Codes.
     Codes(IntTensor<B>, IntTensor<B>),
+    /// Codes, and the f32 scales of each token and head: as the codes, with one element in place of a head.
+    Scaled(IntTensor<B>, IntTensor<B>, FloatTensor<B>, FloatTensor<B>),
 }
 
 /// Keys and values as attention reads them: floats, or fp8 (`U8`).
@@ -207,11 +209,11 @@ pub struct KeysValues<B: Backend> {
     /// The keys and values, in the layout of the batch.
     #[extension_type]
     pub tensors: KvTensors<B>,
-    /// The scales of fp8 keys and values: f32, `[1]` or `[kv_heads]`.
+    /// The scales of fp8 keys and values: f32, `[1]` or `[kv_heads]`; none if each token has its own.
     #[extension_type]
     pub scales: MaybeScales<B>,
-    /// The fp8 format; present if there are scales.
-    pub format: Option<Fp8>,
+    /// The format of codes.
+    pub format: Option<Code8>,
 }
 
 impl<B: Backend> KeysValues<B> {
@@ -228,11 +230,11 @@ pub struct Pages<B: Backend> {
     /// The pages.
     #[extension_type]
     pub tensors: KvTensors<B>,
-    /// The scales of fp8 keys and values: f32, `[1]` or `[kv_heads]`.
+    /// The scales of fp8 keys and values: f32, `[1]` or `[kv_heads]`; none if each token has its own.
     #[extension_type]
     pub scales: MaybeScales<B>,
-    /// The fp8 format; present if there are scales.
-    pub format: Option<Fp8>,
+    /// The format of codes.
+    pub format: Option<Code8>,
     /// Order of the axes of a page.
     pub layout: KvLayout,
     /// Pages are written in place even if they have other owners, on devices that capture graphs.

@@ -52,14 +52,25 @@ pub(super) fn mapped_mask(bytes: &TensorSpec, batch: &MaskedBatch) -> (TensorSpe
 
 /// A token for each slot.
 pub(super) fn gathered(pages: &PagesMetadata, slots: &TensorSpec, dtype: &DType) -> KvTensorsMetadata {
-    let heads = |pool: &TensorSpec| {
+    let rows = |pool: &TensorSpec, dtype: DType| {
         let kv_heads = if pages.layout == KvLayout::Nhd { pool.shape[2] } else { pool.shape[1] };
-        TensorSpec::new([slots.shape[0], kv_heads, pool.shape[3]].into(), *dtype)
+        TensorSpec::new([slots.shape[0], kv_heads, pool.shape[3]].into(), dtype)
     };
-    let (KvTensorsMetadata::Floats(k, v) | KvTensorsMetadata::Codes(k, v)) = &pages.tensors;
-    match dtype {
-        DType::U8 => KvTensorsMetadata::Codes(heads(k), heads(v)),
-        _ => KvTensorsMetadata::Floats(heads(k), heads(v)),
+    match (&pages.tensors, dtype) {
+        (KvTensorsMetadata::Scaled(k, v, k_scales, v_scales), DType::U8) => {
+            let [k, v] = [k, v].map(|pool| rows(pool, DType::U8));
+            let [k_scales, v_scales] = [k_scales, v_scales].map(|pool| rows(pool, DType::F32));
+            KvTensorsMetadata::Scaled(k, v, k_scales, v_scales)
+        }
+        (KvTensorsMetadata::Floats(k, v) | KvTensorsMetadata::Codes(k, v), DType::U8) => {
+            KvTensorsMetadata::Codes(rows(k, DType::U8), rows(v, DType::U8))
+        }
+        (
+            KvTensorsMetadata::Floats(k, v)
+            | KvTensorsMetadata::Codes(k, v)
+            | KvTensorsMetadata::Scaled(k, v, ..),
+            _,
+        ) => KvTensorsMetadata::Floats(rows(k, *dtype), rows(v, *dtype)),
     }
 }
 
@@ -133,7 +144,9 @@ pub(super) fn attended(
     _batch: &BatchMetadata,
     params: &AttentionParams,
 ) -> AttendedMetadata {
-    let (KvTensorsMetadata::Floats(_, v) | KvTensorsMetadata::Codes(_, v)) = &kv.tensors;
+    let (KvTensorsMetadata::Floats(_, v)
+    | KvTensorsMetadata::Codes(_, v)
+    | KvTensorsMetadata::Scaled(_, v, ..)) = &kv.tensors;
     let [tokens, heads, dim] = [q.shape[0], q.shape[1], v.shape[v.shape.num_dims() - 1]];
     let output = TensorSpec::new([tokens, heads, dim].into(), q.dtype);
     if params.return_lse {

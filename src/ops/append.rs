@@ -14,7 +14,8 @@ use crate::memory;
 ///
 /// `k`: `[tokens, kv_heads, head_dim]`, `v`: `[tokens, kv_heads, head_dim_v]`, `slots`: one for each token.
 /// Pages of floats have the type of `k` and `v`, which are copied bit for bit. For [fp8
-/// pages](KvPages::new_fp8) the floats are divided by the [scale](crate::Fp8) and rounded.
+/// pages](KvPages::new_fp8) the floats are divided by the [scale](crate::Fp8) and rounded. Pages [per
+/// token](KvPages::new_fp8_per_token) get a scale for each head of a token as well: `max |x| / largest code`, and 1 of zeros.
 ///
 /// It happens in place: nothing but the new rows is written and no page is copied, as long as `pages` is the
 /// only owner of its two tensors. (If a clone of one is alive, that tensor is copied first, as Burn does
@@ -46,7 +47,7 @@ pub(super) fn fits(
     let (pool, device) = (pages.shape(), pages.device());
     pages.check(op, "pages", &device)?;
     check::same_device(op, "k", &k.device(), &device)?;
-    if pages.fp8().is_none() {
+    if pages.code().is_none() {
         check::same_dtype(op, "k", k.dtype(), pages.dtype())?;
     }
     Floats::first(op, "k", k)?.like("v", v)?;
@@ -78,7 +79,7 @@ pub fn gather_paged_kv(pages: &KvPages, table: &PageTable, dtype: DType) -> Resu
     let pool = pages.shape();
     pages.check(OP, "pages", &pages.device())?;
     check::float(OP, "dtype", dtype, &pages.device())?;
-    if pages.fp8().is_none() {
+    if pages.code().is_none() {
         check::same_dtype(OP, "dtype", dtype, pages.dtype())?;
     }
     check::same_device(OP, "table", &table.device(), &pages.device())?;
@@ -94,7 +95,7 @@ pub fn gather_paged_kv(pages: &KvPages, table: &PageTable, dtype: DType) -> Resu
     match pages.read(upload(slots, &pages.device()), dtype) {
         KvTensors::Floats(k, v) => Ok((pages.origin().tensor(k), pages.origin().tensor(v))),
         // A backend makes numbers where numbers are asked for.
-        KvTensors::Codes(..) => Err(Error::Read {
+        KvTensors::Codes(..) | KvTensors::Scaled(..) => Err(Error::Read {
             op: OP,
             argument: "pages",
             got: "codes".into(),

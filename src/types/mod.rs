@@ -1,5 +1,6 @@
 //! Plain data, without tensors: what everything else may import.
 
+mod code8;
 mod fp8;
 mod layout;
 mod linear;
@@ -12,6 +13,7 @@ mod token_tree;
 mod variant;
 mod weight;
 
+pub use code8::Code8;
 pub use fp8::Fp8;
 pub use layout::{BitOrder, KvLayout, WeightLayout};
 pub use linear::LinearParams;

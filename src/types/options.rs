@@ -94,7 +94,7 @@ impl AttentionOptions {
     /// to e4m3, and so is each weight `p`, as `2^7 p`. The row sum is that of weights that are not rounded.
     ///
     /// An MI300X does so with queries of 16 bits. Everything else computes as without it: decoding, which is as fast,
-    /// variants without a softmax, whose weights are not bounded, e5m2, and other devices.
+    /// variants without a softmax, whose weights are not bounded, pages with a scale for each token, e5m2, and other devices.
     pub const fn fp8_mma(mut self, yes: bool) -> Self {
         self.fp8_mma = yes;
         self

@@ -124,7 +124,7 @@ fn each_head(x: &mut Host<3>, mut change: impl FnMut(usize, &mut f32)) {
     x.values.iter_mut().enumerate().for_each(|(at, x)| change(at / dim % heads, x));
 }
 
-fn codes_of<const D: usize>(numbers: &Host<D>, format: Fp8, device: &Device) -> Tensor<D, Int> {
+pub fn codes_of<const D: usize>(numbers: &Host<D>, format: Fp8, device: &Device) -> Tensor<D, Int> {
     let codes: Vec<u8> = numbers.values.iter().map(|&x| format.encode(x)).collect();
     Tensor::from_data(TensorData::new(codes, numbers.shape), (device, DType::U8))
 }

@@ -50,6 +50,7 @@ mod sparse;
 mod support;
 mod tables;
 mod token_ranges;
+mod token_scales;
 mod token_trees;
 mod traits;
 mod variants;

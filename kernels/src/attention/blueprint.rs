@@ -42,6 +42,17 @@ impl Blueprint {
         }
     }
 
+    /// The same with products of numbers: for the same work items, since tiles are as large.
+    #[must_use]
+    pub fn of_numbers(self) -> Self {
+        let of_numbers = |tiled: Tiled| Tiled { fp8_mma: false, ..tiled };
+        match self {
+            Self::Portable(_) => self,
+            Self::Tiled(tiled) => Self::Tiled(of_numbers(tiled)),
+            Self::Mixed(mixed) => Self::Mixed(Mixed { prefill: of_numbers(mixed.prefill), ..mixed }),
+        }
+    }
+
     /// True if some products are of codes.
     pub(super) fn fp8_mma(&self) -> bool {
         match self {

@@ -2,7 +2,8 @@
 
 use cubecl::prelude::*;
 
-use super::kv_table::Table;
+use super::kv_table::{Table, key_place, origin};
+use crate::request::RequestShape;
 use crate::staging::Vec16;
 
 /// Queries, keys, values, and where those of each request are.
@@ -15,8 +16,10 @@ pub(crate) struct Qkv<Q: CubePrimitive, K: CubePrimitive, V: CubePrimitive> {
     /// `[pages, slots, kv_heads, vo]`.
     pub v: OwnedTensor<V>,
     pub table: Table,
-    /// The scales of codes.
+    /// The scales of codes, of all tokens.
     pub scales: ComptimeOption<CodeScales>,
+    /// The scales of codes, of each token.
+    pub token_scales: ComptimeOption<TokenScales>,
 }
 
 /// The scales of keys and of values that are codes: one for all heads, or one for each.
@@ -27,6 +30,25 @@ pub(crate) struct CodeScales {
     /// Numbers from the scale of a head to the next: 0 or 1.
     k_stride: usize,
     v_stride: usize,
+}
+
+/// The scales of keys and of values that are codes, one for each token and head: `[pages, slots, kv_heads, 1]`.
+#[derive(CubeType, CubeLaunch)]
+pub(crate) struct TokenScales {
+    pub k: OwnedTensor<f32>,
+    pub v: OwnedTensor<f32>,
+}
+
+#[cube]
+impl TokenScales {
+    /// The scales of a key and of its value.
+    pub fn of(&self, table: &Table, request: &RequestShape, key: usize, kv_head: usize) -> (f32, f32) {
+        let (page, slot) = key_place(table, request, key);
+        let (k, v) = (&self.k, &self.v);
+        let k_at = origin(table, request, k.stride(1)) + page * k.stride(0) + slot * k.stride(1);
+        let v_at = origin(table, request, v.stride(1)) + page * v.stride(0) + slot * v.stride(1);
+        (k[k_at + kv_head * k.stride(2)], v[v_at + kv_head * v.stride(2)])
+    }
 }
 
 /// The scale of the keys of a head, if they are codes.

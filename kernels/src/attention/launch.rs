@@ -3,7 +3,7 @@ use std::fmt::Debug;
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
 use super::blueprint::Blueprint;
-use super::checked::{KvScales, Operands};
+use super::checked::{KvScales, Operands, check_scales};
 use super::kv_table::{PagedLaunch, RaggedLaunch, TableArgs};
 use super::mask::Mask;
 use super::plan::DevicePlan;
@@ -200,7 +200,22 @@ impl Call<'_> {
         // Without keys nothing is read, but a buffer must be bound, and an empty one cannot be.
         let (k, v) = (or_bound(k, &q), or_bound(v, &q));
 
-        check_scales(kv_dtype, kv_scales.as_ref(), k.shape[2])?;
+        if let Some(KvScales { k, v }) = &kv_scales {
+            let rank = if matches!(batch, Batch::Paged { .. }) { 4 } else { 3 };
+            for (argument, scale) in [("k_scale", k), ("v_scale", v)] {
+                if scale.shape.len() != 1 {
+                    rows(KERNEL, argument, scale, rank)?;
+                }
+            }
+        }
+        let kv_scales = kv_scales.map(|scales| {
+            scales.of_tokens(|scale| match &batch {
+                Batch::Paged { layout, .. } => by_slot(scale, *layout),
+                Batch::Ragged { .. } => one_page(scale),
+            })
+        });
+        check_scales(kv_dtype, kv_scales.as_ref(), &k)?;
+        let kv_scales = kv_scales.map(|scales| scales.of_tokens(|scale| or_bound(scale, &q)));
         let stored = kv_dtype.storage();
         let qk = Alignment::of_rows(&q, dtype).min(Alignment::of_rows(&k, stored));
         let align = Alignment { qk, vo: Alignment::of_rows(&v, stored) };
@@ -286,22 +301,6 @@ fn check(
         }
     }
     Ok(HeadDims { qk, vo })
-}
-
-/// Codes have scales, and numbers have none.
-fn check_scales(kv_dtype: Element, scales: Option<&KvScales>, kv_heads: usize) -> Result<()> {
-    let Some(scales) = scales else {
-        let argument = "kv_scales";
-        return if kv_dtype.is_code() { Err(Refusal::Missing { kernel: KERNEL, argument }) } else { Ok(()) };
-    };
-    for (argument, scale) in [("k_scale", &scales.k), ("v_scale", &scales.v)] {
-        if !kv_dtype.is_code() {
-            return Err(shape(KERNEL, argument, scale, "none, of numbers"));
-        }
-        let of_heads = scale.size() == kv_heads;
-        contiguous(KERNEL, argument, scale, &[if of_heads { kv_heads } else { 1 }])?;
-    }
-    Ok(())
 }
 
 fn indptrs(qo_indptr: &TensorBinding, kv_indptr: &TensorBinding) -> Result<()> {

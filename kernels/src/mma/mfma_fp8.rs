@@ -23,7 +23,6 @@ use super::mfma::{Mfma, Side, Side16, Side32, groups, product_of_codes, reads};
 use super::operands::{CopyShape, Operands, Queries, copy_of, first_key, plane_of_keys};
 use super::product::Mma;
 use super::tile_shape::TileShape;
-use crate::element::Element;
 use crate::fp8::Fp8;
 use crate::isa::amd::to_fp8;
 use crate::math::Math;
@@ -108,7 +107,7 @@ impl<S: Side> Operands for MfmaFp8<S> {
 
     fn store_stage(ring: &mut Ring, #[comptime] tiles: TileShape) {
         let key_copies = comptime!(Self::key_copies(tiles));
-        if comptime!(tiles.kv_dtype == Element::Code(Fp8::E4m3)) {
+        if comptime!(tiles.kv_dtype == Fp8::E4m3.into()) {
             to_fnuz_all(&mut ring.staged, comptime!(key_copies + Self::value_copies(tiles)));
         }
         let vecs = comptime!(tiles.k_vecs());

@@ -2,6 +2,7 @@
 
 use cubecl::ir::{ElemType, FloatKind};
 
+use crate::code8::Code8;
 use crate::device::Machine;
 use crate::element::Element;
 use crate::fp8::Fp8;
@@ -62,7 +63,7 @@ impl TileShape {
 
     /// The number of a stored code for that of the code which is multiplied.
     pub fn code_factor(&self) -> f32 {
-        if self.fp8_mma && self.kv_dtype == Element::Code(Fp8::E4m3) { 2.0 } else { 1.0 }
+        if self.fp8_mma && self.kv_dtype == Fp8::E4m3.into() { 2.0 } else { 1.0 }
     }
 
     pub fn planes(&self) -> usize {
@@ -95,7 +96,7 @@ impl TileShape {
     }
 
     /// The format of codes in shared memory, if there are any.
-    pub fn shared_codes(&self) -> Option<Fp8> {
+    pub fn shared_codes(&self) -> Option<Code8> {
         match self.kv_dtype {
             Element::Code(format) if self.shares_codes => Some(format),
             _ => None,

@@ -21,7 +21,9 @@ use cubecl_llvm::nvptx::ptx_version::PtxVersion;
 use cubecl_llvm::{LlvmTarget, PlironArtifact, PlironCompiler, PlironOptions};
 
 use crate::attention::{self, Attention, Batch, Inputs, Kernels, KvScales, Plan, Problem, RequestShape};
+use crate::code8::Code8;
 use crate::device::{DeviceProfile, KvLayout, Refusal};
+use crate::element::Element;
 pub use listing::{Count, Listing, Occupancy};
 pub use lowered::{Artifact, Lowered};
 use recorder::{Log, Recorded, Recorder};
@@ -223,7 +225,7 @@ pub fn tensor(client: &Client, shape: &[usize], element: usize) -> TensorBinding
     unsafe { TensorBinding::from_raw_parts(handle, strides.into(), shape.to_vec().into()) }
 }
 
-/// The tensors of an attention problem, without LSE.
+/// The tensors of an attention problem, without LSE. Int8 has a scale for each token and head, fp8 for each head.
 pub fn attention(client: &Client, problem: &Problem, requests: &[RequestShape], kind: Kind) -> Attention {
     let tensor = |shape: &[usize], element| tensor(client, shape, element);
     let Problem { dims, dtype, kv_dtype, q_heads, kv_heads, scale, .. } = *problem;
@@ -248,6 +250,11 @@ pub fn attention(client: &Client, problem: &Problem, requests: &[RequestShape], 
         }
     };
     let heads = |dim| [places.as_slice(), &[kv_heads, dim]].concat();
+    let kv_scales = match kv_dtype {
+        Element::Number(_) => None,
+        Element::Code(Code8::Fp8(_)) => Some(KvScales { k: tensor(&[1], 4), v: tensor(&[kv_heads], 4) }),
+        Element::Code(Code8::Int8) => Some(KvScales { k: tensor(&heads(1), 4), v: tensor(&heads(1), 4) }),
+    };
     Attention {
         q: tensor(&[tokens, q_heads, dims.qk], size),
         k: tensor(&heads(dims.qk), kv_size),
@@ -258,7 +265,7 @@ pub fn attention(client: &Client, problem: &Problem, requests: &[RequestShape], 
         scale,
         dtype,
         kv_dtype,
-        kv_scales: kv_dtype.is_code().then(|| KvScales { k: tensor(&[1], 4), v: tensor(&[kv_heads], 4) }),
+        kv_scales,
         inputs: Inputs::default(),
         mask: None,
     }

@@ -2,10 +2,10 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*, std::FastDivmod};
 
+use crate::code8::{Code, Quantized, divisor, element_type, encode, scale_of};
 use crate::device::grid::elementwise;
 use crate::device::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
 use crate::device::{DeviceProfile, Machine};
-use crate::fp8::{Code, Quantized, divisor, element_type, encode, scale_of};
 use crate::math::{erfc, exp, reciprocal};
 
 const KERNEL: &str = "act_and_mul";

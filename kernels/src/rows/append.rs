@@ -2,15 +2,15 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*, std::FastDivmod};
 
+use crate::code8::{Code, decode, divisor, element_type, encode, scale_of};
 use crate::device::grid::elementwise;
 use crate::device::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
-use crate::fp8::{Code, decode, divisor, element_type, encode, scale_of};
 use crate::math::{narrow, widen};
 use crate::rows::pages::{Pools, row_of, unzip};
 
 /// The direction of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Way {
+pub(crate) enum Way {
     /// Into pages.
     Append,
     /// Out of pages.
@@ -100,6 +100,23 @@ pub struct Tokens {
     pub slots: TensorBinding,
 }
 
+impl Tokens {
+    /// These tokens, and the pages by slot, if they fit each other.
+    pub(crate) fn checked(self, kernel: &'static str) -> Result<Self> {
+        let Self { pools, k, v, slots } = self;
+        rows(kernel, "k", &k, 3)?;
+        rows(kernel, "v", &v, 3)?;
+        let [count, heads, k_dim] = [k.shape[0], k.shape[1], k.shape[2]];
+        let v_dim = v.shape[2];
+        if v.shape.to_vec() != [count, heads, v_dim] {
+            return Err(shape(kernel, "v", &v, format!("[{count}, {heads}, v_dim], as `k`")));
+        }
+        let pools = pools.by_slot(kernel, heads, [k_dim, v_dim])?;
+        contiguous(kernel, "slots", &slots, &[count])?;
+        Ok(Self { pools, k, v, slots })
+    }
+}
+
 /// Writes token `t` of `k` and `v` to slot `slots[t]` of the pages: rounded if the pages are fp8, else bit
 /// for bit.
 ///
@@ -139,16 +156,8 @@ unsafe fn launch(
     tokens: Tokens,
     dtype: ElemType,
 ) -> Result<()> {
-    let Tokens { pools, k, v, slots } = tokens;
-    rows(kernel, "k", &k, 3)?;
-    rows(kernel, "v", &v, 3)?;
-    let [count, heads, k_dim] = [k.shape[0], k.shape[1], k.shape[2]];
-    let v_dim = v.shape[2];
-    if v.shape.to_vec() != [count, heads, v_dim] {
-        return Err(shape(kernel, "v", &v, format!("[{count}, {heads}, v_dim], as `k`")));
-    }
-    let pools = pools.by_slot(kernel, heads, [k_dim, v_dim])?;
-    contiguous(kernel, "slots", &slots, &[count])?;
+    let Tokens { pools, k, v, slots } = tokens.checked(kernel)?;
+    let [count, heads, k_dim, v_dim] = [k.shape[0], k.shape[1], k.shape[2], v.shape[2]];
     // The sizes, not their product, which can wrap to 0.
     if [count, heads, k_dim, v_dim, pools.k.size()].contains(&0) {
         return Ok(());

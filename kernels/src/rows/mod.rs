@@ -2,6 +2,7 @@
 
 pub mod activation;
 pub mod append;
+pub mod append_scaled;
 pub mod norm;
 pub mod pages;
 pub mod quantize;

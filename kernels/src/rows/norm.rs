@@ -2,9 +2,9 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
+use crate::code8::{Code, Quantized, divisor, element_type, encode, scale_of};
 use crate::device::DeviceProfile;
 use crate::device::tensor::{Result, addresses, alignment, contiguous, rows, shape, vector};
-use crate::fp8::{Code, Quantized, divisor, element_type, encode, scale_of};
 use crate::math::narrow;
 use crate::rows::row_group::{RowGroup, row_sum, row_sums};
 

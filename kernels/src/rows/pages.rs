@@ -2,8 +2,8 @@
 
 use cubecl::{client::Client, prelude::*, std::FastDivmod};
 
+use crate::code8::{Code, Code8};
 use crate::device::tensor::{KvLayout, Result, by_slot, contiguous, rows, shape};
-use crate::fp8::{Code, Fp8};
 
 /// The pages of a layer, and their type.
 pub struct Pools {
@@ -17,10 +17,10 @@ pub struct Pools {
     pub quantized: Option<KvQuantized>,
 }
 
-/// The fp8 format of pages, one byte an element, and their scales: a float is `code · scale`.
+/// The format of pages, one byte an element, and their scales: a float is `code · scale`.
 pub struct KvQuantized {
-    /// The fp8 format.
-    pub format: Fp8,
+    /// The format.
+    pub format: Code8,
     /// `[1]` or `[kv_heads]` of f32, contiguous.
     pub k_scale: TensorBinding,
     /// As `k_scale`.

@@ -2,10 +2,11 @@
 
 use cubecl::{client::Client, ir::ElemType, prelude::*};
 
+use crate::code8::{Code, divisor, encode};
 use crate::device::tensor::{
     Result, addresses, alignment, contiguous, offset_alignment, rows, shape, vector,
 };
-use crate::fp8::{Code, Fp8, divisor, encode};
+use crate::fp8::Fp8;
 use crate::rows::row_group::{RowGroup, row_max};
 
 const KERNEL: &str = "quantize_rows";
@@ -30,23 +31,14 @@ fn quantize_rows<F: Float, N: Size>(
         terminate!();
     }
     let turns = vectors.div_ceil(row_group.units);
-    // The bits of sizes are in the order of these; a NaN is the largest, and makes all of its row NaN.
     let mut largest = 0u32.runtime();
     for turn in 0..turns {
         let i = unit + turn * row_group.units;
         if i < vectors {
-            let wide = Vector::<f32, N>::cast_from(x[row * stride + i]);
-            let width = N::value();
-            #[unroll]
-            for lane in 0..width {
-                largest = max(largest, u32::reinterpret(wide.extract(lane)) & 0x7fff_ffffu32);
-            }
+            largest = largest_of::<N>(Vector::<f32, N>::cast_from(x[row * stride + i]), largest);
         }
     }
-    let largest = f32::reinterpret(row_max(largest, unit, row_group));
-    let scale = largest / comptime!(code.map_or(1.0, Code::max));
-    // No scale is 0 or subnormal, so that numbers can be divided by it.
-    let scale = select(scale < comptime!(f32::MIN_POSITIVE), 1.0f32, scale);
+    let scale = scale_of_largest(row_max(largest, unit, row_group), code);
     if unit == 0 {
         scales[row] = scale;
     }
@@ -58,6 +50,28 @@ fn quantize_rows<F: Float, N: Size>(
             y[row * vectors + i] = encode::<u8, N>(wide, &by, code);
         }
     }
+}
+
+/// The bits of the largest size of these numbers, or of `so_far`.
+///
+/// They are in the order of the sizes; a NaN is the largest, and makes all of its row NaN.
+#[cube]
+pub(crate) fn largest_of<N: Size>(numbers: Vector<f32, N>, so_far: u32) -> u32 {
+    let mut largest = so_far;
+    let width = N::value();
+    #[unroll]
+    for lane in 0..width {
+        largest = max(largest, u32::reinterpret(numbers.extract(lane)) & 0x7fff_ffffu32);
+    }
+    largest
+}
+
+/// The scale of a row whose largest size has these bits.
+#[cube]
+pub(crate) fn scale_of_largest(bits: u32, #[comptime] code: Option<Code>) -> f32 {
+    let scale = f32::reinterpret(bits) / comptime!(code.map_or(1.0, Code::max));
+    // No scale is 0 or subnormal, so that numbers can be divided by it.
+    select(scale < comptime!(f32::MIN_POSITIVE), 1.0f32, scale)
 }
 
 /// Rows, and the tensors for their codes and scales.

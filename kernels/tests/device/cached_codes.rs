@@ -1,7 +1,7 @@
 //! Attention over keys and values that are codes of 8 bits.
 
 use burn_flashinfer_kernels::{
-    Arch, DeviceProfile, Fp8, Instruction, KvLayout, MmaKind,
+    Arch, Code8, DeviceProfile, Fp8, Instruction, KvLayout, MmaKind,
     attention::{Blueprint, Choice, Mixed, Portable, Split, Tiled},
 };
 use cubecl::client::Client;
@@ -9,7 +9,13 @@ use cubecl::client::Client;
 use crate::case::{Case, Kind, MIXED};
 use crate::host::{Random, Type, device_tests};
 
-device_tests!(every_unit_reads_codes, every_number_of_vectors, decode_beside_prefill, warpgroups_read_none);
+device_tests!(
+    every_unit_reads_codes,
+    every_number_of_vectors,
+    decode_beside_prefill,
+    scales_of_tokens,
+    warpgroups_read_none
+);
 
 const FORMATS: [Fp8; 3] = [Fp8::E4m3, Fp8::E4m3Fnuz, Fp8::E5m2];
 const PAGED: Kind = Kind::Paged(7, KvLayout::Hnd);
@@ -69,9 +75,18 @@ fn units(client: &Client) -> Vec<(MmaKind, &'static [Type])> {
     [(scalar, &[Type::F32, Type::BF16, Type::F16][..])].into_iter().chain(matrix.iter().map(halves)).collect()
 }
 
-fn case(choice: Choice, dtype: Type, format: Fp8, dims: (usize, usize)) -> Case {
+fn case(choice: Choice, dtype: Type, format: impl Into<Code8>, dims: (usize, usize)) -> Case {
     let (qk, vo) = dims;
-    Case { dtype, codes: Some(format), qk, vo, causal: true, choice, spread: 1.5, ..Case::new(PAGED, &MIXED) }
+    Case {
+        dtype,
+        codes: Some(format.into()),
+        qk,
+        vo,
+        causal: true,
+        choice,
+        spread: 1.5,
+        ..Case::new(PAGED, &MIXED)
+    }
 }
 
 /// Each unit with each format and type, over pages and one after the other, at once and in chunks; and no unit at all.
@@ -133,6 +148,28 @@ fn decode_beside_prefill(client: Client) {
             Case { lengths: vec![(17, 60), (1, 150), (2, 64), (66, 65)], ..case }.check(&client, &mut random);
         }
     }
+}
+
+/// Each unit, of few rows and of many, and no unit at all.
+fn scales_of_tokens(client: Client) {
+    let mut random = Random::new(24);
+    for (unit, dtypes) in units(&client) {
+        // A CPU compiles each for seconds.
+        let kinds = if unit == MmaKind::Scalar1 { 1 } else { 2 };
+        for (i, tiled) in tiles(unit).into_iter().enumerate().take(kinds) {
+            let choice = Choice::Exactly(Blueprint::Tiled(tiled));
+            let format = if i == 0 { Code8::Int8 } else { FORMATS[dtypes.len() % 3].into() };
+            let dtype = dtypes[i % dtypes.len()];
+            let lengths = vec![(17, 37), (1, 97), (0, 5), (3, 0), (2, 40)];
+            let case = Case { token_scales: true, lengths, ..case(choice, dtype, format, (64, 32)) };
+            let (kind, split) = [(PAGED, Split::Every(64)), (Kind::Ragged, Split::Never)][i];
+            Case { kind, split, soft_cap: (i == 1).then_some(2.0), ..case }.check(&client, &mut random);
+        }
+    }
+    let portable = Portable { rows: 1, units: 1, tile: 16, qk_vector: 4, vo_vector: 2 };
+    let case = case(Choice::Exactly(Blueprint::Portable(portable)), Type::F16, Fp8::E4m3, (20, 6));
+    Case { token_scales: true, ..case.clone() }.check(&client, &mut random);
+    Case { codes: Some(Code8::Int8), dtype: Type::F32, ..case }.check(&client, &mut random);
 }
 
 /// Where there are warpgroups, the automatic choice is another unit.

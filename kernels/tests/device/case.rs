@@ -1,7 +1,7 @@
 //! Problems of attention, by request, and what they should give.
 
 use burn_flashinfer_kernels::{
-    DeviceProfile, Fp8, KvLayout,
+    Code8, DeviceProfile, Fp8, KvLayout,
     attention::{
         Alignment, Attention, Batch, Blueprint, Choice, HeadDims, Inputs, KvScales, Plan, Problem,
         RequestShape, Split, Standard, launch,
@@ -12,7 +12,7 @@ use cubecl::client::Client;
 use crate::host::{Device, Random, Type, assert_close, contiguous, ints};
 
 /// The codes that CDNA3 multiplies.
-const FNUZ: Type = Type::Code(Fp8::E4m3Fnuz);
+const FNUZ: Type = Type::Code(Code8::Fp8(Fp8::E4m3Fnuz));
 
 /// Prefill, decode, empty requests of either side, and a page that is exactly full.
 pub const MIXED: [(usize, usize); 6] = [(17, 37), (1, 97), (0, 5), (3, 0), (1, 1), (5, 80)];
@@ -44,7 +44,9 @@ pub struct Case {
     pub vo: usize,
     pub dtype: Type,
     /// The format of keys and values, if they are codes, with scales for each head.
-    pub codes: Option<Fp8>,
+    pub codes: Option<Code8>,
+    /// Codes have a scale for each token and head.
+    pub token_scales: bool,
     pub causal: bool,
     pub window_left: Option<usize>,
     pub soft_cap: Option<f32>,
@@ -69,6 +71,7 @@ impl Case {
             vo: 32,
             dtype: Type::F32,
             codes: None,
+            token_scales: false,
             causal: false,
             window_left: None,
             soft_cap: None,
@@ -193,10 +196,10 @@ impl Case {
         let (mut q, mut k, mut v) = (vec![], vec![], vec![]);
         for (&(qo_len, kv_len), &seed) in self.lengths.iter().zip(seeds) {
             let mut random = Random::quiet(seed);
-            let mut fill = |elements, dtype| random.floats(elements, dtype, self.spread);
-            q.extend(fill(qo_len * self.q_heads * self.qk, self.dtype));
-            k.push(fill(kv_len * self.kv_heads * self.qk, self.kv_type()));
-            v.push(fill(kv_len * self.kv_heads * self.vo, self.kv_type()));
+            let mut fill = |elements, dtype, unit| random.floats(elements, dtype, self.spread * unit);
+            q.extend(fill(qo_len * self.q_heads * self.qk, self.dtype, 1.0));
+            k.push(fill(kv_len * self.kv_heads * self.qk, self.kv_type(), self.unit()));
+            v.push(fill(kv_len * self.kv_heads * self.vo, self.kv_type(), self.unit()));
         }
         self.check_numbers(client, [&q, &k.concat(), &v.concat()], random)
     }
@@ -217,12 +220,27 @@ impl Case {
         let width = self.qk + self.gap;
         let strides = [width, tokens * width, 1];
         let q_device = Device::strided(client, self.dtype, q, &[tokens, self.q_heads, self.qk], &strides);
-        let (batch, k_device, v_device) = self.place(client, &k, &v, random);
-        let scales: [Vec<f64>; 2] =
-            [1.25, 0.75].map(|scale| (0..self.kv_heads).map(|head| scale / (1 + head) as f64).collect());
-        let scales =
-            scales.map(|scales| scales.into_iter().map(|scale| Type::F32.round(scale)).collect::<Vec<_>>());
-        let of_heads = |part: usize| Device::new(client, Type::F32, &scales[part], &[self.kv_heads]);
+        let [k_scales, v_scales] = [1.25, 0.75].map(|scale| self.scales(scale));
+        let placed = [
+            (&k, self.qk, self.kv_type()),
+            (&v, self.vo, self.kv_type()),
+            (&k_scales, 1, Type::F32),
+            (&v_scales, 1, Type::F32),
+        ];
+        let (batch, [k_device, v_device, k_scale, v_scale]) = self.place(client, placed, random);
+        let kv_scales = match (self.codes, self.token_scales) {
+            (None, _) => None,
+            (Some(_), true) => Some(KvScales { k: k_scale.binding(), v: v_scale.binding() }),
+            // Those of the heads of any token.
+            (Some(_), false) => {
+                let [k, v] = [1.25, 0.75].map(|scale| {
+                    let of_heads: Vec<f64> =
+                        (0..self.kv_heads).map(|head| self.scale_of(scale, 0, head)).collect();
+                    Device::new(client, Type::F32, &of_heads, &[self.kv_heads]).binding()
+                });
+                Some(KvScales { k, v })
+            }
+        };
         let problem = Attention {
             q: q_device.binding(),
             k: k_device.binding(),
@@ -233,7 +251,7 @@ impl Case {
             scale: self.variant().logit_scale(),
             dtype: self.dtype.elem(),
             kv_dtype: self.kv_type().element(),
-            kv_scales: self.codes.map(|_| KvScales { k: of_heads(0).binding(), v: of_heads(1).binding() }),
+            kv_scales,
             inputs: Inputs::default(),
             mask: None,
         };
@@ -241,9 +259,9 @@ impl Case {
         // SAFETY: `place` lists the pages of its own pool, and the plan is of the same lengths.
         unsafe { launch(client, problem, &self.variant(), planned) }.expect("launches");
         if self.codes.is_some() {
-            for (requests, dim, scales) in [(&mut k, self.qk, &scales[0]), (&mut v, self.vo, &scales[1])] {
-                for (at, x) in requests.iter_mut().flat_map(|request| request.iter_mut().enumerate()) {
-                    *x *= scales[at / dim % self.kv_heads];
+            for (requests, dim, scales) in [(&mut k, self.qk, &k_scales), (&mut v, self.vo, &v_scales)] {
+                for (request, scales) in requests.iter_mut().zip(scales) {
+                    request.iter_mut().enumerate().for_each(|(at, x)| *x *= scales[at / dim]);
                 }
             }
         }
@@ -269,30 +287,45 @@ impl Case {
         got
     }
 
-    /// Keys and values where the kind of batch wants them, with NaN in every place that no request owns.
-    fn place(
+    /// Codes that are integers are as much larger than floats, and their scales smaller.
+    fn unit(&self) -> f64 {
+        if self.codes == Some(Code8::Int8) { 64.0 } else { 1.0 }
+    }
+
+    /// The scale of a token's head.
+    fn scale_of(&self, scale: f64, token: usize, head: usize) -> f64 {
+        let of_token =
+            if self.token_scales { [1.0, 0.01, 0.3][token % 3] + token as f64 / 256.0 } else { 1.0 };
+        Type::F32.round(scale * of_token / (1 + head) as f64 / self.unit())
+    }
+
+    /// The scale of every key head of every token of each request.
+    fn scales(&self, scale: f64) -> Vec<Vec<f64>> {
+        let heads = self.kv_heads;
+        let of_request = |&(_, kv_len): &(usize, usize)| {
+            (0..kv_len * heads).map(|at| self.scale_of(scale, at / heads, at % heads)).collect()
+        };
+        self.lengths.iter().map(of_request).collect()
+    }
+
+    /// Tensors of tokens, each with the size of a head and its type, where the kind of batch wants them; NaN in every place that
+    /// no request owns.
+    fn place<const N: usize>(
         &self,
         client: &Client,
-        k: &[Vec<f64>],
-        v: &[Vec<f64>],
+        tensors: [(&Vec<Vec<f64>>, usize, Type); N],
         random: &mut Random,
-    ) -> (Batch, Device, Device) {
+    ) -> (Batch, [Device; N]) {
         let qo_indptr = ints(client, &indptr(self.lengths.iter().map(|l| l.0)));
         match self.kind {
             Kind::Ragged => {
                 let keys: usize = self.lengths.iter().map(|l| l.1).sum();
-                let device = |data: &[Vec<f64>], dim| {
+                let device = |(data, dim, dtype): (&Vec<Vec<f64>>, usize, Type)| {
                     let (shape, width) = ([keys, self.kv_heads, dim], dim + self.gap);
-                    Device::strided(
-                        client,
-                        self.kv_type(),
-                        &data.concat(),
-                        &shape,
-                        &[self.kv_heads * width, width, 1],
-                    )
+                    Device::strided(client, dtype, &data.concat(), &shape, &[self.kv_heads * width, width, 1])
                 };
                 let kv_indptr = ints(client, &indptr(self.lengths.iter().map(|l| l.1)));
-                (Batch::Ragged { qo_indptr, kv_indptr }, device(k, self.qk), device(v, self.vo))
+                (Batch::Ragged { qo_indptr, kv_indptr }, tensors.map(device))
             }
             Kind::Paged(page_size, layout) => {
                 let counts: Vec<_> = self.lengths.iter().map(|l| l.1.div_ceil(page_size)).collect();
@@ -300,7 +333,7 @@ impl Case {
                 let mut free: Vec<_> = (0..pages).collect();
                 random.shuffle(&mut free);
                 let mut indices: Vec<_> = free.iter().take(pages - 3).map(|&p| p as i32).collect();
-                let device = |data: &[Vec<f64>], dim| {
+                let device = |(data, dim, dtype): (&Vec<Vec<f64>>, usize, Type)| {
                     let shape = match layout {
                         KvLayout::Nhd => [pages, page_size, self.kv_heads, dim],
                         KvLayout::Hnd => [pages, self.kv_heads, page_size, dim],
@@ -319,10 +352,10 @@ impl Case {
                         }
                         first += counts[request];
                     }
-                    Device::new(client, self.kv_type(), &pool, &shape)
+                    Device::new(client, dtype, &pool, &shape)
                 };
                 let last = |l: &(usize, usize)| if l.1 == 0 { 0 } else { ((l.1 - 1) % page_size + 1) as i32 };
-                let (k, v) = (device(k, self.qk), device(v, self.vo));
+                let devices = tensors.map(device);
                 if indices.is_empty() {
                     indices.push(0);
                 }
@@ -333,7 +366,7 @@ impl Case {
                     last_page_len: ints(client, &self.lengths.iter().map(last).collect::<Vec<_>>()),
                     layout,
                 };
-                (batch, k, v)
+                (batch, devices)
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Attention whose products are of codes of 8 bits.
 
 use burn_flashinfer_kernels::{
-    Arch, Fp8, Instruction, KvLayout, MmaKind, Refusal,
+    Arch, Code8, Fp8, Instruction, KvLayout, MmaKind, Refusal,
     attention::{Blueprint, Choice, Mixed, Plan, RequestShape, Split, Tiled},
 };
 use cubecl::client::Client;
@@ -41,7 +41,16 @@ fn has_mfma(client: &Client) -> bool {
 fn case(tiled: Tiled, dtype: Type, format: Fp8, dims: (usize, usize)) -> Case {
     let (qk, vo) = dims;
     let choice = Choice::Exactly(Blueprint::Tiled(tiled));
-    Case { dtype, codes: Some(format), qk, vo, causal: true, choice, spread: 1.5, ..Case::new(PAGED, &MIXED) }
+    Case {
+        dtype,
+        codes: Some(format.into()),
+        qk,
+        vo,
+        causal: true,
+        choice,
+        spread: 1.5,
+        ..Case::new(PAGED, &MIXED)
+    }
 }
 
 /// Both units, formats and types; planes for rows and for keys, at once and in chunks, behind caps and windows.
@@ -97,7 +106,7 @@ fn the_choice(client: Client) {
     prefill.check(&client, &mut Random::new(34));
     for other in [
         Case { fp8_mma: false, ..prefill.clone() },
-        Case { codes: Some(Fp8::E5m2), ..prefill.clone() },
+        Case { codes: Some(Fp8::E5m2.into()), ..prefill.clone() },
         Case { codes: None, ..prefill.clone() },
         Case { dtype: Type::F32, ..prefill.clone() },
         Case { lengths: vec![(1, 130)], ..prefill },
@@ -116,7 +125,7 @@ fn what_has_no_codes_is_refused(client: Client) {
         (Blueprint::Tiled(Tiled { unit: MmaKind::Scalar64, ..TILED }), Some(Fp8::E4m3)),
         (Blueprint::Mixed(mixed), Some(Fp8::E4m3)),
     ] {
-        let case = Case { codes, ..case(TILED, Type::BF16, Fp8::E4m3, (64, 64)) };
+        let case = Case { codes: codes.map(Code8::Fp8), ..case(TILED, Type::BF16, Fp8::E4m3, (64, 64)) };
         let spans = RequestShape::following([(64, 64)], 7);
         let device = burn_flashinfer_kernels::DeviceProfile::of(&client);
         let plan = Plan::new(

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use burn_flashinfer_kernels::{Element, Fp8};
+use burn_flashinfer_kernels::{Code8, Element, Fp8};
 use cubecl::{
     client::Client,
     ir::{ElemType, FloatKind, UIntKind},
@@ -105,7 +105,7 @@ pub enum Type {
     F16,
     BF16,
     /// Codes of 8 bits, without a scale.
-    Code(Fp8),
+    Code(Code8),
 }
 
 pub const TYPES: [Type; 3] = [Type::F32, Type::F16, Type::BF16];
@@ -162,7 +162,8 @@ impl Type {
 }
 
 /// The number of a code, by definition: `(-1)^s · 2^(e - bias) · 1.m`, and `0.m` of the exponent 1 where `e` is 0.
-fn number(format: Fp8, code: u8) -> f64 {
+fn number(format: Code8, code: u8) -> f64 {
+    let Code8::Fp8(format) = format else { return f64::from(code as i8) };
     let (mantissa, bias, is_nan) = match format {
         Fp8::E4m3 => (3, 7, code & 0x7f == 0x7f),
         Fp8::E4m3Fnuz => (3, 8, code == 0x80),
@@ -176,7 +177,7 @@ fn number(format: Fp8, code: u8) -> f64 {
 }
 
 /// The code nearest to a number.
-fn code(format: Fp8, x: f64) -> u8 {
+fn code(format: Code8, x: f64) -> u8 {
     let away = |code: &u8| (number(format, *code) - x).abs();
     let mut codes = 0..=u8::MAX;
     if x.is_nan() {

@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device};
 use crate::cache::{KvPages, PageShape};
 use crate::check;
 use crate::error::{Error, Result};
-use crate::types::{AttentionOptions, AttentionParams, Fp8, Request, visible};
+use crate::types::{AttentionOptions, AttentionParams, Code8, Fp8, Request, visible};
 
 /// The largest head dimension of queries, keys and values that every kernel can hold in registers and shared
 /// memory.
@@ -73,7 +73,7 @@ pub struct PlanConfig {
     pub(crate) head_dim: usize,
     pub(crate) head_dim_v: usize,
     pub(crate) dtype: DType,
-    pub(crate) fp8: Option<Fp8>,
+    pub(crate) code: Option<Code8>,
     pub(crate) options: AttentionOptions,
     pub(crate) split: KvSplit,
     pub(crate) dequantize: Dequantize,
@@ -88,7 +88,7 @@ impl PlanConfig {
             head_dim,
             head_dim_v: head_dim,
             dtype,
-            fp8: None,
+            code: None,
             options: AttentionOptions::new(),
             split: KvSplit::Auto,
             dequantize: Dequantize::Auto,
@@ -97,11 +97,11 @@ impl PlanConfig {
 
     /// Attention of `q_heads` heads over pages such as these: key heads, head dimensions and element type are theirs.
     ///
-    /// Queries over [fp8 pages](crate::KvPages::new_fp8) are bf16 unless [another type](Self::dtype) is set.
+    /// Queries over pages of codes are bf16 unless [another type](Self::dtype) is set.
     pub fn for_pages(q_heads: usize, pages: &KvPages) -> Self {
         let PageShape { kv_heads, k_dim, v_dim, .. } = pages.shape();
-        let dtype = if pages.fp8().is_some() { DType::BF16 } else { pages.dtype() };
-        Self { fp8: pages.fp8(), ..Self::new(q_heads, kv_heads, k_dim, dtype).head_dim_v(v_dim) }
+        let dtype = if pages.code().is_some() { DType::BF16 } else { pages.dtype() };
+        Self { code: pages.code(), ..Self::new(q_heads, kv_heads, k_dim, dtype).head_dim_v(v_dim) }
     }
 
     /// The type of queries and outputs.
@@ -113,7 +113,13 @@ impl PlanConfig {
     /// Plans for [fp8 pages](crate::KvPages::new_fp8) of this format, or [such tensors](crate::KvTensor::fp8), whatever the type
     /// of the queries.
     pub const fn fp8(mut self, format: Fp8) -> Self {
-        self.fp8 = Some(format);
+        self.code = Some(Code8::Fp8(format));
+        self
+    }
+
+    /// Plans for [int8 pages](crate::KvPages::new_int8), whatever the type of the queries.
+    pub const fn int8(mut self) -> Self {
+        self.code = Some(Code8::Int8);
         self
     }
 
@@ -150,7 +156,7 @@ impl PlanConfig {
         check::device(op, "device", device)?;
         self.check_variant(op, device)?;
         check::float(op, "dtype", self.dtype, device)?;
-        if self.fp8.is_some() {
+        if self.code.is_some() {
             check::bytes(op, "fp8", device)?;
         }
         for (argument, dim) in [("head_dim", self.head_dim), ("head_dim_v", self.head_dim_v)] {
@@ -176,7 +182,7 @@ impl PlanConfig {
 
     /// [`check`](Self::check) of a plan that does not read codes.
     pub(crate) fn check_numbers(&self, op: &'static str, device: &Device) -> Result<()> {
-        if let Some(format) = self.fp8 {
+        if let Some(format) = self.code {
             let expected = "not to be set, as this plan is of numbers".into();
             return Err(Error::Value { op, argument: "fp8", got: format!("{format:?}"), expected });
         }

@@ -38,8 +38,8 @@ impl Contiguous<'_> {
             let (got, expected) = (format!("{:?}", q.dtype()), format!("{:?}, as planned", config.dtype));
             return Err(Error::Dtype { op, argument: "q", got, expected });
         }
-        if kv.fp8() != config.fp8 {
-            let [got, planned] = [kv.fp8(), config.fp8].map(|format| element(format, config.dtype));
+        if kv.code() != config.code {
+            let [got, planned] = [kv.code(), config.code].map(|format| element(format, config.dtype));
             return Err(Error::Dtype { op, argument: "k", got, expected: format!("{planned}, as planned") });
         }
         let [k_dims, v_dims] = kv.dims();

@@ -34,7 +34,7 @@ impl Dequantized {
         rows: &[usize],
         table: &PageTable,
     ) -> Result<Option<Self>> {
-        if config.fp8.is_none() || table.tokens() == 0 {
+        if config.code.is_none() || table.tokens() == 0 {
             return Ok(None);
         }
         let device = table.device();
@@ -67,7 +67,7 @@ impl Dequantized {
 
     /// The settings of attention over the numbers.
     pub(crate) fn config(config: &PlanConfig) -> PlanConfig {
-        PlanConfig { fp8: None, ..config.clone() }
+        PlanConfig { code: None, ..config.clone() }
     }
 
     /// The places of the numbers.
@@ -85,7 +85,7 @@ impl Dequantized {
         match pages.read(self.slots.clone(), dtype) {
             KvTensors::Floats(k, v) => Ok(KeysValues::floats(k, v)),
             // A backend makes numbers where numbers are asked for.
-            KvTensors::Codes(..) => {
+            KvTensors::Codes(..) | KvTensors::Scaled(..) => {
                 let expected = format!("numbers of type {dtype:?}");
                 Err(Error::Read { op, argument: "pages", got: "codes".into(), expected })
             }

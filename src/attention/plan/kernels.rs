@@ -13,7 +13,7 @@ use burn_flashinfer_kernels::{
 use super::config::{KvSplit, PlanConfig};
 use crate::error::{Error, Result};
 use crate::extension::Launch;
-use crate::types::{AttentionParams, Fp8, PlannedKeys};
+use crate::types::{AttentionParams, Code8, Fp8, PlannedKeys};
 
 /// A problem and its device, as the planner of the kernels takes them.
 struct Question {
@@ -37,7 +37,7 @@ impl Question {
         let problem = Problem {
             dims: HeadDims { qk: config.head_dim, vo: config.head_dim_v },
             dtype: dtype_to_storage_type(config.dtype),
-            kv_dtype: match config.fp8 {
+            kv_dtype: match config.code {
                 Some(format) => Element::Code(format.into()),
                 None => Element::Number(dtype_to_storage_type(config.dtype)),
             },
@@ -73,7 +73,7 @@ pub(super) fn are_faster_over_numbers(config: &PlanConfig, device: &Device) -> b
     Question::new(device, config).is_some_and(|Question { profile, problem, .. }| {
         let multiplies_codes = problem.fp8_mma
             && Instruction::MfmaFp8.exists_on(profile.arch)
-            && matches!(config.fp8, Some(Fp8::E4m3 | Fp8::E4m3Fnuz));
+            && matches!(config.code, Some(Code8::Fp8(Fp8::E4m3 | Fp8::E4m3Fnuz)));
         let has = |instruction: Instruction| instruction.exists_on(profile.arch);
         config.dtype.size() == 2
             && (has(Instruction::Wgmma) || has(Instruction::MfmaBf16))

@@ -230,8 +230,8 @@ impl PagedPlan {
             let (got, expected) = (format!("{:?}", q.dtype()), format!("{:?}, as planned", config.dtype));
             return Err(Error::Dtype { op, argument: "q", got, expected });
         }
-        if pages.fp8() != config.fp8 {
-            let [got, planned] = [pages.fp8(), config.fp8].map(|format| element(format, config.dtype));
+        if pages.code() != config.code {
+            let [got, planned] = [pages.code(), config.code].map(|format| element(format, config.dtype));
             return Err(Error::Dtype {
                 op,
                 argument: "pages",

@@ -197,15 +197,12 @@ impl HeadPagesPlan {
     ///
     /// # Errors
     ///
-    /// As [`PagedPlan::run`].
+    /// As [`PagedPlan::run`], and if the pages are of codes with a scale for each key head.
     pub fn run(&self, q: Tensor<3>, pages: &KvPages) -> Result<AttentionOutput> {
         const OP: &str = "HeadPagesPlan::run";
         let (config, pool) = (&self.config, pages.shape());
         let layout = config.options.kv_layout.unwrap_or_default();
-        let (k, v) = pages.numbers(OP)?;
-        let floats = Floats::first(OP, "q", &q)?;
-        floats.like("pages", k)?;
-        floats.like("pages", v)?;
+        pages.check_beside(&Floats::first(OP, "q", &q)?)?;
         let planned = [self.tokens, config.q_heads, config.head_dim];
         if q.dims() != planned {
             return Err(shape(OP, "q", &q.dims(), format!("{planned:?}, as planned")));
@@ -214,7 +211,8 @@ impl HeadPagesPlan {
         let found = (pool.kv_heads, pool.k_dim, pool.v_dim, pool.page_size);
         if pages.layout() != layout || found != planned || pool.pages < self.pages_needed {
             let (heads, k_dim, v_dim, page_size) = planned;
-            let got = format!("{:?} {} and {:?}", k.dims(), pages.layout(), v.dims());
+            let (k, v) = pages.dims();
+            let got = format!("{k:?} {} and {v:?}", pages.layout());
             let expected = format!(
                 "{layout}, at least {} pages of {page_size} tokens, {heads} heads of {k_dim} elements (values of {v_dim}), \
                  as planned",
@@ -222,14 +220,12 @@ impl HeadPagesPlan {
             );
             return Err(Error::Shape { op: OP, argument: "pages", got, expected });
         }
-        let (pages, tokens) = match layout {
+        let (count, tokens) = match layout {
             KvLayout::Hnd => (pool.pages * pool.kv_heads, pool.page_size),
             KvLayout::Nhd => (pool.pages * pool.page_size * pool.kv_heads, 1),
         };
-        let [k, v] =
-            [(k, pool.k_dim), (v, pool.v_dim)].map(|(x, dim)| x.clone().reshape([pages, 1, tokens, dim]));
+        let of_heads = pages.viewed(OP, [count, 1, tokens], KvLayout::Hnd)?;
         let q = split_heads(q, config.kv_heads, self.order);
-        let of_heads = KvPages::new(k, v, KvLayout::Hnd)?;
         let attended = self.plan.run_as(OP, q, &of_heads, VariantInputs::new())?;
         Ok(join_heads(attended, config.kv_heads, self.order))
     }

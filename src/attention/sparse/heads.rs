@@ -25,7 +25,7 @@ pub(super) fn of_one_head(op: &'static str, config: &PlanConfig, device: &Device
         let (got, expected) = (format!("{variant:?}"), "none, as each key head is a request".into());
         return Err(Error::Value { op, argument: "variant", got, expected });
     }
-    config.check_numbers(op, device)?;
+    config.check(op, device)?;
     let mut options = config.options.clone();
     options.kv_layout = None;
     let q_heads = config.q_heads / config.kv_heads;

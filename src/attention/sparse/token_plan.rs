@@ -4,6 +4,7 @@ use std::fmt;
 
 use burn::tensor::{Device, Int, Tensor};
 
+use crate::attention::kv_tensor::element;
 use crate::attention::mask::MaskBits;
 use crate::attention::output::{AttentionOutput, attend};
 use crate::attention::plan::{KeysOf, PlanConfig, Requests, Schedule, decode_rows};
@@ -11,7 +12,6 @@ use crate::cache::{KvPages, PageTable};
 use crate::check::{Floats, same_device, shape};
 use crate::dispatch::IntoBackend;
 use crate::error::{Error, Result};
-use crate::extension::KeysValues;
 use crate::indptr::index;
 use crate::ints::saturated;
 use crate::memory;
@@ -56,7 +56,7 @@ impl TokenSparsePlan {
     /// is 0 or there are more keys than an `i32` counts.
     pub fn new(config: &PlanConfig, [tokens, top_k]: [usize; 2], device: &Device) -> Result<Self> {
         const OP: &str = "TokenSparsePlan::new";
-        config.check_numbers(OP, device)?;
+        config.check(OP, device)?;
         let refuse = |argument, got: String, expected: &str| {
             Err(Error::Value { op: OP, argument, got, expected: expected.into() })
         };
@@ -94,14 +94,21 @@ impl TokenSparsePlan {
         const OP: &str = "TokenSparsePlan::run";
         let (config, pool) = (&self.config, pages.shape());
         let floats = Floats::first(OP, "q", &q)?;
-        let (k, v) = pages.numbers(OP)?;
-        floats.like("pages", k)?;
-        floats.like("pages", v)?;
+        pages.check_beside(&floats)?;
         floats.on_device("plan", &self.schedule.index().device())?;
         same_device(OP, "indices", &indices.device(), floats.device())?;
         if q.dtype() != config.dtype {
             let (got, expected) = (format!("{:?}", q.dtype()), format!("{:?}, as planned", config.dtype));
             return Err(Error::Dtype { op: OP, argument: "q", got, expected });
+        }
+        if pages.code() != config.code {
+            let [got, planned] = [pages.code(), config.code].map(|format| element(format, config.dtype));
+            return Err(Error::Dtype {
+                op: OP,
+                argument: "pages",
+                got,
+                expected: format!("{planned}, as planned"),
+            });
         }
         let planned = [self.tokens, config.q_heads, config.head_dim];
         if q.dims() != planned {
@@ -111,7 +118,7 @@ impl TokenSparsePlan {
         if (pool.kv_heads, pool.k_dim, pool.v_dim) != planned {
             let (heads, k_dim, v_dim) = planned;
             let expected = format!("{heads} heads of {k_dim} elements (values of {v_dim}), as planned");
-            return Err(shape(OP, "pages", &k.dims(), expected));
+            return Err(shape(OP, "pages", &pages.dims().0, expected));
         }
         if pages.layout() == KvLayout::Hnd && pool.kv_heads > 1 {
             let expected = "NHD, of which a slot is one row".into();
@@ -123,8 +130,7 @@ impl TokenSparsePlan {
         }
         let slots = pool.pages.saturating_mul(pool.page_size);
         index(OP, "pages", 0, slots)?;
-        let [k, v] =
-            [(k, pool.k_dim), (v, pool.v_dim)].map(|(x, dim)| x.clone().reshape([slots, pool.kv_heads, dim]));
+        let of_slots = pages.viewed(OP, [slots, 1, pool.kv_heads], KvLayout::Nhd)?;
         let indices = saturated(indices.without_autodiff());
         let left_out =
             indices.clone().lower_elem(0).bool_or(indices.clone().greater_equal_elem(slots as i32));
@@ -135,8 +141,8 @@ impl TokenSparsePlan {
         let chosen = chosen.mask_where(left_out.clone(), filler).reshape([self.tokens * self.top_k]);
         let seen = left_out.bool_not().reshape([self.tokens * self.top_k]);
         let batch = self.schedule.batch_over(OP, config, chosen, MaskBits::Bools(seen))?;
-        let kv = KeysValues::floats(k.into_backend(), v.into_backend());
-        let AttentionOutput { output, lse } = attend(OP, q, kv, pool.v_dim, batch, config.params())?;
+        let AttentionOutput { output, lse } =
+            attend(OP, q, of_slots.stored(), pool.v_dim, batch, config.params())?;
         // The slot that a token without keys got instead may hold anything, NaN as well.
         let is_empty = largest.lower_elem(0).reshape([self.tokens, 1, 1]).expand(output.dims());
         let output = output.without_autodiff().mask_fill(is_empty, 0.0);

@@ -172,6 +172,7 @@ impl VariableBlockSparsePlan {
     /// block row has fewer keys than queries.
     pub fn new(config: &PlanConfig, mask: &VariableBlockMask, device: &Device) -> Result<Self> {
         const OP: &str = "VariableBlockSparsePlan::new";
+        config.check_numbers(OP, device)?;
         let of_head = of_one_head(OP, config, device)?;
         if config.kv_heads != mask.kv_heads {
             let (got, expected) =

@@ -24,7 +24,14 @@ pub(super) fn batch_attention(
     params: AttentionParams,
 ) -> Attended<CubeBackend> {
     let AttentionParams { variant, return_lse } = params;
-    let KeysValues { tensors: KvTensors::Floats(k, v) | KvTensors::Codes(k, v), scales, format } = kv;
+    let KeysValues { tensors, scales, format } = kv;
+    let (k, v, scales) = match (tensors, scales) {
+        (KvTensors::Scaled(k, v, k_scales, v_scales), _) => (k, v, Some([k_scales, v_scales].map(in_rows))),
+        (KvTensors::Floats(k, v) | KvTensors::Codes(k, v), MaybeScales::Some(k_scale, v_scale)) => {
+            (k, v, Some([k_scale, v_scale].map(into_contiguous)))
+        }
+        (KvTensors::Floats(k, v) | KvTensors::Codes(k, v), MaybeScales::None) => (k, v, None),
+    };
     let [tokens, heads] = [q.meta.shape()[0], q.meta.shape()[1]];
     let dim = v.meta.shape()[v.meta.num_dims() - 1];
     let output = empty_like(&q, [tokens, heads, dim].into(), q.dtype);
@@ -37,11 +44,13 @@ pub(super) fn batch_attention(
         let client = q.client.clone();
         let [dtype, stored] = [q.dtype, k.dtype].map(dtype_to_storage_type);
         let kv_dtype = format.map_or(Element::Number(stored), |format| Element::Code(format.into()));
-        let kv_scales = match scales {
-            MaybeScales::None => None,
-            MaybeScales::Some(k, v) => {
-                Some(KvScales { k: into_contiguous(k).binding(), v: into_contiguous(v).binding() })
+        let kv_scales = scales.map(|[k, v]| KvScales { k: k.binding(), v: v.binding() });
+        let planned = match kv_scales.as_ref() {
+            // A plan does not know of scales for each token, with which products cannot be of codes.
+            Some(scales) if scales.are_of_tokens() => {
+                DevicePlan { blueprint: planned.blueprint.of_numbers(), ..planned }
             }
+            _ => planned,
         };
         let loads = planned.blueprint.loads(kv_dtype);
         let attention = Attention {

@@ -5,6 +5,7 @@ use burn_cubecl::{kernel::into_contiguous, tensor::CubeTensor};
 use burn_flashinfer_kernels::{
     Quantized,
     append::{Tokens, append, gather},
+    append_scaled::{TokenScales, append_scaled, gather_scaled},
     pages::{KvQuantized, Pools},
     rope::{HeadNorm, Rope, Style, To, launch as rope},
 };
@@ -21,13 +22,16 @@ fn writable(pages: Pages<Cube>) -> Pages<Cube> {
     let tensors = match pages.tensors {
         KvTensors::Floats(k, v) => KvTensors::Floats(own(k), own(v)),
         KvTensors::Codes(k, v) => KvTensors::Codes(own(k), own(v)),
+        KvTensors::Scaled(k, v, k_scales, v_scales) => {
+            KvTensors::Scaled(own(k), own(v), own(k_scales), own(v_scales))
+        }
     };
     Pages { tensors, ..pages }
 }
 
-/// Pages as the kernels take them.
+/// Pages as the kernels take them, without scales of tokens.
 fn pools(pages: Pages<Cube>) -> Pools {
-    let (KvTensors::Floats(k, v) | KvTensors::Codes(k, v)) = pages.tensors;
+    let (KvTensors::Floats(k, v) | KvTensors::Codes(k, v) | KvTensors::Scaled(k, v, ..)) = pages.tensors;
     let quantized = match (pages.scales, pages.format) {
         (MaybeScales::Some(k_scale, v_scale), Some(format)) => {
             let [k_scale, v_scale] = [k_scale, v_scale].map(|scale| into_contiguous(scale).binding());
@@ -44,6 +48,14 @@ fn raw(pages: Pages<Cube>) -> Pages<Cube> {
     Pages { scales: MaybeScales::None, format: None, ..pages }
 }
 
+/// The scales of tokens as kernels take them, and the same as pages of numbers.
+fn token_scales(pages: &Pages<Cube>) -> Option<(TokenScales, Pages<Cube>)> {
+    let (KvTensors::Scaled(_, _, k, v), Some(format)) = (&pages.tensors, pages.format) else { return None };
+    let as_pages = Pages { tensors: KvTensors::Floats(k.clone(), v.clone()), ..raw(pages.clone()) };
+    let [k, v] = [k, v].map(|scales| in_rows(scales.clone()).binding());
+    Some((TokenScales { format: format.into(), k, v }, as_pages))
+}
+
 pub(super) fn append_paged_kv(
     pages: Pages<Cube>,
     tokens: KvTensors<Cube>,
@@ -54,38 +66,83 @@ pub(super) fn append_paged_kv(
     }
     let pages = writable(pages);
     let written = pages.tensors.clone();
+    let scales = token_scales(&pages);
     let (k, v, pages) = match tokens {
-        KvTensors::Floats(k, v) => (k, v, pages),
-        KvTensors::Codes(k, v) => (k, v, raw(pages)),
+        KvTensors::Floats(k, v) => {
+            let (client, dtype) = (k.client.clone(), dtype_to_storage_type(k.dtype));
+            let tokens = rows_of([k, v], pages, slots);
+            // SAFETY: a `SlotMapping` has no slot twice, and `ops` compares the pages that it needs with those of the pool.
+            launched(match scales {
+                Some((scales, _)) => unsafe { append_scaled(&client, tokens, scales, dtype) },
+                None => unsafe { append(&client, tokens, dtype) },
+            });
+            return written;
+        }
+        KvTensors::Codes(k, v) => (k, v, pages),
+        KvTensors::Scaled(k, v, k_scales, v_scales) => {
+            if let Some((_, as_pages)) = scales {
+                append_as_they_are([k_scales, v_scales], as_pages, slots.clone());
+            }
+            (k, v, pages)
+        }
     };
-    let (client, dtype) = (k.client.clone(), dtype_to_storage_type(k.dtype));
-    let [k, v] = [k, v].map(|rows| in_rows(rows).binding());
-    let tokens = Tokens { pools: pools(pages), k, v, slots: index(slots) };
-    // SAFETY: a `SlotMapping` has no slot twice, and `ops` compares the pages that it needs with those of the pool.
-    launched(unsafe { append(&client, tokens, dtype) });
+    append_as_they_are([k, v], raw(pages), slots);
     written
 }
 
+fn rows_of([k, v]: [CubeTensor; 2], pages: Pages<Cube>, slots: CubeTensor) -> Tokens {
+    let [k, v] = [k, v].map(|rows| in_rows(rows).binding());
+    Tokens { pools: pools(pages), k, v, slots: index(slots) }
+}
+
+fn append_as_they_are([k, v]: [CubeTensor; 2], pages: Pages<Cube>, slots: CubeTensor) {
+    let (client, dtype) = (k.client.clone(), dtype_to_storage_type(k.dtype));
+    let tokens = rows_of([k, v], pages, slots);
+    // SAFETY: as in `append_paged_kv`.
+    launched(unsafe { append(&client, tokens, dtype) });
+}
+
 pub(super) fn gather_paged_kv(pages: Pages<Cube>, slots: CubeTensor, dtype: DType) -> KvTensors<Cube> {
+    match (token_scales(&pages), dtype) {
+        (Some((_, as_pages)), DType::U8) => {
+            let [k, v] = gather_rows(raw(pages), slots.clone(), dtype, None);
+            let [k_scales, v_scales] = gather_rows(as_pages, slots, DType::F32, None);
+            KvTensors::Scaled(k, v, k_scales, v_scales)
+        }
+        (None, DType::U8) => {
+            let [k, v] = gather_rows(raw(pages), slots, dtype, None);
+            KvTensors::Codes(k, v)
+        }
+        (scales, _) => {
+            let [k, v] = gather_rows(pages, slots, dtype, scales.map(|(scales, _)| scales));
+            KvTensors::Floats(k, v)
+        }
+    }
+}
+
+fn gather_rows(
+    pages: Pages<Cube>,
+    slots: CubeTensor,
+    dtype: DType,
+    scales: Option<TokenScales>,
+) -> [CubeTensor; 2] {
     let tokens = slots.meta.num_elements();
-    let (KvTensors::Floats(k, v) | KvTensors::Codes(k, v)) = &pages.tensors;
-    let [k, v] = [k, v].map(|pool| {
+    let (KvTensors::Floats(k, v) | KvTensors::Codes(k, v) | KvTensors::Scaled(k, v, ..)) = &pages.tensors;
+    let rows = [k, v].map(|pool| {
         let shape = pool.meta.shape();
         let heads = if pages.layout == KvLayout::Nhd { shape[2] } else { shape[1] };
         empty_like(pool, [tokens, heads, shape[3]].into(), dtype)
     });
     if tokens > 0 {
-        let pages = if dtype == DType::U8 { raw(pages) } else { pages };
-        let (client, element) = (k.client.clone(), dtype_to_storage_type(dtype));
-        let [k, v] = [&k, &v].map(|rows| rows.clone().binding());
-        let tokens = Tokens { pools: pools(pages), k, v, slots: index(slots) };
+        let (client, element) = (rows[0].client.clone(), dtype_to_storage_type(dtype));
+        let tokens = rows_of(rows.clone(), pages, slots);
         // SAFETY: slots come from a `PageTable` or `PageCopies`, whose pages `ops` compares with those of the pool.
-        launched(unsafe { gather(&client, tokens, element) });
+        launched(match scales {
+            Some(scales) => unsafe { gather_scaled(&client, tokens, scales, element) },
+            None => unsafe { gather(&client, tokens, element) },
+        });
     }
-    match dtype {
-        DType::U8 => KvTensors::Codes(k, v),
-        _ => KvTensors::Floats(k, v),
-    }
+    rows
 }
 
 /// A launch of RoPE on queries and keys.
@@ -169,6 +226,11 @@ pub(super) fn rope_append_paged_kv(
     let (q, k, v) = (in_rows(q), in_rows(k), in_rows(v));
     if q.meta.shape()[0] == 0 {
         return (q, pages.tensors);
+    }
+    if let KvTensors::Scaled(..) = pages.tensors {
+        // A scale must know all of a rotated key: that is one more launch.
+        let (q, k) = apply_rope(q, k, by);
+        return (q, append_paged_kv(pages, KvTensors::Floats(k, v), slots));
     }
     let pages = writable(pages);
     let written = pages.tensors.clone();

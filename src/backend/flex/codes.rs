@@ -20,6 +20,11 @@ pub(super) struct E4m3Fnuz(u8);
 #[repr(transparent)]
 pub(super) struct E5m2(u8);
 
+/// Integers of two's complement.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub(super) struct Int8(i8);
+
 /// The number of a code with three bits of mantissa. No branch, so that loops become vector code.
 #[inline(always)]
 fn with_three_bits<const BIAS: u32>(code: u8, is_nan: bool) -> f32 {
@@ -59,6 +64,17 @@ impl Widen for E5m2 {
     #[inline(always)]
     fn widen(self) -> f32 {
         f16::from_bits(u16::from(self.0) << 8).widen()
+    }
+
+    fn of(tensor: &FlexTensor) -> &[Self] {
+        bytemuck::cast_slice(tensor.storage::<u8>())
+    }
+}
+
+impl Widen for Int8 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from(self.0)
     }
 
     fn of(tensor: &FlexTensor) -> &[Self] {

@@ -42,7 +42,7 @@ use crate::extension::{
     ScaledRows,
 };
 use crate::types::{
-    Activation, AttentionParams, BitOrder, Fp8, LinearParams, RmsNormStyle, RopeStyle, RoutingParams,
+    Activation, AttentionParams, BitOrder, Code8, Fp8, LinearParams, RmsNormStyle, RopeStyle, RoutingParams,
     WeightFormat, WeightLayout,
 };
 
@@ -66,6 +66,7 @@ impl FlashInferBackend for Flex {
         slots: IntTensor<Self>,
     ) -> KvTensors<Self> {
         let slots = view::indices(slots);
+        let format = pages.format.unwrap_or(Code8::Int8);
         let codes = codes(pages.scales, pages.format);
         let layout = pages.layout;
         match (pages.tensors, tokens) {
@@ -77,16 +78,39 @@ impl FlashInferBackend for Flex {
                 let [k_codes, v_codes] = &codes;
                 KvTensors::Codes(write(k_pool, k, k_codes), write(v_pool, v, v_codes))
             }
-            (pools, KvTensors::Floats(k, v) | KvTensors::Codes(k, v)) => {
+            (KvTensors::Scaled(k_pool, v_pool, k_scales, v_scales), KvTensors::Floats(k, v)) => {
+                let write = |pool: FlexTensor, scales: FlexTensor, new: FlexTensor| {
+                    let slots = of_tokens(&slots, &new);
+                    by_dtype!(new.dtype(), pages::append_scaled(pool, scales, new, slots, layout, format))
+                };
+                let (k, k_scales) = write(k_pool, k_scales, k);
+                let (v, v_scales) = write(v_pool, v_scales, v);
+                KvTensors::Scaled(k, v, k_scales, v_scales)
+            }
+            (pools, tokens) => {
                 let write = |pool: FlexTensor, new: FlexTensor| {
                     let slots = of_tokens(&slots, &new);
                     pages::append_copies(pool, new, slots, layout)
                 };
-                match pools {
-                    KvTensors::Floats(k_pool, v_pool) => {
+                let (KvTensors::Floats(k, v) | KvTensors::Codes(k, v) | KvTensors::Scaled(k, v, ..)) =
+                    &tokens;
+                let (k, v) = (k.clone(), v.clone());
+                match (pools, tokens) {
+                    (KvTensors::Floats(k_pool, v_pool), _) => {
                         KvTensors::Floats(write(k_pool, k), write(v_pool, v))
                     }
-                    KvTensors::Codes(k_pool, v_pool) => KvTensors::Codes(write(k_pool, k), write(v_pool, v)),
+                    (KvTensors::Codes(k_pool, v_pool), _) => {
+                        KvTensors::Codes(write(k_pool, k), write(v_pool, v))
+                    }
+                    (
+                        KvTensors::Scaled(k_pool, v_pool, mut k_scales, mut v_scales),
+                        KvTensors::Scaled(_, _, k_new, v_new),
+                    ) => {
+                        (k_scales, v_scales) = (write(k_scales, k_new), write(v_scales, v_new));
+                        KvTensors::Scaled(write(k_pool, k), write(v_pool, v), k_scales, v_scales)
+                    }
+                    // `ops` appends codes to pages that they are read from.
+                    (pools @ KvTensors::Scaled(..), _) => pools,
                 }
             }
         }
@@ -112,6 +136,18 @@ impl FlashInferBackend for Flex {
                 };
                 KvTensors::Floats(read(k, &k_codes), read(v, &v_codes))
             }
+            KvTensors::Scaled(k, v, k_scales, v_scales) => {
+                let copied = |pool: FlexTensor| pages::gather_copies(pool, slots, layout);
+                let (k, v, k_scales, v_scales) = (copied(k), copied(v), copied(k_scales), copied(v_scales));
+                if dtype == DType::U8 {
+                    return KvTensors::Scaled(k, v, k_scales, v_scales);
+                }
+                let format = pages.format.unwrap_or(Code8::Int8);
+                let wide = |codes: FlexTensor, scales: FlexTensor| {
+                    by_dtype!(dtype, pages::rescaled(codes, scales, format))
+                };
+                KvTensors::Floats(wide(k, k_scales), wide(v, v_scales))
+            }
         }
     }
 
@@ -134,7 +170,10 @@ impl FlashInferBackend for Flex {
     ) -> (IntTensor<Self>, IntTensor<Self>) {
         let by = Rotation::of(rotations);
         let quantized = |x: FlexTensor, which: usize, scale: FlexTensor| {
-            pages::quantized(by.rotated_wide(x, which), &pages::Codes { format, scales: widened(scale) })
+            pages::quantized(
+                by.rotated_wide(x, which),
+                &pages::Codes { format: format.into(), scales: widened(scale) },
+            )
         };
         (quantized(q, 0, q_scale), quantized(k, 1, k_scale))
     }
@@ -151,6 +190,11 @@ impl FlashInferBackend for Flex {
         let q = by.rotated(q, 0);
         let pages = match pages.tensors {
             KvTensors::Floats(..) => {
+                let tokens = KvTensors::Floats(by.rotated(k, 1), v);
+                Self::append_paged_kv(pages, tokens, slots)
+            }
+            // As the kernels, which look at all of a key before they round it.
+            KvTensors::Scaled(..) => {
                 let tokens = KvTensors::Floats(by.rotated(k, 1), v);
                 Self::append_paged_kv(pages, tokens, slots)
             }
@@ -396,8 +440,8 @@ impl FlashInferBackend for Flex {
 }
 
 /// The fp8 formats and scales of keys and of values; none without scales.
-fn codes(scales: MaybeScales<Flex>, format: Option<Fp8>) -> [pages::Codes; 2] {
-    let format = format.unwrap_or(Fp8::E4m3);
+fn codes(scales: MaybeScales<Flex>, format: Option<Code8>) -> [pages::Codes; 2] {
+    let format = format.unwrap_or(Code8::Int8);
     let scales = match scales {
         MaybeScales::None => [vec![1.0], vec![1.0]],
         MaybeScales::Some(k, v) => [k, v].map(widened),
@@ -408,7 +452,9 @@ fn codes(scales: MaybeScales<Flex>, format: Option<Fp8>) -> [pages::Codes; 2] {
 /// The fp8 format and scale of rows, if they are rounded to fp8.
 fn codes_of_rows(rounding: Rounding<Flex>) -> Option<pages::Codes> {
     match (rounding.scale, rounding.format) {
-        (MaybeFloats::Some(scale), Some(format)) => Some(pages::Codes { format, scales: widened(scale) }),
+        (MaybeFloats::Some(scale), Some(format)) => {
+            Some(pages::Codes { format: format.into(), scales: widened(scale) })
+        }
         _ => None,
     }
 }

@@ -5,12 +5,12 @@ use burn_flex::{FlexTensor, Layout};
 
 use super::float::Float;
 use super::view::{self, Rows, dims, with_rows};
-use crate::types::{Fp8, KvLayout};
+use crate::types::{Code8, KvLayout};
 
 /// The fp8 format and scales of a pool: a float is `code * scale`, with a scale for all heads or one for
 /// each.
 pub(super) struct Codes {
-    pub(super) format: Fp8,
+    pub(super) format: Code8,
     pub(super) scales: Vec<f32>,
 }
 
@@ -161,6 +161,50 @@ pub(super) fn append_codes<E: Float>(
     codes: &Codes,
 ) -> FlexTensor {
     append::<E, u8>(pool, new, slots, layout, |from, to, head| codes.encode(from, to, head))
+}
+
+/// Appends floats to fp8 pages with a scale for each token and head. Returns pages and scales.
+pub(super) fn append_scaled<E: Float>(
+    pool: FlexTensor,
+    scales: FlexTensor,
+    new: FlexTensor,
+    slots: &[i32],
+    layout: KvLayout,
+    format: Code8,
+) -> (FlexTensor, FlexTensor) {
+    let pool = append::<E, u8>(pool, new.clone(), slots, layout, |from, to, _| {
+        Codes { format, scales: vec![scale_for(from, format)] }.encode(from, to, 0);
+    });
+    // The rows of scales have one element.
+    let mut scales = view::dense(scales);
+    let places = Places::of(&scales, layout);
+    let new = with_rows(new);
+    let new: Rows<'_, E, 2> = Rows::of(&new);
+    let rows: &mut [f32] = scales.storage_mut();
+    for (token, &slot) in slots.iter().enumerate() {
+        let Ok(slot) = usize::try_from(slot) else { continue };
+        for head in 0..places.heads {
+            rows[places.row(slot, head)].fill(scale_for(new.row([token, head]), format));
+        }
+    }
+    (pool, scales)
+}
+
+/// The least scale that reaches the largest of these numbers; 1 if that is 0, and NaN if one of them is.
+fn scale_for<E: Float>(numbers: &[E], format: Code8) -> f32 {
+    let largest = numbers.iter().map(|x| x.widen().to_bits() & 0x7fff_ffff).max().unwrap_or_default();
+    let scale = f32::from_bits(largest) / format.max();
+    if scale < f32::MIN_POSITIVE { 1.0 } else { scale }
+}
+
+/// Codes `[tokens, heads, dim]` times their scales `[tokens, heads, 1]`.
+pub(super) fn rescaled<E: Float>(codes: FlexTensor, scales: FlexTensor, format: Code8) -> FlexTensor {
+    let shape: [usize; 3] = dims(&codes);
+    let width = shape[2].max(1);
+    let rows = codes.storage::<u8>().chunks_exact(width).zip(scales.storage::<f32>());
+    let numbers =
+        rows.flat_map(|(row, &scale)| row.iter().map(move |&x| E::narrow(format.decode(x) * scale)));
+    view::tensor(numbers.collect(), shape, E::dtype())
 }
 
 /// Codes, which become numbers.

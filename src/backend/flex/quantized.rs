@@ -60,7 +60,7 @@ pub(super) fn quantize_rows<E: Float>(x: FlexTensor, format: Fp8) -> ScaledRows<
                 |most: f32, x: &f32| if x.is_nan() || most.is_nan() { f32::NAN } else { most.max(x.abs()) };
             let least = wide.iter().fold(0.0, larger) / format.max();
             *scale = if least < f32::MIN_POSITIVE { 1.0 } else { least };
-            Codes { format, scales: vec![*scale] }.encode(wide, codes, 0);
+            Codes { format: format.into(), scales: vec![*scale] }.encode(wide, codes, 0);
         },
     );
     let codes =

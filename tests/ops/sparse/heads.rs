@@ -4,16 +4,17 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Tensor};
 use burn_flashinfer::{
-    AttentionOptions, AttentionVariant, HeadPageTable, HeadPagesPlan, Indptr, KvLayout, KvPages, KvSplit,
+    AttentionOptions, AttentionVariant, Fp8, HeadPageTable, HeadPagesPlan, Indptr, KvLayout, KvPages,
     PlanConfig, VariableBlockMask, VariableBlockSparsePlan,
 };
 
 use super::Chosen;
+use crate::cached_codes::{Coded, codes_of};
 use crate::devices::{Target, device_tests, devices};
 use crate::problem::{Case, Got, Paging, Problem};
 use crate::support::{Host, Rng, refused};
 
-device_tests!(pages_of_each_head, blocks_of_variable_sizes);
+device_tests!(pages_of_each_head, pages_of_codes_of_each_head, blocks_of_variable_sizes);
 
 const HEADS: usize = 2;
 
@@ -51,49 +52,73 @@ fn pool(x: &Host<3>, paging: &Paging, layout: KvLayout) -> Host<4> {
 
 /// Decoding and appending, in both orders of axes. To the oracle each head of a request is a request.
 fn pages_of_each_head(target: Target) {
-    let device = &target.device;
     for (at, dtype) in target.dtypes().into_iter().enumerate() {
-        // The keys of each request for head 0, and then for head 1.
-        let settings = [(&[1, 1, 1][..], [[17, 0, 40], [9, 5, 33]]), (&[2, 5, 1], [[6, 31, 1], [40, 8, 12]])];
-        for (appends, (queries, keys)) in settings.into_iter().enumerate() {
-            let lengths: Vec<(usize, usize)> =
-                keys.iter().flat_map(|keys| queries.iter().copied().zip(keys.iter().copied())).collect();
-            let case = Case { causal: appends == 1, ..Case::new(dtype, 64, &lengths).heads(1, 4) };
-            let problem = case.problem("pages of each head");
-            let paging = problem.paging(4);
-            let tokens: usize = queries.iter().sum();
-            let rows = paging.indptr.windows(2).flat_map(|rows| {
-                let pages = paging.indices[rows[0]..rows[1]].iter().map(|&page| page as i32);
-                pages.chain(std::iter::repeat(-1)).take(10)
-            });
-            let lens: Vec<i32> = paging.keys.iter().map(|&keys| keys as i32).collect();
-            let table = HeadPageTable::new(&rows.collect::<Vec<_>>(), &lens, HEADS, 4, paging.pages, device)
-                .expect("a table");
-            assert_eq!((table.requests(), table.kv_heads()), (3, HEADS));
-            let layout = [KvLayout::Hnd, KvLayout::Nhd][(at + appends) % 2];
-            let [k, v] = [&problem.k, &problem.v].map(|x| pool(x, &paging, layout).tensor(device));
-            let pages = KvPages::new(k, v, layout).expect("pages");
-            let options = AttentionOptions::new().causal(case.causal).return_lse(true).kv_layout(layout);
-            let config = PlanConfig::for_pages(HEADS * 4, &pages).options(options).split(KvSplit::Auto);
-            let qo = Indptr::from_lengths(queries, device).expect("valid");
-            let plan = match appends {
-                0 => HeadPagesPlan::decode(&config, &table),
-                _ => HeadPagesPlan::new(&config, &qo, &table),
-            };
-            let q = Host {
-                shape: [tokens, HEADS * 4, 64],
-                values: swapped(&problem.q.values, [HEADS, tokens]),
-                dtype,
-            };
-            let attended = plan.expect("a plan").run(q.tensor(device), &pages).expect("runs");
-            let got = Got::of(attended);
-            let got = Got {
-                output: swapped(&got.output, [tokens, HEADS]),
-                lse: swapped(&got.lse, [tokens, HEADS]),
-            };
-            problem.check(&format!("pages of each head, {layout}"), &target, &problem.expected(), &got);
+        for appends in 0..2 {
+            check_pages(&target, dtype, appends, [KvLayout::Hnd, KvLayout::Nhd][(at + appends) % 2], None);
         }
     }
+}
+
+/// The same of codes.
+fn pages_of_codes_of_each_head(target: Target) {
+    let dtypes = target.dtypes();
+    for (appends, format) in [Fp8::E4m3, Fp8::E5m2].into_iter().enumerate() {
+        let layout = [KvLayout::Hnd, KvLayout::Nhd][appends];
+        check_pages(&target, dtypes[appends % dtypes.len()], appends, layout, Some(format));
+    }
+}
+
+fn check_pages(target: &Target, dtype: DType, appends: usize, layout: KvLayout, format: Option<Fp8>) {
+    let device = &target.device;
+    // The keys of each request for head 0, and then for head 1.
+    let settings = [(&[1, 1, 1][..], [[17, 0, 40], [9, 5, 33]]), (&[2, 5, 1], [[6, 31, 1], [40, 8, 12]])];
+    let (queries, keys) = settings[appends];
+    let lengths: Vec<(usize, usize)> =
+        keys.iter().flat_map(|keys| queries.iter().copied().zip(keys.iter().copied())).collect();
+    let case = Case { causal: appends == 1, ..Case::new(dtype, 64, &lengths).heads(1, 4) };
+    let problem = case.problem("pages of each head");
+    let scale = 4.0 / format.map_or(1.0, Fp8::max);
+    let problem = match format {
+        Some(format) => Coded::of(problem, format, [vec![scale], vec![scale]]).problem,
+        None => problem,
+    };
+    let paging = problem.paging(4);
+    let tokens: usize = queries.iter().sum();
+    let rows = paging.indptr.windows(2).flat_map(|rows| {
+        let pages = paging.indices[rows[0]..rows[1]].iter().map(|&page| page as i32);
+        pages.chain(std::iter::repeat(-1)).take(10)
+    });
+    let lens: Vec<i32> = paging.keys.iter().map(|&keys| keys as i32).collect();
+    let table = HeadPageTable::new(&rows.collect::<Vec<_>>(), &lens, HEADS, 4, paging.pages, device)
+        .expect("a table");
+    assert_eq!((table.requests(), table.kv_heads()), (3, HEADS));
+    let [k, v] = [&problem.k, &problem.v].map(|x| pool(x, &paging, layout));
+    let pages = match format {
+        Some(format) => {
+            let codes = |mut x: Host<4>| {
+                x.values.iter_mut().for_each(|x| *x /= scale);
+                codes_of(&x, format, device)
+            };
+            let mut pages = KvPages::new_fp8(codes(k), codes(v), layout, format).expect("pages");
+            let scales = |of: usize| Tensor::<1>::full([of], scale, (device, DType::F32));
+            pages.set_scales(scales(1), scales(1)).expect("scales");
+            pages
+        }
+        None => KvPages::new(k.tensor(device), v.tensor(device), layout).expect("pages"),
+    };
+    let options = AttentionOptions::new().causal(case.causal).return_lse(true).kv_layout(layout);
+    let config = PlanConfig::for_pages(HEADS * 4, &pages).dtype(dtype).options(options);
+    let qo = Indptr::from_lengths(queries, device).expect("valid");
+    let plan = match appends {
+        0 => HeadPagesPlan::decode(&config, &table),
+        _ => HeadPagesPlan::new(&config, &qo, &table),
+    };
+    let q =
+        Host { shape: [tokens, HEADS * 4, 64], values: swapped(&problem.q.values, [HEADS, tokens]), dtype };
+    let attended = plan.expect("a plan").run(q.tensor(device), &pages).expect("runs");
+    let got = Got::of(attended);
+    let got = Got { output: swapped(&got.output, [tokens, HEADS]), lse: swapped(&got.lse, [tokens, HEADS]) };
+    problem.check(&format!("pages of each head, {layout}"), target, &problem.expected(), &got);
 }
 
 /// The sizes of `parts` blocks of `all` in total, some of them 0.

@@ -3,15 +3,17 @@
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_flashinfer::sampling::{top_k_page_table_transform, top_k_ragged_transform};
 use burn_flashinfer::{
-    AttentionOptions, Indptr, KvLayout, KvPages, PageTable, PlanConfig, PodPlan, TokenSparsePlan,
+    AttentionOptions, Fp8, Indptr, KvLayout, KvPages, PageTable, PlanConfig, PodPlan, TokenSparsePlan,
 };
 
+use crate::cached_codes::Coded;
 use crate::devices::{Target, device_tests};
-use crate::problem::{Case, Got};
+use crate::problem::{Case, Got, Paging};
 use crate::support::{Host, Rng, refused};
 
 device_tests!(
     slots_of_each_token,
+    slots_of_codes,
     scores_to_slots,
     slots_that_do_not_fit_are_refused,
     autodiff_and_plain_tensors_mix
@@ -21,10 +23,47 @@ fn ints<const D: usize>(values: Vec<i32>, shape: [usize; D], target: &Target) ->
     Tensor::from_data(TensorData::new(values, shape), (&target.device, DType::I32))
 }
 
+/// Slots of each token, at most.
+const TOP_K: usize = 70;
+
+/// The slots of each request's keys in any order, with what is left out anywhere among them.
+fn slots(paging: &Paging, label: &str, target: &Target) -> Tensor<2, Int> {
+    let rng = &mut Rng::new(label);
+    let end = (paging.pages * paging.page_size) as i32;
+    let rows = paging.keys.iter().enumerate().flat_map(|(token, &keys)| {
+        let slot = |at: usize| match at {
+            _ if at < keys => paging.slot(token, at) as i32,
+            _ => [-1, end, i32::MIN][at % 3],
+        };
+        rng.shuffled(TOP_K).into_iter().map(slot).collect::<Vec<_>>()
+    });
+    ints(rows.collect(), [paging.keys.len(), TOP_K], target)
+}
+
+/// Slots that hold codes, of whose heads each has a scale.
+fn slots_of_codes(target: Target) {
+    let device = &target.device;
+    let dtype = target.dtypes()[0];
+    let lengths: Vec<(usize, usize)> = [70, 1, 0, 33].map(|keys| (1, keys)).to_vec();
+    let case = Case::new(dtype, 64, &lengths).heads(2, 4);
+    let coded = Coded::new(case.problem("slots of codes"), Fp8::E4m3, true);
+    let paging = coded.problem.paging(4);
+    let pages = coded.pages(&paging, KvLayout::Nhd, device);
+    let plan = TokenSparsePlan::new(&coded.config(&pages), [lengths.len(), TOP_K], device).expect("a plan");
+    let indices = slots(&paging, "slots of codes", &target);
+    let got = Got::of(plan.run(coded.problem.q.tensor(device), &pages, indices.clone()).expect("runs"));
+    coded.problem.check("slots of codes", &target, &coded.problem.expected(), &got);
+    let numbers = PlanConfig::new(8, 2, 64, dtype);
+    let plan = TokenSparsePlan::new(&numbers, [lengths.len(), TOP_K], device).expect("a plan");
+    refused(
+        plan.run(coded.problem.q.tensor(device), &pages, indices),
+        format!("TokenSparsePlan::run: `pages` is codes of E4m3, expected {dtype:?}, as planned"),
+    );
+}
+
 /// In any order, with what is left out anywhere among them; a run after another has its own.
 fn slots_of_each_token(target: Target) {
     let device = &target.device;
-    const TOP_K: usize = 70;
     for dtype in target.dtypes() {
         let lengths: Vec<(usize, usize)> = [70, 1, 0, 33, 64].map(|keys| (1, keys)).to_vec();
         let case = Case::new(dtype, 64, &lengths).heads(2, 4);
@@ -34,17 +73,7 @@ fn slots_of_each_token(target: Target) {
         for run in 0..2 {
             let problem = case.problem(&format!("slots of each token {run}"));
             let paging = problem.paging(4);
-            let rng = &mut Rng::new(&format!("slots {run} {case:?}"));
-            let end = (paging.pages * 4) as i32;
-            let rows = (0..lengths.len()).flat_map(|token| {
-                let keys = paging.keys[token];
-                let slot = |at: usize| match at {
-                    _ if at < keys => paging.slot(token, at) as i32,
-                    _ => [-1, end, i32::MIN][at % 3],
-                };
-                rng.shuffled(TOP_K).into_iter().map(slot).collect::<Vec<_>>()
-            });
-            let indices = ints(rows.collect(), [lengths.len(), TOP_K], &target);
+            let indices = slots(&paging, &format!("slots {run} {case:?}"), &target);
             let [k, v] = [&problem.k, &problem.v].map(|x| paging.pool(x, KvLayout::Nhd).tensor(device));
             let pages = KvPages::new(k, v, KvLayout::Nhd).expect("pages");
             let got = Got::of(plan.run(problem.q.tensor(device), &pages, indices).expect("runs"));

@@ -29,8 +29,8 @@ use super::super::mask::{CustomMask, keeps};
 use super::super::state::{divisor, finite, lse};
 use super::super::variant::Variant;
 use super::Portable;
+use crate::code8::floats;
 use crate::element::Element;
-use crate::fp8::floats;
 use crate::math::{Exact, LOG2_E, narrow, sync_row};
 use crate::problem::HeadDims;
 use crate::request::query_row;
@@ -117,7 +117,15 @@ pub(crate) fn attention<V: Variant, F: Float, C: Numeric, QK: Size, VO: Size>(
             for i in 0..qk {
                 dot += q_shared[query_at + i] * number::<C, QK>(k[at + i], element);
             }
-            let product = scaled::<Const<1>>(Vector::new(dot.vector_sum()), &k_scale).extract(0usize);
+            let mut product = scaled::<Const<1>>(Vector::new(dot.vector_sum()), &k_scale).extract(0usize);
+            #[comptime]
+            match &qkv.token_scales {
+                ComptimeOption::Some(scales) => {
+                    let (of_key, _) = scales.of(table, &request, first + j, kv_head);
+                    product *= of_key;
+                }
+                ComptimeOption::None => {}
+            }
             let mut logit = V::logit::<Exact>(args, product, &of, first + j);
             #[comptime]
             match V::slope(args, &of) {
@@ -163,9 +171,17 @@ pub(crate) fn attention<V: Variant, F: Float, C: Numeric, QK: Size, VO: Size>(
             }
         }
         for j in 0..keys {
-            let weight = weights[tile_at + j];
+            let mut weight = weights[tile_at + j];
             let at = values[tile_at + j];
             sum += weight;
+            #[comptime]
+            match &qkv.token_scales {
+                ComptimeOption::Some(scales) => {
+                    let (_, of_value) = scales.of(table, &request, first + j, kv_head);
+                    weight *= of_value;
+                }
+                ComptimeOption::None => {}
+            }
             #[unroll(unrolled)]
             for c in 0..columns {
                 let column = unit + c * units;

@@ -1,7 +1,7 @@
 use cubecl::{client::Client, ir::AddressType, prelude::*};
 
 use super::super::buffers::{OutputsLaunch, QkvLaunch};
-use super::super::checked::{Operands, scales_argument};
+use super::super::checked::{Operands, scales_arguments};
 use super::super::kv_table::TableArgs;
 use super::super::mask::Mask;
 use super::super::variant::Variant;
@@ -28,6 +28,9 @@ pub(in super::super) fn launch<V: Variant>(
     let cubes = cover("attention", rows.div_ceil(blueprint.rows as usize), device.max_cubes)?;
     let (size, kv_size) = (problem.dtype.size(), problem.kv_dtype.size());
     let mut address = addresses(&[(&q, size), (&k, kv_size), (&v, kv_size), (&output, size)]);
+    if let Some(scales) = &scales {
+        address = address.max(addresses(&[(&scales.k, 4), (&scales.v, 4)]));
+    }
     if let Some(mask) = &mask {
         address = address.max(addresses(&[(&mask.bits.words, 4)]));
     }
@@ -36,7 +39,8 @@ pub(in super::super) fn launch<V: Variant>(
         address = AddressType::U64;
     }
     let (q, k, v) = (q.into_tensor_arg(), k.into_tensor_arg(), v.into_tensor_arg());
-    let qkv = QkvLaunch::new(q, k, v, table, scales_argument(scales));
+    let (scales, token_scales) = scales_arguments(scales);
+    let qkv = QkvLaunch::new(q, k, v, table, scales, token_scales);
     let lse = lse.map(TensorBinding::into_buffer_arg);
     let outputs = OutputsLaunch::new(output.into_buffer_arg(), lse.into(), ComptimeOptionArgs::None, 0);
 
@@ -44,7 +48,7 @@ pub(in super::super) fn launch<V: Variant>(
     // within the shapes that `check` compared. Keys of k and v are below kv_len; their pages and offsets are
     // in bounds by the contract on index tensors. A mask has a bit for each query and key, by its contract. Column loads stay below the head dimensions, which the
     // vectors divide. Shared memory is indexed by keys < tile and columns of the query, within the part of
-    // the row.
+    // the row. Scales are one, one for each key head, or as keys and values but for their last axis.
     unsafe {
         attention::launch_unchecked::<V>(
             client,

@@ -1,6 +1,7 @@
 use std::fmt;
 
 use super::super::hopper;
+use crate::code8::Code8;
 use crate::device::Machine as Converter;
 use crate::element::Element;
 use crate::fp8::Fp8;
@@ -190,7 +191,8 @@ impl Tiled {
 
     /// True if the codes of a problem can be multiplied as they are. (MFMA has no e5m2 with infinities.)
     pub(super) fn takes_fp8_mma(problem: &Problem) -> bool {
-        matches!(problem.kv_dtype, Element::Code(Fp8::E4m3 | Fp8::E4m3Fnuz)) && problem.dtype.size() == 2
+        matches!(problem.kv_dtype, Element::Code(Code8::Fp8(Fp8::E4m3 | Fp8::E4m3Fnuz)))
+            && problem.dtype.size() == 2
     }
 
     /// Rows of a cube, or of all cubes of a cluster.

@@ -19,8 +19,9 @@
 //! Steps 3 and 4 are left out where all weights are negligible ([`super::negligible`]): a plane decides for its rows.
 //!
 //! Codes of 8 bits become numbers on the way to the matrix unit: `S` is multiplied by the scale of the keys before anything
-//! else happens to it, and `O` by that of the values when it is complete. A unit that multiplies codes ([`TileShape::fp8_mma`])
-//! makes codes of queries and `P`, whose scales go the same ways.
+//! else happens to it, and `O` by that of the values when it is complete. Scales of single tokens multiply columns of `S`, and
+//! of `P` after its sum ([`super::token_scales`]). A unit that multiplies codes ([`TileShape::fp8_mma`]) makes codes of queries
+//! and `P`, whose scales go the same ways.
 //!
 //! Keys beyond the last one that a row sees are never read: their places in shared memory are zero.
 
@@ -39,6 +40,7 @@ use super::softmax::{
     logits, mask_kept, mask_rows, online_softmax, rescale, start_softmax, sum_lanes, unmasked_keys,
     without_factors,
 };
+use super::token_scales::{column_scales, last_factor, scale_keys, scale_values};
 use crate::mma::{Fragment, Mma, TileShape, first_key, first_row, shared_vecs, wait_stage};
 use crate::staging::{Ring, Vec16, stages_ahead};
 
@@ -138,11 +140,13 @@ fn attend<M: Mma, V: Variant, E: Float>(
 
     while walk.at < work.end {
         let at = walk.at;
+        let scales = column_scales::<M>(qkv, work, at, tiles);
         wait_stage::<M>(&mut ring, work.end - at, tiles);
         copy_stage::<M>(&mut ring, qkv, &head, work, walk.ahead(ahead), ahead, tiles);
 
         M::qk::<E>(&queries, &ring, &mut s, tiles);
         queries.scale(&mut s, &k_scale);
+        scale_keys::<M>(&mut s, &scales);
         let key = (at + lane_key) as u32;
         let are_kept = comptime!(unmasked.are_kept);
         logits::<M, V>(&mut s, &mut softmax, args, &work.rows, first_row, key, comptime!(!are_kept));
@@ -158,6 +162,7 @@ fn attend<M: Mma, V: Variant, E: Float>(
             // A branch around this while no row_max rises costs more than it saves: 3% of a prefill on an H200,
             // since it splits the instruction schedule.
             rescale::<M, V>(&mut o, &softmax);
+            scale_values::<M>(&mut s, &scales);
             M::pv::<E>(&s, &ring, &mut o, tiles);
         }
 
@@ -171,6 +176,7 @@ fn attend<M: Mma, V: Variant, E: Float>(
     if (UNIT_POS_Y as usize) < tiles.q_planes {
         o.scale(&value_scale(&qkv.scales, work.rows.kv_head));
         without_factors::<M>(&mut softmax, &mut o, tiles);
+        o.scale(&last_factor(qkv, tiles));
         M::pair_outputs(&mut o, tiles);
         store_rows::<M, V, E>(outputs, args, work, first_row, &softmax, &mut o, tiles);
     }

@@ -5,7 +5,7 @@ use cubecl::{
 };
 
 use super::super::buffers::{OutputsLaunch, QkvLaunch};
-use super::super::checked::{Operands, scales_argument};
+use super::super::checked::{KvScales, Operands, scales_arguments};
 use super::super::hopper::{box_rows, tensor_maps, warp_specialized};
 use super::super::kv_table::TableArgs;
 use super::super::mask::Mask;
@@ -50,7 +50,8 @@ impl<V: Variant> KernelLaunch<'_, V> {
         let Operands { q, k, v, output, lse, scales } = self.operands;
         let list = work_list(self.work_items, self.count, self.group, self.mask);
         let (q, k, v) = (q.into_tensor_arg(), k.into_tensor_arg(), v.into_tensor_arg());
-        let qkv = QkvLaunch::new(q, k, v, self.table, scales_argument(scales));
+        let (scales, token_scales) = scales_arguments(scales);
+        let qkv = QkvLaunch::new(q, k, v, self.table, scales, token_scales);
         // SAFETY: a cube beyond the last work item, or with one that has no rows, stops. By the contract on
         // plans a work item lies within its request, and that within the tokens. Rows are clamped to the
         // request's own, so queries are read, and output and lse written, at tokens and heads within the
@@ -60,7 +61,7 @@ impl<V: Variant> KernelLaunch<'_, V> {
         // memory is indexed by rows, keys and vectors of the tiles that sized it. Partial results go to rows
         // of the workspace below `partial_rows`, by the contract. A mask has a bit for each query and key, a tile of
         // padding, and an entry for each tile of a work item, by its contract.
-        // Scales are one or one for each key head.
+        // Scales are one, one for each key head, or as keys and values but for their last axis.
         unsafe {
             tiled::launch_unchecked::<M, F, V>(
                 self.client,
@@ -86,7 +87,8 @@ impl<V: Variant> KernelLaunch<'_, V> {
         let box_rows = box_rows(tiles.keys / tiles.cluster, page_size);
         let maps = tensor_maps([&k, &v], box_rows, self.dtype);
         let (q, k, v) = (q.into_tensor_arg(), k.into_tensor_arg(), v.into_tensor_arg());
-        let qkv = QkvLaunch::new(q, k, v, self.table, scales_argument(scales));
+        let (scales, token_scales) = scales_arguments(scales);
+        let qkv = QkvLaunch::new(q, k, v, self.table, scales, token_scales);
         // SAFETY: as above. TMA boxes are copied where a tile's keys are all of the request. None reaches beyond a page,
         // since it begins at a multiple of a divisor of the page size.
         unsafe {
@@ -142,6 +144,10 @@ pub(in super::super) fn launch<V: Variant>(
         let expected = "a variant with a softmax, whose weights are at most 1";
         return Err(Refusal::blueprint(KERNEL, "fp8_mma", "no softmax", expected));
     }
+    if prefill.fp8_mma && operands.scales.as_ref().is_some_and(KvScales::are_of_tokens) {
+        let expected = "scales of all tokens: weights times others may be beyond the largest code";
+        return Err(Refusal::blueprint(KERNEL, "fp8_mma", "scales of tokens", expected));
+    }
     let DevicePlan { work_items, merges, merge_rows, partial_rows, longest_walk, workspace, .. } = planned;
     let length = |argument, list: &TensorBinding, words| {
         contiguous(KERNEL, argument, list, &[list.size()])?;
@@ -186,6 +192,9 @@ pub(in super::super) fn launch<V: Variant>(
     ]);
     if let Some(workspace) = &workspace {
         address = address.max(addresses(&[(workspace, 4)]));
+    }
+    if let Some(scales) = &operands.scales {
+        address = address.max(addresses(&[(&scales.k, 4), (&scales.v, 4)]));
     }
     if let Some(mask) = &mask {
         address = address.max(addresses(&[(&mask.bits.words, 4)]));

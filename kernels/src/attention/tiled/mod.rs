@@ -13,6 +13,7 @@ pub(super) mod mask_bits;
 mod merge_planes;
 pub(super) mod negligible;
 pub(super) mod softmax;
+mod token_scales;
 
 pub use blueprint::{Mixed, Tiled};
 pub(super) use epilogue::store_rows;

@@ -17,8 +17,8 @@ use super::super::fragment::Fragment;
 use super::super::mma_sync::{MmaSync, address, p_operands, q_operand};
 use super::super::operands::first_key;
 use super::super::tile_shape::TileShape;
-use super::convert::four_fp8;
-use crate::fp8::Fp8;
+use super::convert::four_numbers;
+use crate::code8::Code8;
 use crate::isa::nvidia::{OperandType, ldmatrix, mma, swap_middle_bytes};
 use crate::staging::{Ring, Vec16};
 
@@ -28,7 +28,7 @@ pub(in super::super) fn multiply_keys(
     q: &Array<Vec16>,
     ring: &Ring,
     s: &mut Fragment<MmaSync>,
-    #[comptime] format: Fp8,
+    #[comptime] format: Code8,
     #[comptime] tiles: TileShape,
 ) {
     let lane = UNIT_POS_X as usize;
@@ -59,7 +59,7 @@ pub(in super::super) fn multiply_keys(
                 #[unroll]
                 for half in 0..2usize {
                     let word = codes.extract(comptime!(2 * half + j));
-                    let keys = four_fp8(word, format, tiles.machine, comptime!(tiles.bf16()));
+                    let keys = four_numbers(word, format, tiles.machine, comptime!(tiles.bf16()));
                     #[unroll]
                     for m in 0..tiles.q_tiles {
                         let tile = comptime!(m * columns + 2 * n + half);
@@ -79,7 +79,7 @@ pub(in super::super) fn multiply_values(
     p: &Fragment<MmaSync>,
     ring: &Ring,
     o: &mut Fragment<MmaSync>,
-    #[comptime] format: Fp8,
+    #[comptime] format: Code8,
     #[comptime] tiles: TileShape,
 ) {
     let lane = UNIT_POS_X as usize;
@@ -104,7 +104,7 @@ pub(in super::super) fn multiply_values(
                 for half in 0..2usize {
                     // The two keys of an element side by side.
                     let word = swap_middle_bytes(codes.extract(comptime!(2 * j + half)));
-                    halves[half] = four_fp8(word, format, tiles.machine, comptime!(tiles.bf16()));
+                    halves[half] = four_numbers(word, format, tiles.machine, comptime!(tiles.bf16()));
                 }
                 #[unroll]
                 for odd in 0..2usize {

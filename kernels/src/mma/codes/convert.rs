@@ -6,9 +6,10 @@ use half::f16;
 use super::super::tile_shape::TileShape;
 use super::fnuz::to_fnuz;
 use super::format::WeightFormat;
+use crate::code8::{self, Code8};
 use crate::device::Machine;
 use crate::element::Element;
-use crate::fp8::{self, Fp8};
+use crate::fp8::Fp8;
 use crate::isa::amd::from_fp8 as from_fnuz;
 use crate::isa::nvidia::{bf16_of_f16, from_fp8, from_int4};
 use crate::staging::Vec16;
@@ -38,7 +39,7 @@ pub(crate) fn four_codes<E: Float>(
     match format {
         WeightFormat::E4m3(_) => {
             let word = vecs[comptime!(s / 4)].extract(comptime!(s % 4));
-            four_fp8(word, Fp8::E4m3, machine, bf16)
+            four_numbers(word, comptime!(Code8::Fp8(Fp8::E4m3)), machine, bf16)
         }
         WeightFormat::Int4 { .. } => {
             let word = vecs[0].extract(comptime!(s / 2));
@@ -65,14 +66,14 @@ pub(crate) fn four_codes<E: Float>(
 
 /// The four numbers of a word of codes of 8 bits, exactly but for their scale, two in a word.
 #[cube]
-pub(crate) fn four_fp8(
+pub(crate) fn four_numbers(
     word: u32,
-    #[comptime] format: Fp8,
+    #[comptime] format: Code8,
     #[comptime] machine: Machine,
     #[comptime] bf16: bool,
 ) -> Vector<u32, Const<2>> {
     if comptime!(machine == Machine::Nvidia) {
-        let halves = from_fp8(word, comptime!(matches!(format, Fp8::E5m2)));
+        let halves = from_fp8(word, comptime!(matches!(format, Code8::Fp8(Fp8::E5m2))));
         if comptime!(bf16) {
             let mut words = Vector::<u32, Const<2>>::empty();
             words.insert(0usize, bf16_of_f16(halves.extract(0usize)));
@@ -100,7 +101,7 @@ pub(crate) fn numbers(vec: Vec16, #[comptime] part: usize, #[comptime] tiles: Ti
                 #[unroll]
                 for i in 0..2usize {
                     let word = vec.extract(comptime!(2 * part + i));
-                    let four = four_fp8(word, format, tiles.machine, comptime!(tiles.bf16()));
+                    let four = four_numbers(word, format, tiles.machine, comptime!(tiles.bf16()));
                     numbers.insert(comptime!(2 * i), four.extract(0usize));
                     numbers.insert(comptime!(2 * i + 1), four.extract(1usize));
                 }
@@ -112,10 +113,10 @@ pub(crate) fn numbers(vec: Vec16, #[comptime] part: usize, #[comptime] tiles: Ti
 
 /// The four numbers of a word of codes.
 #[cube]
-fn floats(word: u32, #[comptime] format: Fp8, #[comptime] machine: Machine) -> Vector<f32, Const<4>> {
-    if comptime!(machine == Machine::Amd && !matches!(format, Fp8::E5m2)) {
+fn floats(word: u32, #[comptime] format: Code8, #[comptime] machine: Machine) -> Vector<f32, Const<4>> {
+    if comptime!(machine == Machine::Amd && !matches!(format, Code8::Fp8(Fp8::E5m2))) {
         let mut floats = Vector::<f32, Const<4>>::empty();
-        let is_fnuz = comptime!(matches!(format, Fp8::E4m3Fnuz));
+        let is_fnuz = comptime!(matches!(format, Code8::Fp8(Fp8::E4m3Fnuz)));
         let codes = if is_fnuz { word } else { to_fnuz(word) };
         #[unroll]
         for half in 0..2usize {
@@ -139,7 +140,7 @@ fn floats(word: u32, #[comptime] format: Fp8, #[comptime] machine: Machine) -> V
         for i in 0..4usize {
             codes.insert(i, (word >> comptime!(8 * i as u32)) & 0xffu32);
         }
-        fp8::floats::<Const<4>>(codes, format)
+        code8::floats::<Const<4>>(codes, format)
     }
 }
 

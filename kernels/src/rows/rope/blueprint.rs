@@ -1,6 +1,6 @@
 //! The comptime settings of the RoPE kernel.
 
-use crate::fp8::Code;
+use crate::code8::Code;
 use crate::rows::row_group::RowGroup;
 
 /// The pairing of a head's elements.

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::blueprint::{Blueprint, Style};
-use crate::fp8::{Code, Divisor, encode};
+use crate::code8::{Code, Divisor, encode};
 use crate::math::widen;
 
 /// The unit's part of `Σ x²` over the head that begins at `x[row]`.

@@ -4,7 +4,7 @@ use cubecl::{ir::ElemType, prelude::*, std::FastDivmod};
 
 use super::blueprint::Blueprint;
 use super::head::{rotate, squares};
-use crate::fp8::{divisor, scale_of};
+use crate::code8::{divisor, scale_of};
 use crate::rows::pages::row_of;
 use crate::rows::row_group;
 

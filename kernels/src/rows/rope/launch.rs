@@ -8,10 +8,10 @@ use cubecl::{
 
 use super::blueprint::{Blueprint, Style};
 use super::kernel::rope;
+use crate::code8::{Quantized, element_type};
 use crate::device::tensor::{
     KvLayout, Result, addresses, alignment, contiguous, one_page, rows, shape, vector,
 };
-use crate::fp8::{Quantized, element_type};
 use crate::rows::pages::{KvQuantized, Pools, unzip};
 use crate::rows::row_group::RowGroup;
 
@@ -86,7 +86,7 @@ impl Places {
         let keys_alone = |k_out: TensorBinding, quantized: Option<Quantized>, in_place| {
             contiguous(KERNEL, "k_out", &k_out, &[tokens, heads, dim])?;
             let quantized = quantized.map(|Quantized { format, scale }| KvQuantized {
-                format,
+                format: format.into(),
                 k_scale: scale.clone(),
                 v_scale: scale,
             });

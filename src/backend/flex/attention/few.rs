@@ -83,6 +83,12 @@ fn body<E: Float, C: Widen, const FMA: bool, const LANES: usize>(
         let v = Places::of(problem, &problem.v, work, from..seen.end);
         next = Places::of(problem, &problem.k, work, from + keys..seen.end);
         score::<E, C, FMA, LANES>(problem, queries, k.get(), v.get(), scores);
+        let scales = problem.scales_of::<TILE>(work, from, keys);
+        if let Some([of_keys, _]) = &scales {
+            for scores in scores.chunks_exact_mut(TILE).take(rows) {
+                scores.iter_mut().zip(of_keys).for_each(|(score, scale)| *score *= scale);
+            }
+        }
         let row_of = |row| problem.row(work, row);
         problem.transform(&mut LogitTile::new(scores, [TILE, 1], [rows, keys], from, &row_of));
         let mut all_see_all = true;
@@ -103,6 +109,11 @@ fn body<E: Float, C: Widen, const FMA: bool, const LANES: usize>(
             max[row] = new;
             if fade != 1.0 {
                 sums[row * head_dim_vo..][..head_dim_vo].iter_mut().for_each(|sum| *sum *= fade);
+            }
+        }
+        if let Some([_, of_values]) = &scales {
+            for weights in scores.chunks_exact_mut(TILE).take(rows) {
+                weights.iter_mut().zip(of_values).for_each(|(weight, scale)| *weight *= scale);
             }
         }
         if all_see_all {

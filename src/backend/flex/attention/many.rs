@@ -92,6 +92,7 @@ fn body<E: Float, C: Widen, const FMA: bool, const WIDTH: usize, const LANES: us
             keys,
             k: Wide::of(problem, &problem.k, work, from..from + keys, [dim, dim], tile_k),
             v: Wide::of(problem, &problem.v, work, from..from + keys, [dim_vo, padded], tile_v),
+            scales: problem.scales_of(work, from, keys),
         };
         for (at, block) in blocks.chunks_exact_mut(block_len).enumerate() {
             let first = at * LANES;
@@ -175,6 +176,8 @@ struct Tile<'a> {
     keys: usize,
     k: Wide<'a>,
     v: Wide<'a>,
+    /// The scales of each key and value, if they have them.
+    scales: Option<[[f32; TILE]; 2]>,
 }
 
 /// One tile of keys for one block of rows; lane `i` sees the keys `ranges[i]` of the tile.
@@ -203,6 +206,11 @@ fn attend_tile<E: Float, C: Widen, const FMA: bool, const WIDTH: usize, const LA
     }
     let all_see_all = ranges.iter().all(|&range| range == (0, tile.keys));
     let scores = &mut scores[..tile.keys * LANES];
+    if let Some([of_keys, _]) = &tile.scales {
+        for (scores, scale) in scores.as_chunks_mut::<LANES>().0.iter_mut().zip(of_keys) {
+            scores.iter_mut().for_each(|score| *score *= scale);
+        }
+    }
     let row_of = |lane| problem.row(work, rows.start + lane);
     let mut logits = LogitTile::new(scores, [1, LANES], [rows.len(), tile.keys], tile.from, &row_of);
     problem.transform(&mut logits);
@@ -238,6 +246,11 @@ fn attend_tile<E: Float, C: Widen, const FMA: bool, const WIDTH: usize, const LA
         *max = new;
     }
 
+    if let Some([_, of_values]) = &tile.scales {
+        for (weights, scale) in scores.iter_mut().zip(of_values) {
+            weights.iter_mut().for_each(|weight| *weight *= scale);
+        }
+    }
     if all_see_all {
         weigh::<FMA, WIDTH, LANES>(scores, &fade, &tile.v, rows.len(), sums);
         return;

@@ -16,14 +16,14 @@ use rayon::prelude::*;
 
 use self::problem::{Cache, Index, Mask, Problem, Queries, Scales, Work};
 use super::{
-    codes::{E4m3, E4m3Fnuz, E5m2},
+    codes::{E4m3, E4m3Fnuz, E5m2, Int8},
     float::{Float, Widen},
     view::{Rows, dims, indices, tensor, wide, widened, with_rows},
 };
 use crate::extension::{
     Attended, Batch, KeysValues, KvTensors, MaybeMask, MaybeScales, PagesLayout, VariantTensors,
 };
-use crate::types::{AttentionParams, Fp8, HostInputs, KvLayout};
+use crate::types::{AttentionParams, Code8, Fp8, HostInputs, KvLayout};
 
 /// Rows that a task with several queries aims at.
 const ROWS: usize = 64;
@@ -37,7 +37,11 @@ pub(super) fn attention<E: Float>(
     batch: Batch<Flex>,
     params: AttentionParams,
 ) -> Attended<Flex> {
-    let KeysValues { tensors: KvTensors::Floats(k, v) | KvTensors::Codes(k, v), scales, format } = kv;
+    let KeysValues { tensors, scales, format } = kv;
+    let (k, v, of_tokens) = match tensors {
+        KvTensors::Floats(k, v) | KvTensors::Codes(k, v) => (k, v, None),
+        KvTensors::Scaled(k, v, k_scales, v_scales) => (k, v, Some([k_scales, v_scales].map(with_rows))),
+    };
     let (k, v) = (with_rows(k), with_rows(v));
     let scales = match scales {
         MaybeScales::None => [Vec::new(), Vec::new()],
@@ -47,11 +51,13 @@ pub(super) fn attention<E: Float>(
         return attend::<E, E>([&with_rows(q), &k, &v], Scales::default(), batch, params);
     };
     let (dtype, q) = (q.dtype(), wide::<E>(q));
-    let (tensors, scales) = ([&q, &k, &v], Scales { k: &scales[0], v: &scales[1] });
+    let (tensors, scales) =
+        ([&q, &k, &v], Scales { k: &scales[0], v: &scales[1], of_tokens: of_tokens.as_ref() });
     let attended = match format {
-        Fp8::E4m3 => attend::<f32, E4m3>(tensors, scales, batch, params),
-        Fp8::E4m3Fnuz => attend::<f32, E4m3Fnuz>(tensors, scales, batch, params),
-        Fp8::E5m2 => attend::<f32, E5m2>(tensors, scales, batch, params),
+        Code8::Fp8(Fp8::E4m3) => attend::<f32, E4m3>(tensors, scales, batch, params),
+        Code8::Fp8(Fp8::E4m3Fnuz) => attend::<f32, E4m3Fnuz>(tensors, scales, batch, params),
+        Code8::Fp8(Fp8::E5m2) => attend::<f32, E5m2>(tensors, scales, batch, params),
+        Code8::Int8 => attend::<f32, Int8>(tensors, scales, batch, params),
     };
     let rounded = |output: FlexTensor| {
         let numbers = output.storage::<f32>().iter().map(|&x| E::narrow(x)).collect();
@@ -119,6 +125,7 @@ fn run<E: Float, C: Widen>(
         q: Rows::of(q),
         k: Cache::of(k, pages),
         v: Cache::of(v, pages),
+        token_scales: scales.of_tokens.map(|scales| scales.each_ref().map(|scales| Cache::of(scales, pages))),
         scales,
         index,
         variant: &*params.variant,

@@ -126,6 +126,8 @@ impl Mask<'_> {
 pub(super) struct Scales<'a> {
     pub k: &'a [f32],
     pub v: &'a [f32],
+    /// Those of keys and of values for each token and head, as pages.
+    pub of_tokens: Option<&'a [FlexTensor; 2]>,
 }
 
 /// An attention problem.
@@ -134,6 +136,8 @@ pub(super) struct Problem<'a, E, C> {
     pub k: Cache<'a, C>,
     pub v: Cache<'a, C>,
     pub scales: Scales<'a>,
+    /// The scales of each token's key and value.
+    pub token_scales: Option<[Cache<'a, f32>; 2]>,
     pub index: Index<'a>,
     pub variant: &'a dyn AttentionVariant,
     /// False if scores are weights, not logits.
@@ -171,6 +175,25 @@ impl<E: Float, C: Widen> Problem<'_, E, C> {
     /// The factor on the sums of the values.
     pub(super) fn v_scale(&self, work: &Work) -> f32 {
         scale_of(self.scales.v, work.kv_head)
+    }
+
+    /// The scales of keys `from..`, and of their values; none if tokens have none of their own.
+    #[inline(always)]
+    pub(super) fn scales_of<const TILE: usize>(
+        &self,
+        work: &Work,
+        from: usize,
+        keys: usize,
+    ) -> Option<[[f32; TILE]; 2]> {
+        let caches = self.token_scales.as_ref()?;
+        Some(caches.each_ref().map(|cache| {
+            let (mut places, mut scales) = ([0; TILE], [0.0; TILE]);
+            self.locate(cache, work, from, &mut places[..keys]);
+            for (scale, place) in scales.iter_mut().zip(&places[..keys]) {
+                *scale = cache.data[*place];
+            }
+            scales
+        }))
     }
 
     /// The keys that query `i` of a request sees.
@@ -232,7 +255,7 @@ impl<E: Float, C: Widen> Problem<'_, E, C> {
 
     /// Writes the offsets of keys `from..` of the request in the cache.
     #[inline(always)]
-    pub(super) fn locate(&self, cache: &Cache<'_, C>, work: &Work, from: usize, places: &mut [usize]) {
+    pub(super) fn locate<T>(&self, cache: &Cache<'_, T>, work: &Work, from: usize, places: &mut [usize]) {
         let base = cache.start + work.kv_head as isize * cache.head;
         match self.index {
             Index::Paged { pages, page_size, .. } => {
