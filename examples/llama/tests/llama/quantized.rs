@@ -42,7 +42,7 @@ fn checkpoints_are_the_numbers_they_stand_for() {
         // The numbers of activations are not what is compared, on a device that would round them.
         let of = |folder: &_, dtype| {
             let activations = RoundActivations::Never;
-            let options = LoadOptions { dtype: Some(dtype), activations, quantize: None };
+            let options = LoadOptions { dtype: Some(dtype), activations, ..LoadOptions::default() };
             logits(&load_with(folder, &options).unwrap(), &prompts)
         };
         let expected = of(&plain.0, DType::F32);
@@ -144,7 +144,7 @@ fn activations_are_rounded_when_asked() {
     let [coded, _] = folders(Format::Channels, "activations", &mut rng);
     let [short, long] = prompts(&mut rng);
     let of = |activations, prompt: &[u32]| {
-        let options = LoadOptions { dtype: Some(DType::F32), activations, quantize: None };
+        let options = LoadOptions { dtype: Some(DType::F32), activations, ..LoadOptions::default() };
         logits(&load_with(&coded.0, &options).unwrap(), &[prompt])
     };
     let never = of(RoundActivations::Never, &long);
@@ -198,7 +198,8 @@ fn perplexity_of_the_shipped_model() {
     let stories: Vec<_> =
         text.split_terminator("\n\n").take(STORIES).map(|story| tokenizer.encode(story).unwrap()).collect();
     let of = |dtype, quantize, activations| {
-        let model = load_with(&folder("tiny"), &LoadOptions { dtype: Some(dtype), quantize, activations });
+        let options = LoadOptions { dtype: Some(dtype), quantize, activations, ..LoadOptions::default() };
+        let model = load_with(&folder("tiny"), &options);
         log_probabilities(&model.unwrap(), &stories)
     };
     let never = RoundActivations::Never;
@@ -225,7 +226,7 @@ fn perplexity_of_the_shipped_model() {
 }
 
 /// Logarithms of the probabilities of all tokens but the first of each story.
-fn log_probabilities(model: &Llama, stories: &[Vec<u32>]) -> Vec<f64> {
+pub fn log_probabilities(model: &Llama, stories: &[Vec<u32>]) -> Vec<f64> {
     let mut all = Vec::new();
     for story in stories {
         let logits = logits(model, &[story]);
