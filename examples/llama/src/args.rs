@@ -62,7 +62,7 @@ pub struct Args {
     /// Tokens in a page of the cache, no more than the shortest text needs
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one)]
     pub page_size: usize,
-    /// Type of cached keys and values; 8 bits have room for twice as much as 16
+    /// Type of cached keys and values; in 8 bits the same memory holds twice the tokens of 16
     #[arg(long, value_enum, value_name = "TYPE", default_value = "auto")]
     pub kv_cache_dtype: CacheType,
     /// Scales of a cache of 8 bits
@@ -132,8 +132,8 @@ pub enum ScalesFrom {
     Auto,
     /// From the folder: k_scale and v_scale of each layer
     Checkpoint,
-    /// From the first prompt and 64 tokens at least: for each key head, twice the largest number there is no more than the
-    /// largest of the type
+    /// From the first prompt, with more tokens if it has less than 64: the type reaches twice the largest number of each key
+    /// head, or more
     Calibrate,
     /// All are 1, as vLLM has it for a folder without any
     One,

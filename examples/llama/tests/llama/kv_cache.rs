@@ -76,14 +76,13 @@ fn calibration_is_of_the_first_prompt() {
         assert_eq!(codes.stats().sequences, 2, "what was read beside the prompt is gone");
         let found = scales(&model);
         assert_eq!(found.len(), 2);
-        for side in 0..2 {
+        for (side, found) in found[0].iter().enumerate() {
             let numbers = sequences.iter().map(|&sequence| cached(&exact, &cache, 0, sequence)[side].clone());
             let numbers: Vec<_> = numbers.collect();
             let dim = 32;
-            for head in 0..HEADS {
+            for (head, &scale) in found.iter().enumerate() {
                 let of_head = numbers.iter().flat_map(|x| x.chunks(dim).skip(head).step_by(HEADS)).flatten();
                 let largest = of_head.fold(0f32, |largest, x| largest.max(x.abs()));
-                let scale = found[0][side][head];
                 let reach = f64::from(scale) * f64::from(format.max()) / f64::from(largest);
                 assert!((MARGIN..2.0 * MARGIN).contains(&reach), "{dtype:?}, {length}: {reach}");
                 assert_eq!(scale.log2().fract(), 0.0, "{scale}");
@@ -93,7 +92,7 @@ fn calibration_is_of_the_first_prompt() {
             let expected = numbers.last().unwrap();
             assert_eq!(got.len(), expected.len());
             for (at, (got, x)) in got.iter().zip(expected).enumerate() {
-                let scale = found[0][side][at / dim % HEADS];
+                let scale = found[at / dim % HEADS];
                 assert_eq!(
                     *got,
                     format.decode(format.encode(x / scale)) * scale,
