@@ -132,8 +132,8 @@ pub enum ScalesFrom {
     Auto,
     /// From the folder: k_scale and v_scale of each layer
     Checkpoint,
-    /// From the first prompt, with more tokens if it has less than 64: the type reaches twice the largest number of each key
-    /// head, or more
+    /// From the first prompt, with more tokens if it has less than 64: the type reaches four times the largest number of each
+    /// key head, or more
     Calibrate,
     /// All are 1, as vLLM has it for a folder without any
     One,
