@@ -25,7 +25,7 @@ pub struct Args {
     #[arg(long, value_enum)]
     pub dtype: Option<FloatType>,
     /// Round the weights of 16 or 32 bits of all layers to codes while loading, but for embedding and head; folders of codes
-    /// (fp8, fbgemm_fp8, compressed-tensors, awq, gptq) need no option
+    /// (fp8, fbgemm_fp8, compressed-tensors, modelopt, awq, gptq) need no option
     #[arg(long, value_enum, value_name = "TYPE")]
     pub quantize: Option<QuantizedType>,
     /// When to round activations to e4m3 as well, for layers of e4m3 and more than 32 tokens at once

@@ -3,7 +3,9 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_flashinfer::{Fp8, KvLayout, QuantizedWeight, WeightFormat, WeightScales, quantize_per_token};
 
-use crate::checkpoint::Stored;
+use serde_json::json;
+
+use crate::checkpoint::{Scratch, Stored};
 use crate::fixture::{folder, load, load_with, logits, max_difference, values};
 use crate::generation::{greedy, write};
 use crate::random::{Format, Rng, VOCABULARY, decode, folders};
@@ -55,6 +57,40 @@ fn checkpoints_are_the_numbers_they_stand_for() {
         );
         assert!(most > 0.5 && f32 <= 1e-4 * most, "{format:?}: {f32}");
         assert!(bf16 <= 2.0 * plain, "{format:?}: {bf16} against {plain}");
+    }
+}
+
+/// ModelOpt says in either of two files what others call `fp8`. A scheme of keys and values alone changes no layer.
+#[test]
+fn folders_of_other_makers() {
+    let mut rng = Rng::new();
+    let [coded, plain] = folders(Format::Fp8, "makers", &mut rng);
+    let [prompt, _] = prompts(&mut rng);
+    let of = |folder: &Scratch| logits(&load(&folder.0, Some(DType::F32)).unwrap(), &[&prompt]);
+    let [expected, of_numbers] = [&coded, &plain].map(of);
+    let kv = json!({"num_bits": 8, "type": "float", "dynamic": false});
+    coded.configure(
+        "quantization_config",
+        json!({"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_scheme": kv}),
+    );
+    assert_eq!(of(&coded), expected);
+    coded.configure("quantization_config", json!(null));
+    let beside = |algo: &str| json!({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": algo, "kv_cache_quant_algo": "FP8"}});
+    coded.write("hf_quant_config.json", beside("FP8").to_string());
+    assert_eq!(of(&coded), expected);
+    coded.write("hf_quant_config.json", beside("NVFP4").to_string());
+    let refusal = format!("{:#}", load(&coded.0, None).err().expect("an error"));
+    assert!(
+        refusal.ends_with("hf_quant_config.json: `quant_algo` is \"NVFP4\", expected \"FP8\""),
+        "{refusal}"
+    );
+
+    for groups in [json!({}), json!({"group_0": {"targets": []}})] {
+        plain.configure(
+            "quantization_config",
+            json!({"quant_method": "compressed-tensors", "config_groups": groups, "kv_cache_scheme": kv}),
+        );
+        assert_eq!(of(&plain), of_numbers);
     }
 }
 
