@@ -2,10 +2,11 @@
 //! beside what reading weights and cache takes.
 //!
 //! ```sh
-//! cargo bench -p llama --bench step --no-default-features --features cuda,kernel-cache -- [layers=32] [batch=1] [context=1024] [gbps=4460] [prefill=0] [weights=bf16] [cache=DIR]
+//! cargo bench -p llama --bench step --no-default-features --features cuda,kernel-cache -- [layers=32] [batch=1] [context=1024] [gbps=4460] [prefill=0] [weights=bf16] [kv=auto] [cache=DIR]
 //! ```
 //!
-//! prints one CSV line each. `weights=e4m3` and `weights=int4` are layers of codes, beside a head of bf16. Tokens are those of all sequences together; every step chooses the most likely on the device and
+//! prints one CSV line each. `weights=e4m3` and `weights=int4` are layers of codes, beside a head of bf16; `kv=fp8` and
+//! `kv=fp8_e5m2` a cache of codes. Tokens are those of all sequences together; every step chooses the most likely on the device and
 //! reads it back. `prefill=2048` times a prompt of so many tokens instead. `cache=DIR` keeps compiled kernels there.
 
 use std::slice;
@@ -16,6 +17,7 @@ use burn::tensor::{DType, Device, Tensor};
 use burn_flashinfer::sampling::top_k;
 use burn_flashinfer::{DecodeGraph, KvLayout, SequenceId};
 use llama::config::Config;
+use llama::kv_cache::{KvCacheDtype, KvCacheOptions};
 use llama::model::Llama;
 use llama::quantization::Quantize;
 use llama::weights::LoadOptions;
@@ -47,6 +49,12 @@ fn main() -> Result<()> {
         Some("int4") => (Some(Quantize::Int4), 4.25),
         Some(other) => bail!("weights={other}, expected bf16, e4m3 or int4"),
     };
+    let dtype = match setting("kv=").as_deref() {
+        None | Some("auto") => KvCacheDtype::Auto,
+        Some("fp8") => KvCacheDtype::Fp8E4m3,
+        Some("fp8_e5m2") => KvCacheDtype::Fp8E5m2,
+        Some(other) => bail!("kv={other}, expected auto, fp8 or fp8_e5m2"),
+    };
     let device = Device::default();
     let folder = std::env::temp_dir().join(format!("llama-step-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
@@ -60,9 +68,10 @@ fn main() -> Result<()> {
         // Of the embedding only the rows of the tokens are read.
         (layers * layer) as f64 * bits / 8.0 + (2 * vocab_size * hidden_size) as f64
     };
-    let cached = 2 * 2 * layers * config.kv_heads * config.head_dim * batch * (context + STEPS / 2);
-    let options = LoadOptions { dtype: Some(DType::BF16), quantize, ..LoadOptions::default() };
+    let kv_cache = KvCacheOptions { dtype, ..KvCacheOptions::default() };
+    let options = LoadOptions { dtype: Some(DType::BF16), quantize, kv_cache, ..LoadOptions::default() };
     let model = Llama::random(config, &device, &options)?;
+    let cached = model.cached_bytes() * batch * (context + STEPS / 2);
     let limit = (batch * bandwidth) as f64 * 1e9 / (weights + cached as f64);
     println!("op,layers,batch,context,tokens_per_s,ms,share_of_limit,note");
     let prefill = number("prefill=", 0)?;

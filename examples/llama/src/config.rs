@@ -116,7 +116,11 @@ impl Config {
             hint()
         );
         let json = folder::read(&path)?;
-        Self::parse(&json).with_context(|| path.display().to_string())
+        let mut config = Self::parse(&json).with_context(|| path.display().to_string())?;
+        if config.quantization.is_none() {
+            config.quantization = Quantization::beside(folder)?;
+        }
+        Ok(config)
     }
 
     /// Reads the text of a `config.json`.

@@ -15,8 +15,12 @@ pub mod generate;
 pub mod json;
 #[cfg(all(feature = "kernel-cache", feature = "gpu"))]
 pub mod kernel_cache;
+pub mod kv_cache;
+pub mod kv_scales;
 pub mod linear;
+mod load;
 pub mod model;
+pub mod perplexity;
 pub mod quantization;
 pub mod room;
 pub mod rope;

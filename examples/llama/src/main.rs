@@ -3,158 +3,39 @@
 //! `cargo run --release -p llama` tells a story with the little model that comes along. See [`llama::model`] for how
 //! the operations fit together, and `--help` for the rest.
 
+mod args;
 mod device;
 mod printer;
 
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Error, Result, anyhow, ensure};
 use burn::tensor::DType;
 use burn_flashinfer::KvLayout;
-use clap::{Parser, ValueEnum};
+use clap::Parser as _;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use device::DeviceKind;
+use args::{Args, CacheType, FloatType, Layout, QuantizedType, ScalesFrom, WhenGraph, WhenRounded};
 use llama::config::Config;
 use llama::defaults::GenerationDefaults;
 use llama::generate::{Event, Finish, Graph, Options, Request, Stats, generate};
 #[cfg(all(feature = "kernel-cache", feature = "gpu"))]
 use llama::kernel_cache;
+use llama::kv_cache::{KvCacheDtype, KvCacheOptions, KvScales};
 use llama::model::Llama;
+use llama::perplexity::{Reading, log_probabilities, perplexity};
 use llama::quantization::{Quantize, RoundActivations};
 use llama::tokenizer::TextTokenizer;
 use llama::weights::LoadOptions;
 use printer::Printer;
 
-/// Writes text with a Llama, on the operations of burn-flashinfer.
-///
-/// Without arguments it tells a story with the little model that comes along. The text goes to standard output, all else
-/// to standard error; RUST_LOG=debug says more.
-#[derive(Parser)]
-#[command(name = "llama", version)]
-struct Args {
-    /// Model folder as Hugging Face has it: config.json, tokenizer.json, *.safetensors [default: the one that comes
-    /// along, examples/llama/tiny]
-    #[arg(long, value_name = "DIR", hide_default_value = true)]
-    #[arg(default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/tiny"))]
-    model: PathBuf,
-    /// Where to run [default: the first that the build has]
-    #[arg(long, value_enum)]
-    device: Option<DeviceKind>,
-    /// Element type to compute in [default: as config.json says; else that of the weights]
-    #[arg(long, value_enum)]
-    dtype: Option<FloatType>,
-    /// Round the weights of 16 or 32 bits of all layers to codes while loading, but for embedding and head; folders of codes
-    /// (fp8, fbgemm_fp8, compressed-tensors, awq, gptq) need no option
-    #[arg(long, value_enum, value_name = "TYPE")]
-    quantize: Option<QuantizedType>,
-    /// When to round activations to e4m3 as well, for layers of e4m3 and more than 32 tokens at once
-    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
-    round_activations: WhenRounded,
-    /// Text to write on from, or - for standard input; give several for a batch [default: "Once upon a time"]
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    prompt: Vec<String>,
-    /// File with one prompt, or - for standard input, without its last line break; may be given several times, and
-    /// counts after the others
-    #[arg(long, value_name = "FILE")]
-    prompt_file: Vec<PathBuf>,
-    /// Tokens to write for each prompt, at most [default: as generation_config.json says; else 256]
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
-    max_new_tokens: Option<usize>,
-    /// 0 takes the most likely token, more is more random, inf takes any [default: as generation_config.json says; else
-    /// 0, or 1 with --top-k or --top-p]
-    #[arg(long, value_name = "T", allow_negative_numbers = true)]
-    temperature: Option<f64>,
-    /// Choose among this many most likely tokens [default: as generation_config.json says; else 50 if that file wants
-    /// sampling, as with transformers; else all]
-    #[arg(long, value_name = "K", value_parser = at_least_one)]
-    top_k: Option<usize>,
-    /// Choose among the fewest most likely tokens that hold this share of the probability [default: as
-    /// generation_config.json says; else 1]
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
-    top_p: Option<f64>,
-    /// Seed of the random numbers; prompt number i, from 0, gets SEED + i
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Tokens in a page of the cache, no more than the shortest text needs
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one)]
-    page_size: usize,
-    /// Order of the axes of a page
-    #[arg(long, value_enum, default_value = "nhd")]
-    layout: Layout,
-    /// Write on past the end of a text
-    #[arg(long)]
-    ignore_eos: bool,
-    /// When to capture a step as a graph and replay it, one launch for each token; --graph alone means always
-    #[arg(long, value_enum, value_name = "WHEN", num_args = 0..=1, require_equals = true)]
-    #[arg(default_value = "auto", default_missing_value = "always")]
-    graph: WhenGraph,
-    /// Folder of compiled kernels for GPUs, which later starts load; delete it to clear it [default: burn-flashinfer in
-    /// $XDG_CACHE_HOME, or else in ~/.cache]
-    #[cfg(all(feature = "kernel-cache", feature = "gpu"))]
-    #[arg(long, value_name = "DIR", conflicts_with = "no_kernel_cache")]
-    kernel_cache: Option<PathBuf>,
-    /// Compile kernels at every start, and keep none
-    #[cfg(all(feature = "kernel-cache", feature = "gpu"))]
-    #[arg(long)]
-    no_kernel_cache: bool,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum FloatType {
-    F32,
-    F16,
-    Bf16,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum QuantizedType {
-    /// Floats of 8 bits, with a scale for each output
-    E4m3,
-    /// 4 bits, with a scale and a zero for each 128 inputs, rounded to the nearest
-    Int4,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum WhenRounded {
-    /// Where the device multiplies e4m3 (Hopper, MI300X), unless the folder is for activations of 16 bits
-    Auto,
-    /// On every device; those that do not multiply e4m3 take longer then
-    Always,
-    /// Activations keep their type
-    Never,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Layout {
-    /// Tokens before heads
-    Nhd,
-    /// Heads before tokens
-    Hnd,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum WhenGraph {
-    /// On CUDA and ROCm, unless the device refuses, which the log says (RUST_LOG=info)
-    Auto,
-    /// On every device; one that replays no graph runs the step with the same buffers anew
-    Always,
-    /// Launch by launch
-    Never,
-}
-
-fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("expected at least 1".into()),
-        Ok(number) => Ok(number),
-        Err(error) => Err(error.to_string()),
-    }
-}
+/// Tokens that are read at once for a perplexity.
+const PIECE: usize = 128;
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -175,7 +56,10 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let prompts = prompts(args)?;
+    let (kind, texts) = match &args.perplexity {
+        None => ("prompt", prompts(args)?),
+        Some(path) => ("text", texts(path)?),
+    };
     // What is cheap to get wrong comes first.
     let config = Config::load(&args.model)?;
     let defaults = GenerationDefaults::load(&args.model)?;
@@ -184,10 +68,10 @@ fn run(args: &Args) -> Result<()> {
     // `tokenizers` panics over some files that are wrong.
     let tokenizer = device::quietly(|| TextTokenizer::load(&args.model))
         .unwrap_or_else(|why| Err(anyhow!("{}: {why}", args.model.join("tokenizer.json").display())))?;
-    let tokens = prompts
+    let tokens = texts
         .iter()
         .zip(1..)
-        .map(|(prompt, number)| tokenizer.encode(prompt).with_context(|| format!("prompt {number}")));
+        .map(|(text, number)| tokenizer.encode(text).with_context(|| format!("{kind} {number}")));
     let tokens: Vec<_> = tokens.collect::<Result<_>>()?;
 
     #[cfg(all(feature = "kernel-cache", feature = "gpu"))]
@@ -195,7 +79,7 @@ fn run(args: &Args) -> Result<()> {
         let folder = args.kernel_cache.clone().or_else(kernel_cache::default_folder);
         kernel_cache::keep_in(folder.filter(|_| !args.no_kernel_cache).as_deref());
     }
-    let (kind, device) = device::open(args.device)?;
+    let (device_kind, device) = device::open(args.device)?;
     let dtype = args.dtype.map(|dtype| match dtype {
         FloatType::F32 => DType::F32,
         FloatType::F16 => DType::F16,
@@ -210,15 +94,32 @@ fn run(args: &Args) -> Result<()> {
         WhenRounded::Always => RoundActivations::Always,
         WhenRounded::Never => RoundActivations::Never,
     };
-    let model = load(&args.model, &device, &LoadOptions { dtype, quantize, activations })?;
+    let kv_cache = KvCacheOptions {
+        dtype: match args.kv_cache_dtype {
+            CacheType::Auto => KvCacheDtype::Auto,
+            CacheType::Fp8 => KvCacheDtype::Fp8E4m3,
+            CacheType::Fp8E5m2 => KvCacheDtype::Fp8E5m2,
+        },
+        scales: match args.kv_scales {
+            ScalesFrom::Auto => KvScales::Auto,
+            ScalesFrom::Checkpoint => KvScales::Checkpoint,
+            ScalesFrom::Calibrate => KvScales::Calibrate,
+            ScalesFrom::One => KvScales::One,
+        },
+    };
+    let model = load(&args.model, &device, &LoadOptions { dtype, quantize, activations, kv_cache })?;
+    let layout = match args.layout {
+        Layout::Nhd => KvLayout::Nhd,
+        Layout::Hnd => KvLayout::Hnd,
+    };
+    if args.perplexity.is_some() {
+        let reading = Reading { piece: PIECE, page_size: args.page_size, layout };
+        return tell_perplexity(&model, &tokens, reading);
+    }
 
     let eos_tokens = match args.ignore_eos {
         true => Vec::new(),
         false => defaults.eos_tokens().unwrap_or_else(|| model.config.eos_tokens.clone()),
-    };
-    let layout = match args.layout {
-        Layout::Nhd => KvLayout::Nhd,
-        Layout::Hnd => KvLayout::Hnd,
     };
     let options = Options {
         length: defaults.length(args.max_new_tokens),
@@ -228,7 +129,7 @@ fn run(args: &Args) -> Result<()> {
         page_size: args.page_size,
         layout,
         graph: match args.graph {
-            WhenGraph::Auto if kind.replays_graphs() => Graph::Auto,
+            WhenGraph::Auto if device_kind.replays_graphs() => Graph::Auto,
             WhenGraph::Always => Graph::Always,
             WhenGraph::Auto | WhenGraph::Never => Graph::Never,
         },
@@ -255,6 +156,41 @@ fn run(args: &Args) -> Result<()> {
     }
     say(&summary(&stats));
     Ok(())
+}
+
+/// Writes the perplexity of texts to standard output.
+fn tell_perplexity(model: &Llama, texts: &[Vec<u32>], reading: Reading) -> Result<()> {
+    let mut all = Vec::new();
+    for text in texts {
+        all.extend(log_probabilities(model, text, reading)?);
+    }
+    ensure!(
+        !all.is_empty(),
+        "the perplexity is that of tokens after the first of a text, and there are none"
+    );
+    let (bytes, tokens) = (model.cached_bytes(), all.len());
+    writeln!(
+        io::stdout(),
+        "perplexity {:.4} of {tokens} tokens; {bytes} bytes of cache for each",
+        perplexity(&all)
+    )?;
+    Ok(())
+}
+
+/// The texts in a file, which empty lines are between.
+fn texts(path: &Path) -> Result<Vec<String>> {
+    let text = match path == Path::new("-") {
+        true => read_prompt(io::stdin()),
+        false => File::open(path).map_err(Error::from).and_then(read_prompt),
+    };
+    let text =
+        text.with_context(|| format!("cannot read the texts {}", path.display()))?.replace("\r\n", "\n");
+    Ok(text
+        .split("\n\n")
+        .map(|text| text.trim_matches('\n'))
+        .filter(|text| !text.is_empty())
+        .map(str::to_owned)
+        .collect())
 }
 
 fn prompts(args: &Args) -> Result<Vec<String>> {

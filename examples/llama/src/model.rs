@@ -4,19 +4,20 @@
 //! each step and shared by all layers.
 
 use std::cell::RefCell;
-use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_flashinfer::{
-    AttentionOptions, CacheConfig, DecodeStep, Indptr, KvLayout, PagedKvCache, PagedPlan, PlanConfig,
-    Positions, Qkv, RaggedPlan, Rope, SequenceId, apply_rope, check_support, matmul_nt, rope_append_paged_kv,
+    CacheConfig, DecodeStep, Indptr, KvLayout, PagedKvCache, PagedPlan, PlanConfig, Positions, Qkv,
+    RaggedPlan, Rope, SequenceId, apply_rope, matmul_nt, rope_append_paged_kv,
 };
 
-use super::codes::Part;
 use super::config::Config;
+use super::kv_cache::{CALIBRATED_TOKENS, Calibration, KvCodes};
 use super::linear::{Linear, Norm, Residual};
-use super::weights::{LoadOptions, Loader, Weights};
+
+/// A sequence, and the tokens that it goes on with.
+pub type Piece<'a> = (SequenceId, &'a [u32]);
 
 /// A Llama, ready to run.
 pub struct Llama {
@@ -24,108 +25,119 @@ pub struct Llama {
     pub device: Device,
     pub dtype: DType,
     /// For as many positions as texts have needed so far.
-    rope: RefCell<Rope>,
-    attention: PlanConfig,
+    pub(super) rope: RefCell<Rope>,
+    pub(super) attention: PlanConfig,
+    pub(super) codes: Option<KvCodes>,
     /// `[vocab_size, hidden_size]`.
-    embedding: Tensor<2>,
-    layers: Vec<Layer>,
-    norm: Norm,
+    pub(super) embedding: Tensor<2>,
+    pub(super) layers: Vec<Layer>,
+    pub(super) norm: Norm,
     /// `[vocab_size, hidden_size]`, the embedding itself if the two are tied.
-    head: Tensor<2>,
+    pub(super) head: Tensor<2>,
 }
 
-struct Layer {
-    attention_norm: Norm,
+pub(super) struct Layer {
+    pub(super) attention_norm: Norm,
     /// Queries, keys and values in one product.
-    qkv: Linear,
-    output: Linear,
-    feed_forward_norm: Norm,
+    pub(super) qkv: Linear,
+    pub(super) output: Linear,
+    pub(super) feed_forward_norm: Norm,
     /// Gate and up in one product.
-    gate_up: Linear,
-    down: Linear,
+    pub(super) gate_up: Linear,
+    pub(super) down: Linear,
 }
 
 impl Llama {
-    /// Loads a Hugging Face model folder.
-    ///
-    /// `begin` is told the bytes there are, and returns what is told the bytes of each tensor read.
-    pub fn load<P: Fn(usize)>(
-        folder: &Path,
-        device: &Device,
-        options: &LoadOptions,
-        begin: impl FnOnce(usize) -> P,
-    ) -> Result<Self> {
-        let config = Config::load(folder)?;
-        tracing::debug!(?config, "configuration");
-        let LoadOptions { dtype, quantize, activations } = *options;
-        let quantization = config.quantization;
-        ensure!(
-            quantize.is_none() || quantization.is_none(),
-            "the weights are quantized already; --quantize is for those of 16 and 32 bits"
-        );
-        let weights = Weights::open(folder)?;
-        let dtype = match dtype.or(config.dtype) {
-            Some(dtype) => dtype,
-            None => weights.dtype(if weights.has(EMBEDDING) { EMBEDDING } else { HEAD })?,
-        };
-        check_support(device, dtype).context("choose another type with --dtype")?;
-        let progress = begin(weights.bytes());
-        let weights = Some(&weights);
-        let loader =
-            Loader { weights, device, dtype, quantization, quantize, activations, progress: &progress };
-        Self::from_weights(config, &loader)
-    }
-
-    /// A model of random weights: as fast as one that was trained.
-    pub fn random(config: Config, device: &Device, options: &LoadOptions) -> Result<Self> {
-        let LoadOptions { dtype, quantize, activations } = *options;
-        let dtype = dtype.or(config.dtype).unwrap_or(DType::F32);
-        let (weights, quantization) = (None, None);
-        let loader =
-            Loader { weights, device, dtype, quantization, quantize, activations, progress: &|_| {} };
-        Self::from_weights(config, &loader)
-    }
-
-    fn from_weights(config: Config, loader: &Loader<'_>) -> Result<Self> {
-        let Config { vocab_size, hidden_size, .. } = config;
-        warn_of_left(&config, loader);
-        let (embedding, head) = tied(&config, loader)?;
-        let embedding = loader.tensor(embedding, [vocab_size, hidden_size])?;
-        let layers =
-            (0..config.layers).map(|index| Layer::load(&config, loader, index)).collect::<Result<_>>()?;
-        let norm = norm(&config, loader, "model.norm")?;
-        let head = match head {
-            None => embedding.clone(),
-            Some(head) => loader.tensor(head, [vocab_size, hidden_size])?,
-        };
-        let rope = RefCell::new(Rope::new(&config.rope, 1, loader.device)?);
-        // A device may report only now that it ran out of memory.
-        loader.device.sync().context("cannot load the weights onto the device")?;
-
-        let mut options = AttentionOptions::new().causal(true);
-        if let Some(window) = config.window_left {
-            options = options.window_left(window);
-        }
-        let attention =
-            PlanConfig::new(config.q_heads, config.kv_heads, config.head_dim, loader.dtype).options(options);
-        let (device, dtype) = (loader.device.clone(), loader.dtype);
-        Ok(Self { config, device, dtype, rope, attention, embedding, layers, norm, head })
-    }
-
     /// A cache with room for `pages` pages of `page_size` tokens.
     pub fn new_cache(&self, pages: usize, page_size: usize, layout: KvLayout) -> Result<PagedKvCache> {
+        let spare = self.uncalibrated().map_or(0, |_| CALIBRATED_TOKENS.div_ceil(page_size.max(1)));
+        let config = self.cache_config(pages.saturating_add(spare), page_size).layout(layout);
+        tracing::debug!(pages, page_size, mib = config.bytes() >> 20, "key-value cache");
+        let mut cache = PagedKvCache::new(&config, &self.device)?;
+        self.set_scales(&mut cache)?;
+        Ok(cache)
+    }
+
+    /// The codes that the cache holds, if not keys and values of type `dtype`.
+    pub fn codes(&self) -> Option<&KvCodes> {
+        self.codes.as_ref()
+    }
+
+    /// Bytes of the cache for each token.
+    pub fn cached_bytes(&self) -> usize {
+        self.cache_config(1, 1).bytes()
+    }
+
+    /// The type of cached keys and values that are read back: exact, whatever the cache holds.
+    pub fn cached_dtype(&self) -> DType {
+        if self.codes.is_some() { DType::F32 } else { self.dtype }
+    }
+
+    fn cache_config(&self, pages: usize, page_size: usize) -> CacheConfig {
         let Config { layers, kv_heads, head_dim, .. } = self.config;
-        let cache =
-            CacheConfig::new(layers, pages, page_size, kv_heads, head_dim).layout(layout).dtype(self.dtype);
-        tracing::debug!(pages, page_size, mib = cache.bytes() >> 20, "key-value cache");
-        Ok(PagedKvCache::new(&cache, &self.device)?)
+        let config = CacheConfig::new(layers, pages, page_size, kv_heads, head_dim);
+        match &self.codes {
+            None => config.dtype(self.dtype),
+            Some(codes) => config.fp8(codes.format),
+        }
+    }
+
+    /// The codes of the cache, if a prompt has to give them their scales.
+    fn uncalibrated(&self) -> Option<&KvCodes> {
+        self.codes.as_ref().filter(|codes| !codes.are_calibrated())
+    }
+
+    fn set_scales(&self, cache: &mut PagedKvCache) -> Result<()> {
+        self.codes.as_ref().map_or(Ok(()), |codes| codes.set_scales(cache))
     }
 
     /// Goes on with each sequence by one token or several. Returns the hidden states `[pieces, hidden_size]` after the last
     /// token of each piece, for [`logits`](Self::logits).
     ///
     /// A piece may be a prompt, a part of one, or the token that was chosen last: the tokens before it are in the pages.
-    pub fn extend(&self, cache: &mut PagedKvCache, pieces: &[(SequenceId, &[u32])]) -> Result<Tensor<2>> {
+    pub fn extend(&self, cache: &mut PagedKvCache, pieces: &[Piece<'_>]) -> Result<Tensor<2>> {
+        let hidden = self.extend_all(cache, pieces)?;
+        if hidden.dims()[0] == pieces.len() {
+            return Ok(hidden);
+        }
+        let mut end = 0;
+        let last = pieces.iter().map(|(_, tokens)| {
+            end += tokens.len();
+            end - 1
+        });
+        Ok(hidden.select(0, self.indices(last)))
+    }
+
+    /// As [`extend`](Self::extend), after every token of every piece: `[tokens, hidden_size]`.
+    ///
+    /// The first piece gives a cache of 8 bits its scales, if these are not known.
+    pub fn extend_all(&self, cache: &mut PagedKvCache, pieces: &[Piece<'_>]) -> Result<Tensor<2>> {
+        let (Some(codes), Some((_, first))) = (self.uncalibrated(), pieces.first()) else {
+            self.set_scales(cache)?;
+            return self.append(cache, pieces, None);
+        };
+        let Config { vocab_size, max_positions, .. } = self.config;
+        let more = CALIBRATED_TOKENS.min(max_positions).saturating_sub(first.len());
+        let spread: Vec<_> = (0..more).map(|at| (at * vocab_size / more) as u32).collect();
+        let beside = cache.create();
+        let spread = Some((beside, spread.as_slice())).filter(|(_, tokens)| !tokens.is_empty());
+        let all: Vec<_> = spread.into_iter().chain(pieces.iter().copied()).collect();
+        let mut calibration = codes.calibration(more + first.len());
+        let hidden = self.append(cache, &all, Some(&mut calibration));
+        cache.free(beside)?;
+        let hidden = hidden?;
+        calibration.end();
+        let [tokens, _] = hidden.dims();
+        Ok(hidden.narrow(0, more, tokens - more))
+    }
+
+    /// Runs the tokens of pieces, and appends their keys and values to the cache.
+    fn append(
+        &self,
+        cache: &mut PagedKvCache,
+        pieces: &[Piece<'_>],
+        mut calibration: Option<&mut Calibration<'_>>,
+    ) -> Result<Tensor<2>> {
         let growth: Vec<_> = pieces.iter().map(|(sequence, tokens)| (*sequence, tokens.len())).collect();
         ensure!(growth.iter().all(|&(_, tokens)| tokens > 0), "there is a piece without a token");
         let tokens = self.tokens(pieces.iter().flat_map(|(_, tokens)| *tokens))?;
@@ -136,27 +148,32 @@ impl Llama {
         let rope = self.rope(longest)?;
         let step = cache.step(&growth)?;
         let plan = PagedPlan::for_step(&self.attention, &step)?;
-
-        let hidden = self.forward(tokens, |layer, qkv| {
+        self.forward(tokens, |layer, qkv| {
             let pages = cache.layer_mut(layer)?;
+            if let Some(calibration) = &mut calibration {
+                let (_, k) = apply_rope(qkv.k.clone(), qkv.k.clone(), &rope, step.positions())?;
+                let scales = calibration.layer(k, qkv.v.clone()).with_context(|| format!("layer {layer}"));
+                let [k, v] = scales?;
+                pages.set_scales(k, v)?;
+            }
             let q = rope_append_paged_kv(pages, qkv, None, &rope, step.positions(), step.slots())?;
             Ok(plan.run(q, pages)?.output)
-        })?;
-        if hidden.dims()[0] == pieces.len() {
-            return Ok(hidden);
-        }
-        let last = step.qo_indptr()[1..].iter().map(|&end| end - 1);
-        Ok(hidden.select(0, self.indices(last)))
+        })
     }
 
     /// The buffers of a step of up to `sequences` sequences of up to `max_len` tokens, for [`replayable`](Self::replayable).
     pub fn new_step(&self, cache: &PagedKvCache, sequences: usize, max_len: usize) -> Result<DecodeStep> {
+        ensure!(
+            self.uncalibrated().is_none(),
+            "a prompt has to be read before a step, so that the cache of 8 bits has scales"
+        );
         Ok(DecodeStep::new(&self.attention, sequences, max_len, cache)?)
     }
 
     /// One more token for each sequence: the logits `[sequences, vocab_size]` after it. All that changes from step to step is
     /// on the device already, so that a graph can be captured of it.
     pub fn replayable(&self, cache: &mut PagedKvCache, step: &DecodeStep) -> Result<Tensor<2>> {
+        self.set_scales(cache)?;
         let (positions, slots, rope) = (step.positions(), step.slots(), self.rope(step.max_len())?);
         let hidden = self.forward(step.tokens(), |layer, qkv| {
             let pages = cache.layer_mut(layer)?;
@@ -243,77 +260,5 @@ impl Llama {
         let values: Vec<_> = values.map(|value| value as i32).collect();
         let length = values.len();
         Tensor::from_data(TensorData::new(values, [length]), (&self.device, DType::I32))
-    }
-}
-
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
-
-/// The names of the embedding and, if it is another tensor, of the head. As `transformers` has it, two that are stored and
-/// differ are not one, and one that is stored stands for both.
-fn tied(config: &Config, loader: &Loader<'_>) -> Result<(&'static str, Option<&'static str>)> {
-    let stored = |name| loader.weights.is_some_and(|weights| weights.has(name));
-    Ok(match (config.tied_embeddings, stored(EMBEDDING), stored(HEAD)) {
-        (false, ..) => (EMBEDDING, Some(HEAD)),
-        (true, false, true) => (HEAD, None),
-        (true, true, true)
-            if !loader.weights.map_or(Ok(true), |weights| weights.are_equal(EMBEDDING, HEAD))? =>
-        {
-            tracing::warn!("`tie_word_embeddings` is true, but {EMBEDDING} and {HEAD} differ: both are used");
-            (EMBEDDING, Some(HEAD))
-        }
-        (true, ..) => (EMBEDDING, None),
-    })
-}
-
-/// Says which layers are not rounded, though asked for.
-fn warn_of_left(config: &Config, loader: &Loader<'_>) {
-    let widths = [
-        ("q_proj, k_proj, v_proj, gate_proj and up_proj", config.hidden_size),
-        ("o_proj", config.q_heads * config.head_dim),
-        ("down_proj", config.intermediate_size),
-    ];
-    for (name, inputs) in widths {
-        if loader.quantize.is_some_and(|quantize| !quantize.takes(inputs)) {
-            tracing::warn!(
-                "{name} are not quantized: they have {inputs} inputs, and int4 takes multiples of 128"
-            );
-        }
-    }
-}
-
-fn norm(config: &Config, loader: &Loader<'_>, name: &str) -> Result<Norm> {
-    let weight = loader.tensor(&format!("{name}.weight"), [config.hidden_size])?;
-    Ok(Norm { weight, epsilon: config.rms_norm_eps })
-}
-
-impl Layer {
-    fn load(config: &Config, loader: &Loader<'_>, index: usize) -> Result<Self> {
-        let Config { hidden_size, intermediate_size, attention_bias, mlp_bias, .. } = *config;
-        let [q_rows, kv_rows] = [config.q_heads, config.kv_heads].map(|heads| heads * config.head_dim);
-        let linear = |parts: &[(&str, usize)], inputs: usize, has_bias: bool| -> Result<Linear> {
-            let part = |&(name, outputs): &(&str, usize)| Part {
-                module: format!("model.layers.{index}.{name}"),
-                outputs,
-            };
-            let parts: Vec<_> = parts.iter().map(part).collect();
-            let biases: Vec<_> =
-                parts.iter().map(|part| (format!("{}.bias", part.module), [part.outputs])).collect();
-            let biases: Vec<_> = biases.iter().map(|(name, shape)| (name.as_str(), *shape)).collect();
-            let bias = if has_bias { Some(loader.stacked(&biases)?) } else { None };
-            Ok(Linear { weight: loader.weight(&parts, inputs)?, bias, is_gated: false })
-        };
-        let norm = |name: &str| norm(config, loader, &format!("model.layers.{index}.{name}"));
-        let qkv =
-            [("self_attn.q_proj", q_rows), ("self_attn.k_proj", kv_rows), ("self_attn.v_proj", kv_rows)];
-        let gate_up = [("mlp.gate_proj", intermediate_size), ("mlp.up_proj", intermediate_size)];
-        Ok(Self {
-            attention_norm: norm("input_layernorm")?,
-            qkv: linear(&qkv, hidden_size, attention_bias)?,
-            output: linear(&[("self_attn.o_proj", hidden_size)], q_rows, attention_bias)?,
-            feed_forward_norm: norm("post_attention_layernorm")?,
-            gate_up: Linear { is_gated: true, ..linear(&gate_up, hidden_size, mlp_bias)? },
-            down: linear(&[("mlp.down_proj", hidden_size)], intermediate_size, mlp_bias)?,
-        })
     }
 }

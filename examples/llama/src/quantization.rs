@@ -1,12 +1,14 @@
 //! Weights of 8 and 4 bits: what `quantization_config` says of a checkpoint, and what is asked for while loading.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use burn_flashinfer::{GptqVersion, WeightScales};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::folder;
 use super::json::{self, Fields};
 
 /// The format of a checkpoint's linear layers. One that has a `weight` of 16 or 32 bits all the same, as those that the file
@@ -49,7 +51,10 @@ pub enum RoundActivations {
     Never,
 }
 
-const SUPPORTED: &str = "fp8, fbgemm_fp8, compressed-tensors, awq and gptq are";
+const SUPPORTED: &str = "fp8, fbgemm_fp8, compressed-tensors, modelopt, awq and gptq are";
+
+/// Where ModelOpt writes what others have in `config.json`.
+const OF_MODELOPT: &str = "hf_quant_config.json";
 
 impl Quantization {
     /// The scheme of a `config.json`, if its weights are quantised.
@@ -62,16 +67,32 @@ impl Quantization {
             bail!("`{name}` is {}, expected an object", json::shown(value));
         };
         let method = fields.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
+        let context = || format!("{name} of {method}");
         let scheme = match method {
             "fp8" => fp8(fields),
             // All of its scales are of outputs. `activation_scale_ub`, which bounds the scales of activations, is not read.
             "fbgemm_fp8" => Ok(Self::E4m3 { scales: WeightScales::PerChannel, activations: true }),
-            "compressed-tensors" => compressed_tensors(fields),
+            "compressed-tensors" => return compressed_tensors(fields).with_context(context),
+            "modelopt" => modelopt(fields),
             "awq" => awq(fields),
             "gptq" => gptq(fields),
             _ => bail!("the weights are quantized ({method}), which is not supported; {SUPPORTED}"),
         };
-        scheme.map(Some).with_context(|| format!("{name} of {method}"))
+        scheme.map(Some).with_context(context)
+    }
+
+    /// The scheme of a folder whose `config.json` has none.
+    pub fn beside(folder: &Path) -> Result<Option<Self>> {
+        #[derive(Deserialize)]
+        struct Beside {
+            quantization: Fields,
+        }
+        let path = folder.join(OF_MODELOPT);
+        if !folder::is_there(&path) {
+            return Ok(None);
+        }
+        let Beside { quantization } = json::read(&path)?;
+        modelopt(&quantization).map(Some).with_context(|| path.display().to_string())
     }
 }
 
@@ -94,12 +115,25 @@ fn fp8(fields: &Fields) -> Result<Quantization> {
     Ok(Quantization::E4m3 { scales, activations: true })
 }
 
-/// Floats of 8 bits. Scales of activations that are stored are not read: each row has its own.
-fn compressed_tensors(fields: &Fields) -> Result<Quantization> {
+/// One scale for each weight. Scales of activations are not read: each row has its own.
+fn modelopt(fields: &Fields) -> Result<Quantization> {
+    #[derive(Deserialize)]
+    struct ModelOpt {
+        quant_algo: String,
+    }
+    let ModelOpt { quant_algo } = json::typed(fields)?;
+    one_of("quant_algo", Some(&quant_algo), &["FP8"])?;
+    Ok(Quantization::E4m3 { scales: WeightScales::PerTensor, activations: true })
+}
+
+/// Floats of 8 bits, or no layers at all, where keys and values alone are in 8 bits. Scales of activations that are stored are not
+/// read: each row has its own.
+fn compressed_tensors(fields: &Fields) -> Result<Option<Quantization>> {
     #[derive(Deserialize)]
     struct Compressed {
         format: Option<String>,
         config_groups: BTreeMap<String, Group>,
+        kv_cache_scheme: Option<Value>,
         sparsity_config: Option<Sparsity>,
     }
     #[derive(Deserialize)]
@@ -121,9 +155,12 @@ fn compressed_tensors(fields: &Fields) -> Result<Quantization> {
     struct Sparsity {
         format: Option<String>,
     }
-    let Compressed { format, config_groups, sparsity_config } = json::typed(fields)?;
+    let Compressed { format, config_groups, kv_cache_scheme, sparsity_config } = json::typed(fields)?;
     let sparsity = sparsity_config.and_then(|sparsity| sparsity.format);
     one_of("sparsity_config.format", sparsity.as_deref(), &["dense"])?;
+    if kv_cache_scheme.is_some() && config_groups.values().all(|group| group.targets.is_empty()) {
+        return Ok(None);
+    }
     let groups: Vec<_> = config_groups.into_values().collect();
     let [group] = groups.as_slice() else {
         bail!("`config_groups` has {} groups, expected 1", groups.len());
@@ -153,7 +190,7 @@ fn compressed_tensors(fields: &Fields) -> Result<Quantization> {
             bail!("`weights.strategy` is {other:?}, expected \"tensor\", \"channel\" or \"block\"")
         }
     };
-    Ok(Quantization::E4m3 { scales, activations: group.input_activations.is_some() })
+    Ok(Some(Quantization::E4m3 { scales, activations: group.input_activations.is_some() }))
 }
 
 fn awq(fields: &Fields) -> Result<Quantization> {

@@ -42,7 +42,7 @@ pub fn copy(
         sequences.iter().map(|&sequence| Ok((to.create(), from.len(sequence)?))).collect::<Result<_>>()?;
     let (table, slots) = (from.page_table(sequences)?, to.reserve(&growth)?);
     for layer in 0..model.config.layers {
-        let (k, v) = gather_paged_kv(from.layer(layer)?, &table, model.dtype)?;
+        let (k, v) = gather_paged_kv(from.layer(layer)?, &table, model.cached_dtype())?;
         append_paged_kv(to.layer_mut(layer)?, k, v, &slots)?;
     }
     Ok(growth.into_iter().map(|(sequence, _)| sequence).collect())

@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use super::folder;
 use super::json;
+use super::kv_cache::KvCacheOptions;
 use super::quantization::{Quantization, Quantize, RoundActivations};
 
 const SINGLE: &str = "model.safetensors";
@@ -191,6 +192,7 @@ pub struct LoadOptions {
     /// The format to which linear layers of 16 or 32 bits are rounded.
     pub quantize: Option<Quantize>,
     pub activations: RoundActivations,
+    pub kv_cache: KvCacheOptions,
 }
 
 /// Copies weights to a device.
@@ -205,6 +207,7 @@ pub struct Loader<'a> {
     /// The format to which the linear layers are rounded.
     pub quantize: Option<Quantize>,
     pub activations: RoundActivations,
+    pub kv_cache: KvCacheOptions,
     /// Told how many bytes have been read, after each tensor.
     pub progress: &'a dyn Fn(usize),
 }

@@ -6,6 +6,7 @@ mod defaults;
 mod failures;
 mod fixture;
 mod generation;
+mod kv_cache;
 mod parity;
 mod program;
 mod quantized;

@@ -311,31 +311,20 @@ fn devices_that_are_not_there() {
 #[cfg_attr(feature = "rocm", serial_test::serial(device))]
 #[test]
 fn every_device_writes_the_same() {
-    let on = |device: &str, when: &str| {
-        let ran = run(&[
-            when,
-            "--device",
-            device,
-            "--dtype",
-            "f32",
-            "--temperature",
-            "0",
-            "--max-new-tokens",
-            "6",
-            "--page-size",
-            "4",
-            "--prompt",
-            "Once upon a time",
-            "--prompt",
-            "Tom had a",
-        ]);
-        assert_eq!(ran.code, Some(0), "{device}: {}", ran.err);
+    let on = |device: &str, more: &[&str]| {
+        let common = ["--dtype", "f32", "--temperature", "0", "--max-new-tokens", "6", "--page-size", "4"];
+        let prompts = ["--prompt", "Once upon a time", "--prompt", "Tom had a"];
+        let ran = run(&[&["--device", device], more, &common, &prompts].concat());
+        assert_eq!(ran.code, Some(0), "{device}, {more:?}: {}", ran.err);
         ran.out
     };
-    let expected = on("flex", "--graph=never");
+    let codes = ["--kv-cache-dtype=fp8", "--kv-scales=one"];
+    let [expected, of_codes] = [&["--graph=never"][..], &codes].map(|more| on("flex", more));
     for (name, _) in DEVICES.into_iter().filter(|&(name, built)| built && is_asked_for(name)) {
-        for when in ["--graph=auto", "--graph=never"] {
-            assert_eq!(on(name, when), expected, "{name}, {when}");
+        for (more, expected) in
+            [(&["--graph=auto"][..], &expected), (&["--graph=never"], &expected), (&codes, &of_codes)]
+        {
+            assert_eq!(on(name, more), *expected, "{name}, {more:?}");
         }
     }
 }
@@ -370,6 +359,9 @@ fn help() {
         "--device",
         "--dtype",
         "--prompt-file",
+        "--perplexity",
+        "--kv-cache-dtype",
+        "--kv-scales",
         "--seed",
         "--page-size",
         "--ignore-eos",

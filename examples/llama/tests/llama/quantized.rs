@@ -3,7 +3,9 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_flashinfer::{Fp8, KvLayout, QuantizedWeight, WeightFormat, WeightScales, quantize_per_token};
 
-use crate::checkpoint::Stored;
+use serde_json::json;
+
+use crate::checkpoint::{Scratch, Stored};
 use crate::fixture::{folder, load, load_with, logits, max_difference, values};
 use crate::generation::{greedy, write};
 use crate::random::{Format, Rng, VOCABULARY, decode, folders};
@@ -42,7 +44,7 @@ fn checkpoints_are_the_numbers_they_stand_for() {
         // The numbers of activations are not what is compared, on a device that would round them.
         let of = |folder: &_, dtype| {
             let activations = RoundActivations::Never;
-            let options = LoadOptions { dtype: Some(dtype), activations, quantize: None };
+            let options = LoadOptions { dtype: Some(dtype), activations, ..LoadOptions::default() };
             logits(&load_with(folder, &options).unwrap(), &prompts)
         };
         let expected = of(&plain.0, DType::F32);
@@ -55,6 +57,40 @@ fn checkpoints_are_the_numbers_they_stand_for() {
         );
         assert!(most > 0.5 && f32 <= 1e-4 * most, "{format:?}: {f32}");
         assert!(bf16 <= 2.0 * plain, "{format:?}: {bf16} against {plain}");
+    }
+}
+
+/// ModelOpt says in either of two files what others call `fp8`. A scheme of keys and values alone changes no layer.
+#[test]
+fn folders_of_other_makers() {
+    let mut rng = Rng::new();
+    let [coded, plain] = folders(Format::Fp8, "makers", &mut rng);
+    let [prompt, _] = prompts(&mut rng);
+    let of = |folder: &Scratch| logits(&load(&folder.0, Some(DType::F32)).unwrap(), &[&prompt]);
+    let [expected, of_numbers] = [&coded, &plain].map(of);
+    let kv = json!({"num_bits": 8, "type": "float", "dynamic": false});
+    coded.configure(
+        "quantization_config",
+        json!({"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_scheme": kv}),
+    );
+    assert_eq!(of(&coded), expected);
+    coded.configure("quantization_config", json!(null));
+    let beside = |algo: &str| json!({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": algo, "kv_cache_quant_algo": "FP8"}});
+    coded.write("hf_quant_config.json", beside("FP8").to_string());
+    assert_eq!(of(&coded), expected);
+    coded.write("hf_quant_config.json", beside("NVFP4").to_string());
+    let refusal = format!("{:#}", load(&coded.0, None).err().expect("an error"));
+    assert!(
+        refusal.ends_with("hf_quant_config.json: `quant_algo` is \"NVFP4\", expected \"FP8\""),
+        "{refusal}"
+    );
+
+    for groups in [json!({}), json!({"group_0": {"targets": []}})] {
+        plain.configure(
+            "quantization_config",
+            json!({"quant_method": "compressed-tensors", "config_groups": groups, "kv_cache_scheme": kv}),
+        );
+        assert_eq!(of(&plain), of_numbers);
     }
 }
 
@@ -144,7 +180,7 @@ fn activations_are_rounded_when_asked() {
     let [coded, _] = folders(Format::Channels, "activations", &mut rng);
     let [short, long] = prompts(&mut rng);
     let of = |activations, prompt: &[u32]| {
-        let options = LoadOptions { dtype: Some(DType::F32), activations, quantize: None };
+        let options = LoadOptions { dtype: Some(DType::F32), activations, ..LoadOptions::default() };
         logits(&load_with(&coded.0, &options).unwrap(), &[prompt])
     };
     let never = of(RoundActivations::Never, &long);
@@ -198,7 +234,8 @@ fn perplexity_of_the_shipped_model() {
     let stories: Vec<_> =
         text.split_terminator("\n\n").take(STORIES).map(|story| tokenizer.encode(story).unwrap()).collect();
     let of = |dtype, quantize, activations| {
-        let model = load_with(&folder("tiny"), &LoadOptions { dtype: Some(dtype), quantize, activations });
+        let options = LoadOptions { dtype: Some(dtype), quantize, activations, ..LoadOptions::default() };
+        let model = load_with(&folder("tiny"), &options);
         log_probabilities(&model.unwrap(), &stories)
     };
     let never = RoundActivations::Never;
@@ -225,7 +262,7 @@ fn perplexity_of_the_shipped_model() {
 }
 
 /// Logarithms of the probabilities of all tokens but the first of each story.
-fn log_probabilities(model: &Llama, stories: &[Vec<u32>]) -> Vec<f64> {
+pub fn log_probabilities(model: &Llama, stories: &[Vec<u32>]) -> Vec<f64> {
     let mut all = Vec::new();
     for story in stories {
         let logits = logits(model, &[story]);

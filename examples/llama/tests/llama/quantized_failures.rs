@@ -71,6 +71,10 @@ fn configurations() {
         ),
         (group(Value::Null), "`weights` is missing"),
         (json!({"quant_method": "compressed-tensors"}), "missing field `config_groups`"),
+        (
+            json!({"quant_method": "modelopt", "quant_algo": "NVFP4"}),
+            "`quant_algo` is \"NVFP4\", expected \"FP8\"",
+        ),
         (json!({"quant_method": "awq", "bits": 8}), "`bits` is 8, expected 4"),
         (json!({"quant_method": "awq", "group_size": -1}), "`group_size` is -1, expected 32, 64 or 128"),
         (json!({"quant_method": "awq", "version": "GEMV"}), "`version` is \"gemv\", expected \"gemm\""),

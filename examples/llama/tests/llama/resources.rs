@@ -13,19 +13,19 @@ use llama::room::{page_size, room};
 use llama::sampling::{Sampler, Sampling, read};
 
 /// A small model with this many positions.
-fn model(positions: usize, name: &str) -> (Scratch, Llama) {
+pub fn model(positions: usize, name: &str) -> (Scratch, Llama) {
     let folder = Scratch::copy_of("mha_untied", name);
     folder.configure("max_position_embeddings", positions);
     let model = load(&folder.0, Some(DType::F32)).unwrap();
     (folder, model)
 }
 
-fn prompt(length: u32) -> Vec<u32> {
+pub fn prompt(length: u32) -> Vec<u32> {
     (0..length).map(|at| 3 + at * 7 % 256).collect()
 }
 
 /// The greedy text after a prompt, in a cache that has room for all of it from the start.
-fn write_in_one_cache(model: &Llama, prompt: &[u32], count: usize) -> Vec<u32> {
+pub fn write_in_one_cache(model: &Llama, prompt: &[u32], count: usize) -> Vec<u32> {
     let mut cache = model.new_cache((prompt.len() + count).div_ceil(16), 16, KvLayout::Nhd).unwrap();
     let sequence = cache.create();
     let sampler = Sampler::new(Sampling::new(0.0, None, 1.0).unwrap(), 1, &model.device);
