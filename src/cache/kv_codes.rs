@@ -87,7 +87,7 @@ impl KvPages {
     /// Pages of integers of 8 bits (`U8`, two's complement) with a scale for each token and head.
     ///
     /// Scales are those of [`new_fp8_per_token`](Self::new_fp8_per_token): `max |x| / 127`. Integers are rounded to the nearest,
-    /// ties to even: half as far from numbers near the largest as e4m3, and farther from small ones.
+    /// ties to even. That is nine times nearer than e4m3 comes to numbers near the largest, and farther from small ones.
     ///
     /// # Errors
     ///
@@ -132,7 +132,8 @@ impl KvPages {
     ///
     /// # Errors
     ///
-    /// If the pages hold no codes, or their tokens have [scales of their own](Self::new_fp8_per_token); if a scale is not f32, of another shape, on another device, or requires a gradient.
+    /// If the pages hold no codes, or their tokens have [scales of their own](Self::new_fp8_per_token); if a scale is not f32, of
+    /// another shape, on another device, or requires a gradient.
     pub fn set_scales(&mut self, k_scale: Tensor<1>, v_scale: Tensor<1>) -> Result<()> {
         const OP: &str = "KvPages::set_scales";
         let (heads, device) = (self.shape().kv_heads, self.device());
