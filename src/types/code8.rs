@@ -23,7 +23,7 @@ impl From<Fp8> for Code8 {
 impl fmt::Debug for Code8 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Fp8(format) => format!("{format:?}").fmt(f),
+            Self::Fp8(format) => fmt::Debug::fmt(format, f),
             Self::Int8 => f.write_str("Int8"),
         }
     }

@@ -57,7 +57,7 @@ fn slots_of_codes(target: Target) {
     let plan = TokenSparsePlan::new(&numbers, [lengths.len(), TOP_K], device).expect("a plan");
     refused(
         plan.run(coded.problem.q.tensor(device), &pages, indices),
-        format!("TokenSparsePlan::run: `pages` is codes of E4m3, expected {dtype:?}, as planned"),
+        format!("TokenSparsePlan::run: `pages` is of type codes of E4m3, expected {dtype:?}, as planned"),
     );
 }
 
