@@ -85,7 +85,7 @@ mod tests {
             let code = integer as u8;
             assert_eq!(Code8::Int8.decode(code), f32::from(integer));
             assert_eq!(Code8::Int8.encode(f32::from(integer)), code);
-            let even = if integer % 2 == 0 { integer } else { integer + 1 }.min(127);
+            let even = if integer % 2 == 0 { integer } else { integer.saturating_add(1) };
             assert_eq!(Code8::Int8.encode(f32::from(integer) + 0.5), even as u8, "{integer}.5");
         }
         assert_eq!([f32::INFINITY, -1e9, f32::NAN].map(|x| Code8::Int8.encode(x) as i8), [127, -127, 0]);
