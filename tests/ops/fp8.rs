@@ -2,11 +2,11 @@
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use burn_flashinfer::{
-    BlockMask, BlockSparsePlan, CacheConfig, Fp8, Indptr, KvLayout, KvPages, KvTensor, PageCopies, PageTable,
-    PagedKvCache, PagedPlan, PlanConfig, Quantization, RaggedPlan, SlotMapping, append_paged_kv, copy_pages,
-    fused_add_rms_norm, fused_add_rms_norm_quant, gather_paged_kv, gelu_and_mul_quant,
-    gelu_tanh_and_mul_quant, gemma_fused_add_rms_norm_quant, gemma_rms_norm_quant, layer_norm_quant,
-    reference, rms_norm_quant, silu_and_mul_quant, single_prefill,
+    CacheConfig, Fp8, Indptr, KvLayout, KvPages, KvTensor, PageCopies, PageTable, PagedKvCache, PagedPlan,
+    PlanConfig, Quantization, RaggedPlan, SlotMapping, VariableBlockMask, VariableBlockSparsePlan,
+    append_paged_kv, copy_pages, fused_add_rms_norm, fused_add_rms_norm_quant, gather_paged_kv,
+    gelu_and_mul_quant, gelu_tanh_and_mul_quant, gemma_fused_add_rms_norm_quant, gemma_rms_norm_quant,
+    layer_norm_quant, reference, rms_norm_quant, silu_and_mul_quant, single_prefill,
 };
 
 use crate::devices::{Target, device_tests};
@@ -459,9 +459,9 @@ fn refusals(target: Target) {
         single_prefill(heads(), long, of_codes(Fp8::E4m3), &Default::default()),
         "single_prefill: `k_scale` has shape [3], expected [1] or [2], one for each head",
     );
-    let mask = BlockMask::new([1, 1], [1, 1], &[0, 1], &[0]).expect("valid");
+    let mask = VariableBlockMask::new(&[true; 2], &[1, 1], &[1, 1], 2).expect("valid");
     refused(
-        BlockSparsePlan::new(&config, &mask, device),
-        "BlockSparsePlan::new: `fp8` is E4m3, expected not to be set, as this plan is of numbers",
+        VariableBlockSparsePlan::new(&config, &mask, device),
+        "VariableBlockSparsePlan::new: `fp8` is E4m3, expected not to be set, as this plan is of numbers",
     );
 }
