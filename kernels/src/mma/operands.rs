@@ -107,16 +107,26 @@ impl Queries {
     /// Multiplies the scales of the queries, if they have any, by that of the keys.
     pub fn with_keys(&mut self, k_scale: &ComptimeOption<f32>, #[comptime] rows: usize) {
         #[comptime]
-        match (&mut self.scales, k_scale) {
-            (ComptimeOption::Some(scales), ComptimeOption::Some(k_scale)) =>
-            {
-                #[unroll]
-                for r in 0..rows {
-                    scales[r] *= *k_scale;
-                }
-            }
-            _ => {}
+        match &mut self.scales {
+            ComptimeOption::Some(scales) => multiply(scales, k_scale, rows),
+            ComptimeOption::None => {}
         }
+    }
+}
+
+/// Multiplies `count` scales by a factor, if there is one.
+#[cube]
+fn multiply(scales: &mut Array<f32>, factor: &ComptimeOption<f32>, #[comptime] count: usize) {
+    #[comptime]
+    match factor {
+        ComptimeOption::Some(factor) =>
+        {
+            #[unroll]
+            for r in 0..count {
+                scales[r] *= *factor;
+            }
+        }
+        ComptimeOption::None => {}
     }
 }
 
