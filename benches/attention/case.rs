@@ -293,6 +293,7 @@ impl Bench {
             kv_heads: s.kv_heads,
             scale: s.variant().scale,
             align: Alignment { qk: 64, vo: 64 },
+            fp8_mma: false,
         };
         Plan::new(&device, &problem, &s.variant(), &spans, s.choice, s.split).expect("a plan")
     }

@@ -72,6 +72,7 @@ pub fn warpgroup_sweep(bench: &mut Bench, base: &Shape) {
             stages: 2,
             q_in_registers: false,
             cluster,
+            fp8_mma: false,
         };
         Choice::Exactly(Blueprint::Tiled(tiled))
     });

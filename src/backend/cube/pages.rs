@@ -71,9 +71,11 @@ pub(super) fn append_paged_kv(
         KvTensors::Floats(k, v) => {
             let (client, dtype) = (k.client.clone(), dtype_to_storage_type(k.dtype));
             let tokens = rows_of([k, v], pages, slots);
-            // SAFETY: a `SlotMapping` has no slot twice, and `ops` compares the pages that it needs with those of the pool.
             launched(match scales {
+                // SAFETY: a `SlotMapping` has no slot twice, and `ops` compares the pages that it needs with those of the
+                // pool.
                 Some((scales, _)) => unsafe { append_scaled(&client, tokens, scales, dtype) },
+                // SAFETY: as above.
                 None => unsafe { append(&client, tokens, dtype) },
             });
             return written;
@@ -136,9 +138,10 @@ fn gather_rows(
     if tokens > 0 {
         let (client, element) = (rows[0].client.clone(), dtype_to_storage_type(dtype));
         let tokens = rows_of(rows.clone(), pages, slots);
-        // SAFETY: slots come from a `PageTable` or `PageCopies`, whose pages `ops` compares with those of the pool.
         launched(match scales {
+            // SAFETY: slots come from a `PageTable` or `PageCopies`, whose pages `ops` compares with those of the pool.
             Some(scales) => unsafe { gather_scaled(&client, tokens, scales, element) },
+            // SAFETY: as above.
             None => unsafe { gather(&client, tokens, element) },
         });
     }
