@@ -137,7 +137,7 @@ fn what_has_no_codes_is_refused(client: Client) {
             Split::Never,
         );
         match plan {
-            Err(Refusal::Blueprint { setting, .. }) if setting == "fp8_mma" => {}
+            Err(Refusal::Blueprint { setting: "fp8_mma", .. }) => {}
             // Prefill tiles are checked first, and another device has no MFMA.
             Err(Refusal::Instruction { .. })
                 if blueprint == Blueprint::Mixed(mixed) && !has_mfma(&client) => {}
