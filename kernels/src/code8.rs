@@ -13,7 +13,7 @@ use crate::device::{Arch, Instruction, Machine};
 use crate::fp8::{self, Fp8};
 use crate::math::{narrow, widen};
 
-/// What codes of 8 bits mean, but for their scale.
+/// The meaning of codes of 8 bits, but for their scale.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code8 {
     /// Floats.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::fp8::Fp8;
 
-/// What codes of 8 bits mean, but for their scale.
+/// The meaning of codes of 8 bits, but for their scale.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Code8 {
     /// Floats.

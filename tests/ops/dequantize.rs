@@ -65,7 +65,7 @@ fn the_choice(target: Target) {
         let plan = PagedPlan::new(config, &rows, &table.expect("valid")).expect("a plan");
         plan.explain().to_string().contains("codes become numbers first")
     };
-    // Of NVIDIA's GPUs only Hopper.
+    // Among NVIDIA's GPUs only Hopper has such kernels.
     let wanted = target.name == "rocm" || target.name == "cuda" && first(&config, 512, 512);
     assert_eq!(first(&config, 512, 512), wanted, "{}", target.name);
     assert!(!first(&config, 1, 4096) && !first(&config, 16, 16));

@@ -19,7 +19,7 @@ fn with_queries_of_codes(problem: &Problem) -> Problem {
     problem
 }
 
-/// What should come of it where products are of codes.
+/// The expected results where products are of codes.
 fn expected(problem: &Problem) -> Expected {
     let rounded = with_queries_of_codes(problem);
     let weigh = |weight: f32| Fp8::E4m3Fnuz.decode(Fp8::E4m3Fnuz.encode(128.0 * weight)) / 128.0;

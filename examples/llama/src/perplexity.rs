@@ -1,4 +1,4 @@
-//! How well a model foretells a text, with the keys and values that a cache holds.
+//! The perplexity of a text, with the keys and values that a cache holds.
 
 use anyhow::{Result, ensure};
 use burn::tensor::activation::log_softmax;
@@ -7,7 +7,7 @@ use burn_flashinfer::KvLayout;
 
 use super::model::Llama;
 
-/// How a text is read.
+/// The pieces in which a text is read.
 #[derive(Debug, Clone, Copy)]
 pub struct Reading {
     /// Tokens that are read at once. They see each other, and those before them, as the cache holds them.

@@ -10,7 +10,7 @@
 //! | keys, values | as they are stored; OCP's e4m3 as FNUZ, which halves them |
 //! | probabilities | of `2^7 p`, so that small ones are not lost; [`TileShape::p_log2`] |
 //!
-//! What the codes leave out is a factor of `S`, which each row has anyway, and one of the complete `O`.
+//! The scales of codes multiply `S`, by a factor for each row, and the complete `O`.
 
 use std::marker::PhantomData;
 

@@ -25,11 +25,11 @@ pub enum Kind {
 
 /// The roundings of a computation.
 struct Rounding<'a> {
-    /// Of every result.
+    /// The rounding of every result.
     result: fn(f64) -> f64,
-    /// Of the `tanh` of a cap.
+    /// The rounding of the `tanh` of a cap.
     tanh: &'a dyn Fn(f64) -> f64,
-    /// Of weights before they meet values.
+    /// The rounding of weights before they meet values.
     weight: &'a dyn Fn(f64) -> f64,
 }
 
