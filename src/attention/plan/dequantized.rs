@@ -8,7 +8,7 @@ use super::lists::{KeysOf, Requests};
 use crate::cache::{KvPages, PageTable};
 use crate::error::{Error, Result};
 use crate::extension::{KeysValues, KvTensors};
-use crate::indptr::upload;
+use crate::indptr::{index, upload};
 use crate::memory;
 
 /// Rows that see a key, above which a kernel over codes takes longer than to convert each key once. On an H200 the kernels
@@ -56,12 +56,12 @@ impl Dequantized {
                 }
             }
         }
-        let mut end = 0;
-        let ends = table.kv_lengths().iter().map(|keys| {
-            end += keys;
-            end
-        });
-        let kv_indptr = std::iter::once(0).chain(ends).collect();
+        let (mut kv_indptr, mut end) = (vec![0], 0_usize);
+        for (request, keys) in table.kv_lengths().iter().enumerate() {
+            end = end.saturating_add(*keys);
+            index(op, "table", request, end)?;
+            kv_indptr.push(end);
+        }
         Ok(Some(Self { kv_indptr, slots: upload(table.slots(op)?, &device) }))
     }
 

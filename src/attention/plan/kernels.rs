@@ -6,14 +6,14 @@ use burn_flashinfer_kernels::{
     DeviceProfile, Instruction, Refusal,
     attention::{
         Alignment, Blueprint, Choice, Element, HeadDims, Limits, MergeItem, Plan, Problem, RequestShape,
-        Split, WorkItem,
+        Split, Tiled, WorkItem,
     },
 };
 
 use super::config::{KvSplit, PlanConfig};
 use crate::error::{Error, Result};
 use crate::extension::Launch;
-use crate::types::{AttentionParams, Code8, Fp8, PlannedKeys};
+use crate::types::{AttentionParams, PlannedKeys};
 
 /// A problem and its device, as the planner of the kernels takes them.
 struct Question {
@@ -71,13 +71,10 @@ impl Question {
 /// warpgroups do not read codes, and those of CDNA convert them for each tile of rows, unless they multiply codes.
 pub(super) fn are_faster_over_numbers(config: &PlanConfig, device: &Device) -> bool {
     Question::new(device, config).is_some_and(|Question { profile, problem, .. }| {
-        let multiplies_codes = problem.fp8_mma
-            && Instruction::MfmaFp8.exists_on(profile.arch)
-            && matches!(config.code, Some(Code8::Fp8(Fp8::E4m3 | Fp8::E4m3Fnuz)));
         let has = |instruction: Instruction| instruction.exists_on(profile.arch);
         config.dtype.size() == 2
             && (has(Instruction::Wgmma) || has(Instruction::MfmaBf16))
-            && !multiplies_codes
+            && !Tiled::multiplies_codes(&profile, &problem)
     })
 }
 

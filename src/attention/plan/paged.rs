@@ -1,5 +1,6 @@
 //! Plans over keys and values in pages.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -325,13 +326,13 @@ impl PagedPlan {
 
 /// The settings of the kernels, and where they find the keys.
 fn planned_keys<'a>(
-    config: &PlanConfig,
+    config: &'a PlanConfig,
     dequantized: &'a Option<Dequantized>,
     table: &'a PageTable,
-) -> (PlanConfig, KeysOf<'a>) {
+) -> (Cow<'a, PlanConfig>, KeysOf<'a>) {
     match dequantized {
-        Some(dequantized) => (Dequantized::config(config), dequantized.keys()),
-        None => (config.clone(), KeysOf::Paged(table)),
+        Some(dequantized) => (Cow::Owned(Dequantized::config(config)), dequantized.keys()),
+        None => (Cow::Borrowed(config), KeysOf::Paged(table)),
     }
 }
 

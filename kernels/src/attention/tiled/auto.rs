@@ -2,7 +2,7 @@
 
 use super::super::blueprint::Blueprint;
 use super::blueprint::{KERNEL, Mixed, Tiled};
-use crate::device::{Arch, Instruction};
+use crate::device::Arch;
 use crate::mma::MmaKind;
 use crate::problem::Problem;
 use crate::request::{KeyRange, RequestShape};
@@ -193,8 +193,7 @@ impl Tiled {
             kv_planes: if dim <= 128 { 4 } else { 2 },
             ..prefill
         };
-        let multiplies_codes =
-            problem.fp8_mma && Self::takes_fp8_mma(problem) && Instruction::MfmaFp8.exists_on(device.arch);
+        let multiplies_codes = Self::multiplies_codes(device, problem);
         // As many keys as of numbers: with twice as many a lane has 278 registers, which leaves a SIMD one wave.
         Mixed { prefill: Self { fp8_mma: multiplies_codes, ..prefill }, decode }
     }

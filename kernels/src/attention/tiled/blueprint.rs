@@ -2,7 +2,7 @@ use std::fmt;
 
 use super::super::hopper;
 use crate::code8::Code8;
-use crate::device::Machine as Converter;
+use crate::device::{Instruction, Machine as Converter};
 use crate::element::Element;
 use crate::fp8::Fp8;
 use crate::mma::{
@@ -193,6 +193,11 @@ impl Tiled {
     pub(super) fn takes_fp8_mma(problem: &Problem) -> bool {
         matches!(problem.kv_dtype, Element::Code(Code8::Fp8(Fp8::E4m3 | Fp8::E4m3Fnuz)))
             && problem.dtype.size() == 2
+    }
+
+    /// True if prefill of a problem multiplies codes on a device: it may, and there is an instruction for them.
+    pub fn multiplies_codes(device: &DeviceProfile, problem: &Problem) -> bool {
+        problem.fp8_mma && Self::takes_fp8_mma(problem) && Instruction::MfmaFp8.exists_on(device.arch)
     }
 
     /// Rows of a cube, or of all cubes of a cluster.
