@@ -20,7 +20,7 @@ use half::f16;
 use super::codes::to_fnuz_all;
 use super::fragment::{Accumulator, Fragment, FragmentLayout, column_step};
 use super::mfma::{Mfma, Side, Side16, Side32, groups, product_of_codes, reads};
-use super::operands::{CopyShape, Operands, Queries, copy_of, first_key, plane_of_keys};
+use super::operands::{CopyShape, Operands, Queries, copy_of, first_key, plane_of_keys, store_keys};
 use super::product::Mma;
 use super::tile_shape::TileShape;
 use crate::fp8::Fp8;
@@ -110,15 +110,7 @@ impl<S: Side> Operands for MfmaFp8<S> {
         if comptime!(tiles.kv_dtype == Fp8::E4m3.into()) {
             to_fnuz_all(&mut ring.staged, comptime!(key_copies + Self::value_copies(tiles)));
         }
-        let vecs = comptime!(tiles.k_vecs());
-        #[unroll]
-        for i in 0..key_copies {
-            let (row, vec) = Self::key_copy(i, tiles);
-            if comptime!(Self::even_keys(tiles)) || row < tiles.cube_keys() {
-                let to = Self::key_at(ring.stage, row, vec, vecs);
-                ring.shared[to] = ring.staged[i];
-            }
-        }
+        store_keys::<Self>(ring, tiles);
         let (groups, turned) = comptime!((groups::<S>(), turned_vecs(tiles)));
         let values = ring.stage + comptime!(tiles.key_vecs());
         #[unroll]

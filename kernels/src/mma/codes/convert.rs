@@ -87,12 +87,13 @@ pub(crate) fn four_numbers(
     }
 }
 
-/// The `part`-th vec16 of numbers in a stored one: itself, unless that has codes.
+/// The `part`-th vec16 of a stage in a stored one: itself, unless that has codes and the stage has numbers.
 #[cube]
 pub(crate) fn numbers(vec: Vec16, #[comptime] part: usize, #[comptime] tiles: TileShape) -> Vec16 {
     #[comptime]
     match tiles.kv_dtype {
         Element::Number(_) => vec,
+        Element::Code(_) if tiles.shares_codes => vec,
         Element::Code(format) => {
             if comptime!(tiles.dtype.size() == 4) {
                 Vec16::reinterpret(floats(vec.extract(part), format, tiles.machine))
